@@ -1,0 +1,157 @@
+"""The ray through anchor and tip, and moving live parameters along it.
+
+`point(s) = anchor + s * (tip - anchor)`, always from the two fixed endpoints, computed in fp32 and
+rounded once to the live dtype: no drift however many candidates are tried, and `point(1)` is the
+tip bit for bit.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from effopd.errors import ParameterMismatchError
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def local_(tensor: Tensor) -> Tensor:
+    """The storage this process owns, detached: a DTensor's local shard, else the tensor itself."""
+    shard = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return shard.detach()
+
+
+def interpolate_(out: Tensor, anchor: Tensor, tip: Tensor, scale: float) -> None:
+    """Writes `anchor + scale * (tip - anchor)` into `out`.
+
+    `torch.lerp` computes bf16 and fp16 inputs in fp32 and rounds once. Endpoints on another device
+    travel one tensor at a time.
+
+    Args:
+        out: Destination, same shape and dtype as the endpoints.
+        anchor: Point at scale 0.
+        tip: Point at scale 1.
+        scale: Any real number; 0 and 1 copy the endpoint exactly.
+    """
+    if scale in {0.0, 1.0}:
+        out.copy_(tip if scale else anchor, non_blocking=True)
+        return
+    start = anchor.to(out.device, non_blocking=True)
+    torch.lerp(start, tip.to(out.device, non_blocking=True), scale, out=out)
+
+
+class Ray:
+    """Live tensors, their anchor, and during a search their tip.
+
+    Memory: one copy of the selected parameters (the anchor) between searches and two during one,
+    in `device` memory (pinned when the live tensors are on CUDA).
+
+    Args:
+        parameters: Name to live tensor, moved in place: plain tensors, fp32 masters, or DTensors
+            (only the local shard is touched; nothing is gathered).
+        mirrors: Name to a low-precision copy that must follow its master, for bf16 training with
+            fp32 masters. Written after each move, rounded once.
+        device: Where anchor and tip live; None keeps each next to its live tensor.
+
+    Raises:
+        ParameterMismatchError: No parameters, a non-floating tensor, or a mirror that does not fit.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        *,
+        mirrors: Mapping[str, Tensor] | None = None,
+        device: torch.device | str | None = "cpu",
+    ) -> None:
+        _check_live(parameters, mirrors or {})
+        self._live = dict(parameters)
+        self._mirrors = dict(mirrors or {})
+        self._device = None if device is None else torch.device(device)
+        self._tip: dict[str, Tensor] = {}
+        self.anchor = self._snapshot()
+
+    def _snapshot(self) -> dict[str, Tensor]:
+        """A copy of the live tensors in the anchor's memory."""
+        return {name: self._stored(local_(tensor)) for name, tensor in self._live.items()}
+
+    def _stored(self, tensor: Tensor) -> Tensor:
+        device = self._device or tensor.device
+        pinned = tensor.is_cuda and device.type == "cpu"
+        copy = torch.empty(tensor.shape, dtype=tensor.dtype, device=device, pin_memory=pinned)
+        return copy.copy_(tensor)
+
+    def capture_tip_(self) -> None:
+        """Fixes the tip at the live values."""
+        self._tip = self._snapshot()
+
+    @torch.no_grad()
+    def move_to_(self, scale: float) -> None:
+        """Sets the live tensors, and their mirrors, to `point(scale)`."""
+        for name, tensor in self._live.items():
+            interpolate_(local_(tensor), self.anchor[name], self._tip[name], scale)
+            if name in self._mirrors:
+                local_(self._mirrors[name]).copy_(local_(tensor))
+
+    @torch.no_grad()
+    def advance_anchor_(self, scale: float) -> None:
+        """Makes `point(scale)` the anchor and forgets the tip; the live tensors stay."""
+        for name, anchor in self.anchor.items():
+            tip = self._tip.pop(name)
+            if scale == 1.0:
+                self.anchor[name] = tip
+            elif scale != 0.0:
+                interpolate_(anchor, anchor, tip, scale)
+
+    def checksum(self) -> int:
+        """Sum of the live bit patterns: changes whenever any one element changes."""
+        total = 0
+        for tensor in self._live.values():
+            bits = local_(tensor).reshape(-1).view(_BITS[tensor.element_size()])
+            total += int(bits.sum(dtype=torch.int64))
+        return total
+
+    def load_anchor_(self, anchor: Mapping[str, Tensor]) -> None:
+        """Replaces the anchor by a saved one.
+
+        Raises:
+            ParameterMismatchError: A tensor is missing, extra, or of another shape or dtype.
+        """
+        _check_same(anchor, self.anchor)
+        for name, tensor in self.anchor.items():
+            tensor.copy_(anchor[name])
+
+
+def _check_live(parameters: Mapping[str, Tensor], mirrors: Mapping[str, Tensor]) -> None:
+    if not parameters:
+        raise ParameterMismatchError("no parameters to move: pass at least one named tensor")
+    for name, tensor in parameters.items():
+        if not tensor.is_floating_point():
+            raise ParameterMismatchError(
+                f"{name} is {tensor.dtype}; only floating-point tensors can be extrapolated: "
+                "leave it out of the selection"
+            )
+    for name, mirror in mirrors.items():
+        if name not in parameters or parameters[name].shape != mirror.shape:
+            raise ParameterMismatchError(
+                f"mirror {name!r} of shape {tuple(mirror.shape)} has no master of that name and "
+                "shape among the parameters"
+            )
+
+
+def _check_same(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Names, shapes and dtypes must agree."""
+    missing, extra = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
+    if missing or extra:
+        raise ParameterMismatchError(
+            f"the saved anchor does not fit: missing {missing[:3]} ({len(missing)} in all), extra "
+            f"{extra[:3]} ({len(extra)} in all). Load the state of the same model and selection."
+        )
+    for name, tensor in expected.items():
+        found = given[name]
+        if found.shape != tensor.shape or found.dtype != tensor.dtype:
+            raise ParameterMismatchError(
+                f"anchor tensor {name}: expected {tuple(tensor.shape)} {tensor.dtype}, got "
+                f"{tuple(found.shape)} {found.dtype}"
+            )

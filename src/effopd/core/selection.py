@@ -1,0 +1,58 @@
+"""Which parameters move along the ray."""
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from effopd.errors import ConfigError
+
+RELEASED_NAMES = re.compile(
+    r"attn|self_attn|attention|[qkvo]_proj|mlp|ffn|gate_proj|up_proj|down_proj"
+)
+"""The released code's substring test; by accident it also takes `post_attention_layernorm`."""
+
+
+def select_parameters(model: nn.Module, selection: str = "attention_mlp") -> Mapping[str, Tensor]:
+    """The trainable parameters of `model` that a search moves, by name.
+
+    A tensor with two names (tied embeddings) is listed once, under its first name.
+
+    Args:
+        model: Any module; parameters with `requires_grad=False` never move.
+        selection: "attention_mlp" as released; "matrices", of these only tensors with two or more
+            axes; "all"; or "re:PATTERN", a regular expression searched in the name.
+
+    Returns:
+        Name to live parameter, in the model's order.
+
+    Raises:
+        ConfigError: Unknown selection, bad pattern, or nothing selected.
+    """
+    trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    pattern = _pattern(selection)
+    smallest_ndim = 2 if selection == "matrices" else 0
+    chosen = {n: p for n, p in trainable.items() if pattern.search(n) and p.ndim >= smallest_ndim}
+    if not chosen:
+        raise ConfigError(
+            f"selection {selection!r} matches none of {len(trainable)} trainable parameters "
+            f"(for example {list(trainable)[:3]}); use 'all' or 're:PATTERN'"
+        )
+    return chosen
+
+
+def _pattern(selection: str) -> re.Pattern[str]:
+    if selection == "all":
+        return re.compile("")
+    if selection in {"attention_mlp", "matrices"}:
+        return RELEASED_NAMES
+    if selection.startswith("re:"):
+        try:
+            return re.compile(selection[3:])
+        except re.error as error:
+            raise ConfigError(
+                f"selection {selection!r} is no regular expression: {error}"
+            ) from None
+    raise ConfigError(
+        f"unknown selection {selection!r}: use 'attention_mlp', 'matrices', 'all' or 're:PATTERN'"
+    )

@@ -1,0 +1,185 @@
+"""What a candidate is worth: scores, accept rules and the guard against degenerate text.
+
+A validator is a callable `validate(draw) -> Score | float` that scores the parameters as they are
+now. Higher is better. Two calls with the same draw must use the same prompts and the same random
+numbers, so that the difference of two scores is due to the parameters alone.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from effopd.errors import ConfigError, ValidatorError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """Names one draw of validation prompts and random numbers.
+
+    Attributes:
+        step: Optimizer step of the search.
+        fresh: False for the search itself, True for the re-test of its winner on other prompts.
+    """
+
+    step: int
+    fresh: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """The value of one candidate; higher is better.
+
+    Attributes:
+        value: Mean over prompts, in the validator's unit (accuracy in [0, 1], or minus nats).
+        per_prompt: One value a prompt, in a fixed order; empty when the validator has none.
+        tokens: Tokens the student sampled to compute it.
+        teacher_tokens: Tokens the teacher scored to compute it.
+        mean_length: Mean completion length in tokens; None when nothing was generated.
+        truncated_share: Share of completions cut at the length cap, in [0, 1].
+    """
+
+    value: float
+    per_prompt: tuple[float, ...] = ()
+    tokens: int = 0
+    teacher_tokens: int = 0
+    mean_length: float | None = None
+    truncated_share: float = 0.0
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the value and every per-prompt value are finite."""
+        return math.isfinite(self.value) and all(map(math.isfinite, self.per_prompt))
+
+    @property
+    def standard_error(self) -> float | None:
+        """Standard error of the mean over prompts; None with fewer than two prompts."""
+        return _standard_error(self.per_prompt) if len(self.per_prompt) > 1 else None
+
+
+Validator = Callable[[Draw], Score | float]
+
+
+class AcceptRule(Protocol):
+    """Decides whether a candidate replaces the incumbent (the best point so far)."""
+
+    def accepts(self, candidate: Score, incumbent: Score) -> bool:
+        """Whether `candidate` replaces `incumbent`; both are finite."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strict:
+    """Accept when the score is strictly higher: the released code's rule."""
+
+    type: Literal["strict"] = "strict"
+
+    def accepts(self, candidate: Score, incumbent: Score) -> bool:
+        """`candidate > incumbent`."""
+        return candidate.value > incumbent.value
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtLeast:
+    """Accept when the score is not lower: the paper's rule, arXiv 2605.11739, equation 3."""
+
+    type: Literal["at_least"] = "at_least"
+
+    def accepts(self, candidate: Score, incumbent: Score) -> bool:
+        """`candidate >= incumbent`."""
+        return candidate.value >= incumbent.value
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedMargin:
+    """Accept when the mean paired difference exceeds `z` of its standard errors.
+
+    Both scores come from the same prompts and random numbers, so prompt difficulty cancels:
+    `mean(d) > z * std(d) / sqrt(n)` with `d = candidate - incumbent` per prompt.
+
+    Attributes:
+        z: Standard errors demanded; 0 asks for a positive mean difference only.
+    """
+
+    type: Literal["paired_margin"] = "paired_margin"
+    z: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.z) and self.z >= 0):
+            raise ConfigError(f"z must be a finite number >= 0, got {self.z}")
+
+    def accepts(self, candidate: Score, incumbent: Score) -> bool:
+        """Whether the paired improvement is significant.
+
+        Raises:
+            ValidatorError: The scores carry no, or unequally many, per-prompt values.
+        """
+        n = len(candidate.per_prompt)
+        if n < 2 or n != len(incumbent.per_prompt):
+            raise ValidatorError(
+                "PairedMargin compares prompt by prompt and needs at least two values in both "
+                f"scores; got {n} and {len(incumbent.per_prompt)}. Return Score(per_prompt=...) "
+                "from the validator, or use Strict()."
+            )
+        pairs = zip(candidate.per_prompt, incumbent.per_prompt, strict=True)
+        differences = tuple(c - i for c, i in pairs)
+        return sum(differences) / n > self.z * _standard_error(differences)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthGuard:
+    """Objects to candidates that score well by writing degenerate text.
+
+    A divergence per token can fall because answers collapse to a few easy tokens, or run into the
+    length cap. The comparison is always with the tip, so that small losses cannot add up.
+
+    Attributes:
+        shortest: Smallest allowed ratio of mean completion length to the tip's.
+        longest: Largest allowed ratio.
+        truncated_rise: Largest allowed rise of the truncated share, absolute.
+    """
+
+    shortest: float = 0.5
+    longest: float = 2.0
+    truncated_rise: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.shortest <= 1 <= self.longest and self.truncated_rise >= 0):
+            raise ConfigError(
+                "a guard needs 0 <= shortest <= 1 <= longest and truncated_rise >= 0, got "
+                f"{self.shortest}, {self.longest}, {self.truncated_rise}"
+            )
+
+    def objection(self, candidate: Score, tip: Score) -> str | None:
+        """Why the candidate must not be accepted, or None."""
+        if candidate.truncated_share > tip.truncated_share + self.truncated_rise:
+            return f"truncated share {tip.truncated_share:.2f} -> {candidate.truncated_share:.2f}"
+        if candidate.mean_length is None or tip.mean_length is None:
+            return None
+        low, high = self.shortest * tip.mean_length, self.longest * tip.mean_length
+        if not low <= candidate.mean_length <= high:
+            return f"mean length {tip.mean_length:.1f} -> {candidate.mean_length:.1f} tokens"
+        return None
+
+
+def as_score(returned: Score | float) -> Score:
+    """The validator's return value as a Score.
+
+    Raises:
+        ValidatorError: It is neither a Score nor a real number.
+    """
+    if isinstance(returned, Score):
+        return returned
+    if isinstance(returned, bool) or not isinstance(returned, int | float):
+        raise ValidatorError(
+            f"a validator returns a Score or a float, got {type(returned).__name__}; "
+            "for a one-element tensor return tensor.item()"
+        )
+    return Score(value=float(returned))
+
+
+def _standard_error(values: tuple[float, ...]) -> float:
+    """Standard error of the mean, `std(ddof=1) / sqrt(n)`."""
+    n = len(values)
+    mean = sum(values) / n
+    return math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n)
