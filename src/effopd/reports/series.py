@@ -1,0 +1,174 @@
+"""Records of a run as the points that figures and tables are made of."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from effopd.errors import RecordError
+from effopd.records import Row, Run, display_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One evaluation of the student and what training had cost by then.
+
+    Attributes:
+        step: Optimizer updates done; 0 is the untrained student.
+        sampled_tokens: Tokens sampled by training since step 0, validation included.
+        elapsed_s: Seconds of training since step 0, search included; None if not recorded.
+        accuracy: Fraction in [0, 1].
+        accuracy_se: Standard error of `accuracy`.
+        reverse_kl: Divergence from the teacher in nats.
+    """
+
+    step: float
+    sampled_tokens: float | None
+    elapsed_s: float | None
+    accuracy: float | None
+    accuracy_se: float | None
+    reverse_kl: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One trial of a search.
+
+    Attributes:
+        step: Optimizer updates done when the search ran.
+        kind: "incumbent", "candidate", "retest-incumbent" or "retest-candidate".
+        scale: Multiple of the update that was tried; 1 is the tip.
+        score: Value of the validator, larger is better; None if it was not finite.
+        score_se: Standard error of `score`.
+        advantage: `score` minus that of the incumbent it was compared with.
+        accepted: Verdict; None for incumbents.
+        reason: Short text that explains the verdict.
+        tokens: Tokens that this trial sampled.
+        seconds: Time that this trial took.
+    """
+
+    step: float
+    kind: str
+    scale: float
+    score: float | None
+    score_se: float | None
+    advantage: float | None
+    accepted: bool | None
+    reason: str
+    tokens: float | None
+    seconds: float | None
+
+
+def evaluations(run: Run) -> list[Evaluation]:
+    """Evaluations of the student in order of steps."""
+    elapsed = {_required(row, "step", run): number(row, "elapsed_s", run) for row in run.timing}
+    elapsed.setdefault(0, 0.0)
+    points = []
+    for row in run.evals:
+        if row.get("model") != "student":
+            continue
+        step = _required(row, "step", run)
+        points.append(
+            Evaluation(
+                step=step,
+                sampled_tokens=number(row, "sampled_tokens", run),
+                elapsed_s=elapsed.get(step),
+                accuracy=number(row, "accuracy", run),
+                accuracy_se=number(row, "accuracy_se", run),
+                reverse_kl=number(row, "reverse_kl", run),
+            )
+        )
+    return sorted(points, key=lambda point: point.step)
+
+
+def trials(run: Run) -> Iterator[Trial]:
+    """Trials of all searches of a run, each measured against the latest incumbent of its search."""
+    step_of_incumbent: float | None = None
+    incumbent: float | None = None
+    for row in run.search:
+        step, scale = _required(row, "step", run), _required(row, "scale", run)
+        kind, score = str(row.get("kind")), number(row, "score", run)
+        if kind.endswith("incumbent"):
+            step_of_incumbent, incumbent = step, score
+        compared = incumbent if step == step_of_incumbent else None
+        yield Trial(
+            step=step,
+            kind=kind,
+            scale=scale,
+            score=score,
+            score_se=number(row, "score_se", run),
+            advantage=None if score is None or compared is None else score - compared,
+            accepted=None if row.get("accepted") is None else row["accepted"] is True,
+            reason=str(row.get("reason") or ""),
+            tokens=number(row, "tokens", run),
+            seconds=number(row, "seconds", run),
+        )
+
+
+def teacher_levels(runs: Sequence[Run]) -> list[float | None]:
+    """Accuracy of the teacher as each run measured it."""
+    return [_first_accuracy(run, "teacher") for run in runs]
+
+
+def teacher_accuracy(runs: Sequence[Run]) -> float | None:
+    """Accuracy of the teacher as the first run that measured it did; None if none did."""
+    return next((level for level in teacher_levels(runs) if level is not None), None)
+
+
+def base_accuracy(runs: Sequence[Run]) -> float | None:
+    """Accuracy of the untrained student, from the first run that evaluated it at step 0."""
+    for run in runs:
+        for point in evaluations(run):
+            if point.step == 0 and point.accuracy is not None:
+                return point.accuracy
+    return None
+
+
+def unique_labels(runs: Sequence[Run]) -> list[str]:
+    """One printable line per run; a repeated label gets a counter, as in `opd (2)`."""
+    seen: set[str] = set()
+    labels = []
+    for run in runs:
+        line = " ".join(display_text(run.label).split()) or "run"
+        name = label = line if len(line) <= 60 else line[:59] + "…"
+        count = 1
+        while label in seen:
+            count += 1
+            label = f"{name} ({count})"
+        seen.add(label)
+        labels.append(label)
+    return labels
+
+
+def number(row: Row, key: str, run: Run) -> float | None:
+    """The number at `key`, or None if it is null or missing.
+
+    Args:
+        row: A record.
+        key: Name of the field.
+        run: Whose record it is, for the message.
+
+    Raises:
+        RecordError: If the field holds something else.
+    """
+    value = row.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RecordError(
+            f"{run.directory}: {key} at step {row.get('step')!r} is {value!r}, expected a number "
+            "or null. The record was written by something else; see docs/records.md."
+        )
+    return value
+
+
+def _required(row: Row, key: str, run: Run) -> float:
+    value = number(row, key, run)
+    if value is None:
+        raise RecordError(
+            f"{run.directory}: a record has no {key}: {str(row)[:120]}. See docs/records.md."
+        )
+    return value
+
+
+def _first_accuracy(run: Run, model: str) -> float | None:
+    rows = (number(row, "accuracy", run) for row in run.evals if row.get("model") == model)
+    return next((accuracy for accuracy in rows if accuracy is not None), None)

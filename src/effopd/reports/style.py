@@ -1,0 +1,66 @@
+"""Colours and marks: the same method looks the same in every figure.
+
+Colours are from Okabe and Ito's palette, which readers with any common colour blindness can tell
+apart, picked so that they stand out on white and on dark grey. Mark and line style repeat the
+distinction without colour.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from effopd.records import Run
+from effopd.reports.series import unique_labels
+
+BETTER, NEUTRAL, WORSE = "#0072B2", "#C9C9C9", "#D55E00"
+"""Ends and middle of the diverging scale: blue is better, vermillion is worse."""
+
+_METHODS = {
+    "opd": ("#0072B2", "circle"),
+    "paper": ("#009E73", "square"),
+    "effopd": ("#D55E00", "diamond"),
+}
+_OTHERS = (
+    ("#CC79A7", "triangle-up"),
+    ("#E69F00", "triangle-down"),
+    ("#56B4E9", "cross"),
+    ("#8A8A8A", "x"),
+)
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Style:
+    """How one run is drawn.
+
+    Attributes:
+        label: Unique, printable name of the run.
+        color: Hexadecimal RGB colour of its method.
+        symbol: Name of the plotly marker of its method.
+        dash: Name of the plotly line style; runs of one method differ in it.
+    """
+
+    label: str
+    color: str
+    symbol: str
+    dash: str
+
+
+def run_styles(runs: Sequence[Run]) -> list[Style]:
+    """One style per run, colour and mark by method, line style by order within the method."""
+    methods = [str(run.info.get("method")) for run in runs]
+    unknown = [method for method in dict.fromkeys(methods) if method not in _METHODS]
+    looks = _METHODS | {
+        method: _OTHERS[index % len(_OTHERS)] for index, method in enumerate(unknown)
+    }
+    styles = []
+    for index, (label, method) in enumerate(zip(unique_labels(runs), methods, strict=True)):
+        color, symbol = looks[method]
+        dash = _DASHES[methods[:index].count(method) % len(_DASHES)]
+        styles.append(Style(label=label, color=color, symbol=symbol, dash=dash))
+    return styles
+
+
+def faded(color: str, opacity: float) -> str:
+    """A hexadecimal colour as a CSS `rgba()` colour of the given opacity in [0, 1]."""
+    red, green, blue = (int(color[start : start + 2], 16) for start in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{opacity:g})"

@@ -1,0 +1,151 @@
+"""The comparison as text: aligned columns for a terminal, Markdown, and CSV."""
+
+import csv
+import io
+from collections.abc import Sequence
+
+from effopd.records import Run, display_text
+from effopd.reports.series import teacher_accuracy, unique_labels
+from effopd.reports.summary import COSTS, PERCENTS, Summary, method_summary, notes, ratios
+
+_FORMULA = ("=", "+", "-", "@")
+_MARKDOWN = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_[]<>&|#~"})
+
+
+def table_rows(runs: Sequence[Run]) -> list[list[str]]:
+    """The comparison as rows of short plain text, header first.
+
+    Columns: run, final accuracy, steps to 80, 90, 95 and 99 % of the teacher, sampled tokens and
+    seconds to 90 %. Steps, tokens and seconds of runs other than the baseline carry their ratio.
+
+    Args:
+        runs: Runs against the same teacher.
+
+    Returns:
+        Rows of equal length. Labels are safe to print; see `effopd.records.display_text`.
+    """
+    teacher = teacher_accuracy(runs)
+    header = ["run", "final accuracy", *(f"steps to {percent} %" for percent in PERCENTS)]
+    rows = [[*header, "tokens to 90 %", "seconds to 90 %"]]
+    names = [*(f"steps_to_{percent}" for percent in PERCENTS), "tokens_to_90", "seconds_to_90"]
+    for label, run in zip(unique_labels(runs), runs, strict=True):
+        summary, ratio = method_summary(run, teacher), ratios(run, runs)
+        cells = [_with_ratio(name, summary, ratio) for name in names]
+        rows.append([label, format_accuracy(summary), *cells])
+    return rows
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as aligned columns: the first to the left, the others to the right.
+
+    Args:
+        rows: Equal numbers of cells, header first.
+
+    Returns:
+        One line per row, without a newline at the end.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        first, *rest = [
+            cell.rjust(width) if index else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join([first, *rest]).rstrip())
+    return "\n".join(lines)
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    r"""Rows as a Markdown table; text in cells stays text.
+
+    Pipes and all marks of Markdown are escaped, and so is a leading `=`, `+`, `-` or `@`, which a
+    spreadsheet would take for a formula.
+
+    Args:
+        rows: Equal numbers of cells, header first.
+
+    Returns:
+        The table, with a newline at the end.
+    """
+    header, *body = [[_markdown_cell(cell) for cell in row] for row in rows]
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in [header, rule, *body])
+
+
+def markdown_report(runs: Sequence[Run]) -> str:
+    """The comparison as a Markdown table with the notes that it needs below."""
+    found = "".join(f"\n{note.translate(_MARKDOWN)}\n" for note in notes(runs))
+    return markdown_table(table_rows(runs)) + found
+
+
+def csv_table(runs: Sequence[Run]) -> str:
+    """The comparison as CSV, one line per run and share of the teacher, numbers in full.
+
+    Text that a spreadsheet would take for a formula gets a leading apostrophe.
+
+    Args:
+        runs: Runs against the same teacher.
+
+    Returns:
+        Lines that end in CR LF (RFC 4180), header first; empty cells where not reached.
+    """
+    teacher = teacher_accuracy(runs)
+    out = io.StringIO()
+    writer = csv.writer(out)
+    columns = [column for cost in COSTS for column in (cost, f"{cost}_ratio")]
+    final = ["final_accuracy", "final_accuracy_se", "final_reverse_kl"]
+    writer.writerow(["run", "method", "lr", "seed", "percent_of_teacher", *columns, *final])
+    for label, run in zip(unique_labels(runs), runs, strict=True):
+        summary, ratio = method_summary(run, teacher), ratios(run, runs)
+        who = [label, *(run.info.get(key) for key in ("method", "lr", "seed"))]
+        for percent in PERCENTS:
+            names = [f"{cost}_to_{percent}" for cost in COSTS]
+            pairs = [value for name in names for value in (summary[name], ratio[name])]
+            cells = [*who, percent, *pairs, *(summary[name] for name in final)]
+            writer.writerow([_csv_cell(cell) for cell in cells])
+    return out.getvalue()
+
+
+def format_cost(cost: str, value: float | None) -> str:
+    """A number of "steps", "tokens" or "seconds" in at most six characters or so."""
+    if value is None:
+        return "–"
+    if cost == "seconds":
+        return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
+        if value >= size:
+            return f"{value / (1e3 if size == 1e4 else size):.3g}{unit}"
+    return f"{value:,g}"
+
+
+def format_ratio(ratio: float | None) -> str:
+    """A ratio such as `6.0×`; empty if there is none."""
+    if ratio is None:
+        return ""
+    return f"{ratio:.2f}×" if ratio < 0.95 else f"{ratio:.1f}×" if ratio < 100 else f"{ratio:,.0f}×"
+
+
+def format_accuracy(summary: Summary) -> str:
+    """Final accuracy in percent, with its standard error if there is one."""
+    accuracy, error = summary["final_accuracy"], summary["final_accuracy_se"]
+    if accuracy is None:
+        return "–"
+    return f"{accuracy:.1%}" + ("" if error is None else f" ± {error * 100:.1f}")
+
+
+def _with_ratio(name: str, summary: Summary, ratio: Summary) -> str:
+    text = format_cost(name.split("_")[0], summary[name])
+    factor = ratio[name]
+    return text if factor is None else f"{text} ({format_ratio(factor)})"
+
+
+def _markdown_cell(cell: str) -> str:
+    text = " ".join(display_text(cell).split()).translate(_MARKDOWN)
+    return f"\\{text}" if text.startswith(_FORMULA) else text
+
+
+def _csv_cell(cell: object) -> object:
+    if not isinstance(cell, str):
+        return cell
+    text = " ".join(display_text(cell).split())
+    return f"'{text}" if text.startswith(_FORMULA) else text

@@ -1,0 +1,158 @@
+"""The search timeline: every trial of a run, when it was made, how far it went, how it scored."""
+
+import math
+from collections.abc import Sequence
+
+from effopd.records import Run
+from effopd.reports.figures import Figure, base_layout, plotly_text
+from effopd.reports.series import Evaluation, Trial, evaluations, trials
+from effopd.reports.style import BETTER, NEUTRAL, WORSE
+from effopd.reports.tables import format_cost
+
+
+def search_figure(run: Run) -> Figure:
+    """Every trial of a run: step, scale (logarithmic), and colour for its score.
+
+    The colour is the score minus that of the incumbent of the same search, cut off at the largest
+    gain so that a candidate that broke down does not wash out the others.
+
+    Args:
+        run: A run that searched.
+
+    Returns:
+        A plotly figure with no traces if there was no search.
+    """
+    found = list(trials(run))
+    lowest = min((trial.scale for trial in found if trial.scale > 0), default=1.0)
+    limit = advantage_limit(found)
+    traces = []
+    for name, marker, chosen in _kinds(found):
+        traces.append(_trial_trace(name, marker, chosen, lowest / 2, limit))
+    layout = base_layout("steps", "scale", type="log", **_scale_ticks(found))
+    layout["coloraxis"] = {
+        "cmin": -limit,
+        "cmax": limit,
+        "colorscale": [[0, WORSE], [0.5, NEUTRAL], [1, BETTER]],
+        "colorbar": {
+            "title": {"text": "score −<br>incumbent"},
+            "thickness": 10,
+            "outlinewidth": 0,
+            "len": 0.9,
+        },
+    }
+    return {"data": traces, "layout": layout}
+
+
+def advantage_limit(found: Sequence[Trial]) -> float:
+    """Where the colour scale of a search ends, in units of the score; always above 0.
+
+    It is the larger of the largest gain and the median size of all advantages.
+    """
+    values = [trial.advantage for trial in found if trial.advantage is not None]
+    sizes = sorted(map(abs, values))
+    limit = max([*values, sizes[len(sizes) // 2] if sizes else 0.0], default=0.0)
+    return limit if limit > 0 else 1.0
+
+
+def search_sentence(run: Run) -> str:
+    """How often a run searched, what it accepted, and what share of its cost searching was."""
+    found = list(trials(run))
+    if not found:
+        return "This run did not search."
+    searches = len({trial.step for trial in found})
+    jumps = [f"{t.scale:g} at step {t.step:g}" for t in found if t.accepted]
+    accepted = f"accepted scales: {', '.join(jumps)}" if jumps else "no candidate was accepted"
+    points = evaluations(run)
+    shares = [
+        f"{spent / total:.0%} of the {thing}"
+        for thing, spent, total in (
+            ("sampled tokens", sum(t.tokens or 0 for t in found), _last(points, "sampled_tokens")),
+            ("time", sum(t.seconds or 0 for t in found), _last(points, "elapsed_s")),
+        )
+        if total and spent <= total
+    ]
+    cost = f" Searching took {' and '.join(shares)}." if shares else ""
+    return f"{_count(searches, 'search')}, {_count(len(found), 'trial')}; {accepted}.{cost}"
+
+
+def _last(points: Sequence[Evaluation], name: str) -> float | None:
+    return getattr(points[-1], name) if points else None
+
+
+def _count(count: int, noun: str) -> str:
+    plural = "es" if noun.endswith("ch") else "s"
+    return f"{count} {noun}{'' if count == 1 else plural}"
+
+
+def _kinds(found: Sequence[Trial]) -> list[tuple[str, Figure, list[Trial]]]:
+    """Name, marker and members of each kind of trial that occurs, the ones in front last."""
+    dark = {"color": "rgba(120,120,120,0.9)", "width": 1}
+    ring = {"color": "rgba(120,120,120,1)", "width": 2.5}
+    groups = (
+        ("incumbent", {"symbol": "line-ew", "size": 12, "line": {**ring, "width": 2}}, _incumbents),
+        ("rejected", {"symbol": "circle", "size": 9, "line": dark}, _rejected),
+        ("retest", {"symbol": "diamond-tall", "size": 11, "line": dark}, _retests),
+        ("accepted", {"symbol": "star", "size": 17, "line": dark}, _accepted),
+    )
+    chosen = [(name, marker, [t for t in found if belongs(t)]) for name, marker, belongs in groups]
+    return [group for group in chosen if group[2]]
+
+
+def _incumbents(trial: Trial) -> bool:
+    return trial.kind.endswith("incumbent")
+
+
+def _accepted(trial: Trial) -> bool:
+    return trial.accepted is True
+
+
+def _retests(trial: Trial) -> bool:
+    return trial.kind == "retest-candidate" and not trial.accepted
+
+
+def _rejected(trial: Trial) -> bool:
+    return not (_incumbents(trial) or _accepted(trial) or _retests(trial))
+
+
+def _trial_trace(
+    name: str, marker: Figure, chosen: Sequence[Trial], floor: float, limit: float
+) -> Figure:
+    """One kind of trial; a scale of 0 or less is drawn at `floor`, a score of NaN in grey."""
+    advantages = [0.0 if trial.advantage is None else trial.advantage for trial in chosen]
+    shown = [max(-limit, min(limit, advantage)) for advantage in advantages]
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": name,
+        "x": [trial.step for trial in chosen],
+        "y": [max(trial.scale, floor) for trial in chosen],
+        "marker": {**marker, "color": shown, "coloraxis": "coloraxis"},
+        "hoverinfo": "text",
+        "hovertext": [_trial_hover(trial) for trial in chosen],
+    }
+
+
+def _trial_hover(trial: Trial) -> str:
+    error = "" if trial.score_se is None else f" ± {trial.score_se:.3g}"
+    score = "not finite" if trial.score is None else f"{trial.score:.4g}{error}"
+    lines = [f"<b>step {trial.step:g}, scale {trial.scale:g}</b>", plotly_text(trial.kind)]
+    lines.append(f"score {score}")
+    if trial.advantage is not None and not _incumbents(trial):
+        lines.append(f"{trial.advantage:+.4g} against the incumbent")
+    if trial.reason:
+        text = trial.reason if len(trial.reason) <= 90 else trial.reason[:89] + "…"
+        lines.append(plotly_text(text))
+    cost = f"{format_cost('tokens', trial.tokens)} tokens, "
+    lines.append(cost + f"{format_cost('seconds', trial.seconds)} s")
+    return "<br>".join(lines)
+
+
+def _scale_ticks(found: Sequence[Trial]) -> Figure:
+    """Ticks at the scales that were tried, or at powers of two if those are many."""
+    scales = sorted({trial.scale for trial in found if trial.scale > 0})
+    if not scales:
+        return {}
+    if len(scales) > 8:
+        first, last = (math.floor(math.log2(scales[0])), math.ceil(math.log2(scales[-1])))
+        scales = [2.0**power for power in range(first, last + 1)]
+    return {"tickvals": scales, "ticktext": [f"{scale:g}" for scale in scales]}
