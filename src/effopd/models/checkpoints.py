@@ -1,0 +1,138 @@
+"""Checkpoint directories that are either whole or not there.
+
+A checkpoint is written under a temporary name, hashed into `manifest.json`, synced to disk and
+renamed. Reading verifies every byte first, so a damaged or half-written one is never used.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from effopd.errors import CheckpointError
+
+MANIFEST = "manifest.json"
+_TEMPORARY = ".writing-"
+
+
+def checkpoint_path(parent: Path, step: int) -> Path:
+    """`parent/step-00008`."""
+    return parent / f"step-{step:05d}"
+
+
+def write_checkpoint(directory: Path, write: Callable[[Path], None]) -> None:
+    """Creates `directory` with what `write` puts into it, atomically.
+
+    Args:
+        directory: Final name; an existing one is replaced only after the new one is complete.
+        write: Called with the temporary directory to fill (files only, no sub-directories).
+
+    Raises:
+        CheckpointError: The file system refused (disk full, read-only, directory gone).
+    """
+    temporary = directory.with_name(_TEMPORARY + directory.name)
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        write(temporary)
+        (temporary / MANIFEST).write_bytes(_manifest(temporary))
+        for path in (*temporary.iterdir(), temporary):
+            _sync(path)
+        if directory.exists():
+            shutil.rmtree(directory)
+        temporary.rename(directory)
+        _sync(directory.parent)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(
+            f"cannot write checkpoint {directory}: {error}. Earlier checkpoints are untouched; "
+            "free space or fix permissions and resume."
+        ) from error
+
+
+def verify_checkpoint(directory: Path) -> None:
+    """Checks size and hash of every file against the manifest.
+
+    Raises:
+        CheckpointError: Naming the first file that is missing or differs.
+    """
+    try:
+        written = (directory / MANIFEST).read_bytes()
+        files = json.loads(written)["files"]
+        expected = [(name, entry["bytes"], entry["xxh3_128"]) for name, entry in files.items()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{directory}: {MANIFEST} is missing or damaged ({error})") from None
+    if written != _canonical(files):
+        raise CheckpointError(f"{directory}: {MANIFEST} is damaged")
+    for name, size, digest in expected:
+        path = directory / name
+        if not path.is_file() or path.stat().st_size != size or _digest(path) != digest:
+            raise CheckpointError(f"{directory}: {name} is missing or damaged")
+
+
+def newest_good(parent: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that verifies, and what was wrong with newer ones.
+
+    Leftovers of interrupted writes are ignored; they never have a final name.
+    """
+    problems: list[str] = []
+    for directory in sorted(parent.glob("step-*"), reverse=True):
+        try:
+            verify_checkpoint(directory)
+        except CheckpointError as error:
+            problems.append(str(error))
+        else:
+            return directory, problems
+    return None, problems
+
+
+def prune(parent: Path, keep: int) -> None:
+    """Deletes all but the newest `keep` checkpoints, and leftovers of interrupted writes.
+
+    Nothing is deleted unless one of those kept verifies.
+    """
+    for leftover in parent.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    directories = sorted(parent.glob("step-*"), reverse=True)
+    good, _ = newest_good(parent)
+    if good in directories[:keep]:
+        for directory in directories[keep:]:
+            shutil.rmtree(directory)
+
+
+def _manifest(directory: Path) -> bytes:
+    files = {
+        path.name: {"bytes": path.stat().st_size, "xxh3_128": _digest(path)}
+        for path in sorted(directory.iterdir())
+    }
+    return _canonical(files)
+
+
+def _canonical(files: Mapping[str, Any]) -> bytes:
+    """One byte string per content, so that a flip anywhere in the manifest shows.
+
+    The digest over the list guards the list itself.
+    """
+    listing = json.dumps(files, sort_keys=True)
+    digest = xxhash.xxh3_128_hexdigest(listing.encode())
+    return json.dumps({"digest": digest, "files": files}, sort_keys=True, indent=1).encode()
+
+
+def _digest(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

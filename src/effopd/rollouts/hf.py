@@ -1,0 +1,191 @@
+"""Rollouts with `transformers.generate`: the reference engine, right on any device.
+
+Sampling is done by one logits processor with one uniform number per request and position, so a
+completion depends on its own seed only, two policies given the same seeds are compared with common
+random numbers, and no global generator is touched.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from effopd.errors import NonFiniteError
+from effopd.rollouts.engine import Completion, Request, Sampling
+
+
+class HFEngine:
+    """Generates with the live student model itself, so weights are always in sync.
+
+    Args:
+        model: Hugging Face causal language model.
+        tokenizer: Its tokenizer; prompts are left-padded with its padding token.
+        batch_size: Requests decoded together.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, batch_size: int = 128) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._batch_size = batch_size
+
+    def sync_weights(self) -> None:
+        """Nothing to do: the live model generates."""
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """One completion a request, in order; see `Engine.generate`."""
+        batches = range(0, len(requests), self._batch_size)
+        return [
+            completion
+            for start in batches
+            for completion in self._batch(requests[start : start + self._batch_size], sampling)
+        ]
+
+    @torch.no_grad()
+    def _batch(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        device = self._model.get_input_embeddings().weight.device
+        ids_BT, attention_BT = self._left_padded(requests, device)
+        sampler = SeededSampler([r.seed for r in requests], sampling, device)
+        finish = FinishRecorder(ids_BT.shape, sampling.stop, self._tokenizer, device)
+        with _plain_generation(self._model, self._tokenizer.pad_token_id):
+            self._model.generate(
+                input_ids=ids_BT,
+                attention_mask=attention_BT,
+                generation_config=GenerationConfig(
+                    max_new_tokens=sampling.max_new_tokens, do_sample=False
+                ),
+                logits_processor=LogitsProcessorList([sampler]),
+                stopping_criteria=StoppingCriteriaList([finish]),
+            )
+        return self._completions(sampler, finish, sampling)
+
+    def _left_padded(
+        self, requests: Sequence[Request], device: torch.device
+    ) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
+        width = max(len(r.prompt_ids) for r in requests)
+        ids_BT = torch.full((len(requests), width), self._tokenizer.pad_token_id)
+        attention_BT = torch.zeros_like(ids_BT)
+        for row, request in enumerate(requests):
+            ids_BT[row, width - len(request.prompt_ids) :] = torch.tensor(request.prompt_ids)
+            attention_BT[row, width - len(request.prompt_ids) :] = 1
+        return ids_BT.to(device), attention_BT.to(device)
+
+    def _completions(
+        self, sampler: "SeededSampler", finish: "FinishRecorder", sampling: Sampling
+    ) -> list[Completion]:
+        tokens_BT = torch.stack(sampler.tokens, dim=1).tolist()
+        log_probs_BT = torch.stack(sampler.log_probs, dim=1).tolist()
+        lengths_B = finish.lengths_B.clamp(max=sampling.max_new_tokens).tolist()
+        stopped_B = (finish.lengths_B <= sampling.max_new_tokens).tolist()
+        kept = [tuple(row[:n]) for row, n in zip(tokens_BT, lengths_B, strict=True)]
+        texts = self._tokenizer.batch_decode(kept, skip_special_tokens=True)
+        return [
+            Completion(
+                token_ids=tokens,
+                log_probs=tuple(row[: len(tokens)]),
+                finish_reason="stop" if stopped else "length",
+                text=text,
+            )
+            for tokens, row, stopped, text in zip(kept, log_probs_BT, stopped_B, texts, strict=True)
+        ]
+
+
+class SeededSampler(LogitsProcessor):
+    """Chooses each next token by inverting the distribution function at a seeded uniform number.
+
+    Leaves a single finite score per row, so greedy decoding picks the chosen token.
+
+    Args:
+        seeds: One per row; row i uses the same numbers in any batch.
+        sampling: Temperature, top-p, top-k and length cap.
+        device: Where logits arrive.
+    """
+
+    def __init__(self, seeds: Sequence[int], sampling: Sampling, device: torch.device) -> None:
+        self._sampling = sampling
+        self._uniforms_BT = torch.stack([_uniforms(s, sampling.max_new_tokens) for s in seeds])
+        self._uniforms_BT = self._uniforms_BT.to(device)
+        self.tokens: list[Int[Tensor, " B"]] = []
+        self.log_probs: list[Float[Tensor, " B"]] = []
+
+    def __call__(self, input_ids: Tensor, scores: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
+        """Masks everything but the chosen token."""
+        if not torch.isfinite(scores).all():
+            raise NonFiniteError("the student's logits are not finite: its weights may hold NaN")
+        logits_BV = scores / (self._sampling.temperature or 1.0)
+        log_probs_BV = torch.log_softmax(logits_BV, dim=-1)
+        tokens_B = self._choose(input_ids, logits_BV)
+        self.tokens.append(tokens_B)
+        self.log_probs.append(log_probs_BV.gather(1, tokens_B[:, None])[:, 0])
+        return torch.full_like(scores, -torch.inf).scatter_(1, tokens_B[:, None], 0.0)
+
+    def _choose(self, input_ids: Tensor, logits_BV: Tensor) -> Int[Tensor, " B"]:
+        if self._sampling.temperature == 0:
+            return logits_BV.argmax(dim=-1)
+        if self._sampling.top_k:
+            logits_BV = TopKLogitsWarper(self._sampling.top_k)(input_ids, logits_BV)
+        if self._sampling.top_p < 1:
+            logits_BV = TopPLogitsWarper(self._sampling.top_p)(input_ids, logits_BV)
+        mass_BV = torch.softmax(logits_BV, dim=-1).double().cumsum(dim=-1)
+        aim_B = self._uniforms_BT[:, len(self.tokens)] * mass_BV[:, -1]
+        return torch.searchsorted(mass_BV, aim_B[:, None], right=True)[:, 0]
+
+
+class FinishRecorder(StoppingCriteria):
+    """Stops rows at the end-of-sequence token or a stop string and records how long they are.
+
+    Args:
+        prompt_shape: Rows and padded prompt length.
+        stop: Stop strings.
+        tokenizer: Supplies the end-of-sequence id and matches stop strings.
+        device: Where ids arrive.
+    """
+
+    def __init__(
+        self, prompt_shape: Sequence[int], stop: Sequence[str], tokenizer: Any, device: torch.device
+    ) -> None:
+        rows, self._prompt_length = prompt_shape
+        self._eos = tokenizer.eos_token_id
+        self._strings = StopStringCriteria(tokenizer, list(stop)) if stop else None
+        self.lengths_B = torch.full((rows,), torch.iinfo(torch.long).max, device=device)
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Bool[Tensor, " B"]:
+        """Which rows are finished."""
+        length = input_ids.shape[1] - self._prompt_length
+        ends_B = input_ids[:, -1] == self._eos
+        if self._strings is not None:
+            ends_B = ends_B | self._strings(input_ids[:, self._prompt_length :], scores)
+        first_end_B = ends_B & (self.lengths_B > length)
+        self.lengths_B[first_end_B] = length
+        return self.lengths_B <= length
+
+
+@contextmanager
+def _plain_generation(model: Any, pad_token_id: int) -> Iterator[None]:
+    """Evaluation mode, and none of the model's own generation defaults, which would leak in."""
+    defaults, training = model.generation_config, model.training
+    model.generation_config = GenerationConfig(pad_token_id=pad_token_id)
+    model.eval()
+    try:
+        yield
+    finally:
+        model.generation_config = defaults
+        model.train(training)
+
+
+def _uniforms(seed: int, count: int) -> Float[Tensor, " T"]:
+    """`count` numbers in [0, 1) that depend on the seed alone; a prefix of any longer draw."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, generator=generator, dtype=torch.float64)

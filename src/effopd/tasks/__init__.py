@@ -1,0 +1,1 @@
+"""Problems, verifiers and where they come from."""
