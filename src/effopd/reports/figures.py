@@ -5,14 +5,15 @@ Colours of text, grid and background are left to whoever draws, who knows if the
 """
 
 import html
+import math
 from collections.abc import Sequence
 from typing import Any
 
-from effopd.records import Run, display_text
-from effopd.reports.series import Evaluation, evaluations, teacher_accuracy
+from effopd.records import Run
+from effopd.reports.series import Evaluation, evaluations, plain, teacher_accuracy
 from effopd.reports.style import Style, faded, run_styles
 from effopd.reports.summary import first_at
-from effopd.reports.tables import format_cost
+from effopd.reports.tables import format_cost, format_percent
 
 Figure = dict[str, Any]
 
@@ -45,7 +46,7 @@ def accuracy_figure(runs: Sequence[Run], axis: str) -> Figure:
         lines.append(_curve(points, axis, "accuracy", style))
         lines += _ring(points, axis, teacher, style)
     layout = base_layout(axis, "accuracy", tickformat=".0%", rangemode="tozero")
-    for share, name in ((1.0, "teacher"), (0.9, "90 % of the teacher")):
+    for share, name in ((1.0, "teacher"), (0.9, "90 %")):
         if teacher is not None:
             layout["shapes"].append(_level_line(share * teacher, share == 1.0))
             layout["annotations"].append(_level_name(share * teacher, name))
@@ -66,13 +67,14 @@ def reverse_kl_figure(runs: Sequence[Run], axis: str) -> Figure:
     for run, style in zip(runs, run_styles(runs), strict=True):
         points = [p for p in _placed(run, axis, "reverse_kl") if (p.reverse_kl or 0) > 0]
         curves.append(_curve(points, axis, "reverse_kl", style))
-    layout = base_layout(axis, "reverse KL (nats)", type="log", dtick="D2", exponentformat="power")
+    heights = [height for curve in curves for height in curve["y"]]
+    layout = base_layout(axis, "reverse KL (nats)", type="log", **_decade_ticks(heights))
     return {"data": curves, "layout": layout}
 
 
 def plotly_text(text: str) -> str:
     """`text` so that plotly shows it as it is: no markup, no control characters."""
-    return html.escape(display_text(text), quote=False).replace("\n", " ")
+    return html.escape(plain(text), quote=False)
 
 
 def _placed(run: Run, axis: str, field: str) -> list[Evaluation]:
@@ -153,8 +155,8 @@ def _ring(
 def _hover(point: Evaluation, style: Style) -> str:
     lines = [f"<b>{plotly_text(style.label)}</b>, step {point.step:g}"]
     if point.accuracy is not None:
-        error = "" if point.accuracy_se is None else f" ± {point.accuracy_se:.2%}"
-        lines.append(f"accuracy {point.accuracy:.2%}{error}")
+        error = "" if point.accuracy_se is None else f" ± {format_percent(point.accuracy_se, 2)}"
+        lines.append(f"accuracy {format_percent(point.accuracy, 2)}{error}")
     if point.reverse_kl is not None:
         lines.append(f"reverse KL {point.reverse_kl:.4g} nats")
     lines.append(f"{format_cost('tokens', point.sampled_tokens)} sampled tokens")
@@ -192,10 +194,20 @@ def _level_name(height: float, name: str) -> Figure:
     return {
         "text": name,
         "xref": "paper",
-        "x": 1,
-        "xanchor": "right",
+        "x": 1.01,
+        "xanchor": "left",
         "y": height,
-        "yanchor": "bottom",
+        "yanchor": "middle",
         "showarrow": False,
         "font": {"size": 11},
     }
+
+
+def _decade_ticks(heights: Sequence[float]) -> Figure:
+    """Ticks at 1, 2 and 5 times powers of ten, or at the powers alone if that is many."""
+    if not heights:
+        return {}
+    first, last = math.floor(math.log10(min(heights))), math.floor(math.log10(max(heights)))
+    steps = (1, 2, 5) if last - first < 4 else (1,)
+    ticks = [step * 10.0**power for power in range(first, last + 2) for step in steps]
+    return {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}

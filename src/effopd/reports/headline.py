@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from effopd.records import Run
 from effopd.reports.series import teacher_accuracy, unique_labels
 from effopd.reports.summary import BASELINE, COSTS, Summary, baseline_of, method_summary
-from effopd.reports.tables import format_accuracy, format_cost
+from effopd.reports.tables import format_accuracy, format_cost, format_percent
 
 _THING = {"steps": "steps", "tokens": "sampled tokens", "seconds": "time"}
 
@@ -111,7 +111,7 @@ def _end_only(label: str, own: Summary, runs: Sequence[Run]) -> str:
         return f"{label} has not been evaluated yet."
     if teacher is None:
         return f"{label} ended at an accuracy of {final}; the teacher was not evaluated."
-    return f"{label} ended at an accuracy of {final}; the teacher is at {teacher:.1%}."
+    return f"{label} ended at an accuracy of {final}; the teacher is at {format_percent(teacher)}."
 
 
 def _last_step(run: Run) -> float:

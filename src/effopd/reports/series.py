@@ -127,7 +127,7 @@ def unique_labels(runs: Sequence[Run]) -> list[str]:
     seen: set[str] = set()
     labels = []
     for run in runs:
-        line = " ".join(display_text(run.label).split()) or "run"
+        line = plain(run.label) or "run"
         name = label = line if len(line) <= 60 else line[:59] + "…"
         count = 1
         while label in seen:
@@ -136,6 +136,12 @@ def unique_labels(runs: Sequence[Run]) -> list[str]:
         seen.add(label)
         labels.append(label)
     return labels
+
+
+def plain(text: str, *, lines: bool = False) -> str:
+    """`text` from a record, safe to show: no control characters, one line unless `lines`."""
+    shown = display_text(text)
+    return shown if lines else " ".join(shown.split())
 
 
 def number(row: Row, key: str, run: Run) -> float | None:

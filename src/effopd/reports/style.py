@@ -62,5 +62,16 @@ def run_styles(runs: Sequence[Run]) -> list[Style]:
 
 def faded(color: str, opacity: float) -> str:
     """A hexadecimal colour as a CSS `rgba()` colour of the given opacity in [0, 1]."""
-    red, green, blue = (int(color[start : start + 2], 16) for start in (1, 3, 5))
+    red, green, blue = _channels(color)
     return f"rgba({red},{green},{blue},{opacity:g})"
+
+
+def blended(start: str, end: str, share: float) -> str:
+    """The hexadecimal colour `share` in [0, 1] of the way from `start` to `end`."""
+    pairs = zip(_channels(start), _channels(end), strict=True)
+    return "#" + "".join(f"{round(low + share * (high - low)):02X}" for low, high in pairs)
+
+
+def _channels(color: str) -> tuple[int, int, int]:
+    red, green, blue = (int(color[start : start + 2], 16) for start in (1, 3, 5))
+    return red, green, blue

@@ -4,8 +4,8 @@ import csv
 import io
 from collections.abc import Sequence
 
-from effopd.records import Run, display_text
-from effopd.reports.series import teacher_accuracy, unique_labels
+from effopd.records import Run
+from effopd.reports.series import plain, teacher_accuracy, unique_labels
 from effopd.reports.summary import COSTS, PERCENTS, Summary, method_summary, notes, ratios
 
 _FORMULA = ("=", "+", "-", "@")
@@ -25,9 +25,9 @@ def table_rows(runs: Sequence[Run]) -> list[list[str]]:
         Rows of equal length. Labels are safe to print; see `effopd.records.display_text`.
     """
     teacher = teacher_accuracy(runs)
-    header = ["run", "final accuracy", *(f"steps to {percent} %" for percent in PERCENTS)]
+    header = ["run", "final accuracy", *(f"steps to {share} %" for share in PERCENTS)]
     rows = [[*header, "tokens to 90 %", "seconds to 90 %"]]
-    names = [*(f"steps_to_{percent}" for percent in PERCENTS), "tokens_to_90", "seconds_to_90"]
+    names = [*(f"steps_to_{share}" for share in PERCENTS), "tokens_to_90", "seconds_to_90"]
     for label, run in zip(unique_labels(runs), runs, strict=True):
         summary, ratio = method_summary(run, teacher), ratios(run, runs)
         cells = [_with_ratio(name, summary, ratio) for name in names]
@@ -98,10 +98,10 @@ def csv_table(runs: Sequence[Run]) -> str:
     for label, run in zip(unique_labels(runs), runs, strict=True):
         summary, ratio = method_summary(run, teacher), ratios(run, runs)
         who = [label, *(run.info.get(key) for key in ("method", "lr", "seed"))]
-        for percent in PERCENTS:
-            names = [f"{cost}_to_{percent}" for cost in COSTS]
+        for share in PERCENTS:
+            names = [f"{cost}_to_{share}" for cost in COSTS]
             pairs = [value for name in names for value in (summary[name], ratio[name])]
-            cells = [*who, percent, *pairs, *(summary[name] for name in final)]
+            cells = [*who, share, *pairs, *(summary[name] for name in final)]
             writer.writerow([_csv_cell(cell) for cell in cells])
     return out.getvalue()
 
@@ -130,7 +130,16 @@ def format_accuracy(summary: Summary) -> str:
     accuracy, error = summary["final_accuracy"], summary["final_accuracy_se"]
     if accuracy is None:
         return "–"
-    return f"{accuracy:.1%}" + ("" if error is None else f" ± {error * 100:.1f}")
+    return (
+        format_percent(accuracy)
+        if error is None
+        else f"{accuracy * 100:.1f} ± {format_percent(error)}"
+    )
+
+
+def format_percent(fraction: float, digits: int = 1) -> str:
+    """A fraction as a percentage, such as `93.8 %` for 0.938."""
+    return f"{fraction * 100:.{digits}f} %"
 
 
 def _with_ratio(name: str, summary: Summary, ratio: Summary) -> str:
@@ -140,12 +149,12 @@ def _with_ratio(name: str, summary: Summary, ratio: Summary) -> str:
 
 
 def _markdown_cell(cell: str) -> str:
-    text = " ".join(display_text(cell).split()).translate(_MARKDOWN)
+    text = plain(cell).translate(_MARKDOWN)
     return f"\\{text}" if text.startswith(_FORMULA) else text
 
 
 def _csv_cell(cell: object) -> object:
     if not isinstance(cell, str):
         return cell
-    text = " ".join(display_text(cell).split())
+    text = plain(cell)
     return f"'{text}" if text.startswith(_FORMULA) else text

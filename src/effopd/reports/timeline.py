@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from effopd.records import Run
 from effopd.reports.figures import Figure, base_layout, plotly_text
 from effopd.reports.series import Evaluation, Trial, evaluations, trials
-from effopd.reports.style import BETTER, NEUTRAL, WORSE
-from effopd.reports.tables import format_cost
+from effopd.reports.style import BETTER, NEUTRAL, WORSE, blended
+from effopd.reports.tables import format_cost, format_percent
 
 
 def search_figure(run: Run) -> Figure:
@@ -28,18 +28,13 @@ def search_figure(run: Run) -> Figure:
     traces = []
     for name, marker, chosen in _kinds(found):
         traces.append(_trial_trace(name, marker, chosen, lowest / 2, limit))
-    layout = base_layout("steps", "scale", type="log", **_scale_ticks(found))
-    layout["coloraxis"] = {
-        "cmin": -limit,
-        "cmax": limit,
-        "colorscale": [[0, WORSE], [0.5, NEUTRAL], [1, BETTER]],
-        "colorbar": {
-            "title": {"text": "score −<br>incumbent"},
-            "thickness": 10,
-            "outlinewidth": 0,
-            "len": 0.9,
-        },
-    }
+    if found:
+        traces.append(_color_bar(limit))
+    ticks = scale_ticks(found)
+    names = [f"{tick:g}" for tick in ticks]
+    layout = base_layout("steps", "scale", type="log", tickvals=ticks, ticktext=names)
+    last = max((row.get("step", 0) for row in [*run.evals, *run.search]), default=0)
+    layout["xaxis"]["range"] = [0, last * 1.03]
     return {"data": traces, "layout": layout}
 
 
@@ -54,6 +49,19 @@ def advantage_limit(found: Sequence[Trial]) -> float:
     return limit if limit > 0 else 1.0
 
 
+def advantage_color(trial: Trial, limit: float) -> str:
+    """Hexadecimal colour of a trial: vermillion is worse than its incumbent, blue is better.
+
+    Args:
+        trial: Any trial; incumbents and trials without an advantage are grey.
+        limit: Advantage at the end of the scale, see `advantage_limit`.
+    """
+    if _incumbents(trial):
+        return "#8A8A8A"
+    share = max(-1.0, min(1.0, (trial.advantage or 0.0) / limit))
+    return blended(NEUTRAL, BETTER if share > 0 else WORSE, abs(share))
+
+
 def search_sentence(run: Run) -> str:
     """How often a run searched, what it accepted, and what share of its cost searching was."""
     found = list(trials(run))
@@ -64,7 +72,7 @@ def search_sentence(run: Run) -> str:
     accepted = f"accepted scales: {', '.join(jumps)}" if jumps else "no candidate was accepted"
     points = evaluations(run)
     shares = [
-        f"{spent / total:.0%} of the {thing}"
+        f"{format_percent(spent / total, 0)} of the {thing}"
         for thing, spent, total in (
             ("sampled tokens", sum(t.tokens or 0 for t in found), _last(points, "sampled_tokens")),
             ("time", sum(t.seconds or 0 for t in found), _last(points, "elapsed_s")),
@@ -86,13 +94,12 @@ def _count(count: int, noun: str) -> str:
 
 def _kinds(found: Sequence[Trial]) -> list[tuple[str, Figure, list[Trial]]]:
     """Name, marker and members of each kind of trial that occurs, the ones in front last."""
-    dark = {"color": "rgba(120,120,120,0.9)", "width": 1}
-    ring = {"color": "rgba(120,120,120,1)", "width": 2.5}
+    edge = {"color": "rgba(120,120,120,0.9)", "width": 1}
     groups = (
-        ("incumbent", {"symbol": "line-ew", "size": 12, "line": {**ring, "width": 2}}, _incumbents),
-        ("rejected", {"symbol": "circle", "size": 9, "line": dark}, _rejected),
-        ("retest", {"symbol": "diamond-tall", "size": 11, "line": dark}, _retests),
-        ("accepted", {"symbol": "star", "size": 17, "line": dark}, _accepted),
+        ("incumbent", {"symbol": "line-ew-open", "size": 14, "line": {"width": 2}}, _incumbents),
+        ("retest", {"symbol": "circle-open", "size": 22, "line": {"width": 2}}, _retests),
+        ("rejected", {"symbol": "circle", "size": 10, "line": edge}, _rejected),
+        ("accepted", {"symbol": "star", "size": 18, "line": edge}, _accepted),
     )
     chosen = [(name, marker, [t for t in found if belongs(t)]) for name, marker, belongs in groups]
     return [group for group in chosen if group[2]]
@@ -118,17 +125,35 @@ def _trial_trace(
     name: str, marker: Figure, chosen: Sequence[Trial], floor: float, limit: float
 ) -> Figure:
     """One kind of trial; a scale of 0 or less is drawn at `floor`, a score of NaN in grey."""
-    advantages = [0.0 if trial.advantage is None else trial.advantage for trial in chosen]
-    shown = [max(-limit, min(limit, advantage)) for advantage in advantages]
     return {
         "type": "scatter",
         "mode": "markers",
         "name": name,
         "x": [trial.step for trial in chosen],
         "y": [max(trial.scale, floor) for trial in chosen],
-        "marker": {**marker, "color": shown, "coloraxis": "coloraxis"},
+        "marker": {**marker, "color": [advantage_color(trial, limit) for trial in chosen]},
         "hoverinfo": "text",
         "hovertext": [_trial_hover(trial) for trial in chosen],
+    }
+
+
+def _color_bar(limit: float) -> Figure:
+    """A trace without points that shows the scale of colours."""
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [None],
+        "y": [None],
+        "hoverinfo": "skip",
+        "showlegend": False,
+        "marker": {
+            "color": [0],
+            "cmin": -limit,
+            "cmax": limit,
+            "colorscale": [[0, WORSE], [0.5, NEUTRAL], [1, BETTER]],
+            "showscale": True,
+            "colorbar": {"title": {"text": "gain"}, "thickness": 10, "outlinewidth": 0},
+        },
     }
 
 
@@ -147,12 +172,10 @@ def _trial_hover(trial: Trial) -> str:
     return "<br>".join(lines)
 
 
-def _scale_ticks(found: Sequence[Trial]) -> Figure:
-    """Ticks at the scales that were tried, or at powers of two if those are many."""
+def scale_ticks(found: Sequence[Trial]) -> list[float]:
+    """Ticks at the scales that were tried, or at powers of two if those are more than eight."""
     scales = sorted({trial.scale for trial in found if trial.scale > 0})
-    if not scales:
-        return {}
-    if len(scales) > 8:
-        first, last = (math.floor(math.log2(scales[0])), math.ceil(math.log2(scales[-1])))
-        scales = [2.0**power for power in range(first, last + 1)]
-    return {"tickvals": scales, "ticktext": [f"{scale:g}" for scale in scales]}
+    if len(scales) <= 8:
+        return scales
+    first, last = math.floor(math.log2(scales[0])), math.ceil(math.log2(scales[-1]))
+    return [2.0**power for power in range(first, last + 1)]
