@@ -1,0 +1,52 @@
+# Every task of this repository. `make demo` and `make test` are all a fresh machine needs.
+
+PYTHON ?= python3
+BIN := .venv/bin
+BENCH := .venv-bench/bin
+PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all check docs bench clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: .venv/.installed ## Train the tiny world with and without the search, write runs/demo/
+	$(BIN)/effopd demo
+
+test: .venv/.installed ## Run the tests (a few minutes; no network, no GPU needed)
+	$(BIN)/python -m pytest
+
+test-all: .venv/.installed ## Run the slow tests too, and the GPU tests where there is one
+	$(BIN)/python -m pytest -m 'not network'
+
+check: .venv/.installed ## Lint, formatting, types, documentation
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/mkdocs build --strict --quiet
+
+docs: .venv/.installed ## Build the documentation into site/
+	$(BIN)/mkdocs build --strict
+
+bench: .venv-bench/.installed ## Measure against the peers of bench/requirements.txt
+	$(BENCH)/python bench/kl.py
+	$(BENCH)/python bench/search.py
+
+clean: ## Remove caches and built pages; environments and runs/ stay
+	rm -rf site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests bench examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo 'effopd needs Python 3.11 or newer: make PYTHON=/path/to/python3.11'; exit 1; }
+	@echo 'Installing effopd and its tools into .venv (once; PyTorch is the large part) ...'
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python $(PIP) -e '.[dev]'
+	@touch $@
+
+.venv-bench/.installed: bench/requirements.txt pyproject.toml constraints.txt
+	@echo 'Installing effopd and the benchmark peers into .venv-bench ...'
+	@$(PYTHON) -m venv .venv-bench
+	@$(BENCH)/python $(PIP) -e . -r bench/requirements.txt
+	@touch $@

@@ -1,0 +1,329 @@
+"""The layers and the house rules, read from the syntax tree of every file in src/effopd.
+
+Each rule is a function from a source text to the violations found in it, so that each is itself
+tested on a text that breaks it.
+"""
+
+import ast
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "effopd"
+FILES = sorted(SOURCE.rglob("*.py"))
+
+_BELOW_EVALUATION = {
+    "errors", "records", "core", "objectives", "tasks", "models", "rewards", "rollouts",
+}  # fmt: skip
+_BELOW_TRAINERS = _BELOW_EVALUATION | {"evaluation", "analysis"}
+_BELOW_CONFIG = _BELOW_TRAINERS | {"trainers", "demo"}
+
+MAY_IMPORT = {
+    "__init__": {"errors", "core"},
+    "errors": set(),
+    "records": {"errors"},
+    "core": {"errors"},
+    "objectives": {"errors"},
+    "tasks": {"errors"},
+    "models": {"errors", "core"},
+    "rewards": {"errors", "tasks"},
+    "rollouts": {"errors", "core", "tasks", "models"},
+    "evaluation": _BELOW_EVALUATION,
+    "analysis": {"errors", "records", "core", "objectives", "models"},
+    "trainers": _BELOW_TRAINERS,
+    "demo": _BELOW_TRAINERS - {"analysis"} | {"trainers"},
+    "reports": {"errors", "records"},
+    "config": _BELOW_CONFIG,
+    "cli": _BELOW_CONFIG | {"__init__", "reports", "config"},
+}
+"""Package or root file -> the others it may import; siblings of one package always may."""
+
+THIRD_PARTY = {
+    "__init__": set(),
+    "errors": set(),
+    "core": {"torch", "jaxtyping"},
+    "objectives": {"torch", "jaxtyping"},
+}
+"""Where the list of third-party packages is closed."""
+
+WITHOUT_TORCH = {"core/schedule.py", "core/scales.py", "core/validation.py", "core/search.py"}
+FORBIDDEN_FILE_NAMES = {"utils", "helpers", "common", "util", "misc"}
+
+Rule = Callable[[str, str], list[str]]
+"""(path below src/effopd, source text) -> one line per violation."""
+
+
+# What a file imports ------------------------------------------------------------------------------
+
+
+def imported(path: str, source: str) -> Iterator[tuple[int, str]]:
+    """(line, absolute dotted name) of every import, wherever in the file it stands."""
+    package = ["effopd", *Path(path).parts[:-1]]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*above, *filter(None, [node.module])])
+            yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+
+
+def layer_of_file(path: str) -> str:
+    return Path(path).parts[0].removesuffix(".py")
+
+
+def layer_of_import(name: str) -> str | None:
+    """The layer that `effopd.x...` belongs to; None for what is not effopd's."""
+    root, *rest = name.split(".")
+    if root != "effopd":
+        return None
+    return rest[0] if rest and rest[0] in MAY_IMPORT else "__init__"
+
+
+def top_level(name: str) -> str:
+    return name.split(".", maxsplit=1)[0]
+
+
+# The rules ----------------------------------------------------------------------------------------
+
+
+def layers(path: str, source: str) -> list[str]:
+    layer = layer_of_file(path)
+    if layer not in MAY_IMPORT:
+        return [f"{path}: {layer} is not in the table of layers"]
+    allowed = MAY_IMPORT[layer] | {layer}
+    return [
+        f"{path}:{line}: {layer} imports {name}"
+        for line, name in imported(path, source)
+        if layer_of_import(name) not in {None, *allowed}
+    ]
+
+
+def third_party(path: str, source: str) -> list[str]:
+    allowed = THIRD_PARTY.get(layer_of_file(path))
+    if allowed is None:
+        return []
+    known = {*sys.stdlib_module_names, "effopd", *allowed}
+    found = [(line, name) for line, name in imported(path, source) if top_level(name) not in known]
+    return [f"{path}:{line}: imports {name}" for line, name in found]
+
+
+def torch_stays_out(path: str, source: str) -> list[str]:
+    if path not in WITHOUT_TORCH and layer_of_file(path) != "reports":
+        return []
+    found = [(line, name) for line, name in imported(path, source) if top_level(name) == "torch"]
+    return [f"{path}:{line}: imports {name}" for line, name in found]
+
+
+def pydantic_stays_in_config(path: str, source: str) -> list[str]:
+    found = [
+        line for line, name in imported(path, source) if top_level(name).startswith("pydantic")
+    ]
+    return [f"{path}:{line}: imports pydantic" for line in found if path != "config.py"]
+
+
+def no_attribute_probing(path: str, source: str) -> list[str]:
+    found = [node for node in calls(source) if dotted(node.func) == "hasattr"]
+    return [f"{path}:{node.lineno}: hasattr()" for node in found]
+
+
+def no_catch_all(path: str, source: str) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ExceptHandler):
+            caught = [None] if node.type is None else members(node.type)
+        elif isinstance(node, ast.Call) and dotted(node.func).endswith("suppress"):
+            caught = [dotted(argument) for argument in node.args]
+        else:
+            continue
+        if {None, "Exception", "BaseException"} & set(caught):
+            found.append(f"{path}:{node.lineno}: catches everything")
+    return found
+
+
+def no_pickle(path: str, source: str) -> list[str]:
+    modules = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+    functions = {"torch.load", "torch.save"}
+    found = [
+        (line, name)
+        for line, name in imported(path, source)
+        if top_level(name) in modules or name in functions
+    ]
+    renamed = module_names(source)
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute):
+            root, *rest = dotted(node).split(".")
+            name = ".".join([renamed.get(root, root), *rest])
+            if name in functions:
+                found.append((node.lineno, name))
+    allowed = [node for node in calls(source) if keyword(node, "allow_pickle")]
+    found += [(node.lineno, "allow_pickle") for node in allowed]
+    return [f"{path}:{line}: {name}" for line, name in found]
+
+
+def no_remote_code(path: str, source: str) -> list[str]:
+    tree = ast.parse(source)
+    lines = [node.lineno for node in calls(source) if keyword(node, "trust_remote_code")]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Dict):
+            pairs = zip(node.keys, node.values, strict=True)
+            lines += [
+                v.lineno for k, v in pairs if is_(k, "trust_remote_code") and not is_(v, False)
+            ]
+    return [f"{path}:{line}: trust_remote_code" for line in lines]
+
+
+def no_drawer_of_odds_and_ends(path: str, source: str) -> list[str]:
+    names = {part.removesuffix(".py") for part in Path(path).parts}
+    return [f"{path}: name the file after its idea"] if names & FORBIDDEN_FILE_NAMES else []
+
+
+# Reading syntax trees -----------------------------------------------------------------------------
+
+
+def calls(source: str) -> list[ast.Call]:
+    return [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+
+
+def dotted(node: ast.expr) -> str:
+    """`a.b.c` as text; "" for what is not a chain of names."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return ""
+
+
+def members(node: ast.expr) -> list[str]:
+    """The last names of a class or a tuple of classes, as in `except (A, b.C)`."""
+    classes = node.elts if isinstance(node, ast.Tuple) else [node]
+    return [dotted(each).rsplit(".", maxsplit=1)[-1] for each in classes]
+
+
+def module_names(source: str) -> dict[str, str]:
+    """Name in the file -> module, for `import module as name`."""
+    imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import)]
+    return {a.asname: a.name for node in imports for a in node.names if a.asname}
+
+
+def keyword(node: ast.Call, name: str) -> bool:
+    """Whether the call passes `name` as anything but a literal False."""
+    return any(k.arg == name and not is_(k.value, False) for k in node.keywords)
+
+
+def is_(node: ast.expr | None, literal: str | bool) -> bool:
+    """Whether the node is that literal."""
+    return isinstance(node, ast.Constant) and repr(node.value) == repr(literal)
+
+
+# The source obeys ---------------------------------------------------------------------------------
+
+RULES: list[Rule] = [
+    layers,
+    third_party,
+    torch_stays_out,
+    pydantic_stays_in_config,
+    no_attribute_probing,
+    no_catch_all,
+    no_pickle,
+    no_remote_code,
+    no_drawer_of_odds_and_ends,
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_source_obeys(rule: Rule) -> None:
+    assert FILES, f"no source found below {SOURCE}"
+    found = [
+        violation
+        for file in FILES
+        for violation in rule(file.relative_to(SOURCE).as_posix(), file.read_text("utf-8"))
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_table_of_layers_has_no_cycle() -> None:
+    remaining = {layer: set(below) for layer, below in MAY_IMPORT.items()}
+    while remaining:
+        lowest = {layer for layer, below in remaining.items() if not below & remaining.keys()}
+        assert lowest, f"layers import each other in a circle: {sorted(remaining)}"
+        remaining = {layer: below for layer, below in remaining.items() if layer not in lowest}
+
+
+# The rules can fail -------------------------------------------------------------------------------
+
+BROKEN = [
+    (layers, "core/ray.py", "import effopd.records"),
+    (layers, "core/ray.py", "from effopd import trainers"),
+    (layers, "core/ray.py", "from effopd import Extrapolator"),
+    (layers, "core/ray.py", "def f():\n    from effopd.models.loading import load"),
+    (layers, "core/ray.py", "if TYPE_CHECKING:\n    from effopd.trainers import loop"),
+    (layers, "core/ray.py", "from ..objectives import distillation"),
+    (layers, "core/ray.py", "from .. import records"),
+    (layers, "errors.py", "from . import records"),
+    (layers, "reports/page.py", "from effopd.core.search import SearchResult"),
+    (layers, "demo/world.py", "from effopd.analysis import spectra"),
+    (layers, "config.py", "from effopd.cli import main"),
+    (layers, "trainers/verl/worker.py", "from ...reports import figures"),
+    (layers, "plugins/new.py", "import math"),
+    (third_party, "core/ray.py", "import numpy as np"),
+    (third_party, "objectives/distillation.py", "from transformers import AutoModel"),
+    (torch_stays_out, "core/search.py", "import torch"),
+    (torch_stays_out, "core/scales.py", "def f():\n    from torch import nn"),
+    (torch_stays_out, "reports/figures.py", "import torch.nn as nn"),
+    (pydantic_stays_in_config, "core/search.py", "from pydantic import BaseModel"),
+    (pydantic_stays_in_config, "cli/assemble.py", "import pydantic_core"),
+    (no_attribute_probing, "core/ray.py", "x = hasattr(y, 'z')"),
+    (no_catch_all, "core/ray.py", "try:\n    f()\nexcept:\n    pass"),
+    (no_catch_all, "core/ray.py", "try:\n    f()\nexcept Exception as e:\n    raise"),
+    (
+        no_catch_all,
+        "core/ray.py",
+        "try:\n    f()\nexcept (OSError, builtins.BaseException):\n    g()",
+    ),
+    (no_catch_all, "core/ray.py", "with contextlib.suppress(Exception):\n    f()"),
+    (no_pickle, "records.py", "import pickle"),
+    (no_pickle, "records.py", "def f():\n    from pickle import loads"),
+    (no_pickle, "records.py", "import torch\ntorch.save(x, 'f')"),
+    (no_pickle, "records.py", "import torch as t\nload = t.load"),
+    (no_pickle, "records.py", "from torch import load"),
+    (no_pickle, "records.py", "np.load('f', allow_pickle=True)"),
+    (no_remote_code, "models/loading.py", "load('m', trust_remote_code=True)"),
+    (no_remote_code, "models/loading.py", "load('m', trust_remote_code=flag)"),
+    (no_remote_code, "models/loading.py", "options = {'trust_remote_code': True}"),
+    (no_drawer_of_odds_and_ends, "core/utils.py", ""),
+    (no_drawer_of_odds_and_ends, "trainers/helpers/state.py", ""),
+]
+
+
+@pytest.mark.parametrize(("rule", "path", "source"), BROKEN)
+def test_rule_finds_the_violation(rule: Rule, path: str, source: str) -> None:
+    assert len(rule(path, source)) == 1
+
+
+def test_every_rule_is_tested() -> None:
+    assert {rule for rule, _, _ in BROKEN} == set(RULES)
+
+
+HARMLESS = [
+    (
+        "core/search.py",
+        "import math\nfrom effopd.core.scales import Trial\nfrom effopd import errors",
+    ),
+    ("core/ray.py", "import torch\nfrom . import search\nfrom ..errors import EffopdError"),
+    ("config.py", "import pydantic\nfrom effopd.core.extrapolator import Search"),
+    ("cli/main.py", "from effopd import __version__, records\nimport typer"),
+    ("models/loading.py", "load('m', trust_remote_code=False)\nsafetensors.torch.save(x)"),
+    (
+        "records.py",
+        "try:\n    f()\nexcept (OSError, ValueError):\n    pass\nhas = getattr(x, 'y', 0)",
+    ),
+    ("reports/commonplace.py", "import plotly\nfrom effopd.records import load"),
+]
+
+
+@pytest.mark.parametrize(("path", "source"), HARMLESS)
+def test_rules_leave_good_code_alone(path: str, source: str) -> None:
+    assert [violation for rule in RULES for violation in rule(path, source)] == []

@@ -1,0 +1,143 @@
+"""The repository itself: files, versions, links, and a README whose commands and example run."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+LARGEST_BYTES = 512 * 1024
+IMAGES = {".png"}
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+
+MACHINE_PATH = re.compile(r"(?<![\w.~-])/(?:work|root|tmp|home/\w+)/")
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+VERSION_HEADING = re.compile(r"^## \[?(\d[^\]\s]*)\]?", re.MULTILINE)
+TARGET = re.compile(r"^([a-z-]+):", re.MULTILINE)
+
+
+def tracked_files() -> list[Path]:
+    """What git tracks here; a copy without its history has nothing to check."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    command = ["git", "-c", f"safe.directory={ROOT}", "ls-files", "-z"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [path for name in listed.split("\0") if name and (path := ROOT / name).is_file()]
+
+
+def text_files() -> list[Path]:
+    return [file for file in tracked_files() if file.suffix not in IMAGES]
+
+
+def pages() -> list[Path]:
+    return [file for file in tracked_files() if file.suffix == ".md"]
+
+
+def readme_blocks() -> list[tuple[str, str]]:
+    """(language, text) of the README's fenced blocks in order."""
+    return FENCE.findall((ROOT / "README.md").read_text("utf-8"))
+
+
+def broken_links(page: Path) -> list[str]:
+    """Relative links of a page that lead to no file."""
+    links = [link.partition("#")[0] for link in LINK.findall(page.read_text("utf-8"))]
+    return [
+        link
+        for link in links
+        if link and not link.startswith(("http:", "https:")) and not (page.parent / link).exists()
+    ]
+
+
+def test_no_path_of_one_machine() -> None:
+    found = [
+        f"{file.relative_to(ROOT)}: {match.group()}"
+        for file in text_files()
+        if (match := MACHINE_PATH.search(file.read_text("utf-8")))
+    ]
+    assert not found
+
+
+@pytest.mark.parametrize("folder", ["work", "root", "tmp", "home/me"])
+def test_a_path_of_one_machine_is_noticed(folder: str) -> None:
+    assert MACHINE_PATH.search(f'open("/{folder}/data.json")')
+    assert not MACHINE_PATH.search(f"https://example.org/{folder}/x src/{folder}/x ~/{folder}/x")
+
+
+def test_tracked_files_are_small_text() -> None:
+    files = tracked_files()
+    assert [f.name for f in files if f.stat().st_size >= LARGEST_BYTES] == []
+    assert [f.name for f in text_files() if b"\0" in f.read_bytes()] == []
+    images = {f.parent for f in files if f.suffix in IMAGES}
+    assert images <= {ROOT / "docs" / "assets"}
+
+
+def test_one_version_everywhere() -> None:
+    import effopd
+
+    ours = PYPROJECT["project"]["version"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert effopd.__version__ == version("effopd") == citation["version"] == ours
+    released = VERSION_HEADING.findall((ROOT / "CHANGELOG.md").read_text("utf-8"))
+    assert released[:1] in ([], [ours])
+
+
+def test_licence_is_the_one_declared() -> None:
+    text = (ROOT / "LICENSE").read_text("utf-8")
+    assert PYPROJECT["project"]["license"] == "Apache-2.0"
+    assert "Apache License" in text
+    assert "Version 2.0, January 2004" in text
+    assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_changelog_says_what_is_unreleased() -> None:
+    assert "## [Unreleased]" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+def test_every_recipe_is_documented() -> None:
+    text = "\n".join(page.read_text("utf-8") for page in pages())
+    recipes = [file for file in tracked_files() if file.parent.name == "recipes"]
+    assert [r.name for r in recipes if r.suffix == ".toml" and r.name not in text] == []
+
+
+def test_links_lead_somewhere() -> None:
+    broken = {str(page.relative_to(ROOT)): broken_links(page) for page in pages()}
+    assert {page: links for page, links in broken.items() if links} == {}
+
+
+def test_a_broken_link_is_noticed(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("[a](page.md#part) [b](https://example.org) [c](gone.md) [d](#part)")
+    assert broken_links(page) == ["gone.md"]
+
+
+def test_pages_name_existing_make_targets() -> None:
+    targets = set(TARGET.findall((ROOT / "Makefile").read_text("utf-8")))
+    named = {
+        target
+        for page in pages()
+        for target in re.findall(r"(?:^|`)make ([a-z-]+)", page.read_text("utf-8"), re.MULTILINE)
+    }
+    assert {"demo", "test"} <= named
+    assert named <= targets
+
+
+def test_readme_example_prints_what_the_readme_shows() -> None:
+    languages = [language for language, _ in readme_blocks()]
+    at = languages.index("python")
+    example, shown = readme_blocks()[at], readme_blocks()[at + 1]
+    assert shown[0] == "text", "the example's output follows it in a ```text block"
+    finished = subprocess.run(
+        [sys.executable, "-W", "error", "-c", example[1]],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout == shown[1]
