@@ -5,12 +5,14 @@ Source: arXiv 2605.11739, section 4, equations 1 to 4. Departures are named at `
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from effopd.core.direction import SinceAccepted, SinceRaw
 from effopd.core.ray import Ray, local_
@@ -45,7 +47,7 @@ class Search:
         guard: Objection to degenerate text; None for none.
         retest: Confirm the winner on fresh prompts.
         momentum: What happens to Adam's first moment of the moved parameters after a jump to scale
-            s: "keep" (released code), "reset" to zero, or "scale" by 1/s.
+            s: "keep" (released code), "reset" to zero, or "scale" by 1/s. SGD's momentum likewise.
         parameters: Selection for `select_parameters` when a module is given.
     """
 
@@ -57,6 +59,10 @@ class Search:
     retest: bool = False
     momentum: Literal["keep", "reset", "scale"] = "keep"
     parameters: str = "attention_mlp"
+
+    def __post_init__(self) -> None:
+        if self.momentum not in {"keep", "reset", "scale"}:
+            raise ConfigError(f"momentum is 'keep', 'reset' or 'scale', got {self.momentum!r}")
 
     @classmethod
     def paper(cls) -> "Search":
@@ -80,11 +86,14 @@ class Extrapolator:
 
     Call `step(n)` after optimizer update `n`. When a search is due the parameters are moved to each
     candidate in turn, scored by `validate`, and left at the best accepted one; otherwise, and when
-    nothing is accepted, they are untouched bit for bit.
+    nothing is accepted, they are untouched bit for bit. Torch's random generators are put back.
 
     Args:
-        parameters: A module (filtered by `search.parameters`) or name to live tensor.
-        validate: Scores the live parameters under a `Draw`; returns a Score or a float.
+        parameters: A module (filtered by `search.parameters`) or name to live tensor. A module of
+            `fully_shard` is resharded before each move, so that the next forward pass gathers the
+            candidate; with a mapping of DTensors the caller does that.
+        validate: Scores the live parameters under a `Draw`; returns a Score or a float. Called
+            without gradients.
         search: Settings.
         optimizer: Needed when `search.momentum` is not "keep".
         mirrors: Low-precision copies of fp32 masters, see `Ray`.
@@ -92,7 +101,7 @@ class Extrapolator:
         on_trial: Called as `on_trial(index, trial)` after each trial.
 
     Raises:
-        ConfigError: A momentum policy without an optimizer.
+        ConfigError: A momentum policy without the optimizer of the parameters.
     """
 
     def __init__(
@@ -107,13 +116,15 @@ class Extrapolator:
         on_trial: OnTrial | None = None,
     ) -> None:
         self.search = search or Search()
-        if self.search.momentum != "keep" and optimizer is None:
-            raise ConfigError(
-                f"momentum={self.search.momentum!r} changes the optimizer's state: pass optimizer="
-            )
+        self._sharded: list[FSDPModule] = []
         if isinstance(parameters, nn.Module):
+            self._sharded = [m for m in parameters.modules() if isinstance(m, FSDPModule)]
+            self._reshard()
             parameters = select_parameters(parameters, self.search.parameters)
+        if self.search.momentum != "keep":
+            _check_optimizer(optimizer, parameters, self.search.momentum)
         self._live = dict(parameters)
+        self._mirrors = dict(mirrors or {})
         self._validate = validate
         self._optimizer = optimizer
         self._on_trial = on_trial
@@ -137,37 +148,53 @@ class Extrapolator:
         if step <= self._last_step or not self.search.schedule.is_due(step):
             return None
         self._ray.capture_tip_()
-        accepted_scale = 1.0
+        finished = False
         try:
-            result = line_search(
-                self._evaluate,
-                step,
-                scales=self.search.scales,
-                accept=self.search.accept,
-                guard=self.search.guard,
-                retest=self.search.retest,
-                on_trial=self._on_trial,
-            )
-            accepted_scale = result.accepted_scale
+            with _generators_kept((*self._live.values(), *self._mirrors.values())):
+                result = line_search(
+                    self._evaluate,
+                    step,
+                    scales=self.search.scales,
+                    accept=self.search.accept,
+                    guard=self.search.guard,
+                    retest=self.search.retest,
+                    on_trial=self._on_trial,
+                )
+            self._reshard()
+            self._ray.move_to_(result.accepted_scale)
+            finished = True
         finally:
-            self._ray.move_to_(accepted_scale)
-        self._adjust_momentum_(accepted_scale)
-        self._ray.advance_anchor_(self.search.direction.anchor_scale(accepted_scale))
+            if not finished:
+                self._reshard()
+                self._ray.return_to_tip_()
+        self._adjust_momentum_(result.accepted_scale)
+        self._ray.advance_anchor_(self.search.direction.anchor_scale(result.accepted_scale))
         self._last_step = step
         return result
 
     def _evaluate(self, scale: float, draw: Draw) -> Score:
         """Moves to `point(scale)` and scores it."""
+        self._reshard()
         self._ray.move_to_(scale)
         before = self._ray.checksum()
-        score = as_score(self._validate(draw))
+        with torch.no_grad():
+            score = as_score(self._validate(draw))
         if self._ray.checksum() != before:
             raise ValidatorError(
                 f"the validator changed the parameters it was scoring (step {draw.step}, scale "
-                f"{scale:g}). They were restored. Score under torch.no_grad() and do not step an "
-                "optimizer inside."
+                f"{scale:g}). They were restored. Do not step an optimizer, cast the model or swap "
+                "in averaged weights inside; or put them back exactly."
             )
         return score
+
+    def _reshard(self) -> None:
+        """Drops gathered copies, without communication.
+
+        A forward pass without a backward pass leaves the root module's behind, and the next one
+        would use them instead of the moved shards.
+        """
+        for module in self._sharded:
+            module.reshard()
 
     @torch.no_grad()
     def _adjust_momentum_(self, accepted_scale: float) -> None:
@@ -175,7 +202,7 @@ class Extrapolator:
         if self.search.momentum == "keep" or accepted_scale == 1.0 or self._optimizer is None:
             return
         factor = 0.0 if self.search.momentum == "reset" else 1.0 / accepted_scale
-        for tensor in self._live.values():
+        for tensor in {id(tensor): tensor for tensor in self._live.values()}.values():
             state = self._optimizer.state.get(tensor, {})
             for key in ("exp_avg", "momentum_buffer"):
                 if isinstance(state.get(key), Tensor):
@@ -218,6 +245,30 @@ class Extrapolator:
             )
         self._ray.load_anchor_(state["anchor"])
         self._last_step = int(state["last_step"])
+
+
+def _check_optimizer(
+    optimizer: torch.optim.Optimizer | None, parameters: Mapping[str, Tensor], momentum: str
+) -> None:
+    """A momentum policy needs the optimizer that updates the moved tensors themselves."""
+    groups = [] if optimizer is None else optimizer.param_groups
+    held = {id(tensor) for group in groups for tensor in group["params"]}
+    unknown = [name for name, tensor in parameters.items() if id(tensor) not in held]
+    if unknown:
+        raise ConfigError(
+            f"momentum={momentum!r} changes the optimizer's state of the moved parameters: pass "
+            f"optimizer= that updates them; {unknown[:3]} ({len(unknown)} in all) are in none of "
+            f"its {len(groups)} parameter groups"
+        )
+
+
+@contextmanager
+def _generators_kept(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Puts torch's generators back on exit: the host's and those of the tensors' devices."""
+    devices = {t.device for t in tensors if t.device.type != "cpu"}
+    kind = next((device.type for device in devices), "cuda")
+    with torch.random.fork_rng(list(devices), device_type=kind):
+        yield
 
 
 def _plain(value: Any) -> Any:

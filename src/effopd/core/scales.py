@@ -112,7 +112,8 @@ class GeometricScales:
         if len(trials) - 1 - rejected[0] >= self.refine:
             return None
         above = min(trials[i].scale for i in rejected if trials[i].scale > best)
-        return math.sqrt(best * above)
+        middle = math.sqrt(best * above)
+        return middle if best < middle < above else None  # no float left between them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,4 +163,5 @@ def parabola_vertex(points: Sequence[tuple[float, float]]) -> float | None:
     curvature = (slope12 - slope01) / (x2 - x0)
     if not curvature < 0:
         return None
-    return (x0 + x1) / 2 - slope01 / (2 * curvature)
+    vertex = (x0 + x1) / 2 - slope01 / (2 * curvature)
+    return vertex if math.isfinite(vertex) else None

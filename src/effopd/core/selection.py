@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from effopd.errors import ConfigError
 
 RELEASED_NAMES = re.compile(
-    r"attn|self_attn|attention|[qkvo]_proj|mlp|ffn|gate_proj|up_proj|down_proj"
+    r"attn|self_attn|attention|[qkvo]_proj|mlp|feed_forward|ffn|gate_proj|up_proj|down_proj",
+    re.IGNORECASE,
 )
 """The released code's substring test; by accident it also takes `post_attention_layernorm`."""
 
