@@ -67,8 +67,9 @@ def reverse_kl_figure(runs: Sequence[Run], axis: str) -> Figure:
     for run, style in zip(runs, run_styles(runs), strict=True):
         points = [p for p in _placed(run, axis, "reverse_kl") if (p.reverse_kl or 0) > 0]
         curves.append(_curve(points, axis, "reverse_kl", style))
-    heights = [height for curve in curves for height in curve["y"]]
-    layout = base_layout(axis, "reverse KL (nats)", type="log", **_decade_ticks(heights))
+    ticks = decade_ticks([height for curve in curves for height in curve["y"]])
+    names = [f"{tick:g}" for tick in ticks]
+    layout = base_layout(axis, "reverse KL (nats)", type="log", tickvals=ticks, ticktext=names)
     return {"data": curves, "layout": layout}
 
 
@@ -203,11 +204,10 @@ def _level_name(height: float, name: str) -> Figure:
     }
 
 
-def _decade_ticks(heights: Sequence[float]) -> Figure:
+def decade_ticks(heights: Sequence[float]) -> list[float]:
     """Ticks at 1, 2 and 5 times powers of ten, or at the powers alone if that is many."""
     if not heights:
-        return {}
+        return []
     first, last = math.floor(math.log10(min(heights))), math.floor(math.log10(max(heights)))
     steps = (1, 2, 5) if last - first < 4 else (1,)
-    ticks = [step * 10.0**power for power in range(first, last + 2) for step in steps]
-    return {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
+    return [step * 10.0**power for power in range(first, last + 2) for step in steps]

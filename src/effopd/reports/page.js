@@ -26,14 +26,14 @@ function themed(layout, width) {
     gridcolor: grid, linecolor: muted, tickcolor: muted, zeroline: false, showline: false,
     automargin: true, tickfont: { color: muted }, ticks: "", fixedrange: false,
   };
-  const titled = (each) => ({ ...each.title, font: { color: muted, size: narrow ? 12 : 13 } });
+  const titled = (each) => ({ ...each.title, standoff: 10, font: { color: muted, size: narrow ? 12 : 13 } });
   return {
     ...layout,
     autosize: true,
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: getComputedStyle(document.body).fontFamily, size: narrow ? 12 : 13, color: ink },
-    margin: { l: narrow ? 44 : 60, r: narrow ? 54 : 64, t: 36, b: 48, pad: 4 },
+    margin: { l: narrow ? 36 : 60, r: narrow ? 54 : 64, t: 36, b: 48, pad: 4 },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: grid, activecolor: muted, orientation: "h" },
     hoverlabel: { bgcolor: surface, bordercolor: muted, align: "left", font: { color: ink, size: 13 } },
     dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom", // a finger scrolls the page
@@ -57,6 +57,7 @@ function draw(node, figure) {
   Plotly.react(node, structuredClone(figure.data), themed(figure.layout, node.clientWidth), {
     responsive: true,
     displaylogo: false,
+    displayModeBar: node.clientWidth < 560 ? false : "hover",
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
   });
 }

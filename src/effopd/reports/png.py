@@ -6,14 +6,14 @@ from typing import Any
 
 from effopd.errors import MissingExtraError
 from effopd.records import Run
-from effopd.reports.figures import AXES
-from effopd.reports.series import evaluations, teacher_accuracy, trials
+from effopd.reports.figures import AXES, decade_ticks
+from effopd.reports.series import Trial, evaluations, teacher_accuracy, trials
 from effopd.reports.style import BETTER, NEUTRAL, WORSE, Style, run_styles
 from effopd.reports.summary import first_at
-from effopd.reports.timeline import advantage_color, advantage_limit, scale_ticks
+from effopd.reports.timeline import advantage_color, advantage_limit, scale_ticks, trial_kinds
 
 _DPI = 200
-_INK, _MUTED, _GRID = "#1D1F22", "#5D6268", "#E5E2DB"
+_INK, _MUTED, _GRID, _THIN = "#1D1F22", "#5D6268", "#E5E2DB", "#8A8A8A"
 _MARKS = {
     "circle": "o",
     "square": "s",
@@ -53,7 +53,7 @@ def write_pngs(runs: Sequence[Run], directory: Path | str) -> list[Path]:
         (run, style) for run, style in zip(runs, run_styles(runs), strict=True) if any(trials(run))
     ]
     if searching:
-        size = (6.4, 0.7 + 2.3 * len(searching))
+        size = (6.4, 1.0 + 2.2 * len(searching))
         drawings.append(("search", lambda figure: _searches(figure, searching), size))
     paths = []
     for name, draw, size in drawings:
@@ -128,16 +128,23 @@ def _accuracy(figure: Any, runs: Sequence[Run], axis: str) -> None:
 
 def _reverse_kl(figure: Any, runs: Sequence[Run]) -> None:
     axes = figure.subplots()
+    heights: list[float] = []
     for run, style in zip(runs, run_styles(runs), strict=True):
         points = [p for p in evaluations(run) if (p.reverse_kl or 0) > 0]
         axes.plot([p.step for p in points], [p.reverse_kl for p in points], **_line(style))
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        heights += [p.reverse_kl for p in points if p.reverse_kl]
+    if heights:
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        ticks = [tick for tick in decade_ticks(heights) if low <= tick <= high]
+        axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
     _finish(axes, AXES["steps"][1], "reverse KL (nats)", "steps")
 
 
 def _searches(figure: Any, searching: Sequence[tuple[Run, Style]]) -> None:
     """One panel per run, over the same steps."""
+    looks: dict[str, dict[str, Any]] = {}
     panels = figure.subplots(len(searching), sharex=True, squeeze=False)[:, 0]
     for axes, (run, style) in zip(panels, searching, strict=True):
         found = list(trials(run))
@@ -145,27 +152,32 @@ def _searches(figure: Any, searching: Sequence[tuple[Run, Style]]) -> None:
         ticks = scale_ticks(found)
         lowest = min((trial.scale for trial in found if trial.scale > 0), default=1.0)
         axes.set_yscale("log", base=2)
-        for trial in found:
-            look = _trial_look(trial.kind, trial.accepted, advantage_color(trial, limit))
-            axes.plot(trial.step, max(trial.scale, lowest / 2), ls="none", **look)
+        for name, _, members in trial_kinds(found):
+            looks.setdefault(name, _trial_look(members[0], NEUTRAL))
+            for trial in members:
+                look = _trial_look(trial, advantage_color(trial, limit))
+                axes.plot(trial.step, max(trial.scale, lowest / 2), ls="none", **look)
         axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
         axes.set_ylabel("scale")
         axes.margins(y=0.12)
         axes.set_title(style.label, loc="left", fontsize=10, fontweight="bold")
         _scale_bar(figure, axes, limit)
+    _search_legend(figure, looks)
     last = max((row.get("step", 0) for run, _ in searching for row in run.evals), default=0)
     panels[-1].set_xlim(0, max(last, *panels[-1].get_xlim()))
     panels[-1].set_xlabel(AXES["steps"][1])
 
 
-def _trial_look(kind: str, accepted: bool | None, color: str) -> dict[str, Any]:
+def _trial_look(trial: Trial, color: str) -> dict[str, Any]:
     edge = {"markeredgecolor": "#777777", "markeredgewidth": 0.6, "markerfacecolor": color}
-    if kind.endswith("incumbent"):
-        return {"marker": "_", "color": color, "markersize": 9, "markeredgewidth": 1.6}
-    if accepted:
+    if trial.kind.endswith("incumbent"):
+        return {"marker": "_", "color": _THIN, "markersize": 9, "markeredgewidth": 1.6}
+    if trial.accepted:
         return {"marker": "*", "markersize": 14, "zorder": 4, **edge}
-    if kind.startswith("retest"):
+    if trial.score is None:
+        return {"marker": "x", "color": _THIN, "markersize": 6, "markeredgewidth": 1.6}
+    if trial.kind.startswith("retest"):
         return {**edge, "marker": "o", "markersize": 15, "markerfacecolor": "none"}
     return {"marker": "o", "markersize": 6.5, "zorder": 3, **edge}
 
@@ -178,7 +190,19 @@ def _scale_bar(figure: Any, axes: Any, limit: float) -> None:
     bar = figure.colorbar(ScalarMappable(Normalize(-limit, limit), colors), ax=axes, aspect=18)
     bar.outline.set_visible(False)
     bar.ax.set_title("gain", fontsize=8, color=_MUTED)
-    bar.ax.tick_params(labelsize=8)
+    bar.set_ticks([-limit, 0, limit], labels=[f"-{limit:.2g}", "0", f"+{limit:.2g}"])
+    bar.ax.tick_params(labelsize=8, length=0)
+
+
+def _search_legend(figure: Any, looks: dict[str, dict[str, Any]]) -> None:
+    """Marks of the search panels, below the last one."""
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], ls="none", label=name, **{**look, "zorder": 3})
+        for name, look in looks.items()
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), markerscale=0.7)
 
 
 def _line(style: Style) -> dict[str, Any]:
@@ -191,6 +215,7 @@ def _line(style: Style) -> dict[str, Any]:
         # A leading underscore would hide the label from the legend.
         "label": style.label if not style.label.startswith("_") else f" {style.label}",
         "zorder": 3,
+        "clip_on": False,
     }
 
 

@@ -16,7 +16,7 @@ function meanOf(row) {
 
 function background(value) {
   if (value === null || value === 0) return "";
-  const strength = Math.min(1, Math.abs(value) / data.kl_limit) ** 0.7 * 0.72;
+  const strength = Math.min(1, Math.abs(value) / data.kl_limit) ** 0.7 * 0.65;
   const hue = value > 0 ? "--warm" : "--cool";
   return `rgba(var(${hue}), ${strength.toFixed(3)})`;
 }

@@ -26,7 +26,7 @@ def search_figure(run: Run) -> Figure:
     lowest = min((trial.scale for trial in found if trial.scale > 0), default=1.0)
     limit = advantage_limit(found)
     traces = []
-    for name, marker, chosen in _kinds(found):
+    for name, marker, chosen in trial_kinds(found):
         traces.append(_trial_trace(name, marker, chosen, lowest / 2, limit))
     if found:
         traces.append(_color_bar(limit))
@@ -53,10 +53,10 @@ def advantage_color(trial: Trial, limit: float) -> str:
     """Hexadecimal colour of a trial: vermillion is worse than its incumbent, blue is better.
 
     Args:
-        trial: Any trial; incumbents and trials without an advantage are grey.
+        trial: Any trial; incumbents and trials without a score are grey.
         limit: Advantage at the end of the scale, see `advantage_limit`.
     """
-    if _incumbents(trial):
+    if _incumbents(trial) or trial.score is None:
         return "#8A8A8A"
     share = max(-1.0, min(1.0, (trial.advantage or 0.0) / limit))
     return blended(NEUTRAL, BETTER if share > 0 else WORSE, abs(share))
@@ -92,13 +92,14 @@ def _count(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else plural}"
 
 
-def _kinds(found: Sequence[Trial]) -> list[tuple[str, Figure, list[Trial]]]:
+def trial_kinds(found: Sequence[Trial]) -> list[tuple[str, Figure, list[Trial]]]:
     """Name, marker and members of each kind of trial that occurs, the ones in front last."""
     edge = {"color": "rgba(120,120,120,0.9)", "width": 1}
     groups = (
         ("incumbent", {"symbol": "line-ew-open", "size": 14, "line": {"width": 2}}, _incumbents),
         ("retest", {"symbol": "circle-open", "size": 22, "line": {"width": 2}}, _retests),
         ("rejected", {"symbol": "circle", "size": 10, "line": edge}, _rejected),
+        ("not finite", {"symbol": "x-thin-open", "size": 9, "line": {"width": 2}}, _broken),
         ("accepted", {"symbol": "star", "size": 18, "line": edge}, _accepted),
     )
     chosen = [(name, marker, [t for t in found if belongs(t)]) for name, marker, belongs in groups]
@@ -117,14 +118,19 @@ def _retests(trial: Trial) -> bool:
     return trial.kind == "retest-candidate" and not trial.accepted
 
 
+def _broken(trial: Trial) -> bool:
+    return trial.kind == "candidate" and trial.score is None and not trial.accepted
+
+
 def _rejected(trial: Trial) -> bool:
-    return not (_incumbents(trial) or _accepted(trial) or _retests(trial))
+    kinds = (_incumbents, _accepted, _retests, _broken)
+    return not any(belongs(trial) for belongs in kinds)
 
 
 def _trial_trace(
     name: str, marker: Figure, chosen: Sequence[Trial], floor: float, limit: float
 ) -> Figure:
-    """One kind of trial; a scale of 0 or less is drawn at `floor`, a score of NaN in grey."""
+    """One kind of trial; a scale of 0 or less is drawn at `floor`."""
     return {
         "type": "scatter",
         "mode": "markers",
