@@ -39,9 +39,22 @@ def pages() -> list[Path]:
     return [file for file in tracked_files() if file.suffix == ".md"]
 
 
-def readme_blocks() -> list[tuple[str, str]]:
-    """(language, text) of the README's fenced blocks in order."""
-    return FENCE.findall((ROOT / "README.md").read_text("utf-8"))
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """(language, text) of a page's fenced blocks in order."""
+    return FENCE.findall(page.read_text("utf-8"))
+
+
+def output_of(source: str) -> str:
+    """What a Python source prints in a fresh interpreter, warnings being errors."""
+    finished = subprocess.run(
+        [sys.executable, "-W", "error", "-c", source],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
 
 
 def broken_links(page: Path) -> list[str]:
@@ -128,16 +141,16 @@ def test_pages_name_existing_make_targets() -> None:
 
 
 def test_readme_example_prints_what_the_readme_shows() -> None:
-    languages = [language for language, _ in readme_blocks()]
-    at = languages.index("python")
-    example, shown = readme_blocks()[at], readme_blocks()[at + 1]
-    assert shown[0] == "text", "the example's output follows it in a ```text block"
-    finished = subprocess.run(
-        [sys.executable, "-W", "error", "-c", example[1]],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-    assert finished.stdout == shown[1]
+    found = blocks(ROOT / "README.md")
+    at = [language for language, _ in found].index("python")
+    (_, example), (language, shown) = found[at : at + 2]
+    assert language == "text", "the example's output follows it in a ```text block"
+    assert output_of(example) == shown
+
+
+def test_page_on_integration_runs_from_top_to_bottom() -> None:
+    found = [
+        text for language, text in blocks(ROOT / "docs" / "integrate.md") if language == "python"
+    ]
+    steps = [line.split()[0] for line in output_of("\n".join(found)).splitlines()]
+    assert steps == ["1", "2", "4", "8", "16", "32"]
