@@ -1,0 +1,217 @@
+"""On-policy distillation as per-token advantages, and its settings.
+
+Axes: N tokens. The student samples a response and every sampled token is pushed up or down by how
+much more the teacher likes it; log-probabilities are in nats.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
+from effopd.objectives.divergence_tiles import Divergence, check_divergence
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledTokenOPD:
+    """On-policy distillation on the sampled tokens, equation (9).
+
+    Attributes:
+        type: Name of this objective in a configuration.
+        importance_cap: Upper bound of the importance weight, above 0.
+
+    Raises:
+        ConfigError: If the cap is not positive.
+    """
+
+    type: Literal["sampled_token"] = "sampled_token"
+    importance_cap: float = 5.0
+
+    def __post_init__(self) -> None:
+        _check_positive("importance_cap", self.importance_cap)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExOPD:
+    """On-policy distillation beyond the teacher, away from a reference model (arXiv 2602.12125).
+
+    Attributes:
+        type: Name of this objective in a configuration.
+        reward_scale: lambda, how far to go from the reference (0) past the teacher (1), at least
+            0. The paper finds 1.25 best and 1.5 unstable.
+        importance_cap: Upper bound of the importance weight, above 0.
+
+    Raises:
+        ConfigError: If a number is out of range.
+    """
+
+    type: Literal["exopd"] = "exopd"
+    reward_scale: float = 1.25
+    importance_cap: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not self.reward_scale >= 0.0:
+            raise ConfigError(
+                f"reward_scale is {self.reward_scale}; expected at least 0 (1 is plain OPD, 1.25 "
+                "the vetted setting)."
+            )
+        _check_positive("importance_cap", self.importance_cap)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullVocabularyKL:
+    """A divergence over the whole vocabulary at every sampled context, `fused_divergence`.
+
+    Attributes:
+        type: Name of this objective in a configuration.
+        divergence: `"reverse"` KL(student || teacher), `"forward"` or `"jsd"`.
+        beta: Weight of the teacher in the mixture of `"jsd"`, in (0, 1); unused by the others.
+
+    Raises:
+        ConfigError: If the divergence is unknown or beta is out of range.
+    """
+
+    type: Literal["full_kl"] = "full_kl"
+    divergence: Divergence = "reverse"
+    beta: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_divergence(self.divergence, self.beta)
+
+
+def opd_advantages(
+    student_log_probs_N: Float[Tensor, "N"], teacher_log_probs_N: Float[Tensor, "N"]
+) -> Float[Tensor, "N"]:
+    """`A = log q - log p` of teacher q and student p, detached.
+
+    Args:
+        student_log_probs_N: Student's log-probability of each sampled token.
+        teacher_log_probs_N: Teacher's.
+
+    Returns:
+        Advantages of an ascent step, nats.
+
+    Raises:
+        ParameterMismatchError: If shapes disagree.
+        NonFiniteError: If an input is NaN or infinite.
+
+    Source: equation (9) of arXiv 2605.11739, whose sign is that of a descent step.
+    """
+    _check_tokens(student=student_log_probs_N, teacher=teacher_log_probs_N)
+    return (teacher_log_probs_N - student_log_probs_N).detach()
+
+
+def exopd_advantages(
+    student_log_probs_N: Float[Tensor, "N"],
+    teacher_log_probs_N: Float[Tensor, "N"],
+    reference_log_probs_N: Float[Tensor, "N"],
+    reward_scale: float,
+) -> Float[Tensor, "N"]:
+    """`A = lambda (log q - log r) - (log p - log r)` with reference r, detached.
+
+    Computed as `(log q - log p) + (lambda - 1) (log q - log r)`, so that lambda = 1 is
+    `opd_advantages` bit for bit.
+
+    Args:
+        student_log_probs_N: Student's log-probability of each sampled token.
+        teacher_log_probs_N: Teacher's.
+        reference_log_probs_N: The reference's: the student's initial model, or the teacher's base.
+        reward_scale: lambda.
+
+    Returns:
+        Advantages of an ascent step, nats.
+
+    Raises:
+        ParameterMismatchError: If shapes disagree.
+        NonFiniteError: If an input is NaN or infinite.
+
+    Source: G-OPD / ExOPD, arXiv 2602.12125.
+    """
+    _check_tokens(
+        student=student_log_probs_N, teacher=teacher_log_probs_N, reference=reference_log_probs_N
+    )
+    imitation_N = teacher_log_probs_N - student_log_probs_N
+    reward_N = teacher_log_probs_N - reference_log_probs_N
+    return (imitation_N + (reward_scale - 1.0) * reward_N).detach()
+
+
+def importance_weights(
+    train_log_probs_N: Float[Tensor, "N"], rollout_log_probs_N: Float[Tensor, "N"], cap: float
+) -> Float[Tensor, "N"]:
+    """`min(p_train / p_rollout, cap)` per token, detached, in (0, cap].
+
+    Corrects for a rollout engine whose log-probabilities differ from the trainer's.
+
+    Args:
+        train_log_probs_N: Log-probability of each sampled token under the trainer's model.
+        rollout_log_probs_N: The same as reported by the engine that sampled it.
+        cap: Upper bound of the weight, above 0.
+
+    Returns:
+        Weights; 1 where both agree.
+
+    Raises:
+        ParameterMismatchError: If shapes disagree.
+        NonFiniteError: If an input is NaN or infinite.
+        ConfigError: If the cap is not positive.
+
+    Source: token-level truncated importance sampling of arXiv 2605.11739, cap 5.
+    """
+    _check_positive("cap", cap)
+    _check_tokens(train=train_log_probs_N, rollout=rollout_log_probs_N)
+    return (train_log_probs_N - rollout_log_probs_N).exp().clamp(max=cap).detach()
+
+
+def sampled_token_loss(
+    log_probs_N: Float[Tensor, "N"],
+    advantages_N: Float[Tensor, "N"],
+    weights_N: Float[Tensor, "N"],
+    normalizer: float,
+) -> Float[Tensor, ""]:
+    """`-sum_n w_n A_n log p_n / normalizer`, differentiable in `log p` alone.
+
+    Its value means nothing; its gradient is the descent gradient of equation (9). With the token
+    count of the whole batch as normalizer, micro-batches add up to the full batch exactly.
+
+    Args:
+        log_probs_N: Student's log-probability of each sampled token, with gradient.
+        advantages_N: From `opd_advantages` or `exopd_advantages`.
+        weights_N: From `importance_weights`.
+        normalizer: Token count of the whole batch, above 0.
+
+    Returns:
+        Scalar loss.
+
+    Raises:
+        ParameterMismatchError: If shapes disagree.
+        NonFiniteError: If an input is NaN or infinite.
+        ConfigError: If the normalizer is not positive.
+    """
+    _check_positive("normalizer", normalizer)
+    _check_tokens(student=log_probs_N, advantages=advantages_N, weights=weights_N)
+    return -(weights_N.detach() * advantages_N.detach() * log_probs_N).sum() / normalizer
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not value > 0.0:
+        raise ConfigError(f"{name} is {value}; expected a positive number.")
+
+
+def _check_tokens(**tensors: Tensor) -> None:
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
+        raise ParameterMismatchError(
+            f"shapes {shapes}; expected one number per token, [N] alike. Apply one mask to all."
+        )
+    for name, tensor in tensors.items():
+        finite = tensor.isfinite()
+        if not bool(finite.all()):
+            token = int((~finite).nonzero()[0])
+            raise NonFiniteError(
+                f"{name}: token {token} is {tensor[token].item()}, and {int((~finite).sum())} of "
+                f"{len(tensor)} tokens are not finite. An engine that filters tokens (top-p, "
+                "top-k, min-p) reports -inf for them: sample with top_p = 1 and top_k off; "
+                "otherwise look for NaN in that model's logits."
+            )

@@ -1,0 +1,240 @@
+"""Full-vocabulary divergences of two language models, from hidden states, in one pass.
+
+Axes: N tokens, D the student's width, E the teacher's width, V vocabulary, C tokens of one chunk.
+
+The gradients of hidden states and lm_head are computed in the forward pass, while the chunk's
+logits are at hand, and scaled by the incoming gradient in the backward pass. Nothing of size
+[N, V] ever exists and every head is projected once: 4 products, where recomputing in the backward
+pass takes 6.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypedDict, Unpack
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
+from effopd.objectives.divergence_tiles import Divergence, tile_divergence
+from effopd.objectives.projection import (
+    Head,
+    HeadGradients,
+    MatmulPrecision,
+    accumulation_dtype,
+    check_head,
+    project_,
+    token_chunks,
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FusedDivergence:
+    """What `fused_divergence` returns.
+
+    Attributes:
+        loss: Sum over tokens divided by the normalizer, nats; carries the gradient.
+        per_token_N: Divergence of every token, nats, detached.
+    """
+
+    loss: Float[Tensor, ""]
+    per_token_N: Float[Tensor, "N"]
+
+
+class _Settings(NamedTuple):
+    divergence: Divergence
+    beta: float
+    temperature: float
+    chunk_tokens: int | None
+    precision: MatmulPrecision | None
+
+
+def fused_divergence(
+    student_hidden_ND: Float[Tensor, "N D"],
+    student_weight_VD: Float[Tensor, "V D"],
+    teacher_hidden_NE: Float[Tensor, "N E"],
+    teacher_weight_VE: Float[Tensor, "V E"],
+    *,
+    divergence: Divergence = "reverse",
+    beta: float = 0.5,
+    temperature: float = 1.0,
+    chunk_tokens: int | None = None,
+    student_bias: Float[Tensor, "V"] | None = None,
+    teacher_bias: Float[Tensor, "V"] | None = None,
+    normalizer: float | None = None,
+    matmul_precision: MatmulPrecision | None = None,
+) -> FusedDivergence:
+    """`sum_n D(p_n, q_n) / normalizer` of student p and teacher q over the whole vocabulary.
+
+    `"reverse"`: `KL(p || q)`. `"forward"`: `KL(q || p)`. `"jsd"`: `beta KL(q || m) + (1 - beta)
+    KL(p || m)` with `m = beta q + (1 - beta) p`. Accumulates in fp32 (float64 for float64 inputs)
+    also from bf16; beyond the gradients it allocates two tiles [C, V]. The teacher receives no
+    gradient. One backward pass only: it consumes the gradients kept by the forward pass.
+
+    Args:
+        student_hidden_ND: Student's hidden states before the lm_head, masked tokens dropped.
+        student_weight_VD: Student's lm_head; may be tied to the embeddings.
+        teacher_hidden_NE: Teacher's hidden states at the same tokens.
+        teacher_weight_VE: Teacher's lm_head with the same vocabulary rows.
+        divergence: Which divergence.
+        beta: Weight of the teacher in the mixture of `"jsd"`, in (0, 1).
+        temperature: Divides both models' logits. The loss is not multiplied by its square.
+        chunk_tokens: Tokens in a tile, or None for a default that fits vocabulary and device.
+        student_bias: Bias of the student's lm_head.
+        teacher_bias: Bias of the teacher's lm_head.
+        normalizer: Divides the sum, or None for the number of tokens here. With micro-batches pass
+            the token count of the whole batch: the gradients then add up to the full batch's.
+        matmul_precision: `torch.set_float32_matmul_precision` during the products alone, or None
+            to leave it; see `fast_matmul_precision`.
+
+    Returns:
+        Loss and per-token values.
+
+    Raises:
+        ParameterMismatchError: If shapes, vocabulary sizes or devices disagree.
+        NonFiniteError: If a token's divergence is NaN or infinite.
+        ConfigError: If a setting is out of range.
+
+    Source: equation (24) of arXiv 2605.11739 with the contexts frozen; the mixture is that of GKD,
+    arXiv 2306.13649, and of TRL, where beta = 0 and 1 name the forward and the reverse KL instead.
+    """
+    student = Head(student_hidden_ND, student_weight_VD, student_bias)
+    teacher = Head(teacher_hidden_NE, teacher_weight_VE, teacher_bias)
+    _check(student, teacher, temperature, normalizer)
+    settings = _Settings(divergence, beta, temperature, chunk_tokens, matmul_precision)
+    scale = 1.0 / (max(1, student_hidden_ND.shape[0]) if normalizer is None else normalizer)
+    loss, per_token_N = _FusedFunction.apply(  # type: ignore[no-untyped-call]
+        *student, teacher, settings, scale, torch.is_grad_enabled()
+    )
+    _check_finite(per_token_N)
+    return FusedDivergence(loss=loss, per_token_N=per_token_N)
+
+
+class DivergenceSettings(TypedDict, total=False):
+    """Keywords of `fused_divergence` that shape the value of a token."""
+
+    divergence: Divergence
+    beta: float
+    temperature: float
+    chunk_tokens: int | None
+    student_bias: Tensor | None
+    teacher_bias: Tensor | None
+    matmul_precision: MatmulPrecision | None
+
+
+@torch.no_grad()
+def token_divergences(
+    student_hidden_ND: Float[Tensor, "N D"],
+    student_weight_VD: Float[Tensor, "V D"],
+    teacher_hidden_NE: Float[Tensor, "N E"],
+    teacher_weight_VE: Float[Tensor, "V E"],
+    **settings: Unpack[DivergenceSettings],
+) -> Float[Tensor, "N"]:
+    """Divergence of every token in nats, without gradients; raises what `fused_divergence` does.
+
+    Args:
+        student_hidden_ND: Student's hidden states before the lm_head.
+        student_weight_VD: Student's lm_head.
+        teacher_hidden_NE: Teacher's hidden states at the same tokens.
+        teacher_weight_VE: Teacher's lm_head.
+        **settings: Keywords of `fused_divergence`, all but the normalizer.
+
+    Returns:
+        Per-token values, shape [N], in the accumulation dtype.
+    """
+    result = fused_divergence(
+        student_hidden_ND, student_weight_VD, teacher_hidden_NE, teacher_weight_VE, **settings
+    )
+    return result.per_token_N
+
+
+class _FusedFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        teacher: Head,  # no tensor argument of its own, so autograd does not see it
+        settings: _Settings,
+        scale: float,
+        grad_enabled: bool,
+    ) -> tuple[Tensor, Tensor]:
+        student = Head(hidden_ND, weight_VD, bias_V)
+        needed = ctx.needs_input_grad[:3] if grad_enabled else ()
+        gradients = HeadGradients(student, needed, settings.precision) if any(needed) else None
+        per_token_N = _sweep(student, teacher, settings, gradients)
+        ctx.gradients, ctx.scale = gradients, scale / settings.temperature
+        ctx.mark_non_differentiable(per_token_N)
+        return per_token_N.sum() * scale, per_token_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise ConfigError(
+                "backward through fused_divergence a second time: its gradients were handed out by "
+                "the first. Call fused_divergence again instead of using retain_graph=True."
+            )
+        gradients, ctx.gradients = ctx.gradients, None
+        return (*gradients.release(grad_loss * ctx.scale), None, None, None, None)
+
+
+def _sweep(
+    student: Head, teacher: Head, settings: _Settings, gradients: HeadGradients | None
+) -> Tensor:
+    """Per-token divergences; adds to `gradients` on the way."""
+    tokens, vocabulary = student.hidden_ND.shape[0], student.weight_VD.shape[0]
+    device = student.hidden_ND.device
+    evaluate = tile_divergence(settings.divergence, settings.beta)
+    rows, chunks = token_chunks(tokens, vocabulary, device, settings.chunk_tokens)
+    dtype = accumulation_dtype(student.hidden_ND, student.weight_VD)
+    student_tile, teacher_tile = torch.empty(
+        2, rows, vocabulary, dtype=dtype, device=device
+    ).unbind()
+    per_token_N = torch.empty(tokens, dtype=dtype, device=device)
+    for chunk in chunks:
+        length = chunk.stop - chunk.start
+        student_CV, teacher_CV = student_tile[:length], teacher_tile[:length]
+        project_(student_CV, chunk, student, settings.temperature, settings.precision)
+        project_(teacher_CV, chunk, teacher, settings.temperature, settings.precision)
+        per_token_N[chunk] = evaluate(student_CV, teacher_CV)
+        if gradients is not None:
+            gradients.add_(student_CV, chunk, student)
+    return per_token_N
+
+
+def _check(student: Head, teacher: Head, temperature: float, normalizer: float | None) -> None:
+    check_head("student", student)
+    check_head("teacher", teacher)
+    if student.weight_VD.shape[0] != teacher.weight_VD.shape[0]:
+        raise ParameterMismatchError(
+            f"the student's lm_head has {student.weight_VD.shape[0]} rows and the teacher's "
+            f"{teacher.weight_VD.shape[0]}; expected equal vocabularies. If the tokenizers agree, "
+            "trim both with trim_rows(weight, aligned_vocabulary_size(...))."
+        )
+    if student.hidden_ND.shape[0] != teacher.hidden_ND.shape[0]:
+        raise ParameterMismatchError(
+            f"{student.hidden_ND.shape[0]} student tokens and {teacher.hidden_ND.shape[0]} teacher "
+            "tokens; expected the same ones. Apply one mask to both."
+        )
+    if not temperature > 0.0:
+        raise ConfigError(f"temperature is {temperature}; expected a positive number.")
+    if normalizer is not None and not normalizer > 0.0:
+        raise ConfigError(
+            f"normalizer is {normalizer}; expected a positive number, such as the token count of "
+            "the whole batch."
+        )
+
+
+def _check_finite(per_token_N: Tensor) -> None:
+    finite = per_token_N.isfinite()
+    if not bool(finite.all()):
+        token = int((~finite).nonzero()[0])
+        raise NonFiniteError(
+            f"the divergence of token {token} is {per_token_N[token].item()}, as is that of "
+            f"{int((~finite).sum())} of {len(per_token_N)} tokens; expected finite numbers. Check "
+            "both models' hidden states for NaN or infinity (a learning rate too high, fp16 "
+            "overflow) and the lm_head biases for masked tokens."
+        )

@@ -1,0 +1,249 @@
+"""Projection through an lm_head, and its gradients, in tiles that the caller owns.
+
+Axes: N tokens, C tokens of one chunk, D hidden width, V vocabulary rows. Products accumulate in
+fp32 (float64 for float64 inputs) whatever the inputs' dtype.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from effopd.errors import ConfigError, ParameterMismatchError
+
+MatmulPrecision = Literal["highest", "high", "medium"]
+
+_TILE_ELEMENTS = 2**23  # 32 MiB of fp32
+_CAST_ROWS = 4096  # rows of a half-precision head that are held in fp32 at a time
+_PROBE_ERROR = 1e-5  # fp32 products of 256 terms stay near 1e-6, TF32 and bf16 ones do not
+
+
+class Head(NamedTuple):
+    """Hidden states and the lm_head that turns them into logits."""
+
+    hidden_ND: Tensor
+    weight_VD: Tensor
+    bias_V: Tensor | None
+
+
+@contextmanager
+def float32_matmul_precision(setting: MatmulPrecision | None) -> Iterator[None]:
+    """Set `torch.set_float32_matmul_precision` inside the block and restore it afterwards.
+
+    Args:
+        setting: The precision of fp32 products, or None to leave the caller's alone.
+
+    Yields:
+        Nothing.
+    """
+    before = torch.get_float32_matmul_precision()
+    if setting is None or setting == before:
+        yield
+        return
+    torch.set_float32_matmul_precision(setting)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@functools.cache
+def fast_matmul_precision(device_type: str = "cpu") -> MatmulPrecision:
+    """`"medium"` where it keeps fp32 accuracy on this machine, else `"highest"`.
+
+    On most CPUs `"medium"` only selects another fp32 kernel, often a faster one; with AMX, and on
+    GPUs, it may round the operands. One product of 256 x 256 matrices tells: its relative error
+    against float64 must stay below 1e-5. Asked once per process and device type.
+
+    Args:
+        device_type: Where the products will run, `"cpu"` or `"cuda"`.
+
+    Returns:
+        A setting to pass as `matmul_precision`.
+    """
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn(2, 256, 256, generator=generator, dtype=torch.float64).unbind()
+    with torch.no_grad(), float32_matmul_precision("medium"):
+        product = left.to(device_type, torch.float32) @ right.to(device_type, torch.float32)
+    exact = left @ right
+    error = (product.cpu().double() - exact).norm() / exact.norm()
+    return "medium" if error.item() < _PROBE_ERROR else "highest"
+
+
+def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
+    """float64 if any of the tensors is, else float32."""
+    wide = any(tensor.dtype == torch.float64 for tensor in tensors)
+    return torch.float64 if wide else torch.float32
+
+
+def token_chunks(
+    tokens: int, vocabulary: int, device: torch.device, chunk_tokens: int | None
+) -> tuple[int, list[slice]]:
+    """Chunk length, and the slices that cover all tokens in order; the last may be shorter.
+
+    The default tile holds 32 MiB of fp32, but never fewer than 128 tokens (1,024 on a GPU): each
+    chunk reads and writes the whole gradient of the lm_head once, which a short chunk cannot repay.
+
+    Args:
+        tokens: How many tokens there are.
+        vocabulary: Rows of the lm_head.
+        device: Where the tiles live.
+        chunk_tokens: Tokens in a tile, or None for the default.
+
+    Returns:
+        The number of rows a tile needs, and the slices.
+
+    Raises:
+        ConfigError: If `chunk_tokens` is below 1.
+    """
+    if chunk_tokens is None:
+        least = 128 if device.type == "cpu" else 1024
+        chunk_tokens = max(least, min(1024, _TILE_ELEMENTS // max(1, vocabulary)))
+    if chunk_tokens < 1:
+        raise ConfigError(
+            f"chunk_tokens is {chunk_tokens}; expected at least 1, or None for the default."
+        )
+    starts = range(0, tokens, chunk_tokens)
+    slices = [slice(start, min(start + chunk_tokens, tokens)) for start in starts]
+    return min(chunk_tokens, tokens), slices
+
+
+def check_head(name: str, head: Head) -> None:
+    """Refuse hidden states and an lm_head that do not fit together.
+
+    Args:
+        name: Whose head it is, for the message.
+        head: The tensors.
+
+    Raises:
+        ParameterMismatchError: If a shape or a device differs from what the others imply.
+    """
+    hidden, weight, bias = head
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ParameterMismatchError(
+            f"{name}: hidden states of shape {tuple(hidden.shape)} do not fit an lm_head of shape "
+            f"{tuple(weight.shape)}; expected [tokens, width] and [vocabulary, width]. Flatten the "
+            "batch and drop masked tokens first."
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ParameterMismatchError(
+            f"{name}: bias of shape {tuple(bias.shape)} for {weight.shape[0]} vocabulary rows; "
+            "expected one value per row. Trim both alike."
+        )
+    if hidden.device != weight.device:
+        raise ParameterMismatchError(
+            f"{name}: hidden states on {hidden.device} and lm_head on {weight.device}; move one."
+        )
+
+
+def project_(
+    logits_CV: Float[Tensor, "C V"],
+    chunk: slice,
+    head: Head,
+    temperature: float,
+    precision: MatmulPrecision | None,
+) -> None:
+    """Overwrite a tile with `(hidden @ weight.T + bias) / temperature` of one chunk.
+
+    Args:
+        logits_CV: The tile, in the accumulation dtype.
+        chunk: The tokens to project.
+        head: Hidden states and lm_head.
+        temperature: Divides the logits.
+        precision: Of the fp32 product, or None for the caller's setting.
+    """
+    operand = _operand_dtype(head.hidden_ND, logits_CV.dtype)
+    hidden_CD = head.hidden_ND[chunk].to(operand)
+    for rows, weight in _weight_blocks(head.weight_VD, operand):
+        _multiply_(logits_CV[:, rows], hidden_CD, weight.t(), False, precision)
+    if head.bias_V is not None:
+        logits_CV.add_(head.bias_V)
+    if temperature != 1.0:
+        logits_CV.mul_(1.0 / temperature)
+
+
+class HeadGradients:
+    """Gradients of a head, summed over chunks in buffers of the accumulation dtype.
+
+    The lm_head's buffer is accumulated, scaled and handed out in place, so only one ever exists.
+    """
+
+    def __init__(
+        self, head: Head, wanted: Sequence[bool], precision: MatmulPrecision | None
+    ) -> None:
+        dtype = accumulation_dtype(head.hidden_ND, head.weight_VD)
+        bias = head.weight_VD[:, 0] if head.bias_V is None else head.bias_V
+        self._parameter_dtypes = (head.hidden_ND.dtype, head.weight_VD.dtype, bias.dtype)
+        self._precision: MatmulPrecision | None = precision
+        self.hidden_ND, self.weight_VD, self.bias_V = (
+            torch.zeros(tensor.shape, dtype=dtype, device=tensor.device) if want else None
+            for want, tensor in zip(wanted, (head.hidden_ND, head.weight_VD, bias), strict=True)
+        )
+
+    def add_(self, gradient_CV: Float[Tensor, "C V"], chunk: slice, head: Head) -> None:
+        """Add the contribution of one chunk.
+
+        Args:
+            gradient_CV: Gradient of the chunk's logits.
+            chunk: Which tokens it belongs to.
+            head: The head these gradients are of.
+        """
+        operand = _operand_dtype(head.hidden_ND, gradient_CV.dtype)
+        tile_CV = gradient_CV.to(operand)
+        if self.hidden_ND is not None:
+            for rows, weight in _weight_blocks(head.weight_VD, operand):
+                _multiply_(self.hidden_ND[chunk], tile_CV[:, rows], weight, True, self._precision)
+        if self.weight_VD is not None:
+            hidden_CD = head.hidden_ND[chunk].to(operand)
+            _multiply_(self.weight_VD, tile_CV.t(), hidden_CD, True, self._precision)
+        if self.bias_V is not None:
+            self.bias_V.add_(gradient_CV.sum(0))
+
+    def release(self, scale: Tensor | float) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Scale every buffer in place and give it away, in the dtype of its parameter.
+
+        Args:
+            scale: Factor common to all gradients.
+
+        Returns:
+            Gradients of hidden states, weight and bias; None where not wanted.
+        """
+        buffers = (self.hidden_ND, self.weight_VD, self.bias_V)
+        self.hidden_ND = self.weight_VD = self.bias_V = None
+        hidden, weight, bias = (
+            None if buffer is None else buffer.mul_(scale).to(dtype)
+            for buffer, dtype in zip(buffers, self._parameter_dtypes, strict=True)
+        )
+        return hidden, weight, bias
+
+
+def _operand_dtype(hidden_ND: Tensor, accumulation: torch.dtype) -> torch.dtype:
+    # GPUs multiply half-precision operands into fp32 results; CPU products have one dtype.
+    half = hidden_ND.dtype in {torch.bfloat16, torch.float16}
+    return hidden_ND.dtype if half and hidden_ND.device.type == "cuda" else accumulation
+
+
+def _weight_blocks(weight_VD: Tensor, operand: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    rows = weight_VD.shape[0]
+    step = rows if weight_VD.dtype == operand else _CAST_ROWS
+    for start in range(0, rows, max(1, step)):
+        block = slice(start, min(start + step, rows))
+        yield block, weight_VD[block].to(operand)
+
+
+def _multiply_(
+    out: Tensor, left: Tensor, right: Tensor, accumulate: bool, precision: MatmulPrecision | None
+) -> None:
+    with float32_matmul_precision(precision):
+        if left.dtype != out.dtype and accumulate:
+            torch.addmm(out, left, right, out.dtype, out=out)
+        elif left.dtype != out.dtype:
+            torch.mm(left, right, out.dtype, out=out)
+        elif accumulate:
+            out.addmm_(left, right)
+        else:
+            torch.mm(left, right, out=out)
