@@ -1,0 +1,1 @@
+"""Measuring a student: scores of rollouts, evaluations, and validators for the search."""

@@ -1,0 +1,89 @@
+"""Held-out evaluation of a policy."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from effopd.evaluation.metrics import mean, standard_error
+from effopd.evaluation.scoring import completion_reverse_kl
+from effopd.models.policy import Policy
+from effopd.rollouts.rollout import Rollout, Writer, mean_length, truncated_share
+from effopd.rollouts.seeds import derive_seed
+from effopd.tasks.problem import Problem, Verifier
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What a policy wrote on the test problems, and how good it was.
+
+    Attributes:
+        rollouts: One per problem.
+        rewards: One per rollout in [0, 1]; empty without a verifier.
+        kl_nats: Per rollout the reverse KL of each token; empty without a teacher.
+    """
+
+    rollouts: tuple[Rollout, ...]
+    rewards: tuple[float, ...]
+    kl_nats: tuple[tuple[float, ...], ...]
+
+    def row(self) -> dict[str, float | int | None]:
+        """The statistics an `evals.jsonl` row holds."""
+        tokens = [value for rollout in self.kl_nats for value in rollout]
+        return {
+            "accuracy": mean(self.rewards) if self.rewards else None,
+            "accuracy_se": standard_error(self.rewards),
+            "reverse_kl": mean(tokens) if tokens else None,
+            "mean_length": mean_length(self.rollouts),
+            "truncated_share": truncated_share(self.rollouts),
+            "n": len(self.rollouts),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluator:
+    """Evaluates on fixed problems with fixed random numbers.
+
+    Attributes:
+        problems: Held-out problems.
+        verifier: None when answers cannot be checked.
+        seed: Seed of the sampling; the same for every run that is to be compared.
+        batch_sequences: Sequences per forward pass when scoring.
+    """
+
+    problems: Sequence[Problem]
+    verifier: Verifier | None
+    seed: int
+    batch_sequences: int = 64
+
+    def evaluate(
+        self, writer: Writer, *, student: Policy | None = None, teacher: Policy | None = None
+    ) -> Evaluation:
+        """Writes one answer per problem and measures it.
+
+        Args:
+            writer: Engine and sampling of the policy to evaluate.
+            student: That policy; with `teacher` the reverse KL between them is measured.
+            teacher: The teacher.
+
+        Returns:
+            The evaluation.
+        """
+        seeds = [derive_seed(self.seed, "evaluate", i) for i in range(len(self.problems))]
+        rollouts = writer.answer(self.problems, seeds)
+        rewards = (
+            [self.verifier.reward(r.problem, r.completion.text) for r in rollouts]
+            if self.verifier
+            else []
+        )
+        divergences = (
+            completion_reverse_kl(
+                student,
+                teacher,
+                [r.sample for r in rollouts],
+                batch_sequences=self.batch_sequences,
+            )
+            if student and teacher
+            else []
+        )
+        return Evaluation(
+            rollouts=tuple(rollouts), rewards=tuple(rewards), kl_nats=tuple(divergences)
+        )

@@ -1,0 +1,1 @@
+"""The training loop, its objectives, its state on disk."""

@@ -1,0 +1,51 @@
+"""Warnings about runs that go wrong slowly. Pure functions of the metrics, so resumes repeat them.
+
+Thresholds are relative to the run's own first steps.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+EARLY_STEPS = 4
+TRUNCATED_SHARE = 0.5
+ENTROPY_RATIO = 0.1
+KL_RATIO = 5.0
+LENGTH_RATIO = 3.0
+
+
+def alarms(row: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is suspicious about this step.
+
+    Args:
+        row: Metrics of the step.
+        history: Metrics of all earlier steps.
+
+    Returns:
+        One sentence per alarm.
+    """
+    found = []
+    if row["truncated_share"] > TRUNCATED_SHARE:
+        found.append(
+            f"{row['truncated_share']:.0%} of the answers hit the length cap: raise "
+            "sampling.max_new_tokens or check for repetition"
+        )
+    early = history[:EARLY_STEPS]
+    if len(early) < EARLY_STEPS:
+        return found
+    entropy, kl, length = (_mean(early, k) for k in ("entropy", "reverse_kl", "mean_length"))
+    if _below(row["entropy"], entropy, ENTROPY_RATIO):
+        found.append(f"entropy collapsed from {entropy:.3g} to {row['entropy']:.3g} nats per token")
+    if _below(kl, row["reverse_kl"], 1 / KL_RATIO) and kl is not None and kl > 0:
+        found.append(f"reverse KL rose from {kl:.3g} to {row['reverse_kl']:.3g} nats per token")
+    if length and not 1 / LENGTH_RATIO <= row["mean_length"] / length <= LENGTH_RATIO:
+        found.append(f"mean length went from {length:.1f} to {row['mean_length']:.1f} tokens")
+    return found
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    values = [row[key] for row in rows if row[key] is not None]
+    return sum(values) / len(values) if values else None
+
+
+def _below(value: float | None, level: float | None, ratio: float) -> bool:
+    return value is not None and level is not None and value < ratio * level

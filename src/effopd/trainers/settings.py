@@ -1,0 +1,133 @@
+"""Settings of the loop."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from effopd.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """AdamW and its learning-rate schedule.
+
+    Attributes:
+        lr: Peak learning rate.
+        betas: Decay rates of the moments.
+        eps: Added to the root of the second moment.
+        weight_decay: Decoupled weight decay.
+        warmup_steps: Steps of linear warm-up.
+        decay: Shape after warm-up: "none" stays at the peak, "linear" falls to 0 at the last step.
+        clip_norm: Largest gradient norm; larger gradients are scaled down.
+    """
+
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    decay: Literal["none", "linear"] = "none"
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "betas", tuple(self.betas))
+        for name in ("lr", "eps", "clip_norm"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ConfigError(f"optimizer.{name} must be positive, got {getattr(self, name)}")
+
+    def lr_at(self, step: int, steps: int) -> float:
+        """Learning rate of update `step` (1 is the first) of `steps`."""
+        warm = min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
+        left = 1.0 if self.decay == "none" else (steps + 1 - step) / steps
+        return self.lr * min(warm, left)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How much, in which portions.
+
+    Attributes:
+        steps: Optimizer updates.
+        prompts_per_step: Prompts a step, one response each.
+        micro_batch_tokens: Prompt and completion tokens (padding included) per forward pass.
+        rollout_batch: Sequences generated together.
+        max_skipped_steps: Updates skipped in a row (non-finite loss or gradient) before the run
+            stops with an error.
+    """
+
+    steps: int = 64
+    prompts_per_step: int = 128
+    micro_batch_tokens: int = 16384
+    rollout_batch: int = 128
+    max_skipped_steps: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "prompts_per_step", "micro_batch_tokens", "rollout_batch"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"train.{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """Held-out evaluation during training.
+
+    Attributes:
+        every: Steps between evaluations; 0 evaluates the last step only.
+        first: Early steps that are evaluated too.
+        problems: Test problems used; 0 turns evaluation off.
+        recorded: Rollouts written to `rollouts.jsonl` at each evaluation.
+        teacher: Evaluate the teacher once, before the first step.
+    """
+
+    every: int = 4
+    first: tuple[int, ...] = (1, 2)
+    problems: int = 256
+    recorded: int = 4
+    teacher: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "first", tuple(self.first))
+
+    def is_due(self, step: int, steps: int) -> bool:
+        """Whether to evaluate after update `step` of `steps`; 0 is the untrained student."""
+        periodic = self.every > 0 and step % self.every == 0
+        return self.problems > 0 and (step in {0, steps} or periodic or step in self.first)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSettings:
+    """Checkpoints.
+
+    Attributes:
+        every: Steps between checkpoints; the last step and an interrupted one are saved too.
+        keep: Newest checkpoints kept.
+    """
+
+    every: int = 16
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.keep < 1:
+            raise ConfigError(
+                f"checkpoint.every and checkpoint.keep must be at least 1, got {self.every} and "
+                f"{self.keep}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopSettings:
+    """All settings of the loop.
+
+    Attributes:
+        seed: Seed of prompts, sampling and validation sets.
+        train: How much, in which portions.
+        optimizer: AdamW and its learning rate.
+        evaluation: Held-out evaluation.
+        checkpoint: When to save, what to keep.
+    """
+
+    seed: int = 0
+    train: TrainSettings = TrainSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
