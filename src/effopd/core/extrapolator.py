@@ -182,8 +182,8 @@ class Extrapolator:
         if self._ray.checksum() != before:
             raise ValidatorError(
                 f"the validator changed the parameters it was scoring (step {draw.step}, scale "
-                f"{scale:g}). They were restored. Do not step an optimizer, cast the model or swap "
-                "in averaged weights inside; or put them back exactly."
+                f"{scale:g}). Those that the search moves were restored. Inside, do not step an "
+                "optimizer, cast the model or swap in averaged weights, or put all back exactly."
             )
         return score
 

@@ -47,15 +47,19 @@ def interpolate_(out: Tensor, anchor: Tensor, tip: Tensor, scale: float) -> None
 def bit_sum(tensor: Tensor) -> Tensor:
     """Sum of the bit patterns modulo 2**64, an int64 scalar on the tensor's device.
 
-    Reads eight bytes at a time (no widening copy, as fast as memory allows). A change of one
-    element changes one summand by less than 2**64, hence the sum.
+    Reads aligned words of eight bytes, so nothing is widened into a copy, and the few elements at
+    either end one by one. A change of one element changes one summand by less than 2**64.
     """
-    flat = tensor.reshape(-1)
+    flat = tensor.contiguous().view(-1)
+    elements = flat.view(_BITS[flat.element_size()])
     per_word = _WORD_BYTES // flat.element_size()
-    aligned = flat.storage_offset() % per_word == 0
-    whole = flat.numel() // per_word * per_word if aligned else 0
-    rest = flat[whole:].view(_BITS[flat.element_size()])
-    return flat[:whole].view(torch.int64).sum() + rest.sum(dtype=torch.int64)
+    head = -flat.storage_offset() % per_word
+    words = (flat.numel() - head) // per_word
+    if words <= 0:
+        return elements.sum(dtype=torch.int64)
+    tail = head + words * per_word
+    ends = elements[:head].sum(dtype=torch.int64) + elements[tail:].sum(dtype=torch.int64)
+    return elements[head:tail].view(torch.int64).sum() + ends
 
 
 class Ray:

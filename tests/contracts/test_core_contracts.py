@@ -1,0 +1,171 @@
+"""What every schedule, scale rule, accept rule and direction must do, one table per protocol."""
+
+import dataclasses
+import json
+from typing import Any, get_args, get_type_hints
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from effopd import (
+    AtLeast,
+    AtSteps,
+    EveryN,
+    GeometricScales,
+    LadderScales,
+    LengthGuard,
+    PairedMargin,
+    PowersOfTwo,
+    QuadraticScales,
+    Score,
+    Search,
+    SinceAccepted,
+    SinceRaw,
+    Strict,
+)
+from effopd.core.direction import Direction
+from effopd.core.scales import Scales, Trial
+from effopd.core.schedule import Schedule
+from effopd.core.validation import AcceptRule
+
+SCHEDULES = [PowersOfTwo(), PowersOfTwo(first=5), EveryN(), EveryN(n=7), AtSteps(steps=(1, 5, 6))]
+SCALES = [
+    LadderScales(),
+    LadderScales(scales=(1.5,)),
+    GeometricScales(),
+    GeometricScales(refine=3),
+    GeometricScales(ratio=1.3, cap=9.0, refine=70),
+    QuadraticScales(),
+    QuadraticScales(probes=(1.1, 1000.0)),
+]
+ACCEPT_RULES = [Strict(), AtLeast(), PairedMargin(), PairedMargin(z=0.0), PairedMargin(z=2.5)]
+DIRECTIONS = [SinceAccepted(), SinceRaw()]
+SETTINGS: list[Any] = [*SCHEDULES, *SCALES, *ACCEPT_RULES, *DIRECTIONS, LengthGuard()]
+
+MOST_TRIALS = 100
+
+values = st.floats(-10, 10) | st.sampled_from([0.0, 0.5, 1e-12, 1e6, -1e6])
+verdicts = st.lists(st.tuples(st.booleans(), values | st.none()), max_size=2 * MOST_TRIALS)
+scores = st.lists(st.tuples(values, values), min_size=2, max_size=20)
+
+
+def tables_by_field() -> dict[str, list[Any]]:
+    return {
+        "schedule": SCHEDULES,
+        "scales": SCALES,
+        "accept": ACCEPT_RULES,
+        "direction": DIRECTIONS,
+    }
+
+
+def test_tables_hold_every_class_the_settings_admit() -> None:
+    admitted = get_type_hints(Search)
+    for field, table in tables_by_field().items():
+        assert {type(entry) for entry in table} == set(get_args(admitted[field])), field
+
+
+# All settings -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+def test_settings_survive_json(setting: Any) -> None:
+    stored = json.loads(json.dumps(dataclasses.asdict(setting)))
+    assert type(setting)(**stored) == setting
+    assert hash(type(setting)(**stored)) == hash(setting)
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+def test_settings_are_frozen_and_keyword_only(setting: Any) -> None:
+    first = dataclasses.fields(setting)[0]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(setting, first.name, getattr(setting, first.name))
+    assert all(field.kw_only for field in dataclasses.fields(setting))
+
+
+def test_types_tell_the_classes_of_a_protocol_apart() -> None:
+    for table in tables_by_field().values():
+        classes = {type(entry) for entry in table}
+        assert len({entry.type for entry in table}) == len(classes)
+
+
+# Schedule -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+def test_schedule_is_a_pure_function_of_the_step(schedule: Schedule) -> None:
+    forwards = [schedule.is_due(step) for step in range(1, 200)]
+    backwards = [schedule.is_due(step) for step in reversed(range(1, 200))]
+    assert forwards == backwards[::-1]
+    assert any(forwards)
+    assert not all(forwards)
+    assert not any(schedule.is_due(step) for step in range(-5, 1))
+
+
+# Scales -------------------------------------------------------------------------------------------
+
+
+def trial(scale: float, value: float | None, accepted: bool | None) -> Trial:
+    score = None if value is None else Score(value=value)
+    kind = "incumbent" if accepted is None else "candidate"
+    return Trial(kind=kind, scale=scale, score=score, accepted=accepted)
+
+
+@pytest.mark.parametrize("scales", SCALES, ids=str)
+@settings(deadline=None, max_examples=60)
+@given(pattern=verdicts, tip=values)
+def test_scales_end_and_are_pure_whatever_is_accepted(
+    scales: Scales, pattern: list[tuple[bool, float | None]], tip: float
+) -> None:
+    trials = [trial(1.0, tip, None)]
+    for accepted, value in [*pattern, *[(True, 0.0)] * MOST_TRIALS]:
+        scale = scales.propose(trials)
+        assert scales.propose(tuple(trials)) == scale
+        if scale is None:
+            break
+        assert 1 < scale < float("inf")
+        assert scale not in [t.scale for t in trials]
+        trials.append(trial(scale, value, accepted and value is not None))
+    assert scale is None
+    assert 2 <= len(trials) <= MOST_TRIALS
+
+
+# Accept rule --------------------------------------------------------------------------------------
+
+
+def score(per_prompt: list[float]) -> Score:
+    return Score(value=sum(per_prompt) / len(per_prompt), per_prompt=tuple(per_prompt))
+
+
+@pytest.mark.parametrize("rule", ACCEPT_RULES, ids=str)
+@settings(deadline=None, max_examples=60)
+@given(pairs=scores)
+def test_accept_rule_is_pure_and_never_prefers_both(
+    rule: AcceptRule, pairs: list[tuple[float, float]]
+) -> None:
+    one, other = (score(list(side)) for side in zip(*pairs, strict=True))
+    answers = rule.accepts(one, other), rule.accepts(other, one)
+    assert answers == (rule.accepts(one, other), rule.accepts(other, one))
+    assert all(type(answer) is bool for answer in answers)
+    if one.value != other.value:
+        assert not all(answers)
+
+
+@pytest.mark.parametrize("rule", ACCEPT_RULES, ids=str)
+def test_accept_rule_takes_a_uniform_gain_and_refuses_a_uniform_loss(rule: AcceptRule) -> None:
+    worse, better = score([0.0, 0.25, 0.5]), score([0.25, 0.5, 0.75])
+    assert rule.accepts(better, worse)
+    assert not rule.accepts(worse, better)
+
+
+# Direction ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS, ids=str)
+@given(accepted=st.floats(0.1, 1e3))
+def test_direction_is_pure_and_keeps_the_tip_of_a_rejected_search(
+    direction: Direction, accepted: float
+) -> None:
+    assert direction.anchor_scale(accepted) == direction.anchor_scale(accepted)
+    assert direction.anchor_scale(accepted) in {1.0, accepted}
+    assert direction.anchor_scale(1.0) == 1.0
