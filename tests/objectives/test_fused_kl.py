@@ -1,0 +1,446 @@
+"""The fused divergences against full logits: values, every gradient element, edge cases, memory."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from tests.reference import objectives_twin as twin
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
+from effopd.objectives import fast_matmul_precision, fused_divergence, token_divergences
+
+KINDS: list[tuple[str, float]] = [
+    ("reverse", 0.5),
+    ("forward", 0.5),
+    ("jsd", 0.5),
+    ("jsd", 0.1),
+    ("jsd", 0.9),
+]
+DOUBLE = torch.float64
+
+
+@dataclass
+class Models:
+    """Hidden states and heads of a student (width 5) and a wider teacher (width 7)."""
+
+    student_hidden: Tensor
+    student_weight: Tensor
+    student_bias: Tensor
+    teacher_hidden: Tensor
+    teacher_weight: Tensor
+    teacher_bias: Tensor
+
+    @property
+    def trained(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.student_hidden, self.student_weight, self.student_bias
+
+    def fused(self, **settings: Any) -> Any:
+        return fused_divergence(
+            self.student_hidden,
+            self.student_weight,
+            self.teacher_hidden,
+            self.teacher_weight,
+            student_bias=self.student_bias,
+            teacher_bias=self.teacher_bias,
+            **settings,
+        )
+
+    def naive(self, kind: str, beta: float = 0.5, temperature: float = 1.0) -> Tensor:
+        student = twin.log_distributions(*self.trained, temperature)
+        teacher = twin.log_distributions(
+            self.teacher_hidden, self.teacher_weight, self.teacher_bias, temperature
+        )
+        return twin.divergences(kind, student, teacher, beta)
+
+    def gradients(self, loss: Tensor) -> list[Tensor]:
+        return list(torch.autograd.grad(loss, self.trained))
+
+
+def models(tokens: int = 7, vocabulary: int = 11, dtype: torch.dtype = DOUBLE) -> Models:
+    rng = torch.Generator().manual_seed(1)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=rng, dtype=DOUBLE).to(dtype)
+
+    trained = normal(tokens, 5), normal(vocabulary, 5), normal(vocabulary)
+    fixed = normal(tokens, 7), normal(vocabulary, 7), normal(vocabulary)
+    return Models(*(tensor.requires_grad_() for tensor in trained), *fixed)
+
+
+def close(found: Tensor, expected: Tensor, tolerance: float = 1e-10) -> bool:
+    return torch.allclose(found, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("kind", "beta"), KINDS)
+@pytest.mark.parametrize(("tokens", "chunk"), [(7, 3), (7, 7), (7, 100), (7, None), (1, 1), (8, 4)])
+def test_equals_full_logits_element_by_element(
+    kind: str, beta: float, tokens: int, chunk: int | None
+) -> None:
+    m = models(tokens)
+    result = m.fused(divergence=kind, beta=beta, chunk_tokens=chunk, temperature=1.7, normalizer=3)
+    expected = m.naive(kind, beta, temperature=1.7)
+    assert close(result.per_token_N, expected)
+    assert close(result.loss, expected.sum() / 3)
+    for found, wanted in zip(
+        m.gradients(result.loss * 0.3), m.gradients(expected.sum() * 0.1), strict=True
+    ):
+        assert close(found, wanted)
+
+
+class Fresh(torch.autograd.Function):
+    """Evaluates a loss anew for every backward pass, of which gradcheck takes several."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        ctx.loss = loss
+        ctx.save_for_backward(*inputs)
+        return loss(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
+        with torch.enable_grad():
+            return None, *torch.autograd.grad(ctx.loss(*inputs), inputs, grad)
+
+
+@pytest.mark.parametrize(("kind", "beta"), KINDS)
+def test_gradcheck(kind: str, beta: float) -> None:
+    m = models(tokens=5, vocabulary=6)
+    fixed = m.teacher_hidden, m.teacher_weight, m.teacher_bias
+
+    def loss(*trained: Tensor) -> Tensor:
+        changed = Models(*trained, *fixed)
+        return changed.fused(divergence=kind, beta=beta, chunk_tokens=2, temperature=0.8).loss
+
+    assert torch.autograd.gradcheck(lambda *trained: Fresh.apply(loss, *trained), m.trained)
+
+
+@pytest.mark.parametrize(("kind", "beta"), KINDS)
+def test_single_precision(kind: str, beta: float) -> None:
+    exact, single = models(40, 97), models(40, 97, torch.float32)
+    result = single.fused(divergence=kind, beta=beta, chunk_tokens=16)
+    expected = exact.naive(kind, beta)
+    assert result.per_token_N.dtype == torch.float32
+    assert close(result.per_token_N.double(), expected, 2e-6)
+    for found, wanted in zip(
+        single.gradients(result.loss), exact.gradients(expected.mean()), strict=True
+    ):
+        assert found.dtype == torch.float32
+        assert close(found.double(), wanted, 1e-6)
+
+
+@pytest.mark.parametrize("kind", ["reverse", "forward", "jsd"])
+def test_bfloat16_inputs_lose_nothing_but_the_last_rounding(kind: str) -> None:
+    half = models(40, 97, torch.bfloat16)
+    exact = Models(*(t.detach().double().requires_grad_() for t in vars(half).values()))
+    result = half.fused(divergence=kind, chunk_tokens=8)
+    expected = exact.naive(kind)
+    assert close(result.per_token_N.double(), expected.detach(), 2e-6)
+    for found, wanted in zip(
+        half.gradients(result.loss), exact.gradients(expected.mean()), strict=True
+    ):
+        assert found.dtype == torch.bfloat16
+        # At most one unit in the last place: the fp32 sum may fall on the other side of a tie.
+        assert (found.double() - wanted).abs().max() <= 2**-8 * wanted.abs().max()
+        assert (found == wanted.bfloat16()).float().mean() > 0.99
+
+
+def test_bfloat16_head_larger_than_one_block_of_rows() -> None:
+    half = models(3, 9000, torch.bfloat16)
+    exact = Models(*(t.detach().double().requires_grad_() for t in vars(half).values()))
+    result, expected = half.fused(), exact.naive("reverse")
+    assert close(result.per_token_N.double(), expected.detach(), 1e-5)
+    hidden, wanted = half.gradients(result.loss)[0], exact.gradients(expected.mean())[0]
+    assert (hidden.double() - wanted).abs().max() <= 2**-8 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("wanted", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 1)])
+def test_only_what_requires_a_gradient_gets_one(wanted: tuple[int, int, int]) -> None:
+    m, full = models(), models()
+    expected = full.gradients(full.naive("reverse").mean())
+    for tensor, want in zip(m.trained, wanted, strict=True):
+        tensor.requires_grad_(bool(want))
+    m.fused(chunk_tokens=3).loss.backward()
+    for tensor, want, gradient in zip(m.trained, wanted, expected, strict=True):
+        assert (tensor.grad is not None) == bool(want)
+        assert tensor.grad is None or close(tensor.grad, gradient)
+
+
+def test_teacher_gets_no_gradient() -> None:
+    m = models()
+    teacher = [m.teacher_hidden, m.teacher_weight, m.teacher_bias]
+    for tensor in teacher:
+        tensor.requires_grad_()
+    m.fused().loss.backward()
+    assert all(tensor.grad is None for tensor in teacher)
+
+
+def test_tied_weights_and_shared_inputs() -> None:
+    """The head is also the embedding, and a model distilled from itself stands still."""
+    m, n = models(), models()
+    tokens = torch.tensor([0, 3, 3, 10])
+    teacher = m.teacher_hidden[:4], m.teacher_weight
+    for each in (m, n):
+        hidden = each.student_weight[tokens].tanh()
+        if each is m:
+            fused_divergence(hidden, each.student_weight, *teacher, chunk_tokens=3).loss.backward()
+        else:
+            log_p = twin.log_distributions(hidden, each.student_weight)
+            twin.kl(log_p, twin.log_distributions(*teacher)).mean().backward()
+    assert close(m.student_weight.grad, n.student_weight.grad)
+    itself = fused_divergence(
+        m.student_hidden, m.student_weight, m.student_hidden, m.student_weight
+    )
+    assert itself.per_token_N.abs().max() < 1e-14
+    assert max(g.abs().max() for g in torch.autograd.grad(itself.loss, m.trained[:2])) < 1e-14
+
+
+def test_gradients_accumulate_over_micro_batches() -> None:
+    full, parts = models(), models()
+    full.fused(normalizer=7).loss.backward()
+    for part in twin.micro_batches(7, (2, 3)):
+        fused_divergence(
+            parts.student_hidden[part],
+            parts.student_weight,
+            parts.teacher_hidden[part],
+            parts.teacher_weight,
+            student_bias=parts.student_bias,
+            teacher_bias=parts.teacher_bias,
+            normalizer=7,
+        ).loss.backward()
+    for found, wanted in zip(parts.trained, full.trained, strict=True):
+        assert close(found.grad, wanted.grad)
+
+
+def test_no_tokens() -> None:
+    m = models(tokens=0)
+    result = m.fused()
+    assert result.per_token_N.shape == (0,)
+    assert result.loss.item() == 0.0
+    assert all(g.abs().sum() == 0 for g in m.gradients(result.loss))
+
+
+def test_without_gradients_the_same_values() -> None:
+    m = models()
+    expected = m.naive("forward", temperature=2.0).detach()
+    biases = {"student_bias": m.student_bias, "teacher_bias": m.teacher_bias}
+    found = token_divergences(
+        m.student_hidden, m.student_weight, m.teacher_hidden, m.teacher_weight,
+        divergence="forward", temperature=2.0, chunk_tokens=2, **biases,
+    )  # fmt: skip
+    assert close(found, expected)
+    assert not found.requires_grad
+    assert m.fused(divergence="forward", temperature=2.0).per_token_N.requires_grad is False
+    with torch.no_grad():
+        assert not m.fused().loss.requires_grad
+
+
+def test_autocast_does_not_round() -> None:
+    m = models(dtype=torch.float32)
+    expected = m.fused()
+    wanted = m.gradients(expected.loss)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = m.fused()
+    assert torch.equal(result.per_token_N, expected.per_token_N)
+    assert all(map(torch.equal, m.gradients(result.loss), wanted))
+
+
+def test_large_logits_stay_finite() -> None:
+    m = models()
+    m.student_hidden.data.mul_(300)  # probabilities underflow on both sides
+    m.teacher_hidden.mul_(-300)
+    for kind in ("reverse", "forward"):
+        result = m.fused(divergence=kind)
+        assert result.per_token_N.max() > 1000
+        assert close(result.per_token_N, m.naive(kind))
+        assert all(g.isfinite().all() for g in m.gradients(result.loss))
+    mixture = m.fused(divergence="jsd")
+    assert close(mixture.per_token_N.max(), torch.tensor(math.log(2), dtype=DOUBLE))
+    assert all(g.isfinite().all() for g in m.gradients(mixture.loss))
+
+
+def test_second_backward_is_refused() -> None:
+    loss = models().fused().loss
+    loss.backward(retain_graph=True)
+    with pytest.raises(ConfigError, match="second time"):
+        loss.backward()
+
+
+# Precision of the products ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _restored_precision() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+class Precisions(TorchDispatchMode):
+    """The matmul precision in force at every product and at every softmax."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products: set[str] = set()
+        self.softmaxes: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in {"mm", "addmm", "addmm_"}:
+            self.products.add(torch.get_float32_matmul_precision())
+        if "softmax" in name:
+            self.softmaxes.add(torch.get_float32_matmul_precision())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.usefixtures("_restored_precision")
+@pytest.mark.parametrize("before", ["highest", "high"])
+@pytest.mark.parametrize("asked", [None, "medium"])
+def test_precision_is_set_around_the_products_only(before: str, asked: Any) -> None:
+    torch.set_float32_matmul_precision(before)
+    with Precisions() as seen:
+        models(dtype=torch.float32).fused(matmul_precision=asked).loss.backward()
+    assert seen.products == {asked or before}
+    assert seen.softmaxes == {before}
+    assert torch.get_float32_matmul_precision() == before
+
+
+@pytest.mark.usefixtures("_restored_precision")
+def test_precision_is_restored_after_an_error() -> None:
+    torch.set_float32_matmul_precision("highest")
+    m = models(dtype=torch.float32)
+    m.student_weight.data[0, 0] = math.nan
+    with pytest.raises(NonFiniteError):
+        m.fused(matmul_precision="medium")
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.usefixtures("_restored_precision")
+def test_fast_precision_is_accurate_here() -> None:
+    torch.set_float32_matmul_precision("highest")
+    fast = fast_matmul_precision()
+    assert torch.get_float32_matmul_precision() == "highest"
+    exact, single = models(64, 300), models(64, 300, torch.float32)
+    result = single.fused(matmul_precision=fast)
+    assert close(result.per_token_N.double(), exact.naive("reverse").detach(), 1e-5)
+
+
+# Errors -------------------------------------------------------------------------------------------
+
+
+def test_vocabularies_must_agree() -> None:
+    m = models()
+    with pytest.raises(ParameterMismatchError, match=r"11 rows.*10.*trim_rows"):
+        fused_divergence(
+            m.student_hidden, m.student_weight, m.teacher_hidden, m.teacher_weight[:10]
+        )
+
+
+def test_tokens_must_agree() -> None:
+    m = models()
+    with pytest.raises(ParameterMismatchError, match="7 student tokens and 6 teacher"):
+        fused_divergence(m.student_hidden, m.student_weight, m.teacher_hidden[:6], m.teacher_weight)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"student_hidden": torch.zeros(7, 4)},
+        {"student_hidden": torch.zeros(1, 7, 5)},
+        {"teacher_weight": torch.zeros(11, 5)},
+        {"student_bias": torch.zeros(10)},
+        {"teacher_bias": torch.zeros(11, 1)},
+        {"student_weight": torch.zeros(11, 5, device="meta")},
+    ],
+    ids=str,
+)
+def test_wrong_shapes_and_devices(change: dict[str, Tensor]) -> None:
+    m = Models(**(vars(models()) | change))
+    with pytest.raises(ParameterMismatchError):
+        m.fused()
+
+
+@pytest.mark.parametrize(
+    ("setting", "remedy"),
+    [
+        ({"divergence": "kl"}, "reverse"),
+        ({"divergence": "jsd", "beta": 0.0}, "divergence='forward'"),
+        ({"divergence": "jsd", "beta": 1.0}, "divergence='reverse'"),
+        ({"temperature": 0.0}, "positive"),
+        ({"temperature": math.nan}, "positive"),
+        ({"normalizer": 0}, "token count"),
+        ({"chunk_tokens": 0}, "at least 1"),
+    ],
+    ids=str,
+)
+def test_settings_out_of_range(setting: dict[str, Any], remedy: str) -> None:
+    with pytest.raises(ConfigError, match=remedy):
+        models().fused(**setting)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("kind", ["reverse", "forward", "jsd"])
+def test_non_finite_hidden_states(bad: float, kind: str) -> None:
+    m = models()
+    m.teacher_hidden[4, 2] = bad
+    with pytest.raises(NonFiniteError, match=r"token 4 is nan.*Check"):
+        m.fused(divergence=kind, chunk_tokens=2)
+
+
+# Memory -------------------------------------------------------------------------------------------
+
+
+class Storages(TorchDispatchMode):
+    """Sizes of the storages that operations create, in elements."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given = {leaf.untyped_storage().data_ptr() for leaf in _tensors((args, kwargs))}
+        for tensor in _tensors(out):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in given:
+                self.sizes.append(storage.nbytes() // tensor.element_size())
+        return out
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+@pytest.mark.parametrize("kind", ["reverse", "forward", "jsd"])
+def test_no_tensor_of_tokens_times_vocabulary(kind: str) -> None:
+    tokens, vocabulary, chunk, width = 256, 500, 4, 5
+    m = models(tokens, vocabulary, torch.float32)
+    with Storages() as seen:
+        m.fused(divergence=kind, chunk_tokens=chunk).loss.backward()
+    head, tiles = vocabulary * width, 2 * chunk * vocabulary
+    assert max(seen.sizes) == max(head, tiles)
+    assert max(seen.sizes) < tokens * vocabulary / 20
+    # The gradient of the head exists once: accumulated, scaled and handed out in one buffer.
+    assert seen.sizes.count(head) == 1
+
+
+def test_recorder_sees_full_logits() -> None:
+    m = models(256, 500, torch.float32)
+    with Storages() as seen:
+        m.naive("reverse").mean().backward()
+    assert max(seen.sizes) == 256 * 500
+
+
+def test_head_gradient_becomes_the_parameters_gradient_without_a_copy() -> None:
+    m = models(3, 500, torch.float32)
+    with Storages() as seen:
+        m.fused().loss.backward()
+    assert m.student_weight.grad is not None
+    assert seen.sizes.count(m.student_weight.numel()) == 1
