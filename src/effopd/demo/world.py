@@ -41,7 +41,8 @@ class TinyWorld:
         test_problems: Size of the held-out set.
         seed: Seed of everything random.
         base_steps: Cap on pre-training updates.
-        base_greedy: Greedy accuracy at which pre-training starts its final decay.
+        base_greedy: Greedy accuracy at which clean pre-training ends.
+        noise_steps: Updates on noisy demonstrations after that, with linear decay.
         teacher_steps: Cap on reinforcement-learning updates of the teacher.
         teacher_lr: Learning rate of the teacher's updates.
         teacher_accuracy: Sampled accuracy at which the teacher is done.
@@ -52,13 +53,14 @@ class TinyWorld:
     operations: int = 4
     wrong_step: float = 0.3
     direct_answer: float = 0.2
-    layers: int = 6
+    layers: int = 4
     hidden: int = 96
     train_problems: int = 8192
     test_problems: int = 512
     seed: int = 0
     base_steps: int = 900
     base_greedy: float = 0.97
+    noise_steps: int = 80
     teacher_steps: int = 60
     teacher_lr: float = 3e-4
     teacher_accuracy: float = 0.95
@@ -76,6 +78,11 @@ class TinyWorld:
             )
         if self.hidden % 16 or self.layers < 1:
             raise ConfigError(f"hidden must be a multiple of 16, got {self.hidden}")
+
+    @property
+    def verifier(self) -> "ChainVerifier":
+        """Checks the value after `#`."""
+        return ChainVerifier()
 
     @property
     def answer_tokens(self) -> int:
@@ -101,7 +108,7 @@ class TinyWorld:
         return Task(
             train=problems[self.test_problems :],
             test=problems[: self.test_problems],
-            verifier=ChainVerifier(),
+            verifier=self.verifier,
         )
 
     def _result(self, value: int, steps: Sequence[tuple[str, int]]) -> int:
@@ -148,7 +155,7 @@ def make_tokenizer(world: TinyWorld) -> PreTrainedTokenizerFast:
 
 
 def make_model(world: TinyWorld) -> Any:
-    """An untrained Qwen3 model of 0.6 M parameters at the default size."""
+    """An untrained Qwen3 model of 0.4 M parameters at the default size."""
     config = Qwen3Config(
         vocab_size=len(SPECIAL) + world.modulus + len(OPERATORS) + len(PUNCTUATION),
         hidden_size=world.hidden,
@@ -159,6 +166,7 @@ def make_model(world: TinyWorld) -> Any:
         head_dim=world.hidden // 4,
         max_position_embeddings=256,
         tie_word_embeddings=False,
+        initializer_range=world.hidden**-0.5,
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,

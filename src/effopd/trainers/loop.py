@@ -230,7 +230,11 @@ class Trainer:
     def _search(self) -> SearchResult | None:
         if self.extrapolator is None:
             return None
-        result = self.extrapolator.step(self.progress.step)
+        try:
+            result = self.extrapolator.step(self.progress.step)
+        except NonFiniteError as error:
+            self.observer.on_message(f"step {self.progress.step}: search skipped, {error}")
+            return None
         if result is not None:
             self.progress.validation_tokens += result.tokens
             self.progress.teacher_tokens += result.teacher_tokens

@@ -1,0 +1,44 @@
+"""What `effopd demo` does: one world, four ways to distil its teacher, one report."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from effopd.cli.report import report_runs
+from effopd.cli.run import run_config
+from effopd.config import make_config
+from effopd.records import load_run, write_json_atomic
+from effopd.reports.summary import comparison
+
+LR = 1e-4
+BEST_LR = 1e-3
+"""Where vanilla OPD is fastest in this world (LOG.md); its row keeps the comparison honest."""
+
+METHODS: dict[str, dict[str, Any]] = {
+    "opd": {"method": "opd"},
+    "paper": {"method": "effopd", "preset": "paper"},
+    "effopd": {"method": "effopd"},
+    "opd_best_lr": {"method": "opd", "optimizer": {"lr": BEST_LR}},
+}
+
+
+def run_demo(out: Path, seed: int) -> bool:
+    """Trains every method from the same base with the same seeds and writes the report.
+
+    Returns:
+        False when it was stopped by a signal; the same command goes on from there.
+    """
+    for label, settings in METHODS.items():
+        config = make_config({"label": label, "seed": seed, "optimizer": {"lr": LR}} | settings)
+        hint = f"effopd demo --out {shlex.quote(str(out))} --seed {seed}"
+        if not run_config(config, out / label, resume_hint=hint):
+            return False
+    directories = [out / label for label in METHODS]
+    summary = comparison([load_run(directory) for directory in directories])
+    write_json_atomic(out / "summary.json", summary)
+    print(
+        f"\nbase accuracy {summary['base_accuracy']:.3f}, "
+        f"teacher accuracy {summary['teacher_accuracy']:.3f}\n"
+    )
+    report_runs(directories, out / "report.html")
+    return True

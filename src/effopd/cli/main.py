@@ -1,0 +1,109 @@
+"""`effopd`: the commands. Imports wait until a command runs, so that `--help` is instant."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from effopd.errors import ConfigError, EffopdError
+
+app = typer.Typer(
+    help="Fast on-policy distillation of language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+STOPPED = 75
+"""Exit status of a run that was asked to stop, saved, and can be resumed (`EX_TEMPFAIL`)."""
+
+Recipe = Annotated[Path, typer.Argument(help="Recipe, a TOML file.", metavar="RUN.toml")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings, for example optimizer.lr=3e-4.")
+]
+Runs = Annotated[list[Path], typer.Argument(help="Run directories.", metavar="RUN...")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where runs and report go.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Seed of the runs.")] = 0,
+    debug: Debug = False,
+) -> None:
+    """Train a tiny student with and without the search; write a report. Minutes, no download."""
+    with _errors(debug):
+        from effopd.cli.demo import run_demo
+
+        raise typer.Exit(0 if run_demo(out, seed) else STOPPED)
+
+
+@app.command()
+def train(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory; runs/NAME_OF_RECIPE by default.")
+    ] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print all settings and stop.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Train as a recipe says, or resume the run in the directory."""
+    with _errors(debug):
+        from effopd.cli.run import run_recipe
+
+        directory = out or Path("runs") / recipe.stem
+        finished = run_recipe(recipe, overrides or [], directory, print_config=print_config)
+        raise typer.Exit(0 if finished else STOPPED)
+
+
+@app.command(name="eval")
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN")],
+    step: Annotated[int | None, typer.Option(help="Checkpoint; the newest by default.")] = None,
+    problems: Annotated[
+        int | None, typer.Option(help="Test problems; the run's number by default.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Evaluate a checkpoint of a run on its test problems."""
+    with _errors(debug):
+        from effopd.cli.run import evaluate_checkpoint
+
+        evaluate_checkpoint(run, step, problems)
+
+
+@app.command()
+def report(
+    runs: Runs,
+    out: Annotated[
+        Path | None, typer.Option(help="Page to write; report.html in the first run by default.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Draw one or several runs into a single self-contained page, with PNG copies beside it."""
+    with _errors(debug):
+        from effopd.cli.report import report_runs
+
+        report_runs(runs, out or runs[0] / "report.html")
+
+
+@contextmanager
+def _errors(debug: bool) -> Iterator[None]:
+    """Expected errors become one message and status 2 (settings) or 1 (everything else)."""
+    try:
+        yield
+    except EffopdError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
+
+
+if __name__ == "__main__":
+    app()

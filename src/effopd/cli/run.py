@@ -1,0 +1,72 @@
+"""What `effopd train` and `effopd eval` do."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers.utils import logging as transformers_logging
+
+from effopd.cli.assemble import build_parts, train
+from effopd.cli.progress import progress_lines
+from effopd.config import RunConfig, load_config, to_toml
+from effopd.errors import CheckpointError, ConfigError
+from effopd.models.checkpoints import checkpoint_path, newest_good, verify_checkpoint
+from effopd.models.loading import ModelSettings
+
+
+def run_recipe(
+    recipe: Path, overrides: Sequence[str], out: Path, *, print_config: bool = False
+) -> bool:
+    """Trains as `recipe` says into `out`, or only prints the resolved settings.
+
+    Returns:
+        Whether the last step was reached.
+    """
+    config = load_config(recipe, overrides)
+    if print_config:
+        print(to_toml(config), end="")
+        return True
+    return run_config(config, out, resume_hint=f"effopd train {recipe} --out {out}")
+
+
+def run_config(config: RunConfig, out: Path, *, resume_hint: str) -> bool:
+    """Trains with progress on standard output; says how to resume when stopped."""
+    transformers_logging.disable_progress_bar()
+    with progress_lines(config.name, config.train.steps) as lines:
+        finished = train(config, out, lines.observer)
+    if not finished:
+        print(f"stopped and saved; resume with: {resume_hint}")
+    return finished
+
+
+def evaluate_checkpoint(run: Path, step: int | None, problems: int | None) -> None:
+    """Evaluates one checkpoint of a run and prints the result.
+
+    Raises:
+        ConfigError: `run` holds no resolved settings.
+        CheckpointError: There is no undamaged checkpoint.
+    """
+    transformers_logging.disable_progress_bar()
+    if not (run / "config.toml").is_file():
+        raise ConfigError(f"{run} is no run directory: config.toml is missing")
+    overrides = [] if problems is None else [f"evaluation.problems={problems}"]
+    config = load_config(run / "config.toml", overrides)
+    directory = _checkpoint(run / "checkpoints", step)
+    student = ModelSettings(path=str(directory))
+    parts = build_parts(config.model_copy(update={"student": student}), print)
+    row = parts.evaluate_student().row()
+    print(f"{directory}")
+    for name, value in row.items():
+        print(f"  {name:16} {'-' if value is None else format(value, '.4g')}")
+
+
+def _checkpoint(parent: Path, step: int | None) -> Path:
+    if step is not None:
+        directory = checkpoint_path(parent, step)
+        verify_checkpoint(directory)
+        return directory
+    found, problems = newest_good(parent)
+    for problem in problems:
+        print(f"skipping a damaged checkpoint: {problem}")
+    if found is None:
+        raise CheckpointError(f"{parent} holds no undamaged checkpoint: train first")
+    return found

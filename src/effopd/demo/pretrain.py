@@ -1,0 +1,109 @@
+"""The tiny world's base model: arithmetic first, then the habit of making mistakes.
+
+Learning from clean chains is fast. A short second phase on noisy demonstrations then teaches the
+model to be wrong as often as they are, without forgetting how to be right.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from effopd.demo.world import TinyWorld, demonstrations, make_model, make_tokenizer
+from effopd.errors import EffopdError
+from effopd.evaluation.metrics import mean
+from effopd.rollouts.engine import Sampling
+from effopd.rollouts.hf import HFEngine
+from effopd.rollouts.prompts import PromptTemplate
+from effopd.rollouts.rollout import Writer
+from effopd.tasks.problem import Problem, Task
+
+Report = Callable[[str], None]
+
+BATCH = 128
+PEAK_LR = 3e-3
+WARMUP_STEPS = 50
+CHECK_EVERY = 20
+CHECK_PROBLEMS = 256
+
+
+def world_writer(world: TinyWorld, model: Any, *, temperature: float = 1.0) -> Writer:
+    """A writer for a model of this world."""
+    tokenizer = make_tokenizer(world)
+    return Writer(
+        engine=HFEngine(model, tokenizer, batch_size=CHECK_PROBLEMS),
+        tokenizer=tokenizer,
+        template=PromptTemplate(chat=True),
+        sampling=Sampling(temperature=temperature, max_new_tokens=world.answer_tokens + 5),
+    )
+
+
+def accuracy(world: TinyWorld, model: Any, problems: list[Problem], temperature: float) -> float:
+    """Share of right answers, sampled with fixed seeds (greedy at temperature 0)."""
+    verifier = world.verifier
+    rollouts = world_writer(world, model, temperature=temperature).answer(
+        problems, range(len(problems))
+    )
+    return mean([verifier.reward(r.problem, r.completion.text) for r in rollouts])
+
+
+def pretrain_base(world: TinyWorld, task: Task, report: Report) -> Any:
+    """Trains the base model.
+
+    Args:
+        world: The world.
+        task: Its problems; held-out ones gate the first phase.
+        report: Receives progress sentences.
+
+    Returns:
+        The base model in evaluation mode.
+
+    Raises:
+        EffopdError: Greedy accuracy did not reach `world.base_greedy` within `world.base_steps`.
+    """
+    model = make_model(world)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=(0.9, 0.95), weight_decay=0)
+    generator = torch.Generator().manual_seed(world.seed)
+    clean = replace(world, wrong_step=0.0, direct_answer=0.0)
+    checks = list(task.test[:CHECK_PROBLEMS])
+    for step in range(1, world.base_steps + 1):
+        lr = PEAK_LR * min(1.0, step / WARMUP_STEPS)
+        loss = _update(model, optimizer, clean, generator, lr)
+        if step % CHECK_EVERY == 0:
+            right = accuracy(world, model, checks, temperature=0.0)
+            report(f"base: step {step}, loss {loss:.3f}, greedy accuracy {right:.2f}")
+            if right >= world.base_greedy:
+                break
+    else:
+        raise EffopdError(
+            f"the base model did not reach greedy accuracy {world.base_greedy} in "
+            f"{world.base_steps} steps: raise base_steps or lower modulus or operations"
+        )
+    for step in range(world.noise_steps):
+        lr = PEAK_LR * (1 - step / world.noise_steps)
+        _update(model, optimizer, world, generator, lr)
+    greedy, sampled = (accuracy(world, model, checks, temperature=t) for t in (0.0, 1.0))
+    report(f"base: accuracy {sampled:.2f} sampled, {greedy:.2f} greedy")
+    return model.eval()
+
+
+def _update(
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    world: TinyWorld,
+    generator: torch.Generator,
+    lr: float,
+) -> float:
+    """One supervised step on fresh demonstrations; returns the loss."""
+    ids_BT, labels_BT = demonstrations(world, BATCH, generator)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    model.train()
+    logits_BTV = model(input_ids=ids_BT, use_cache=False).logits
+    loss = cross_entropy(logits_BTV[:, :-1].flatten(0, 1), labels_BT[:, 1:].flatten())
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return loss.item()
