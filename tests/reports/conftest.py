@@ -1,11 +1,19 @@
-"""Run directories with plausible curves, written the way training writes them."""
+"""Run directories with plausible curves, and a real browser to look at reports with."""
 
+import json
 import math
+import os
 import random
+import select
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
-from effopd.records import JsonlWriter, load_run, write_json_atomic, write_text_atomic
+from effopd.records import JsonlWriter, Run, load_run, write_json_atomic, write_text_atomic
 
 BASE, TEACHER, STEPS = 0.082, 0.938, 48
 RATE = {"opd": 0.055, "paper": 0.16, "effopd": 0.40}
@@ -16,7 +24,10 @@ JUMPS = {
 }
 SCALES = {"paper": (3.0, 5.0, 7.0, 9.0, 11.0), "effopd": (2.0, 4.0, 8.0, 16.0)}
 SEARCHED = {"paper": (8, 16, 24, 32, 40), "effopd": (4, 8, 16, 32)}
-WORDS = "Let us add 47 and 58 . First 7 + 8 = 15 , carry 1 ; then 4 + 5 + 1 = 10 . \n The answer is 105 ."
+WORDS = (
+    "Let us add 47 and 58 . First 7 + 8 = 15 , carry 1 ; then 4 + 5 + 1 = 10 . "
+    "\n The answer is 105 ."
+)
 
 
 def write_rows(path, rows):
@@ -53,7 +64,8 @@ def search_rows(method, rng):
         if best > 1:
             yield {
                 **common, "trial": 9, "kind": "retest-candidate", "scale": best,
-                "score": score + 0.03, "score_se": 0.003, "accepted": None, "reason": "fresh prompts",
+                "score": score + 0.03, "score_se": 0.003, "accepted": None,
+                "reason": "fresh prompts",
             }  # fmt: skip
 
 
@@ -68,7 +80,9 @@ def rollout_rows(method, rng):
                 "completion": "".join(kept), "tokens": kept,
                 "reward": float(len(kept) == len(tokens) or rng.random() < step / 50),
                 "finish_reason": "stop" if len(kept) > 25 else "length",
-                "kl_nats": [rng.expovariate(1 / spread) * (rng.random() < 0.35) for _ in kept],
+                "kl_nats": [
+                    round(rng.expovariate(1 / spread), 4) * (rng.random() < 0.35) for _ in kept
+                ],
             }  # fmt: skip
 
 
@@ -92,7 +106,8 @@ def write_sample_run(directory, method, *, seed=0, **info):
             evals.append({
                 "step": step, "model": "student", "accuracy": accuracy,
                 "accuracy_se": math.sqrt(accuracy * (1 - accuracy) / 512),
-                "reverse_kl": 0.9 * math.exp(-RATE[method] * step * 0.9) + 0.011 * rng.uniform(0.9, 1.1),
+                "reverse_kl": 0.9 * math.exp(-RATE[method] * step * 0.9)
+                + 0.011 * rng.uniform(0.9, 1.1),
                 "mean_length": 30.0, "truncated_share": 0.02, "n": 512, "sampled_tokens": tokens,
                 "teacher_tokens": tokens,
             })  # fmt: skip
@@ -121,3 +136,178 @@ def sample_runs(tmp_path_factory):
     """Three runs: plain distillation, the paper's search, and ours."""
     root = tmp_path_factory.mktemp("runs")
     return [write_sample_run(root / method, method) for method in ("opd", "paper", "effopd")]
+
+
+@pytest.fixture
+def make_run():
+    """A run from rows: `make_run("opd", [(step, accuracy, tokens, seconds), ...], teacher=0.9)`."""
+
+    def make(method, points, *, teacher=None, **info):
+        evals = [
+            {"step": step, "model": "student", "accuracy": accuracy, "sampled_tokens": tokens}
+            for step, accuracy, tokens, _ in points
+        ]
+        if teacher is not None:
+            evals.append({"step": 0, "model": "teacher", "accuracy": teacher})
+        timing = [{"step": step, "elapsed_s": seconds} for step, _, _, seconds in points]
+        info = {"label": method, "method": method, "lr": 1e-4, **info}
+        return Run(
+            directory=Path(method), label=info["label"], info=info, evals=evals, timing=timing
+        )
+
+    return make
+
+
+class Browser:
+    """Chromium steered through a pipe, so that no socket is opened."""
+
+    launch = (
+        "import fcntl, os, sys; "
+        "r, w = (fcntl.fcntl(int(fd), fcntl.F_DUPFD, 10) for fd in sys.argv[1:3]); "
+        "os.dup2(r, 3); os.dup2(w, 4); os.execvp(sys.argv[3], sys.argv[3:])"
+    )
+    flags = (
+        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+        *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+        *("--disable-dev-shm-usage", "--remote-debugging-pipe", "--window-size=1280,1000"),
+    )
+
+    def __init__(self, program, profile):
+        from_us, self.to_browser = os.pipe()
+        self.from_browser, to_us = os.pipe()
+        command = [sys.executable, "-c", self.launch, str(from_us), str(to_us), program]
+        self.process = subprocess.Popen(
+            [*command, *self.flags, f"--user-data-dir={profile}", "about:blank"],
+            pass_fds=(from_us, to_us),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(from_us)
+        os.close(to_us)
+        self.pending, self.events, self.count, self.session = b"", [], 0, None
+        targets = self.call("Target.getTargets")["targetInfos"]
+        page = next(target["targetId"] for target in targets if target["type"] == "page")
+        attached = self.call("Target.attachToTarget", targetId=page, flatten=True)
+        self.session = attached["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method, **params):
+        self.count += 1
+        message = {"id": self.count, "method": method, "params": params}
+        if self.session:
+            message["sessionId"] = self.session
+        os.write(self.to_browser, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self.receive()
+            if answer.get("id") == self.count:
+                assert "error" not in answer, answer
+                return answer["result"]
+            self.events.append(answer)
+
+    def receive(self, timeout_s=30):
+        while b"\0" not in self.pending:
+            assert select.select([self.from_browser], [], [], timeout_s)[0], "no answer"
+            data = os.read(self.from_browser, 1 << 20)
+            assert data, "the browser ended"
+            self.pending += data
+        message, _, self.pending = self.pending.partition(b"\0")
+        return json.loads(message)
+
+    def open(self, path):
+        """Load a report and wait until it has drawn everything."""
+        self.events.clear()
+        self.call("Page.navigate", url=Path(path).resolve().as_uri())
+        self.wait_for("document.documentElement?.dataset.ready !== undefined")
+
+    def wait_for(self, expression):
+        deadline = time.monotonic() + 30
+        while not self.evaluate(expression):
+            assert time.monotonic() < deadline, (expression, self.problems())
+            time.sleep(0.05)
+
+    def evaluate(self, expression):
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def problems(self):
+        """Everything the page complained about: console, exceptions, policy violations."""
+        names = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
+        self.evaluate("0")
+        return [event["params"] for event in self.events if event.get("method") in names]
+
+    def addresses(self):
+        """Everything the page asked for."""
+        requests = [e for e in self.events if e.get("method") == "Network.requestWillBeSent"]
+        return [event["params"]["request"]["url"] for event in requests]
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+        os.close(self.to_browser)
+        os.close(self.from_browser)
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    program = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
+    if program is None:
+        pytest.skip("no chromium on this machine: apt-get install chromium")
+    browser = Browser(program, tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="session")
+def payloads():
+    """Texts that would set `data-xss` on the document if any of them were taken for code."""
+    act = "document.documentElement.dataset.xss=1"
+    return [
+        f"<script>{act}</script>",
+        f"</script><script>{act}</script>",
+        f"<img src=x onerror={act}>",
+        f'"><svg/onload="{act}">',
+        f"<a href='javascript:{act}'>click</a>",
+        f"<!--<script>{act}//--></script>",
+        f"{{{{page}}}}{{{{plotly}}}}%{{customdata}}${{{act}}}$x^2$",
+        f"\u2028\u2029';{act};//</ScRiPt ><sCrIpT>{act}</sCrIpT>".translate(
+            {0x2028: "", 0x2029: ""}
+        ),
+        f"&lt;img src=x onerror={act}&gt;<b>&amp;</b>",
+        f"<iframe srcdoc='<script>parent.{act}</script>'></iframe>",
+        f"]]><style>*{{display:none}}</style><base href=//x><meta http-equiv=refresh>{act}",
+    ]
+
+
+@pytest.fixture(scope="session")
+def hostile_runs(payloads):
+    """One run per payload, which stands in every field that may hold text."""
+
+    def hostile(text):
+        evals = [
+            {"step": step, "model": "student", "accuracy": step / 20, "accuracy_se": 0.01,
+             "reverse_kl": 0.5, "sampled_tokens": step}
+            for step in (1, 9)
+        ]  # fmt: skip
+        names = ("incumbent", text, "candidate", f"{text} retest-candidate")
+        search = [
+            {"step": 8, "kind": kind, "scale": 2.0, "score": 0.5, "accepted": False, "reason": text}
+            for kind in names
+        ]
+        rollout = {
+            "step": 0, "problem_id": text, "prompt": text, "completion": text, "reward": 1.0,
+            "finish_reason": text, "tokens": [text], "kl_nats": [0.5],
+        }  # fmt: skip
+        info = dict.fromkeys(("label", "method", "preset", "lr", "seed"), text)
+        return Run(
+            directory=Path("hostile"),
+            label=text,
+            info={**info, "versions": {text: text}},
+            config=text,
+            evals=evals,
+            search=search,
+            rollouts=[rollout],
+        )
+
+    return [hostile(text) for text in payloads]

@@ -97,9 +97,9 @@ def _factors(run: Run, baseline: Run, runs: Sequence[Run], percent: int) -> list
         ours, plain = own[f"{cost}_to_{percent}"], theirs[f"{cost}_to_{percent}"]
         if not ours or not plain:
             continue
-        less = "less" if cost == "seconds" else "fewer"
+        less, same = ("less", "as much") if cost == "seconds" else ("fewer", "as many")
         factor = max(ours, plain) / min(ours, plain)
-        word = less if plain >= ours else "more"
+        word = same if factor < 1.05 else less if plain > ours else "more"
         found.append((f"{factor:.1f}×", f"{factor:.1f}× {word} {_THING[cost]}"))
     return found
 

@@ -151,6 +151,8 @@ fillSearches();
 fillSettings();
 document.getElementById("axis").addEventListener("change", drawCurves);
 document.getElementById("csv").addEventListener("click", downloadCsv);
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+for (const query of ["(prefers-color-scheme: dark)", "(max-width: 44rem)"]) {
+  matchMedia(query).addEventListener("change", redraw);
+}
 addEventListener("beforeprint", redraw);
 addEventListener("afterprint", redraw);

@@ -1,5 +1,6 @@
 """PNG copies of the figures, drawn with matplotlib without a display."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,9 @@ def _save(path: Path, draw: Callable[[Any], None], size: tuple[float, float]) ->
         "ytick.minor.left": False,
         "legend.frameon": False,
     }
-    with matplotlib.rc_context(look):
+    with matplotlib.rc_context(look), warnings.catch_warnings():
+        # A label in a script that the font lacks is drawn as boxes; that is no reason to stop.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure)

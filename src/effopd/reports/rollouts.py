@@ -17,7 +17,7 @@ def rollout_rows(run: Run) -> list[dict[str, Any]]:
 
     Returns:
         Rows `{"step", "problem_id", "prompt", "reward", "finish_reason"}` with `"tokens"` and
-        `"kl"` (nats, 5 decimals) if those are equally many, else with `"completion"`.
+        `"kl"` (nats, six digits) if those are equally many, else with `"completion"`.
     """
     return [_rollout_row(row, run) for row in run.rollouts]
 
@@ -59,7 +59,7 @@ def _rollout_row(row: Row, run: Run) -> dict[str, Any]:
     divergences = _divergences(row)
     if divergences is None:
         return shown | {"completion": plain(str(row.get("completion")), lines=True)}
-    rounded = [None if value is None else round(value, 5) for value in divergences]
+    rounded = [None if value is None else float(f"{value:.6g}") for value in divergences]
     tokens = [plain(str(token), lines=True) for token in row["tokens"]]
     return shown | {"tokens": tokens, "kl": rounded}
 
