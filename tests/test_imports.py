@@ -28,14 +28,15 @@ def imported_by(*arguments: str) -> set[str]:
 
 
 def test_import_is_light() -> None:
-    assert not imported_by("-c", "import effopd") & HEAVY
+    assert sorted(imported_by("-c", "import effopd") & HEAVY) == []
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command) or "effopd")
 def test_help_does_without_torch(command: list[str]) -> None:
     modules = imported_by("-m", "effopd.cli.main", *command, "--help")
     assert "typer" in modules
-    assert not modules & {"torch", *HEAVY}
+    heavy = {"torch", *HEAVY} - {"pydantic"}  # Typer converts arguments with it
+    assert sorted(modules & heavy) == []
 
 
 def test_public_names_exist_and_are_documented() -> None:
