@@ -65,8 +65,9 @@ def bit_sum(tensor: Tensor) -> Tensor:
 class Ray:
     """Live tensors, their anchor, and during a search their tip.
 
-    Memory: one copy of the selected parameters (the anchor) between searches and two during one,
-    in `device` memory (pinned when the live tensors are on CUDA).
+    Memory: one copy of the selected parameters (the anchor), from the first search on two (the tip,
+    kept for the next: fresh pages cost more than the copy), in `device` memory (pinned when the
+    live tensors are on CUDA).
 
     Args:
         parameters: Name to live tensor, moved in place: plain tensors, fp32 masters, or DTensors
@@ -90,7 +91,7 @@ class Ray:
         self._live = dict(parameters)
         self._mirrors = dict(mirrors or {})
         self._device = None if device is None else torch.device(device)
-        self._tip: dict[str, Tensor] = {}
+        self._tip: dict[str, Tensor] = {}  # defined from capture_tip_ to advance_anchor_
         self._scale: float | None = None  # where the live tensors are; None when not known
         self.anchor = self._snapshot()
 
@@ -106,7 +107,11 @@ class Ray:
 
     def capture_tip_(self) -> None:
         """Fixes the tip at the live values."""
-        self._tip = self._snapshot()
+        if self._tip:
+            for name, tip in self._tip.items():
+                tip.copy_(local_(self._live[name]))
+        else:
+            self._tip = self._snapshot()
         self._scale = None if self._mirrors else 1.0  # mirrors may lag behind their masters
 
     @torch.no_grad()
@@ -126,22 +131,20 @@ class Ray:
         self._scale = scale
 
     def return_to_tip_(self) -> None:
-        """Writes the tip back, whatever happened to the live tensors, and forgets it."""
+        """Writes the tip back, whatever happened to the live tensors."""
         self._scale = None
         self.move_to_(1.0)
-        self._tip = {}
 
     @torch.no_grad()
     def advance_anchor_(self, scale: float) -> None:
-        """Makes `point(scale)` the anchor and forgets the tip; the live tensors stay."""
+        """Makes `point(scale)` the anchor; the live tensors stay, the tip is no longer defined."""
+        if scale == 1.0:
+            self.anchor, self._tip = self._tip, self.anchor
         for name, anchor in self.anchor.items():
-            tip = self._tip.pop(name)
-            if scale == 1.0:
-                self.anchor[name] = tip
-            elif scale == self._scale:
+            if scale == self._scale != 1.0:
                 anchor.copy_(local_(self._live[name]))
-            elif scale != 0.0:
-                interpolate_(anchor, anchor, tip, scale)
+            elif scale not in {0.0, 1.0}:
+                interpolate_(anchor, anchor, self._tip[name], scale)
         self._scale = None
 
     def checksum(self) -> int:
