@@ -49,5 +49,6 @@ clean: ## Remove caches and built pages; environments and runs/ stay
 .venv-bench/.installed: bench/requirements.txt pyproject.toml constraints.txt
 	@echo 'Installing effopd and the benchmark peers into .venv-bench ...'
 	@$(PYTHON) -m venv .venv-bench
-	@$(BENCH)/python $(PIP) -e . -r bench/requirements.txt
+	@$(BENCH)/python $(PIP) -r bench/requirements.txt
+	@$(BENCH)/python $(PIP) --no-deps liger-kernel==0.8.5
 	@touch $@
