@@ -5,6 +5,7 @@ import pytest
 from effopd.records import Run
 from effopd.reports.page import write_report
 from effopd.reports.summary import COSTS, PERCENTS, method_summary, ratios
+from effopd.reports.tables import csv_table
 
 COUNT = "document.querySelectorAll({!r}).length"
 TEXT = "document.querySelector({!r}).textContent"
@@ -141,6 +142,23 @@ def test_nothing_is_cut_off_at_any_width(page, width, scheme):
     finally:
         page.call("Emulation.clearDeviceMetricsOverride")
         page.call("Emulation.setEmulatedMedia", features=[])
+
+
+def test_the_table_can_be_downloaded(page, sample_runs):
+    assert page.evaluate("data.csv") == csv_table(sample_runs)
+    page.evaluate("document.getElementById('csv').click()")
+    assert page.problems() == []
+
+
+def test_printing_fits_the_paper_and_leaves_no_trace(page):
+    widths = "[...document.querySelectorAll('.plot')].map(p => p._fullLayout.width)"
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert set(page.evaluate(widths)) == {680}
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert set(page.evaluate(widths)) == {
+        page.evaluate("document.getElementById('accuracy').clientWidth")
+    }
+    assert page.problems() == []
 
 
 def test_hostile_text_is_shown_and_never_runs(browser, hostile_runs, payloads, tmp_path):

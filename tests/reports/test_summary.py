@@ -119,6 +119,12 @@ def test_the_baseline_has_the_same_learning_rate_if_there_is_one(make_run):
     ]
 
 
+def test_the_baseline_has_the_same_seed_if_the_rates_agree(make_run):
+    runs = [make_run("opd", PLAIN, lr=lr, seed=seed) for lr in (1e-4, 3e-4) for seed in (0, 1)]
+    for lr, seed, index in ((1e-4, 1, 1), (3e-4, 0, 2), (3e-4, 7, 2), (1.0, 1, 1), (1.0, 7, 0)):
+        assert baseline_of(make_run("effopd", FAST, lr=lr, seed=seed), runs) is runs[index]
+
+
 def test_notes_name_what_is_missing(make_run):
     one, two = make_run("effopd", FAST, teacher=0.9), make_run("paper", FAST, teacher=0.8)
     assert notes([make_run("effopd", FAST)]) == [

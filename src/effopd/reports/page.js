@@ -17,11 +17,15 @@ function swatch(color) {
   return dot;
 }
 
-function themed(layout, width) {
+// In print: figures that fit A4 and Letter, and dark ink whatever the screen shows.
+const PAPER = { width: 680, "--ink": "#000", "--muted": "#444", "--grid": "#ddd", "--surface": "#fff" };
+
+function themed(layout, node, printing) {
   const style = getComputedStyle(document.documentElement);
-  const read = (name) => style.getPropertyValue(name).trim();
+  const read = (name) => (printing ? PAPER[name] : style.getPropertyValue(name).trim());
   const [ink, muted, grid, surface] = ["--ink", "--muted", "--grid", "--surface"].map(read);
-  const narrow = width < 560;
+  const narrow = !printing && node.clientWidth < 560;
+  const family = getComputedStyle(document.body).fontFamily;
   const axis = {
     gridcolor: grid, linecolor: muted, tickcolor: muted, zeroline: false, showline: false,
     automargin: true, tickfont: { color: muted }, ticks: "", fixedrange: false,
@@ -29,13 +33,14 @@ function themed(layout, width) {
   const titled = (each) => ({ ...each.title, standoff: 10, font: { color: muted, size: narrow ? 12 : 13 } });
   return {
     ...layout,
-    autosize: true,
+    autosize: !printing,
+    ...(printing && { width: PAPER.width, height: node.clientHeight }),
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
-    font: { family: getComputedStyle(document.body).fontFamily, size: narrow ? 12 : 13, color: ink },
+    font: { family, size: narrow ? 12 : 13, color: ink },
     margin: { l: narrow ? 36 : 60, r: narrow ? 54 : 64, t: 36, b: 48, pad: 4 },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: grid, activecolor: muted, orientation: "h" },
-    hoverlabel: { bgcolor: surface, bordercolor: muted, align: "left", font: { color: ink, size: 13 } },
+    hoverlabel: { bgcolor: surface, bordercolor: muted, align: "left", font: { family, color: ink, size: 13 } },
     dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom", // a finger scrolls the page
     xaxis: { ...axis, ...layout.xaxis, title: titled(layout.xaxis), showgrid: false, showline: true },
     yaxis: { ...axis, ...layout.yaxis, title: titled(layout.yaxis) },
@@ -44,7 +49,7 @@ function themed(layout, width) {
   };
 }
 
-function draw(node, figure) {
+function draw(node, figure, printing = false) {
   plots.set(node, figure);
   const empty = !figure.data.some((trace) => trace.x.length > 0);
   node.classList.toggle("empty", empty);
@@ -54,16 +59,16 @@ function draw(node, figure) {
     return;
   }
   if (!node.classList.contains("js-plotly-plot")) node.textContent = "";
-  Plotly.react(node, structuredClone(figure.data), themed(figure.layout, node.clientWidth), {
-    responsive: true,
+  Plotly.react(node, structuredClone(figure.data), themed(figure.layout, node, printing), {
+    responsive: !printing,
     displaylogo: false,
     displayModeBar: node.clientWidth < 560 ? false : "hover",
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
   });
 }
 
-function redraw() {
-  for (const [node, figure] of plots) draw(node, figure);
+function redraw(printing = false) {
+  for (const [node, figure] of plots) draw(node, figure, printing);
 }
 
 function drawCurves() {
@@ -152,7 +157,7 @@ fillSettings();
 document.getElementById("axis").addEventListener("change", drawCurves);
 document.getElementById("csv").addEventListener("click", downloadCsv);
 for (const query of ["(prefers-color-scheme: dark)", "(max-width: 44rem)"]) {
-  matchMedia(query).addEventListener("change", redraw);
+  matchMedia(query).addEventListener("change", () => redraw());
 }
-addEventListener("beforeprint", redraw);
-addEventListener("afterprint", redraw);
+addEventListener("beforeprint", () => redraw(true));
+addEventListener("afterprint", () => redraw());

@@ -97,7 +97,7 @@ function showSample(row) {
     chip("finished by", row.finish_reason));
   if (mean !== null) chips.append(chip("mean KL", nats(mean)));
   if (row.tokens) chips.append(chip("tokens", String(row.tokens.length)));
-  const heading = (text) => element("h4", {}, text);
+  const heading = (text) => element("h3", {}, text);
   const completion = row.tokens ? tokenView(row)
     : [element("pre", {}, row.completion), element("p", { class: "readout" }, "No divergence was recorded for this sample.")];
   at("sample").replaceChildren(chips, heading("Prompt"), element("pre", {}, row.prompt),

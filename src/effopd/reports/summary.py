@@ -120,7 +120,9 @@ def setting_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def baseline_of(run: Run, runs: Sequence[Run]) -> Run | None:
-    """The run that `run` is compared with: "opd" at the same learning rate, else the first "opd".
+    """The "opd" run that `run` is compared with.
+
+    One at the same learning rate is preferred, then one with the same seed, then the first.
 
     Args:
         run: Any run.
@@ -132,8 +134,11 @@ def baseline_of(run: Run, runs: Sequence[Run]) -> Run | None:
     if run.info.get("method") == BASELINE:
         return run
     plain = [other for other in runs if other.info.get("method") == BASELINE]
-    same = [other for other in plain if other.info.get("lr") == run.info.get("lr")]
-    return next(iter(same + plain), None)
+
+    def mismatches(other: Run) -> list[bool]:
+        return [other.info.get(key) != run.info.get(key) for key in ("lr", "seed")]
+
+    return min(plain, key=mismatches, default=None)
 
 
 def ratios(run: Run, runs: Sequence[Run]) -> Summary:
