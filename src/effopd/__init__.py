@@ -6,17 +6,34 @@ The public API is the search, which fits any PyTorch training loop:
     extrapolator = Extrapolator(model, validate)
     ...
     result = extrapolator.step(step)     # after each optimizer step
+
+Names load on first use, so that `import effopd` and `effopd --help` are instant.
 """
 
-from effopd.core.direction import SinceAccepted, SinceRaw
-from effopd.core.extrapolator import Extrapolator, Search
-from effopd.core.scales import GeometricScales, LadderScales, QuadraticScales
-from effopd.core.schedule import AtSteps, EveryN, PowersOfTwo
-from effopd.core.search import SearchResult
-from effopd.core.selection import select_parameters
-from effopd.core.validation import AtLeast, Draw, LengthGuard, PairedMargin, Score, Strict
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from effopd.core.direction import SinceAccepted, SinceRaw
+    from effopd.core.extrapolator import Extrapolator, Search
+    from effopd.core.scales import GeometricScales, LadderScales, QuadraticScales
+    from effopd.core.schedule import AtSteps, EveryN, PowersOfTwo
+    from effopd.core.search import SearchResult
+    from effopd.core.selection import select_parameters
+    from effopd.core.validation import AtLeast, Draw, LengthGuard, PairedMargin, Score, Strict
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "direction": ("SinceAccepted", "SinceRaw"),
+    "extrapolator": ("Extrapolator", "Search"),
+    "scales": ("GeometricScales", "LadderScales", "QuadraticScales"),
+    "schedule": ("AtSteps", "EveryN", "PowersOfTwo"),
+    "search": ("SearchResult",),
+    "selection": ("select_parameters",),
+    "validation": ("AtLeast", "Draw", "LengthGuard", "PairedMargin", "Score", "Strict"),
+}
+_MODULE = {name: f"effopd.core.{module}" for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "AtLeast",
@@ -38,3 +55,14 @@ __all__ = [
     "Strict",
     "select_parameters",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Imports a public name from its module the first time it is asked for."""
+    if name not in _MODULE:
+        raise AttributeError(f"module 'effopd' has no attribute {name!r}")
+    return getattr(import_module(_MODULE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
