@@ -1,6 +1,7 @@
 """From settings to objects: the only place where everything meets."""
 
 import copy
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -13,7 +14,7 @@ from effopd.config import RunConfig, differences, to_toml
 from effopd.core.validation import Validator
 from effopd.demo.cache import world_models
 from effopd.demo.world import TinyWorld
-from effopd.errors import ConfigError
+from effopd.errors import CheckpointError, ConfigError
 from effopd.evaluation.evaluator import Evaluation, Evaluator
 from effopd.evaluation.validators import (
     AccuracyValidation,
@@ -21,6 +22,7 @@ from effopd.evaluation.validators import (
     accuracy_measure,
     teacher_kl_measure,
 )
+from effopd.models.checkpoints import checkpoint_path, list_checkpoints, verify_checkpoint
 from effopd.models.loading import ModelSettings, load_model, load_tokenizer
 from effopd.models.policy import Policy
 from effopd.objectives import ExOPD, FullVocabularyKL
@@ -134,7 +136,7 @@ def train(
     *,
     stop: StopRequest | None = None,
 ) -> bool:
-    """Trains, or continues a run that was interrupted.
+    """Trains, or continues a run that was interrupted; leaves a finished one alone.
 
     Args:
         config: Settings.
@@ -150,7 +152,13 @@ def train(
     """
     run = RunDirectory(out)
     try:
-        _check_same_config(out / "config.toml", config)
+        _check_same_config(run, config)
+        if _is_finished(run, config):
+            observer.on_message(
+                f"{out} is finished: its {config.train.steps} steps are done, nothing was changed. "
+                "Raise train.steps to go on, or choose another directory (--out)."
+            )
+            return True
         parts = build_parts(config, observer.on_message)
         trainer = build_trainer(parts, run, observer)
         run.describe(to_toml(config), run_info(config))
@@ -197,19 +205,46 @@ def run_info(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _check_same_config(path: Path, config: RunConfig) -> None:
+def _check_same_config(run: RunDirectory, config: RunConfig) -> None:
     """A run continues under its own settings; only more steps at a constant rate are allowed."""
+    path = run.path / "config.toml"
     if not path.is_file():
+        if list_checkpoints(run.checkpoints):
+            raise ConfigError(
+                f"{run.path} holds checkpoints but no config.toml, so nobody knows their settings: "
+                "restore the file, or choose another directory (--out)"
+            )
         return
-    changed = differences(path.read_text(encoding="utf-8"), to_toml(config))
+    try:
+        changed = differences(path.read_text(encoding="utf-8"), to_toml(config))
+    except ValueError as error:
+        raise ConfigError(
+            f"{path} is damaged ({error}): restore it, or choose another directory (--out)"
+        ) from None
     if config.optimizer.decay == "none":
-        changed = [line for line in changed if not line.startswith("train.steps:")]
+        changed = [line for line in changed if not _is_longer(line)]
     if changed:
         raise ConfigError(
-            f"{path.parent} holds a run with other settings:\n  "
+            f"{run.path} holds a run with other settings:\n  "
             + "\n  ".join(changed)
             + "\nContinue with the old settings, or start a new run in another directory (--out)."
         )
+
+
+def _is_longer(difference: str) -> bool:
+    """Whether `train.steps: OLD -> NEW` asks for more steps."""
+    steps = re.fullmatch(r"train\.steps: (\d+) -> (\d+)", difference)
+    return steps is not None and int(steps[1]) < int(steps[2])
+
+
+def _is_finished(run: RunDirectory, config: RunConfig) -> bool:
+    """Whether the checkpoint of the last step is there, undamaged."""
+    last = checkpoint_path(run.checkpoints, config.train.steps)
+    try:
+        verify_checkpoint(last)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _model_settings(

@@ -98,7 +98,7 @@ def _errors(debug: bool) -> Iterator[None]:
     """Expected errors become one message and status 2 (settings) or 1 (everything else)."""
     try:
         yield
-    except EffopdError as error:
+    except (EffopdError, OSError) as error:
         if debug:
             raise
         print(f"error: {error}", file=sys.stderr)

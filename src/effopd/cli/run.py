@@ -1,5 +1,7 @@
 """What `effopd train` and `effopd eval` do."""
 
+import dataclasses
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +27,8 @@ def run_recipe(
     if print_config:
         print(to_toml(config), end="")
         return True
-    return run_config(config, out, resume_hint=f"effopd train {recipe} --out {out}")
+    command = ["effopd", "train", str(recipe), *overrides, "--out", str(out)]
+    return run_config(config, out, resume_hint=shlex.join(command))
 
 
 def run_config(config: RunConfig, out: Path, *, resume_hint: str) -> bool:
@@ -42,7 +45,7 @@ def evaluate_checkpoint(run: Path, step: int | None, problems: int | None) -> No
     """Evaluates one checkpoint of a run and prints the result.
 
     Raises:
-        ConfigError: `run` holds no resolved settings.
+        ConfigError: `run` holds no resolved settings, or there is nothing to evaluate on.
         CheckpointError: There is no undamaged checkpoint.
     """
     transformers_logging.disable_progress_bar()
@@ -50,8 +53,11 @@ def evaluate_checkpoint(run: Path, step: int | None, problems: int | None) -> No
         raise ConfigError(f"{run} is no run directory: config.toml is missing")
     overrides = [] if problems is None else [f"evaluation.problems={problems}"]
     config = load_config(run / "config.toml", overrides)
+    if config.evaluation.problems < 1:
+        raise ConfigError("there are no test problems to evaluate on: give --problems")
     directory = _checkpoint(run / "checkpoints", step)
-    student = ModelSettings(path=str(directory))
+    original = config.student or ModelSettings(path="")
+    student = dataclasses.replace(original, path=str(directory), revision=None)
     parts = build_parts(config.model_copy(update={"student": student}), print)
     row = parts.evaluate_student().row()
     print(f"{directory}")

@@ -6,22 +6,33 @@ renamed. Reading verifies every byte first, so a damaged or half-written one is 
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import xxhash
+from safetensors import SafetensorError
 
 from effopd.errors import CheckpointError
 
 MANIFEST = "manifest.json"
 _TEMPORARY = ".writing-"
+_NAME = re.compile(r"step-(\d+)")
 
 
 def checkpoint_path(parent: Path, step: int) -> Path:
     """`parent/step-00008`."""
     return parent / f"step-{step:05d}"
+
+
+def list_checkpoints(parent: Path) -> list[Path]:
+    """Checkpoint directories below `parent`, the highest step first; not verified."""
+    named = [(_NAME.fullmatch(path.name), path) for path in parent.glob("step-*")]
+    steps = [(int(match[1]), path) for match, path in named if match and path.is_dir()]
+    return [path for _, path in sorted(steps, reverse=True)]
 
 
 def write_checkpoint(directory: Path, write: Callable[[Path], None]) -> None:
@@ -35,7 +46,7 @@ def write_checkpoint(directory: Path, write: Callable[[Path], None]) -> None:
         CheckpointError: The file system refused (disk full, read-only, directory gone).
     """
     temporary = directory.with_name(_TEMPORARY + directory.name)
-    try:
+    with _Attempt(directory, temporary):
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         write(temporary)
@@ -46,12 +57,33 @@ def write_checkpoint(directory: Path, write: Callable[[Path], None]) -> None:
             shutil.rmtree(directory)
         temporary.rename(directory)
         _sync(directory.parent)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(
-            f"cannot write checkpoint {directory}: {error}. Earlier checkpoints are untouched; "
-            "free space or fix permissions and resume."
-        ) from error
+
+
+class _Attempt:
+    """Removes a half-written directory, whatever stopped the writing."""
+
+    def __init__(self, directory: Path, temporary: Path) -> None:
+        self._directory, self._temporary = directory, temporary
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            return
+        shutil.rmtree(self._temporary, ignore_errors=True)
+        # A full disk is an OSError in Python, and something else in Rust: a SafetensorError, or a
+        # bare Exception from tokenizers.
+        if isinstance(error, OSError | SafetensorError) or kind is Exception:
+            raise CheckpointError(
+                f"cannot write checkpoint {self._directory}: {error}. Earlier checkpoints are "
+                "untouched; free space or fix permissions and resume."
+            ) from error
 
 
 def verify_checkpoint(directory: Path) -> None:
@@ -70,7 +102,11 @@ def verify_checkpoint(directory: Path) -> None:
         raise CheckpointError(f"{directory}: {MANIFEST} is damaged")
     for name, size, digest in expected:
         path = directory / name
-        if not path.is_file() or path.stat().st_size != size or _digest(path) != digest:
+        try:
+            whole = path.is_file() and path.stat().st_size == size and _digest(path) == digest
+        except OSError as error:
+            raise CheckpointError(f"{directory}: {name} cannot be read ({error})") from None
+        if not whole:
             raise CheckpointError(f"{directory}: {name} is missing or damaged")
 
 
@@ -80,7 +116,7 @@ def newest_good(parent: Path) -> tuple[Path | None, list[str]]:
     Leftovers of interrupted writes are ignored; they never have a final name.
     """
     problems: list[str] = []
-    for directory in sorted(parent.glob("step-*"), reverse=True):
+    for directory in list_checkpoints(parent):
         try:
             verify_checkpoint(directory)
         except CheckpointError as error:
@@ -93,15 +129,16 @@ def newest_good(parent: Path) -> tuple[Path | None, list[str]]:
 def prune(parent: Path, keep: int) -> None:
     """Deletes all but the newest `keep` checkpoints, and leftovers of interrupted writes.
 
-    Nothing is deleted unless one of those kept verifies.
+    Nothing is deleted unless one of those kept verifies. A directory that cannot be deleted is
+    tried again the next time.
     """
     for leftover in parent.glob(f"{_TEMPORARY}*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    directories = sorted(parent.glob("step-*"), reverse=True)
+    directories = list_checkpoints(parent)
     good, _ = newest_good(parent)
     if good in directories[:keep]:
         for directory in directories[keep:]:
-            shutil.rmtree(directory)
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 def _manifest(directory: Path) -> bytes:

@@ -8,7 +8,6 @@ moment and resumed from its newest checkpoint writes the same weights, optimizer
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ from effopd.core.extrapolator import Extrapolator, Search
 from effopd.core.scales import Trial
 from effopd.core.search import SearchResult
 from effopd.core.validation import Validator
-from effopd.errors import NonFiniteError
+from effopd.errors import ConfigError, NonFiniteError
 from effopd.evaluation.evaluator import Evaluation
-from effopd.models.checkpoints import checkpoint_path, newest_good, prune, write_checkpoint
+from effopd.models.checkpoints import checkpoint_path, prune, write_checkpoint
 from effopd.models.policy import Policy
 from effopd.rollouts.rollout import Rollout, Writer, total_tokens
 from effopd.rollouts.seeds import derive_seed
@@ -28,6 +27,7 @@ from effopd.tasks.problem import Problem
 from effopd.trainers.alarms import alarms
 from effopd.trainers.batch import micro_batches, step_problems
 from effopd.trainers.learning import Learner
+from effopd.trainers.observer import Observer
 from effopd.trainers.rows import (
     EMPTY_METRICS,
     Row,
@@ -41,22 +41,7 @@ from effopd.trainers.settings import LoopSettings
 from effopd.trainers.signals import StopRequest
 from effopd.trainers.state import Progress, load_state, save_state
 
-
-@dataclass(frozen=True, kw_only=True)
-class Observer:
-    """Called while the run goes on; for progress display only.
-
-    Attributes:
-        on_step: Metrics and timing row of each finished step.
-        on_evaluation: Row of each evaluation.
-        on_trial: Step, index and trial of a search.
-        on_message: Plain sentences: resumes, fallbacks, alarms.
-    """
-
-    on_step: Callable[[Row, Row], None] = lambda metrics, timing: None
-    on_evaluation: Callable[[Row], None] = lambda row: None
-    on_trial: Callable[[int, int, Trial], None] = lambda step, index, trial: None
-    on_message: Callable[[str], None] = lambda text: None
+PHASES = ("rollout_s", "teacher_s", "update_s", "search_s")
 
 
 class Trainer:
@@ -110,8 +95,10 @@ class Trainer:
     def _extrapolator(
         self, search: Search | None, validate: Validator | None
     ) -> Extrapolator | None:
-        if search is None or validate is None:
+        if search is None:
             return None
+        if validate is None:
+            raise ConfigError("a search needs a validator: pass validate=, or search=None")
         return Extrapolator(
             self.student.model,
             validate,
@@ -121,23 +108,20 @@ class Trainer:
         )
 
     def resume(self) -> bool:
-        """Continues from the newest good checkpoint; False when there is none.
+        """Continues from the newest good checkpoint; False when there is none yet.
 
         Damaged newer checkpoints are reported to the observer and left in place. Records written
         after the checkpoint are cut off: they will be written again, identically.
         """
-        directory, problems = newest_good(self.run_directory.checkpoints)
-        for problem in problems:
-            self.observer.on_message(f"skipping a damaged checkpoint: {problem}")
-        if directory is None:
-            self.run_directory.rewind({})
-            return False
-        self.progress = load_state(directory, self.student, self.optimizer, self.extrapolator)
-        self.run_directory.rewind(self.progress.offsets)
+        directory, remarks = self.run_directory.resume_point(self.settings.checkpoint.every)
+        for remark in remarks:
+            self.observer.on_message(remark)
+        if directory is not None:
+            self.progress = load_state(directory, self.student, self.optimizer, self.extrapolator)
+        self.run_directory.rewind(self.progress.offsets, self.progress.step)
         self._history = self.run_directory.rows("metrics")
         self.writer.engine.sync_weights()
-        self.observer.on_message(f"resumed from {directory.name}")
-        return True
+        return directory is not None
 
     def run(self, stop: StopRequest) -> bool:
         """Trains to the last step.
@@ -159,15 +143,15 @@ class Trainer:
             step, last = self.progress.step, self.settings.train.steps
             if stop or step % self.settings.checkpoint.every == 0 or step == last:
                 self._save()
-            if stop:
-                return step == last
+                if stop:  # inside: a signal after the first look must not skip the save
+                    return step == last
         return True
 
     def _step(self) -> None:
         """One update, a search if due, and the step's rows."""
         progress = self.progress
         progress.step += 1
-        self._clock = {}
+        self._clock = dict.fromkeys(PHASES, 0.0)
         row: Row = {"step": progress.step, "lr": self._set_lr_()}
         try:
             rollouts = self._timed("rollout_s", self._sample)
@@ -199,6 +183,7 @@ class Trainer:
     def _update(self, rollouts: Sequence[Rollout]) -> Row:
         """Accumulates the gradient over micro-batches and takes one clipped optimizer step."""
         tokens = total_tokens(rollouts)
+        torch.manual_seed(derive_seed(self.settings.seed, "update", self.progress.step))  # dropout
         self.optimizer.zero_grad(set_to_none=True)
         self.student.model.train()
         parts = []
@@ -223,7 +208,8 @@ class Trainer:
         if progress.skipped_in_a_row > self.settings.train.max_skipped_steps:
             raise NonFiniteError(
                 f"{progress.skipped_in_a_row} updates in a row were skipped, last: {reason}. The "
-                "checkpoints hold the last good weights; lower optimizer.lr or check the teacher."
+                "checkpoints are good: check the teacher and resume, or start a new run (--out) "
+                "with a lower optimizer.lr."
             )
         return {"skipped": reason}
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from effopd.errors import ConfigError, RunLockedError
+from effopd.errors import CheckpointError, ConfigError, RecordError, RunLockedError
+from effopd.models.checkpoints import newest_good
 from effopd.records import (
     JsonlWriter,
     read_jsonl,
@@ -25,21 +26,28 @@ class RunDirectory:
         path: The directory; created with its parents.
 
     Raises:
+        ConfigError: The directory cannot be created or written to.
         RunLockedError: Another process is writing to it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(path / "run.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(path / "run.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise ConfigError(
+                f"{path} cannot be a run directory: {error}. Choose another one (--out)."
+            ) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError as error:
             os.close(self._lock)
+            is_held = isinstance(error, BlockingIOError)
+            what = "is in use by another process" if is_held else f"cannot be locked ({error})"
             raise RunLockedError(
-                f"{path} is in use by another process: wait for it, stop it, or choose another "
-                "directory (--out)"
+                f"{path} {what}: wait for it, stop it, or choose another directory (--out)"
             ) from None
         self._writers: dict[str, JsonlWriter] = {}
 
@@ -48,30 +56,81 @@ class RunDirectory:
         write_text_atomic(self.path / "config.toml", config_toml)
         write_json_atomic(self.path / "run.json", {"schema": 1, **info})
 
-    def rewind(self, offsets: Mapping[str, int]) -> None:
-        """Cuts every log back to where it was at a checkpoint; logs not named become empty.
+    def resume_point(self, every: int) -> tuple[Path | None, list[str]]:
+        """The checkpoint to continue from, None to begin at step 0, and what to tell the user.
+
+        Args:
+            every: Steps between checkpoints.
+
+        Returns:
+            The newest undamaged checkpoint, and sentences.
+
+        Raises:
+            CheckpointError: There is none, although there was one: starting over would throw the
+                recorded steps away.
+        """
+        directory, problems = newest_good(self.checkpoints)
+        if directory is not None:
+            skipped = [f"skipping a damaged checkpoint: {problem}" for problem in problems]
+            return directory, [*skipped, f"resuming from {directory.name}"]
+        recorded = len(self.rows("metrics"))
+        if problems or recorded > every:
+            raise CheckpointError(
+                f"{self.checkpoints} holds no undamaged checkpoint, but {recorded} steps are "
+                "recorded. Restore a checkpoint, or start again in another directory (--out)."
+                + "".join(f"\n  {problem}" for problem in problems)
+            )
+        return None, ["no checkpoint yet: starting again from step 0"] if recorded else []
+
+    def rewind(self, offsets: Mapping[str, int], step: int) -> None:
+        """Cuts every log back to where it was at the checkpoint of `step`.
+
+        Args:
+            offsets: Bytes to keep of each log; logs not named become empty.
+            step: Rows `metrics.jsonl` must have then, one a step.
 
         Raises:
             ConfigError: Called after the first row was written.
+            CheckpointError: The records are not those of the checkpoint.
         """
         if self._writers:
             raise ConfigError("rewind the logs before the first row is written")
         for name in LOGS:
-            if self._log(name).exists():
-                truncate_jsonl(self._log(name), offsets.get(name, 0))
+            truncate_jsonl(self._log(name), offsets.get(name, 0))
+        steps = [row["step"] for row in self.rows("metrics")]
+        if steps != list(range(1, step + 1)):
+            raise CheckpointError(
+                f"{self._log('metrics')} holds {len(steps)} rows, expected one for each step from "
+                f"1 to {step}: the checkpoint of step {step} belongs to another run, or the file "
+                "was edited. Restore the file or resume from another checkpoint."
+            )
 
     def write(self, log: str, row: Mapping[str, Any]) -> None:
-        """Appends one row to a log."""
-        self._writer(log).write(row)
+        """Appends one row to a log.
+
+        Raises:
+            RecordError: The disk refuses.
+        """
+        try:
+            self._writer(log).write(row)
+        except OSError as error:
+            raise self._refused(log, error) from error
 
     def rows(self, log: str) -> list[dict[str, Any]]:
         """The rows written so far."""
         return read_jsonl(self._log(log)) if self._log(log).exists() else []
 
     def offsets(self) -> dict[str, int]:
-        """Current length of every log in bytes, after forcing them to the disk."""
+        """Current length of every log in bytes, after forcing them to the disk.
+
+        Raises:
+            RecordError: The disk refuses.
+        """
         for name in LOGS:
-            self._writer(name).sync()
+            try:
+                self._writer(name).sync()
+            except OSError as error:
+                raise self._refused(name, error) from error
         return {name: self._writer(name).offset for name in LOGS}
 
     def close(self) -> None:
@@ -79,6 +138,12 @@ class RunDirectory:
         for writer in self._writers.values():
             writer.close()
         os.close(self._lock)
+
+    def _refused(self, log: str, error: OSError) -> RecordError:
+        return RecordError(
+            f"cannot write {self._log(log)}: {error}. The checkpoints are intact: free space or "
+            "fix permissions, then run the same command to resume."
+        )
 
     def _log(self, name: str) -> Path:
         return self.path / f"{name}.jsonl"

@@ -1,8 +1,9 @@
 """Stopping at the end of a step when asked to."""
 
+import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 
@@ -24,6 +25,8 @@ class StopRequest:
         if self.signal_number is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal_number = number
+        with suppress(OSError):  # not print: it may be what the signal interrupted
+            os.write(2, b"\nstopping: finishing this step, then saving; Ctrl-C stops at once\n")
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Everything a run needs to continue bit for bit, as safetensors and JSON.
 
 A checkpoint is a Hugging Face directory (`from_pretrained` works) plus `trainer_state.json`,
-`optimizer.safetensors`, `anchor.safetensors` (with a search) and `generator.safetensors`.
+`optimizer.safetensors` and `anchor.safetensors` (with a search). No random state: every random
+number is a function of seed and step.
 """
 
 import json
@@ -11,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from effopd.core.extrapolator import Extrapolator
 from effopd.errors import CheckpointError, NonFiniteError
+from effopd.models.loading import ModelSettings, load_model
 from effopd.models.policy import Policy
 
 VERSION = 1
@@ -66,15 +69,15 @@ def save_state(
     for name, parameter in policy.model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise NonFiniteError(
-                f"parameter {name} is not finite at step {progress.step}: it is not saved. Resume "
-                "from the last checkpoint with a smaller learning rate."
+                f"parameter {name} is not finite at step {progress.step}: it is not saved. Start "
+                "a new run (--out) with a smaller optimizer.lr, or from an earlier checkpoint of "
+                "this one (student.path)."
             )
     policy.model.save_pretrained(directory)
     policy.tokenizer.save_pretrained(directory)
     state: dict[str, Any] = {"version": VERSION, "progress": asdict(progress)}
     names = {id(p): n for n, p in policy.model.named_parameters()}
     save_file(_optimizer_tensors(optimizer, names), directory / "optimizer.safetensors")
-    save_file({"cpu": torch.get_rng_state()}, directory / "generator.safetensors")
     if extrapolator is not None:
         search_state = extrapolator.state_dict()
         save_file(search_state.pop("anchor"), directory / "anchor.safetensors")
@@ -91,37 +94,67 @@ def load_state(
     """Restores what `save_state` saved into live objects; verify the directory first.
 
     Raises:
-        CheckpointError: The state is of another version or lacks a part.
+        CheckpointError: The state is of another version, lacks a part, or is of another model.
     """
-    state = json.loads((directory / "trainer_state.json").read_text())
-    if state["version"] != VERSION or ("search" in state) != (extrapolator is not None):
+    state = _read_state(directory)
+    if ("search" in state) != (extrapolator is not None):
         raise CheckpointError(
-            f"{directory} was written by state version {state['version']} "
-            f"{'with' if 'search' in state else 'without'} a search; this run needs version "
-            f"{VERSION} {'with' if extrapolator else 'without'} one"
+            f"{directory} was written {'with' if 'search' in state else 'without'} a search, this "
+            f"run is {'with' if extrapolator else 'without'} one: it belongs to another run"
         )
     _load_model(policy.model, directory)
     names = {id(p): n for n, p in policy.model.named_parameters()}
-    _load_optimizer(optimizer, names, load_file(directory / "optimizer.safetensors"))
-    torch.set_rng_state(load_file(directory / "generator.safetensors")["cpu"])
+    _load_optimizer(optimizer, names, _tensors(directory / "optimizer.safetensors"))
     if extrapolator is not None:
-        anchor = load_file(directory / "anchor.safetensors")
+        anchor = _tensors(directory / "anchor.safetensors")
         extrapolator.load_state_dict({**state["search"], "anchor": anchor})
     return Progress(**state["progress"])
 
 
+def _read_state(directory: Path) -> dict[str, Any]:
+    """Content of `trainer_state.json`, of the version known here."""
+    path = directory / "trainer_state.json"
+    try:
+        state: dict[str, Any] = json.loads(path.read_text())
+        version, counters = state["version"], set(state["progress"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is no state of a trainer ({error!r})") from None
+    known = set(Progress.__dataclass_fields__)
+    if version != VERSION or counters != known:
+        raise CheckpointError(
+            f"{path} has state version {version}, this effopd reads version {VERSION} (counters "
+            f"that only one of them has: {sorted(counters ^ known)}). Resume with the effopd that "
+            "wrote it (run.json names its version), or start a new run with --out."
+        )
+    return state
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+
+
 def _load_model(model: Any, directory: Path) -> None:
-    """Copies the saved weights into the live parameters."""
-    weights: dict[str, Tensor] = {}
-    for shard in directory.glob("model*.safetensors"):
-        weights |= load_file(shard)
+    """Copies the saved weights into the live parameters.
+
+    Through `from_pretrained`, because files and parameters need not have the same names: tied
+    tensors are saved once, experts one by one.
+    """
+    dtype = str(model.dtype).removeprefix("torch.")
+    saved = load_model(ModelSettings(path=str(directory), dtype=dtype)).state_dict()  # type: ignore[arg-type]
     own = model.state_dict()
-    missing = own.keys() - weights.keys() - set(model.all_tied_weights_keys)
-    if missing or weights.keys() - own.keys():
-        raise CheckpointError(f"{directory} holds the weights of another model: {sorted(missing)}")
+    different = {n for n in own.keys() & saved.keys() if own[n].shape != saved[n].shape}
+    different |= own.keys() ^ saved.keys()
+    if different:
+        raise CheckpointError(
+            f"{directory} holds the weights of another model: {sorted(different)[:3]} "
+            f"({len(different)} tensors in all) are missing, unknown or of another shape"
+        )
     with torch.no_grad():
-        for name, tensor in weights.items():
-            own[name].copy_(tensor)
+        for name, tensor in own.items():
+            tensor.copy_(saved[name])
 
 
 def _optimizer_tensors(
@@ -142,8 +175,10 @@ def _load_optimizer(
     optimizer.state.clear()
     for key, tensor in tensors.items():
         name, _, entry = key.rpartition("/")
-        if name not in by_name:
-            raise CheckpointError(f"the optimizer state names an unknown parameter: {name}")
-        parameter = by_name[name]
+        parameter = by_name.get(name)
+        if parameter is None or (entry != "step" and tensor.shape != parameter.shape):
+            raise CheckpointError(
+                f"the optimizer state does not fit the model: {key} of shape {tuple(tensor.shape)}"
+            )
         placed = tensor if entry == "step" else tensor.to(parameter.device)
         optimizer.state.setdefault(parameter, {})[entry] = placed
