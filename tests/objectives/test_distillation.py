@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.reference import objectives_twin as twin
+from tests.reference.objectives_models import DOUBLE, close
 from torch import Tensor
 
 from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
@@ -24,7 +25,6 @@ from effopd.objectives import (
     token_log_probs,
 )
 
-DOUBLE = torch.float64
 nats = st.floats(-30.0, 0.0)
 
 
@@ -33,10 +33,6 @@ def log_probs(*seeds: int, tokens: int = 9) -> list[Tensor]:
         -torch.rand(tokens, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE) * 5
         for seed in seeds
     ]
-
-
-def close(found: Tensor, expected: Tensor, tolerance: float = 1e-10) -> bool:
-    return torch.allclose(found, expected, rtol=tolerance, atol=tolerance)
 
 
 # Advantages ---------------------------------------------------------------------------------------

@@ -3,12 +3,12 @@ import math
 import pytest
 import torch
 from tests.reference import objectives_twin as twin
+from tests.reference.objectives_models import DOUBLE, close
+from tests.reference.objectives_storages import Storages
 from torch import Tensor
 
 from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
 from effopd.objectives import token_log_probs
-
-DOUBLE = torch.float64
 
 
 def inputs(
@@ -22,10 +22,6 @@ def inputs(
         for shape in shapes
     )
     return hidden, weight, bias, torch.randint(vocabulary, (tokens,), generator=rng)
-
-
-def close(found: Tensor, expected: Tensor, tolerance: float = 1e-10) -> bool:
-    return torch.allclose(found, expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize(("tokens", "chunk"), [(7, 3), (7, 7), (7, 100), (7, None), (1, 1), (8, 4)])
@@ -158,3 +154,12 @@ def test_non_finite_hidden_states(bad: float) -> None:
     hidden.data[3, 1] = bad
     with pytest.raises(NonFiniteError, match=r"token 3 .*Check the hidden states"):
         token_log_probs(hidden, weight, targets, chunk_tokens=2)
+
+
+def test_no_tensor_of_tokens_times_vocabulary() -> None:
+    tokens, vocabulary, chunk = 256, 500, 4
+    hidden, weight, _, targets = inputs(tokens, vocabulary)
+    with Storages() as seen:
+        token_log_probs(hidden, weight, targets, chunk_tokens=chunk).log_probs_N.sum().backward()
+    assert max(seen.sizes) == max(weight.numel(), chunk * vocabulary)
+    assert seen.sizes.count(weight.numel()) == 1

@@ -1,0 +1,172 @@
+"""What the fused divergences refuse, what they leave alone, and how much memory they take."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from tests.reference.objectives_models import Models, close, models
+from tests.reference.objectives_storages import Storages
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
+from effopd.objectives import fast_matmul_precision, fused_divergence
+from effopd.objectives.projection import float32_matmul_precision
+
+# Precision of the products ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _restored_precision() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+class Precisions(TorchDispatchMode):
+    """The matmul precision in force at every product and at every softmax."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products: set[str] = set()
+        self.softmaxes: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in {"mm", "addmm", "addmm_"}:
+            self.products.add(torch.get_float32_matmul_precision())
+        if "softmax" in name:
+            self.softmaxes.add(torch.get_float32_matmul_precision())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.usefixtures("_restored_precision")
+@pytest.mark.parametrize("before", ["highest", "high"])
+@pytest.mark.parametrize("asked", [None, "medium"])
+def test_precision_is_set_around_the_products_only(before: str, asked: Any) -> None:
+    torch.set_float32_matmul_precision(before)
+    with Precisions() as seen:
+        models(dtype=torch.float32).fused(matmul_precision=asked).loss.backward()
+    assert seen.products == {asked or before}
+    assert seen.softmaxes == {before}
+    assert torch.get_float32_matmul_precision() == before
+
+
+@pytest.mark.usefixtures("_restored_precision")
+def test_precision_is_restored_after_an_error() -> None:
+    torch.set_float32_matmul_precision("highest")
+    with pytest.raises(KeyError), float32_matmul_precision("medium"):
+        raise KeyError(torch.get_float32_matmul_precision())
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.usefixtures("_restored_precision")
+def test_fast_precision_is_accurate_here() -> None:
+    torch.set_float32_matmul_precision("highest")
+    fast = fast_matmul_precision()
+    assert torch.get_float32_matmul_precision() == "highest"
+    exact, single = models(64, 300), models(64, 300, torch.float32)
+    result = single.fused(matmul_precision=fast)
+    assert close(result.per_token_N.double(), exact.naive("reverse").detach(), 1e-5)
+
+
+# Errors -------------------------------------------------------------------------------------------
+
+
+def test_vocabularies_must_agree() -> None:
+    m = models()
+    with pytest.raises(ParameterMismatchError, match=r"11 rows.*10.*trim_rows"):
+        fused_divergence(
+            m.student_hidden, m.student_weight, m.teacher_hidden, m.teacher_weight[:10]
+        )
+
+
+def test_tokens_must_agree() -> None:
+    m = models()
+    with pytest.raises(ParameterMismatchError, match="7 student tokens and 6 teacher"):
+        fused_divergence(m.student_hidden, m.student_weight, m.teacher_hidden[:6], m.teacher_weight)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"student_hidden": torch.zeros(7, 4)},
+        {"student_hidden": torch.zeros(1, 7, 5)},
+        {"teacher_weight": torch.zeros(11, 5)},
+        {"student_bias": torch.zeros(10)},
+        {"teacher_bias": torch.zeros(11, 1)},
+        {"student_weight": torch.zeros(11, 5, device="meta")},
+    ],
+    ids=str,
+)
+def test_wrong_shapes_and_devices(change: dict[str, Tensor]) -> None:
+    m = Models(**(vars(models()) | change))
+    with pytest.raises(ParameterMismatchError):
+        m.fused()
+
+
+@pytest.mark.parametrize(
+    ("setting", "remedy"),
+    [
+        ({"divergence": "kl"}, "reverse"),
+        ({"divergence": "jsd", "beta": 0.0}, "divergence='forward'"),
+        ({"divergence": "jsd", "beta": 1.0}, "divergence='reverse'"),
+        ({"temperature": 0.0}, "positive"),
+        ({"temperature": math.nan}, "positive"),
+        ({"normalizer": 0}, "token count"),
+        ({"chunk_tokens": 0}, "at least 1"),
+    ],
+    ids=str,
+)
+def test_settings_out_of_range(setting: dict[str, Any], remedy: str) -> None:
+    with pytest.raises(ConfigError, match=remedy):
+        models().fused(**setting)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("kind", ["reverse", "forward", "jsd"])
+def test_non_finite_hidden_states(bad: float, kind: str) -> None:
+    m = models()
+    m.teacher_hidden[4, 2] = bad
+    with pytest.raises(NonFiniteError, match=r"token 4 is nan.*Check"):
+        m.fused(divergence=kind, chunk_tokens=2)
+
+
+# Memory -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["reverse", "forward", "jsd"])
+def test_no_tensor_of_tokens_times_vocabulary(kind: str) -> None:
+    tokens, vocabulary, chunk, width = 256, 500, 4, 5
+    m = models(tokens, vocabulary, torch.float32)
+    with Storages() as seen:
+        m.fused(divergence=kind, chunk_tokens=chunk).loss.backward()
+    head, tiles = vocabulary * width, 2 * chunk * vocabulary
+    assert max(seen.sizes) == max(head, tiles)
+    assert max(seen.sizes) < tokens * vocabulary / 20
+    # The gradient of the head exists once: accumulated, scaled and handed out in one buffer.
+    assert seen.sizes.count(head) == 1
+
+
+def test_recorder_sees_full_logits() -> None:
+    m = models(256, 500, torch.float32)
+    with Storages() as seen:
+        m.naive("reverse").mean().backward()
+    assert max(seen.sizes) == 256 * 500
+
+
+def test_head_gradient_becomes_the_parameters_gradient_without_a_copy() -> None:
+    m = models(3, 500, torch.float32)
+    with Storages() as seen:
+        m.fused().loss.backward()
+    assert m.student_weight.grad is not None
+    assert seen.sizes.count(m.student_weight.numel()) == 1
+
+
+def test_without_gradients_only_the_tiles() -> None:
+    m = models(16, 500, torch.float32)
+    with Storages() as seen, torch.no_grad():
+        m.fused(chunk_tokens=1)
+    assert max(seen.sizes) == 2 * 500
