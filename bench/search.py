@@ -1,12 +1,16 @@
 """A search of five accepted candidates against the released code's arithmetic.
 
-    python bench/search.py [--json] [--parameters 200000000] [--repeats 3]
+    python bench/search.py [--json] [--dtype bf16] [--parameters 201326592] [--repeats 3]
 
 The peer is that arithmetic on plain CPU tensors, written from its description: both points are
 widened to fp32, a moving point is pushed away from the base by 2, 2/3, 2/5, 2/7, 2/9 of its own
 distance and rounded each time, a full copy is made of the first point and of every accepted one,
 and the base is overwritten with the last copy. What the release pays on top (gathering the full
 model on every rank, twice a candidate) is not counted.
+
+The tensors are those of four decoder layers of Qwen3-1.7B (201 million parameters), smaller in
+proportion when asked. Their size matters: the peer's fp32 temporaries are beyond what the C library
+keeps for reuse, so each costs fresh pages.
 
 Times are CPU nanoseconds per parameter on one thread, both sides interleaved, best of the repeats.
 The validator costs nothing, so this is the cost of moving alone; "guarded" includes our check that
@@ -25,7 +29,12 @@ from torch import Tensor
 
 from effopd import Draw, EveryN, Extrapolator, LadderScales, Search
 
-TENSORS = 50
+LAYERS = 4
+LAYER_SHARES = {
+    "self_attn.q_proj": 4, "self_attn.k_proj": 2, "self_attn.v_proj": 2, "self_attn.o_proj": 4,
+    "mlp.gate_proj": 12, "mlp.up_proj": 12, "mlp.down_proj": 12,
+}  # fmt: skip
+"""Elements of a layer's matrices in units of 1024 x 1024."""
 SETTINGS = ("highest", "medium")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PEER, PEER_VERSION = "release arithmetic", "arXiv 2605.11739 v1 code"
@@ -112,12 +121,14 @@ Contender = Released | Ours
 def endpoints(parameters: int, dtype: torch.dtype) -> tuple[Tensors, Tensors]:
     """Weights of standard deviation 0.02 and a tip 0.0005 away."""
     rng = torch.Generator().manual_seed(0)
-    size = max(1, parameters // TENSORS)
+    unit = parameters // (LAYERS * sum(LAYER_SHARES.values()))
     base, tip = {}, {}
-    for i in range(TENSORS):
-        start = torch.randn(size, generator=rng) * 0.02
-        update = torch.randn(size, generator=rng) * 0.0005
-        base[f"mlp.{i}"], tip[f"mlp.{i}"] = start.to(dtype), (start + update).to(dtype)
+    for layer in range(LAYERS):
+        for matrix, share in LAYER_SHARES.items():
+            start = torch.randn(share * unit, generator=rng) * 0.02
+            update = torch.randn(share * unit, generator=rng) * 0.0005
+            name = f"layers.{layer}.{matrix}.weight"
+            base[name], tip[name] = start.to(dtype), (start + update).to(dtype)
     return base, tip
 
 
@@ -153,8 +164,9 @@ def cpu_seconds(contender: Contender, base: Tensors, tip: Tensors) -> float:
     return time.process_time() - start
 
 
-def rows(parameters: int, repeats: int) -> Iterator[dict[str, object]]:
-    for label, dtype in DTYPES.items():
+def rows(labels: list[str], parameters: int, repeats: int) -> Iterator[dict[str, object]]:
+    for label in labels:
+        dtype = DTYPES[label]
         base, tip = endpoints(parameters, dtype)
         count = sum(tensor.numel() for tensor in base.values())
         peer = Released(base)
@@ -188,14 +200,16 @@ def rows(parameters: int, repeats: int) -> Iterator[dict[str, object]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
-    parser.add_argument("--parameters", type=int, default=200_000_000)
+    parser.add_argument("--dtype", choices=DTYPES, help="one of them only")
+    parser.add_argument("--parameters", type=int, default=LAYERS * 48 * 2**20)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
     shown = ("name", "setting", "ours", "peer", "ratio", "guard", "mismatches", "peer_mismatches")
     if not options.json:
         print("  ".join(f"{column:>20}" for column in shown))
-    for row in rows(options.parameters, options.repeats):
+    labels = [options.dtype] if options.dtype else list(DTYPES)
+    for row in rows(labels, options.parameters, options.repeats):
         line = "  ".join(f"{row[column]!s:>20}" for column in shown)
         print(json.dumps(row) if options.json else line)
         sys.stdout.flush()
