@@ -5,6 +5,7 @@ Every section is the settings object of the thing it configures; nothing is desc
 
 import dataclasses
 import difflib
+import json
 import tomllib
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -91,11 +92,17 @@ class RunConfig(BaseModel):
     @model_validator(mode="after")
     def _is_consistent(self) -> "RunConfig":
         if self.task.type != "tiny_world" and (self.student is None or self.teacher is None):
-            raise ValueError("this task needs student.path and teacher.path")
+            raise ValueError(f"task.type = {self.task.type!r} needs student.path and teacher.path")
         if self.sampling.temperature != 1.0:
             raise ValueError(
                 "sampling.temperature must be 1: on-policy objectives need samples of the policy "
                 f"itself, got {self.sampling.temperature}"
+            )
+        scored = self.method == "effopd" and self.validation.type == "accuracy"
+        if scored and isinstance(self.task, JsonlTask) and self.task.verifier == "none":
+            raise ValueError(
+                "validation.type = 'accuracy' needs task.verifier; use validation.type = "
+                "'teacher_kl'"
             )
         return self
 
@@ -134,6 +141,8 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
         raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not TOML: {error}") from None
     return make_config(raw, overrides)
@@ -148,13 +157,15 @@ def make_config(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunCon
     merged = dict(raw)
     for override in overrides:
         merged = _merge(merged, _parse_override(override))
-    merged = _merge(_preset(merged.get("preset", "default")), merged)
-    if isinstance(merged["search"], dict) and merged["search"].get("guard") == "none":
-        merged["search"]["guard"] = None
-    try:
-        return RunConfig.model_validate(merged)
+    merged = _merge(_defaults(merged.get("preset", "default")), merged)
+    if isinstance(merged["search"], Mapping) and merged["search"].get("guard") == "none":
+        merged["search"] = {**merged["search"], "guard": None}
+    if mistakes := list(_unknown(merged, RunConfig)):
+        raise ConfigError("\n".join(mistakes))
+    try:  # as JSON, where strict does not mean that a list is no tuple and a table no dataclass
+        return RunConfig.model_validate_json(json.dumps(merged, default=str), strict=True)
     except ValidationError as error:
-        raise ConfigError("\n".join(_sentences(error))) from None
+        raise ConfigError("\n".join(_sentences(error, merged))) from None
 
 
 def to_toml(config: RunConfig) -> str:
@@ -172,11 +183,11 @@ def differences(old_toml: str, new_toml: str) -> list[str]:
     return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in keys if old.get(k) != new.get(k)]
 
 
-def _preset(name: object) -> Raw:
-    """Raw `search` and `validation` sections of a preset; unknown names are reported later."""
-    search = {"paper": Search.paper(), "release": Search.release()}.get(str(name), Search())
-    score = AccuracyValidation() if name in {"paper", "release"} else TeacherKLValidation()
-    return {"search": dataclasses.asdict(search), "validation": dataclasses.asdict(score)}
+def _defaults(preset: object) -> Raw:
+    """All settings of a preset in raw form; unknown presets are reported later."""
+    search = {"paper": Search.paper(), "release": Search.release()}.get(str(preset), Search())
+    score = AccuracyValidation() if preset in {"paper", "release"} else TeacherKLValidation()
+    return RunConfig(search=search, validation=score).model_dump(exclude={"preset"})
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> Raw:
@@ -194,13 +205,13 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> Raw:
 
 def _parse_override(text: str) -> Raw:
     key, equals, value = text.partition("=")
-    if not equals or not key:
+    if not equals or not key.strip():
         raise ConfigError(f"override {text!r} must look like section.key=value")
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value
-    for part in reversed(key.split(".")):
+    for part in reversed(key.strip().split(".")):
         parsed = {part: parsed}
     return parsed
 
@@ -219,52 +230,73 @@ def _flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield prefix + key, item
 
 
-def _sentences(error: ValidationError) -> list[str]:
-    """One sentence per mistake, naming the key as it is written in TOML."""
-    known = set(_known_keys(RunConfig))
-    sentences = []
-    for item in _relevant(error):
-        path = [str(part) for part in item["loc"]]
-        key = ".".join(part for part in path if part in known or part == path[-1])
-        if item["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
-            close = difflib.get_close_matches(path[-1], known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            sentences.append(f"unknown setting {key}{hint}")
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            sentences.append(f"{key}: {message} (got {item['input']!r})" if key else message)
-    return sentences
+def _unknown(raw: Mapping[str, Any], cls: type, section: str = "") -> Iterator[str]:
+    """One sentence per key that `cls` does not have, and per `type` that names no class."""
+    hints = typing.get_type_hints(cls)
+    names = sorted(RunConfig.model_fields if cls is RunConfig else hints)
+    for key, value in raw.items():
+        if key not in names:
+            yield f"unknown setting {section}{key}; {_hint(key, names, section, raw.get('type'))}"
+        elif isinstance(value, Mapping) and (members := _members(hints[key])):
+            types = [getattr(member, "type", None) for member in members]
+            given = value.get("type") if None not in types else None
+            if given in types:
+                yield from _unknown(value, members[types.index(given)], f"{section}{key}.")
+            else:
+                expected = ", ".join(map(repr, types))
+                yield f"{section}{key}.type must be one of {expected}, got {given!r}"
 
 
-def _relevant(error: ValidationError) -> list[Any]:
-    """The mistakes, without those of union members the user did not mean.
-
-    A union reports every member; the member with the fewest mistakes is the one that was meant.
-    """
-    members = {cls.__name__ for cls in _classes(RunConfig)}
-    groups: dict[tuple[Any, ...], dict[str, list[Any]]] = {}
-    for item in error.errors():
-        loc = item["loc"]
-        index = next((i for i, part in enumerate(loc) if part in members), len(loc))
-        member = str(loc[index]) if index < len(loc) else ""
-        groups.setdefault(loc[:index] if member else loc, {}).setdefault(member, []).append(item)
-
-    def cost(items: list[Any]) -> tuple[bool, int]:
-        return any(item["loc"][-1] == "type" for item in items), len(items)
-
-    return [item for group in groups.values() for item in min(group.values(), key=cost)]
+def _hint(key: str, names: Sequence[str], section: str, kind: object) -> str:
+    """The name that was meant, else all there are."""
+    if close := difflib.get_close_matches(key, names, n=1):
+        return f"did you mean {close[0]!r}?"
+    where = f"[{section.removesuffix('.')}]" if section else "the top level"
+    of_type = f" of type {kind!r}" if "type" in names else ""
+    return f"{where}{of_type} has {', '.join(name for name in names if name != 'type')}"
 
 
-def _classes(root: Any) -> Iterator[type]:
-    """All settings classes reachable from `root`'s annotations."""
-    for hint in typing.get_type_hints(root, include_extras=False).values():
-        for candidate in (hint, *typing.get_args(hint)):
-            if dataclasses.is_dataclass(candidate) and isinstance(candidate, type):
-                yield candidate
-                yield from _classes(candidate)
+def _members(hint: Any) -> list[Any]:
+    """The settings classes in an annotation such as `A | B | None`."""
+    return [each for each in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(each)]
 
 
-def _known_keys(root: Any) -> Iterator[str]:
-    yield from RunConfig.model_fields
-    for cls in _classes(root):
-        yield from (field.name for field in dataclasses.fields(cls))
+def _sentences(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
+    """One sentence per mistake, without those of union members whose `type` is not the given."""
+    items = error.errors()
+    other_types = [i["loc"][:-1] for i in items if i["loc"] and i["loc"][-1] == "type"]
+    return [_sentence(i, raw) for i in items if not any(_starts(i["loc"], o) for o in other_types)]
+
+
+def _starts(loc: Sequence[object], start: Sequence[object]) -> bool:
+    return tuple(loc[: len(start)]) == tuple(start)
+
+
+def _sentence(item: Any, raw: Mapping[str, Any]) -> str:
+    """One mistake, naming the key as it is written in TOML."""
+    kind, given = item["type"], item["input"]
+    key, message = _key(item, raw), item["msg"].removeprefix("Value error, ")
+    if kind == "missing":
+        return f"{key} is missing"
+    if kind == "dataclass_type":
+        off = " or 'none'" if key == "search.guard" else ""
+        return f"{key} must be a section{off}, got {given!r}"
+    if kind != "value_error":
+        return f"{key} {message.replace('Input should be', 'must be')}, got {given!r}"
+    if not key or message.startswith(f"{key}."):
+        return str(message)
+    starts_with_setting = isinstance(given, Mapping) and message.split(" ")[0] in given
+    return f"{key}.{message}" if starts_with_setting else f"{key}: {message}"
+
+
+def _key(item: Any, raw: Any) -> str:
+    """Dotted key of a mistake, without the union members that pydantic names on the way."""
+    *sections, last = item["loc"] or ("",)
+    parts = []
+    for part in sections:
+        if isinstance(raw, Mapping) and part in raw:
+            parts.append(part)
+            raw = raw[part]
+    if item["type"] == "missing" or not isinstance(raw, Mapping) or last in raw:
+        parts.append(last)
+    return ".".join(map(str, parts))
