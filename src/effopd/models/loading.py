@@ -1,13 +1,19 @@
 """Loading Hugging Face causal language models and tokenizers, safely."""
 
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from effopd.errors import ConfigError
+from effopd.errors import ConfigError, ParameterMismatchError
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,22 +34,35 @@ class ModelSettings:
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     gradient_checkpointing: bool = False
 
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise ConfigError("path must be a model directory or a Hugging Face repository id")
+
 
 def load_model(settings: ModelSettings, device: str = "cpu") -> Any:
     """The causal language model in evaluation mode, from safetensors only, no remote code.
 
     Raises:
-        ConfigError: A local directory without config.json or safetensors weights.
+        ConfigError: No such device; a local directory without config.json or safetensors weights;
+            or transformers cannot load it.
+        ParameterMismatchError: Tensors of the model are missing in the weights, or differ in shape.
     """
-    _check_directory(settings.path)
-    model = AutoModelForCausalLM.from_pretrained(
-        settings.path,
-        revision=settings.revision or "main",
-        dtype=getattr(torch, settings.dtype),
-        attn_implementation=settings.attention,
-        use_safetensors=True,
-        trust_remote_code=False,
-    )
+    _check_device(device)
+    path = _located(settings.path)
+    if Path(path).is_dir():
+        _check_weights(Path(path))
+    with _explained(path):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path,
+            revision=settings.revision or "main",
+            dtype=getattr(torch, settings.dtype),
+            attn_implementation=settings.attention,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # reported, and refused below
+            output_loading_info=True,
+        )
+    _check_complete(path, report)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.to(device).eval()
@@ -53,13 +72,21 @@ def load_tokenizer(settings: ModelSettings) -> Any:
     """The tokenizer, with a padding token.
 
     Raises:
-        ConfigError: It has neither a padding nor an end-of-sequence token.
+        ConfigError: There is none, or it has no end-of-sequence token.
     """
-    tokenizer = AutoTokenizer.from_pretrained(
-        settings.path, revision=settings.revision or "main", trust_remote_code=False
-    )
+    path = _located(settings.path)
+    present = [name for name in _TOKENIZER_FILES if (Path(path) / name).is_file()]
+    if Path(path).is_dir() and not present:  # transformers would make up an empty one
+        raise ConfigError(
+            f"{path} holds no tokenizer ({', '.join(_TOKENIZER_FILES)}): write it there "
+            "with tokenizer.save_pretrained(...)"
+        )
+    with _explained(path):
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, revision=settings.revision or "main", trust_remote_code=False
+        )
     if tokenizer.eos_token_id is None:
-        raise ConfigError(f"the tokenizer of {settings.path} has no end-of-sequence token")
+        raise ConfigError(f"the tokenizer of {path} has no end-of-sequence token")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -70,16 +97,76 @@ def tokenizers_agree(first: Any, second: Any) -> bool:
     return bool(first.get_vocab() == second.get_vocab())
 
 
-def _check_directory(path: str) -> None:
-    directory = Path(path)
+@contextmanager
+def _explained(path: str) -> Iterator[None]:
+    """What transformers cannot load is a wrong setting, not a crash."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        if "trust_remote_code" in str(error):
+            raise ConfigError(f"{path} needs code of its own, which effopd never runs") from error
+        raise ConfigError(f"cannot load {path}: {error}") from error
+
+
+def _check_complete(path: str, report: Mapping[str, Any]) -> None:
+    """Transformers gives tensors that are not in the file random values and goes on."""
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ParameterMismatchError(
+            f"{len(missing)} tensors of the model are not in {path}, for example {missing[0]}: "
+            "complete the download, or export the whole model"
+        )
+    if report["mismatched_keys"]:
+        name, found, expected = sorted(report["mismatched_keys"])[0]
+        raise ParameterMismatchError(
+            f"{name} in {path} has shape {tuple(found)}, the config asks for {tuple(expected)}: "
+            "config.json and weights belong to different models"
+        )
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {device!r} cannot be used: {error}") from None
+
+
+def _located(path: str) -> str:
+    """The path of a model directory, or the repository id as it is."""
+    directory = Path(path).expanduser()
     if not directory.is_dir():
         if path.startswith((".", "/", "~")):
             raise ConfigError(f"no model directory at {path}")
-        return
+        return path
+    if (directory / "adapter_config.json").is_file():
+        raise ConfigError(f"{path} is an adapter: merge it into its base model and save that")
     if not (directory / "config.json").is_file():
         raise ConfigError(f"{path} is no Hugging Face model directory: config.json is missing")
+    return str(directory)
+
+
+def _check_weights(directory: Path) -> None:
+    """Only safetensors files that lie in the directory itself; transformers follows any path."""
+    index = directory / "model.safetensors.index.json"
+    names = _indexed_files(index) if index.is_file() else {"model.safetensors"}
     if not any(directory.glob("*.safetensors")):
         raise ConfigError(
-            f"{path} holds no *.safetensors weights (pickled weights are refused): convert them "
-            "with model.save_pretrained(..., safe_serialization=True)"
+            f"{directory} holds no *.safetensors weights (pickled weights are refused): convert "
+            "them with model.save_pretrained(..., safe_serialization=True)"
         )
+    for name in sorted(names):
+        inside = Path(name).name == name and "\\" not in name and name.endswith(".safetensors")
+        if not inside:
+            raise ConfigError(f"{index} names {name!r}, which is no file of this directory")
+        if not (directory / name).is_file():
+            raise ConfigError(f"{directory / name} is missing or no regular file")
+
+
+def _indexed_files(index: Path) -> set[str]:
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{index} is damaged: {error!r}") from None
+    if not all(isinstance(name, str) and "\0" not in name for name in names):
+        raise ConfigError(f"{index} is damaged: file names must be text")
+    return names

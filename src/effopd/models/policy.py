@@ -52,14 +52,21 @@ class Policy:
         vocabulary_size: Head rows used; fewer than the head has when padding rows are trimmed.
 
     Raises:
-        ParameterMismatchError: The logits are not `hidden @ head.T + bias` (soft-capping, scaling).
+        ParameterMismatchError: The logits are not `hidden @ head.T + bias` (soft-capping, scaling),
+            or the head has fewer rows than asked for.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, vocabulary_size: int | None = None) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self._head = model.get_output_embeddings()
-        self.vocabulary_size = vocabulary_size or self._head.weight.shape[0]
+        rows = self._head.weight.shape[0]
+        self.vocabulary_size = rows if vocabulary_size is None else vocabulary_size
+        if not 0 < self.vocabulary_size <= rows:
+            raise ParameterMismatchError(
+                f"the head has {rows} rows; vocabulary_size must be 1 to {rows}, got "
+                f"{vocabulary_size}"
+            )
         self._check_head()
 
     @property
@@ -121,15 +128,25 @@ class Policy:
 
     @torch.no_grad()
     def _check_head(self) -> None:
-        """Compares `hidden @ head.T` with the model's own logits on four tokens."""
+        """Compares the head on its own with the model's own logits on four tokens.
+
+        The head's output is amplified on its way, as a soft cap does little to small logits.
+        """
         ids_BT = torch.arange(4, device=self.device)[None] % self.vocabulary_size
         attention_BT = torch.ones_like(ids_BT)
-        expected = self.model(input_ids=ids_BT, attention_mask=attention_BT).logits.float()
-        found = self._head(self._forward(ids_BT, attention_BT)).float()
+        training = self.model.training
+        self.model.eval()
+        amplify = self._head.register_forward_hook(lambda head, inputs, logits: 100 * logits)
+        try:
+            expected = self.model(input_ids=ids_BT, attention_mask=attention_BT).logits.float()
+            found = self._head(self._forward(ids_BT, attention_BT)).float()
+        finally:
+            amplify.remove()
+            self.model.train(training)
         if not torch.allclose(found, expected, rtol=1e-2, atol=1e-2, equal_nan=True):
             raise ParameterMismatchError(
                 f"the logits of {type(self.model).__name__} are not its head applied to its last "
-                "hidden state (largest difference "
-                f"{(found - expected).abs().max().item():.3g}): soft-capped or scaled logits are "
-                "not supported"
+                "hidden state (largest relative difference "
+                f"{((found - expected).abs().max() / found.abs().max()).item():.2g}): soft-capped "
+                "or scaled logits are not supported"
             )
