@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
@@ -66,18 +66,27 @@ class TinyWorld:
     teacher_accuracy: float = 0.95
 
     def __post_init__(self) -> None:
-        if self.modulus < 2 or self.operations < 1:
-            raise ConfigError(
-                f"a world needs modulus >= 2 and operations >= 1, got {self.modulus} and "
-                f"{self.operations}"
-            )
-        if not (0 <= self.wrong_step < 1 and 0 <= self.direct_answer < 1):
-            raise ConfigError(
-                "wrong_step and direct_answer are probabilities in [0, 1), got "
-                f"{self.wrong_step} and {self.direct_answer}"
-            )
-        if self.hidden % 16 or self.layers < 1:
+        if self.modulus < 2:
+            raise ConfigError(f"modulus must be at least 2, got {self.modulus}")
+        for name in ("operations", "layers", "train_problems", "test_problems"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("wrong_step", "direct_answer"):
+            if not 0 <= (share := getattr(self, name)) < 1:
+                raise ConfigError(f"{name} must be at least 0 and below 1, got {share}")
+        if self.hidden % 16 or self.hidden < 16:
             raise ConfigError(f"hidden must be a multiple of 16, got {self.hidden}")
+        self._check_size()
+
+    def _check_size(self) -> None:
+        """Drawing distinct problems must end, and soon: at most half of all are drawn."""
+        asked = self.train_problems + self.test_problems
+        distinct = self.modulus * (len(OPERATORS) * self.modulus) ** self.operations
+        if asked > distinct // 2:
+            raise ConfigError(
+                f"train_problems and test_problems must not exceed {distinct // 2} together, half "
+                f"of the chains of {self.operations} operations modulo {self.modulus}, got {asked}"
+            )
 
     @property
     def verifier(self) -> "ChainVerifier":
@@ -139,7 +148,6 @@ def make_tokenizer(world: TinyWorld) -> PreTrainedTokenizerFast:
     vocabulary = {word: i for i, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.decoder = decoders.WordPiece(prefix="", cleanup=False)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<bos> $A", special_tokens=[("<bos>", vocabulary["<bos>"])]
     )

@@ -142,4 +142,4 @@ class RolloutValidator:
 
 def _check_prompts(prompts: int) -> None:
     if prompts < 1:
-        raise ConfigError(f"validation needs at least one prompt, got {prompts}")
+        raise ConfigError(f"prompts must be at least 1, got {prompts}")

@@ -18,7 +18,6 @@ from transformers import (
     LogitsProcessorList,
     StoppingCriteria,
     StoppingCriteriaList,
-    StopStringCriteria,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
@@ -146,10 +145,12 @@ class SeededSampler(LogitsProcessor):
 class FinishRecorder(StoppingCriteria):
     """Stops rows at the end-of-sequence token or a stop string and records how long they are.
 
+    Stop strings are looked for in the decoded text, so any tokenizer will do.
+
     Args:
         prompt_shape: Rows and padded prompt length.
         stop: Stop strings.
-        tokenizer: Supplies the end-of-sequence id and matches stop strings.
+        tokenizer: Supplies the end-of-sequence id and decodes.
         device: Where ids arrive.
     """
 
@@ -157,19 +158,28 @@ class FinishRecorder(StoppingCriteria):
         self, prompt_shape: Sequence[int], stop: Sequence[str], tokenizer: Any, device: torch.device
     ) -> None:
         rows, self._prompt_length = prompt_shape
-        self._eos = tokenizer.eos_token_id
-        self._strings = StopStringCriteria(tokenizer, list(stop)) if stop else None
+        self._tokenizer = tokenizer
+        self._stop = tuple(stop)
+        # Tokens that can hold a stop string ending now: a token is at least one byte of text,
+        # special tokens apart. The spare ones keep its start away from the start of the window,
+        # where decoders drop spaces.
+        self._window = max((len(text.encode()) for text in stop), default=0) + 8
         self.lengths_B = torch.full((rows,), torch.iinfo(torch.long).max, device=device)
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Bool[Tensor, " B"]:
         """Which rows are finished."""
         length = input_ids.shape[1] - self._prompt_length
-        ends_B = input_ids[:, -1] == self._eos
-        if self._strings is not None:
-            ends_B = ends_B | self._strings(input_ids[:, self._prompt_length :], scores)
+        ends_B = input_ids[:, -1] == self._tokenizer.eos_token_id
+        if self._stop:
+            ends_B = ends_B | self._hold_stop_string(input_ids[:, self._prompt_length :])
         first_end_B = ends_B & (self.lengths_B > length)
         self.lengths_B[first_end_B] = length
         return self.lengths_B <= length
+
+    def _hold_stop_string(self, completions_BT: Int[Tensor, "B T"]) -> Bool[Tensor, " B"]:
+        texts = self._tokenizer.batch_decode(completions_BT[:, -self._window :])
+        found = [any(stop in text for stop in self._stop) for text in texts]
+        return torch.tensor(found, device=completions_BT.device)
 
 
 @contextmanager

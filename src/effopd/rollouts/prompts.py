@@ -22,6 +22,10 @@ class PromptTemplate:
     enable_thinking: bool = False
     max_tokens: int = 2048
 
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ConfigError(f"max_tokens must be at least 1, got {self.max_tokens}")
+
     def encode(self, tokenizer: Any, problem: Problem) -> tuple[int, ...]:
         """Prompt tokens of one problem.
 

@@ -4,25 +4,41 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from effopd.errors import ConfigError
 from effopd.tasks.problem import Problem, Task
 
-_BOXED = re.compile(r"\\boxed\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
+_BRACE = re.compile(r"\\boxed\s*\{|\\[{}]|[{}]")
+r"""What opens or closes a group; the braces of `\{` and `\}` are text and skipped."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BoxedAnswer:
     r"""Exact match of the last `\boxed{...}` with the reference, spaces removed.
 
-    A string comparison, nothing symbolic: `1/2` and `0.5` differ.
+    A string comparison, nothing symbolic: `1/2` and `0.5` differ. Braces inside the box must
+    balance; a box that is never closed does not count.
     """
 
     def reward(self, problem: Problem, completion: str) -> float:
         """1.0 when the last box holds the reference answer."""
-        boxes = _BOXED.findall(completion)
-        return float(bool(boxes) and _squeezed(boxes[-1]) == _squeezed(problem.answer))
+        box = last_box(completion)
+        return float(box is not None and _squeezed(box) == _squeezed(problem.answer))
+
+
+def last_box(text: str) -> str | None:
+    r"""Content of the `\boxed{...}` that closes last, whatever its depth; None without one."""
+    box: str | None = None
+    opened: list[int | None] = []
+    for match in _BRACE.finditer(text):
+        token = match.group()
+        if token == "}":
+            start = opened.pop() if opened else None
+            box = box if start is None else text[start : match.start()]
+        elif token not in {r"\{", r"\}"}:
+            opened.append(None if token == "{" else match.end())
+    return box
 
 
 def _squeezed(text: str) -> str:
@@ -37,7 +53,7 @@ class JsonlTask:
         train_path: File of training problems.
         test_path: File of test problems; None holds out the last `test_size` training problems.
         prompt_field: Field with the question.
-        answer_field: Field with the reference answer; None when there is none.
+        answer_field: Field with the reference answer; "" when there is none.
         template: Text around the question; `{question}` is replaced.
         verifier: "boxed" for `BoxedAnswer`, "none" for no accuracy.
         test_size: Problems held out when `test_path` is None.
@@ -47,7 +63,7 @@ class JsonlTask:
     train_path: str
     test_path: str | None = None
     prompt_field: str = "question"
-    answer_field: str | None = "answer"
+    answer_field: str = "answer"
     template: str = "{question}"
     verifier: Literal["boxed", "none"] = "boxed"
     test_size: int = 256
@@ -55,14 +71,16 @@ class JsonlTask:
     def __post_init__(self) -> None:
         if "{question}" not in self.template:
             raise ConfigError(f"template must contain {{question}}, got {self.template!r}")
-        if self.verifier == "boxed" and self.answer_field is None:
-            raise ConfigError("verifier 'boxed' needs answer_field; use verifier = 'none' without")
+        if self.verifier == "boxed" and not self.answer_field:
+            raise ConfigError("answer_field must name a field, or set verifier = 'none'")
+        if self.test_size < 1:
+            raise ConfigError(f"test_size must be at least 1, got {self.test_size}")
 
     def load(self) -> Task:
         """Reads the files.
 
         Raises:
-            ConfigError: A file is missing or too small.
+            ConfigError: A file is missing, damaged or too small.
         """
         train = self._read(Path(self.train_path))
         if self.test_path is not None:
@@ -80,23 +98,49 @@ class JsonlTask:
         return BoxedAnswer() if self.verifier == "boxed" else None
 
     def _read(self, path: Path) -> list[Problem]:
-        if not path.is_file():
-            raise ConfigError(f"no such problem file: {path}")
-        lines = path.read_text(encoding="utf-8").split("\n")
+        """The problems of a file; JSON Lines end at a newline and at nothing else."""
+        try:
+            lines = path.read_text(encoding="utf-8").split("\n")
+        except FileNotFoundError:
+            raise ConfigError(f"no such problem file: {path}") from None
+        except OSError as error:
+            raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path} is not UTF-8: {error}") from None
         rows = [(i, line) for i, line in enumerate(lines, start=1) if line.strip()]
+        if not rows:
+            raise ConfigError(f"{path} holds no problems")
         return [self._problem(path, number, line) for number, line in rows]
 
     def _problem(self, path: Path, number: int, line: str) -> Problem:
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path} line {number} is not JSON: {error}") from None
-        fields = [self.prompt_field] + ([self.answer_field] if self.answer_field else [])
-        missing = [f for f in fields if not isinstance(row, dict) or f not in row]
-        if missing:
-            raise ConfigError(f"{path} line {number} has no field {missing[0]!r}")
+        if not isinstance(row, dict):
+            raise ConfigError(f"{path} line {number} is not a JSON object")
+        try:
+            question = _text(row, self.prompt_field)
+            answer = _text(row, self.answer_field) if self.answer_field else ""
+        except ConfigError as error:
+            raise ConfigError(f"{path} line {number}: {error}") from None
         return Problem(
             id=f"{path.stem}-{number}",
-            prompt=self.template.replace("{question}", str(row[self.prompt_field])),
-            answer=str(row[self.answer_field]) if self.answer_field else "",
+            prompt=self.template.replace("{question}", question),
+            answer=answer,
         )
+
+
+def _text(row: dict[str, Any], field: str) -> str:
+    """A field that holds text or a number, as text that a tokenizer can read."""
+    if field not in row:
+        raise ConfigError(f"no field {field!r}; the line has {', '.join(map(repr, row))}")
+    value = row[field]
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ConfigError(f"field {field!r} must be text or a number, got {value!r:.60}")
+    text = str(value)
+    if not text.strip():
+        raise ConfigError(f"field {field!r} is empty")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ConfigError(f"field {field!r} holds half a surrogate pair, which is no text")
+    return text
