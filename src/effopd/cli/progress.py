@@ -25,8 +25,9 @@ class ProgressLines:
     """
 
     def __init__(self, console: Console, name: str, steps: int, bar: Progress | None) -> None:
-        self._console, self._name, self._steps, self._bar = console, name, steps, bar
-        self._task = bar.add_task(escape(name), total=steps, status="") if bar else None
+        self._console, self._steps, self._bar = console, steps, bar
+        self._name = display_text(name)
+        self._task = bar.add_task(escape(self._name), total=steps, status="") if bar else None
         self._started, self._first_step = time.monotonic(), 0
         self._trials = ""
 
@@ -42,7 +43,7 @@ class ProgressLines:
 
     def _print(self, text: str) -> None:
         line = f"{self._name}: {display_text(text)}"
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def _on_step(self, metrics: Row, timing: Row) -> None:
         step = metrics["step"]
