@@ -41,7 +41,7 @@ class RunConfig(BaseModel):
     Attributes:
         label: Name in reports; the method's name by default.
         method: "opd" trains without a search, "effopd" with one.
-        preset: Where `search` and `validation` start from: "default" is what measured best,
+        preset: Where `search`, `validation` and `objective` start from: "default" measured best,
             "paper" the paper to the letter, "release" the released code (docs/presets.md).
         seed: Seed of prompts, sampling and validation sets.
         device: PyTorch device of the student.
@@ -79,7 +79,7 @@ class RunConfig(BaseModel):
     sampling: Sampling = Sampling(max_new_tokens=32)
     objective: Annotated[
         SampledTokenOPD | ExOPD | FullVocabularyKL, Field(discriminator="type")
-    ] = SampledTokenOPD()
+    ] = FullVocabularyKL()
     train: TrainSettings = TrainSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -185,9 +185,13 @@ def differences(old_toml: str, new_toml: str) -> list[str]:
 
 def _defaults(preset: object) -> Raw:
     """All settings of a preset in raw form; unknown presets are reported later."""
-    search = {"paper": Search.paper(), "release": Search.release()}.get(str(preset), Search())
-    score = AccuracyValidation() if preset in {"paper", "release"} else TeacherKLValidation()
-    return RunConfig(search=search, validation=score).model_dump(exclude={"preset"})
+    if preset not in {"paper", "release"}:
+        return RunConfig().model_dump(exclude={"preset"})
+    search = Search.paper() if preset == "paper" else Search.release()
+    published = RunConfig(
+        search=search, validation=AccuracyValidation(), objective=SampledTokenOPD()
+    )
+    return published.model_dump(exclude={"preset"})
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> Raw:
