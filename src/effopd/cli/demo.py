@@ -24,7 +24,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "effopd": {"method": "effopd", "train": {"steps": 24}},
     "opd_best_lr": {"method": "opd", "optimizer": {"lr": 1e-3}, "train": {"steps": 16}},
 }
-"""The last row is vanilla OPD where it is fastest in this world (LOG.md): it keeps the rest honest."""
+"""The last is vanilla OPD where it is fastest in this world (LOG.md): it keeps the rest honest."""
 
 
 def run_demo(out: Path, seed: int) -> bool:
