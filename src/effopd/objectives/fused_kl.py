@@ -80,7 +80,8 @@ def fused_divergence(
         divergence: Which divergence.
         beta: Weight of the teacher in the mixture of `"jsd"`, in (0, 1).
         temperature: Divides both models' logits. The loss is not multiplied by its square.
-        chunk_tokens: Tokens in a tile, or None for a default that fits vocabulary and device.
+        chunk_tokens: Tokens in a tile, or None for a default that fits vocabulary and device;
+            fewer take less memory and more time.
         student_bias: Bias of the student's lm_head.
         teacher_bias: Bias of the teacher's lm_head.
         normalizer: Divides the sum, or None for the number of tokens here. With micro-batches pass
