@@ -68,7 +68,7 @@ def test_ladder_takes_any_increasing_scales() -> None:
         (GeometricScales(cap=100.0), "y" * 20, [2, 4, 8, 16, 32, 64]),
         (GeometricScales(ratio=3.0, cap=27.0), "y" * 20, [3, 9, 27]),
         (GeometricScales(ratio=10.0, cap=10.0), "y" * 20, [10]),
-        (GeometricScales(ratio=1.1, cap=1.1**3), "y" * 20, [1.1, 1.1**2, 1.1**3]),
+        (GeometricScales(ratio=1.1, cap=1.331), "y" * 20, [1.1, 1.21, 1.331]),  # 1.1**3 > 1.331
         (GeometricScales(), "yyn", [2, 4, 8]),
         (GeometricScales(), "n", [2]),
         # the bracket [4, 8]: sqrt(32), then above it or below it
