@@ -16,6 +16,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from effopd.core.extrapolator import Search
+from effopd.core.schedule import EveryN
 from effopd.demo.world import TinyWorld
 from effopd.errors import ConfigError
 from effopd.evaluation.validators import AccuracyValidation, TeacherKLValidation
@@ -84,7 +85,7 @@ class RunConfig(BaseModel):
     optimizer: OptimizerSettings = OptimizerSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
-    search: Search = Search()
+    search: Search = Search(schedule=EveryN(n=1))
     validation: Annotated[AccuracyValidation | TeacherKLValidation, Field(discriminator="type")] = (
         TeacherKLValidation()
     )

@@ -37,7 +37,7 @@ STATE_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """The settings of the search; the defaults are what measured best (docs/presets.md).
+    """The settings of the search; see docs/presets.md for what the defaults rest on.
 
     Attributes:
         schedule: When to search.
