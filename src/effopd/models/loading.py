@@ -1,6 +1,7 @@
 """Loading Hugging Face causal language models and tokenizers, safely."""
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,7 +65,9 @@ def load_model(settings: ModelSettings, device: str = "cpu") -> Any:
         )
     _check_complete(path, report)
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        with warnings.catch_warnings():  # renamed in transformers 5.x; this name works in all of it
+            warnings.simplefilter("ignore", FutureWarning)
+            model.gradient_checkpointing_enable({"use_reentrant": False})
     return model.to(device).eval()
 
 

@@ -1,0 +1,335 @@
+"""What is loaded, and what is refused before it is."""
+
+import builtins
+import io
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.fakes import TOKENIZER, ids, tiny_model
+from transformers.utils import logging as transformers_logging
+
+from effopd.errors import ConfigError, EffopdError, ParameterMismatchError
+from effopd.models.loading import ModelSettings, load_model, load_tokenizer, tokenizers_agree
+
+transformers_logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("models") / "whole"
+    tiny_model().save_pretrained(directory)
+    TOKENIZER.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def copy(saved: Path, tmp_path: Path) -> Path:
+    """A model directory to damage."""
+    return Path(shutil.copytree(saved, tmp_path / "model"))
+
+
+def settings(path: Path | str, **more: Any) -> ModelSettings:
+    return ModelSettings(path=str(path), **more)
+
+
+def rewrite_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def refusal(load: Callable[[ModelSettings], Any], path: Path | str, **more: Any) -> str:
+    with pytest.raises(EffopdError) as error:
+        load(settings(path, **more))
+    assert isinstance(error.value, ConfigError | ParameterMismatchError)
+    return str(error.value)
+
+
+# Loading ------------------------------------------------------------------------------------------
+
+
+def test_a_saved_model_comes_back_bit_for_bit(saved: Path) -> None:
+    original, loaded = tiny_model(), load_model(settings(saved))
+    assert not loaded.training
+    for (name, ours), theirs in zip(loaded.named_parameters(), original.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def recomputes(model: Any) -> bool:
+    """Whether the decoder layers recompute their activations."""
+    return all(layer.gradient_checkpointing for layer in model.model.layers)
+
+
+def test_precision_attention_and_checkpointing_are_those_asked_for(saved: Path) -> None:
+    asked = settings(saved, dtype="bfloat16", attention="eager", gradient_checkpointing=True)
+    model = load_model(asked)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert model.config._attn_implementation == "eager"
+    assert recomputes(model)
+    assert not recomputes(load_model(settings(saved)))
+
+
+def test_shards_are_loaded(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    loaded = load_model(settings(tmp_path))
+    assert torch.equal(loaded.lm_head.weight, tiny_model().lm_head.weight)
+
+
+def test_home_directory(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(saved.parent))
+    assert load_tokenizer(settings("~/whole")).eos_token == "<eos>"
+    assert load_model(settings("~/whole")).config.hidden_size == 32
+
+
+def test_tokenizer_and_its_chat_template_come_back(saved: Path) -> None:
+    loaded = load_tokenizer(settings(saved))
+    assert tokenizers_agree(loaded, TOKENIZER)
+    assert (loaded.eos_token, loaded.pad_token, loaded.bos_token) == ("<eos>", "<pad>", "<bos>")
+    text = "3 + 4 * 2 ="
+    plain = loaded(text)["input_ids"]
+    assert tuple(plain) == ids(f"<bos> {text}")
+    message = [{"role": "user", "content": text}]
+    chat = loaded.apply_chat_template(message, add_generation_prompt=True, return_dict=True)
+    assert chat["input_ids"] == plain
+    assert loaded.decode(plain, skip_special_tokens=True) == text
+    every_word = " ".join(TOKENIZER.convert_ids_to_tokens(range(3, len(TOKENIZER))))
+    assert loaded.decode(loaded(every_word)["input_ids"][1:]) == every_word
+
+
+def test_a_missing_padding_token_is_the_end_of_sequence(copy: Path) -> None:
+    rewrite_json(copy / "tokenizer_config.json", pad_token=None)
+    loaded = load_tokenizer(settings(copy))
+    assert loaded.pad_token_id == loaded.eos_token_id == 2
+
+
+def test_tokenizers_disagree_when_one_word_moves(copy: Path) -> None:
+    file = copy / "tokenizer.json"
+    content = json.loads(file.read_text())
+    words = content["model"]["vocab"]
+    words["3"], words["4"] = words["4"], words["3"]
+    file.write_text(json.dumps(content))
+    assert not tokenizers_agree(load_tokenizer(settings(copy)), TOKENIZER)
+
+
+# Refused before transformers sees it --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["./nowhere", "/nowhere/at/all", "~/nowhere-at-all", "../x/y"])
+def test_no_such_directory(path: str) -> None:
+    for load in (load_model, load_tokenizer):
+        assert refusal(load, path) == f"no model directory at {path}"
+
+
+def test_an_empty_path() -> None:
+    with pytest.raises(ConfigError, match="path must be a model directory"):
+        ModelSettings(path="")
+
+
+def test_no_config(copy: Path) -> None:
+    (copy / "config.json").unlink()
+    message = f"{copy} is no Hugging Face model directory: config.json is missing"
+    assert refusal(load_model, copy) == message
+    assert refusal(load_tokenizer, copy) == message
+
+
+def test_no_weights(copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    assert "holds no *.safetensors weights" in refusal(load_model, copy)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "pytorch_model.bin.index.json"])
+def test_pickled_weights_are_never_read(copy: Path, name: str) -> None:
+    (copy / "model.safetensors").unlink()
+    marker = copy / "executed"
+    payload = f"cos\nsystem\n(S'touch {marker}'\ntR.".encode()
+    (copy / name).write_bytes(payload)
+    assert "pickled weights are refused" in refusal(load_model, copy)
+    (copy / "adapter.safetensors").write_bytes(b"")
+    refusal(load_model, copy)
+    assert not marker.exists()
+
+
+def test_adapters(copy: Path) -> None:
+    (copy / "adapter_config.json").write_text('{"base_model_name_or_path": "/somewhere/else"}')
+    assert "is an adapter: merge it into its base model" in refusal(load_model, copy)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../x.safetensors", "/etc/x.safetensors", "a/../../x.safetensors", "a\\x.safetensors",
+     "..", "", "x.bin", "sub/x.safetensors"],
+)  # fmt: skip
+def test_shards_outside_the_directory(copy: Path, name: str) -> None:
+    (copy / "model.safetensors").rename(copy.parent / "x.safetensors")
+    save_file({"a": torch.zeros(1)}, copy / "decoy.safetensors")
+    index = copy / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {"lm_head.weight": name}}))
+    assert f"names {name!r}, which is no file of this directory" in refusal(load_model, copy)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 3}}', '{"weight_map": {"a": [1]}}',
+     '{"weight_map": {"a": "x\\u0000.safetensors"}}', "[" * 100_000, '{"weight_map": null}'],
+    ids=lambda text: text[:40],
+)  # fmt: skip
+def test_damaged_shard_index(copy: Path, content: str) -> None:
+    (copy / "model.safetensors.index.json").write_text(content)
+    assert "model.safetensors.index.json is damaged" in refusal(load_model, copy)
+
+
+def test_missing_shard_and_special_files(copy: Path) -> None:
+    index = copy / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
+    assert "gone.safetensors is missing or no regular file" in refusal(load_model, copy)
+    os.mkfifo(copy / "gone.safetensors")  # reading it would wait for ever
+    assert "gone.safetensors is missing or no regular file" in refusal(load_model, copy)
+
+
+def test_no_tokenizer(copy: Path) -> None:
+    (copy / "tokenizer.json").unlink()
+    message = refusal(load_tokenizer, copy)
+    assert message.startswith(f"{copy} holds no tokenizer (tokenizer.json, ")
+
+
+def test_tokenizer_without_an_end(copy: Path) -> None:
+    rewrite_json(copy / "tokenizer_config.json", eos_token=None)
+    assert refusal(load_tokenizer, copy) == (
+        f"the tokenizer of {copy} has no end-of-sequence token"
+    )
+
+
+def test_devices() -> None:
+    with pytest.raises(ConfigError, match="device 'gpu' cannot be used: "):
+        load_model(settings("./anywhere"), "gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="device 'cuda' cannot be used: "):
+            load_model(settings("./anywhere"), "cuda")
+
+
+# Refused although transformers would go on --------------------------------------------------------
+
+
+def change_weights(directory: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    tensors = load_file(directory / "model.safetensors")
+    change(tensors)
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+
+
+def test_missing_tensors_are_not_made_up(copy: Path) -> None:
+    change_weights(copy, lambda t: [t.pop(n) for n in list(t) if "q_proj" in n])
+    assert refusal(load_model, copy) == (
+        f"2 tensors of the model are not in {copy}, for example "
+        "model.layers.0.self_attn.q_proj.weight: complete the download, or export the whole model"
+    )
+
+
+def test_tensors_of_another_shape(copy: Path) -> None:
+    change_weights(copy, lambda t: t.update({"lm_head.weight": torch.zeros(16, 8)}))
+    assert refusal(load_model, copy) == (
+        f"lm_head.weight in {copy} has shape (16, 8), the config asks for (16, 32): "
+        "config.json and weights belong to different models"
+    )
+
+
+def test_tied_embeddings_need_no_head(tmp_path: Path) -> None:
+    model = tiny_model()
+    model.config.tie_word_embeddings = True
+    tied = type(model)(model.config)
+    tied.save_pretrained(tmp_path)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    loaded = load_model(settings(tmp_path))
+    assert torch.equal(loaded.lm_head.weight, tied.model.embed_tokens.weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("config.json", b"{"), ("config.json", b'{"model_type": "no-such-family"}'),
+     ("model.safetensors", b""), ("model.safetensors", b"\xff" * 100)],
+    ids=str,
+)  # fmt: skip
+def test_damaged_files_are_one_message(copy: Path, name: str, content: bytes) -> None:
+    (copy / name).write_bytes(content)
+    assert refusal(load_model, copy).startswith(f"cannot load {copy}: ")
+
+
+def test_truncated_weights(copy: Path) -> None:
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4])
+    assert refusal(load_model, copy).startswith(f"cannot load {copy}: ")
+
+
+def test_repositories_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    for load in (load_model, load_tokenizer):
+        message = refusal(load, "nobody/no-such-model")
+        assert message.startswith("cannot load nobody/no-such-model: ")
+    assert "Repo id must be" in refusal(load_model, "runs/models/foo")
+
+
+# Code in a model directory ------------------------------------------------------------------------
+
+EVIL = "import pathlib\npathlib.Path({marker!r}).touch()\nclass C: pass\nM = T = C\n"
+
+
+@pytest.fixture
+def evil(copy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory whose code leaves a file named `executed`, and a user who cannot answer."""
+    (copy / "evil.py").write_text(EVIL.format(marker=str(copy / "executed")))
+
+    def ask(prompt: str = "") -> str:
+        raise AssertionError(f"a question was asked: {prompt}")
+
+    monkeypatch.setattr(builtins, "input", ask)
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr(sys, "stdin", closed)
+    return copy
+
+
+AUTO_MAP = {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}
+
+
+def test_code_of_an_unknown_family_is_not_run(evil: Path) -> None:
+    rewrite_json(evil / "config.json", auto_map=AUTO_MAP, model_type="evil")
+    assert refusal(load_model, evil) == f"{evil} needs code of its own, which effopd never runs"
+    assert not (evil / "executed").exists()
+
+
+def test_code_of_a_known_family_is_ignored(evil: Path) -> None:
+    rewrite_json(evil / "config.json", auto_map=AUTO_MAP)
+    assert type(load_model(settings(evil))).__module__.startswith("transformers.")
+    assert not (evil / "executed").exists()
+
+
+def test_code_of_a_tokenizer_is_not_run(evil: Path) -> None:
+    rewrite_json(evil / "config.json", auto_map=AUTO_MAP, model_type="evil")
+    rewrite_json(
+        evil / "tokenizer_config.json",
+        auto_map={"AutoTokenizer": ["evil.T", "evil.T"]},
+        tokenizer_class="EvilTokenizer",
+    )
+    try:
+        loaded = load_tokenizer(settings(evil))
+    except ConfigError:
+        pass
+    else:
+        assert tokenizers_agree(loaded, TOKENIZER)
+    assert not (evil / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ cycler.__init__.__globals__.os }}"],
+)
+def test_chat_templates_are_confined(copy: Path, template: str) -> None:
+    (copy / "chat_template.jinja").write_text(template)
+    loaded = load_tokenizer(settings(copy))
+    with pytest.raises(Exception, match=r"unsafe|undefined"):
+        loaded.apply_chat_template([{"role": "user", "content": "3"}], tokenize=False)

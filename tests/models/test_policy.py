@@ -1,0 +1,215 @@
+"""Hidden states, targets and the head, against one plain forward pass a sequence."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tests.fakes import TOKENIZER, WORLD, ids, tiny_model, tiny_policy
+from torch import Tensor, nn
+from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from effopd.demo.world import make_model
+from effopd.errors import ParameterMismatchError
+from effopd.models.policy import Policy, Sample
+from effopd.objectives import token_log_probs
+
+SAMPLES = [
+    Sample(prompt_ids=ids("<bos> 3 + 4 ="), completion_ids=ids("3 + 4 = 0 ; # 0 <eos>")),
+    Sample(prompt_ids=ids("<bos>"), completion_ids=ids("1")),
+    Sample(prompt_ids=ids("<bos> 5 * 2 - 6 ="), completion_ids=ids("# 4 <eos>")),
+    Sample(prompt_ids=ids("1 2"), completion_ids=ids("2 <pad> 2 <eos>")),
+]
+
+
+def logits_alone(model: Any, sample: Sample) -> Tensor:
+    """Logits that predict the completion, from one sequence without padding."""
+    sequence = torch.tensor([sample.prompt_ids + sample.completion_ids])
+    first = len(sample.prompt_ids) - 1
+    return model(sequence).logits[0, first:-1]
+
+
+def test_padded_batch_equals_one_sequence_at_a_time() -> None:
+    policy = tiny_policy()
+    states = policy.states(SAMPLES)
+    assert states.lengths == (9, 1, 3, 4)
+    assert states.targets_N.tolist() == [t for s in SAMPLES for t in s.completion_ids]
+    found = states.hidden_ND @ policy.head_weight_VD.T
+    expected = torch.cat([logits_alone(policy.model, sample) for sample in SAMPLES])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", [(3, 1, 0, 2), (1,), (2, 2), (0, 1)], ids=str)
+def test_states_follow_the_order_of_the_samples(order: tuple[int, ...]) -> None:
+    policy = tiny_policy()
+    parts = policy.states(SAMPLES).hidden_ND.split([9, 1, 3, 4])
+    found = policy.states([SAMPLES[i] for i in order])
+    assert found.lengths == tuple(len(SAMPLES[i].completion_ids) for i in order)
+    expected = torch.cat([parts[i] for i in order])
+    torch.testing.assert_close(found.hidden_ND, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_stands_behind_the_completion_does_not_matter() -> None:
+    policy = tiny_policy()
+    short = policy.states([SAMPLES[1]]).hidden_ND
+    for longer in SAMPLES:
+        beside = policy.states([longer, SAMPLES[1]]).hidden_ND[-1:]
+        torch.testing.assert_close(beside, short, rtol=1e-5, atol=1e-5)
+
+
+def test_an_empty_completion_has_no_states() -> None:
+    empty = Sample(prompt_ids=(1, 3), completion_ids=())
+    states = tiny_policy().states([SAMPLES[2], empty, SAMPLES[1]])
+    assert states.lengths == (3, 0, 1)
+    assert len(states.hidden_ND) == len(states.targets_N) == 4
+
+
+def test_gradient_equals_that_of_plain_cross_entropy() -> None:
+    policy, twin = tiny_policy(), tiny_model()
+    states = policy.states(SAMPLES)
+    scored = token_log_probs(states.hidden_ND, policy.head_weight_VD, states.targets_N)
+    scored.log_probs_N.sum().backward()
+    for sample in SAMPLES:
+        log_probs = logits_alone(twin, sample).log_softmax(-1)
+        log_probs.gather(1, torch.tensor(sample.completion_ids)[:, None]).sum().backward()
+    for (name, found), expected in zip(
+        policy.model.named_parameters(), twin.parameters(), strict=True
+    ):
+        assert found.grad is not None, name
+        torch.testing.assert_close(found.grad, expected.grad, rtol=1e-3, atol=1e-4)
+
+
+# The vocabulary -----------------------------------------------------------------------------------
+
+
+def padded_head_model(rows: int) -> Any:
+    """The tiny model with `rows` padding rows behind its vocabulary."""
+    model = tiny_model()
+    model.resize_token_embeddings(len(TOKENIZER) + rows, mean_resizing=False)
+    return model
+
+
+def test_trimmed_rows_get_no_gradient_and_no_probability() -> None:
+    size = len(TOKENIZER)
+    policy = Policy(padded_head_model(5), TOKENIZER, vocabulary_size=size)
+    assert policy.head_weight_VD.shape == (size, WORLD.hidden)
+    states = policy.states(SAMPLES)
+    scored = token_log_probs(states.hidden_ND, policy.head_weight_VD, states.targets_N)
+    expected = torch.cat(
+        [logits_alone(policy.model, s)[:, :size].log_softmax(-1) for s in SAMPLES]
+    ).gather(1, states.targets_N[:, None])[:, 0]
+    torch.testing.assert_close(scored.log_probs_N, expected, rtol=1e-5, atol=1e-5)
+    scored.log_probs_N.sum().backward()
+    gradient = policy.model.lm_head.weight.grad
+    assert gradient[size:].abs().max() == 0
+    assert (gradient[:size].abs().sum(dim=1) > 0).all()
+
+
+def test_trimming_after_the_fact() -> None:
+    policy = Policy(padded_head_model(5), TOKENIZER)
+    assert policy.vocabulary_size == len(policy.head_weight_VD) == len(TOKENIZER) + 5
+    assert policy.head_weight_VD is policy.model.lm_head.weight, "no copy of the gradient"
+    policy.vocabulary_size = len(TOKENIZER)
+    assert len(policy.head_weight_VD) == len(TOKENIZER)
+
+
+@pytest.mark.parametrize("size", [0, -1, 17])
+def test_impossible_vocabulary_sizes(size: int) -> None:
+    with pytest.raises(ParameterMismatchError, match=f"must be 1 to 16, got {size}"):
+        Policy(tiny_model(), TOKENIZER, vocabulary_size=size)
+
+
+# The head -----------------------------------------------------------------------------------------
+
+SIZES = {
+    "vocab_size": 16,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "pad_token_id": 0,
+}
+
+
+def gemma(cap: float | None) -> Any:
+    return Gemma2ForCausalLM(Gemma2Config(**SIZES, final_logit_softcapping=cap)).eval()
+
+
+class ScaledLogits(nn.Module):
+    """A model that multiplies its logits, as some families do."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.inner, self.factor = tiny_model(), factor
+        self.base_model = self.inner.base_model
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.inner.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.inner.get_output_embeddings()
+
+    def forward(self, **inputs: Tensor) -> Any:
+        out = self.inner(**inputs)
+        out.logits = out.logits * self.factor
+        return out
+
+
+@pytest.mark.parametrize("cap", [30.0, 50.0])
+def test_a_soft_cap_is_refused_even_where_logits_are_small(cap: float) -> None:
+    model = gemma(cap)
+    small = model(torch.arange(4)[None]).logits.abs().max().item()
+    assert small < 1, "an untrained model, where the cap changes the logits by less than 1e-3"
+    with pytest.raises(ParameterMismatchError, match=r"Gemma2ForCausalLM .* soft-capped"):
+        Policy(model, TOKENIZER)
+
+
+def test_the_same_family_without_the_cap_is_fine() -> None:
+    policy = Policy(gemma(None), TOKENIZER)
+    found = policy.states(SAMPLES[:1]).hidden_ND @ policy.head_weight_VD.T
+    expected = logits_alone(policy.model, SAMPLES[0])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_scaled_logits_are_refused() -> None:
+    Policy(ScaledLogits(1.0), TOKENIZER)
+    with pytest.raises(ParameterMismatchError, match="scaled logits are not supported"):
+        Policy(ScaledLogits(0.5), TOKENIZER)
+
+
+def test_a_bias_is_part_of_the_head() -> None:
+    model = tiny_model()
+    model.lm_head.bias = nn.Parameter(torch.linspace(-1, 1, len(TOKENIZER)))
+    policy = Policy(model, TOKENIZER, vocabulary_size=12)
+    assert policy.head_bias_V is not None
+    assert torch.equal(policy.head_bias_V, model.lm_head.bias[:12])
+    assert tiny_policy().head_bias_V is None
+
+
+def test_tied_embeddings_and_other_families() -> None:
+    config = LlamaConfig(**SIZES, tie_word_embeddings=True)
+    policy = Policy(LlamaForCausalLM(config).eval(), TOKENIZER)
+    found = policy.states(SAMPLES).hidden_ND @ policy.head_weight_VD.T
+    expected = torch.cat([logits_alone(policy.model, sample) for sample in SAMPLES])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_heads_pass_the_probe(dtype: torch.dtype) -> None:
+    policy = Policy(make_model(replace(WORLD, seed=3)).to(dtype), TOKENIZER)
+    assert policy.states(SAMPLES).hidden_ND.dtype == dtype
+
+
+def test_the_probe_leaves_no_trace() -> None:
+    model = tiny_model()
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    model.train()
+    state = torch.get_rng_state()
+    Policy(model, TOKENIZER)
+    assert model.training
+    assert torch.equal(state, torch.get_rng_state())
+    assert not model.lm_head._forward_hooks
+    assert all(parameter.grad is None for parameter in model.parameters())
