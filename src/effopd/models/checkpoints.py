@@ -96,7 +96,7 @@ def verify_checkpoint(directory: Path) -> None:
         written = (directory / MANIFEST).read_bytes()
         files = json.loads(written)["files"]
         expected = [(name, entry["bytes"], entry["xxh3_128"]) for name, entry in files.items()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{directory}: {MANIFEST} is missing or damaged ({error})") from None
     if written != _canonical(files):
         raise CheckpointError(f"{directory}: {MANIFEST} is damaged")
