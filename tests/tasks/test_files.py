@@ -1,0 +1,237 @@
+"""Problems from JSON Lines, and the boxed answer."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from effopd.errors import ConfigError
+from effopd.tasks.files import BoxedAnswer, JsonlTask, last_box
+from effopd.tasks.problem import Problem
+
+DATA = Path(__file__).parents[2].parent / "shared" / "data"
+
+
+def write(path: Path, *rows: Any) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def rows(count: int) -> list[dict[str, Any]]:
+    return [{"question": f"q{i}", "answer": f"a{i}", "level": i} for i in range(count)]
+
+
+def refusal(task: JsonlTask) -> str:
+    with pytest.raises(ConfigError) as error:
+        task.load()
+    return str(error.value)
+
+
+def refused_file(tmp_path: Path, content: str | bytes, **settings: Any) -> str:
+    """The message about a training file, its path replaced by FILE."""
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    task = JsonlTask(train_path=str(path), test_path=str(path), **settings)
+    return refusal(task).replace(str(path), "FILE")
+
+
+# Reading ------------------------------------------------------------------------------------------
+
+
+def test_fields_template_and_ids(tmp_path: Path) -> None:
+    train = write(tmp_path / "train.jsonl", {"q": "1+1", "a": 2}, {"q": "{question}", "a": "x"})
+    test = write(tmp_path / "test.jsonl", {"q": "2+2", "a": 4.5})
+    task = JsonlTask(
+        train_path=train,
+        test_path=test,
+        prompt_field="q",
+        answer_field="a",
+        template="Solve {question} now; again: {question}",
+    ).load()
+    assert list(task.train) == [
+        Problem(id="train-1", prompt="Solve 1+1 now; again: 1+1", answer="2"),
+        Problem(id="train-2", prompt="Solve {question} now; again: {question}", answer="x"),
+    ]
+    assert list(task.test) == [
+        Problem(id="test-1", prompt="Solve 2+2 now; again: 2+2", answer="4.5")
+    ]
+    assert task.verifier == BoxedAnswer()
+
+
+@pytest.mark.parametrize("test_size", [1, 3, 9])
+def test_the_last_problems_are_held_out(tmp_path: Path, test_size: int) -> None:
+    task = JsonlTask(train_path=write(tmp_path / "x.jsonl", *rows(10)), test_size=test_size).load()
+    assert [p.prompt for p in task.train] == [f"q{i}" for i in range(10 - test_size)]
+    assert [p.prompt for p in task.test] == [f"q{i}" for i in range(10 - test_size, 10)]
+
+
+def test_too_few_to_hold_out(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", *rows(10))
+    assert refusal(JsonlTask(train_path=path, test_size=10)) == (
+        f"{path} has 10 problems, too few to hold out test_size = 10: give test_path or lower "
+        "test_size"
+    )
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x1c", "\x0b", "\x0c"])
+def test_only_a_newline_ends_a_line(tmp_path: Path, separator: str) -> None:
+    text = f"above{separator}below"
+    path = tmp_path / "x.jsonl"
+    row = json.dumps({"question": text, "answer": "1"}, ensure_ascii=ord(separator) < 0x20)
+    path.write_text(f"{row}\n\n  \n{row}\r\n{row}", encoding="utf-8")
+    task = JsonlTask(train_path=str(path), test_path=str(path)).load()
+    assert [p.prompt for p in task.train] == [text] * 3
+    assert [p.id for p in task.train] == ["x-1", "x-4", "x-5"], "numbers of lines, blank ones too"
+
+
+def test_without_answers(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", {"question": "q"}, {"question": "r"})
+    settings: dict[str, Any] = {"train_path": path, "test_size": 1, "verifier": "none"}
+    task = JsonlTask(**settings, answer_field="").load()
+    assert task.verifier is None
+    assert [p.answer for p in (*task.train, *task.test)] == ["", ""]
+    assert "no field 'answer'" in refusal(JsonlTask(**settings))
+
+
+REFUSED_LINES = [
+    ("not json", "FILE line 2 is not JSON: Expecting value: line 1 column 1 (char 0)"),
+    ('{"question": "q"', "FILE line 2 is not JSON: Expecting ',' delimiter: line 1 column 17"),
+    ('["q", "a"]', "FILE line 2 is not a JSON object"),
+    ('{"question": "q"}', "FILE line 2: no field 'answer'; the line has 'question'"),
+    ('{"answer": "a"}', "FILE line 2: no field 'question'; the line has 'answer'"),
+    ('{"question": null, "answer": "a"}', "field 'question' must be text or a number, got None"),
+    ('{"question": "q", "answer": ["a"]}', "field 'answer' must be text or a number, got ['a']"),
+    ('{"question": "q", "answer": true}', "field 'answer' must be text or a number, got True"),
+    ('{"question": " ", "answer": "a"}', "FILE line 2: field 'question' is empty"),
+    ('{"question": "q", "answer": ""}', "FILE line 2: field 'answer' is empty"),
+    ('{"question": "\\ud83d", "answer": "a"}', "holds half a surrogate pair"),
+    ("[" * 100_000, "FILE line 2 is not JSON: "),
+    ('{"question": ' + "9" * 5000 + "}", "FILE line 2 is not JSON: "),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), REFUSED_LINES, ids=lambda text: text[:40])
+def test_refused_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
+    good = '{"question": "q", "answer": "a"}'
+    assert message in refused_file(tmp_path, f"{good}\n{line}\n{good}\n")
+
+
+def test_whole_surrogate_pairs_are_text(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"question": "\\ud83d\\ude00", "answer": "a"}\n')
+    assert JsonlTask(train_path=str(path), test_path=str(path)).load().train[0].prompt == "😀"
+
+
+def test_refused_files(tmp_path: Path) -> None:
+    assert refused_file(tmp_path, "\n \n") == "FILE holds no problems"
+    assert refused_file(tmp_path, b"\xff\xfe{}").startswith("FILE is not UTF-8: ")
+    missing = tmp_path / "gone.jsonl"
+    assert refusal(JsonlTask(train_path=str(missing))) == f"no such problem file: {missing}"
+    assert refusal(JsonlTask(train_path=str(tmp_path))).startswith(f"cannot read {tmp_path}: ")
+
+
+REFUSED_SETTINGS = [
+    ({"template": "Solve it."}, "template must contain {question}, got 'Solve it.'"),
+    ({"answer_field": ""}, "answer_field must name a field, or set verifier = 'none'"),
+    ({"test_size": 0}, "test_size must be at least 1, got 0"),
+    ({"test_size": -3}, "test_size must be at least 1, got -3"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), REFUSED_SETTINGS, ids=str)
+def test_refused_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        JsonlTask(train_path="x", **settings)
+    assert str(error.value) == message
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="no benchmark files beside the repository")
+def test_a_real_benchmark_file() -> None:
+    task = JsonlTask(
+        train_path=str(DATA / "gsm8k.jsonl"), prompt_field="problem", test_size=319
+    ).load()
+    assert (len(task.train), len(task.test)) == (1000, 319)
+    assert task.train[0].answer == "18"
+    assert len({p.id for p in (*task.train, *task.test)}) == 1319
+    assert task.verifier is not None
+    for problem in task.train:
+        assert task.verifier.reward(problem, f"so \\boxed{{{problem.answer}}}.") == 1.0
+
+
+# The boxed answer ---------------------------------------------------------------------------------
+
+BOXES = [
+    (r"\boxed{4}", "4"),
+    (r"\boxed{1} and then \boxed{2}", "2"),
+    (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+    (r"\boxed{1} \boxed{\frac{\sqrt{2}}{3}}", r"\frac{\sqrt{2}}{3}"),
+    (r"\boxed{a{b{c{d{e}}}}}", "a{b{c{d{e}}}}"),
+    (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+    (r"\boxed{\left\{x\right.}", r"\left\{x\right."),
+    (r"\boxed {5}", "5"),
+    (r"\boxed{7} \boxed{8", "7"),
+    (r"\boxed{a \boxed{b} c}", r"a \boxed{b} c"),
+    (r"} \boxed{3} {", "3"),
+    (r"{ \boxed{3}", "3"),
+    (r"\\boxed{6}", "6"),
+    (r"\boxed{}", ""),
+    ("\\boxed{two\nlines}", "two\nlines"),
+    (r"\fbox{3}", None),
+    (r"boxed{3}", None),
+    (r"\boxed 3", None),
+    (r"\boxed{3", None),
+    ("", None),
+]
+
+
+@pytest.mark.parametrize(("text", "box"), BOXES, ids=lambda text: str(text))
+def test_last_box(text: str, box: str | None) -> None:
+    assert last_box(text) == box
+
+
+REWARDS = [
+    ("4", r"The answer is $\boxed{4}$.", 1.0),
+    ("4", r"\boxed{4} no, \boxed{5}", 0.0),
+    ("5", r"\boxed{4} no, \boxed{5}", 1.0),
+    ("4", "the answer is 4", 0.0),
+    (r"\frac{1}{2}", r"\boxed{ \frac{1} {2} }", 1.0),
+    (r"\frac{\sqrt{2}}{3}", r"\boxed{\frac{\sqrt{2}}{3}}", 1.0),
+    ("1/2", r"\boxed{0.5}", 0.0),
+    ("04", r"\boxed{4}", 0.0),
+    ("x y", "\\boxed{x\ty}", 1.0),
+    ("a", r"\boxed{A}", 0.0),
+]
+
+
+@pytest.mark.parametrize(("answer", "completion", "reward"), REWARDS, ids=str)
+def test_rewards(answer: str, completion: str, reward: float) -> None:
+    problem = Problem(id="p", prompt="?", answer=answer)
+    assert BoxedAnswer().reward(problem, completion) == reward
+
+
+balanced = st.recursive(
+    st.text(alphabet="ab1 .+", max_size=5),
+    lambda inner: st.lists(inner, max_size=3).map(lambda parts: "{" + "".join(parts) + "}"),
+    max_leaves=8,
+)
+
+
+@settings(deadline=None, max_examples=100)
+@given(content=balanced, before=st.text(max_size=20), after=st.text(alphabet="ab1 .{", max_size=9))
+def test_any_balanced_content_is_found(content: str, before: str, after: str) -> None:
+    assert last_box(f"{before} \\boxed{{{content}}}{after}") == content
+
+
+@settings(deadline=None, max_examples=200)
+@given(text=st.text(alphabet="\\boxed{} 1", max_size=60))
+def test_any_text_has_a_reward(text: str) -> None:
+    assert BoxedAnswer().reward(Problem(id="p", prompt="?", answer="1"), text) in {0.0, 1.0}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("text", ["\\boxed{" * 50_000, "\\" * 200_000, "{}" * 100_000])
+def test_long_hostile_text_is_quick(text: str) -> None:
+    assert last_box(text) is None
