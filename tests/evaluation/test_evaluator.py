@@ -1,0 +1,76 @@
+"""Evaluations on fixed problems with fixed random numbers."""
+
+import pytest
+from tests.fakes import (
+    TOKENIZER,
+    WORLD,
+    FakeEngine,
+    bigram_table,
+    policy_writer,
+    script,
+    tiny_policy,
+    writer,
+)
+from tests.reference.kl_twin import reverse_kl
+
+from effopd.evaluation.evaluator import Evaluation, Evaluator
+from effopd.rollouts.seeds import derive_seed
+from effopd.tasks.problem import Problem
+
+TASK = WORLD.load()
+PROBLEMS = [Problem(id=f"p-{i}", prompt="3 + 4 =", answer=str(i % 4)) for i in range(8)]
+
+
+def evaluator(**settings: object) -> Evaluator:
+    arguments = {"problems": PROBLEMS, "verifier": WORLD.verifier, "seed": 5} | settings
+    return Evaluator(**arguments)  # type: ignore[arg-type]
+
+
+def test_row_of_a_known_evaluation() -> None:
+    evaluation = evaluator().evaluate(writer(FakeEngine(script("# 3"))))
+    assert evaluation.rewards == (0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+    assert evaluation.row() == {
+        "accuracy": 0.25,
+        "accuracy_se": pytest.approx((0.25 * 0.75 / 7) ** 0.5),
+        "reverse_kl": None,
+        "mean_length": 3.0,
+        "truncated_share": 0.0,
+        "n": 8,
+    }
+
+
+def test_row_without_verifier_and_with_truncation() -> None:
+    engine = FakeEngine(script("1 2 3 4 5"))
+    row = evaluator(verifier=None).evaluate(writer(engine, max_new_tokens=2)).row()
+    assert row["accuracy"] is row["accuracy_se"] is row["reverse_kl"] is None
+    assert (row["mean_length"], row["truncated_share"], row["n"]) == (2.0, 1.0, 8)
+
+
+def test_divergence_is_a_mean_over_tokens_not_over_answers() -> None:
+    kl = ((1.0,), (4.0, 4.0, 4.0))
+    rollouts = evaluator(problems=PROBLEMS[:2]).evaluate(writer(FakeEngine(script("# 3")))).rollouts
+    assert Evaluation(rollouts=rollouts, rewards=(), kl_nats=kl).row()["reverse_kl"] == 13 / 4
+
+
+def test_seeds_depend_on_the_evaluator_and_the_place_alone() -> None:
+    engine = FakeEngine(bigram_table())
+    evaluator(seed=5).evaluate(writer(engine))
+    assert [r.seed for r in engine.requests] == [derive_seed(5, "evaluate", i) for i in range(8)]
+    first, second = (evaluator(seed=s).evaluate(writer(engine)) for s in (5, 6))
+    assert first != second
+    assert first == evaluator(seed=5).evaluate(writer(engine))
+
+
+def test_divergence_between_student_and_teacher_on_the_students_answers() -> None:
+    student, teacher = tiny_policy(0), tiny_policy(1)
+    measured = evaluator(problems=TASK.test[:3])
+    evaluation = measured.evaluate(policy_writer(student), student=student, teacher=teacher)
+    assert measured.evaluate(policy_writer(student)).kl_nats == ()
+    expected = [
+        reverse_kl(student.model, teacher.model, rollout.sample, len(TOKENIZER))
+        for rollout in evaluation.rollouts
+    ]
+    for found, twin in zip(evaluation.kl_nats, expected, strict=True):
+        assert found == pytest.approx(twin, rel=1e-4, abs=1e-6)
+    tokens = [value for row in expected for value in row]
+    assert evaluation.row()["reverse_kl"] == pytest.approx(sum(tokens) / len(tokens), rel=1e-4)
