@@ -8,8 +8,10 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Any
+
+import pytest
 
 FAILED = 99
 """Exit status of a child whose body raised."""
@@ -70,31 +72,31 @@ def kill_me() -> None:
 
 
 class EventCounter:
-    """Counts Python calls and returns inside named functions, and may kill the process at one.
+    """Counts Python calls and returns inside some functions, and may kill the process at one.
 
     Args:
-        phases: Code object to name; what it calls belongs to it, the innermost name counts.
-        kill_in: Name of the phase in which to die.
-        kill_at: Events inside that phase after which to die.
+        kill_at: Number of the event at which to die; 0 never.
     """
 
-    def __init__(
-        self, phases: dict[CodeType, str], kill_in: str | None = None, kill_at: int = 0
-    ) -> None:
-        self._phases, self._kill_in, self._left = phases, kill_in, kill_at
-        self._stack = ["outside"]
-        self.counts: dict[str, int] = {}
+    def __init__(self, kill_at: int = 0) -> None:
+        self._kill_at = kill_at
+        self.count = 0
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
         """The profile function, see `sys.setprofile`."""
-        if event in {"call", "return"} and frame.f_code in self._phases:
-            if event == "call":
-                self._stack.append(self._phases[frame.f_code])
-            else:
-                self._stack.pop()
-        phase = self._stack[-1]
-        self.counts[phase] = self.counts.get(phase, 0) + 1
-        if phase == self._kill_in:
-            self._left -= 1
-            if self._left <= 0:
-                kill_me()
+        self.count += 1
+        if self.count == self._kill_at:
+            kill_me()
+
+    def watch(self, patch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
+        """Counts inside `owner.name` from now on."""
+        real = getattr(owner, name)
+
+        def watched(*arguments: Any, **keywords: Any) -> Any:
+            sys.setprofile(self)
+            try:
+                return real(*arguments, **keywords)
+            finally:
+                sys.setprofile(None)
+
+        patch.setattr(owner, name, watched)
