@@ -5,7 +5,7 @@ import json
 from typing import Any, get_args, get_type_hints
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from effopd import (
@@ -28,6 +28,9 @@ from effopd.core.direction import Direction
 from effopd.core.scales import Scales, Trial
 from effopd.core.schedule import Schedule
 from effopd.core.validation import AcceptRule
+
+QUIET = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""Machines are shared: a slow example is no failure."""
 
 SCHEDULES = [PowersOfTwo(), PowersOfTwo(first=5), EveryN(), EveryN(n=7), AtSteps(steps=(1, 5, 6))]
 SCALES = [
@@ -112,7 +115,7 @@ def trial(scale: float, value: float | None, accepted: bool | None) -> Trial:
 
 
 @pytest.mark.parametrize("scales", SCALES, ids=str)
-@settings(deadline=None, max_examples=60)
+@settings(QUIET, max_examples=60)
 @given(pattern=verdicts, tip=values)
 def test_scales_end_and_are_pure_whatever_is_accepted(
     scales: Scales, pattern: list[tuple[bool, float | None]], tip: float
@@ -138,7 +141,7 @@ def score(per_prompt: list[float]) -> Score:
 
 
 @pytest.mark.parametrize("rule", ACCEPT_RULES, ids=str)
-@settings(deadline=None, max_examples=60)
+@settings(QUIET, max_examples=60)
 @given(pairs=scores)
 def test_accept_rule_is_pure_and_never_prefers_both(
     rule: AcceptRule, pairs: list[tuple[float, float]]
@@ -162,6 +165,7 @@ def test_accept_rule_takes_a_uniform_gain_and_refuses_a_uniform_loss(rule: Accep
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS, ids=str)
+@settings(QUIET)
 @given(accepted=st.floats(0.1, 1e3))
 def test_direction_is_pure_and_keeps_the_tip_of_a_rejected_search(
     direction: Direction, accepted: float

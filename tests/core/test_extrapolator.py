@@ -9,6 +9,7 @@ from tests.reference.core_twin import bits
 from torch import Tensor, nn
 
 from effopd import (
+    AtLeast,
     Draw,
     EveryN,
     Extrapolator,
@@ -16,6 +17,9 @@ from effopd import (
     PowersOfTwo,
     Score,
     Search,
+    SinceAccepted,
+    SinceRaw,
+    Strict,
 )
 from effopd.core.scales import Trial
 from effopd.errors import ConfigError, NonFiniteError, ValidatorError
@@ -152,7 +156,11 @@ def test_an_accepted_search_moves_the_selected_parameters_only() -> None:
         torch.testing.assert_close(tensor.detach(), start[name] + update)
 
 
-@pytest.mark.parametrize("search", [Search(), Search.paper(), Search.release()], ids=str)
+@pytest.mark.parametrize(
+    "search",
+    [Search(schedule=PowersOfTwo()), Search.paper(), Search.release()],
+    ids=["default scales", "paper", "release"],
+)
 def test_searches_when_due_and_once_per_step(search: Search) -> None:
     net = Net()
     validate = Rising()
@@ -377,6 +385,17 @@ def test_a_momentum_policy_needs_the_optimizer_of_the_parameters() -> None:
     with pytest.raises(ConfigError, match=r"'mlp\.weight', 'mlp\.bias'\] \(2 in all\)"):
         Extrapolator(net, Rising(), search=search, optimizer=adamw(Net()))
     Extrapolator(net, Rising(), search=search, optimizer=adamw(net))
+
+
+def test_presets_hold_what_they_are_named_after() -> None:
+    paper, release = Search.paper(), Search.release()
+    assert (paper.direction, paper.accept, paper.parameters) == (SinceRaw(), AtLeast(), "all")
+    assert (release.direction, release.accept) == (SinceAccepted(), Strict())
+    assert release.parameters == "attention_mlp"
+    for preset in (paper, release):
+        assert (preset.schedule, preset.scales) == (PowersOfTwo(), LadderScales())
+        assert (preset.guard, preset.retest, preset.momentum) == (None, False, "keep")
+    assert LadderScales().scales == (3, 5, 7, 9, 11)
 
 
 def test_unknown_momentum() -> None:

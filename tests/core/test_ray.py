@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.reference.core_twin import bits, copied, lerp_rounded_once, released_factors
 from torch import Tensor, nn
@@ -9,6 +9,9 @@ from effopd.core.direction import SinceAccepted, SinceRaw
 from effopd.core.ray import Ray, bit_sum, interpolate_
 from effopd.core.selection import select_parameters
 from effopd.errors import ParameterMismatchError
+
+QUIET = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""Machines are shared: a slow example is no failure."""
 
 LADDER = (3.0, 5.0, 7.0, 9.0, 11.0)
 SCALES = (*LADDER, 2.0, 4.0, 64.0, 256.0, 0.3, 1.7, 3.3, -1.0)
@@ -81,7 +84,7 @@ def test_interpolation_equals_its_twin(dtype: torch.dtype, scale: float) -> None
     torch.testing.assert_close(out.double(), twin, rtol=0, atol=rounding)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(QUIET, max_examples=30)
 @given(st.lists(st.sampled_from((0.0, 1.0, *SCALES)), min_size=1, max_size=8))
 def test_a_point_does_not_depend_on_the_points_before(scales: list[float]) -> None:
     anchor, tip = endpoints(torch.bfloat16, 257)
@@ -279,7 +282,7 @@ def test_loads_parameters_as_an_anchor_without_tracking_gradients() -> None:
 INTEGER = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
 
-@settings(deadline=None, max_examples=200)
+@settings(QUIET, max_examples=200)
 @given(
     data=st.data(),
     dtype=st.sampled_from(DTYPES),

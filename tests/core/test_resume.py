@@ -23,6 +23,7 @@ from effopd import (
     GeometricScales,
     LadderScales,
     LengthGuard,
+    PowersOfTwo,
     QuadraticScales,
     Score,
     Search,
@@ -34,7 +35,7 @@ STEPS = 20
 SIZE = 24
 
 SEARCHES = {
-    "default": Search(),
+    "growing": Search(schedule=PowersOfTwo()),
     "paper": Search.paper(),
     "refined": Search(
         schedule=EveryN(n=3), scales=GeometricScales(cap=16.0, refine=2), retest=True
@@ -146,13 +147,15 @@ def test_resuming_after_any_step_continues_bit_for_bit(
 
 
 def test_without_its_state_a_resumed_run_differs(tmp_path: Path) -> None:
-    whole = Training(Search(), torch.float32)
+    whole = Training(SEARCHES["growing"], torch.float32)
     for _ in range(10):
         whole.step()
     whole.save(tmp_path)
-    resumed = Training.load(tmp_path, Search(), torch.float32)
-    forgetful = Training.load(tmp_path, Search(), torch.float32)
-    forgetful.extrapolator = Extrapolator(forgetful.live, forgetful.validate, search=Search())
+    resumed = Training.load(tmp_path, SEARCHES["growing"], torch.float32)
+    forgetful = Training.load(tmp_path, SEARCHES["growing"], torch.float32)
+    forgetful.extrapolator = Extrapolator(
+        forgetful.live, forgetful.validate, search=SEARCHES["growing"]
+    )
     for _ in range(10):
         resumed.step()
         forgetful.step()
@@ -182,7 +185,7 @@ def test_state_names_what_it_holds() -> None:
 
 
 OTHER_SETTINGS = {
-    "schedule": EveryN(n=2),
+    "schedule": EveryN(n=9),
     "scales": LadderScales(),
     "direction": SinceRaw(),
     "accept": AtLeast(),

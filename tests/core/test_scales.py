@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from effopd.core.scales import (
@@ -14,6 +14,9 @@ from effopd.core.scales import (
 )
 from effopd.core.validation import Score
 from effopd.errors import ConfigError
+
+QUIET = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""Machines are shared: a slow example is no failure."""
 
 
 def proposed(scales: Scales, verdicts: str) -> list[float]:
@@ -99,6 +102,7 @@ CURVATURES = st.floats(-100.0, -0.01)
 OFFSETS = st.floats(-10.0, 10.0)
 
 
+@settings(QUIET)
 @given(vertex=VERTICES, curvature=CURVATURES, offset=OFFSETS)
 def test_quadratic_proposes_the_exact_vertex(
     vertex: float, curvature: float, offset: float
@@ -147,6 +151,7 @@ def test_no_fitted_trial_without_a_maximum(values: tuple[float | None, ...]) -> 
     assert scales.propose(quadratic_trials(scales, *values)) is None
 
 
+@settings(QUIET)
 @given(vertex=st.floats(-50, 50), curvature=CURVATURES, offset=OFFSETS)
 def test_parabola_vertex_is_the_closed_form(vertex: float, curvature: float, offset: float) -> None:
     points = [(x, curvature * (x - vertex) ** 2 + offset) for x in (1.0, 4.0, 16.0)]

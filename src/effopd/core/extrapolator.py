@@ -68,17 +68,29 @@ class Search:
     def paper(cls) -> "Search":
         """The paper to the letter: equations 1 to 4, raw displacement, accept at equality."""
         return cls(
+            schedule=PowersOfTwo(),
             scales=LadderScales(),
             direction=SinceRaw(),
             accept=AtLeast(),
             guard=None,
+            retest=False,
+            momentum="keep",
             parameters="all",
         )
 
     @classmethod
     def release(cls) -> "Search":
         """The released code: strict improvement, accepted anchor, attention and MLP tensors."""
-        return cls(scales=LadderScales(), guard=None)
+        return cls(
+            schedule=PowersOfTwo(),
+            scales=LadderScales(),
+            direction=SinceAccepted(),
+            accept=Strict(),
+            guard=None,
+            retest=False,
+            momentum="keep",
+            parameters="attention_mlp",
+        )
 
 
 class Extrapolator:
