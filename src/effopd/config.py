@@ -186,7 +186,7 @@ def differences(old_toml: str, new_toml: str) -> list[str]:
 
 def _defaults(preset: object) -> Raw:
     """All settings of a preset in raw form; unknown presets are reported later."""
-    if preset not in {"paper", "release"}:
+    if preset not in ("paper", "release"):
         return RunConfig().model_dump(exclude={"preset"})
     search = Search.paper() if preset == "paper" else Search.release()
     published = RunConfig(

@@ -1,0 +1,412 @@
+"""Settings: what a recipe says is what the run gets, and every mistake has a message."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from effopd.config import RunConfig, differences, load_config, make_config, to_toml
+from effopd.core.extrapolator import Search
+from effopd.core.scales import GeometricScales, LadderScales, QuadraticScales
+from effopd.core.schedule import AtSteps
+from effopd.core.validation import AtLeast, LengthGuard, PairedMargin
+from effopd.demo.world import TinyWorld
+from effopd.errors import ConfigError
+from effopd.evaluation.validators import AccuracyValidation, TeacherKLValidation
+from effopd.models.loading import ModelSettings
+from effopd.objectives import ExOPD, FullVocabularyKL, SampledTokenOPD
+from effopd.tasks.files import JsonlTask
+
+JSONL = {
+    "task": {"type": "jsonl", "train_path": "train.jsonl"},
+    "student": {"path": "base"},
+    "teacher": {"path": "teacher"},
+}
+
+
+def refusal(raw: dict[str, Any], *overrides: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        make_config(raw, overrides)
+    return str(error.value)
+
+
+def round_trip(config: RunConfig, directory: Path) -> RunConfig:
+    path = directory / "config.toml"
+    path.write_text(to_toml(config), encoding="utf-8")
+    return load_config(path)
+
+
+# Defaults and presets -----------------------------------------------------------------------------
+
+
+def test_nothing_given_is_the_default_preset() -> None:
+    assert make_config({}) == RunConfig() == make_config({"preset": "default"})
+
+
+PUBLISHED = {"paper": Search.paper(), "release": Search.release()}
+
+
+@pytest.mark.parametrize("preset", PUBLISHED)
+def test_presets_are_the_published_settings(preset: str) -> None:
+    config = make_config({"preset": preset})
+    assert config.search == PUBLISHED[preset]
+    assert config.search.guard is None
+    assert config.validation == AccuracyValidation(prompts=50, resample=False)
+    assert config.objective == SampledTokenOPD()
+    same = {"preset": "default", "search": RunConfig().search, "validation": TeacherKLValidation()}
+    assert config.model_copy(update=same | {"objective": RunConfig().objective}) == RunConfig()
+
+
+def test_settings_win_over_their_preset() -> None:
+    raw = {
+        "preset": "paper",
+        "search": {"retest": True, "scales": {"scales": [2, 4]}, "guard": {"longest": 3.0}},
+        "validation": {"prompts": 7},
+    }
+    config = make_config(raw)
+    assert config.search.scales == LadderScales(scales=(2.0, 4.0))
+    assert config.search.guard == LengthGuard(longest=3.0)
+    assert config.search.retest
+    assert config.search.accept == AtLeast()
+    assert config.validation == AccuracyValidation(prompts=7)
+
+
+def test_a_guard_can_be_turned_off() -> None:
+    assert RunConfig().search.guard is not None
+    assert make_config({"search": {"guard": "none"}}).search.guard is None
+
+
+def test_another_type_replaces_the_section() -> None:
+    config = make_config(
+        {
+            "search": {"scales": {"type": "quadratic"}, "accept": {"type": "paired_margin"}},
+            "objective": {"type": "exopd"},
+            "validation": {"type": "accuracy"},
+        }
+    )
+    assert config.search.scales == QuadraticScales()
+    assert config.search.accept == PairedMargin()
+    assert config.objective == ExOPD()
+    assert config.validation == AccuracyValidation()
+
+
+def test_without_a_type_the_section_keeps_that_of_the_default() -> None:
+    config = make_config({"task": {"modulus": 5}, "search": {"scales": {"ratio": 3.0}}})
+    assert config.task == TinyWorld(modulus=5)
+    assert config.search.scales == GeometricScales(ratio=3.0)
+    objective = RunConfig().objective
+    assert isinstance(objective, FullVocabularyKL)
+    assert make_config({"objective": {"divergence": "forward"}}).objective == FullVocabularyKL(
+        divergence="forward"
+    )
+
+
+def test_models_and_problems_of_ones_own() -> None:
+    config = make_config(JSONL)
+    assert config.task == JsonlTask(train_path="train.jsonl")
+    assert config.student == ModelSettings(path="base")
+    assert config.teacher == ModelSettings(path="teacher")
+
+
+def test_input_is_left_as_it_is() -> None:
+    raw = {"search": {"guard": "none", "scales": {"type": "ladder"}}}
+    make_config(raw, ["search.retest=true", "seed=4"])
+    assert raw == {"search": {"guard": "none", "scales": {"type": "ladder"}}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [({}, "effopd"), ({"method": "opd"}, "opd"), ({"preset": "paper"}, "paper"),
+     ({"preset": "paper", "method": "opd"}, "opd"), ({"label": "mine"}, "mine")],
+    ids=str,
+)  # fmt: skip
+def test_names_in_reports(settings: dict[str, Any], name: str) -> None:
+    assert make_config(settings).name == name
+
+
+def test_the_loop_gets_its_part() -> None:
+    config = make_config({"seed": 9, "train": {"steps": 3}, "optimizer": {"lr": 2e-5}})
+    assert (config.loop.seed, config.loop.train.steps, config.loop.optimizer.lr) == (9, 3, 2e-5)
+    assert config.loop.evaluation == config.evaluation
+    assert config.loop.checkpoint == config.checkpoint
+
+
+# Overrides ----------------------------------------------------------------------------------------
+
+OVERRIDES = [
+    ("optimizer.lr=3e-4", lambda c: c.optimizer.lr == 3e-4),
+    ("optimizer.lr=1", lambda c: c.optimizer.lr == 1.0),
+    (" optimizer.lr = 2e-4", lambda c: c.optimizer.lr == 2e-4),
+    ("optimizer.betas=[0.8, 0.9]", lambda c: c.optimizer.betas == (0.8, 0.9)),
+    ("device=cuda:1", lambda c: c.device == "cuda:1"),
+    ('label="7"', lambda c: c.label == "7"),
+    ("label=a=b", lambda c: c.label == "a=b"),
+    ("label=1979-05-27", lambda c: c.label == "1979-05-27"),
+    ("search.retest=true", lambda c: c.search.retest is True),
+    ("search.guard=none", lambda c: c.search.guard is None),
+    (
+        "search.schedule={type='at_steps', steps=[2,5]}",
+        lambda c: c.search.schedule == AtSteps(steps=(2, 5)),
+    ),
+    ("sampling.stop=['a', 'b']", lambda c: c.sampling.stop == ("a", "b")),
+    ("evaluation.first=[]", lambda c: c.evaluation.first == ()),
+    ("preset=release", lambda c: c.search == Search.release()),
+]
+
+
+@pytest.mark.parametrize(("override", "holds"), OVERRIDES, ids=[text for text, _ in OVERRIDES])
+def test_overrides(override: str, holds: Any) -> None:
+    assert not holds(RunConfig())
+    assert holds(make_config({}, [override]))
+    assert make_config({"label": "x"}, ["label="]).label == ""
+
+
+def test_overrides_win_over_the_recipe_and_later_ones_over_earlier_ones() -> None:
+    raw = {"seed": 1, "optimizer": {"lr": 1e-3, "warmup_steps": 5}}
+    config = make_config(raw, ["optimizer.lr=2e-3", "seed=2", "seed=3"])
+    assert (config.seed, config.optimizer.lr, config.optimizer.warmup_steps) == (3, 2e-3, 5)
+
+
+def test_a_type_and_its_settings_can_be_overridden_one_by_one() -> None:
+    overrides = ["search.scales.type=ladder", "search.scales.scales=[2.0, 9.0]"]
+    assert make_config({}, overrides).search.scales == LadderScales(scales=(2.0, 9.0))
+
+
+# Writing and reading back -------------------------------------------------------------------------
+
+CONFIGS: list[dict[str, Any]] = [
+    {},
+    {"preset": "paper"},
+    {"preset": "release", "search": {"guard": {}}},
+    {
+        "preset": "paper",
+        "search": {"guard": "none", "schedule": {"type": "at_steps", "steps": [1]}},
+    },
+    {"search": {"guard": "none", "momentum": "scale", "direction": {"type": "since_raw"}}},
+    JSONL,
+    JSONL | {"task": JSONL["task"] | {"answer_field": "", "verifier": "none"}},
+    JSONL | {"reference": {"path": "r", "revision": "abc"}, "objective": {"type": "exopd"}},
+    {"label": 'quo"te\n\\ \u2028 é', "sampling": {"stop": ["\n\n", '"""']}},
+    {"optimizer": {"lr": 1e-6, "eps": 5e-324}, "teacher_device": "cuda:1"},
+]
+
+
+@pytest.mark.parametrize("raw", CONFIGS, ids=lambda raw: str(raw)[:60])
+def test_resolved_settings_read_back_equal(raw: dict[str, Any], tmp_path: Path) -> None:
+    config = make_config(raw)
+    again = round_trip(config, tmp_path)
+    assert again == config
+    assert to_toml(again) == to_toml(config)
+    assert differences(to_toml(again), to_toml(config)) == []
+
+
+def test_resolved_settings_do_not_follow_later_defaults() -> None:
+    """Every number is written out, so that a new default does not change an old run."""
+    text = to_toml(make_config({"preset": "paper"}))
+    for line in ("importance_cap = 5.0", "resample = false", 'guard = "none"', "clip_norm = 1.0"):
+        assert line in text.splitlines()
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    lr=st.floats(min_value=5e-324, max_value=1e308),
+    seed=st.integers(-(2**63), 2**63 - 1),
+    label=st.text(st.characters(exclude_categories=["Cs"])),
+    ladder=st.lists(st.floats(1.001, 1e6), min_size=1, max_size=6, unique=True).map(sorted),
+)
+def test_any_values_read_back_equal(
+    tmp_path_factory: pytest.TempPathFactory, lr: float, seed: int, label: str, ladder: list[float]
+) -> None:
+    raw = {"label": label, "seed": seed, "optimizer": {"lr": lr}}
+    scales = {"search": {"scales": {"type": "ladder", "scales": ladder}}}
+    config = make_config(raw | scales)
+    assert (config.label, config.seed, config.optimizer.lr) == (label, seed, lr)
+    assert round_trip(config, tmp_path_factory.mktemp("config")) == config
+
+
+def test_differences_are_named_one_by_one() -> None:
+    old = make_config({"optimizer": {"lr": 1e-4}, "search": {"guard": "none"}})
+    new = make_config({"optimizer": {"lr": 3e-4}, "seed": 5})
+    assert differences(to_toml(old), to_toml(new)) == [
+        "optimizer.lr: 0.0001 -> 0.0003",
+        "search.guard: none -> None",
+        "search.guard.longest: None -> 2.0",
+        "search.guard.shortest: None -> 0.5",
+        "search.guard.truncated_rise: None -> 0.1",
+        "seed: 0 -> 5",
+    ]
+
+
+# Messages -----------------------------------------------------------------------------------------
+
+MESSAGES: list[tuple[dict[str, Any], str]] = [
+    # Names
+    ({"optimizr": {"lr": 1}}, "unknown setting optimizr; did you mean 'optimizer'?"),
+    ({"train": {"step": 1}}, "unknown setting train.step; did you mean 'steps'?"),
+    (
+        {"optimizer": {"learning_rate": 1}},
+        "unknown setting optimizer.learning_rate; [optimizer] has betas, clip_norm, decay, eps, "
+        "lr, warmup_steps, weight_decay",
+    ),
+    (
+        {"search": {"scales": {"type": "ladder", "ratio": 2.0}}},
+        "unknown setting search.scales.ratio; [search.scales] of type 'ladder' has scales",
+    ),
+    (
+        {"validation": {"type": "accuracy", "reduce": "token"}},
+        "unknown setting validation.reduce; [validation] of type 'accuracy' has prompts, resample",
+    ),
+    ({"student": {"pth": "x"}}, "unknown setting student.pth; did you mean 'path'?"),
+    # Types of a section
+    (
+        {"search": {"scales": {"type": "laddr"}}},
+        "search.scales.type must be one of 'ladder', 'geometric', 'quadratic', got 'laddr'",
+    ),
+    (
+        {"objective": {"type": "grpo"}},
+        "objective.type must be one of 'sampled_token', 'exopd', 'full_kl', got 'grpo'",
+    ),
+    (
+        {"task": {"type": ["jsonl"]}},
+        "task.type must be one of 'tiny_world', 'jsonl', got ['jsonl']",
+    ),
+    ({"optimizer": 5}, "optimizer must be a section, got 5"),
+    ({"search": {"guard": "off"}}, "search.guard must be a section or 'none', got 'off'"),
+    # Values
+    ({"optimizer": {"lr": "fast"}}, "optimizer.lr must be a valid number, got 'fast'"),
+    ({"optimizer": {"lr": "1e-4"}}, "optimizer.lr must be a valid number, got '1e-4'"),
+    ({"optimizer": {"lr": -1}}, "optimizer.lr must be positive, got -1.0"),
+    ({"optimizer": {"lr": math.nan}}, "optimizer.lr must be positive, got nan"),
+    ({"train": {"steps": 0}}, "train.steps must be at least 1, got 0"),
+    ({"train": {"steps": 1.5}}, "train.steps must be a valid integer, got 1.5"),
+    ({"train": {"steps": True}}, "train.steps must be a valid integer, got True"),
+    ({"search": {"retest": 1}}, "search.retest must be a valid boolean, got 1"),
+    (
+        {"search": {"momentum": "rest"}},
+        "search.momentum must be 'keep', 'reset' or 'scale', got 'rest'",
+    ),
+    (
+        {"search": {"scales": {"type": "geometric", "ratio": 0.5}}},
+        "search.scales.ratio and cap must be finite and above 1 (1 is the tip), got (0.5, 256.0)",
+    ),
+    (
+        {"search": {"schedule": {"type": "every_n", "n": 0}}},
+        "search.schedule.n must be at least 1, got 0",
+    ),
+    ({"search": {"schedule": {"type": "at_steps"}}}, "search.schedule.steps is missing"),
+    (
+        {"search": {"guard": {"shortest": 2.0}}},
+        "search.guard: a guard needs 0 <= shortest <= 1 <= longest and truncated_rise >= 0, got "
+        "2.0, 2.0, 0.1",
+    ),
+    ({"sampling": {"top_p": 0.0}}, "sampling.top_p must be above 0 and at most 1, got 0.0"),
+    ({"sampling": {"stop": ["a", 3]}}, "sampling.stop.1 must be a valid string, got 3"),
+    ({"validation": {"prompts": 0}}, "validation.prompts must be at least 1, got 0"),
+    ({"task": {"modulus": 1}}, "task.modulus must be at least 2, got 1"),
+    ({"task": {"type": "jsonl"}}, "task.train_path is missing"),
+    (
+        {"task": {"type": "jsonl", "train_path": "x", "template": "Solve."}},
+        "task.template must contain {question}, got 'Solve.'",
+    ),
+    ({"preset": "papr"}, "preset must be 'default', 'paper' or 'release', got 'papr'"),
+    ({"preset": ["paper"]}, "preset must be 'default', 'paper' or 'release', got ['paper']"),
+    ({"threads": 0}, "threads must be greater than or equal to 1, got 0"),
+    ({"label": 7}, "label must be a valid string, got 7"),
+    # Contradictions
+    (
+        {"sampling": {"temperature": 0.7}},
+        "sampling.temperature must be 1: on-policy objectives need samples of the policy itself, "
+        "got 0.7",
+    ),
+    (
+        {"task": {"type": "jsonl", "train_path": "x"}, "student": {"path": "s"}},
+        "task.type = 'jsonl' needs student.path and teacher.path",
+    ),
+    (
+        JSONL | {"task": JSONL["task"] | {"verifier": "none"}, "validation": {"type": "accuracy"}},
+        "validation.type = 'accuracy' needs task.verifier; use validation.type = 'teacher_kl'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("raw", "message"), MESSAGES, ids=[str(raw)[:60] for raw, _ in MESSAGES])
+def test_message(raw: dict[str, Any], message: str) -> None:
+    assert refusal(raw) == message
+
+
+def test_every_mistake_is_reported() -> None:
+    raw = {"optimizer": {"lr": "x", "eps": "y"}, "train": {"steps": "z"}, "threads": 0}
+    assert refusal(raw).splitlines() == [
+        "threads must be greater than or equal to 1, got 0",
+        "train.steps must be a valid integer, got 'z'",
+        "optimizer.lr must be a valid number, got 'x'",
+        "optimizer.eps must be a valid number, got 'y'",
+    ]
+    unknown = refusal({"a": 1, "search": {"b": 2, "guard": {"c": 3}}}).splitlines()
+    assert [line.split(";")[0] for line in unknown] == [
+        "unknown setting search.guard.c",
+        "unknown setting search.b",
+        "unknown setting a",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.lr", "override 'optimizer.lr' must look like section.key=value"),
+        ("=3", "override '=3' must look like section.key=value"),
+        ("optimizer.lr=fast", "optimizer.lr must be a valid number, got 'fast'"),
+        ("optimizer.lr.x=3", "optimizer.lr must be a valid number, got {'x': 3}"),
+        ("optimiser.lr=3", "unknown setting optimiser; did you mean 'optimizer'?"),
+        ("optimizer..lr=3", "unknown setting optimizer.; [optimizer] has betas, clip_norm, decay, "
+         "eps, lr, warmup_steps, weight_decay"),
+    ],
+)  # fmt: skip
+def test_message_of_an_override(override: str, message: str) -> None:
+    assert refusal({}, override).startswith(message)
+
+
+def refused_file(path: Path) -> str:
+    with pytest.raises(ConfigError) as error:
+        load_config(path)
+    return str(error.value).replace(str(path), "FILE")
+
+
+def test_files_that_are_no_recipes(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    assert refused_file(path) == "cannot read FILE: No such file or directory"
+    assert refused_file(tmp_path) == "cannot read FILE: Is a directory"
+    path.write_text("lr = ")
+    assert refused_file(path).startswith("FILE is not TOML: ")
+    path.write_text("[train]\nsteps = 1\nsteps = 2\n")
+    assert refused_file(path).startswith("FILE is not TOML: Cannot overwrite a value")
+    path.write_bytes(b"label = '\xff'")
+    assert refused_file(path).startswith("FILE is not UTF-8: ")
+
+
+def test_numbers_mean_what_they_say(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text("[optimizer]\nlr = 1e-6\n[train]\nsteps = 1_000\n")
+    config = load_config(path)
+    assert (config.optimizer.lr, config.train.steps) == (0.000001, 1000)
+
+
+def test_no_message_shows_a_class_of_ours() -> None:
+    """Keys are those of TOML; the names pydantic gives to union members stay inside."""
+    for raw, _ in MESSAGES:
+        message = refusal(raw)
+        for name in ("GeometricScales", "LadderScales", "EveryN", "TinyWorld", "LengthGuard"):
+            assert name not in message
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        RunConfig().seed = 3  # type: ignore[misc]
+
+
+def test_every_default_is_plain_toml() -> None:
+    assert tomli_w.dumps(RunConfig().model_dump(exclude_none=True))
