@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -348,13 +349,22 @@ def test_damaged_settings_are_refused(
         train_tiny(tiny_config(models), run)
 
 
-def test_checkpoints_without_settings_are_refused(
-    models: Path, finished: Path, tmp_path: Path
+@pytest.mark.parametrize("kept", ["checkpoints", "evals.jsonl"])
+def test_records_without_settings_are_refused(
+    models: Path, finished: Path, tmp_path: Path, kept: str
 ) -> None:
+    """They may be another program's; starting over would empty them."""
     run = copy_run(finished, tmp_path / "run")
-    (run / "config.toml").unlink()
-    with pytest.raises(ConfigError, match=r"checkpoints but no config.toml"):
+    for path in run.iterdir():
+        if path.is_file() and path.name != kept:
+            path.unlink()
+    if kept != "checkpoints":
+        shutil.rmtree(run / "checkpoints")
+    before = everything(run)
+    with pytest.raises(ConfigError, match=r"records or checkpoints but no config.toml.*--out"):
         train_tiny(tiny_config(models), run)
+    (run / "run.lock").unlink()
+    assert everything(run) == before
 
 
 # Finished runs ------------------------------------------------------------------------------------

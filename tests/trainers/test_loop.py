@@ -28,6 +28,7 @@ from effopd.errors import CheckpointError, ConfigError, NonFiniteError, RecordEr
 from effopd.models.checkpoints import list_checkpoints, verify_checkpoint
 from effopd.models.policy import Sample
 from effopd.records import read_jsonl
+from effopd.rollouts.engine import Completion
 from effopd.trainers.learning import Contribution, Learner
 from effopd.trainers.loop import Trainer
 from effopd.trainers.signals import StopRequest
@@ -198,6 +199,29 @@ def test_a_nan_in_the_teachers_answer_is_skipped(models: Path, tmp_path: Path) -
     rows = metrics_of(tmp_path)
     assert "teacher: token 0 is nan" in rows[1]["skipped"]
     assert [row["loss"] is None for row in rows] == [False, True, False]
+
+
+def test_an_engine_without_numbers_is_skipped(models: Path, tmp_path: Path) -> None:
+    """Engines that filter tokens may report -inf, broken ones NaN: null in the records."""
+
+    def meddle(trainer: Trainer) -> None:
+        engine: Any = trainer.writer.engine
+        generate = engine.generate
+
+        def filtered(requests: Any, sampling: Any) -> list[Completion]:
+            found: list[Completion] = generate(requests, sampling)
+            value = {2: NAN, 3: -math.inf}.get(trainer.progress.step)
+            if value is None:
+                return found
+            return [replace(c, log_probs=(value, *c.log_probs[1:])) for c in found]
+
+        engine.generate = filtered
+
+    train_with(models, tmp_path, meddle, {"method": "opd", "train.steps": 4})
+    rows = metrics_of(tmp_path)
+    assert [row["entropy"] is None for row in rows] == [False, True, True, False]
+    assert [row["skipped_steps"] for row in rows] == [0, 1, 2, 2]
+    assert all(row["mean_length"] > 0 for row in rows)
 
 
 def test_too_many_skips_in_a_row_stop_the_run_with_good_checkpoints(

@@ -22,7 +22,7 @@ from effopd.evaluation.validators import (
     accuracy_measure,
     teacher_kl_measure,
 )
-from effopd.models.checkpoints import checkpoint_path, list_checkpoints, verify_checkpoint
+from effopd.models.checkpoints import checkpoint_path, verify_checkpoint
 from effopd.models.loading import ModelSettings, load_model, load_tokenizer
 from effopd.models.policy import Policy
 from effopd.objectives import ExOPD, FullVocabularyKL
@@ -209,10 +209,10 @@ def _check_same_config(run: RunDirectory, config: RunConfig) -> None:
     """A run continues under its own settings; only more steps at a constant rate are allowed."""
     path = run.path / "config.toml"
     if not path.is_file():
-        if list_checkpoints(run.checkpoints):
+        if run.holds_records:
             raise ConfigError(
-                f"{run.path} holds checkpoints but no config.toml, so nobody knows their settings: "
-                "restore the file, or choose another directory (--out)"
+                f"{run.path} holds records or checkpoints but no config.toml, so their settings "
+                "are not known: restore the file, or choose another directory (--out)"
             )
         return
     try:

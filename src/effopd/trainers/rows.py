@@ -29,10 +29,11 @@ EMPTY_METRICS: Row = dict.fromkeys(
 
 
 def rollout_statistics(rollouts: Sequence[Rollout]) -> Row:
-    """Entropy, length and truncation of a step's rollouts."""
+    """Entropy (None if the engine's log-probabilities are not finite), length and truncation."""
     surprise_nats = -sum(sum(r.completion.log_probs) for r in rollouts)
+    entropy = surprise_nats / total_tokens(rollouts)  # unbiased for the policy's entropy
     return {
-        "entropy": surprise_nats / total_tokens(rollouts),  # unbiased for the policy's entropy
+        "entropy": entropy if math.isfinite(entropy) else None,
         "mean_length": mean_length(rollouts),
         "truncated_share": truncated_share(rollouts),
     }

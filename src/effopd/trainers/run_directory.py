@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from effopd.errors import CheckpointError, ConfigError, RecordError, RunLockedError
-from effopd.models.checkpoints import newest_good
+from effopd.models.checkpoints import list_checkpoints, newest_good
 from effopd.records import (
     JsonlWriter,
     read_jsonl,
@@ -50,6 +50,11 @@ class RunDirectory:
                 f"{path} {what}: wait for it, stop it, or choose another directory (--out)"
             ) from None
         self._writers: dict[str, JsonlWriter] = {}
+
+    @property
+    def holds_records(self) -> bool:
+        """Whether something was recorded or saved here."""
+        return bool(list_checkpoints(self.checkpoints)) or any(map(Path.exists, self._logs()))
 
     def describe(self, config_toml: str, info: Mapping[str, Any]) -> None:
         """Writes `config.toml` and `run.json`."""
@@ -144,6 +149,9 @@ class RunDirectory:
             f"cannot write {self._log(log)}: {error}. The checkpoints are intact: free space or "
             "fix permissions, then run the same command to resume."
         )
+
+    def _logs(self) -> list[Path]:
+        return [self._log(name) for name in LOGS]
 
     def _log(self, name: str) -> Path:
         return self.path / f"{name}.jsonl"

@@ -140,11 +140,11 @@ def _load_model(model: Any, directory: Path) -> None:
     """Copies the saved weights into the live parameters.
 
     Through `from_pretrained`, because files and parameters need not have the same names: tied
-    tensors are saved once, experts one by one.
+    tensors are saved once, experts one by one. Eager attention is what every model has.
     """
-    dtype = str(model.dtype).removeprefix("torch.")
-    saved = load_model(ModelSettings(path=str(directory), dtype=dtype)).state_dict()  # type: ignore[arg-type]
-    own = model.state_dict()
+    dtype: Any = str(model.dtype).removeprefix("torch.")
+    settings = ModelSettings(path=str(directory), dtype=dtype, attention="eager")
+    own, saved = model.state_dict(), load_model(settings).state_dict()
     different = {n for n in own.keys() & saved.keys() if own[n].shape != saved[n].shape}
     different |= own.keys() ^ saved.keys()
     if different:
