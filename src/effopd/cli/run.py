@@ -56,7 +56,7 @@ def evaluate_checkpoint(run: Path, step: int | None, problems: int | None) -> No
     if config.evaluation.problems < 1:
         raise ConfigError("there are no test problems to evaluate on: give --problems")
     directory = _checkpoint(run / "checkpoints", step)
-    original = config.student or ModelSettings(path="")
+    original = config.student or ModelSettings(path=str(directory))
     student = dataclasses.replace(original, path=str(directory), revision=None)
     parts = build_parts(config.model_copy(update={"student": student}), print)
     row = parts.evaluate_student().row()
