@@ -1,0 +1,89 @@
+"""Every shipped recipe parses, survives its resolved copy, and holds the numbers it promises."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from effopd.config import RunConfig, load_config, make_config, to_toml
+from effopd.core.extrapolator import Search
+from effopd.evaluation.validators import AccuracyValidation, TeacherKLValidation
+from effopd.objectives import SampledTokenOPD
+from effopd.tasks.files import JsonlTask
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
+QWEN = next(path for path in RECIPES if path.stem == "qwen3-4b-deepmath-effopd")
+
+
+def resolved(config: RunConfig, directory: Path) -> RunConfig:
+    """What comes back from the `config.toml` of a run."""
+    path = directory / "config.toml"
+    path.write_text(to_toml(config), encoding="utf-8")
+    return load_config(path)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("preset", [None, "default", "paper", "release"])
+def test_recipe_round_trips(recipe: Path, preset: str | None, tmp_path: Path) -> None:
+    config = load_config(recipe, [f"preset={preset}"] if preset else [])
+    again = resolved(config, tmp_path)
+    assert again == config
+    assert to_toml(again) == to_toml(config)
+
+
+def test_there_are_recipes() -> None:
+    assert {"tiny-opd", "tiny-effopd", "qwen3-4b-deepmath-effopd"} <= {r.stem for r in RECIPES}
+
+
+def test_the_tiny_recipes_differ_in_method_and_length_alone() -> None:
+    opd, effopd = (load_config(QWEN.with_name(f"tiny-{name}.toml")) for name in ("opd", "effopd"))
+    assert (opd.method, effopd.method) == ("opd", "effopd")
+    same = {"method": "opd", "train": opd.train}
+    assert effopd.model_copy(update=same) == opd
+
+
+# The numbers of arXiv 2605.11739, appendix D ------------------------------------------------------
+
+
+def test_qwen_recipe_holds_the_numbers_of_the_paper() -> None:
+    config = load_config(QWEN)
+    assert config.seed == 42
+    assert (config.optimizer.lr, config.optimizer.warmup_steps) == (1e-6, 0)
+    assert config.optimizer.decay == "none"
+    assert config.train.prompts_per_step == 1024
+    assert config.train.steps == round(3 * 103_000 / 1024)
+    assert config.train.micro_batch_tokens == 22_000
+    assert (config.prompt.max_tokens, config.sampling.max_new_tokens) == (2048, 16_384)
+    assert (config.sampling.temperature, config.sampling.top_p, config.sampling.top_k) == (1, 1, 0)
+    assert (config.prompt.chat, config.prompt.enable_thinking) == (True, False)
+    assert config.objective == SampledTokenOPD(importance_cap=5.0)
+    assert config.validation.prompts == 50
+    assert (config.evaluation.every, config.checkpoint.every) == (2, 2)
+
+
+def test_qwen_recipe_uses_our_search_and_the_papers_on_request() -> None:
+    config = load_config(QWEN)
+    assert isinstance(config.validation, TeacherKLValidation)
+    assert config.search == make_config({}).search
+    paper = load_config(QWEN, ["preset=paper"])
+    assert paper.search == Search.paper()
+    assert paper.validation == AccuracyValidation(prompts=50, resample=False)
+    assert paper.objective == config.objective
+
+
+def test_qwen_recipe_asks_for_a_boxed_answer() -> None:
+    task = load_config(QWEN).task
+    assert isinstance(task, JsonlTask)
+    assert (task.prompt_field, task.answer_field, task.verifier) == ("question", "answer", "boxed")
+    assert task.template == (
+        "{question}\nPlease reason step by step, and put your final answer within \\boxed{}."
+    )
+
+
+def test_qwen_recipe_keeps_weights_that_can_learn() -> None:
+    """An update of 1e-6 vanishes in a bfloat16 weight of usual size; the loop keeps no copy."""
+    config = load_config(QWEN)
+    assert config.student is not None
+    weight = torch.tensor(0.02, dtype=getattr(torch, config.student.dtype))
+    assert weight - config.optimizer.lr != weight
+    assert weight.bfloat16() - config.optimizer.lr == weight.bfloat16()
