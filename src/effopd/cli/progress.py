@@ -28,7 +28,7 @@ class ProgressLines:
         self._console, self._steps, self._bar = console, steps, bar
         self._name = display_text(name)
         self._task = bar.add_task(escape(self._name), total=steps, status="") if bar else None
-        self._started, self._first_step = time.monotonic(), 0
+        self._started, self._first_step = 0.0, 0
         self._trials = ""
 
     @property
@@ -47,7 +47,8 @@ class ProgressLines:
 
     def _on_step(self, metrics: Row, timing: Row) -> None:
         step = metrics["step"]
-        self._first_step = self._first_step or step
+        if not self._first_step:  # loading and the first evaluation say nothing about the rest
+            self._first_step, self._started = step, time.monotonic() - step_seconds(timing)
         line = step_line(metrics, timing, self._steps, self._time_left_s(step))
         if self._trials:
             line += f"  search {self._trials} -> {metrics['accepted_scale'] or 1:g}"
@@ -77,7 +78,6 @@ class ProgressLines:
 
 def step_line(metrics: Row, timing: Row, steps: int, left_s: float) -> str:
     """One step in one line."""
-    seconds = sum(v for k, v in timing.items() if k.endswith("_s") and k != "elapsed_s")
     numbers = [
         ("loss", "loss", ".4f"),
         ("KL", "reverse_kl", ".4f"),
@@ -89,10 +89,15 @@ def step_line(metrics: Row, timing: Row, steps: int, left_s: float) -> str:
             f"step {metrics['step']:>3}/{steps}",
             *shown,
             f"{metrics['sampled_tokens'] / max(timing['elapsed_s'], 1e-9):.0f} tokens/s",
-            f"{seconds:.2f} s",
+            f"{step_seconds(timing):.2f} s",
             f"{left_s:.0f} s left",
         ]
     )
+
+
+def step_seconds(timing: Row) -> float:
+    """Wall time of one step, evaluation and checkpoint excluded."""
+    return sum(v for k, v in timing.items() if k.endswith("_s") and k != "elapsed_s")
 
 
 @contextmanager
