@@ -1,5 +1,6 @@
 """Every shipped recipe parses, survives its resolved copy, and holds the numbers it promises."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from effopd.config import RunConfig, load_config, make_config, to_toml
 from effopd.core.extrapolator import Search
+from effopd.core.schedule import PowersOfTwo
 from effopd.evaluation.validators import AccuracyValidation, TeacherKLValidation
 from effopd.objectives import SampledTokenOPD
 from effopd.tasks.files import JsonlTask
@@ -64,7 +66,7 @@ def test_qwen_recipe_holds_the_numbers_of_the_paper() -> None:
 def test_qwen_recipe_uses_our_search_and_the_papers_on_request() -> None:
     config = load_config(QWEN)
     assert isinstance(config.validation, TeacherKLValidation)
-    assert config.search == make_config({}).search
+    assert config.search == replace(make_config({}).search, schedule=PowersOfTwo())
     paper = load_config(QWEN, ["preset=paper"])
     assert paper.search == Search.paper()
     assert paper.validation == AccuracyValidation(prompts=50, resample=False)
