@@ -108,10 +108,15 @@ class RunConfig(BaseModel):
         return self
 
     @property
+    def method_name(self) -> str:
+        """Method in records and reports: "opd", "effopd", or the preset's name."""
+        published = self.method == "effopd" and self.preset != "default"
+        return self.preset if published else self.method
+
+    @property
     def name(self) -> str:
-        """The label, or a name made from method and preset."""
-        plain = self.method if self.preset == "default" or self.method == "opd" else self.preset
-        return self.label or plain
+        """The label, or the method's name."""
+        return self.label or self.method_name
 
     @property
     def loop(self) -> LoopSettings:

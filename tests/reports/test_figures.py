@@ -149,6 +149,17 @@ def test_the_search_sentence_counts(make_run):
     assert search_sentence(EMPTY) == "This run did not search."
 
 
+def test_many_jumps_are_summed_up(make_run):
+    run = make_run("effopd", [])
+    for step in range(1, 10):
+        for scale in (2.0, 4.0 * step):
+            row = {"step": step, "kind": "candidate", "scale": scale, "score": 0.5}
+            run.search.append({**row, "accepted": True})
+    assert search_sentence(run) == (
+        "9 searches, 18 trials; 9 ended beyond the tip, at scales 4 to 36 (median 20)."
+    )
+
+
 def test_a_method_looks_the_same_in_every_comparison(make_run):
     methods = ["paper", "opd", "opd", "effopd", "other", "other"]
     styles = run_styles([make_run(method, []) for method in methods])

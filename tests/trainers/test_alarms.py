@@ -29,6 +29,8 @@ def about(row: dict[str, Any], history: list[dict[str, Any]] | None = None) -> l
         ({"entropy": 0.1}, []),
         ({"entropy": 0.0999}, ["entropy"]),
         ({"entropy": -0.1}, ["entropy"]),
+        ({"entropy": 0.0, "reverse_kl": 0.4999}, []),  # sharpening towards the teacher
+        ({"entropy": 0.0, "reverse_kl": None}, ["entropy"]),
         ({"reverse_kl": 2.5}, []),
         ({"reverse_kl": 2.51}, ["reverse"]),
         ({"reverse_kl": -3.0}, []),
@@ -54,7 +56,7 @@ def test_only_truncation_is_judged_before_the_early_steps_are_over() -> None:
 
 
 def test_the_comparison_is_with_the_first_steps_not_the_last() -> None:
-    later = [HEALTHY | {"entropy": 100.0, "reverse_kl": 100.0, "mean_length": 100.0}] * 20
+    later = [HEALTHY | {"entropy": 100.0, "mean_length": 100.0}] * 20
     assert about({}, EARLY + later) == []
     assert about({}, later + EARLY) == ["entropy", "mean"]
 

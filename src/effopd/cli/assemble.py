@@ -197,7 +197,7 @@ def run_info(config: RunConfig) -> dict[str, Any]:
     packages = ("effopd", "torch", "transformers", "safetensors", "numpy")
     return {
         "label": config.name,
-        "method": config.method,
+        "method": config.method_name,
         "preset": config.preset,
         "lr": config.optimizer.lr,
         "seed": config.seed,

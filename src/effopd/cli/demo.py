@@ -20,7 +20,7 @@ COMMON: dict[str, Any] = {
 
 METHODS: dict[str, dict[str, Any]] = {
     "opd": {"method": "opd"},
-    "paper": {"method": "effopd", "preset": "paper", "train": {"steps": 48}},
+    "paper": {"method": "effopd", "preset": "paper", "train": {"steps": 40}},
     "effopd": {"method": "effopd", "train": {"steps": 16}},
     "opd_best_lr": {"method": "opd", "optimizer": {"lr": 1e-3}, "train": {"steps": 16}},
 }

@@ -17,10 +17,10 @@ BETTER, NEUTRAL, WORSE = "#0072B2", "#C9C9C9", "#D55E00"
 _METHODS = {
     "opd": ("#0072B2", "circle"),
     "paper": ("#009E73", "square"),
+    "release": ("#CC79A7", "triangle-up"),
     "effopd": ("#D55E00", "diamond"),
 }
 _OTHERS = (
-    ("#CC79A7", "triangle-up"),
     ("#E69F00", "triangle-down"),
     ("#56B4E9", "cross"),
     ("#8A8A8A", "x"),

@@ -1,13 +1,17 @@
 """The search timeline: every trial of a run, when it was made, how far it went, how it scored."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from statistics import median
 
 from effopd.records import Run
 from effopd.reports.figures import Figure, base_layout, plotly_text
 from effopd.reports.series import Evaluation, Trial, evaluations, trials
 from effopd.reports.style import BETTER, NEUTRAL, WORSE, blended
 from effopd.reports.tables import format_cost, format_percent
+
+MOST_JUMPS = 8
+"""Accepted jumps listed one by one in a sentence."""
 
 
 def search_figure(run: Run) -> Figure:
@@ -68,8 +72,7 @@ def search_sentence(run: Run) -> str:
     if not found:
         return "This run did not search."
     searches = len({trial.step for trial in found})
-    jumps = [f"{t.scale:g} at step {t.step:g}" for t in found if t.accepted]
-    accepted = f"accepted scales: {', '.join(jumps)}" if jumps else "no candidate was accepted"
+    accepted = _accepted_scales({t.step: t.scale for t in found if t.accepted})
     points = evaluations(run)
     shares = [
         f"{format_percent(spent / total, 0)} of the {thing}"
@@ -81,6 +84,18 @@ def search_sentence(run: Run) -> str:
     ]
     cost = f" Searching took {' and '.join(shares)}." if shares else ""
     return f"{_count(searches, 'search')}, {_count(len(found), 'trial')}; {accepted}.{cost}"
+
+
+def _accepted_scales(ends: Mapping[float, float]) -> str:
+    """Where searches ended, from step to the last accepted scale; summed up if there are many."""
+    if not ends:
+        return "no candidate was accepted"
+    if len(ends) <= MOST_JUMPS:
+        jumps = ", ".join(f"{scale:g} at step {step:g}" for step, scale in ends.items())
+        return f"accepted scales: {jumps}"
+    low, high = min(ends.values()), max(ends.values())
+    middle = median(ends.values())
+    return f"{len(ends)} ended beyond the tip, at scales {low:g} to {high:g} (median {middle:g})"
 
 
 def _last(points: Sequence[Evaluation], name: str) -> float | None:

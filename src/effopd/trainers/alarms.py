@@ -33,7 +33,8 @@ def alarms(row: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list
     if len(early) < EARLY_STEPS:
         return found
     entropy, kl, length = (_mean(early, k) for k in ("entropy", "reverse_kl", "mean_length"))
-    if _below(row["entropy"], entropy, ENTROPY_RATIO):
+    nearer = _below(row["reverse_kl"], kl, 1.0)  # sharpening towards a sharp teacher is the aim
+    if _below(row["entropy"], entropy, ENTROPY_RATIO) and not nearer:
         found.append(f"entropy collapsed from {entropy:.3g} to {row['entropy']:.3g} nats per token")
     if _below(kl, row["reverse_kl"], 1 / KL_RATIO) and kl is not None and kl > 0:
         found.append(f"reverse KL rose from {kl:.3g} to {row['reverse_kl']:.3g} nats per token")
