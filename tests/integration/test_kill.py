@@ -73,10 +73,8 @@ def assert_ends_like(undisturbed: Path, config: RunConfig, out: Path) -> None:
     assert train_tiny(config, out)[0]
     assert outcome(out) == outcome(undisturbed)
     assert_records_are_readable(out)
-    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == [
-        "step-00006",
-        "step-00008",
-    ]
+    kept = [path.name for path in list_checkpoints(out / "checkpoints")]
+    assert kept[:2] == ["step-00008", "step-00006"]
 
 
 # At random ----------------------------------------------------------------------------------------
@@ -178,23 +176,25 @@ def test_a_crash_at_every_operation_on_files(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_command_survives_kills(config: RunConfig, undisturbed: Path, tmp_path: Path) -> None:
+def test_the_command_survives_kills(config: RunConfig, tmp_path: Path) -> None:
     """The real command in processes of its own, killed after random times."""
-    (tmp_path / "run.toml").write_text(to_toml(config))
+    longer = config.model_copy(update={"train": dataclasses.replace(config.train, steps=40)})
+    assert train_tiny(longer, tmp_path / "undisturbed")[0]
+    (tmp_path / "run.toml").write_text(to_toml(longer))
     command = [sys.executable, "-m", "effopd.cli.main", "train", "run.toml", "--out", "run"]
-    rng, longest_s, kills = random.Random(0), 12.0, 0
+    rng, longest_s, kills = random.Random(0), 6.0, 0
     while True:
         process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
         try:
-            assert process.wait(rng.uniform(3.0, longest_s)) == 0
+            assert process.wait(rng.uniform(0.5, longest_s)) == 0
             break
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
             kills, longest_s = kills + 1, longest_s * 1.1
             assert_records_are_readable(tmp_path / "run")
-    assert outcome(tmp_path / "run") == outcome(undisturbed)
-    assert kills > 0
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "undisturbed")
+    assert kills > 1
 
 
 # Around a search ----------------------------------------------------------------------------------

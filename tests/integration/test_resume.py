@@ -26,6 +26,7 @@ from effopd.core.validation import Draw
 from effopd.errors import CheckpointError, ConfigError, EffopdError
 from effopd.models.checkpoints import list_checkpoints, newest_good
 from effopd.records import read_jsonl
+from effopd.trainers import alarms
 from effopd.trainers.loop import Observer, Trainer
 from effopd.trainers.run_directory import LOGS, RunDirectory
 from effopd.trainers.signals import StopRequest
@@ -80,7 +81,10 @@ CASES: dict[str, tuple[int, dict[str, Any], Raw]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_resuming_at_any_step_changes_nothing(tmp_path: Path, case: str) -> None:
+def test_resuming_at_any_step_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    monkeypatch.setattr(alarms, "LENGTH_RATIO", 1.0)  # alarms compare with the first steps
     steps, kind, settings = CASES[case]
     models = write_models(tmp_path / "models", **kind)
     settings = settings | {"train.steps": steps, "evaluation.every": 5, "evaluation.first": [1]}
@@ -88,6 +92,7 @@ def test_resuming_at_any_step_changes_nothing(tmp_path: Path, case: str) -> None
     undisturbed = tmp_path / "undisturbed"
     assert train_tiny(config, undisturbed)[0]
     expected = outcome(undisturbed)
+    assert any("mean length" in alarm for alarm in metrics_of(undisturbed)[-1]["alarms"])
     verdicts = {row["accepted"] for row in search_rows(undisturbed)}
     assert verdicts == (set() if config.method == "opd" else {None, True, False})
     for step in range(1, steps):
