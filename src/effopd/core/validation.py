@@ -6,7 +6,7 @@ numbers, so that the difference of two scores is due to the parameters alone.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -54,7 +54,7 @@ class Score:
     @property
     def standard_error(self) -> float | None:
         """Standard error of the mean over prompts; None with fewer than two prompts."""
-        return _standard_error(self.per_prompt) if len(self.per_prompt) > 1 else None
+        return standard_error(self.per_prompt)
 
 
 Validator = Callable[[Draw], Score | float]
@@ -123,7 +123,7 @@ class PairedMargin:
             )
         pairs = zip(candidate.per_prompt, incumbent.per_prompt, strict=True)
         differences = tuple(c - i for c, i in pairs)
-        return sum(differences) / n > self.z * _standard_error(differences)
+        return sum(differences) / n > self.z * (standard_error(differences) or 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,8 +178,10 @@ def as_score(returned: Score | float) -> Score:
     return Score(value=float(returned))
 
 
-def _standard_error(values: tuple[float, ...]) -> float:
-    """Standard error of the mean, `std(ddof=1) / sqrt(n)`."""
+def standard_error(values: Sequence[float]) -> float | None:
+    """Standard error of the mean, `std(ddof=1) / sqrt(n)`; None with fewer than two values."""
     n = len(values)
+    if n < 2:
+        return None
     mean = sum(values) / n
     return math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n)
