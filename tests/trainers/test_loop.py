@@ -405,29 +405,31 @@ def test_a_stop_in_the_last_step_counts_as_finished(models: Path, tmp_path: Path
 
 # Disks --------------------------------------------------------------------------------------------
 
+SHORT = {"method": "opd", "train.steps": 4, "checkpoint.every": 2}
+
 
 def test_a_full_disk_at_a_save_stops_the_run_and_keeps_the_last_checkpoint(
     models: Path, tmp_path: Path
 ) -> None:
     reference, full = tmp_path / "reference", tmp_path / "full"
-    config = tiny_config(models)
+    config = tiny_config(models, SHORT)
     train_tiny(config, reference)
-    assert not train_tiny(config, full, stop_after=4)[0]
+    assert not train_tiny(config, full, stop_after=2)[0]
     with (
         disk.largest_file(6000),  # records fit, weights do not
-        pytest.raises(CheckpointError, match=r"step-00008: .*too large.*free space"),
+        pytest.raises(CheckpointError, match=r"step-00004: .*too large.*free space"),
     ):
         train_tiny(config, full)
-    assert os.listdir(full / "checkpoints") == ["step-00004"]
+    assert os.listdir(full / "checkpoints") == ["step-00002"]
     assert train_tiny(config, full)[0]
     assert outcome(full) == outcome(reference)
 
 
 def test_a_full_disk_in_a_record_stops_the_run_and_resumes(models: Path, tmp_path: Path) -> None:
     reference, full = tmp_path / "reference", tmp_path / "full"
-    config = tiny_config(models)
+    config = tiny_config(models, SHORT)
     train_tiny(config, reference)
-    train_tiny(config, full, stop_after=4)
+    train_tiny(config, full, stop_after=2)
     size = (full / "metrics.jsonl").stat().st_size
     with disk.largest_file(size + 700), pytest.raises(RecordError, match=r"cannot write .*metrics"):
         train_tiny(config, full)
@@ -438,11 +440,11 @@ def test_a_full_disk_in_a_record_stops_the_run_and_resumes(models: Path, tmp_pat
 def test_any_refused_operation_leaves_a_run_that_can_be_resumed(
     models: Path, tmp_path: Path
 ) -> None:
-    """A sample of the operations of steps 5 to 8, each refused once."""
-    config = tiny_config(models, {"checkpoint.every": 2})
+    """A sample of the operations of steps 3 and 4, each refused once."""
+    config = tiny_config(models, SHORT)
     reference, half = tmp_path / "reference", tmp_path / "half"
     train_tiny(config, reference)
-    train_tiny(config, half, stop_after=4)
+    train_tiny(config, half, stop_after=2)
     operations: list[str] = []
     with disk.watching(operations.append):
         train_tiny(config, copy_run(half, tmp_path / "counted"))
