@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import tomli_w
 from rich.console import Console
-from rich.progress import Progress, TextColumn
 from tests.fakes import TOKENIZER, WORLD, tiny_model
 from typer.testing import CliRunner
 
@@ -343,26 +342,23 @@ def test_no_bar_and_no_colour_without_a_terminal(capsys: pytest.CaptureFixture[s
     assert not STEERS.search(out)
 
 
-def test_a_bar_shows_hostile_text_too() -> None:
-    printed = io.StringIO()
-    console = Console(file=printed, force_terminal=True, width=300, color_system="truecolor")
-    with Progress(
-        TextColumn("{task.description}"),
-        TextColumn("{task.fields[status]}", markup=False),
-        console=console,
-        auto_refresh=False,
-    ) as bar:
-        lines = ProgressLines(console, HOSTILE, 64, bar)
-        lines.observer.on_message(HOSTILE)
+def test_a_bar_shows_hostile_text_and_obeys_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "400"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("NO_COLOR")
+    with progress_lines(HOSTILE, 64) as lines:
         lines.observer.on_step(metrics(1), TIMING)
-        bar.refresh()
-    text = printed.getvalue()
-    assert "\x1b]" not in text
-    assert "\x1b[2J" not in text
-    assert "\x07" not in text
-    assert "\u202e" not in text
-    assert "[bold red]x[/]" in text
-    assert "step   1/64" in text
+        lines.observer.on_message("between")
+    text = capsys.readouterr().out
+    assert "\x1b[" in text, "a bar is drawn"
+    assert [
+        steer for steer in ("\x1b]", "\x1b[2J", "\x07", "\u202e", "\x9b") if steer in text
+    ] == []
+    drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+    assert f"{VISIBLE}: between" in drawn
+    assert re.search(rf"{re.escape(VISIBLE)} ━+ +\d+%.*step   1/64  loss 0.2500", drawn)
 
 
 def test_the_demo_compares_searches_under_one_objective() -> None:

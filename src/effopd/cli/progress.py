@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from effopd.core.scales import Trial
@@ -27,7 +26,7 @@ class ProgressLines:
     def __init__(self, console: Console, name: str, steps: int, bar: Progress | None) -> None:
         self._console, self._steps, self._bar = console, steps, bar
         self._name = display_text(name)
-        self._task = bar.add_task(escape(self._name), total=steps, status="") if bar else None
+        self._task = bar.add_task(self._name, total=steps, status="") if bar else None
         self._started, self._first_step = 0.0, 0
         self._trials = ""
 
@@ -108,7 +107,7 @@ def progress_lines(name: str, steps: int) -> Iterator[ProgressLines]:
         yield ProgressLines(console, name, steps, None)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         TimeRemainingColumn(),

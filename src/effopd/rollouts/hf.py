@@ -52,7 +52,6 @@ class HFEngine:
             for completion in self._batch(requests[start : start + self._batch_size], sampling)
         ]
 
-    @torch.no_grad()
     def _batch(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         device = self._model.get_input_embeddings().weight.device
         ids_BT, attention_BT = self._left_padded(requests, device)
