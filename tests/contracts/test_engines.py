@@ -179,6 +179,16 @@ def test_stop_strings_end_the_text_at_the_first_occurrence(subject: Subject) -> 
     assert 5 < cut < 16
 
 
+def test_a_special_token_can_be_a_stop_string(subject: Subject) -> None:
+    bos, asked = TOKENIZER.bos_token_id, requests(16)
+    stopped = write(subject, asked, stop=("<bos>",))
+    ended = [c for c in stopped if bos in c.token_ids]
+    assert 2 < len(ended) < 16
+    for completion in ended:
+        assert completion.token_ids.index(bos) == len(completion.token_ids) - 1
+        assert completion.finish_reason == "stop"
+
+
 def test_global_generators_are_left_alone(subject: Subject) -> None:
     before = torch.get_rng_state(), random.getstate(), str(np.random.get_state())
     write(subject, requests(3))

@@ -17,7 +17,7 @@ class Sampling:
         top_p: Nucleus mass in (0, 1].
         top_k: Most likely tokens kept; 0 keeps all.
         max_new_tokens: Length cap of a completion.
-        stop: Strings that end a completion; kept in its text.
+        stop: Strings that end a completion; kept in its text. Special tokens may be named too.
     """
 
     temperature: float = 1.0
