@@ -145,3 +145,17 @@ def test_low_precision_logits_keep_log_probs_normalised(dtype: torch.dtype) -> N
     sampler(torch.zeros(1, 1, dtype=torch.long), scores)
     expected = log_softmax(scores[0].tolist())[sampler.tokens[0].item()]
     assert sampler.log_probs[0].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_rows_beyond_the_vocabulary_are_never_sampled() -> None:
+    padded = [*LOGITS, 50.0, math.nan]
+    seeds = list(range(200))
+    sampler = SeededSampler(
+        seeds, Sampling(max_new_tokens=1), torch.device("cpu"), vocabulary_size=len(LOGITS)
+    )
+    scores = sampler(torch.zeros(len(seeds), 1), torch.tensor([padded] * len(seeds)))
+    plain = SeededSampler(seeds, Sampling(max_new_tokens=1), torch.device("cpu"))
+    plain(torch.zeros(len(seeds), 1), torch.tensor([LOGITS] * len(seeds)))
+    assert sampler.tokens[0].tolist() == plain.tokens[0].tolist()
+    assert sampler.log_probs[0].tolist() == plain.log_probs[0].tolist()
+    assert scores.argmax(dim=1).tolist() == plain.tokens[0].tolist()

@@ -56,3 +56,25 @@ def test_train_settings_are_positive(name: str) -> None:
 def test_optimizer_settings_are_positive_and_finite(name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"optimizer.{name} must be positive"):
         OptimizerSettings(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"weight_decay": -1e-9}, {"warmup_steps": -1}, {"betas": (0.9, 1.0)}, {"betas": (0.9,)}],
+    ids=str,
+)
+def test_impossible_optimizers_are_refused(bad: dict[str, object]) -> None:
+    (name,) = bad
+    with pytest.raises(ConfigError, match=f"optimizer.{name}"):
+        OptimizerSettings(**bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["every", "problems", "recorded"])
+def test_negative_evaluations_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"evaluation.{name}"):
+        EvaluationSettings(**{name: -1})
+
+
+def test_a_negative_number_of_skipped_steps_is_refused() -> None:
+    with pytest.raises(ConfigError, match="max_skipped_steps"):
+        TrainSettings(max_skipped_steps=-1)

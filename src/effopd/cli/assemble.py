@@ -53,7 +53,12 @@ class Parts:
         """Writes with `policy` as the settings say."""
         size = self.config.train.rollout_batch
         return Writer(
-            engine=HFEngine(policy.model, policy.tokenizer, batch_size=size),
+            engine=HFEngine(
+                policy.model,
+                policy.tokenizer,
+                batch_size=size,
+                vocabulary_size=policy.vocabulary_size,
+            ),
             tokenizer=policy.tokenizer,
             template=self.config.prompt,
             sampling=self.config.sampling,

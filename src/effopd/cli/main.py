@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from effopd.errors import ConfigError, EffopdError
+from effopd.records import display_text
 
 app = typer.Typer(
     help="Fast on-policy distillation of language models.",
@@ -101,7 +102,7 @@ def _errors(debug: bool) -> Iterator[None]:
     except (EffopdError, OSError) as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {display_text(str(error))}", file=sys.stderr)
         raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
 
 

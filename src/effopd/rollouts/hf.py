@@ -33,12 +33,22 @@ class HFEngine:
         model: Hugging Face causal language model.
         tokenizer: Its tokenizer; prompts are left-padded with its padding token.
         batch_size: Requests decoded together.
+        vocabulary_size: Head rows that are sampled from; None for all. Padding rows beyond the
+            vocabulary shared with a teacher must not be.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, batch_size: int = 128) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        batch_size: int = 128,
+        vocabulary_size: int | None = None,
+    ) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._batch_size = batch_size
+        self._vocabulary_size = vocabulary_size
 
     def sync_weights(self) -> None:
         """Nothing to do: the live model generates."""
@@ -55,7 +65,7 @@ class HFEngine:
     def _batch(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         device = self._model.get_input_embeddings().weight.device
         ids_BT, attention_BT = self._left_padded(requests, device)
-        sampler = SeededSampler([r.seed for r in requests], sampling, device)
+        sampler = SeededSampler([r.seed for r in requests], sampling, device, self._vocabulary_size)
         finish = FinishRecorder(ids_BT.shape, sampling.stop, self._tokenizer, device)
         with _plain_generation(self._model, self._tokenizer.pad_token_id):
             self._model.generate(
@@ -109,10 +119,18 @@ class SeededSampler(LogitsProcessor):
         seeds: One per row; row i uses the same numbers in any batch.
         sampling: Temperature, top-p, top-k and length cap.
         device: Where logits arrive.
+        vocabulary_size: Leading logits that belong to the vocabulary; None for all.
     """
 
-    def __init__(self, seeds: Sequence[int], sampling: Sampling, device: torch.device) -> None:
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        sampling: Sampling,
+        device: torch.device,
+        vocabulary_size: int | None = None,
+    ) -> None:
         self._sampling = sampling
+        self._vocabulary_size = vocabulary_size
         self._uniforms_BT = torch.stack([_uniforms(s, sampling.max_new_tokens) for s in seeds])
         self._uniforms_BT = self._uniforms_BT.to(device)
         self.tokens: list[Int[Tensor, " B"]] = []
@@ -120,9 +138,10 @@ class SeededSampler(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
         """Masks everything but the chosen token."""
-        if not torch.isfinite(scores).all():
+        known = scores[:, : self._vocabulary_size]
+        if not torch.isfinite(known).all():
             raise NonFiniteError("the student's logits are not finite: its weights may hold NaN")
-        logits_BV = scores / (self._sampling.temperature or 1.0)
+        logits_BV = known / (self._sampling.temperature or 1.0)
         log_probs_BV = torch.log_softmax(logits_BV, dim=-1)
         tokens_B = self._choose(input_ids, logits_BV)
         self.tokens.append(tokens_B)

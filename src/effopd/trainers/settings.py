@@ -34,6 +34,12 @@ class OptimizerSettings:
         for name in ("lr", "eps", "clip_norm"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ConfigError(f"optimizer.{name} must be positive, got {getattr(self, name)}")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ConfigError(f"optimizer.weight_decay must be >= 0, got {self.weight_decay}")
+        if self.warmup_steps < 0:
+            raise ConfigError(f"optimizer.warmup_steps must be >= 0, got {self.warmup_steps}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"optimizer.betas must be two numbers in [0, 1), got {self.betas}")
 
     def lr_at(self, step: int, steps: int) -> float:
         """Learning rate of update `step` (1 is the first) of `steps`."""
@@ -65,6 +71,8 @@ class TrainSettings:
         for name in ("steps", "prompts_per_step", "micro_batch_tokens", "rollout_batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} must be at least 1, got {getattr(self, name)}")
+        if self.max_skipped_steps < 0:
+            raise ConfigError(f"train.max_skipped_steps must be >= 0, got {self.max_skipped_steps}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +95,9 @@ class EvaluationSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "first", tuple(self.first))
+        for name in ("every", "problems", "recorded"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"evaluation.{name} must be >= 0, got {getattr(self, name)}")
 
     def is_due(self, step: int, steps: int) -> bool:
         """Whether to evaluate after update `step` of `steps`; 0 is the untrained student."""
