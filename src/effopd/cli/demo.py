@@ -20,9 +20,9 @@ COMMON: dict[str, Any] = {
 
 METHODS: dict[str, dict[str, Any]] = {
     "opd": {"method": "opd"},
-    "paper": {"method": "effopd", "preset": "paper", "train": {"steps": 40}},
+    "paper": {"method": "effopd", "preset": "paper", "train": {"steps": 36}},
     "effopd": {"method": "effopd", "train": {"steps": 16}},
-    "opd_best_lr": {"method": "opd", "optimizer": {"lr": 1e-3}, "train": {"steps": 16}},
+    "opd_best_lr": {"method": "opd", "optimizer": {"lr": 1e-3}, "train": {"steps": 12}},
 }
 """The last is vanilla OPD where it is fastest in this world (LOG.md): it keeps the rest honest."""
 
