@@ -13,11 +13,15 @@ class Problem:
         id: Unique within its task; recorded with every rollout.
         prompt: Text shown to the student, before any chat template.
         answer: Reference answer the verifier compares with; "" when the task has no verifier.
+        teacher: Name of the teacher that scores its answers; "" where there is only one.
+        level: Difficulty on the task's own scale, higher is harder; 0 where there is none.
     """
 
     id: str
     prompt: str
     answer: str = ""
+    teacher: str = ""
+    level: int = 0
 
 
 class Verifier(Protocol):
