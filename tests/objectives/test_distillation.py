@@ -157,16 +157,22 @@ def test_descent_approaches_the_teacher() -> None:
 
 
 def test_defaults_are_the_vetted_settings() -> None:
-    assert dataclasses.asdict(SampledTokenOPD()) == {"type": "sampled_token", "importance_cap": 5.0}
+    assert dataclasses.asdict(SampledTokenOPD()) == {
+        "type": "sampled_token",
+        "importance_cap": 5.0,
+        "teacher_temperature": 1.0,
+    }
     assert dataclasses.asdict(ExOPD()) == {
         "type": "exopd",
         "reward_scale": 1.25,
         "importance_cap": 5.0,
+        "teacher_temperature": 1.0,
     }
     assert dataclasses.asdict(FullVocabularyKL()) == {
         "type": "full_kl",
         "divergence": "reverse",
         "beta": 0.5,
+        "teacher_temperature": 1.0,
     }
 
 
@@ -178,6 +184,9 @@ def test_defaults_are_the_vetted_settings() -> None:
         (ExOPD, {"importance_cap": -1.0}),
         (ExOPD, {"reward_scale": -0.1}),
         (ExOPD, {"reward_scale": math.nan}),
+        (SampledTokenOPD, {"teacher_temperature": 0.0}),
+        (ExOPD, {"teacher_temperature": -1.0}),
+        (FullVocabularyKL, {"teacher_temperature": math.nan}),
         (FullVocabularyKL, {"divergence": "kl"}),
         (FullVocabularyKL, {"divergence": "jsd", "beta": 1.0}),
     ],

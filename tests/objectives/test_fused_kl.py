@@ -38,6 +38,31 @@ def test_equals_full_logits_element_by_element(
         assert close(found, wanted)
 
 
+@pytest.mark.parametrize(("kind", "beta"), KINDS)
+@pytest.mark.parametrize("temperatures", [(1.0, 0.5), (1.7, 0.3), (0.6, 2.5)])
+def test_teacher_temperature_divides_the_teachers_logits_alone(
+    kind: str, beta: float, temperatures: tuple[float, float]
+) -> None:
+    m = models()
+    both, teachers = temperatures
+    settings = {"temperature": both, "teacher_temperature": teachers}
+    result = m.fused(divergence=kind, beta=beta, chunk_tokens=3, **settings)
+    expected = m.naive(kind, beta, **settings)
+    assert close(result.per_token_N, expected)
+    for found, wanted in zip(m.gradients(result.loss), m.gradients(expected.mean()), strict=True):
+        assert close(found, wanted)
+    assert not close(expected, m.naive(kind, beta, temperature=both), 1e-3)
+
+
+def test_cold_teacher_is_the_cross_entropy_of_its_favourite_token() -> None:
+    m = models()
+    favourites = (m.teacher_hidden @ m.teacher_weight.T + m.teacher_bias).argmax(-1)
+    result = m.fused(divergence="forward", teacher_temperature=1e-6)
+    student = twin.log_distributions(*m.trained)
+    expected = -student.gather(1, favourites[:, None])[:, 0]
+    assert close(result.per_token_N, expected)
+
+
 class Fresh(torch.autograd.Function):
     """Evaluates a loss anew for every backward pass, of which gradcheck takes several."""
 
@@ -58,10 +83,11 @@ class Fresh(torch.autograd.Function):
 def test_gradcheck(kind: str, beta: float) -> None:
     m = models(tokens=5, vocabulary=6)
     fixed = m.teacher_hidden, m.teacher_weight, m.teacher_bias
+    heat = {"temperature": 0.8, "teacher_temperature": 0.7}
 
     def loss(*trained: Tensor) -> Tensor:
         changed = Models(*trained, *fixed)
-        return changed.fused(divergence=kind, beta=beta, chunk_tokens=2, temperature=0.8).loss
+        return changed.fused(divergence=kind, beta=beta, chunk_tokens=2, **heat).loss
 
     assert torch.autograd.gradcheck(lambda *trained: Fresh.apply(loss, *trained), m.trained)
 
@@ -173,11 +199,11 @@ def test_no_tokens() -> None:
 
 def test_without_gradients_the_same_values() -> None:
     m = models()
-    expected = m.naive("forward", temperature=2.0).detach()
+    expected = m.naive("forward", temperature=2.0, teacher_temperature=0.7).detach()
     biases = {"student_bias": m.student_bias, "teacher_bias": m.teacher_bias}
     found = token_divergences(
         m.student_hidden, m.student_weight, m.teacher_hidden, m.teacher_weight,
-        divergence="forward", temperature=2.0, chunk_tokens=2, **biases,
+        divergence="forward", temperature=2.0, teacher_temperature=0.7, chunk_tokens=2, **biases,
     )  # fmt: skip
     assert close(found, expected)
     assert not found.requires_grad

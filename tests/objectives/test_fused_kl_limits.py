@@ -115,6 +115,8 @@ def test_wrong_shapes_and_devices(change: dict[str, Tensor]) -> None:
         ({"divergence": "jsd", "beta": 1.0}, "divergence='reverse'"),
         ({"temperature": 0.0}, "positive"),
         ({"temperature": math.nan}, "positive"),
+        ({"teacher_temperature": -1.0}, "teacher_temperature is -1.0; expected a positive"),
+        ({"teacher_temperature": math.nan}, "teacher_temperature"),
         ({"normalizer": 0}, "token count"),
         ({"chunk_tokens": 0}, "at least 1"),
     ],

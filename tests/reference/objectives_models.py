@@ -38,10 +38,19 @@ class Models:
             **settings,
         )
 
-    def naive(self, kind: str, beta: float = 0.5, temperature: float = 1.0) -> Tensor:
+    def naive(
+        self,
+        kind: str,
+        beta: float = 0.5,
+        temperature: float = 1.0,
+        teacher_temperature: float = 1.0,
+    ) -> Tensor:
         student = twin.log_distributions(*self.trained, temperature)
         teacher = twin.log_distributions(
-            self.teacher_hidden, self.teacher_weight, self.teacher_bias, temperature
+            self.teacher_hidden,
+            self.teacher_weight,
+            self.teacher_bias,
+            temperature * teacher_temperature,
         )
         return twin.divergences(kind, student, teacher, beta)
 

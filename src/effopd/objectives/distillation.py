@@ -10,8 +10,9 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
+from effopd.errors import ConfigError
 from effopd.objectives.divergence_tiles import Divergence, check_divergence
+from effopd.objectives.token_checks import check_positive, check_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,16 +22,19 @@ class SampledTokenOPD:
     Attributes:
         type: Name of this objective in a configuration.
         importance_cap: Upper bound of the importance weight, above 0.
+        teacher_temperature: Divides the teacher's logits, above 0; below 1 sharpens it.
 
     Raises:
-        ConfigError: If the cap is not positive.
+        ConfigError: If a number is not positive.
     """
 
     type: Literal["sampled_token"] = "sampled_token"
     importance_cap: float = 5.0
+    teacher_temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_positive("importance_cap", self.importance_cap)
+        check_positive("teacher_temperature", self.teacher_temperature)
+        check_positive("importance_cap", self.importance_cap)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,8 @@ class ExOPD:
         reward_scale: lambda, how far to go from the reference (0) past the teacher (1), at least
             0. The paper finds 1.25 best and 1.5 unstable.
         importance_cap: Upper bound of the importance weight, above 0.
+        teacher_temperature: Divides the teacher's logits, not the reference's, above 0; below 1
+            sharpens it.
 
     Raises:
         ConfigError: If a number is out of range.
@@ -50,6 +56,7 @@ class ExOPD:
     type: Literal["exopd"] = "exopd"
     reward_scale: float = 1.25
     importance_cap: float = 5.0
+    teacher_temperature: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.reward_scale >= 0.0:
@@ -57,7 +64,8 @@ class ExOPD:
                 f"reward_scale is {self.reward_scale}; expected at least 0 (1 is plain OPD, 1.25 "
                 "the vetted setting)."
             )
-        _check_positive("importance_cap", self.importance_cap)
+        check_positive("importance_cap", self.importance_cap)
+        check_positive("teacher_temperature", self.teacher_temperature)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,16 +76,19 @@ class FullVocabularyKL:
         type: Name of this objective in a configuration.
         divergence: `"reverse"` KL(student || teacher), `"forward"` or `"jsd"`.
         beta: Weight of the teacher in the mixture of `"jsd"`, in (0, 1); unused by the others.
+        teacher_temperature: Divides the teacher's logits, above 0; below 1 sharpens it.
 
     Raises:
-        ConfigError: If the divergence is unknown or beta is out of range.
+        ConfigError: If the divergence is unknown or a number is out of range.
     """
 
     type: Literal["full_kl"] = "full_kl"
     divergence: Divergence = "reverse"
     beta: float = 0.5
+    teacher_temperature: float = 1.0
 
     def __post_init__(self) -> None:
+        check_positive("teacher_temperature", self.teacher_temperature)
         check_divergence(self.divergence, self.beta)
 
 
@@ -99,7 +110,7 @@ def opd_advantages(
 
     Source: equation (9) of arXiv 2605.11739, whose sign is that of a descent step.
     """
-    _check_tokens(student=student_log_probs_N, teacher=teacher_log_probs_N)
+    check_tokens(student=student_log_probs_N, teacher=teacher_log_probs_N)
     return (teacher_log_probs_N - student_log_probs_N).detach()
 
 
@@ -129,7 +140,7 @@ def exopd_advantages(
 
     Source: G-OPD / ExOPD, arXiv 2602.12125.
     """
-    _check_tokens(
+    check_tokens(
         student=student_log_probs_N, teacher=teacher_log_probs_N, reference=reference_log_probs_N
     )
     imitation_N = teacher_log_probs_N - student_log_probs_N
@@ -159,8 +170,8 @@ def importance_weights(
 
     Source: token-level truncated importance sampling of arXiv 2605.11739, cap 5.
     """
-    _check_positive("cap", cap)
-    _check_tokens(train=train_log_probs_N, rollout=rollout_log_probs_N)
+    check_positive("cap", cap)
+    check_tokens(train=train_log_probs_N, rollout=rollout_log_probs_N)
     return (train_log_probs_N - rollout_log_probs_N).exp().clamp(max=cap).detach()
 
 
@@ -189,29 +200,6 @@ def sampled_token_loss(
         NonFiniteError: If an input is NaN or infinite.
         ConfigError: If the normalizer is not positive.
     """
-    _check_positive("normalizer", normalizer)
-    _check_tokens(student=log_probs_N, advantages=advantages_N, weights=weights_N)
+    check_positive("normalizer", normalizer)
+    check_tokens(student=log_probs_N, advantages=advantages_N, weights=weights_N)
     return -(weights_N.detach() * advantages_N.detach() * log_probs_N).sum() / normalizer
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not value > 0.0:
-        raise ConfigError(f"{name} is {value}; expected a positive number.")
-
-
-def _check_tokens(**tensors: Tensor) -> None:
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
-        raise ParameterMismatchError(
-            f"shapes {shapes}; expected one number per token, [N] alike. Apply one mask to all."
-        )
-    for name, tensor in tensors.items():
-        finite = tensor.isfinite()
-        if not bool(finite.all()):
-            token = int((~finite).nonzero()[0])
-            raise NonFiniteError(
-                f"{name}: token {token} is {tensor[token].item()}, and {int((~finite).sum())} of "
-                f"{len(tensor)} tokens are not finite. An engine that filters tokens (top-p, "
-                "top-k, min-p) reports -inf for them: sample with top_p = 1 and top_k off; "
-                "otherwise look for NaN in that model's logits."
-            )

@@ -27,6 +27,7 @@ from effopd.objectives.projection import (
     project_,
     token_chunks,
 )
+from effopd.objectives.token_checks import check_positive
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,6 +47,7 @@ class _Settings(NamedTuple):
     divergence: Divergence
     beta: float
     temperature: float
+    teacher_temperature: float
     chunk_tokens: int | None
     precision: MatmulPrecision | None
 
@@ -59,6 +61,7 @@ def fused_divergence(
     divergence: Divergence = "reverse",
     beta: float = 0.5,
     temperature: float = 1.0,
+    teacher_temperature: float = 1.0,
     chunk_tokens: int | None = None,
     student_bias: Float[Tensor, "V"] | None = None,
     teacher_bias: Float[Tensor, "V"] | None = None,
@@ -80,6 +83,7 @@ def fused_divergence(
         divergence: Which divergence.
         beta: Weight of the teacher in the mixture of `"jsd"`, in (0, 1).
         temperature: Divides both models' logits. The loss is not multiplied by its square.
+        teacher_temperature: Divides the teacher's logits on top of that; below 1 sharpens it.
         chunk_tokens: Tokens in a tile, or None for a default that fits vocabulary and device;
             fewer take less memory and more time.
         student_bias: Bias of the student's lm_head.
@@ -102,8 +106,12 @@ def fused_divergence(
     """
     student = Head(student_hidden_ND, student_weight_VD, student_bias)
     teacher = Head(teacher_hidden_NE, teacher_weight_VE, teacher_bias)
-    _check(student, teacher, temperature, normalizer)
-    settings = _Settings(divergence, beta, temperature, chunk_tokens, matmul_precision)
+    _check(student, teacher, normalizer)
+    check_positive("temperature", temperature)
+    check_positive("teacher_temperature", teacher_temperature)
+    settings = _Settings(
+        divergence, beta, temperature, teacher_temperature, chunk_tokens, matmul_precision
+    )
     scale = 1.0 / (max(1, student_hidden_ND.shape[0]) if normalizer is None else normalizer)
     loss, per_token_N = _FusedFunction.apply(  # type: ignore[no-untyped-call]
         *student, teacher, settings, scale, torch.is_grad_enabled()
@@ -118,6 +126,7 @@ class DivergenceSettings(TypedDict, total=False):
     divergence: Divergence
     beta: float
     temperature: float
+    teacher_temperature: float
     chunk_tokens: int | None
     student_bias: Tensor | None
     teacher_bias: Tensor | None
@@ -191,6 +200,7 @@ def _sweep(
     evaluate = tile_divergence(settings.divergence, settings.beta)
     rows, chunks = token_chunks(tokens, vocabulary, device, settings.chunk_tokens)
     dtype = accumulation_dtype(student.hidden_ND, student.weight_VD)
+    teacher_temperature = settings.temperature * settings.teacher_temperature
     student_tile, teacher_tile = torch.empty(
         2, rows, vocabulary, dtype=dtype, device=device
     ).unbind()
@@ -199,14 +209,14 @@ def _sweep(
         length = chunk.stop - chunk.start
         student_CV, teacher_CV = student_tile[:length], teacher_tile[:length]
         project_(student_CV, chunk, student, settings.temperature, settings.precision)
-        project_(teacher_CV, chunk, teacher, settings.temperature, settings.precision)
+        project_(teacher_CV, chunk, teacher, teacher_temperature, settings.precision)
         per_token_N[chunk] = evaluate(student_CV, teacher_CV)
         if gradients is not None:
             gradients.add_(student_CV, chunk, student)
     return per_token_N
 
 
-def _check(student: Head, teacher: Head, temperature: float, normalizer: float | None) -> None:
+def _check(student: Head, teacher: Head, normalizer: float | None) -> None:
     check_head("student", student)
     check_head("teacher", teacher)
     if student.weight_VD.shape[0] != teacher.weight_VD.shape[0]:
@@ -220,8 +230,6 @@ def _check(student: Head, teacher: Head, temperature: float, normalizer: float |
             f"{student.hidden_ND.shape[0]} student tokens and {teacher.hidden_ND.shape[0]} teacher "
             "tokens; expected the same ones. Apply one mask to both."
         )
-    if not temperature > 0.0:
-        raise ConfigError(f"temperature is {temperature}; expected a positive number.")
     if normalizer is not None and not normalizer > 0.0:
         raise ConfigError(
             f"normalizer is {normalizer}; expected a positive number, such as the token count of "
