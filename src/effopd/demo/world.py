@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Int
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from effopd.errors import ConfigError
@@ -32,7 +33,9 @@ class TinyWorld:
 
     Attributes:
         modulus: Numbers are 0 .. modulus - 1, one token each.
-        operations: Length of the chain.
+        operations: Length of the chain, or of the longest one.
+        shortest: Length of the shortest chain, lengths up to `operations` being equally likely; 0
+            makes every chain `operations` long.
         wrong_step: Probability that a demonstrated step has a wrong result.
         direct_answer: Share of demonstrations that answer without steps.
         layers: Decoder layers.
@@ -51,6 +54,7 @@ class TinyWorld:
     type: Literal["tiny_world"] = "tiny_world"
     modulus: int = 7
     operations: int = 4
+    shortest: int = 0
     wrong_step: float = 0.3
     direct_answer: float = 0.2
     layers: int = 4
@@ -71,6 +75,10 @@ class TinyWorld:
         for name in ("operations", "layers", "train_problems", "test_problems"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.shortest <= self.operations:
+            raise ConfigError(
+                f"shortest must be 0 to operations ({self.operations}), got {self.shortest}"
+            )
         for name in ("wrong_step", "direct_answer"):
             if not 0 <= (share := getattr(self, name)) < 1:
                 raise ConfigError(f"{name} must be at least 0 and below 1, got {share}")
@@ -94,25 +102,29 @@ class TinyWorld:
         return ChainVerifier()
 
     @property
+    def lengths(self) -> range:
+        """Lengths of chains that occur; a problem's level is the length of its chain."""
+        return range(self.shortest or self.operations, self.operations + 1)
+
+    @property
     def answer_tokens(self) -> int:
-        """Tokens of a full answer, end of sequence included."""
+        """Tokens of the longest full answer, end of sequence included."""
         return 6 * self.operations + 3
 
     def load(self) -> Task:
         """The training and held-out problems; disjoint."""
         rng = random.Random(f"problems/{self.seed}")
         count = self.train_problems + self.test_problems
-        prompts: dict[str, str] = {}
-        while len(prompts) < count:
+        chains: dict[str, tuple[str, int]] = {}
+        while len(chains) < count:
             first = rng.randrange(self.modulus)
-            steps = [
-                (rng.choice(OPERATORS), rng.randrange(self.modulus)) for _ in range(self.operations)
-            ]
+            length = rng.choice(self.lengths) if len(self.lengths) > 1 else self.operations
+            steps = [(rng.choice(OPERATORS), rng.randrange(self.modulus)) for _ in range(length)]
             text = " ".join([str(first), *(f"{op} {b}" for op, b in steps), "="])
-            prompts[text] = str(self._result(first, steps))
+            chains[text] = (str(self._result(first, steps)), length)
         problems = [
-            Problem(id=f"chain-{i}", prompt=prompt, answer=answer)
-            for i, (prompt, answer) in enumerate(prompts.items())
+            Problem(id=f"chain-{i}", prompt=prompt, answer=answer, level=length)
+            for i, (prompt, (answer, length)) in enumerate(chains.items())
         ]
         return Task(
             train=problems[self.test_problems :],
@@ -197,6 +209,26 @@ def demonstrations(
     Returns:
         Ids padded with 0, and labels: the ids after `=`, -100 elsewhere.
     """
+    if len(world.lengths) == 1:
+        return _chains(world, world.operations, count, generator)
+    drawn = torch.randint(len(world.lengths), (count,), generator=generator)
+    counts = torch.bincount(drawn, minlength=len(world.lengths)).tolist()
+    parts = [
+        _chains(world, length, each, generator)
+        for length, each in zip(world.lengths, counts, strict=True)
+    ]
+    width = max(ids.shape[1] for ids, _ in parts)
+    ids, labels = (
+        torch.cat([pad(each, (0, width - each.shape[1]), value=filler) for each in tensors])
+        for tensors, filler in zip(zip(*parts, strict=True), (0, -100), strict=True)
+    )
+    return ids, labels
+
+
+def _chains(
+    world: TinyWorld, operations: int, count: int, generator: torch.Generator
+) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
+    """Demonstrations of chains of one length, see `demonstrations`."""
     tokenizer = make_tokenizer(world)
     number, symbol = len(SPECIAL), {w: tokenizer.convert_tokens_to_ids(w) for w in "+-*=;#"}
 
@@ -208,14 +240,14 @@ def demonstrations(
 
     first, operator, operand = (
         draw(world.modulus),
-        draw(3, world.operations),
-        draw(world.modulus, world.operations),
+        draw(3, operations),
+        draw(world.modulus, operations),
     )
-    wrong = torch.rand(count, world.operations, generator=generator) < world.wrong_step
-    shift = 1 + draw(world.modulus - 1, world.operations)
+    wrong = torch.rand(count, operations, generator=generator) < world.wrong_step
+    shift = 1 + draw(world.modulus - 1, operations)
     prompt, steps = [torch.ones(count, dtype=torch.long), first + number], []
     value = truth = first
-    for i in range(world.operations):
+    for i in range(operations):
         op, b = operator[:, i], operand[:, i]
         op_id = op + symbol["+"]
         prompt += [op_id, b + number]
