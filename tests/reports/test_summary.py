@@ -14,7 +14,6 @@ from effopd.reports.summary import (
     method_summary,
     notes,
     ratios,
-    setting_rows,
 )
 
 # (step, accuracy, sampled tokens, elapsed seconds); the teacher is at 0.9, so 90 % is 0.81.
@@ -134,19 +133,6 @@ def test_notes_name_what_is_missing(make_run):
     assert notes([one, two])[-1] == (
         "The runs measured different teacher accuracies (0.8000, 0.9000); 0.9000 is used."
     )
-
-
-def test_medians_over_seeds(make_run):
-    slow = [(0, 0.1, 0, 0.0), (20, 0.9, 200, 20.0)]
-    never = [(0, 0.1, 0, 0.0), (20, 0.2, 200, 20.0)]
-    runs = [make_run("opd", points, teacher=0.9) for points in (PLAIN, slow, never)]
-    runs.append(make_run("opd", FAST, lr=1e-3))
-    row, other = setting_rows(runs)
-    assert (row["method"], row["lr"], row["seeds"]) == ("opd", 1e-4, 3)
-    assert (row["median_steps_to_80"], row["median_steps_to_90"]) == (20, 48)
-    assert row["median_steps_to_99"] is None
-    assert row["median_final_accuracy"] == 0.81
-    assert (other["lr"], other["median_steps_to_90"]) == (1e-3, 8)
 
 
 def test_a_text_where_a_number_belongs_is_named(make_run):

@@ -8,7 +8,6 @@ from effopd.reports.tables import (
     csv_table,
     format_cost,
     format_ratio,
-    markdown_report,
     markdown_table,
     table_rows,
     text_table,
@@ -36,13 +35,6 @@ def test_rows_hold_the_summary_with_ratios(runs):
 def test_text_columns_are_aligned():
     rows = [["run", "steps"], ["opd", "40"], ["effopd", "6 (6.7×)"]]
     assert text_table(rows) == "run        steps\nopd           40\neffopd  6 (6.7×)"
-
-
-def test_markdown_has_a_header_and_the_notes(runs):
-    lines = markdown_report(runs).splitlines()
-    assert lines[0].startswith("| run | final accuracy | steps to 80 % |")
-    assert lines[1] == "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
-    assert lines[-1].startswith("Ratios of effopd are against opd (lr 0.0001)")
 
 
 @pytest.mark.parametrize(

@@ -1,75 +1,5 @@
-"use strict";
-// Figures, tables and settings of the report. Text from records goes in through textContent only.
 
-const data = JSON.parse(document.getElementById("data").textContent);
-const plots = new Map(); // element -> figure, so that a change of theme can redraw all
-
-function element(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  node.append(...children); // strings become text nodes
-  return node;
-}
-
-function swatch(color) {
-  const dot = element("span", { class: "swatch", "aria-hidden": "true" });
-  dot.style.background = color;
-  return dot;
-}
-
-// In print: figures that fit A4 and Letter, and dark ink whatever the screen shows.
-const PAPER = { width: 680, "--ink": "#000", "--muted": "#444", "--grid": "#ddd", "--surface": "#fff" };
-
-function themed(layout, node, printing) {
-  const style = getComputedStyle(document.documentElement);
-  const read = (name) => (printing ? PAPER[name] : style.getPropertyValue(name).trim());
-  const [ink, muted, grid, surface] = ["--ink", "--muted", "--grid", "--surface"].map(read);
-  const narrow = !printing && node.clientWidth < 560;
-  const family = getComputedStyle(document.body).fontFamily;
-  const axis = {
-    gridcolor: grid, linecolor: muted, tickcolor: muted, zeroline: false, showline: false,
-    automargin: true, tickfont: { color: muted }, ticks: "", fixedrange: false,
-  };
-  const titled = (each) => ({ ...each.title, standoff: 10, font: { color: muted, size: narrow ? 12 : 13 } });
-  return {
-    ...layout,
-    autosize: !printing,
-    ...(printing && { width: PAPER.width, height: node.clientHeight }),
-    paper_bgcolor: "rgba(0,0,0,0)",
-    plot_bgcolor: "rgba(0,0,0,0)",
-    font: { family, size: narrow ? 12 : 13, color: ink },
-    margin: { l: narrow ? 36 : 60, r: narrow ? 54 : 64, t: 36, b: 48, pad: 4 },
-    modebar: { bgcolor: "rgba(0,0,0,0)", color: grid, activecolor: muted, orientation: "h" },
-    hoverlabel: { bgcolor: surface, bordercolor: muted, align: "left", font: { family, color: ink, size: 13 } },
-    dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom", // a finger scrolls the page
-    xaxis: { ...axis, ...layout.xaxis, title: titled(layout.xaxis), showgrid: false, showline: true },
-    yaxis: { ...axis, ...layout.yaxis, title: titled(layout.yaxis) },
-    shapes: layout.shapes.map((shape) => ({ ...shape, line: { ...shape.line, color: muted } })),
-    annotations: layout.annotations.map((note) => ({ ...note, font: { ...note.font, color: muted } })),
-  };
-}
-
-function draw(node, figure, printing = false) {
-  plots.set(node, figure);
-  const empty = !figure.data.some((trace) => trace.x.length > 0);
-  node.classList.toggle("empty", empty);
-  if (empty) {
-    Plotly.purge(node);
-    node.textContent = "Nothing recorded yet.";
-    return;
-  }
-  if (!node.classList.contains("js-plotly-plot")) node.textContent = "";
-  Plotly.react(node, structuredClone(figure.data), themed(figure.layout, node, printing), {
-    responsive: !printing,
-    displaylogo: false,
-    displayModeBar: node.clientWidth < 560 ? false : "hover",
-    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
-  });
-}
-
-function redraw(printing = false) {
-  for (const [node, figure] of plots) draw(node, figure, printing);
-}
+// Figures, tables and settings of the report of one or several runs.
 
 function drawCurves() {
   const axis = document.querySelector("#axis input:checked").value;
@@ -156,8 +86,3 @@ fillSearches();
 fillSettings();
 document.getElementById("axis").addEventListener("change", drawCurves);
 document.getElementById("csv").addEventListener("click", downloadCsv);
-for (const query of ["(prefers-color-scheme: dark)", "(max-width: 44rem)"]) {
-  matchMedia(query).addEventListener("change", () => redraw());
-}
-addEventListener("beforeprint", () => redraw(true));
-addEventListener("afterprint", () => redraw());

@@ -1,16 +1,12 @@
 """The report: one HTML file that holds everything it shows and loads nothing."""
 
-import base64
-import hashlib
-import importlib.resources
-import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from effopd.errors import MissingExtraError, RecordError
-from effopd.records import Run, write_text_atomic
+from effopd.errors import RecordError
+from effopd.records import Run
+from effopd.reports.embedding import embedded, plotly_source, resource, write_page
 from effopd.reports.figures import AXES, accuracy_figure, reverse_kl_figure
 from effopd.reports.headline import headline, highlights
 from effopd.reports.rollouts import divergence_limit, rollout_rows
@@ -44,25 +40,17 @@ def write_report(runs: Sequence[Run], path: Path | str, *, title: str = "effopd 
     if not runs:
         raise RecordError("a report was asked for, but no runs were given; name a run directory.")
     scripts = {
-        "plotly": _plotly_source(),
-        "page": _resource("page.js"),
-        "viewer": _resource("rollouts.js"),
+        "plotly": plotly_source(),
+        "page": resource("plots.js") + resource("page.js"),
+        "viewer": resource("rollouts.js"),
     }
     rollouts = "\n".join(
         f'<script type="application/json" id="rollouts-{index}">{embedded(rollout_rows(run))}'
         "</script>"
         for index, run in enumerate(runs)
     )
-    parts = {
-        "policy": content_security_policy(list(scripts.values())),
-        "style": _resource("page.css"),
-        "data": embedded(page_data(runs, title)),
-        "rollouts": rollouts,
-        **scripts,
-    }
-    # One pass, so that a record that holds "{{page}}" stays what it is.
-    page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _resource("page.html"))
-    write_text_atomic(path, page)
+    parts = {"data": embedded(page_data(runs, title)), "rollouts": rollouts}
+    write_page(path, "page.html", parts, scripts)
 
 
 def page_data(runs: Sequence[Run], title: str) -> dict[str, Any]:
@@ -93,29 +81,6 @@ def page_data(runs: Sequence[Run], title: str) -> dict[str, Any]:
         "kl_limit": limit,
         "kl_negative": negative,
     }
-
-
-def embedded(value: object) -> str:
-    """`value` as JSON that cannot end or leave the script element it is put in.
-
-    `<`, `>`, `&` and everything beyond ASCII, U+2028 and U+2029 included, are written as escapes.
-    """
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def content_security_policy(scripts: Sequence[str]) -> str:
-    """Policy under which only `scripts`, named by their hash, run and nothing is fetched.
-
-    Styles need 'unsafe-inline' because plotly.js writes style elements and attributes; images are
-    the data and blob addresses of its picture export.
-    """
-    digests = [hashlib.sha256(script.encode()).digest() for script in scripts]
-    hashes = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
-    return (
-        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
-        "img-src data: blob:; base-uri 'none'; form-action 'none'"
-    )
 
 
 def _table(runs: Sequence[Run], styles: Sequence[Style]) -> dict[str, Any]:
@@ -170,21 +135,3 @@ def _settings(run: Run, style: Style) -> dict[str, Any]:
         "config": plain(run.config, lines=True),
         "rollouts": len(run.rollouts),
     }
-
-
-def _resource(name: str) -> str:
-    return importlib.resources.files("effopd.reports").joinpath(name).read_text(encoding="utf-8")
-
-
-def _plotly_source() -> str:
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise MissingExtraError(
-            "a report needs plotly, which is not installed: pip install 'effopd[report]'"
-        ) from error
-    # The hash in the policy is that of the text as a browser reads it, with LF line ends.
-    source = str(get_plotlyjs()).replace("\r\n", "\n").replace("\r", "\n")
-    assert "</script" not in source.lower()
-    assert "<!--" not in source
-    return source

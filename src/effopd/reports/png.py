@@ -15,7 +15,7 @@ from effopd.reports.timeline import advantage_color, advantage_limit, scale_tick
 
 _DPI = 200
 _INK, _MUTED, _GRID, _THIN = "#1D1F22", "#5D6268", "#E5E2DB", "#8A8A8A"
-_MARKS = {
+_MARKS: dict[str, Any] = {
     "circle": "o",
     "square": "s",
     "diamond": "D",
@@ -23,6 +23,14 @@ _MARKS = {
     "triangle-down": "v",
     "cross": "P",
     "x": "X",
+    "triangle-left": "<",
+    "triangle-right": ">",
+    "pentagon": "p",
+    "hexagon": "h",
+    "star": "*",
+    "octagon": "8",
+    "diamond-tall": "d",
+    "hexagram": (6, 1, 0),
 }
 _LINES = {
     "solid": "-",

@@ -14,6 +14,7 @@ class Evaluation:
     Attributes:
         step: Optimizer updates done; 0 is the untrained student.
         sampled_tokens: Tokens sampled by training since step 0, validation included.
+        teacher_tokens: Tokens that the teacher scored since step 0, validation included.
         elapsed_s: Seconds of training since step 0, search included; None if not recorded.
         accuracy: Fraction in [0, 1].
         accuracy_se: Standard error of `accuracy`.
@@ -22,6 +23,7 @@ class Evaluation:
 
     step: float
     sampled_tokens: float | None
+    teacher_tokens: float | None
     elapsed_s: float | None
     accuracy: float | None
     accuracy_se: float | None
@@ -70,6 +72,7 @@ def evaluations(run: Run) -> list[Evaluation]:
             Evaluation(
                 step=step,
                 sampled_tokens=number(row, "sampled_tokens", run),
+                teacher_tokens=number(row, "teacher_tokens", run),
                 elapsed_s=elapsed.get(step),
                 accuracy=number(row, "accuracy", run),
                 accuracy_se=number(row, "accuracy_se", run),
@@ -124,10 +127,15 @@ def base_accuracy(runs: Sequence[Run]) -> float | None:
 
 def unique_labels(runs: Sequence[Run]) -> list[str]:
     """One printable line per run; a repeated label gets a counter, as in `opd (2)`."""
+    return unique_lines([run.label for run in runs])
+
+
+def unique_lines(texts: Sequence[str]) -> list[str]:
+    """Each text as one printable line of at most 60 characters, repeated ones with a counter."""
     seen: set[str] = set()
     labels = []
-    for run in runs:
-        line = plain(run.label) or "run"
+    for text in texts:
+        line = plain(text) or "run"
         name = label = line if len(line) <= 60 else line[:59] + "…"
         count = 1
         while label in seen:

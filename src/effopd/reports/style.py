@@ -1,15 +1,15 @@
 """Colours and marks: the same method looks the same in every figure.
 
-Colours are from Okabe and Ito's palette, which readers with any common colour blindness can tell
-apart, picked so that they stand out on white and on dark grey. Mark and line style repeat the
-distinction without colour.
+Colours are Okabe and Ito's, and beyond those the ones that are farthest from all others in CIELAB
+as readers with full colour vision, protanopia, deuteranopia and tritanopia see them; all stand out
+on white and on dark grey. Mark and line style repeat the distinction without colour.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from effopd.records import Run
-from effopd.reports.series import unique_labels
+from effopd.reports.series import unique_labels, unique_lines
 
 BETTER, NEUTRAL, WORSE = "#0072B2", "#C9C9C9", "#D55E00"
 """Ends and middle of the diverging scale: blue is better, vermillion is worse."""
@@ -19,6 +19,14 @@ _METHODS = {
     "paper": ("#009E73", "square"),
     "release": ("#CC79A7", "triangle-up"),
     "effopd": ("#D55E00", "diamond"),
+    "exopd": ("#720BD9", "triangle-left"),
+    "alphaopd": ("#73481D", "triangle-right"),
+    "relex": ("#4B5173", "pentagon"),
+    "expo": ("#BFAE56", "hexagon"),
+    "grpo": ("#F20C59", "star"),
+    "dapo": ("#836DF2", "octagon"),
+    "ppo": ("#8C2346", "diamond-tall"),
+    "dr_grpo": ("#9EBF7C", "hexagram"),
 }
 _OTHERS = (
     ("#E69F00", "triangle-down"),
@@ -57,6 +65,30 @@ def run_styles(runs: Sequence[Run]) -> list[Style]:
         color, symbol = looks[method]
         dash = _DASHES[methods[:index].count(method) % len(_DASHES)]
         styles.append(Style(label=label, color=color, symbol=symbol, dash=dash))
+    return styles
+
+
+def method_styles(names: Sequence[str], methods: Sequence[str]) -> list[Style]:
+    """One style per method of a comparison, no two alike.
+
+    A name that is a known method looks like it; the first other name of a known method takes its
+    look; all others, variants for instance, take the looks of unknown methods.
+
+    Args:
+        names: Unique names in the comparison.
+        methods: Method in the records of each.
+    """
+    free = {method for method in methods if method in _METHODS} - {*names}
+    others, styles = 0, []
+    for label, name, method in zip(unique_lines(names), names, methods, strict=True):
+        look, dash = _METHODS.get(name), "solid"
+        if look is None and method in free:
+            free.remove(method)
+            look = _METHODS[method]
+        if look is None:
+            look, dash = _OTHERS[others % len(_OTHERS)], _DASHES[others // len(_OTHERS) % 5]
+            others += 1
+        styles.append(Style(label=label, color=look[0], symbol=look[1], dash=dash))
     return styles
 
 

@@ -4,7 +4,6 @@ Plain distillation is the method "opd". A ratio above 1 says how many times less
 """
 
 from collections.abc import Sequence
-from statistics import median
 from typing import Any
 
 from effopd.records import Run
@@ -26,7 +25,13 @@ COSTS = ("steps", "tokens", "seconds")
 BASELINE = "opd"
 """Method that ratios are taken against."""
 
-_FIELD = {"steps": "step", "tokens": "sampled_tokens", "seconds": "elapsed_s"}
+FIELD = {
+    "steps": "step",
+    "tokens": "sampled_tokens",
+    "teacher_tokens": "teacher_tokens",
+    "seconds": "elapsed_s",
+}
+"""Field of `Evaluation` that holds a cost."""
 
 Summary = dict[str, float | None]
 
@@ -50,7 +55,7 @@ def method_summary(run: Run, teacher_accuracy: float | None) -> Summary:
     for percent in PERCENTS:
         point = first_at(points, percent, teacher_accuracy)
         for cost in COSTS:
-            summary[f"{cost}_to_{percent}"] = getattr(point, _FIELD[cost], None)
+            summary[f"{cost}_to_{percent}"] = getattr(point, FIELD[cost], None)
     last = points[-1] if points else None
     for name in ("accuracy", "accuracy_se", "reverse_kl"):
         summary[f"final_{name}"] = getattr(last, name, None)
@@ -86,37 +91,6 @@ def comparison(runs: Sequence[Run]) -> dict[str, Any]:
             for label, run in zip(unique_labels(runs), runs, strict=True)
         },
     }
-
-
-def setting_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Medians over seeds, one row per (method, learning rate), in order of appearance.
-
-    A seed that did not reach a share counts as slower than all that did, so a median is None when
-    half of the seeds or more did not get there.
-
-    Args:
-        runs: Runs against the same teacher.
-
-    Returns:
-        Rows `{"method", "lr", "seeds", "median_steps_to_80", ..., "median_final_accuracy"}`.
-    """
-    teacher = teacher_accuracy(runs)
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(str([run.info.get("method"), run.info.get("lr")]), []).append(run)
-    names = [f"{cost}_to_{percent}" for cost in COSTS for percent in PERCENTS]
-    rows = []
-    for members in groups.values():
-        summaries = [method_summary(run, teacher) for run in members]
-        row = {key: members[0].info.get(key) for key in ("method", "lr")}
-        row["seeds"] = len(members)
-        for name in [*names, "final_accuracy"]:
-            worst = float("-inf") if name == "final_accuracy" else float("inf")
-            values = [worst if s[name] is None else s[name] for s in summaries]
-            middle = median(value for value in values if value is not None)
-            row[f"median_{name}"] = None if abs(middle) == float("inf") else middle
-        rows.append(row)
-    return rows
 
 
 def baseline_of(run: Run, runs: Sequence[Run]) -> Run | None:

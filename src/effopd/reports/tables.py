@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from effopd.records import Run
 from effopd.reports.series import plain, teacher_accuracy, unique_labels
-from effopd.reports.summary import COSTS, PERCENTS, Summary, method_summary, notes, ratios
+from effopd.reports.summary import COSTS, PERCENTS, Summary, method_summary, ratios
 
 _FORMULA = ("=", "+", "-", "@")
 _MARKDOWN = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_[]<>&|#~"})
@@ -70,12 +70,6 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     header, *body = [[_markdown_cell(cell) for cell in row] for row in rows]
     rule = ["---", *["---:"] * (len(header) - 1)]
     return "".join(f"| {' | '.join(row)} |\n" for row in [header, rule, *body])
-
-
-def markdown_report(runs: Sequence[Run]) -> str:
-    """The comparison as a Markdown table with the notes that it needs below."""
-    found = "".join(f"\n{note.translate(_MARKDOWN)}\n" for note in notes(runs))
-    return markdown_table(table_rows(runs)) + found
 
 
 def csv_table(runs: Sequence[Run]) -> str:
