@@ -5,11 +5,8 @@ import torch
 from tests.fakes import TOKENIZER, ids, tiny_model, tiny_policy
 from tests.reference.kl_twin import log_probs_TV, reverse_kl
 
-from effopd.errors import NonFiniteError
-from effopd.evaluation.scoring import (
-    completion_log_probs,
-    completion_reverse_kl,
-)
+from effopd.errors import ConfigError, NonFiniteError
+from effopd.evaluation.scoring import completion_log_probs, completion_reverse_kl
 from effopd.models.policy import Policy, Sample
 
 SAMPLES = [
@@ -32,6 +29,67 @@ def test_log_probs_equal_the_twin(batch_sequences: int) -> None:
             row[token].item() for row, token in zip(twin, sample.completion_ids, strict=True)
         ]
         assert log_probs == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_log_probs_at_a_temperature_equal_the_twin(temperature: float) -> None:
+    policy = tiny_policy()
+    found = completion_log_probs(policy, SAMPLES, temperature=temperature)
+    for sample, log_probs in zip(SAMPLES, found, strict=True):
+        twin = log_probs_TV(policy.model, sample, V, temperature)
+        expected = [
+            row[token].item() for row, token in zip(twin, sample.completion_ids, strict=True)
+        ]
+        assert log_probs == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+@pytest.mark.parametrize("bias", [False, True])
+def test_reverse_kl_to_a_teacher_at_a_temperature_equals_the_twin(
+    temperature: float, bias: bool
+) -> None:
+    student, teacher = tiny_policy(0), tiny_policy(1)
+    if bias:
+        teacher.model.lm_head.bias = torch.nn.Parameter(torch.linspace(-1, 1, V))
+    found = completion_reverse_kl(student, teacher, SAMPLES, teacher_temperature=temperature)
+    for sample, divergences in zip(SAMPLES, found, strict=True):
+        expected = reverse_kl(student.model, teacher.model, sample, V, temperature)
+        assert divergences == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+def test_impossible_temperatures_are_refused(temperature: float) -> None:
+    with pytest.raises(ConfigError, match="temperature"):
+        completion_log_probs(tiny_policy(), SAMPLES, temperature=temperature)
+    with pytest.raises(ConfigError, match="teacher_temperature must be positive"):
+        completion_reverse_kl(
+            tiny_policy(), tiny_policy(), SAMPLES, teacher_temperature=temperature
+        )
+
+
+@pytest.mark.parametrize(
+    ("limit", "widths"),
+    [
+        ({}, [5]),
+        ({"batch_sequences": 2}, [2, 2, 1]),
+        ({"batch_tokens": 1}, [1, 1, 1, 1, 1]),
+        # padded sizes: 14 and 2 tokens, then 7, 6 and 5
+        ({"batch_tokens": 28}, [2, 3]),
+        ({"batch_tokens": 27}, [1, 3, 1]),
+        ({"batch_tokens": 28, "batch_sequences": 1}, [1, 1, 1, 1, 1]),
+    ],
+)
+def test_batches_are_cut_by_sequences_and_by_padded_tokens(
+    limit: dict[str, int], widths: list[int]
+) -> None:
+    policy = tiny_policy()
+    seen: list[int] = []
+    policy.model.model.register_forward_hook(lambda m, i, out: seen.append(len(out[0])))
+    expected = completion_log_probs(tiny_policy(), SAMPLES, batch_sequences=1)
+    found = completion_log_probs(policy, SAMPLES, **limit)  # type: ignore[arg-type]
+    assert seen == widths
+    for ours, alone in zip(found, expected, strict=True):
+        assert ours == pytest.approx(alone, abs=1e-5)
 
 
 @pytest.mark.parametrize("batch_sequences", [1, 2, 64])

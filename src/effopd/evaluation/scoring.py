@@ -6,51 +6,108 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from effopd.models.policy import Policy, Sample
+from effopd.errors import ConfigError
+from effopd.models.policy import PackedStates, Policy, Sample
+from effopd.models.portions import portions
 from effopd.objectives import token_divergences, token_log_probs
+
+BATCH_SEQUENCES = 64
+"""Sequences in one forward pass, at most."""
+BATCH_TOKENS = 32_768
+"""Padded tokens in one forward pass, unless a single sequence is longer."""
 
 
 def completion_log_probs(
-    policy: Policy, samples: Sequence[Sample], *, batch_sequences: int = 64
+    policy: Policy,
+    samples: Sequence[Sample],
+    *,
+    temperature: float = 1.0,
+    batch_sequences: int = BATCH_SEQUENCES,
+    batch_tokens: int = BATCH_TOKENS,
 ) -> list[tuple[float, ...]]:
     """Log-probability (nats) of every completion token, one tuple a sample.
 
     The objective raises a NonFiniteError where the policy gives NaN or infinity.
+
+    Args:
+        policy: Who scores.
+        samples: What is scored.
+        temperature: Divides the logits.
+        batch_sequences: Sequences in one forward pass, at most.
+        batch_tokens: Padded tokens in one forward pass, at most.
+
+    Returns:
+        The log-probabilities, in the order of the samples.
     """
     found: list[tuple[float, ...]] = []
-    for batch in _batches(samples, batch_sequences):
+    for batch in _batches(samples, batch_sequences, batch_tokens):
         with torch.no_grad(), evaluation_mode(policy):
             states = policy.states(batch)
             scored = token_log_probs(
-                states.hidden_ND, policy.head_weight_VD, states.targets_N, bias=policy.head_bias_V
+                states.hidden_ND,
+                policy.head_weight_VD,
+                states.targets_N,
+                bias=policy.head_bias_V,
+                temperature=temperature,
             )
         found += _per_sample(scored.log_probs_N, states.lengths)
     return found
 
 
 def completion_reverse_kl(
-    student: Policy, teacher: Policy, samples: Sequence[Sample], *, batch_sequences: int = 64
+    student: Policy,
+    teacher: Policy,
+    samples: Sequence[Sample],
+    *,
+    teacher_temperature: float = 1.0,
+    batch_sequences: int = BATCH_SEQUENCES,
+    batch_tokens: int = BATCH_TOKENS,
 ) -> list[tuple[float, ...]]:
     """`KL(student || teacher)` in nats over the whole vocabulary at every completion token.
 
     Exact at each position of the given text (no sampling of the token): equation 7 of arXiv
     2605.11739 with its sum over tokens left to the caller.
     The objective raises a NonFiniteError where a policy gives NaN or infinity.
+
+    Args:
+        student: The policy that the expectation is over.
+        teacher: The other one.
+        samples: The text.
+        teacher_temperature: Divides the teacher's logits alone.
+        batch_sequences: Sequences in one forward pass, at most.
+        batch_tokens: Padded tokens in one forward pass, at most.
+
+    Returns:
+        The divergences, in the order of the samples.
     """
     found: list[tuple[float, ...]] = []
-    for batch in _batches(samples, batch_sequences):
+    for batch in _batches(samples, batch_sequences, batch_tokens):
         with torch.no_grad(), evaluation_mode(student), evaluation_mode(teacher):
             ours, theirs = student.states(batch), teacher.states(batch)
-            divergences_N = token_divergences(
-                ours.hidden_ND,
-                student.head_weight_VD,
-                theirs.hidden_ND.to(ours.hidden_ND.device),
-                teacher.head_weight_VD,
-                student_bias=student.head_bias_V,
-                teacher_bias=teacher.head_bias_V,
-            )
+            divergences_N = _divergences(student, ours, teacher, theirs, teacher_temperature)
         found += _per_sample(divergences_N, ours.lengths)
     return found
+
+
+def _divergences(
+    student: Policy,
+    ours: PackedStates,
+    teacher: Policy,
+    theirs: PackedStates,
+    teacher_temperature: float,
+) -> Tensor:
+    """Per token; a temperature divides hidden states and bias, which is to divide the logits."""
+    if not teacher_temperature > 0:
+        raise ConfigError(f"teacher_temperature must be positive, got {teacher_temperature}")
+    bias_V = teacher.head_bias_V
+    return token_divergences(
+        ours.hidden_ND,
+        student.head_weight_VD,
+        theirs.hidden_ND.to(ours.hidden_ND.device) / teacher_temperature,
+        teacher.head_weight_VD,
+        student_bias=student.head_bias_V,
+        teacher_bias=None if bias_V is None else bias_V / teacher_temperature,
+    )
 
 
 @contextmanager
@@ -64,9 +121,10 @@ def evaluation_mode(policy: Policy) -> Iterator[None]:
         policy.model.train(training)
 
 
-def _batches(samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
-    for start in range(0, len(samples), size):
-        yield samples[start : start + size]
+def _batches(samples: Sequence[Sample], sequences: int, tokens: int) -> Iterator[list[Sample]]:
+    lengths = [len(s.prompt_ids) + len(s.completion_ids) for s in samples]
+    for indices in portions(lengths, tokens=tokens, sequences=sequences):
+        yield [samples[i] for i in indices]
 
 
 def _per_sample(values_N: Tensor, lengths: Sequence[int]) -> list[tuple[float, ...]]:
