@@ -1,5 +1,14 @@
 """Training objectives as pure functions of tensors."""
 
+from effopd.objectives.advantages import (
+    AdvantageEstimate,
+    explained_variance,
+    gae,
+    group_advantages,
+    informative_groups,
+    overlong_penalties,
+    whiten,
+)
 from effopd.objectives.distillation import (
     ExOPD,
     FullVocabularyKL,
@@ -11,26 +20,47 @@ from effopd.objectives.distillation import (
 )
 from effopd.objectives.divergence_tiles import Divergence
 from effopd.objectives.fused_kl import FusedDivergence, fused_divergence, token_divergences
+from effopd.objectives.policy_gradient import (
+    ClippedSurrogate,
+    PolicyGradient,
+    clipped_surrogate,
+    clipped_value_loss,
+    k3_divergence,
+    token_weights,
+)
 from effopd.objectives.projection import MatmulPrecision, fast_matmul_precision
 from effopd.objectives.token_logprobs import TokenLogProbs, token_log_probs
 from effopd.objectives.vocabulary import aligned_vocabulary_size, trim_rows
 
 __all__ = [
+    "AdvantageEstimate",
+    "ClippedSurrogate",
     "Divergence",
     "ExOPD",
     "FullVocabularyKL",
     "FusedDivergence",
     "MatmulPrecision",
+    "PolicyGradient",
     "SampledTokenOPD",
     "TokenLogProbs",
     "aligned_vocabulary_size",
+    "clipped_surrogate",
+    "clipped_value_loss",
     "exopd_advantages",
+    "explained_variance",
     "fast_matmul_precision",
     "fused_divergence",
+    "gae",
+    "group_advantages",
     "importance_weights",
+    "informative_groups",
+    "k3_divergence",
     "opd_advantages",
+    "overlong_penalties",
     "sampled_token_loss",
     "token_divergences",
     "token_log_probs",
+    "token_weights",
     "trim_rows",
+    "whiten",
 ]
