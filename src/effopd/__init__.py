@@ -14,30 +14,57 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from effopd.core.direction import SinceAccepted, SinceRaw
-    from effopd.core.extrapolator import Extrapolator, Search
-    from effopd.core.scales import GeometricScales, LadderScales, QuadraticScales
-    from effopd.core.schedule import AtSteps, EveryN, PowersOfTwo
+    from effopd.core.direction import Averaged, SinceAccepted, SinceBase, SinceRaw
+    from effopd.core.extrapolator import Extrapolator
+    from effopd.core.past import PastSearch
+    from effopd.core.scales import (
+        GeometricScales,
+        LadderScales,
+        QuadraticScales,
+        TrackingScales,
+    )
+    from effopd.core.schedule import Adaptive, AtSteps, EveryN, PowersOfTwo
     from effopd.core.search import SearchResult
     from effopd.core.selection import select_parameters
-    from effopd.core.validation import AtLeast, Draw, LengthGuard, PairedMargin, Score, Strict
+    from effopd.core.settings import Search
+    from effopd.core.validation import (
+        AtLeast,
+        Draw,
+        LengthGuard,
+        PairedMargin,
+        Score,
+        Strict,
+        Unconditional,
+    )
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "direction": ("SinceAccepted", "SinceRaw"),
-    "extrapolator": ("Extrapolator", "Search"),
-    "scales": ("GeometricScales", "LadderScales", "QuadraticScales"),
-    "schedule": ("AtSteps", "EveryN", "PowersOfTwo"),
+    "direction": ("Averaged", "SinceAccepted", "SinceBase", "SinceRaw"),
+    "extrapolator": ("Extrapolator",),
+    "past": ("PastSearch",),
+    "scales": ("GeometricScales", "LadderScales", "QuadraticScales", "TrackingScales"),
+    "schedule": ("Adaptive", "AtSteps", "EveryN", "PowersOfTwo"),
     "search": ("SearchResult",),
     "selection": ("select_parameters",),
-    "validation": ("AtLeast", "Draw", "LengthGuard", "PairedMargin", "Score", "Strict"),
+    "settings": ("Search",),
+    "validation": (
+        "AtLeast",
+        "Draw",
+        "LengthGuard",
+        "PairedMargin",
+        "Score",
+        "Strict",
+        "Unconditional",
+    ),
 }
 _MODULE = {name: f"effopd.core.{module}" for module, names in _HOME.items() for name in names}
 
 __all__ = [
+    "Adaptive",
     "AtLeast",
     "AtSteps",
+    "Averaged",
     "Draw",
     "EveryN",
     "Extrapolator",
@@ -45,14 +72,18 @@ __all__ = [
     "LadderScales",
     "LengthGuard",
     "PairedMargin",
+    "PastSearch",
     "PowersOfTwo",
     "QuadraticScales",
     "Score",
     "Search",
     "SearchResult",
     "SinceAccepted",
+    "SinceBase",
     "SinceRaw",
     "Strict",
+    "TrackingScales",
+    "Unconditional",
     "select_parameters",
 ]
 

@@ -9,20 +9,26 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from effopd import (
+    Adaptive,
     AtLeast,
     AtSteps,
+    Averaged,
     EveryN,
     GeometricScales,
     LadderScales,
     LengthGuard,
     PairedMargin,
+    PastSearch,
     PowersOfTwo,
     QuadraticScales,
     Score,
     Search,
     SinceAccepted,
+    SinceBase,
     SinceRaw,
     Strict,
+    TrackingScales,
+    Unconditional,
 )
 from effopd.core.direction import Direction
 from effopd.core.scales import Scales, Trial
@@ -32,32 +38,50 @@ from effopd.core.validation import AcceptRule
 QUIET = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """Machines are shared: a slow example is no failure."""
 
-SCHEDULES = [PowersOfTwo(), PowersOfTwo(first=5), EveryN(), EveryN(n=7), AtSteps(steps=(1, 5, 6))]
+SCHEDULES = [
+    PowersOfTwo(),
+    PowersOfTwo(first=5),
+    EveryN(),
+    EveryN(n=7),
+    AtSteps(steps=(1, 5, 6)),
+    Adaptive(),
+    Adaptive(first=9, shortest=2, longest=5, large=64.0),
+]
 SCALES = [
     LadderScales(),
     LadderScales(scales=(1.5,)),
     GeometricScales(),
     GeometricScales(refine=3),
     GeometricScales(ratio=1.3, cap=9.0, refine=70),
+    TrackingScales(),
+    TrackingScales(ratio=1.3, first=9.0, cap=9.0),
     QuadraticScales(),
     QuadraticScales(probes=(1.1, 1000.0)),
 ]
 ACCEPT_RULES = [Strict(), AtLeast(), PairedMargin(), PairedMargin(z=0.0), PairedMargin(z=2.5)]
-DIRECTIONS = [SinceAccepted(), SinceRaw()]
-SETTINGS: list[Any] = [*SCHEDULES, *SCALES, *ACCEPT_RULES, *DIRECTIONS, LengthGuard()]
+DIRECTIONS = [SinceAccepted(), SinceRaw(), SinceBase(), Averaged(), Averaged(beta=0.0)]
+SETTINGS: list[Any] = [
+    *SCHEDULES,
+    *SCALES,
+    *ACCEPT_RULES,
+    Unconditional(),
+    *DIRECTIONS,
+    LengthGuard(),
+]
 
 MOST_TRIALS = 100
 
 values = st.floats(-10, 10) | st.sampled_from([0.0, 0.5, 1e-12, 1e6, -1e6])
 verdicts = st.lists(st.tuples(st.booleans(), values | st.none()), max_size=2 * MOST_TRIALS)
 scores = st.lists(st.tuples(values, values), min_size=2, max_size=20)
+ends = st.sampled_from([1.0, 1.5, 2.0, 4.0, 9.0, 64.0, 256.0])
 
 
 def tables_by_field() -> dict[str, list[Any]]:
     return {
         "schedule": SCHEDULES,
         "scales": SCALES,
-        "accept": ACCEPT_RULES,
+        "accept": [*ACCEPT_RULES, Unconditional()],
         "direction": DIRECTIONS,
     }
 
@@ -96,13 +120,31 @@ def test_types_tell_the_classes_of_a_protocol_apart() -> None:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
-def test_schedule_is_a_pure_function_of_the_step(schedule: Schedule) -> None:
-    forwards = [schedule.is_due(step) for step in range(1, 200)]
-    backwards = [schedule.is_due(step) for step in reversed(range(1, 200))]
-    assert forwards == backwards[::-1]
-    assert any(forwards)
-    assert not all(forwards)
-    assert not any(schedule.is_due(step) for step in range(-5, 1))
+@settings(QUIET, max_examples=30)
+@given(accepted=st.lists(ends, min_size=200, max_size=200))
+def test_schedule_is_a_pure_function_of_the_step_and_the_past(
+    schedule: Schedule, accepted: list[float]
+) -> None:
+    past: list[PastSearch] = []
+    pasts = []
+    for step in range(1, 201):
+        pasts.append(tuple(past))
+        if schedule.is_due(step, past):
+            past.append(PastSearch(step=step, accepted_scale=accepted[step - 1]))
+    due = [search.step for search in past]
+    again = [step for step in reversed(range(1, 201)) if schedule.is_due(step, pasts[step - 1])]
+    assert again[::-1] == due
+    assert due
+    assert not any(schedule.is_due(step, ()) for step in range(-5, 1))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+def test_schedule_leaves_steps_out_when_searches_are_rejected(schedule: Schedule) -> None:
+    past: list[PastSearch] = []
+    for step in range(1, 201):
+        if schedule.is_due(step, past):
+            past.append(PastSearch(step=step, accepted_scale=1.0))
+    assert 1 <= len(past) <= 100
 
 
 # Scales -------------------------------------------------------------------------------------------
@@ -116,14 +158,15 @@ def trial(scale: float, value: float | None, accepted: bool | None) -> Trial:
 
 @pytest.mark.parametrize("scales", SCALES, ids=str)
 @settings(QUIET, max_examples=60)
-@given(pattern=verdicts, tip=values)
+@given(pattern=verdicts, tip=values, accepted=st.lists(st.floats(1.0, 300.0), max_size=3))
 def test_scales_end_and_are_pure_whatever_is_accepted(
-    scales: Scales, pattern: list[tuple[bool, float | None]], tip: float
+    scales: Scales, pattern: list[tuple[bool, float | None]], tip: float, accepted: list[float]
 ) -> None:
+    past = [PastSearch(step=i, accepted_scale=s) for i, s in enumerate(accepted, start=1)]
     trials = [trial(1.0, tip, None)]
     for accepted, value in [*pattern, *[(True, 0.0)] * MOST_TRIALS]:
-        scale = scales.propose(trials)
-        assert scales.propose(tuple(trials)) == scale
+        scale = scales.propose(trials, past)
+        assert scales.propose(tuple(trials), tuple(past)) == scale
         if scale is None:
             break
         assert 1 < scale < float("inf")
@@ -167,9 +210,9 @@ def test_accept_rule_takes_a_uniform_gain_and_refuses_a_uniform_loss(rule: Accep
 @pytest.mark.parametrize("direction", DIRECTIONS, ids=str)
 @settings(QUIET)
 @given(accepted=st.floats(0.1, 1e3))
-def test_direction_is_pure_and_keeps_the_tip_of_a_rejected_search(
+def test_direction_is_pure_and_goes_on_from_the_tip_or_stays(
     direction: Direction, accepted: float
 ) -> None:
     assert direction.anchor_scale(accepted) == direction.anchor_scale(accepted)
-    assert direction.anchor_scale(accepted) in {1.0, accepted}
-    assert direction.anchor_scale(1.0) == 1.0
+    assert direction.anchor_scale(accepted) in {0.0, 1.0, accepted}
+    assert direction.anchor_scale(1.0) in {0.0, 1.0}  # stays, or is the tip

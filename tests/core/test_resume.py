@@ -15,8 +15,10 @@ from tests.reference.core_twin import bits
 from torch import Tensor
 
 from effopd import (
+    Adaptive,
     AtLeast,
     AtSteps,
+    Averaged,
     Draw,
     EveryN,
     Extrapolator,
@@ -27,7 +29,10 @@ from effopd import (
     QuadraticScales,
     Score,
     Search,
+    SinceBase,
     SinceRaw,
+    TrackingScales,
+    Unconditional,
 )
 from effopd.errors import ConfigError, ParameterMismatchError
 
@@ -46,6 +51,15 @@ SEARCHES = {
         direction=SinceRaw(),
         momentum="scale",
     ),
+    "tracked": Search(schedule=Adaptive(longest=4), scales=TrackingScales(first=16.0)),
+    "unasked": Search(
+        schedule=EveryN(n=5),
+        scales=LadderScales(scales=(2.0,)),
+        accept=Unconditional(),
+        guard=None,
+    ),
+    "from the base": Search(schedule=EveryN(n=3), direction=SinceBase()),
+    "averaged": Search(schedule=EveryN(n=2), direction=Averaged(beta=0.7)),
 }
 
 
@@ -94,7 +108,8 @@ class Training:
 
     def save(self, folder: Path) -> None:
         state = self.extrapolator.state_dict()
-        save_file(state.pop("anchor"), folder / "anchor.safetensors")
+        for key in ("anchor", "history"):
+            save_file(state.pop(key), folder / f"{key}.safetensors")
         save_file({k: t.detach() for k, t in self.live.items()}, folder / "live.safetensors")
         moments = self.optimizer.state_dict()["state"]
         flat = {f"{i}/{k}": t for i, entries in moments.items() for k, t in entries.items()}
@@ -114,7 +129,8 @@ class Training:
             moments.setdefault(int(index), {})[entry] = tensor
         groups = run.optimizer.state_dict()["param_groups"]
         run.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        state["anchor"] = load_file(folder / "anchor.safetensors")
+        for key in ("anchor", "history"):
+            state[key] = load_file(folder / f"{key}.safetensors")
         run.extrapolator.load_state_dict(state)
         return run
 
@@ -175,10 +191,14 @@ def some_state(search: Search | None = None) -> dict[str, Any]:
     return some_extrapolator(search).state_dict()
 
 
+KEYS = ["version", "last_step", "search", "past", "anchor", "history", "recorded"]
+
+
 def test_state_names_what_it_holds() -> None:
     state = some_state()
-    assert state.keys() == {"version", "last_step", "search", "anchor"}
-    assert (state["version"], state["last_step"]) == (1, 0)
+    assert list(state) == KEYS
+    assert (state["version"], state["last_step"]) == (2, 0)
+    assert (state["past"], state["history"], state["recorded"]) == ([], {}, {})
     assert state["search"] == dataclasses.asdict(Search())
     assert json.loads(json.dumps(state["search"]))["scales"]["type"] == "geometric"
     assert state["anchor"]["w"].tolist() == [1.0, 1.0]
@@ -209,7 +229,7 @@ def test_changed_settings_are_named(setting: str) -> None:
     extrapolator.load_state_dict(some_state(changed))
 
 
-@pytest.mark.parametrize("key", ["version", "last_step", "search", "anchor"])
+@pytest.mark.parametrize("key", KEYS)
 def test_missing_keys_are_named(key: str) -> None:
     state = some_state()
     del state[key]
@@ -220,13 +240,14 @@ def test_missing_keys_are_named(key: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "version 1: .*version 2"),
+        ({"version": 1}, "version 2: .*version 1"),
         ({"anchor": {}}, r"missing \['w'\]"),
         ({"anchor": {"w": torch.ones(2), "v": torch.ones(2)}}, r"extra \['v'\]"),
         ({"anchor": {"w": torch.ones(3)}}, r"tensor w: expected \(2,\)"),
         ({"anchor": {"w": torch.ones(2).double()}}, "tensor w: .*float64"),
+        ({"history": {"w": torch.ones(2)}}, r"extra \['w'\]"),
     ],
-    ids=["version", "missing", "extra", "shape", "dtype"],
+    ids=["version", "missing", "extra", "shape", "dtype", "history"],
 )
 def test_a_state_that_does_not_fit_changes_nothing(change: Mapping[str, Any], message: str) -> None:
     extrapolator = Extrapolator({"w": torch.full((2,), math.pi)}, lambda draw: 0.0)

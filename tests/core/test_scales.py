@@ -4,11 +4,13 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from effopd.core.past import PastSearch
 from effopd.core.scales import (
     GeometricScales,
     LadderScales,
     QuadraticScales,
     Scales,
+    TrackingScales,
     Trial,
     parabola_vertex,
 )
@@ -19,12 +21,20 @@ QUIET = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """Machines are shared: a slow example is no failure."""
 
 
-def proposed(scales: Scales, verdicts: str) -> list[float]:
-    """Scales proposed while candidates are accepted ("y") or not ("n"); at most one more."""
+def ended(*accepted: float) -> list[PastSearch]:
+    """Searches that ended at these scales, one a step."""
+    return [PastSearch(step=i, accepted_scale=s) for i, s in enumerate(accepted, start=1)]
+
+
+def proposed(scales: Scales, verdicts: str, *past: float) -> list[float]:
+    """Scales proposed while candidates are accepted ("y") or not ("n"); at most one more.
+
+    `past` are the accepted scales of the earlier searches.
+    """
     trials = [Trial(kind="incumbent", scale=1.0, score=Score(value=0.0), accepted=None)]
     found = []
     for verdict in verdicts + "n":
-        scale = scales.propose(trials)
+        scale = scales.propose(trials, ended(*past))
         if scale is None:
             break
         found.append(scale)
@@ -95,6 +105,39 @@ def test_bisection_stops_when_no_float_is_left() -> None:
     assert len(set(trials)) == len(trials)
 
 
+@pytest.mark.parametrize(
+    ("verdicts", "past", "expected"),
+    [
+        # the first search starts at `first`; from an accepted probe it climbs
+        ("yyn", (), [4, 8, 16]),
+        ("y" * 20, (), [4, 8, 16, 32, 64, 128, 256]),
+        # from a rejected one it comes down until something is accepted, or to the tip
+        ("ny", (), [4, 2]),
+        ("nn", (), [4, 2]),
+        # a warm start at the scale accepted last: one accepted and one rejected neighbour
+        ("yn", (8.0, 32.0), [32, 64]),
+        ("ny", (32.0, 24.0), [24, 12]),
+        ("nnnny", (24.0,), [24, 12, 6, 3, 1.5]),
+        ("nnnnn", (24.0,), [24, 12, 6, 3, 1.5]),
+        ("yy", (256.0,), [256]),
+        # after a rejection from the smallest step away from the tip
+        ("n", (64.0, 1.0), [2]),
+        ("yyn", (64.0, 1.0, 1.0), [2, 4, 8]),
+    ],
+)
+def test_tracking_starts_where_the_last_search_ended(
+    verdicts: str, past: tuple[float, ...], expected: list[float]
+) -> None:
+    assert proposed(TrackingScales(), verdicts, *past) == expected
+
+
+def test_tracking_keeps_its_ratio() -> None:
+    scales = TrackingScales(ratio=1.5, first=3.0, cap=6.75)
+    assert proposed(scales, "yyy") == [3, 4.5, 6.75]
+    assert proposed(scales, "nnn") == pytest.approx([3, 2, 4 / 3])
+    assert proposed(scales, "n", 1.0) == [1.5]
+
+
 # The parabola -------------------------------------------------------------------------------------
 
 VERTICES = st.floats(1.5, 15.5)
@@ -111,25 +154,25 @@ def test_quadratic_proposes_the_exact_vertex(
     assume(not any(math.isclose(vertex, s, rel_tol=0.03) for s in (1.0, *scales.probes)))
     values = [curvature * (s - vertex) ** 2 + offset for s in (1.0, *scales.probes)]
     trials = quadratic_trials(scales, *values)
-    assert scales.propose(trials[:1]) == 4.0
-    assert scales.propose(trials[:2]) == 16.0
-    assert scales.propose(trials) == pytest.approx(vertex, rel=1e-6)
+    assert scales.propose(trials[:1], ()) == 4.0
+    assert scales.propose(trials[:2], ()) == 16.0
+    assert scales.propose(trials, ()) == pytest.approx(vertex, rel=1e-6)
     fitted = Trial(kind="candidate", scale=vertex, score=Score(value=offset), accepted=True)
-    assert scales.propose([*trials, fitted]) is None
+    assert scales.propose([*trials, fitted], ()) is None
 
 
 @pytest.mark.parametrize("vertex", [-3.0, 0.5, 1.0, 16.0, 20.0, 1e6])
 def test_vertex_outside_the_bracket_is_clipped_to_a_known_scale(vertex: float) -> None:
     scales = QuadraticScales()
     values = [-((s - vertex) ** 2) for s in (1.0, *scales.probes)]
-    assert scales.propose(quadratic_trials(scales, *values)) is None
+    assert scales.propose(quadratic_trials(scales, *values), ()) is None
 
 
 def test_vertex_next_to_a_known_scale_is_not_tried_again() -> None:
     scales = QuadraticScales(probes=(2.0, 3.0))
     for vertex, expected in [(2.03, None), (2.06, pytest.approx(2.06))]:
         values = [-((s - vertex) ** 2) for s in (1.0, 2.0, 3.0)]
-        assert scales.propose(quadratic_trials(scales, *values)) == expected
+        assert scales.propose(quadratic_trials(scales, *values), ()) == expected
 
 
 @pytest.mark.parametrize(
@@ -148,7 +191,7 @@ def test_vertex_next_to_a_known_scale_is_not_tried_again() -> None:
 )
 def test_no_fitted_trial_without_a_maximum(values: tuple[float | None, ...]) -> None:
     scales = QuadraticScales()
-    assert scales.propose(quadratic_trials(scales, *values)) is None
+    assert scales.propose(quadratic_trials(scales, *values), ()) is None
 
 
 @settings(QUIET)
@@ -172,6 +215,10 @@ def test_parabola_vertex_is_the_closed_form(vertex: float, curvature: float, off
         (lambda: GeometricScales(cap=math.inf), "finite"),
         (lambda: GeometricScales(refine=-1), "refine >= 0"),
         (lambda: GeometricScales(ratio=8.0, cap=4.0), "ratio <= cap"),
+        (lambda: TrackingScales(ratio=1.0), "above 1"),
+        (lambda: TrackingScales(first=math.nan), "finite"),
+        (lambda: TrackingScales(first=8.0, cap=4.0), "ratio and first <= cap"),
+        (lambda: TrackingScales(ratio=8.0, first=2.0, cap=4.0), "ratio and first <= cap"),
         (lambda: QuadraticScales(probes=(1.0, 2.0)), "above 1"),
         (lambda: QuadraticScales(probes=(4.0, 4.0)), "two increasing"),
         (lambda: QuadraticScales(probes=(2.0, 4.0, 8.0)), "two increasing"),

@@ -6,9 +6,25 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from effopd.core.scales import GeometricScales, LadderScales, QuadraticScales, Scales, Trial
+from effopd.core.past import PastSearch
+from effopd.core.scales import (
+    GeometricScales,
+    LadderScales,
+    QuadraticScales,
+    Scales,
+    TrackingScales,
+    Trial,
+)
 from effopd.core.search import SearchResult, line_search
-from effopd.core.validation import AcceptRule, AtLeast, Draw, LengthGuard, Score, Strict
+from effopd.core.validation import (
+    AcceptRule,
+    AtLeast,
+    Draw,
+    LengthGuard,
+    Score,
+    Strict,
+    Unconditional,
+)
 from effopd.errors import NonFiniteError
 
 QUIET = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -35,9 +51,10 @@ def search(
     evaluate: Callable[[float, Draw], Score],
     *,
     scales: Scales | None = None,
-    accept: AcceptRule | None = None,
+    accept: AcceptRule | Unconditional | None = None,
     guard: LengthGuard | None = None,
     retest: bool = False,
+    past: Sequence[PastSearch] = (),
     on_trial: Callable[[int, Trial], None] | None = None,
 ) -> SearchResult:
     return line_search(
@@ -47,6 +64,7 @@ def search(
         accept=accept or Strict(),
         guard=guard,
         retest=retest,
+        past=past,
         on_trial=on_trial,
     )
 
@@ -133,6 +151,46 @@ def test_tip_without_a_finite_score_is_an_error(bad: float) -> None:
     assert [(t.score, t.accepted) for t in seen] == [(None, None)]
     with pytest.raises(NonFiniteError):
         search(Recorded(0.0, 1.0, 0.0, bad), retest=True)
+
+
+# Earlier searches ---------------------------------------------------------------------------------
+
+
+@settings(QUIET)
+@given(best=st.floats(1.0, 200.0), last=st.floats(1.0, 256.0))
+def test_tracking_settles_in_three_trials_no_further_than_is_better_than_the_tip(
+    best: float, last: float
+) -> None:
+    """On a score with one peak in the logarithm: `s` beats the tip up to the square of the best."""
+
+    def evaluate(scale: float, draw: Draw) -> Score:
+        return Score(value=-abs(math.log(scale / best)))
+
+    past = [PastSearch(step=3, accepted_scale=last)]
+    for step in range(4, 16):  # coming down from 256 and going up again takes a few
+        result = search(evaluate, scales=TrackingScales(), past=past)
+        past.append(PastSearch(step=step, accepted_scale=result.accepted_scale))
+    assert best / 2 <= result.accepted_scale <= best**2 * (1 + 1e-9)
+    assert len(result.trials) <= 3
+
+
+# Without validation -------------------------------------------------------------------------------
+
+
+def test_an_unconditional_jump_asks_nobody() -> None:
+    seen: list[object] = []
+    result = search(
+        Recorded(),  # has no answer to give
+        scales=LadderScales(scales=(6.0,)),
+        accept=Unconditional(),
+        on_trial=lambda index, trial: seen.append((index, trial)),
+    )
+    assert result.accepted_scale == 6
+    (trial,) = result.trials
+    assert (trial.kind, trial.scale, trial.score) == ("candidate", 6, None)
+    assert (trial.accepted, trial.reason) == (True, "not validated")
+    assert (result.tokens, result.teacher_tokens) == (0, 0)
+    assert seen == [(0, trial)]
 
 
 # The guard and the re-test ------------------------------------------------------------------------

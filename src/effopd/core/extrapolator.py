@@ -1,96 +1,30 @@
 """Adaptive extrapolation for any PyTorch loop: ties schedule, ray, scales and validator together.
 
-Source: arXiv 2605.11739, section 4, equations 1 to 4. Departures are named at `Search.paper` and
-`Search.release`.
+Source: arXiv 2605.11739, section 4, equations 1 to 4. Departures are named at the presets of
+`Search`.
 """
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from effopd.core.direction import SinceAccepted, SinceRaw
-from effopd.core.ray import Ray, local_
-from effopd.core.scales import GeometricScales, LadderScales, QuadraticScales
-from effopd.core.schedule import AtSteps, EveryN, PowersOfTwo
+from effopd.core.direction import Averaged
+from effopd.core.memory import AverageMemory, Memory, NoMemory
+from effopd.core.past import PastSearch
+from effopd.core.ray import Ray, check_fits, local_
 from effopd.core.search import OnTrial, SearchResult, line_search
 from effopd.core.selection import select_parameters
-from effopd.core.validation import (
-    AtLeast,
-    Draw,
-    LengthGuard,
-    PairedMargin,
-    Score,
-    Strict,
-    Validator,
-    as_score,
-)
+from effopd.core.settings import Search as Search
+from effopd.core.validation import Draw, Score, Validator, as_score
 from effopd.errors import ConfigError, ParameterMismatchError, ValidatorError
 
-STATE_VERSION = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Search:
-    """The settings of the search; see docs/presets.md for what the defaults rest on.
-
-    Attributes:
-        schedule: When to search.
-        scales: How far to look.
-        direction: Which point becomes the next anchor.
-        accept: When a candidate replaces the incumbent.
-        guard: Objection to degenerate text; None for none.
-        retest: Confirm the winner on fresh prompts.
-        momentum: What happens to Adam's first moment of the moved parameters after a jump to scale
-            s: "keep" (released code), "reset" to zero, or "scale" by 1/s. SGD's momentum likewise.
-        parameters: Selection for `select_parameters` when a module is given.
-    """
-
-    schedule: PowersOfTwo | EveryN | AtSteps = PowersOfTwo()
-    scales: LadderScales | GeometricScales | QuadraticScales = GeometricScales()
-    direction: SinceAccepted | SinceRaw = SinceAccepted()
-    accept: Strict | AtLeast | PairedMargin = Strict()
-    guard: LengthGuard | None = LengthGuard()
-    retest: bool = False
-    momentum: Literal["keep", "reset", "scale"] = "keep"
-    parameters: str = "attention_mlp"
-
-    def __post_init__(self) -> None:
-        if self.momentum not in {"keep", "reset", "scale"}:
-            raise ConfigError(f"momentum is 'keep', 'reset' or 'scale', got {self.momentum!r}")
-
-    @classmethod
-    def paper(cls) -> "Search":
-        """The paper to the letter: equations 1 to 4, raw displacement, accept at equality."""
-        return cls(
-            schedule=PowersOfTwo(),
-            scales=LadderScales(),
-            direction=SinceRaw(),
-            accept=AtLeast(),
-            guard=None,
-            retest=False,
-            momentum="keep",
-            parameters="all",
-        )
-
-    @classmethod
-    def release(cls) -> "Search":
-        """The released code: strict improvement, accepted anchor, attention and MLP tensors."""
-        return cls(
-            schedule=PowersOfTwo(),
-            scales=LadderScales(),
-            direction=SinceAccepted(),
-            accept=Strict(),
-            guard=None,
-            retest=False,
-            momentum="keep",
-            parameters="attention_mlp",
-        )
+STATE_VERSION = 2
+_STATE_KEYS = {"version", "last_step", "search", "past", "anchor", "history", "recorded"}
 
 
 class Extrapolator:
@@ -141,25 +75,43 @@ class Extrapolator:
         self._optimizer = optimizer
         self._on_trial = on_trial
         self._ray = Ray(parameters, mirrors=mirrors, device=device)
+        self._memory = _memory_of(self.search, self._ray)
+        self._past: list[PastSearch] = []
         self._last_step = 0
 
-    def step(self, step: int) -> SearchResult | None:
+    def step(self, step: int, progress: float | None = None) -> SearchResult | None:
         """Searches if one is due after optimizer update `step`.
 
         Args:
             step: Number of optimizer updates done, counting from 1.
+            progress: How far the weights that update `step` started from had come, 0 at the base
+                and 1 at the teacher: what its training batch measures for free. Only directions
+                that regress on it ask for it.
 
         Returns:
-            The search's result, or None when none was due or this step was searched already (a
-            resumed run calls again for the step it was saved at).
+            The search's result, or None when none was due or this step is over already (a resumed
+            run calls again for the step it was saved at).
 
         Raises:
             NonFiniteError: The tip's own score is not finite. The parameters are at the tip.
             ValidatorError: The validator changed the parameters, or returned no score.
         """
-        if step <= self._last_step or not self.search.schedule.is_due(step):
+        if step <= self._last_step:
             return None
+        result = None
+        if self.search.schedule.is_due(step, self._past):
+            result = self._search_(step, progress)
+        else:
+            self._memory.record_(self._ray, step, progress, searched=False)
+        self._last_step = step
+        return result
+
+    def _search_(self, step: int, progress: float | None) -> SearchResult:
+        """One search: moves the parameters, or leaves everything as it was and raises."""
         self._ray.capture_tip_()
+        displacement = self._memory.displacement(self._ray, step, progress, self._past)
+        if displacement is not None:
+            self._ray.aim_(displacement)
         finished = False
         try:
             with _generators_kept((*self._live.values(), *self._mirrors.values())):
@@ -170,6 +122,7 @@ class Extrapolator:
                     accept=self.search.accept,
                     guard=self.search.guard,
                     retest=self.search.retest,
+                    past=self._past,
                     on_trial=self._on_trial,
                 )
             self._reshard()
@@ -180,8 +133,9 @@ class Extrapolator:
                 self._reshard()
                 self._ray.return_to_tip_()
         self._adjust_momentum_(result.accepted_scale)
+        self._memory.record_(self._ray, step, progress, searched=True)
         self._ray.advance_anchor_(self.search.direction.anchor_scale(result.accepted_scale))
-        self._last_step = step
+        self._past.append(PastSearch(step=step, accepted_scale=result.accepted_scale))
         return result
 
     def _evaluate(self, scale: float, draw: Draw) -> Score:
@@ -224,15 +178,19 @@ class Extrapolator:
         """Everything a resumed run needs to propose the same candidates.
 
         Returns:
-            `version`, `last_step`, `search` (settings, JSON-able) and `anchor` (name to tensor;
-            each process's own shard when sharded). Tensors are references: save before the next
-            step.
+            `version`, `last_step`, `search` (settings), `past` (step and accepted scale of each
+            search) and `recorded` (what the direction noted), all JSON-able; `anchor` and
+            `history` (what the direction remembers, often nothing), name to tensor, each
+            process's own shard when sharded. Tensors are references: save before the next step.
         """
         return {
             "version": STATE_VERSION,
             "last_step": self._last_step,
             "search": dataclasses.asdict(self.search),
+            "past": [[search.step, search.accepted_scale] for search in self._past],
             "anchor": dict(self._ray.anchor),
+            "history": self._memory.tensors(),
+            "recorded": self._memory.notes(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -240,9 +198,9 @@ class Extrapolator:
 
         Raises:
             ConfigError: The state was saved under other search settings.
-            ParameterMismatchError: The state is incomplete, or its anchor does not fit.
+            ParameterMismatchError: The state is incomplete, or its tensors do not fit.
         """
-        missing = {"version", "last_step", "search", "anchor"} - state.keys()
+        missing = _STATE_KEYS - state.keys()
         if missing or state["version"] != STATE_VERSION:
             raise ParameterMismatchError(
                 f"not an extrapolator state of version {STATE_VERSION}: missing {sorted(missing)}, "
@@ -255,8 +213,18 @@ class Extrapolator:
                 f"the state was saved under other search settings; changed: {changed}. Resume with "
                 "the settings it was saved under."
             )
+        check_fits(state["anchor"], self._ray.anchor)
+        self._memory.load_(state["history"], state["recorded"])
         self._ray.load_anchor_(state["anchor"])
+        self._past = [PastSearch(step=int(s), accepted_scale=float(a)) for s, a in state["past"]]
         self._last_step = int(state["last_step"])
+
+
+def _memory_of(search: Search, ray: Ray) -> Memory:
+    """What the direction of `search` remembers, at the start of a run."""
+    if isinstance(search.direction, Averaged):
+        return AverageMemory(search.direction.beta, ray)
+    return NoMemory()
 
 
 def _check_optimizer(

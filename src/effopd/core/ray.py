@@ -2,7 +2,8 @@
 
 `point(s) = anchor + s * (tip - anchor)`, always from the two fixed endpoints, computed in fp32 and
 rounded once to the live dtype: no drift however many candidates are tried, and `point(1)` is the
-tip bit for bit.
+tip bit for bit. The same holds where another displacement replaces `tip - anchor`:
+`point(s) = tip + (s - 1) * displacement`, and the anchor is not touched.
 """
 
 from collections.abc import Mapping
@@ -44,6 +45,23 @@ def interpolate_(out: Tensor, anchor: Tensor, tip: Tensor, scale: float) -> None
     torch.lerp(start, end, scale, out=out)
 
 
+def displace_(out: Tensor, tip: Tensor, displacement: Tensor, distance: float) -> None:
+    """Writes `tip + distance * displacement` into `out`, computed in the displacement's dtype.
+
+    Args:
+        out: Destination, shape and dtype of the tip; may be the tip itself.
+        tip: Point at distance 0, which is copied exactly.
+        displacement: fp32 or wider, of the tip's shape; travels as in `interpolate_`.
+        distance: Any real number.
+    """
+    ahead = out.is_cuda
+    if distance == 0.0:
+        out.copy_(tip, non_blocking=ahead)
+        return
+    start, along = (t.to(out.device, non_blocking=ahead) for t in (tip, displacement))
+    torch.add(start, along, alpha=distance, out=out)
+
+
 def bit_sum(tensor: Tensor) -> Tensor:
     """Sum of the bit patterns modulo 2**64, an int64 scalar on the tensor's device.
 
@@ -67,7 +85,7 @@ class Ray:
 
     Memory: one copy of the selected parameters (the anchor), from the first search on two (the tip,
     kept for the next: fresh pages cost more than the copy), in `device` memory (pinned when the
-    live tensors are on CUDA).
+    live tensors are on CUDA). A displacement of `aim_` is kept until the search is over.
 
     Args:
         parameters: Name to live tensor, moved in place: plain tensors, fp32 masters, or DTensors
@@ -92,8 +110,19 @@ class Ray:
         self._mirrors = dict(mirrors or {})
         self._device = None if device is None else torch.device(device)
         self._tip: dict[str, Tensor] = {}  # defined from capture_tip_ to advance_anchor_
+        self._displacement: Mapping[str, Tensor] | None = None  # None: from anchor to tip
         self._scale: float | None = None  # where the live tensors are; None when not known
         self.anchor = self._snapshot()
+
+    @property
+    def live(self) -> dict[str, Tensor]:
+        """The live tensors as this process holds them, detached, by name."""
+        return {name: local_(tensor) for name, tensor in self._live.items()}
+
+    @property
+    def tip(self) -> Mapping[str, Tensor]:
+        """The point at scale 1 by name; defined from `capture_tip_` to `advance_anchor_`."""
+        return self._tip
 
     def _snapshot(self) -> dict[str, Tensor]:
         """A copy of the live tensors in the anchor's memory."""
@@ -106,13 +135,25 @@ class Ray:
         return copy.copy_(tensor)
 
     def capture_tip_(self) -> None:
-        """Fixes the tip at the live values."""
+        """Fixes the tip at the live values; the ray starts from the anchor."""
+        self._displacement = None
         if self._tip:
             for name, tip in self._tip.items():
                 tip.copy_(local_(self._live[name]))
         else:
             self._tip = self._snapshot()
         self._scale = None if self._mirrors else 1.0  # mirrors may lag behind their masters
+
+    def aim_(self, displacement: Mapping[str, Tensor]) -> None:
+        """Replaces `tip - anchor` by `displacement` until the anchor advances.
+
+        The live tensors have to be at the tip, which is the same point on both rays.
+
+        Args:
+            displacement: Name to tensor of the tip's shape, fp32 or wider, in the anchor's memory.
+        """
+        assert displacement.keys() == self._tip.keys()
+        self._displacement = displacement
 
     @torch.no_grad()
     def move_to_(self, scale: float) -> None:
@@ -125,10 +166,17 @@ class Ray:
             return
         self._scale = None
         for name, tensor in self._live.items():
-            interpolate_(local_(tensor), self.anchor[name], self._tip[name], scale)
+            self._write_point_(local_(tensor), name, scale)
             if name in self._mirrors:
                 local_(self._mirrors[name]).copy_(local_(tensor))
         self._scale = scale
+
+    def _write_point_(self, out: Tensor, name: str, scale: float) -> None:
+        """Writes `point(scale)` of one tensor into `out`."""
+        if self._displacement is None:
+            interpolate_(out, self.anchor[name], self._tip[name], scale)
+        else:
+            displace_(out, self._tip[name], self._displacement[name], scale - 1.0)
 
     def return_to_tip_(self) -> None:
         """Writes the tip back, whatever happened to the live tensors."""
@@ -143,8 +191,9 @@ class Ray:
         for name, anchor in self.anchor.items():
             if scale == self._scale != 1.0:
                 anchor.copy_(local_(self._live[name]))
-            elif scale not in {0.0, 1.0}:
-                interpolate_(anchor, anchor, self._tip[name], scale)
+            elif scale != 1.0:
+                self._write_point_(anchor, name, scale)
+        self._displacement = None
         self._scale = None
 
     def checksum(self) -> int:
@@ -165,7 +214,7 @@ class Ray:
         Raises:
             ParameterMismatchError: A tensor is missing, extra, or of another shape or dtype.
         """
-        _check_same(anchor, self.anchor)
+        check_fits(anchor, self.anchor)
         for name, tensor in self.anchor.items():
             tensor.copy_(anchor[name])
 
@@ -188,18 +237,22 @@ def _check_live(parameters: Mapping[str, Tensor], mirrors: Mapping[str, Tensor])
             )
 
 
-def _check_same(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Names, shapes and dtypes must agree."""
+def check_fits(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Names, shapes and dtypes of saved tensors must be those expected.
+
+    Raises:
+        ParameterMismatchError: They are not.
+    """
     missing, extra = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
     if missing or extra:
         raise ParameterMismatchError(
-            f"the saved anchor does not fit: missing {missing[:3]} ({len(missing)} in all), extra "
+            f"the saved state does not fit: missing {missing[:3]} ({len(missing)} in all), extra "
             f"{extra[:3]} ({len(extra)} in all). Load the state of the same model and selection."
         )
     for name, tensor in expected.items():
         found = given[name]
         if found.shape != tensor.shape or found.dtype != tensor.dtype:
             raise ParameterMismatchError(
-                f"anchor tensor {name}: expected {tuple(tensor.shape)} {tensor.dtype}, got "
+                f"saved tensor {name}: expected {tuple(tensor.shape)} {tensor.dtype}, got "
                 f"{tuple(found.shape)} {found.dtype}"
             )

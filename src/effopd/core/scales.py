@@ -1,7 +1,7 @@
 """How far to look: rules that propose the next scale on the ray.
 
-A rule is a pure function of the trials so far, so a resumed or repeated search proposes the same
-scales. Scale 1 is the tip; `s` means `anchor + s * (tip - anchor)`.
+A rule is a pure function of the trials so far and of the earlier searches, so a resumed or repeated
+search proposes the same scales. Scale 1 is the tip; `s` means `anchor + s * (tip - anchor)`.
 """
 
 import math
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from effopd.core.past import PastSearch
 from effopd.core.validation import Score
 from effopd.errors import ConfigError
 
@@ -20,9 +21,9 @@ class Trial:
     Attributes:
         kind: "incumbent" is the tip itself; the re-test pair is scored on fresh prompts.
         scale: Position on the ray.
-        score: None when the score was not finite.
+        score: None when the score was not finite, or the point was taken without validation.
         accepted: Whether it replaced the best point so far; None for incumbents.
-        reason: Why it was rejected, or "".
+        reason: Why it was rejected, "not validated" where nothing was asked, or "".
         seconds: Wall time of moving and scoring.
     """
 
@@ -37,8 +38,11 @@ class Trial:
 class Scales(Protocol):
     """Proposes scales one at a time; the search accepts or rejects each."""
 
-    def propose(self, trials: Sequence[Trial]) -> float | None:
-        """The next scale to try, or None to stop. `trials[0]` is the tip at scale 1."""
+    def propose(self, trials: Sequence[Trial], past: Sequence[PastSearch]) -> float | None:
+        """The next scale to try, or None to stop.
+
+        `trials[0]` is the tip at scale 1; `past` holds every earlier search in order.
+        """
         ...
 
 
@@ -68,7 +72,7 @@ class LadderScales:
         if list(self.scales) != sorted(set(self.scales)):
             raise ConfigError(f"scales must increase, got {self.scales}")
 
-    def propose(self, trials: Sequence[Trial]) -> float | None:
+    def propose(self, trials: Sequence[Trial], past: Sequence[PastSearch]) -> float | None:
         """The next rung while the last one was accepted."""
         rung = len(trials) - 1
         climbing = rung == 0 or trials[-1].accepted
@@ -102,7 +106,7 @@ class GeometricScales:
                 f"ratio {self.ratio}, cap {self.cap}"
             )
 
-    def propose(self, trials: Sequence[Trial]) -> float | None:
+    def propose(self, trials: Sequence[Trial], past: Sequence[PastSearch]) -> float | None:
         """The next power while accepted; afterwards up to `refine` bisections."""
         rejected = [i for i, trial in enumerate(trials) if trial.accepted is False]
         best = max((t.scale for t in trials if t.accepted), default=1.0)
@@ -114,6 +118,52 @@ class GeometricScales:
         above = min(trials[i].scale for i in rejected if trials[i].scale > best)
         middle = math.sqrt(best * above)
         return middle if best < middle < above else None  # no float left between them
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingScales:
+    """A walk that starts where the last search ended: two or three trials once it is on the track.
+
+    The first probe is the scale accepted last; `first` when there was no search yet; `ratio`, the
+    smallest step away from the tip, when the last search accepted nothing. From an accepted probe
+    it goes up by `ratio` while candidates are accepted; from a rejected one down by `ratio` until
+    one is accepted or the next would be the tip or behind it. It settles at a scale that is better
+    than the tip and than the next one up; one below may be better still.
+
+    Attributes:
+        ratio: Factor between neighbouring scales, above 1.
+        first: First probe of the first search, above 1.
+        cap: Largest scale tried.
+    """
+
+    type: Literal["tracking"] = "tracking"
+    ratio: float = 2.0
+    first: float = 4.0
+    cap: float = 256.0
+
+    def __post_init__(self) -> None:
+        _check_above_one("ratio, first and cap", self.ratio, self.first, self.cap)
+        if max(self.ratio, self.first) > self.cap:
+            raise ConfigError(
+                f"tracking scales need ratio and first <= cap, got ratio {self.ratio}, first "
+                f"{self.first}, cap {self.cap}"
+            )
+
+    def propose(self, trials: Sequence[Trial], past: Sequence[PastSearch]) -> float | None:
+        """The warm start, then its neighbours upwards or downwards."""
+        if len(trials) == 1:
+            return self._start(past)
+        last = trials[-1]
+        if trials[1].accepted:
+            above = last.scale * self.ratio
+            return above if last.accepted and above <= self.cap * (1 + 1e-12) else None
+        below = last.scale / self.ratio
+        return None if last.accepted or below <= 1 + 1e-12 else below
+
+    def _start(self, past: Sequence[PastSearch]) -> float:
+        if not past:
+            return self.first
+        return self.ratio if past[-1].is_rejection else past[-1].accepted_scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +187,7 @@ class QuadraticScales:
         if len(self.probes) != 2 or self.probes[0] >= self.probes[1]:
             raise ConfigError(f"probes must be two increasing scales, got {self.probes}")
 
-    def propose(self, trials: Sequence[Trial]) -> float | None:
+    def propose(self, trials: Sequence[Trial], past: Sequence[PastSearch]) -> float | None:
         """The two probes, then the vertex if there is a new one."""
         if len(trials) <= 2:
             return self.probes[len(trials) - 1]

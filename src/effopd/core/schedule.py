@@ -1,19 +1,25 @@
 """When to search: schedules over optimizer steps.
 
-A schedule is a pure function of the step number, so a resumed run searches at the same steps.
+A schedule is a pure function of the step number and of the searches before it, so a resumed run
+searches at the same steps.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from effopd.core.past import PastSearch
 from effopd.errors import ConfigError
 
 
 class Schedule(Protocol):
     """Decides at which optimizer steps a search is due."""
 
-    def is_due(self, step: int) -> bool:
-        """Whether to search after optimizer update number `step` (1 is the first update)."""
+    def is_due(self, step: int, past: Sequence[PastSearch]) -> bool:
+        """Whether to search after optimizer update number `step` (1 is the first update).
+
+        `past` holds every earlier search in order.
+        """
         ...
 
 
@@ -34,7 +40,7 @@ class PowersOfTwo:
         if self.first < 1:
             raise ConfigError(f"first must be at least 1, got {self.first}")
 
-    def is_due(self, step: int) -> bool:
+    def is_due(self, step: int, past: Sequence[PastSearch]) -> bool:
         """True at powers of two from `first` on."""
         return step >= self.first and step & (step - 1) == 0
 
@@ -54,7 +60,7 @@ class EveryN:
         if self.n < 1:
             raise ConfigError(f"n must be at least 1, got {self.n}")
 
-    def is_due(self, step: int) -> bool:
+    def is_due(self, step: int, past: Sequence[PastSearch]) -> bool:
         """True at positive multiples of `n`."""
         return step > 0 and step % self.n == 0
 
@@ -78,6 +84,51 @@ class AtSteps:
                 f"steps must be strictly increasing positive numbers, got {self.steps}"
             )
 
-    def is_due(self, step: int) -> bool:
+    def is_due(self, step: int, past: Sequence[PastSearch]) -> bool:
         """True at the listed steps."""
         return step in self.steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adaptive:
+    """Often while searches go far, ever less often while they are rejected.
+
+    The first search is due at step `first`, the next `interval` steps after the last one. The
+    interval starts at `shortest`, returns there after a search that went to `large` or further,
+    doubles up to `longest` after one that accepted nothing, and stays otherwise.
+
+    Attributes:
+        first: No search before this step.
+        shortest: Smallest interval in optimizer steps.
+        longest: Largest interval in optimizer steps.
+        large: Accepted scale from which on the next search follows as soon as possible.
+    """
+
+    type: Literal["adaptive"] = "adaptive"
+    first: int = 1
+    shortest: int = 1
+    longest: int = 32
+    large: float = 4.0
+
+    def __post_init__(self) -> None:
+        if not (self.first >= 1 and 1 <= self.shortest <= self.longest and self.large > 1):
+            raise ConfigError(
+                "an adaptive schedule needs first >= 1, 1 <= shortest <= longest and large > 1 "
+                f"(1 is the tip), got first {self.first}, shortest {self.shortest}, longest "
+                f"{self.longest}, large {self.large}"
+            )
+
+    def is_due(self, step: int, past: Sequence[PastSearch]) -> bool:
+        """True once the interval has passed since the last search."""
+        if not past:
+            return step >= self.first
+        return step >= past[-1].step + self._interval(past)
+
+    def _interval(self, past: Sequence[PastSearch]) -> int:
+        interval = self.shortest
+        for search in past:
+            if search.accepted_scale >= self.large:
+                interval = self.shortest
+            elif search.is_rejection:
+                interval = min(2 * interval, self.longest)
+        return interval

@@ -1,11 +1,12 @@
 """One line search along the ray: score, accept or stop, re-test. Knows nothing of tensors."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from effopd.core.past import PastSearch
 from effopd.core.scales import Scales, Trial
-from effopd.core.validation import AcceptRule, Draw, LengthGuard, Score
+from effopd.core.validation import AcceptRule, Draw, LengthGuard, Score, Unconditional
 from effopd.errors import NonFiniteError
 
 Evaluate = Callable[[float, Draw], Score]
@@ -42,9 +43,10 @@ def line_search(
     step: int,
     *,
     scales: Scales,
-    accept: AcceptRule,
+    accept: AcceptRule | Unconditional,
     guard: LengthGuard | None = None,
     retest: bool = False,
+    past: Sequence[PastSearch] = (),
     on_trial: OnTrial | None = None,
 ) -> SearchResult:
     """Walks outward from the tip and returns the best accepted scale.
@@ -56,15 +58,19 @@ def line_search(
         evaluate: Scores `point(scale)` under a draw.
         step: Optimizer step, part of the draw.
         scales: Proposes scales until it returns None.
-        accept: Compares a candidate with the incumbent.
+        accept: Compares a candidate with the incumbent. `Unconditional` takes the first scale
+            without a call of `evaluate`.
         guard: Objects to degenerate text, always compared with the tip.
         retest: Score tip and winner once more on fresh prompts and keep the winner only if it is
             accepted there too: removes the optimism of the best of several noisy scores.
+        past: Earlier searches of the run, for scales that start from them.
         on_trial: Called as `on_trial(index, trial)` after each trial, for logging.
 
     Returns:
         The accepted scale and all trials.
     """
+    if isinstance(accept, Unconditional):
+        return _jump(step, scales, past, on_trial)
     trials: list[Trial] = []
 
     def run(kind: str, scale: float, draw: Draw, against: Score | None, tip: Score | None) -> Trial:
@@ -77,7 +83,7 @@ def line_search(
     draw = Draw(step=step)
     tip = best = _finite(run("incumbent", 1.0, draw, None, None), step)
     best_scale = 1.0
-    while (scale := scales.propose(trials)) is not None:
+    while (scale := scales.propose(trials, past)) is not None:
         trial = run("candidate", scale, draw, best, tip)
         if trial.accepted and trial.score is not None:
             best, best_scale = trial.score, scale
@@ -87,6 +93,19 @@ def line_search(
         if not run("retest-candidate", best_scale, fresh, tip, tip).accepted:
             best_scale = 1.0
     return SearchResult(step=step, accepted_scale=best_scale, trials=tuple(trials))
+
+
+def _jump(
+    step: int, scales: Scales, past: Sequence[PastSearch], on_trial: OnTrial | None
+) -> SearchResult:
+    """Accepts the first scale proposed, unseen."""
+    tip = Trial(kind="incumbent", scale=1.0, score=None, accepted=None)
+    scale = scales.propose((tip,), past)
+    assert scale is not None, "every rule proposes a first scale"
+    trial = Trial(kind="candidate", scale=scale, score=None, accepted=True, reason="not validated")
+    if on_trial is not None:
+        on_trial(0, trial)
+    return SearchResult(step=step, accepted_scale=scale, trials=(trial,))
 
 
 def _trial(

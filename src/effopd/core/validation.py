@@ -127,6 +127,17 @@ class PairedMargin:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Unconditional:
+    """Take the one scale there is without asking the validator: fixed extrapolation.
+
+    Not an accept rule, since there are no scores to compare: the search makes one trial without a
+    score and spends no tokens. The baseline that shows what validation is worth.
+    """
+
+    type: Literal["unconditional"] = "unconditional"
+
+
+@dataclass(frozen=True, kw_only=True)
 class LengthGuard:
     """Objects to candidates that score well by writing degenerate text.
 
