@@ -19,12 +19,16 @@ from tests.fakes import (
 from torch import nn
 
 from effopd.core.validation import Draw, Score, Validator
+from effopd.evaluation.cached_kl import CachedKLValidation, CachedKLValidator
+from effopd.evaluation.drawn_answers import DrawnAnswers
+from effopd.evaluation.routing import Teachers
 from effopd.evaluation.validators import (
     RolloutValidator,
     accuracy_measure,
     teacher_kl_measure,
 )
 from effopd.models.policy import Policy
+from effopd.rollouts.rollout import Writer
 
 PROMPTS = 12
 PROBLEMS = list(WORLD.load().train)
@@ -39,6 +43,17 @@ class Subject:
     damage_: Callable[[], None]
 
 
+def drawn(student: Writer, resample: bool, prefix: float = 1.0) -> DrawnAnswers:
+    return DrawnAnswers(
+        writer=student,
+        problems=PROBLEMS,
+        prompts=PROMPTS,
+        resample=resample,
+        seed=0,
+        prefix=prefix,
+    )
+
+
 def fake_accuracy(resample: bool) -> Subject:
     engine = FakeEngine(bigram_table())
 
@@ -47,32 +62,35 @@ def fake_accuracy(resample: bool) -> Subject:
             row[3] = math.nan
 
     validate = RolloutValidator(
-        writer=writer(engine),
-        problems=PROBLEMS,
+        answers=drawn(writer(engine), resample),
         measure=accuracy_measure(WORLD.verifier),
-        prompts=PROMPTS,
-        resample=resample,
-        seed=0,
         scores_with_teacher=False,
     )
     return Subject(validate, (), damage_)
 
 
-def policy_subject(reduce: str | None, resample: bool) -> Subject:
+def policy_subject(reduce: str | None, resample: bool, prefix: float = 1.0) -> Subject:
     student, teacher = tiny_policy(0), tiny_policy(1)
     measure = (
         accuracy_measure(WORLD.verifier)
         if reduce is None
-        else teacher_kl_measure(student, teacher, reduce)
+        else teacher_kl_measure(student, Teachers.single(teacher), reduce)
     )
     validate = RolloutValidator(
-        writer=policy_writer(student),
-        problems=PROBLEMS,
+        answers=drawn(policy_writer(student), resample, prefix),
         measure=measure,
-        prompts=PROMPTS,
-        resample=resample,
-        seed=0,
         scores_with_teacher=reduce is not None,
+    )
+    return Subject(validate, (student.model, teacher.model), lambda: fill_nan_(student))
+
+
+def cached_subject(settings: CachedKLValidation) -> Subject:
+    student, teacher = tiny_policy(0), tiny_policy(1)
+    validate = CachedKLValidator(
+        drawn(policy_writer(student), settings.resample, settings.prefix),
+        student,
+        Teachers.single(teacher),
+        settings,
     )
     return Subject(validate, (student.model, teacher.model), lambda: fill_nan_(student))
 
@@ -87,6 +105,12 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
     "accuracy-hf": lambda: policy_subject(None, resample=False),
     "teacher-kl-token": lambda: policy_subject("token", resample=True),
     "teacher-kl-sequence": lambda: policy_subject("sequence", resample=False),
+    "teacher-kl-prefix": lambda: policy_subject("token", resample=True, prefix=0.5),
+    "cached-kl-token": lambda: cached_subject(CachedKLValidation()),
+    "cached-kl-sequence": lambda: cached_subject(
+        CachedKLValidation(reduce="sequence", resample=False)
+    ),
+    "cached-kl-prefix": lambda: cached_subject(CachedKLValidation(prefix=0.5)),
 }
 
 

@@ -1,5 +1,7 @@
 """Evaluations on fixed problems with fixed random numbers."""
 
+from dataclasses import replace
+
 import pytest
 from tests.fakes import (
     TOKENIZER,
@@ -14,6 +16,7 @@ from tests.fakes import (
 from tests.reference.kl_twin import reverse_kl
 
 from effopd.evaluation.evaluator import Evaluation, Evaluator
+from effopd.evaluation.routing import Teachers
 from effopd.rollouts.seeds import derive_seed
 from effopd.tasks.problem import Problem
 
@@ -61,14 +64,17 @@ def test_seeds_depend_on_the_evaluator_and_the_place_alone() -> None:
     assert first == evaluator(seed=5).evaluate(writer(engine))
 
 
-def test_divergence_between_student_and_teacher_on_the_students_answers() -> None:
-    student, teacher = tiny_policy(0), tiny_policy(1)
-    measured = evaluator(problems=TASK.test[:3])
-    evaluation = measured.evaluate(policy_writer(student), student=student, teacher=teacher)
+def test_divergence_of_the_students_answers_to_the_teacher_of_each_problem() -> None:
+    student = tiny_policy(0)
+    teachers = Teachers(policies={"one": tiny_policy(1), "other": tiny_policy(2)})
+    names = ("one", "other", "one")
+    problems = [replace(p, teacher=name) for p, name in zip(TASK.test, names, strict=False)]
+    measured = evaluator(problems=problems)
+    evaluation = measured.evaluate(policy_writer(student), student=student, teachers=teachers)
     assert measured.evaluate(policy_writer(student)).kl_nats == ()
     expected = [
-        reverse_kl(student.model, teacher.model, rollout.sample, len(TOKENIZER))
-        for rollout in evaluation.rollouts
+        reverse_kl(student.model, teachers.policies[name].model, rollout.sample, len(TOKENIZER))
+        for name, rollout in zip(names, evaluation.rollouts, strict=True)
     ]
     for found, twin in zip(evaluation.kl_nats, expected, strict=True):
         assert found == pytest.approx(twin, rel=1e-4, abs=1e-6)

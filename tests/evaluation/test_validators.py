@@ -1,6 +1,7 @@
 """Scores of candidates: closed forms, the paper's draw rules, and counts."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,8 +18,11 @@ from tests.fakes import (
 )
 from tests.reference.kl_twin import reverse_kl
 
-from effopd.core.validation import Draw
+from effopd.core.validation import Draw, LengthGuard
 from effopd.errors import ConfigError, NonFiniteError
+from effopd.evaluation.cached_kl import CachedKLValidation
+from effopd.evaluation.drawn_answers import DrawnAnswers, problems_of_levels
+from effopd.evaluation.routing import Teachers
 from effopd.evaluation.validators import (
     AccuracyValidation,
     RolloutValidator,
@@ -32,19 +36,23 @@ from effopd.tasks.problem import Problem
 PROBLEMS = list(WORLD.load().train)
 THREES = [Problem(id=f"p-{i}", prompt=f"{i % 7} + 0 =", answer="3") for i in range(30)]
 ACCURACY = accuracy_measure(WORLD.verifier)
+SETTINGS = [AccuracyValidation, TeacherKLValidation, CachedKLValidation]
 
 
 def validator(engine: FakeEngine, **settings: Any) -> RolloutValidator:
     arguments: dict[str, Any] = {
         "writer": writer(engine),
         "problems": PROBLEMS,
-        "measure": ACCURACY,
         "prompts": 10,
         "resample": True,
         "seed": 1,
-        "scores_with_teacher": False,
     }
-    return RolloutValidator(**(arguments | settings))
+    names = arguments.keys() | {"prefix"}
+    chosen = {name: settings.pop(name) for name in names & settings.keys()}
+    return RolloutValidator(
+        answers=DrawnAnswers(**(arguments | chosen)),
+        **({"measure": ACCURACY, "scores_with_teacher": False} | settings),
+    )
 
 
 # What a score holds -------------------------------------------------------------------------------
@@ -65,7 +73,7 @@ def test_truncation_and_tokens_are_counted() -> None:
     engine = FakeEngine(bigram_table())
     score = validator(engine)(Draw(step=1))
     rollouts = writer(FakeEngine(bigram_table())).answer(
-        validator(engine).draw_problems(Draw(step=1)), [r.seed for r in engine.requests]
+        validator(engine).answers.draw_problems(Draw(step=1)), [r.seed for r in engine.requests]
     )
     cut = [r.completion.finish_reason for r in rollouts].count("length")
     assert 0 < cut < 10
@@ -84,7 +92,7 @@ def test_per_prompt_values_follow_the_drawn_problems() -> None:
         return [float(r.problem.id.removeprefix("chain-")) for r in rollouts]
 
     scored = validator(FakeEngine(script("# 3")), measure=number_of_the_problem)
-    drawn = scored.draw_problems(Draw(step=2))
+    drawn = scored.answers.draw_problems(Draw(step=2))
     assert scored(Draw(step=2)).per_prompt == tuple(
         float(problem.id.removeprefix("chain-")) for problem in drawn
     )
@@ -117,7 +125,7 @@ def test_a_measure_that_meets_nan_is_a_score_that_is_not_finite() -> None:
 
 
 def drawn(scored: RolloutValidator, step: int, fresh: bool = False) -> list[str]:
-    return [problem.id for problem in scored.draw_problems(Draw(step=step, fresh=fresh))]
+    return [problem.id for problem in scored.answers.draw_problems(Draw(step=step, fresh=fresh))]
 
 
 def test_a_draw_holds_distinct_problems_of_the_right_number() -> None:
@@ -178,7 +186,9 @@ def answers(seed: int = 0) -> list[Rollout]:
 def test_teacher_kl_equals_the_twin(reduce: str) -> None:
     student, teacher = tiny_policy(0), tiny_policy(1)
     rollouts = answers()
-    found = teacher_kl_measure(student, teacher, reduce, batch_sequences=3)(rollouts)
+    found = teacher_kl_measure(student, Teachers.single(teacher), reduce, batch_sequences=3)(
+        rollouts
+    )
     twins = [reverse_kl(student.model, teacher.model, r.sample, len(TOKENIZER)) for r in rollouts]
     lengths = [len(twin) for twin in twins]
     assert len(set(lengths)) > 1, "so that the two ways to reduce differ"
@@ -190,8 +200,9 @@ def test_teacher_kl_equals_the_twin(reduce: str) -> None:
 @pytest.mark.parametrize("reduce", ["token", "sequence"])
 def test_a_student_equal_to_its_teacher_scores_zero_and_no_other_more(reduce: str) -> None:
     rollouts = answers()
-    assert teacher_kl_measure(tiny_policy(), tiny_policy(), reduce)(rollouts) == [0.0] * 4
-    assert max(teacher_kl_measure(tiny_policy(), tiny_policy(1), reduce)(rollouts)) < 0
+    itself, other = Teachers.single(tiny_policy()), Teachers.single(tiny_policy(1))
+    assert teacher_kl_measure(tiny_policy(), itself, reduce)(rollouts) == [0.0] * 4
+    assert max(teacher_kl_measure(tiny_policy(), other, reduce)(rollouts)) < 0
 
 
 def test_moving_towards_the_teacher_raises_the_score() -> None:
@@ -207,11 +218,95 @@ def test_moving_towards_the_teacher_raises_the_score() -> None:
         scored = validator(
             FakeEngine(bigram_table()),
             writer=policy_writer(student),
-            measure=teacher_kl_measure(student, teacher, "token"),
+            measure=teacher_kl_measure(student, Teachers.single(teacher), "token"),
         )
         values.append(scored(Draw(step=1)).value)
     assert values[2] == pytest.approx(0.0, abs=1e-6)
     assert max(values[:2]) < -0.1
+
+
+def test_every_answer_is_compared_with_the_teacher_of_its_problem_at_a_temperature() -> None:
+    student = tiny_policy(0)
+    teachers = Teachers(policies={"a": tiny_policy(1), "b": tiny_policy(2)})
+    names = ("a", "b", "b", "a")
+    rollouts = [
+        replace(r, problem=replace(r.problem, teacher=name))
+        for r, name in zip(answers(), names, strict=True)
+    ]
+    found = teacher_kl_measure(student, teachers, "sequence", teacher_temperature=2.0)(rollouts)
+    expected = [
+        -sum(
+            reverse_kl(student.model, teachers.policies[name].model, r.sample, len(TOKENIZER), 2.0)
+        )
+        for name, r in zip(names, rollouts, strict=True)
+    ]
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+# Prefixes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("prefix", "cap"), [(0.25, 5), (0.5, 10), (0.06, 1), (1e-9, 1)])
+def test_answers_are_written_to_a_share_of_the_cap_and_count_as_whole(
+    prefix: float, cap: int
+) -> None:
+    long = script("1 2 3 4 5 6 + - * ; #")
+    settings = {"writer": writer(FakeEngine(long), max_new_tokens=20), "prefix": prefix}
+    score = validator(FakeEngine(long), **settings)(Draw(step=1))
+    length = min(cap, 12)
+    assert (score.tokens, score.mean_length, score.truncated_share) == (10 * length, length, 0.0)
+
+
+@pytest.mark.parametrize("prefix", [0.25, 0.5, 0.75])
+def test_a_prefix_is_the_beginning_of_the_answer_to_the_same_draw(prefix: float) -> None:
+    policy = tiny_policy()
+    whole, part = (
+        validator(
+            FakeEngine(bigram_table()),
+            writer=policy_writer(policy, max_new_tokens=12),
+            prefix=share,
+        ).answers.write(Draw(step=3))
+        for share in (1.0, prefix)
+    )
+    cap = round(12 * prefix)
+    assert max(len(r.completion.token_ids) for r in whole) > cap
+    for long, short in zip(whole, part, strict=True):
+        assert long.problem == short.problem
+        assert long.completion.token_ids[:cap] == short.completion.token_ids
+
+
+def test_the_guard_does_not_object_to_prefixes_but_does_to_collapse() -> None:
+    engine = FakeEngine(script("1 2 3 4 5 6"))
+    scored = validator(engine, writer=writer(engine, max_new_tokens=12), prefix=0.5)
+    tip = scored(Draw(step=1))
+    assert (tip.mean_length, tip.truncated_share) == (6.0, 0.0)
+    assert LengthGuard().objection(scored(Draw(step=1)), tip) is None
+    engine.table[:] = script("1")
+    assert "mean length 6.0 -> 2.0" in (LengthGuard().objection(scored(Draw(step=1)), tip) or "")
+
+
+# Levels -------------------------------------------------------------------------------------------
+
+LEVELLED = [Problem(id=f"p-{level}", prompt="", level=level) for level in (1, 1, 3, 4, 9)]
+
+
+@pytest.mark.parametrize(
+    ("levels", "found"),
+    [
+        (None, [1, 1, 3, 4, 9]),
+        ((1, 3), [1, 1, 3]),
+        ((3, 3), [3]),
+        ((2, 9), [3, 4, 9]),
+        ((-5, 100), [1, 1, 3, 4, 9]),
+    ],
+)
+def test_problems_of_levels(levels: tuple[int, int] | None, found: list[int]) -> None:
+    assert [p.level for p in problems_of_levels(LEVELLED, levels)] == found
+
+
+def test_levels_that_no_problem_has_are_refused_with_those_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"from 5 to 8 .*there are: 1, 3, 4, 9"):
+        problems_of_levels(LEVELLED, (5, 8))
 
 
 # Settings -----------------------------------------------------------------------------------------
@@ -219,12 +314,36 @@ def test_moving_towards_the_teacher_raises_the_score() -> None:
 
 def test_defaults_are_those_of_the_paper_and_ours() -> None:
     assert (AccuracyValidation().prompts, AccuracyValidation().resample) == (50, False)
-    assert (TeacherKLValidation().prompts, TeacherKLValidation().resample) == (50, True)
-    assert TeacherKLValidation().reduce == "token"
+    for ours in (TeacherKLValidation(), CachedKLValidation()):
+        assert (ours.prompts, ours.resample, ours.reduce, ours.prefix) == (50, True, "token", 1.0)
+    assert all(settings().levels is None for settings in SETTINGS)
 
 
-@pytest.mark.parametrize("settings", [AccuracyValidation, TeacherKLValidation])
+@pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("prompts", [0, -1])
-def test_refused_settings(settings: Any, prompts: int) -> None:
+def test_refused_numbers_of_prompts(settings: Any, prompts: int) -> None:
     with pytest.raises(ConfigError, match=f"prompts must be at least 1, got {prompts}"):
         settings(prompts=prompts)
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_refused_levels(settings: Any) -> None:
+    assert settings(levels=(2, 2)).levels == (2, 2)
+    with pytest.raises(ConfigError, match=r"lowest and the highest level, got \(3, 2\)"):
+        settings(levels=(3, 2))
+
+
+@pytest.mark.parametrize("settings", SETTINGS[1:])
+@pytest.mark.parametrize("prefix", [0.0, -0.5, 1.01, math.nan])
+def test_refused_prefixes(settings: Any, prefix: float) -> None:
+    with pytest.raises(ConfigError, match="prefix must be above 0 and at most 1"):
+        settings(prefix=prefix)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("trust_nats", 0.0), ("trust_nats", math.inf), ("trust_share", -0.1), ("trust_share", 1.1)],
+)
+def test_refused_trust_bounds(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=name):
+        CachedKLValidation(**{name: value})  # type: ignore[arg-type]

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from effopd.evaluation.metrics import mean, standard_error
-from effopd.evaluation.scoring import completion_reverse_kl
+from effopd.evaluation.routing import Teachers, routed_reverse_kl
+from effopd.evaluation.scoring import BATCH_SEQUENCES, BATCH_TOKENS
 from effopd.models.policy import Policy
 from effopd.rollouts.rollout import Rollout, Writer, mean_length, truncated_share
 from effopd.rollouts.seeds import derive_seed
@@ -18,7 +19,7 @@ class Evaluation:
     Attributes:
         rollouts: One per problem.
         rewards: One per rollout in [0, 1]; empty without a verifier.
-        kl_nats: Per rollout the reverse KL of each token; empty without a teacher.
+        kl_nats: Per rollout the reverse KL of each token to its teacher; empty without teachers.
     """
 
     rollouts: tuple[Rollout, ...]
@@ -46,23 +47,25 @@ class Evaluator:
         problems: Held-out problems.
         verifier: None when answers cannot be checked.
         seed: Seed of the sampling; the same for every run that is to be compared.
-        batch_sequences: Sequences per forward pass when scoring.
+        batch_sequences: Sequences per forward pass when scoring, at most.
+        batch_tokens: Padded tokens per forward pass when scoring, at most.
     """
 
     problems: Sequence[Problem]
     verifier: Verifier | None
     seed: int
-    batch_sequences: int = 64
+    batch_sequences: int = BATCH_SEQUENCES
+    batch_tokens: int = BATCH_TOKENS
 
     def evaluate(
-        self, writer: Writer, *, student: Policy | None = None, teacher: Policy | None = None
+        self, writer: Writer, *, student: Policy | None = None, teachers: Teachers | None = None
     ) -> Evaluation:
         """Writes one answer per problem and measures it.
 
         Args:
             writer: Engine and sampling of the policy to evaluate.
-            student: That policy; with `teacher` the reverse KL between them is measured.
-            teacher: The teacher.
+            student: That policy; with `teachers` its reverse KL to them is measured.
+            teachers: Each answer is compared with the teacher of its problem.
 
         Returns:
             The evaluation.
@@ -75,13 +78,14 @@ class Evaluator:
             else []
         )
         divergences = (
-            completion_reverse_kl(
+            routed_reverse_kl(
                 student,
-                teacher,
-                [r.sample for r in rollouts],
+                teachers,
+                rollouts,
                 batch_sequences=self.batch_sequences,
+                batch_tokens=self.batch_tokens,
             )
-            if student and teacher
+            if student and teachers
             else []
         )
         return Evaluation(

@@ -40,7 +40,8 @@ def completion_log_probs(
         The log-probabilities, in the order of the samples.
     """
     found: list[tuple[float, ...]] = []
-    for batch in _batches(samples, batch_sequences, batch_tokens):
+    limits = {"batch_sequences": batch_sequences, "batch_tokens": batch_tokens}
+    for batch in completion_batches(samples, **limits):
         with torch.no_grad(), evaluation_mode(policy):
             states = policy.states(batch)
             scored = token_log_probs(
@@ -81,7 +82,8 @@ def completion_reverse_kl(
         The divergences, in the order of the samples.
     """
     found: list[tuple[float, ...]] = []
-    for batch in _batches(samples, batch_sequences, batch_tokens):
+    limits = {"batch_sequences": batch_sequences, "batch_tokens": batch_tokens}
+    for batch in completion_batches(samples, **limits):
         with torch.no_grad(), evaluation_mode(student), evaluation_mode(teacher):
             ours, theirs = student.states(batch), teacher.states(batch)
             divergences_N = _divergences(student, ours, teacher, theirs, teacher_temperature)
@@ -121,9 +123,15 @@ def evaluation_mode(policy: Policy) -> Iterator[None]:
         policy.model.train(training)
 
 
-def _batches(samples: Sequence[Sample], sequences: int, tokens: int) -> Iterator[list[Sample]]:
+def completion_batches(
+    samples: Sequence[Sample],
+    *,
+    batch_sequences: int = BATCH_SEQUENCES,
+    batch_tokens: int = BATCH_TOKENS,
+) -> Iterator[list[Sample]]:
+    """Consecutive samples that go through a model together; see `portions`."""
     lengths = [len(s.prompt_ids) + len(s.completion_ids) for s in samples]
-    for indices in portions(lengths, tokens=tokens, sequences=sequences):
+    for indices in portions(lengths, tokens=batch_tokens, sequences=batch_sequences):
         yield [samples[i] for i in indices]
 
 

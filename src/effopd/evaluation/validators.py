@@ -1,21 +1,18 @@
-"""Validators for the search: what a candidate is worth on training prompts.
+"""Validators for the search: what a candidate is worth by what it writes on training prompts."""
 
-All candidates of one search see the same prompts and the same random numbers.
-"""
-
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from effopd.core.validation import Draw, Score
-from effopd.errors import ConfigError, NonFiniteError
+from effopd.errors import NonFiniteError
+from effopd.evaluation.drawn_answers import DrawnAnswers, Levels, check_prefix, check_prompts
 from effopd.evaluation.metrics import mean
-from effopd.evaluation.scoring import completion_reverse_kl
+from effopd.evaluation.routing import Teachers, routed_reverse_kl
+from effopd.evaluation.scoring import BATCH_SEQUENCES, BATCH_TOKENS
 from effopd.models.policy import Policy
-from effopd.rollouts.rollout import Rollout, Writer, mean_length, total_tokens, truncated_share
-from effopd.rollouts.seeds import derive_seed
-from effopd.tasks.problem import Problem, Verifier
+from effopd.rollouts.rollout import Rollout, mean_length, total_tokens
+from effopd.tasks.problem import Verifier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,14 +22,16 @@ class AccuracyValidation:
     Attributes:
         prompts: Number of training prompts.
         resample: Draw new prompts for every search instead of one fixed set.
+        levels: Lowest and highest level of the problems to draw from; None for all.
     """
 
     type: Literal["accuracy"] = "accuracy"
     prompts: int = 50
     resample: bool = False
+    levels: Levels | None = None
 
     def __post_init__(self) -> None:
-        _check_prompts(self.prompts)
+        check_prompts(self.prompts, self.levels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,15 +43,21 @@ class TeacherKLValidation:
         resample: Draw new prompts for every search instead of one fixed set.
         reduce: "token": mean over the tokens of each answer, then over answers. "sequence": sum
             over the tokens of each answer (the divergence of equation 7), then mean over answers.
+        prefix: Share of `sampling.max_new_tokens` that answers are written to, in (0, 1]. Below 1
+            answers are cut on purpose and do not count as truncated.
+        levels: Lowest and highest level of the problems to draw from; None for all.
     """
 
     type: Literal["teacher_kl"] = "teacher_kl"
     prompts: int = 50
     resample: bool = True
     reduce: Literal["token", "sequence"] = "token"
+    prefix: float = 1.0
+    levels: Levels | None = None
 
     def __post_init__(self) -> None:
-        _check_prompts(self.prompts)
+        check_prompts(self.prompts, self.levels)
+        check_prefix(self.prefix)
 
 
 class Measure(Protocol):
@@ -73,15 +78,25 @@ def accuracy_measure(verifier: Verifier) -> Measure:
 
 
 def teacher_kl_measure(
-    student: Policy, teacher: Policy, reduce: str, *, batch_sequences: int = 64
+    student: Policy,
+    teachers: Teachers,
+    reduce: str,
+    *,
+    teacher_temperature: float = 1.0,
+    batch_sequences: int = BATCH_SEQUENCES,
+    batch_tokens: int = BATCH_TOKENS,
 ) -> Measure:
-    """Minus the reverse KL of each answer in nats (per token, or summed)."""
+    """Minus the reverse KL of each answer to its teacher in nats (per token, or summed)."""
     collapse: Callable[[Sequence[float]], float] = mean if reduce == "token" else sum
 
     def measure(rollouts: Sequence[Rollout]) -> list[float]:
-        samples = [r.sample for r in rollouts]
-        divergences = completion_reverse_kl(
-            student, teacher, samples, batch_sequences=batch_sequences
+        divergences = routed_reverse_kl(
+            student,
+            teachers,
+            rollouts,
+            teacher_temperature=teacher_temperature,
+            batch_sequences=batch_sequences,
+            batch_tokens=batch_tokens,
         )
         return [-collapse(tokens) for tokens in divergences]
 
@@ -93,33 +108,19 @@ class RolloutValidator:
     """Scores the live student by what it writes.
 
     Attributes:
-        writer: The student's engine and sampling.
-        problems: Training problems to draw from.
+        answers: Writes the student's answers.
         measure: Value of each rollout.
-        prompts: Problems per draw.
-        resample: New problems for every search; False keeps one fixed set (re-tests are fresh).
-        seed: Seed of the run.
         scores_with_teacher: Whether the measure has the teacher score every token.
     """
 
-    writer: Writer
-    problems: Sequence[Problem]
+    answers: DrawnAnswers
     measure: Measure
-    prompts: int
-    resample: bool
-    seed: int
     scores_with_teacher: bool
 
     def __call__(self, draw: Draw) -> Score:
         """The score; not finite when the student's weights or logits are not."""
-        problems = self.draw_problems(draw)
-        seeds = [
-            derive_seed(self.seed, "validate", draw.step, int(draw.fresh), i)
-            for i in range(len(problems))
-        ]
-        self.writer.engine.sync_weights()
         try:
-            rollouts = self.writer.answer(problems, seeds)
+            rollouts = self.answers.write(draw)
             values = self.measure(rollouts)
         except NonFiniteError:
             return Score(value=float("nan"))
@@ -130,16 +131,5 @@ class RolloutValidator:
             tokens=tokens,
             teacher_tokens=tokens if self.scores_with_teacher else 0,
             mean_length=mean_length(rollouts),
-            truncated_share=truncated_share(rollouts),
+            truncated_share=self.answers.truncated_share(rollouts),
         )
-
-    def draw_problems(self, draw: Draw) -> list[Problem]:
-        """The problems of a draw: a pure function of seed and draw."""
-        which = f"{draw.step}/{draw.fresh}" if self.resample or draw.fresh else "fixed"
-        rng = random.Random(f"{self.seed}/validation/{which}")
-        return rng.sample(list(self.problems), min(self.prompts, len(self.problems)))
-
-
-def _check_prompts(prompts: int) -> None:
-    if prompts < 1:
-        raise ConfigError(f"prompts must be at least 1, got {prompts}")
