@@ -19,9 +19,10 @@ from effopd.core.extrapolator import Search
 from effopd.core.schedule import EveryN
 from effopd.demo.world import TinyWorld
 from effopd.errors import ConfigError
+from effopd.evaluation.cached_kl import CachedKLValidation
 from effopd.evaluation.validators import AccuracyValidation, TeacherKLValidation
 from effopd.models.loading import ModelSettings
-from effopd.objectives import ExOPD, FullVocabularyKL, SampledTokenOPD
+from effopd.objectives import ExOPD, FullVocabularyKL, PolicyGradient, SampledTokenOPD
 from effopd.rollouts.engine import Sampling
 from effopd.rollouts.prompts import PromptTemplate
 from effopd.tasks.files import JsonlTask
@@ -32,8 +33,23 @@ from effopd.trainers.settings import (
     OptimizerSettings,
     TrainSettings,
 )
+from effopd.trainers.teachers import SelfTeacher
 
 Raw = dict[str, Any]
+
+ACCELERATORS: dict[str, Any] = {}
+"""Methods that propose a direction or a jump of their own."""
+REWARDED = {
+    "grpo": PolicyGradient.grpo,
+    "dapo": PolicyGradient.dapo,
+    "ppo": PolicyGradient.ppo,
+    "dr_grpo": PolicyGradient.dr_grpo,
+}
+"""Methods that learn from rewards."""
+SEARCHING = {"effopd", *ACCELERATORS}
+Method = Literal[
+    "opd", "effopd", "exopd", "alphaopd", "relex", "expo", "grpo", "dapo", "ppo", "dr_grpo"
+]
 
 
 class RunConfig(BaseModel):
@@ -41,7 +57,9 @@ class RunConfig(BaseModel):
 
     Attributes:
         label: Name in reports; the method's name by default.
-        method: "opd" trains without a search, "effopd" with one.
+        method: What is compared: "opd" distils without a search, "effopd" with one; "exopd" goes
+            past the teacher; "alphaopd", "relex" and "expo" are other accelerators; "grpo",
+            "dapo", "ppo" and "dr_grpo" learn from rewards (docs/methods.md).
         preset: Where `search`, `validation` and `objective` start from: "default" measured best,
             "paper" the paper to the letter, "release" the released code (docs/presets.md).
         seed: Seed of prompts, sampling and validation sets.
@@ -50,7 +68,11 @@ class RunConfig(BaseModel):
         threads: CPU threads of PyTorch; results are reproducible for a fixed number.
         student: Model to train; the tiny world brings its own.
         teacher: Model that scores; the tiny world brings its own.
-        reference: ExOPD's reference; the untrained student by default.
+        teachers: More teachers by name, for problems that name one (`task.teacher_field`).
+        self_teacher: Makes the teacher an average of the student's own weights; it starts as
+            `teacher`, or as the untrained student.
+        reference: What ExOPD moves away from, and what the KL term of GRPO holds on to: the
+            untrained student by default; the teacher's own base for ExOPD's base correction.
         task: Problems.
         prompt: From problem to prompt.
         sampling: How the student samples.
@@ -66,7 +88,7 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     label: str = ""
-    method: Literal["opd", "effopd"] = "effopd"
+    method: Method = "effopd"
     preset: Literal["default", "paper", "release"] = "default"
     seed: int = 0
     device: str = "cpu"
@@ -74,32 +96,34 @@ class RunConfig(BaseModel):
     threads: int = Field(default=1, ge=1)
     student: ModelSettings | None = None
     teacher: ModelSettings | None = None
+    teachers: dict[str, ModelSettings] = {}
+    self_teacher: SelfTeacher | None = None
     reference: ModelSettings | None = None
     task: Annotated[TinyWorld | JsonlTask, Field(discriminator="type")] = TinyWorld()
     prompt: PromptTemplate = PromptTemplate()
     sampling: Sampling = Sampling(max_new_tokens=32)
     objective: Annotated[
-        SampledTokenOPD | ExOPD | FullVocabularyKL, Field(discriminator="type")
+        SampledTokenOPD | ExOPD | FullVocabularyKL | PolicyGradient, Field(discriminator="type")
     ] = FullVocabularyKL()
     train: TrainSettings = TrainSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     search: Search = Search(schedule=EveryN(n=1))
-    validation: Annotated[AccuracyValidation | TeacherKLValidation, Field(discriminator="type")] = (
-        TeacherKLValidation()
-    )
+    validation: Annotated[
+        AccuracyValidation | TeacherKLValidation | CachedKLValidation, Field(discriminator="type")
+    ] = TeacherKLValidation()
 
     @model_validator(mode="after")
     def _is_consistent(self) -> "RunConfig":
-        if self.task.type != "tiny_world" and (self.student is None or self.teacher is None):
-            raise ValueError(f"task.type = {self.task.type!r} needs student.path and teacher.path")
+        _check_models(self)
+        _check_rewards(self)
         if self.sampling.temperature != 1.0:
             raise ValueError(
                 "sampling.temperature must be 1: on-policy objectives need samples of the policy "
                 f"itself, got {self.sampling.temperature}"
             )
-        scored = self.method == "effopd" and self.validation.type == "accuracy"
+        scored = self.searches and self.validation.type == "accuracy"
         if scored and isinstance(self.task, JsonlTask) and self.task.verifier == "none":
             raise ValueError(
                 "validation.type = 'accuracy' needs task.verifier; use validation.type = "
@@ -108,8 +132,20 @@ class RunConfig(BaseModel):
         return self
 
     @property
+    def searches(self) -> bool:
+        """Whether the method moves the weights along a direction."""
+        return self.method in SEARCHING
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether training or validation needs a teacher."""
+        objective = self.objective
+        taught = not isinstance(objective, PolicyGradient) or objective.needs_teacher
+        return taught or (self.searches and self.validation.type != "accuracy")
+
+    @property
     def method_name(self) -> str:
-        """Method in records and reports: "opd", "effopd", or the preset's name."""
+        """Method in records and reports: its own name, or the preset's."""
         published = self.method == "effopd" and self.preset != "default"
         return self.preset if published else self.method
 
@@ -127,6 +163,43 @@ class RunConfig(BaseModel):
             optimizer=self.optimizer,
             evaluation=self.evaluation,
             checkpoint=self.checkpoint,
+        )
+
+
+def _check_models(config: RunConfig) -> None:
+    """Every model that is needed is named; the tiny world brings student and teacher."""
+    if config.task.type != "tiny_world":
+        if config.student is None:
+            raise ValueError(f"task.type = {config.task.type!r} needs student.path")
+        has_teacher = config.teacher or config.teachers or config.self_teacher
+        if config.needs_teacher and not has_teacher:
+            raise ValueError(f"task.type = {config.task.type!r} needs teacher.path")
+    if config.self_teacher is not None and config.teachers:
+        raise ValueError("self_teacher is the only teacher: remove [teachers]")
+
+
+def _check_rewards(config: RunConfig) -> None:
+    """Rewards need a verifier, several answers to compare, and whole answers."""
+    objective = config.objective
+    if not isinstance(objective, PolicyGradient):
+        return
+    if isinstance(config.task, JsonlTask) and config.task.verifier == "none":
+        raise ValueError(
+            "objective.type = 'policy_gradient' learns from rewards: set task.verifier"
+        )
+    if objective.advantage == "group" and config.train.responses_per_prompt < 2:
+        raise ValueError(
+            "objective.advantage = 'group' compares answers to one prompt: set "
+            f"train.responses_per_prompt to at least 2, got {config.train.responses_per_prompt}"
+        )
+    if config.train.horizon.tokens:
+        raise ValueError(
+            "train.horizon cuts answers before they can be rewarded: use it with distillation"
+        )
+    if objective.overlong_buffer > config.sampling.max_new_tokens:
+        raise ValueError(
+            f"objective.overlong_buffer = {objective.overlong_buffer} is more than "
+            f"sampling.max_new_tokens = {config.sampling.max_new_tokens}"
         )
 
 
@@ -163,7 +236,8 @@ def make_config(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunCon
     merged = dict(raw)
     for override in overrides:
         merged = _merge(merged, _parse_override(override))
-    merged = _merge(_defaults(merged.get("preset", "default")), merged)
+    defaults = _defaults(merged.get("method", "effopd"), merged.get("preset", "default"))
+    merged = _merge(defaults, merged)
     if isinstance(merged["search"], Mapping) and merged["search"].get("guard") == "none":
         merged["search"] = {**merged["search"], "guard": None}
     if mistakes := list(_unknown(merged, RunConfig)):
@@ -189,15 +263,24 @@ def differences(old_toml: str, new_toml: str) -> list[str]:
     return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in keys if old.get(k) != new.get(k)]
 
 
-def _defaults(preset: object) -> Raw:
-    """All settings of a preset in raw form; unknown presets are reported later."""
-    if preset not in ("paper", "release"):
-        return RunConfig().model_dump(exclude={"preset"})
-    search = Search.paper() if preset == "paper" else Search.release()
-    published = RunConfig(
-        search=search, validation=AccuracyValidation(), objective=SampledTokenOPD()
-    )
-    return published.model_dump(exclude={"preset"})
+def _defaults(method: object, preset: object) -> Raw:
+    """All settings of a method and preset in raw form; unknown ones are reported later."""
+    found: dict[str, Any] = {}
+    if preset in ("paper", "release"):
+        found = {
+            "search": Search.paper() if preset == "paper" else Search.release(),
+            "validation": AccuracyValidation(),
+            "objective": SampledTokenOPD(),
+        }
+    if method == "exopd":
+        distils = FullVocabularyKL(reward_scale=ExOPD().reward_scale)
+        found["objective"] = ExOPD() if found else distils
+    if method in ACCELERATORS:
+        found["search"] = ACCELERATORS[method]()
+    if method in REWARDED:
+        found["objective"] = REWARDED[method]()
+        found["train"] = TrainSettings(prompts_per_step=32, responses_per_prompt=8)
+    return RunConfig(**found).model_dump(exclude={"method", "preset"})
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> Raw:

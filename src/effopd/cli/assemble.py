@@ -1,119 +1,28 @@
-"""From settings to objects: the only place where everything meets."""
+"""From settings to a run: the only place where everything meets."""
 
-import copy
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from effopd.cli.parts import Parts
 from effopd.config import RunConfig, differences, to_toml
-from effopd.core.validation import Validator
 from effopd.demo.cache import world_models
 from effopd.demo.world import TinyWorld
 from effopd.errors import CheckpointError, ConfigError
-from effopd.evaluation.evaluator import Evaluation, Evaluator
-from effopd.evaluation.validators import (
-    AccuracyValidation,
-    RolloutValidator,
-    accuracy_measure,
-    teacher_kl_measure,
-)
+from effopd.evaluation.routing import Teachers
 from effopd.models.checkpoints import checkpoint_path, verify_checkpoint
 from effopd.models.loading import ModelSettings, load_model, load_tokenizer
 from effopd.models.policy import Policy
-from effopd.objectives import ExOPD, FullVocabularyKL
-from effopd.rollouts.hf import HFEngine
-from effopd.rollouts.rollout import Writer
-from effopd.tasks.problem import Task
-from effopd.trainers.learning import FullVocabularyLearner, Learner, SampledTokenLearner
+from effopd.objectives import ExOPD
+from effopd.trainers.ending import LAST_STEP
 from effopd.trainers.loop import Observer, Trainer
 from effopd.trainers.run_directory import RunDirectory
 from effopd.trainers.signals import StopRequest, stop_on_signals
-from effopd.trainers.teachers import LocalTeacher, align_vocabularies
-
-EVALUATION_SEED = 0
-"""The same held-out sampling for every run, so that runs are compared on equal terms."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parts:
-    """The objects of one run."""
-
-    config: RunConfig
-    task: Task
-    student: Policy
-    teacher: LocalTeacher
-    reference: LocalTeacher | None
-
-    def writer(self, policy: Policy) -> Writer:
-        """Writes with `policy` as the settings say."""
-        size = self.config.train.rollout_batch
-        return Writer(
-            engine=HFEngine(
-                policy.model,
-                policy.tokenizer,
-                batch_size=size,
-                vocabulary_size=policy.vocabulary_size,
-            ),
-            tokenizer=policy.tokenizer,
-            template=self.config.prompt,
-            sampling=self.config.sampling,
-        )
-
-    def evaluator(self) -> Evaluator:
-        """Evaluates on the first test problems."""
-        problems = self.task.test[: self.config.evaluation.problems]
-        return Evaluator(problems=problems, verifier=self.task.verifier, seed=EVALUATION_SEED)
-
-    def evaluate_student(self) -> Evaluation:
-        """The student as it is now, with its divergence to the teacher."""
-        return self.evaluator().evaluate(
-            self.writer(self.student), student=self.student, teacher=self.teacher.policy
-        )
-
-    def evaluate_teacher(self) -> Evaluation:
-        """The teacher on the same problems."""
-        return self.evaluator().evaluate(self.writer(self.teacher.policy))
-
-    def learner(self) -> Learner:
-        """The objective, applied to this student and teacher."""
-        objective = self.config.objective
-        if isinstance(objective, FullVocabularyKL):
-            return FullVocabularyLearner(objective, self.student, self.teacher)
-        return SampledTokenLearner(objective, self.student, self.teacher, self.reference)
-
-    def validator(self) -> Validator | None:
-        """Scores the search's candidates; None without a search.
-
-        Raises:
-            ConfigError: Accuracy is asked for but the task has no verifier.
-        """
-        settings = self.config.validation
-        if self.config.method == "opd":
-            return None
-        by_accuracy = isinstance(settings, AccuracyValidation)
-        if by_accuracy and self.task.verifier is None:
-            raise ConfigError(
-                "validation.type = 'accuracy' needs a task with a verifier; use 'teacher_kl'"
-            )
-        if isinstance(settings, AccuracyValidation) and self.task.verifier is not None:
-            measure = accuracy_measure(self.task.verifier)
-        else:
-            reduce = getattr(settings, "reduce", "token")
-            measure = teacher_kl_measure(self.student, self.teacher.policy, reduce)
-        return RolloutValidator(
-            writer=self.writer(self.student),
-            problems=self.task.train,
-            measure=measure,
-            prompts=settings.prompts,
-            resample=settings.resample,
-            seed=self.config.seed,
-            scores_with_teacher=not by_accuracy,
-        )
+from effopd.trainers.teachers import StudentAverage, align_vocabularies, frozen, frozen_copy
 
 
 def build_parts(config: RunConfig, report: Callable[[str], None]) -> Parts:
@@ -121,16 +30,24 @@ def build_parts(config: RunConfig, report: Callable[[str], None]) -> Parts:
     torch.set_num_threads(config.threads)
     student_settings, teacher_settings = _model_settings(config, report)
     student = _policy(student_settings, config.device)
-    teacher = _policy(teacher_settings, config.teacher_device or config.device)
+    teachers = {
+        name: frozen(_policy(settings, config.teacher_device or config.device))
+        for name, settings in teacher_settings.items()
+    }
     reference = _reference(config, student)
-    others = [teacher] if reference is None else [teacher, reference]
+    others = [*teachers.values(), *([reference] if reference else [])]
     align_vocabularies(student, *others)
+    average = None
+    if config.self_teacher is not None:
+        teachers = {"": teachers.get("") or frozen_copy(student)}
+        average = StudentAverage(teachers[""], student, config.self_teacher.decay)
     return Parts(
         config=config,
         task=config.task.load(),
         student=student,
-        teacher=LocalTeacher(teacher),
-        reference=None if reference is None else LocalTeacher(reference),
+        teachers=Teachers(policies=teachers) if teachers else None,
+        reference=reference,
+        average=average,
     )
 
 
@@ -158,10 +75,10 @@ def train(
     run = RunDirectory(out)
     try:
         _check_same_config(run, config)
-        if _is_finished(run, config):
+        if (finished := _finished(run, config)) is not None:
             observer.on_message(
-                f"{out} is finished: its {config.train.steps} steps are done, nothing was changed. "
-                "Raise train.steps to go on, or choose another directory (--out)."
+                f"{out} is finished ({finished}), nothing was changed. Raise train.steps to go "
+                "on after the last step, or choose another directory (--out)."
             )
             return True
         parts = build_parts(config, observer.on_message)
@@ -180,19 +97,18 @@ def build_trainer(parts: Parts, run: RunDirectory, observer: Observer) -> Traine
     """The trainer of a run."""
     config = parts.config
     evaluates = config.evaluation.problems > 0
+    teacher_is_measured = evaluates and config.evaluation.teacher and parts.teachers is not None
     return Trainer(
         parts.student,
         parts.learner(),
-        parts.writer(parts.student),
-        parts.task.train,
+        parts.collector(),
         run,
         settings=config.loop,
         evaluate=parts.evaluate_student if evaluates else None,
-        evaluate_teacher=parts.evaluate_teacher
-        if evaluates and config.evaluation.teacher
-        else None,
-        search=None if config.method == "opd" else config.search,
+        evaluate_teacher=parts.evaluate_teacher if teacher_is_measured else None,
+        search=config.search if config.searches else None,
         validate=parts.validator(),
+        average=parts.average,
         observer=observer,
     )
 
@@ -242,27 +158,34 @@ def _is_longer(difference: str) -> bool:
     return steps is not None and int(steps[1]) < int(steps[2])
 
 
-def _is_finished(run: RunDirectory, config: RunConfig) -> bool:
-    """Whether the checkpoint of the last step is there, undamaged."""
-    last = checkpoint_path(run.checkpoints, config.train.steps)
+def _finished(run: RunDirectory, config: RunConfig) -> str | None:
+    """Why the run is over, if its last checkpoint is there undamaged; None if it is not."""
+    finished = run.finished()
+    if finished is None:
+        return None
+    more_asked = finished["reason"] == LAST_STEP and finished["step"] < config.train.steps
     try:
-        verify_checkpoint(last)
+        verify_checkpoint(checkpoint_path(run.checkpoints, finished["step"]))
     except CheckpointError:
-        return False
-    return True
+        return None
+    return None if more_asked else f"after step {finished['step']}: {finished['reason']}"
 
 
 def _model_settings(
     config: RunConfig, report: Callable[[str], None]
-) -> tuple[ModelSettings, ModelSettings]:
-    if config.student is not None and config.teacher is not None:
-        return config.student, config.teacher
-    assert isinstance(config.task, TinyWorld)  # RunConfig checked it
+) -> tuple[ModelSettings, dict[str, ModelSettings]]:
+    """The student's settings, and the teachers' by name."""
+    named = dict(config.teachers)
+    if config.teacher is not None:
+        named[""] = config.teacher
+    if not isinstance(config.task, TinyWorld):
+        assert config.student is not None  # RunConfig checked it
+        return config.student, named
+    if config.student is not None and named:
+        return config.student, named
     models = world_models(config.task, report)
-    return (
-        config.student or ModelSettings(path=str(models.base)),
-        config.teacher or ModelSettings(path=str(models.teacher)),
-    )
+    student = config.student or ModelSettings(path=str(models.base))
+    return student, named or {"": ModelSettings(path=str(models.teacher))}
 
 
 def _policy(settings: ModelSettings, device: str) -> Policy:
@@ -270,9 +193,10 @@ def _policy(settings: ModelSettings, device: str) -> Policy:
 
 
 def _reference(config: RunConfig, student: Policy) -> Policy | None:
-    """ExOPD's reference: the named model, else a copy of the untrained student."""
-    if not isinstance(config.objective, ExOPD):
+    """What the objective moves away from or holds on to; the untrained student by default."""
+    objective = config.objective
+    if not (isinstance(objective, ExOPD) or getattr(objective, "needs_reference", False)):
         return None
     if config.reference is not None:
-        return _policy(config.reference, config.teacher_device or config.device)
-    return Policy(copy.deepcopy(student.model), student.tokenizer)
+        return frozen(_policy(config.reference, config.teacher_device or config.device))
+    return frozen_copy(student)

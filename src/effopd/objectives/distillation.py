@@ -59,11 +59,7 @@ class ExOPD:
     teacher_temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.reward_scale >= 0.0:
-            raise ConfigError(
-                f"reward_scale is {self.reward_scale}; expected at least 0 (1 is plain OPD, 1.25 "
-                "the vetted setting)."
-            )
+        _check_reward_scale(self.reward_scale)
         check_positive("importance_cap", self.importance_cap)
         check_positive("teacher_temperature", self.teacher_temperature)
 
@@ -77,6 +73,8 @@ class FullVocabularyKL:
         divergence: `"reverse"` KL(student || teacher), `"forward"` or `"jsd"`.
         beta: Weight of the teacher in the mixture of `"jsd"`, in (0, 1); unused by the others.
         teacher_temperature: Divides the teacher's logits, above 0; below 1 sharpens it.
+        reward_scale: lambda of `ExOPD`, at least 0: the target is `softmax(lambda z* + (1 - lambda)
+            z_ref)` of teacher and reference logits. 1 is the teacher itself.
 
     Raises:
         ConfigError: If the divergence is unknown or a number is out of range.
@@ -86,10 +84,25 @@ class FullVocabularyKL:
     divergence: Divergence = "reverse"
     beta: float = 0.5
     teacher_temperature: float = 1.0
+    reward_scale: float = 1.0
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the target depends on a reference model."""
+        return self.reward_scale != 1.0
 
     def __post_init__(self) -> None:
+        _check_reward_scale(self.reward_scale)
         check_positive("teacher_temperature", self.teacher_temperature)
         check_divergence(self.divergence, self.beta)
+
+
+def _check_reward_scale(reward_scale: float) -> None:
+    if not 0.0 <= reward_scale < float("inf"):
+        raise ConfigError(
+            f"reward_scale is {reward_scale}; expected at least 0 (1 is plain OPD, 1.25 the vetted "
+            "setting)."
+        )
 
 
 def opd_advantages(

@@ -1,10 +1,25 @@
-"""Which problems a step works on, and in which portions."""
+"""Which problems a step works on, and which rollouts an update."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
-from effopd.rollouts.rollout import Rollout
+from effopd.rollouts.seeds import derive_seed
 from effopd.tasks.problem import Problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class Portion:
+    """The size of a mini-batch, which its micro-batches are normalised by.
+
+    Attributes:
+        sequences: Its rollouts.
+        tokens: Their completion tokens.
+    """
+
+    sequences: int
+    tokens: int
 
 
 def step_problems(problems: Sequence[Problem], seed: int, step: int, count: int) -> list[Problem]:
@@ -29,18 +44,15 @@ def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
     return order
 
 
-def micro_batches(rollouts: Sequence[Rollout], max_tokens: int) -> Iterator[list[int]]:
-    """Indices of consecutive rollouts whose padded size stays within `max_tokens`.
+def mini_batches(count: int, updates: int, seed: int, step: int, epoch: int) -> list[list[int]]:
+    """Indices of `count` rollouts in `updates` portions of nearly equal size.
 
-    A single rollout longer than that forms a micro-batch of its own.
+    Shuffled anew in every epoch; a single portion keeps its order. Fewer rollouts than updates
+    give fewer portions.
     """
-    batch: list[int] = []
-    longest = 0
-    for i, rollout in enumerate(rollouts):
-        length = len(rollout.prompt_ids) + len(rollout.completion.token_ids)
-        if batch and max(longest, length) * (len(batch) + 1) > max_tokens:
-            yield batch
-            batch, longest = [], 0
-        batch.append(i)
-        longest = max(longest, length)
-    yield batch
+    order = list(range(count))
+    if updates > 1:
+        random.Random(derive_seed(seed, "mini-batches", step, epoch)).shuffle(order)
+    cuts = [count * i // updates for i in range(updates + 1)]
+    portions = [order[start:end] for start, end in pairwise(cuts)]
+    return [portion for portion in portions if portion]

@@ -1,19 +1,23 @@
-"""From rollouts to gradients: the objectives applied to the student.
+"""From rollouts to gradients: distillation objectives applied to the student.
 
 Legend: N completion tokens of one micro-batch.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from effopd.errors import ConfigError
+from effopd.evaluation.routing import Teachers, routed_log_probs
+from effopd.evaluation.scoring import completion_log_probs
 from effopd.models.policy import Policy, Sample
 from effopd.objectives import (
     ExOPD,
     FullVocabularyKL,
+    FusedDivergence,
     SampledTokenOPD,
     exopd_advantages,
     fused_divergence,
@@ -22,152 +26,253 @@ from effopd.objectives import (
     sampled_token_loss,
     token_log_probs,
 )
+from effopd.objectives.projection import Head
 from effopd.rollouts.rollout import Rollout
-from effopd.trainers.teachers import LocalTeacher, Teacher
+from effopd.trainers.batch import Portion
+from effopd.trainers.collect import Batch
 
-TokenLogProbs = Sequence[tuple[float, ...]]
+TokenScores = Sequence[Sequence[float]]
+"""One number per completion token, one sequence per rollout."""
+
+Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contribution:
-    """What one micro-batch adds to a step.
+    """What one micro-batch adds to an update.
 
     Attributes:
-        loss: Its share of the step's loss; `backward()` adds its share of the gradient.
-        reverse_kl_sum: Sum over tokens of the (sampled or exact) reverse KL in nats; None when the
-            objective is another divergence.
-        weight_sum: Sum of importance weights.
-        capped: Tokens whose importance ratio was capped.
+        loss: Its share of the update's loss; `backward()` adds its share of the gradient.
+        sums: Sums over its tokens of what the metrics report per token, by name.
     """
 
     loss: Tensor
-    reverse_kl_sum: float | None
-    weight_sum: float
-    capped: int
+    sums: Mapping[str, float] = field(default_factory=dict)
 
 
 class Learner(Protocol):
     """One objective, ready to be applied."""
 
-    def prepare(self, rollouts: Sequence[Rollout]) -> int:
-        """Has the teacher score the step's rollouts; returns the tokens it scored."""
+    def prepare(self, batch: Batch) -> int:
+        """Scores the step's rollouts; returns the tokens that teachers scored."""
         ...
 
-    def contribution(self, indices: Sequence[int], tokens: int) -> Contribution:
-        """Loss of the rollouts at `indices`, normalised by the step's `tokens`."""
+    def contribution(self, indices: Sequence[int], portion: Portion) -> Contribution:
+        """Loss of the rollouts at `indices`, a micro-batch of the mini-batch `portion`."""
+        ...
+
+    def after_update(self) -> None:
+        """Called after each optimizer update: whatever else learns takes its step."""
+        ...
+
+    def discard(self) -> None:
+        """Called when an update is given up: drops gradients of whatever else learns."""
+        ...
+
+    def metrics(self) -> Mapping[str, float]:
+        """More fields of the step's metrics row."""
+        ...
+
+    def state(self) -> Tensors:
+        """What must be saved for an exact resume; references, not copies."""
+        ...
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restores `state()`."""
         ...
 
 
-class SampledTokenLearner:
+class Stateless:
+    """The parts of a learner that only learners with a critic need."""
+
+    def after_update(self) -> None:
+        """Nothing else learns."""
+
+    def discard(self) -> None:
+        """Nothing else learns."""
+
+    def metrics(self) -> Mapping[str, float]:
+        """Nothing to add."""
+        return {}
+
+    def state(self) -> Tensors:
+        """Nothing to save."""
+        return {}
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Nothing to restore."""
+
+
+class SampledTokenLearner(Stateless):
     """Equation 9: the log-ratio at the sampled token is its advantage.
 
     Args:
         objective: `SampledTokenOPD` or `ExOPD`.
         student: The policy to train.
-        teacher: Scores the tokens.
-        reference: Scores them too, for ExOPD.
+        teachers: Score the tokens.
+        reference: Scores them too, for ExOPD: the untrained student, or the teacher's own base.
     """
 
     def __init__(
         self,
         objective: SampledTokenOPD | ExOPD,
         student: Policy,
-        teacher: Teacher,
-        reference: Teacher | None = None,
+        teachers: Teachers,
+        reference: Policy | None = None,
     ) -> None:
+        if isinstance(objective, ExOPD) and reference is None:
+            raise ConfigError("ExOPD needs a reference: the untrained student, or the teacher's")
         self._objective = objective
         self._student = student
-        self._teacher = teacher
+        self._teachers = teachers
         self._reference = reference
         self._rollouts: Sequence[Rollout] = ()
-        self._teacher_scores: TokenLogProbs = ()
-        self._reference_scores: TokenLogProbs = ()
+        self._teacher_scores: TokenScores = ()
+        self._reference_scores: TokenScores = ()
 
-    def prepare(self, rollouts: Sequence[Rollout]) -> int:
+    def prepare(self, batch: Batch) -> int:
         """See `Learner.prepare`."""
-        samples = [r.sample for r in rollouts]
-        self._rollouts = rollouts
-        self._teacher_scores = self._teacher.log_probs(samples)
+        self._rollouts = batch.rollouts
+        self._teacher_scores = routed_log_probs(
+            self._teachers, batch.rollouts, temperature=self._objective.teacher_temperature
+        )
         if self._reference is not None:
-            self._reference_scores = self._reference.log_probs(samples)
+            samples = [r.sample for r in batch.rollouts]
+            self._reference_scores = completion_log_probs(self._reference, samples)
         return sum(map(len, self._teacher_scores))
 
-    def contribution(self, indices: Sequence[int], tokens: int) -> Contribution:
+    def contribution(self, indices: Sequence[int], portion: Portion) -> Contribution:
         """See `Learner.contribution`."""
-        student = self._student
-        states = student.states([self._rollouts[i].sample for i in indices])
-        log_probs_N = token_log_probs(
-            states.hidden_ND, student.head_weight_VD, states.targets_N, bias=student.head_bias_V
-        ).log_probs_N
+        rollouts = [self._rollouts[i] for i in indices]
+        log_probs_N = policy_log_probs(self._student, rollouts)
         current_N = log_probs_N.detach()
-        teacher_N = _gather(self._teacher_scores, indices, current_N)
-        rollout_N = _gather([r.completion.log_probs for r in self._rollouts], indices, current_N)
-        weights_N = importance_weights(current_N, rollout_N, self._objective.importance_cap)
+        teacher_N = gathered(self._teacher_scores, indices, current_N)
+        written_N = gathered([r.completion.log_probs for r in self._rollouts], indices, current_N)
+        weights_N = importance_weights(current_N, written_N, self._objective.importance_cap)
         loss = sampled_token_loss(
-            log_probs_N, self._advantages(indices, current_N, teacher_N), weights_N, tokens
+            log_probs_N,
+            self._advantages(indices, current_N, teacher_N),
+            weights_N,
+            portion.tokens,
         )
-        return Contribution(
-            loss=loss,
-            reverse_kl_sum=(current_N - teacher_N).sum().item(),
-            weight_sum=weights_N.sum().item(),
-            capped=int((weights_N >= self._objective.importance_cap).sum()),
-        )
+        sums = {"reverse_kl": (current_N - teacher_N).sum().item()}
+        capped = weight_sums(weights_N, self._objective.importance_cap)
+        return Contribution(loss=loss, sums=sums | capped)
 
     def _advantages(self, indices: Sequence[int], current_N: Tensor, teacher_N: Tensor) -> Tensor:
         if not isinstance(self._objective, ExOPD):
             return opd_advantages(current_N, teacher_N)
-        reference_N = _gather(self._reference_scores, indices, current_N)
+        reference_N = gathered(self._reference_scores, indices, current_N)
         return exopd_advantages(current_N, teacher_N, reference_N, self._objective.reward_scale)
 
 
-class FullVocabularyLearner:
+class FullVocabularyLearner(Stateless):
     """The divergence to a local teacher over the whole vocabulary at every token.
+
+    With `reward_scale` other than 1 the target is the teacher moved away from a reference:
+    `softmax(lambda z* + (1 - lambda) z_ref)`, which is ExOPD without the noise of the sampled
+    token: the objective `lambda log(q / r) - KL(p || r)` is `-KL(p || target)` up to a constant.
 
     Args:
         objective: Which divergence.
         student: The policy to train.
-        teacher: A local teacher.
+        teachers: Local teachers.
+        reference: The untrained student, or the teacher's own base; for `reward_scale`.
     """
 
-    def __init__(self, objective: FullVocabularyKL, student: Policy, teacher: LocalTeacher) -> None:
+    def __init__(
+        self,
+        objective: FullVocabularyKL,
+        student: Policy,
+        teachers: Teachers,
+        reference: Policy | None = None,
+    ) -> None:
+        if objective.needs_reference and reference is None:
+            raise ConfigError("objective.reward_scale other than 1 needs a reference")
         self._objective = objective
         self._student = student
-        self._teacher = teacher.policy
-        self._samples: Sequence[Sample] = ()
+        self._teachers = teachers
+        self._reference = reference if objective.needs_reference else None
+        self._rollouts: Sequence[Rollout] = ()
 
-    def prepare(self, rollouts: Sequence[Rollout]) -> int:
+    def prepare(self, batch: Batch) -> int:
         """See `Learner.prepare`; the teacher is run together with the student."""
-        self._samples = [r.sample for r in rollouts]
-        return sum(len(s.completion_ids) for s in self._samples)
+        self._rollouts = batch.rollouts
+        return sum(len(r.completion.token_ids) for r in batch.rollouts)
 
-    def contribution(self, indices: Sequence[int], tokens: int) -> Contribution:
+    def contribution(self, indices: Sequence[int], portion: Portion) -> Contribution:
         """See `Learner.contribution`."""
-        samples = [self._samples[i] for i in indices]
+        rollouts = [self._rollouts[i] for i in indices]
+        loss, divergence = torch.zeros(()), 0.0
+        for _, teacher, members in self._teachers.split(rollouts):
+            part = self._divergence(teacher, [rollouts[i] for i in members], portion.tokens)
+            loss = part.loss + loss.to(part.loss.device)
+            divergence += part.per_token_N.sum().item()
+        count = sum(len(r.completion.token_ids) for r in rollouts)
+        sums = {"importance_mean": float(count), "importance_capped_share": 0.0}
+        if self._objective.divergence == "reverse" and self._reference is None:
+            sums["reverse_kl"] = divergence
+        return Contribution(loss=loss, sums=sums)
+
+    def _divergence(
+        self, teacher: Policy, rollouts: Sequence[Rollout], tokens: int
+    ) -> FusedDivergence:
+        """The divergence of answers that one teacher scores."""
+        samples = [r.sample for r in rollouts]
         ours = self._student.states(samples)
-        with torch.no_grad():
-            theirs = self._teacher.states(samples)
-        divergence = fused_divergence(
+        target = self._target(teacher, samples)
+        device = ours.hidden_ND.device
+        return fused_divergence(
             ours.hidden_ND,
             self._student.head_weight_VD,
-            theirs.hidden_ND.to(ours.hidden_ND.device),
-            self._teacher.head_weight_VD,
+            target.hidden_ND.to(device),
+            target.weight_VD.to(device),
             student_bias=self._student.head_bias_V,
-            teacher_bias=self._teacher.head_bias_V,
+            teacher_bias=None if target.bias_V is None else target.bias_V.to(device),
             divergence=self._objective.divergence,
             beta=self._objective.beta,
+            teacher_temperature=self._objective.teacher_temperature,
             normalizer=tokens,
         )
-        count = len(divergence.per_token_N)
-        is_reverse = self._objective.divergence == "reverse"
-        return Contribution(
-            loss=divergence.loss,
-            reverse_kl_sum=divergence.per_token_N.sum().item() if is_reverse else None,
-            weight_sum=float(count),
-            capped=0,
+
+    @torch.no_grad()
+    def _target(self, teacher: Policy, samples: Sequence[Sample]) -> Head:
+        """The teacher, or teacher and reference side by side: a head of twice the width.
+
+        Their hidden states one after the other, times their heads one beside the other, are
+        `lambda z* + (1 - lambda) z_ref`: no logits are held for that.
+        """
+        own = Head(teacher.states(samples).hidden_ND, teacher.head_weight_VD, teacher.head_bias_V)
+        if self._reference is None:
+            return own
+        scale, reference = self._objective.reward_scale, self._reference
+        other_ND = reference.states(samples).hidden_ND.to(own.hidden_ND)
+        weight_VD = torch.cat(
+            [scale * own.weight_VD, (1 - scale) * reference.head_weight_VD.to(own.weight_VD)], dim=1
         )
+        biases = [(scale, own.bias_V), (1 - scale, reference.head_bias_V)]
+        known = [share * bias.to(own.weight_VD) for share, bias in biases if bias is not None]
+        bias_V = torch.stack(known).sum(0) if known else None
+        return Head(torch.cat([own.hidden_ND, other_ND], dim=1), weight_VD, bias_V)
 
 
-def _gather(scores: TokenLogProbs, indices: Sequence[int], like_N: Tensor) -> Tensor:
+def policy_log_probs(policy: Policy, rollouts: Sequence[Rollout]) -> Tensor:
+    """Log-probability (nats) of every completion token, rollouts concatenated, with gradient."""
+    states = policy.states([r.sample for r in rollouts])
+    return token_log_probs(
+        states.hidden_ND, policy.head_weight_VD, states.targets_N, bias=policy.head_bias_V
+    ).log_probs_N
+
+
+def gathered(scores: TokenScores, indices: Sequence[int], like_N: Tensor) -> Tensor:
     """The scores of some rollouts, concatenated, as a tensor like `like_N`."""
     flat = [value for i in indices for value in scores[i]]
     return torch.tensor(flat, dtype=like_N.dtype, device=like_N.device)
+
+
+def weight_sums(weights_N: Tensor, cap: float) -> dict[str, float]:
+    """Sums of the importance weights and of how many were capped."""
+    return {
+        "importance_mean": weights_N.sum().item(),
+        "importance_capped_share": float((weights_N >= cap).sum()),
+    }

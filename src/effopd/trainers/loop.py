@@ -7,11 +7,9 @@ moment and resumed from its newest checkpoint writes the same weights, optimizer
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from effopd.core.extrapolator import Extrapolator, Search
 from effopd.core.scales import Trial
@@ -21,25 +19,25 @@ from effopd.errors import ConfigError, NonFiniteError
 from effopd.evaluation.evaluator import Evaluation
 from effopd.models.checkpoints import checkpoint_path, prune, write_checkpoint
 from effopd.models.policy import Policy
-from effopd.rollouts.rollout import Rollout, Writer, total_tokens
-from effopd.rollouts.seeds import derive_seed
-from effopd.tasks.problem import Problem
 from effopd.trainers.alarms import alarms
-from effopd.trainers.batch import micro_batches, step_problems
+from effopd.trainers.collect import Collector
+from effopd.trainers.ending import LAST_STEP, stop_reason
 from effopd.trainers.learning import Learner
 from effopd.trainers.observer import Observer
 from effopd.trainers.rows import (
     EMPTY_METRICS,
     Row,
+    batch_statistics,
+    relative_progress,
     rollout_rows,
-    rollout_statistics,
     trial_row,
-    update_statistics,
 )
 from effopd.trainers.run_directory import RunDirectory
 from effopd.trainers.settings import LoopSettings
 from effopd.trainers.signals import StopRequest
-from effopd.trainers.state import Progress, load_state, save_state
+from effopd.trainers.state import Progress, Saved, load_state, save_state
+from effopd.trainers.teachers import StudentAverage
+from effopd.trainers.updating import Updater
 
 PHASES = ("rollout_s", "teacher_s", "update_s", "search_s")
 
@@ -49,15 +47,15 @@ class Trainer:
 
     Args:
         student: The policy to train.
-        learner: Objective and teacher.
-        writer: The student's engine and sampling.
-        problems: Training problems.
+        learner: Objective and teachers.
+        collector: Writes the answers of a step with the student.
         run: Where records and checkpoints go.
         settings: How much, how fast, when to evaluate and save.
         evaluate: Evaluates the live student; None without test problems.
         evaluate_teacher: Evaluates the teacher, once, before the first step.
         search: Settings of the search; None trains without one.
         validate: Scores candidates; needed with a search.
+        average: A teacher that follows the student; None for fixed teachers.
         observer: Progress display.
     """
 
@@ -65,8 +63,7 @@ class Trainer:
         self,
         student: Policy,
         learner: Learner,
-        writer: Writer,
-        problems: Sequence[Problem],
+        collector: Collector,
         run: RunDirectory,
         *,
         settings: LoopSettings,
@@ -74,19 +71,15 @@ class Trainer:
         evaluate_teacher: Callable[[], Evaluation] | None = None,
         search: Search | None = None,
         validate: Validator | None = None,
+        average: StudentAverage | None = None,
         observer: Observer | None = None,
     ) -> None:
-        self.student, self.learner, self.writer, self.problems = student, learner, writer, problems
+        self.student, self.learner, self.collector = student, learner, collector
+        self.average, self.engine = average, collector.writer.engine
         self.run_directory, self.settings = run, settings
         self.evaluate, self.evaluate_teacher = evaluate, evaluate_teacher
         self.observer = observer or Observer()
-        self._trainable = [p for p in student.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self._trainable,
-            betas=settings.optimizer.betas,
-            eps=settings.optimizer.eps,
-            weight_decay=settings.optimizer.weight_decay,
-        )
+        self.updater = Updater(student, learner, settings)
         self.extrapolator = self._extrapolator(search, validate)
         self.progress = Progress()
         self._history: list[Row] = []
@@ -103,7 +96,7 @@ class Trainer:
             self.student.model,
             validate,
             search=search,
-            optimizer=self.optimizer,
+            optimizer=self.updater.optimizer,
             on_trial=self._log_trial,
         )
 
@@ -117,91 +110,83 @@ class Trainer:
         for remark in remarks:
             self.observer.on_message(remark)
         if directory is not None:
-            self.progress = load_state(directory, self.student, self.optimizer, self.extrapolator)
+            self.progress = load_state(directory, self._saved())
         self.run_directory.rewind(self.progress.offsets, self.progress.step)
         self._history = self.run_directory.rows("metrics")
-        self.writer.engine.sync_weights()
+        self.engine.sync_weights()
         return directory is not None
 
+    def _saved(self) -> Saved:
+        """What a checkpoint holds."""
+        return Saved(
+            policy=self.student,
+            optimizer=self.updater.optimizer,
+            extrapolator=self.extrapolator,
+            learner=self.learner,
+            average=self.average,
+        )
+
     def run(self, stop: StopRequest) -> bool:
-        """Trains to the last step.
+        """Trains to the last step, or until the stop rule ends the run.
 
         Args:
             stop: Asked at the end of every step; a requested stop saves first.
 
         Returns:
-            Whether the last step was reached.
+            Whether it is over: the last step was reached, or the stop rule ended it.
 
         Raises:
             NonFiniteError: Too many updates in a row had a non-finite loss or gradient.
         """
         if self.progress.step == 0:
             self._evaluate_before_training()
-        while self.progress.step < self.settings.train.steps:
+        while self._end() is None:
             self._step()
             self._evaluate_if_due()
-            step, last = self.progress.step, self.settings.train.steps
-            if stop or step % self.settings.checkpoint.every == 0 or step == last:
+            due = self.progress.step % self.settings.checkpoint.every == 0
+            if stop or due or self._end() is not None:
                 self._save()
                 if stop:  # inside: a signal after the first look must not skip the save
-                    return step == last
-        return True
+                    break
+        reason = self._end()
+        if reason is not None:
+            self.run_directory.finish(self.progress.step, reason)
+        return reason is not None
+
+    def _end(self) -> str | None:
+        """Why the run is over; a function of its records alone."""
+        if self.progress.step >= self.settings.train.steps:
+            return LAST_STEP
+        rule = self.settings.train.stop
+        return stop_reason(self.run_directory.rows("evals"), rule) if rule.is_active else None
 
     def _step(self) -> None:
-        """One update, a search if due, and the step's rows."""
+        """One batch of rollouts with its updates, a search if due, and the step's rows."""
         progress = self.progress
         progress.step += 1
         self._clock = dict.fromkeys(PHASES, 0.0)
-        row: Row = {"step": progress.step, "lr": self._set_lr_()}
+        row: Row = {"step": progress.step, "lr": self.updater.set_lr_(progress.step)}
         try:
-            rollouts = self._timed("rollout_s", self._sample)
-            progress.train_tokens += total_tokens(rollouts)
-            row |= rollout_statistics(rollouts)
-            progress.teacher_tokens += self._timed("teacher_s", self.learner.prepare, rollouts)
-            row |= self._timed("update_s", self._update, rollouts)
+            batch = self._timed("rollout_s", self.collector.collect, progress.step)
+            progress.train_tokens += batch.written_tokens
+            row |= batch_statistics(batch)
+            progress.teacher_tokens += self._timed("teacher_s", self.learner.prepare, batch)
+            row |= self._timed("update_s", self.updater.update_, batch.rollouts, progress.step)
+            row |= self.learner.metrics()
             row["skipped"], progress.skipped_in_a_row = None, 0
         except NonFiniteError as error:
             row |= self._skip(str(error))
-        self.writer.engine.sync_weights()
-        result = self._timed("search_s", self._search)
+        self.engine.sync_weights()
+        result = self._timed("search_s", self._search, row)
         row["accepted_scale"] = result.accepted_scale if result else None
+        if self.average is not None:
+            self.average.update_()
         self._finish(row)
-
-    def _set_lr_(self) -> float:
-        lr = self.settings.optimizer.lr_at(self.progress.step, self.settings.train.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        return lr
-
-    def _sample(self) -> list[Rollout]:
-        """The step's rollouts."""
-        step, count = self.progress.step, self.settings.train.prompts_per_step
-        problems = step_problems(self.problems, self.settings.seed, step, count)
-        seeds = [derive_seed(self.settings.seed, "train", step, i) for i in range(count)]
-        return self.writer.answer(problems, seeds)
-
-    def _update(self, rollouts: Sequence[Rollout]) -> Row:
-        """Accumulates the gradient over micro-batches and takes one clipped optimizer step."""
-        tokens = total_tokens(rollouts)
-        torch.manual_seed(derive_seed(self.settings.seed, "update", self.progress.step))  # dropout
-        self.optimizer.zero_grad(set_to_none=True)
-        self.student.model.train()
-        parts = []
-        for indices in micro_batches(rollouts, self.settings.train.micro_batch_tokens):
-            part = self.learner.contribution(indices, tokens)
-            part.loss.backward()
-            parts.append(part)
-        self.student.model.eval()
-        norm = torch.nn.utils.clip_grad_norm_(self._trainable, self.settings.optimizer.clip_norm)
-        statistics = update_statistics(parts, tokens, norm.item())
-        self.optimizer.step()
-        return statistics
 
     def _skip(self, reason: str) -> Row:
         """Gives up this update; too many in a row end the run."""
         progress = self.progress
-        self.optimizer.zero_grad(set_to_none=True)
-        self.student.model.eval()
+        self.updater.discard()
         progress.skipped_steps += 1
         progress.skipped_in_a_row += 1
         self.observer.on_message(f"step {progress.step}: update skipped, {reason}")
@@ -213,18 +198,19 @@ class Trainer:
             )
         return {"skipped": reason}
 
-    def _search(self) -> SearchResult | None:
+    def _search(self, row: Row) -> SearchResult | None:
         if self.extrapolator is None:
             return None
         try:
-            result = self.extrapolator.step(self.progress.step)
+            progress = relative_progress(row, self._history)
+            result = self.extrapolator.step(self.progress.step, progress)
         except NonFiniteError as error:
             self.observer.on_message(f"step {self.progress.step}: search skipped, {error}")
             return None
         if result is not None:
             self.progress.validation_tokens += result.tokens
             self.progress.teacher_tokens += result.teacher_tokens
-            self.writer.engine.sync_weights()
+            self.engine.sync_weights()
         return result
 
     def _log_trial(self, index: int, trial: Trial) -> None:
@@ -277,7 +263,7 @@ class Trainer:
         parent = self.run_directory.checkpoints
 
         def write(directory: Path) -> None:
-            save_state(directory, self.student, self.optimizer, self.extrapolator, self.progress)
+            save_state(directory, self._saved(), self.progress)
 
         write_checkpoint(checkpoint_path(parent, self.progress.step), write)
         prune(parent, self.settings.checkpoint.keep)

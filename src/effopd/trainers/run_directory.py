@@ -1,6 +1,7 @@
 """One run, one directory, one process: the lock, the records and the resolved settings."""
 
 import fcntl
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,6 +61,21 @@ class RunDirectory:
         """Writes `config.toml` and `run.json`."""
         write_text_atomic(self.path / "config.toml", config_toml)
         write_json_atomic(self.path / "run.json", {"schema": 1, **info})
+
+    def finished(self) -> dict[str, Any] | None:
+        """Step and reason of the end as `run.json` has them; None while the run is not over."""
+        path = self.path / "run.json"
+        try:
+            found: dict[str, Any] | None = json.loads(path.read_text("utf-8")).get("finished")
+        except (OSError, ValueError, AttributeError):
+            return None  # written anew when the run goes on
+        return found
+
+    def finish(self, step: int, reason: str) -> None:
+        """Notes in `run.json` that the run is over, and why."""
+        path = self.path / "run.json"
+        info = json.loads(path.read_text(encoding="utf-8"))
+        write_json_atomic(path, info | {"finished": {"step": step, "reason": reason}})
 
     def resume_point(self, every: int) -> tuple[Path | None, list[str]]:
         """The checkpoint to continue from, None to begin at step 0, and what to tell the user.

@@ -6,6 +6,16 @@ from typing import Literal
 
 from effopd.errors import ConfigError
 
+_COUNTS = (
+    "steps",
+    "prompts_per_step",
+    "responses_per_prompt",
+    "updates_per_step",
+    "epochs",
+    "micro_batch_tokens",
+    "rollout_batch",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
@@ -49,28 +59,100 @@ class OptimizerSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Horizon:
+    """Answers cut short while training: only their first tokens are written and learned from.
+
+    The first tokens of an answer carry most of what a teacher corrects, and the rest is dear.
+
+    Attributes:
+        tokens: Tokens written in the first step; 0 writes whole answers.
+        growth: Tokens added with each step, up to `sampling.max_new_tokens`.
+
+    Source: fixed and progressive horizons of arXiv 2605.31490 and 2605.27028.
+    """
+
+    tokens: int = 0
+    growth: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.tokens < 0 or not (math.isfinite(self.growth) and self.growth >= 0):
+            raise ConfigError(
+                "train.horizon needs tokens >= 0 and growth >= 0, got "
+                f"{self.tokens} and {self.growth}"
+            )
+
+    def tokens_at(self, step: int, longest: int) -> int | None:
+        """Tokens written in step `step` (1 is the first); None where the length cap rules."""
+        tokens = int(self.tokens + self.growth * (step - 1))
+        return tokens if self.tokens > 0 and tokens < longest else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopRule:
+    """When a run ends before its last step; looked at after each evaluation.
+
+    Attributes:
+        patience: Evaluations in a row without a new best accuracy; 0 never stops for that.
+        target: Share of the teacher's accuracy that ends the run once reached; 0 never does.
+
+    Source: patience 5 is how arXiv 2605.11739, appendix E, ends its reinforcement learning.
+    """
+
+    patience: int = 0
+    target: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.patience < 0 or not (math.isfinite(self.target) and self.target >= 0):
+            raise ConfigError(
+                f"train.stop needs patience >= 0 and target >= 0, got {self.patience} and "
+                f"{self.target}"
+            )
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the rule can end a run."""
+        return self.patience > 0 or self.target > 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     """How much, in which portions.
 
     Attributes:
-        steps: Optimizer updates.
-        prompts_per_step: Prompts a step, one response each.
+        steps: Batches of rollouts, each followed by `updates_per_step * epochs` optimizer updates.
+        prompts_per_step: Prompts a step.
+        responses_per_prompt: Answers to each prompt; advantages within a group need several.
+        updates_per_step: Mini-batches, one optimizer update each, that the rollouts of a step are
+            split into; above 1 they are shuffled.
+        epochs: Passes over the rollouts of a step.
         micro_batch_tokens: Prompt and completion tokens (padding included) per forward pass.
         rollout_batch: Sequences generated together.
         max_skipped_steps: Updates skipped in a row (non-finite loss or gradient) before the run
             stops with an error.
+        horizon: Answers cut short while training.
+        stop: When to end before the last step.
     """
 
     steps: int = 64
     prompts_per_step: int = 128
+    responses_per_prompt: int = 1
+    updates_per_step: int = 1
+    epochs: int = 1
     micro_batch_tokens: int = 16384
     rollout_batch: int = 128
     max_skipped_steps: int = 3
+    horizon: Horizon = Horizon()
+    stop: StopRule = StopRule()
 
     def __post_init__(self) -> None:
-        for name in ("steps", "prompts_per_step", "micro_batch_tokens", "rollout_batch"):
+        for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} must be at least 1, got {getattr(self, name)}")
+        if self.updates_per_step > self.prompts_per_step * self.responses_per_prompt:
+            raise ConfigError(
+                f"train.updates_per_step = {self.updates_per_step} is more than a step's "
+                f"{self.prompts_per_step * self.responses_per_prompt} answers"
+            )
         if self.max_skipped_steps < 0:
             raise ConfigError(f"train.max_skipped_steps must be >= 0, got {self.max_skipped_steps}")
 

@@ -1,15 +1,16 @@
 """Everything a run needs to continue bit for bit, as safetensors and JSON.
 
 A checkpoint is a Hugging Face directory (`from_pretrained` works) plus `trainer_state.json`,
-`optimizer.safetensors` and `anchor.safetensors` (with a search). No random state: every random
-number is a function of seed and step.
+`optimizer.safetensors`, and where they exist `anchor.safetensors` and `history.safetensors` (the
+search), `learner.safetensors` (a critic) and `average.safetensors` (a teacher that follows the
+student). No random state: every random number is a function of seed and step.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -21,7 +22,9 @@ from effopd.errors import CheckpointError, NonFiniteError
 from effopd.models.loading import ModelSettings, load_model
 from effopd.models.policy import Policy
 
-VERSION = 1
+VERSION = 2
+SEARCH_TENSORS = ("anchor", "history")
+"""Parts of the search's state that are tensors, each a file."""
 
 
 @dataclass
@@ -54,18 +57,50 @@ class Progress:
         return self.train_tokens + self.validation_tokens
 
 
-def save_state(
-    directory: Path,
-    policy: Policy,
-    optimizer: torch.optim.Optimizer,
-    extrapolator: Extrapolator | None,
-    progress: Progress,
-) -> None:
+class Stateful(Protocol):
+    """Something beside the student that must come back bit for bit."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Its tensors by name."""
+        ...
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restores `state()`."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """The live objects a checkpoint is made of.
+
+    Attributes:
+        policy: The student.
+        optimizer: Its optimizer.
+        extrapolator: The search, if there is one.
+        learner: The objective, which may hold a critic.
+        average: A teacher that follows the student, if there is one.
+    """
+
+    policy: Policy
+    optimizer: torch.optim.Optimizer
+    extrapolator: Extrapolator | None
+    learner: Stateful
+    average: Stateful | None
+
+    @property
+    def others(self) -> dict[str, Stateful]:
+        """File name -> what has tensors of its own."""
+        found = {"learner": self.learner, "average": self.average}
+        return {name: part for name, part in found.items() if part is not None and part.state()}
+
+
+def save_state(directory: Path, saved: Saved, progress: Progress) -> None:
     """Fills `directory` with model, tokenizer and trainer state.
 
     Raises:
         NonFiniteError: A parameter is NaN or infinite; nothing is saved then.
     """
+    policy, optimizer = saved.policy, saved.optimizer
     for name, parameter in policy.model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise NonFiniteError(
@@ -78,25 +113,26 @@ def save_state(
     state: dict[str, Any] = {"version": VERSION, "progress": asdict(progress)}
     names = {id(p): n for n, p in policy.model.named_parameters()}
     save_file(_optimizer_tensors(optimizer, names), directory / "optimizer.safetensors")
-    if extrapolator is not None:
-        search_state = extrapolator.state_dict()
-        save_file(search_state.pop("anchor"), directory / "anchor.safetensors")
+    if saved.extrapolator is not None:
+        search_state = saved.extrapolator.state_dict()
+        for name in SEARCH_TENSORS:
+            tensors = search_state.pop(name)
+            if tensors:
+                save_file(tensors, directory / f"{name}.safetensors")
         state["search"] = search_state
+    for name, part in saved.others.items():
+        save_file(part.state(), directory / f"{name}.safetensors")
     (directory / "trainer_state.json").write_text(json.dumps(state, sort_keys=True))
 
 
-def load_state(
-    directory: Path,
-    policy: Policy,
-    optimizer: torch.optim.Optimizer,
-    extrapolator: Extrapolator | None,
-) -> Progress:
+def load_state(directory: Path, saved: Saved) -> Progress:
     """Restores what `save_state` saved into live objects; verify the directory first.
 
     Raises:
         CheckpointError: The state is of another version, lacks a part, or is of another model.
     """
     state = _read_state(directory)
+    policy, optimizer, extrapolator = saved.policy, saved.optimizer, saved.extrapolator
     if ("search" in state) != (extrapolator is not None):
         raise CheckpointError(
             f"{directory} was written {'with' if 'search' in state else 'without'} a search, this "
@@ -106,8 +142,11 @@ def load_state(
     names = {id(p): n for n, p in policy.model.named_parameters()}
     _load_optimizer(optimizer, names, _tensors(directory / "optimizer.safetensors"))
     if extrapolator is not None:
-        anchor = _tensors(directory / "anchor.safetensors")
-        extrapolator.load_state_dict({**state["search"], "anchor": anchor})
+        files = {name: directory / f"{name}.safetensors" for name in SEARCH_TENSORS}
+        tensors = {name: _tensors(file) if file.exists() else {} for name, file in files.items()}
+        extrapolator.load_state_dict({**state["search"], **tensors})
+    for name, part in saved.others.items():
+        part.load_state(_tensors(directory / f"{name}.safetensors"))
     return Progress(**state["progress"])
 
 

@@ -1,43 +1,83 @@
 """Teachers: whoever scores what the student wrote."""
 
-from collections.abc import Sequence
-from typing import Protocol
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-from effopd.errors import ParameterMismatchError
-from effopd.evaluation.scoring import completion_log_probs
+import torch
+from torch import Tensor
+
+from effopd.errors import CheckpointError, ConfigError, ParameterMismatchError
 from effopd.models.loading import tokenizers_agree
-from effopd.models.policy import Policy, Sample
+from effopd.models.policy import Policy
 from effopd.objectives import aligned_vocabulary_size
 
 
-class Teacher(Protocol):
-    """Scores completions token by token."""
-
-    def log_probs(self, samples: Sequence[Sample]) -> list[tuple[float, ...]]:
-        """Log-probability (nats) of every completion token, one tuple a sample.
-
-        Raises:
-            NonFiniteError: The teacher gives NaN or infinity.
-        """
-        ...
+def frozen(policy: Policy) -> Policy:
+    """The policy with parameters that require no gradient, in evaluation mode."""
+    policy.model.requires_grad_(False).eval()
+    return policy
 
 
-class LocalTeacher:
-    """A frozen model on this machine, in its own precision and on its own device.
+def frozen_copy(policy: Policy) -> Policy:
+    """A copy of a policy as it is now."""
+    return frozen(
+        Policy(
+            copy.deepcopy(policy.model), policy.tokenizer, vocabulary_size=policy.vocabulary_size
+        )
+    )
 
-    Args:
-        policy: The teacher's model; its parameters stop requiring gradients.
-        batch_sequences: Sequences per forward pass.
+
+@dataclass(frozen=True, kw_only=True)
+class SelfTeacher:
+    """A teacher that is the exponential moving average of the student's own weights.
+
+    Attributes:
+        decay: Share of the average that is kept at each step, in [0, 1).
     """
 
-    def __init__(self, policy: Policy, *, batch_sequences: int = 64) -> None:
-        self.policy = policy
-        self._batch_sequences = batch_sequences
-        policy.model.requires_grad_(False).eval()
+    decay: float = 0.99
 
-    def log_probs(self, samples: Sequence[Sample]) -> list[tuple[float, ...]]:
-        """See `Teacher.log_probs`."""
-        return completion_log_probs(self.policy, samples, batch_sequences=self._batch_sequences)
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise ConfigError(f"self_teacher.decay must be in [0, 1), got {self.decay}")
+
+
+class StudentAverage:
+    """Moves a teacher towards the student: `teacher = decay * teacher + (1 - decay) * student`.
+
+    Args:
+        teacher: The policy that follows; it starts where it is.
+        student: The policy it follows.
+        decay: See `SelfTeacher`.
+    """
+
+    def __init__(self, teacher: Policy, student: Policy, decay: float) -> None:
+        self.teacher, self._student, self._decay = teacher, student, decay
+
+    @torch.no_grad()
+    def update_(self) -> None:
+        """One step towards the student as it is now."""
+        own = dict(self.teacher.model.named_parameters())
+        for name, parameter in self._student.model.named_parameters():
+            own[name].lerp_(parameter.to(own[name]), 1.0 - self._decay)
+
+    def state(self) -> dict[str, Tensor]:
+        """The teacher's parameters by name; references."""
+        return {n: p.detach() for n, p in self.teacher.model.named_parameters()}
+
+    @torch.no_grad()
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restores `state()`.
+
+        Raises:
+            CheckpointError: A tensor is missing or of another shape.
+        """
+        for name, parameter in self.teacher.model.named_parameters():
+            saved = tensors.get(name)
+            if saved is None or saved.shape != parameter.shape:
+                raise CheckpointError(f"the saved average does not fit this model: {name}")
+            parameter.copy_(saved)
 
 
 def align_vocabularies(student: Policy, *others: Policy) -> None:

@@ -1,0 +1,183 @@
+"""The objects of one run, made from its settings and models."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from effopd.config import RunConfig
+from effopd.core.validation import Validator
+from effopd.errors import ConfigError
+from effopd.evaluation.cached_kl import CachedKLValidation, CachedKLValidator
+from effopd.evaluation.drawn_answers import DrawnAnswers, problems_of_levels
+from effopd.evaluation.evaluator import Evaluation, Evaluator
+from effopd.evaluation.routing import Teachers
+from effopd.evaluation.validators import (
+    AccuracyValidation,
+    RolloutValidator,
+    accuracy_measure,
+    teacher_kl_measure,
+)
+from effopd.models.policy import Policy
+from effopd.objectives import FullVocabularyKL, PolicyGradient, informative_groups
+from effopd.rollouts.hf import HFEngine
+from effopd.rollouts.rollout import Writer
+from effopd.tasks.problem import Task
+from effopd.trainers.collect import Collector
+from effopd.trainers.critic import Critic
+from effopd.trainers.learning import FullVocabularyLearner, Learner, SampledTokenLearner
+from effopd.trainers.policy_learning import PolicyGradientLearner
+from effopd.trainers.teachers import StudentAverage
+
+EVALUATION_SEED = 0
+"""The same held-out sampling for every run, so that runs are compared on equal terms."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The objects of one run."""
+
+    config: RunConfig
+    task: Task
+    student: Policy
+    teachers: Teachers | None
+    reference: Policy | None
+    average: StudentAverage | None
+
+    def writer(self, policy: Policy) -> Writer:
+        """Writes with `policy` as the settings say."""
+        size = self.config.train.rollout_batch
+        return Writer(
+            engine=HFEngine(
+                policy.model,
+                policy.tokenizer,
+                batch_size=size,
+                vocabulary_size=policy.vocabulary_size,
+            ),
+            tokenizer=policy.tokenizer,
+            template=self.config.prompt,
+            sampling=self.config.sampling,
+        )
+
+    def evaluator(self) -> Evaluator:
+        """Evaluates on the first test problems."""
+        problems = self.task.test[: self.config.evaluation.problems]
+        return Evaluator(problems=problems, verifier=self.task.verifier, seed=EVALUATION_SEED)
+
+    def evaluate_student(self) -> Evaluation:
+        """The student as it is now, with its divergence to the teacher if there is one."""
+        return self.evaluator().evaluate(
+            self.writer(self.student), student=self.student, teachers=self.teachers
+        )
+
+    def evaluate_teacher(self) -> Evaluation:
+        """Each teacher on the problems that are its own."""
+        assert self.teachers is not None
+        evaluator, found = self.evaluator(), []
+        for name, policy in self.teachers.policies.items():
+            own = [p for p in evaluator.problems if self.teachers.name_for(p) == name]
+            if own:
+                found.append(replace(evaluator, problems=own).evaluate(self.writer(policy)))
+        return Evaluation(
+            rollouts=tuple(rollout for each in found for rollout in each.rollouts),
+            rewards=tuple(reward for each in found for reward in each.rewards),
+            kl_nats=(),
+        )
+
+    def learner(self) -> Learner:
+        """The objective, applied to this student and its teachers."""
+        objective = self.config.objective
+        if isinstance(objective, PolicyGradient):
+            return self._policy_learner(objective)
+        assert self.teachers is not None  # RunConfig checked it
+        if isinstance(objective, FullVocabularyKL):
+            return FullVocabularyLearner(objective, self.student, self.teachers, self.reference)
+        return SampledTokenLearner(objective, self.student, self.teachers, self.reference)
+
+    def _policy_learner(self, objective: PolicyGradient) -> Learner:
+        train = self.config.train
+        return PolicyGradientLearner(
+            objective,
+            self.student,
+            longest=self.config.sampling.max_new_tokens,
+            reuses_rollouts=train.updates_per_step * train.epochs > 1,
+            teachers=self.teachers,
+            reference=self.reference,
+            critic=Critic(self.student, lr=objective.critic_lr) if objective.needs_critic else None,
+        )
+
+    def collector(self) -> Collector:
+        """Writes the answers of a step.
+
+        Raises:
+            ConfigError: The objective needs rewards and the task has no verifier.
+        """
+        objective = self.config.objective
+        collector = Collector(
+            writer=self.writer(self.student),
+            problems=self.task.train,
+            settings=self.config.train,
+            seed=self.config.seed,
+        )
+        if not isinstance(objective, PolicyGradient):
+            return collector
+        if self.task.verifier is None:
+            raise ConfigError("objective.type = 'policy_gradient' needs a task with a verifier")
+        collector = replace(collector, verifier=self.task.verifier)
+        if objective.dynamic_sampling:
+            refills = objective.max_refills
+            return replace(collector, informative=rewards_differ, max_refills=refills)
+        return collector
+
+    def validator(self) -> Validator | None:
+        """Scores the search's candidates; None without a search.
+
+        Raises:
+            ConfigError: Accuracy is asked for but the task has no verifier, or a divergence from a
+                teacher that is not there.
+        """
+        settings = self.config.validation
+        if not self.config.searches:
+            return None
+        if isinstance(settings, AccuracyValidation):
+            if self.task.verifier is None:
+                raise ConfigError(
+                    "validation.type = 'accuracy' needs a task with a verifier; use 'teacher_kl'"
+                )
+            measure = accuracy_measure(self.task.verifier)
+            return RolloutValidator(
+                answers=self._drawn_answers(), measure=measure, scores_with_teacher=False
+            )
+        assert self.teachers is not None  # RunConfig checked it
+        temperature = getattr(self.config.objective, "teacher_temperature", 1.0)
+        if isinstance(settings, CachedKLValidation):
+            return CachedKLValidator(
+                self._drawn_answers(),
+                self.student,
+                self.teachers,
+                settings,
+                teacher_temperature=temperature,
+            )
+        measure = teacher_kl_measure(
+            self.student, self.teachers, settings.reduce, teacher_temperature=temperature
+        )
+        return RolloutValidator(
+            answers=self._drawn_answers(), measure=measure, scores_with_teacher=True
+        )
+
+    def _drawn_answers(self) -> DrawnAnswers:
+        """Who answers the validation's prompts."""
+        settings = self.config.validation
+        return DrawnAnswers(
+            writer=self.writer(self.student),
+            problems=problems_of_levels(self.task.train, settings.levels),
+            prompts=settings.prompts,
+            resample=settings.resample,
+            seed=self.config.seed,
+            prefix=getattr(settings, "prefix", 1.0),
+        )
+
+
+def rewards_differ(rewards: Sequence[float]) -> bool:
+    """Whether a group of answers teaches anything: not all right, not all wrong."""
+    return bool(informative_groups(torch.tensor([rewards], dtype=torch.float64))[0])
