@@ -14,7 +14,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from effopd.core.direction import Averaged, SinceAccepted, SinceBase, SinceRaw
+    from effopd.core.direction import (
+        AlphaPLS,
+        Averaged,
+        Relex,
+        SinceAccepted,
+        SinceBase,
+        SinceRaw,
+    )
     from effopd.core.extrapolator import Extrapolator
     from effopd.core.past import PastSearch
     from effopd.core.scales import (
@@ -40,7 +47,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "direction": ("Averaged", "SinceAccepted", "SinceBase", "SinceRaw"),
+    "direction": (
+        "AlphaPLS",
+        "Averaged",
+        "Relex",
+        "SinceAccepted",
+        "SinceBase",
+        "SinceRaw",
+    ),
     "extrapolator": ("Extrapolator",),
     "past": ("PastSearch",),
     "scales": ("GeometricScales", "LadderScales", "QuadraticScales", "TrackingScales"),
@@ -62,6 +76,7 @@ _MODULE = {name: f"effopd.core.{module}" for module, names in _HOME.items() for 
 
 __all__ = [
     "Adaptive",
+    "AlphaPLS",
     "AtLeast",
     "AtSteps",
     "Averaged",
@@ -75,6 +90,7 @@ __all__ = [
     "PastSearch",
     "PowersOfTwo",
     "QuadraticScales",
+    "Relex",
     "Score",
     "Search",
     "SearchResult",

@@ -6,6 +6,7 @@ ray had started at the virtual origin `tip - displacement`. A jump to a predicte
 displacement `target - tip`, reached at scale 2. What they compute it from is a `Memory`.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -80,6 +81,102 @@ class Averaged:
     def __post_init__(self) -> None:
         if not 0 <= self.beta < 1:
             raise ConfigError(f"beta must be in [0, 1), got {self.beta}")
+
+    def anchor_scale(self, accepted_scale: float) -> float:
+        """The accepted point."""
+        return accepted_scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relex:
+    """The steady part of the trajectory so far: rank 1, linear in the step.
+
+    Per tensor, the displacements from the base at the recorded steps and at the tip are stacked;
+    the leading right singular vector of the stack is the direction, and the slope of a least
+    squares line through the coefficients on it (with intercept, the base as zero at step 0) is its
+    speed. The displacement is speed times the steps since the last search, so that scale 2 is as
+    far again.
+
+    Departures from the source: the line is followed from the tip, not from the fitted point; what
+    training did on either side of a jump counts as one trajectory (`RelexMemory`); the search
+    decides how far to go, where the source goes to a target step unseen (`Search.relex`).
+
+    Attributes:
+        every: Steps between recorded displacements.
+        keep: Most displacements kept, each a copy of the parameters in fp32 or wider; when there
+            are more, every second one is dropped and `every` doubles.
+
+    Source: RELEX, arXiv 2605.21468.
+    """
+
+    type: Literal["relex"] = "relex"
+    every: int = 1
+    keep: int = 8
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.keep < 2:
+            raise ConfigError(
+                f"relex needs every >= 1 and keep >= 2, got every {self.every}, keep {self.keep}"
+            )
+
+    def anchor_scale(self, accepted_scale: float) -> float:
+        """The accepted point; only the number of steps since then matters."""
+        return accepted_scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlphaPLS:
+    """A jump to the weights at which a regression on the progress so far sees the target.
+
+    Per matrix and snapshot, the leading `rank` components `s_i u_i` of the displacement from the
+    base are scaled to the norm of the whole displacement and signs follow the snapshot before. One
+    component of partial least squares relates them to progress; the point on it whose progress is
+    `target` replaces them, with the right singular vectors of now. The prediction is at scale 2.
+    A matrix stays at the tip where the regression does not hold up (leave-one-out R2 below
+    `min_r2`, fewer than `min_snapshots`), and so does everything that is no matrix.
+
+    Departures from the source: progress in place of benchmark accuracy; signs from the past alone
+    (released code: from the last snapshot backwards); R2 leave-one-out instead of in-sample; no
+    scaling of the regressors to unit variance; target 1 as printed (released code: 1.7); the
+    prediction is added to the base as printed (released code: to an early checkpoint). The source
+    itself finds little of a distillation update in rank 1 (its tables 7 and 8).
+
+    Attributes:
+        rank: Components a matrix.
+        target: Progress to predict for; 0 is the base, 1 the teacher.
+        min_r2: Smallest leave-one-out R2 trusted.
+        min_snapshots: Fewest snapshots with known progress trusted.
+        every: Steps between snapshots.
+        keep: Most snapshots kept, each `rank` vectors a matrix; when there are more, every second
+            one is dropped and `every` doubles.
+
+    Source: AlphaRL, arXiv 2510.00553.
+    """
+
+    type: Literal["alpha_pls"] = "alpha_pls"
+    rank: int = 1
+    target: float = 1.0
+    min_r2: float = 0.5
+    min_snapshots: int = 4
+    every: int = 2
+    keep: int = 32
+
+    def __post_init__(self) -> None:
+        if not (self.rank >= 1 and self.every >= 1 and self.min_snapshots >= 3):
+            raise ConfigError(
+                "alpha_pls needs rank >= 1, every >= 1 and min_snapshots >= 3 (leaving one out "
+                f"keeps two), got rank {self.rank}, every {self.every}, min_snapshots "
+                f"{self.min_snapshots}"
+            )
+        if self.keep <= 2 * self.min_snapshots:
+            raise ConfigError(
+                "keep must exceed 2 * min_snapshots, since dropping every second snapshot has to "
+                f"leave enough, got keep {self.keep}, min_snapshots {self.min_snapshots}"
+            )
+        if not (math.isfinite(self.target) and self.min_r2 <= 1):
+            raise ConfigError(
+                f"target must be finite and min_r2 at most 1, got {self.target}, {self.min_r2}"
+            )
 
     def anchor_scale(self, accepted_scale: float) -> float:
         """The accepted point."""

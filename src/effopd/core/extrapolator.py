@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from effopd.core.direction import Averaged
+from effopd.core.alpha_memory import AlphaMemory
+from effopd.core.direction import AlphaPLS, Averaged, Relex
 from effopd.core.memory import AverageMemory, Memory, NoMemory
 from effopd.core.past import PastSearch
 from effopd.core.ray import Ray, check_fits, local_
+from effopd.core.relex import RelexMemory
 from effopd.core.search import OnTrial, SearchResult, line_search
 from effopd.core.selection import select_parameters
 from effopd.core.settings import Search as Search
@@ -47,7 +49,8 @@ class Extrapolator:
         on_trial: Called as `on_trial(index, trial)` after each trial.
 
     Raises:
-        ConfigError: A momentum policy without the optimizer of the parameters.
+        ConfigError: A momentum policy without the optimizer of the parameters, or a direction that
+            cannot be had of these parameters.
     """
 
     def __init__(
@@ -93,7 +96,9 @@ class Extrapolator:
             run calls again for the step it was saved at).
 
         Raises:
-            NonFiniteError: The tip's own score is not finite. The parameters are at the tip.
+            ConfigError: The direction needs `progress` and never got any.
+            NonFiniteError: The tip's own score, or what the direction computes with, is not finite.
+                The parameters are at the tip.
             ValidatorError: The validator changed the parameters, or returned no score.
         """
         if step <= self._last_step:
@@ -222,9 +227,15 @@ class Extrapolator:
 
 def _memory_of(search: Search, ray: Ray) -> Memory:
     """What the direction of `search` remembers, at the start of a run."""
-    if isinstance(search.direction, Averaged):
-        return AverageMemory(search.direction.beta, ray)
-    return NoMemory()
+    match search.direction:
+        case Averaged() as settings:
+            return AverageMemory(settings.beta, ray)
+        case Relex() as settings:
+            return RelexMemory(settings, ray)
+        case AlphaPLS() as settings:
+            return AlphaMemory(settings, ray)
+        case _:
+            return NoMemory()
 
 
 def _check_optimizer(

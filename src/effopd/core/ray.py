@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Partial, Replicate
 
 from effopd.errors import ParameterMismatchError
 
@@ -123,6 +123,26 @@ class Ray:
     def tip(self) -> Mapping[str, Tensor]:
         """The point at scale 1 by name; defined from `capture_tip_` to `advance_anchor_`."""
         return self._tip
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether other processes hold parts of the live tensors."""
+        return any(
+            isinstance(tensor, DTensor) and tensor.device_mesh.size() > 1
+            for tensor in self._live.values()
+        )
+
+    def summed_over_shards(self, name: str, value: Tensor) -> Tensor:
+        """Sum of a per-shard quantity of tensor `name` over the processes that share it.
+
+        A collective for sharded tensors: every process has to call it in the same order.
+        """
+        live = self._live[name]
+        if not isinstance(live, DTensor):
+            return value
+        placements = [Partial() if place.is_shard() else Replicate() for place in live.placements]
+        shared = DTensor.from_local(value.to(local_(live).device), live.device_mesh, placements)
+        return shared.full_tensor().to(value.device)
 
     def _snapshot(self) -> dict[str, Tensor]:
         """A copy of the live tensors in the anchor's memory."""

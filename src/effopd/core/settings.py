@@ -3,7 +3,14 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from effopd.core.direction import Averaged, SinceAccepted, SinceBase, SinceRaw
+from effopd.core.direction import (
+    AlphaPLS,
+    Averaged,
+    Relex,
+    SinceAccepted,
+    SinceBase,
+    SinceRaw,
+)
 from effopd.core.scales import GeometricScales, LadderScales, QuadraticScales, TrackingScales
 from effopd.core.schedule import Adaptive, AtSteps, EveryN, PowersOfTwo
 from effopd.core.validation import AtLeast, LengthGuard, PairedMargin, Strict, Unconditional
@@ -28,7 +35,7 @@ class Search:
 
     schedule: PowersOfTwo | EveryN | AtSteps | Adaptive = PowersOfTwo()
     scales: LadderScales | GeometricScales | TrackingScales | QuadraticScales = GeometricScales()
-    direction: SinceAccepted | SinceRaw | SinceBase | Averaged = SinceAccepted()
+    direction: SinceAccepted | SinceRaw | SinceBase | Averaged | Relex | AlphaPLS = SinceAccepted()
     accept: Strict | AtLeast | PairedMargin | Unconditional = Strict()
     guard: LengthGuard | None = LengthGuard()
     retest: bool = False
@@ -82,4 +89,61 @@ class Search:
             retest=False,
             momentum="keep",
             parameters="attention_mlp",
+        )
+
+    @classmethod
+    def expo(cls, at_step: int = 16, alpha: float = 0.5) -> "Search":
+        """ExPO: once, `base + (1 + alpha) (tip - base)` of all tensors, unseen.
+
+        Source: arXiv 2404.16792, alpha 0.25 to 0.5. Departure: training goes on from there; the
+        source extrapolates a finished model, and chooses alpha on held-out prompts.
+        """
+        return cls._jump(at_step, 1 + alpha, direction=SinceBase(), parameters="all")
+
+    @classmethod
+    def relex(cls, at_step: int = 16, target_step: int = 80) -> "Search":
+        """RELEX: once, on to where rank 1 and a line in the step see `target_step`, unseen.
+
+        Source: arXiv 2605.21468; the first 15 to 20 % of the steps match the whole run there.
+        Departures: those of `Relex`, and training goes on from there.
+
+        Raises:
+            ConfigError: The target is not ahead.
+        """
+        if not 0 < at_step < target_step:
+            raise ConfigError(
+                f"target_step must be after at_step, got at_step {at_step}, target_step "
+                f"{target_step}"
+            )
+        return cls._jump(at_step, target_step / at_step, direction=Relex(), parameters="all")
+
+    @classmethod
+    def alphaopd(cls, at_step: int = 16) -> "Search":
+        """AlphaOPD: once, to the weights predicted for the teacher's level, unseen.
+
+        Source: arXiv 2510.00553 (rank 1, a snapshot every 2 steps, prediction at 30 to 40 % of the
+        steps), named AlphaOPD and a baseline in arXiv 2605.11739, which does not describe the
+        adaptation. Departures: those of `AlphaPLS`, and training goes on from there.
+        """
+        return cls._jump(at_step, 2.0, direction=AlphaPLS(), parameters="matrices")
+
+    @classmethod
+    def _jump(
+        cls,
+        at_step: int,
+        scale: float,
+        *,
+        direction: SinceBase | Relex | AlphaPLS,
+        parameters: str,
+    ) -> "Search":
+        """One fixed extrapolation without validation."""
+        return cls(
+            schedule=AtSteps(steps=(at_step,)),
+            scales=LadderScales(scales=(scale,)),
+            direction=direction,
+            accept=Unconditional(),
+            guard=None,
+            retest=False,
+            momentum="keep",
+            parameters=parameters,
         )
