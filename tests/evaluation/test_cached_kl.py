@@ -1,0 +1,328 @@
+"""Candidates judged on the tip's answers: what is written, what is trusted, what it estimates."""
+
+import math
+import random
+from collections.abc import Sequence
+from statistics import mean, stdev
+from typing import Any
+
+import pytest
+import torch
+from tests.fakes import TOKENIZER, WORLD, policy_writer, tiny_policy, writer
+from tests.reference import importance_twin as twin
+from tests.reference.kl_twin import log_probs_TV, reverse_kl
+
+from effopd.core.extrapolator import Extrapolator, Search
+from effopd.core.scales import LadderScales
+from effopd.core.schedule import EveryN
+from effopd.core.validation import Draw, Score, Strict
+from effopd.errors import ConfigError
+from effopd.evaluation.cached_kl import (
+    CachedKLValidation,
+    CachedKLValidator,
+    distrust,
+    weighted_kl,
+)
+from effopd.evaluation.drawn_answers import DrawnAnswers
+from effopd.evaluation.routing import Teachers, routed_reverse_kl
+from effopd.evaluation.scoring import completion_log_probs
+from effopd.models.policy import Policy
+from effopd.rollouts.engine import Completion, Request, Sampling
+from effopd.rollouts.hf import HFEngine
+from effopd.rollouts.rollout import Rollout, total_tokens
+
+PROBLEMS = list(WORLD.load().train)
+REDUCTIONS = ["token", "sequence"]
+V = len(TOKENIZER)
+TRUSTING: dict[str, Any] = {"trust_nats": 1e9, "trust_share": 0.0}
+
+
+class CountingEngine:
+    """Passes everything on to the live student and remembers what it was asked."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._engine = HFEngine(policy.model, policy.tokenizer)
+        self.requests: list[Request] = []
+
+    def sync_weights(self) -> None:
+        self._engine.sync_weights()
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        self.requests += requests
+        return self._engine.generate(requests, sampling)
+
+
+def nearby_policy(share: float = 0.3) -> Policy:
+    """The policy of seed 0, some way towards another: a teacher within reach."""
+    policy, goal = tiny_policy(0), dict(tiny_policy(5, sharpness=4.0).model.named_parameters())
+    with torch.no_grad():
+        for name, p in policy.model.named_parameters():
+            p.lerp_(goal[name], share)
+    return policy
+
+
+class Bench:
+    """A validator with its student, whose weights lie on the segment to the teacher's."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.student, self.teacher = tiny_policy(0), nearby_policy()
+        self.engine = CountingEngine(self.student)
+        self.answers = DrawnAnswers(
+            writer=writer(self.engine),
+            problems=PROBLEMS,
+            prompts=12,
+            resample=True,
+            seed=0,
+            prefix=settings.get("prefix", 1.0),
+        )
+        self.validate = CachedKLValidator(
+            self.answers,
+            self.student,
+            Teachers.single(self.teacher),
+            CachedKLValidation(**settings),
+        )
+        self._start = {n: p.detach().clone() for n, p in self.student.model.named_parameters()}
+
+    @torch.no_grad()
+    def move_(self, share: float) -> None:
+        goal = dict(self.teacher.model.named_parameters())
+        for name, p in self.student.model.named_parameters():
+            p.copy_(torch.lerp(self._start[name], goal[name], share))
+
+    def score(self, share: float, step: int = 1) -> Score:
+        self.move_(share)
+        return self.validate(Draw(step=step))
+
+
+# What is written and what is counted --------------------------------------------------------------
+
+
+def test_only_the_tip_writes_and_the_teacher_scores_every_time() -> None:
+    bench = Bench(**TRUSTING)
+    tip, *candidates = [bench.score(share) for share in (0.0, 0.1, 0.2)]
+    assert len(bench.engine.requests) == 12
+    assert tip.tokens > 12
+    assert [c.tokens for c in candidates] == [0, 0]
+    assert [c.teacher_tokens for c in (tip, *candidates)] == [tip.tokens] * 3
+    assert len({c.value for c in (tip, *candidates)}) == 3
+
+
+def test_the_next_draw_has_answers_of_its_own_by_the_weights_of_its_tip() -> None:
+    bench = Bench(**TRUSTING)
+    first = [bench.score(share, step=1) for share in (0.0, 0.2)]
+    second = [bench.score(share, step=2) for share in (0.2, 0.4)]
+    assert len(bench.engine.requests) == 24
+    assert second[0].tokens > 0
+    alone = Bench(**TRUSTING)
+    assert [alone.score(share, step=2) for share in (0.2, 0.4)] == second
+    assert first[1] != second[0]
+
+
+def test_a_re_test_is_a_draw_of_its_own() -> None:
+    bench = Bench(**TRUSTING)
+    bench.score(0.0)
+    retested = bench.validate(Draw(step=1, fresh=True))
+    assert retested.tokens > 0
+    assert len(bench.engine.requests) == 24
+
+
+def test_the_tip_once_more_has_the_score_it_had() -> None:
+    bench = Bench()
+    tip = bench.score(0.0)
+    bench.score(0.1)
+    assert bench.score(0.0) == tip
+
+
+def test_a_tip_that_is_not_finite_leaves_nothing_behind() -> None:
+    bench = Bench()
+    bench.student.model.lm_head.weight.data.fill_(torch.nan)
+    assert not bench.validate(Draw(step=1)).is_finite
+    good = bench.score(0.0)
+    assert good.is_finite
+    assert good.tokens > 0
+
+
+# The score ----------------------------------------------------------------------------------------
+
+
+def rows(policy: Policy, rollouts: Sequence[Rollout]) -> list[list[float]]:
+    """Log-probabilities of the answers' tokens by the float64 twin."""
+    found = []
+    for rollout in rollouts:
+        log_probs = log_probs_TV(policy.model, rollout.sample, V)
+        tokens = rollout.completion.token_ids
+        found.append([log_probs[t][token].item() for t, token in enumerate(tokens)])
+    return found
+
+
+@pytest.mark.parametrize("prefix", [1.0, 0.5])
+@pytest.mark.parametrize("reduce", REDUCTIONS)
+def test_scores_of_tip_and_candidate_equal_the_twin(reduce: str, prefix: float) -> None:
+    bench = Bench(reduce=reduce, prefix=prefix, **TRUSTING)
+    rollouts = bench.answers.write(Draw(step=1))
+    behaviour = rows(bench.student, rollouts)
+    for share in (0.0, 0.15):
+        found = bench.score(share)
+        kl = [reverse_kl(bench.student.model, bench.teacher.model, r.sample, V) for r in rollouts]
+        arguments = rows(bench.student, rollouts), behaviour, kl
+        assert found.value == pytest.approx(-twin.estimate(*arguments, reduce), rel=1e-4)
+        expected = [-value for value in twin.per_answer(*arguments, reduce)]
+        assert found.per_prompt == pytest.approx(expected, rel=1e-3, abs=1e-4)
+        lengths = twin.weighted_sum(*arguments[:2], twin.ones(kl))
+        assert found.mean_length == pytest.approx(lengths, rel=1e-4)
+        weights = twin.weights_at(*arguments[:2], max(map(len, kl)))
+        cut = [r.completion.finish_reason == "length" for r in rollouts]
+        truncated = sum(w for w, is_cut in zip(weights, cut, strict=True) if is_cut) / 12
+        assert found.truncated_share == pytest.approx(truncated if prefix == 1 else 0, rel=1e-4)
+    assert any(cut)
+
+
+def test_moving_towards_the_teacher_raises_the_score() -> None:
+    bench = Bench(**TRUSTING)
+    scores = [bench.score(share).value for share in (0.0, 0.1, 0.2, 0.3)]
+    assert scores == sorted(scores)
+    assert scores[-1] > scores[0] + 0.02
+
+
+def test_a_search_keeps_what_scores_best_and_writes_one_set_of_answers() -> None:
+    bench = Bench(**TRUSTING)
+    extrapolator = Extrapolator(
+        bench.student.model,
+        bench.validate,
+        search=Search(
+            schedule=EveryN(n=1),
+            scales=LadderScales(scales=(2.0, 3.0)),
+            accept=Strict(),
+            retest=True,
+            parameters="all",
+        ),
+    )
+    bench.move_(0.1)
+    result = extrapolator.step(1)
+    assert result is not None
+    assert result.accepted_scale == 3.0
+    tips = [t.score.tokens for t in result.trials if t.score and "incumbent" in t.kind]
+    assert len(tips) == 2
+    assert result.tokens == sum(tips)
+    assert len(bench.engine.requests) == 24
+
+
+# Trust --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (TRUSTING, ""),
+        (
+            {"trust_nats": 1e-3, "trust_share": 0.0},
+            "nats per token from the tip, trusted are 0.001",
+        ),
+        ({"trust_nats": 1e9, "trust_share": 0.99}, "effective share of the answers 0."),
+    ],
+)
+def test_beyond_the_bounds_a_candidate_is_rejected_before_the_teacher_is_asked(
+    settings: dict[str, float], reason: str
+) -> None:
+    bench = Bench(**settings)
+    asked: list[int] = []
+    bench.teacher.model.model.register_forward_hook(lambda m, i, out: asked.append(1))
+    assert bench.score(0.0).is_finite
+    before = len(asked)
+    assert before > 0
+    assert bench.score(0.2).is_finite is (reason == "")
+    assert (len(asked) == before) is (reason != "")
+    bench.move_(0.0)
+    rollouts = bench.answers.write(Draw(step=1))
+    tip = completion_log_probs(bench.student, [r.sample for r in rollouts])
+    bench.move_(0.2)
+    candidate = completion_log_probs(bench.student, [r.sample for r in rollouts])
+    found = distrust(candidate, tip, CachedKLValidation(**settings))
+    assert (found == "") if reason == "" else (reason in found)
+    assert distrust(tip, tip, CachedKLValidation(**settings)) == ""
+
+
+def test_the_bounds_are_met_by_equality() -> None:
+    log2 = math.log(2)
+    tip, candidate = [[-1.0, -1.0], [-1.0, -1.0]], [[-1.0 + log2, -1.0], [-1.0, -1.0]]
+    k3 = (1 - log2) / 4  # ratios 2, 1, 1, 1
+    share = (2 + 1) ** 2 / (2**2 + 1) / 2
+    exact = {"trust_nats": k3 + 1e-12, "trust_share": share - 1e-12}
+    assert distrust(candidate, tip, CachedKLValidation(**exact)) == ""
+    for name, value in (("trust_nats", k3 - 1e-12), ("trust_share", share + 1e-12)):
+        assert distrust(candidate, tip, CachedKLValidation(**(exact | {name: value}))) != ""
+
+
+@pytest.mark.parametrize("sampling", [{"temperature": 0.7}, {"top_p": 0.9}, {"top_k": 5}])
+def test_answers_that_are_no_samples_of_the_policy_are_refused(sampling: dict[str, Any]) -> None:
+    policy = tiny_policy()
+    answers = DrawnAnswers(
+        writer=policy_writer(policy, **sampling),
+        problems=PROBLEMS,
+        prompts=2,
+        resample=True,
+        seed=0,
+    )
+    with pytest.raises(ConfigError, match="samples of the policy itself"):
+        CachedKLValidator(answers, policy, Teachers.single(policy), CachedKLValidation())
+
+
+# What it estimates --------------------------------------------------------------------------------
+
+COPIES = 40
+"""Answers to each of 60 problems: 2,400 of the tip and as many of the candidate."""
+
+
+class Pool:
+    """Many answers of the tip, scored by a candidate a quarter of the way to the teacher."""
+
+    def __init__(self) -> None:
+        bench = Bench()
+        self.tip_rollouts = self._answers(bench, "tip")
+        samples = [r.sample for r in self.tip_rollouts]
+        self.tip = completion_log_probs(bench.student, samples)
+        bench.move_(0.25)
+        self.candidate = completion_log_probs(bench.student, samples)
+        teachers = Teachers.single(bench.teacher)
+        self.kl = routed_reverse_kl(bench.student, teachers, self.tip_rollouts)
+        own = self._answers(bench, "candidate")
+        self.own_kl = routed_reverse_kl(bench.student, teachers, own)
+        self.own_tokens = total_tokens(own)
+
+    @staticmethod
+    def _answers(bench: Bench, name: str) -> list[Rollout]:
+        seeds = [random.Random(f"{name}/{i}").getrandbits(40) for i in range(COPIES * 60)]
+        return writer(bench.engine, max_new_tokens=8).answer(PROBLEMS * COPIES, seeds)
+
+    def estimate(self, indices: Sequence[int], reduce: str) -> tuple[float, ...]:
+        chosen = [[each[i] for i in indices] for each in (self.candidate, self.tip, self.kl)]
+        return weighted_kl(*chosen, reduce).per_answer_nats
+
+
+@pytest.fixture(scope="module")
+def pool() -> Pool:
+    return Pool()
+
+
+def test_on_many_answers_the_estimate_is_the_candidates_own_divergence(pool: Pool) -> None:
+    own = [sum(row) for row in pool.own_kl]
+    weighted = pool.estimate(range(len(own)), "sequence")
+    error = math.hypot(stdev(own), stdev(weighted)) / math.sqrt(len(own))
+    assert error < 0.02 * mean(own), "tight enough to tell"
+    assert abs(mean(weighted) - mean(own)) < 2 * error
+    unweighted = mean(map(sum, pool.kl))
+    assert abs(unweighted - mean(own)) > 4 * error, "so that the weights matter"
+    per_token = mean(pool.estimate(range(len(own)), "token"))
+    assert per_token == pytest.approx(mean(own) * len(own) / pool.own_tokens, rel=0.03)
+
+
+@pytest.mark.parametrize("reduce", REDUCTIONS)
+def test_on_fifty_answers_the_bias_is_below_two_percent(pool: Pool, reduce: str) -> None:
+    rng = random.Random(0)
+    everything = mean(pool.estimate(range(len(pool.kl)), reduce))
+    estimates = [
+        mean(pool.estimate(rng.sample(range(len(pool.kl)), 50), reduce)) for _ in range(300)
+    ]
+    noise = stdev(estimates) / math.sqrt(300)
+    assert noise < 0.01 * everything
+    assert mean(estimates) == pytest.approx(everything, rel=0.02)
