@@ -94,6 +94,32 @@ def report(
         report_runs(runs, out or runs[0] / "report.html")
 
 
+@app.command()
+def compare(
+    plan: Annotated[Path, typer.Argument(help="Plan, a TOML file.", metavar="PLAN.toml")],
+    out: Annotated[
+        Path | None, typer.Option(help="Where runs and results go; runs/compare-NAME by default.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time; one per core by default.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Apply the plan's [quick] section.")
+    ] = False,
+    list_runs: Annotated[bool, typer.Option("--list", help="Print the runs and stop.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Train every method of a plan in every world; write tables, figures and a page. Resumes."""
+    with _errors(debug):
+        from effopd.cli.compare import Request, list_cells, run_compare
+
+        asked = Request(plan=plan, out=out, workers=workers, quick=quick, debug=debug)
+        if list_runs:
+            list_cells(asked)
+            return
+        raise typer.Exit({"finished": 0, "failed": 1, "stopped": STOPPED}[run_compare(asked)])
+
+
 @contextmanager
 def _errors(debug: bool) -> Iterator[None]:
     """Expected errors become one message and status 2 (settings) or 1 (everything else)."""

@@ -46,10 +46,7 @@ def accuracy_figure(runs: Sequence[Run], axis: str) -> Figure:
         lines.append(_curve(points, axis, "accuracy", style))
         lines += _ring(points, axis, teacher, style)
     layout = base_layout(axis, "accuracy", tickformat=".0%", rangemode="tozero")
-    for share, name in ((1.0, "teacher"), (0.9, "90 %")):
-        if teacher is not None:
-            layout["shapes"].append(_level_line(share * teacher, share == 1.0))
-            layout["annotations"].append(_level_name(share * teacher, name))
+    mark_teacher(layout, teacher)
     return {"data": bands + lines, "layout": layout}
 
 
@@ -86,17 +83,25 @@ def _placed(run: Run, axis: str, field: str) -> list[Evaluation]:
 
 
 def _curve(points: Sequence[Evaluation], axis: str, field: str, style: Style) -> Figure:
+    places = [(getattr(point, AXES[axis][0]), getattr(point, field)) for point in points]
+    return marked_line(places, [_hover(point, style) for point in points], style)
+
+
+def marked_line(
+    places: Sequence[tuple[float, float]], hovers: Sequence[str], style: Style
+) -> Figure:
+    """A line with marks; `hovers` hold plotly's markup, with text from records escaped."""
     return {
         "type": "scatter",
         "mode": "lines+markers",
         "name": plotly_text(style.label),
         "legendgroup": plotly_text(style.label),
-        "x": [getattr(point, AXES[axis][0]) for point in points],
-        "y": [getattr(point, field) for point in points],
+        "x": [x for x, _ in places],
+        "y": [y for _, y in places],
         "line": {"color": style.color, "width": 2.5, "dash": style.dash},
         "marker": {"color": style.color, "size": 7, "symbol": style.symbol},
         "hoverinfo": "text",
-        "hovertext": [_hover(point, style) for point in points],
+        "hovertext": list(hovers),
     }
 
 
@@ -111,20 +116,23 @@ def _band(points: Sequence[Evaluation], axis: str, style: Style) -> list[Figure]
         return []
     upper = [(x, middle + error) for x, middle, error in edges]
     lower = [(x, middle - error) for x, middle, error in reversed(edges)]
-    return [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "x": [x for x, _ in upper + lower],
-            "y": [y for _, y in upper + lower],
-            "fill": "toself",
-            "fillcolor": faded(style.color, 0.14),
-            "line": {"width": 0},
-            "hoverinfo": "skip",
-            "showlegend": False,
-            "legendgroup": plotly_text(style.label),
-        }
-    ]
+    return [outline(upper + lower, style)]
+
+
+def outline(corners: Sequence[tuple[float, float]], style: Style) -> Figure:
+    """A closed, faintly filled outline in the colour of a curve, named by nothing."""
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "x": [x for x, _ in corners],
+        "y": [y for _, y in corners],
+        "fill": "toself",
+        "fillcolor": faded(style.color, 0.14),
+        "line": {"width": 0},
+        "hoverinfo": "skip",
+        "showlegend": False,
+        "legendgroup": plotly_text(style.label),
+    }
 
 
 def _ring(
@@ -176,6 +184,14 @@ def base_layout(axis: str, title: str, **y_axis: object) -> Figure:
         "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
         "showlegend": True,
     }
+
+
+def mark_teacher(layout: Figure, teacher: float | None) -> None:
+    """Adds the level of the teacher and of 90 % of it to a layout, if it is known."""
+    for share, name in ((1.0, "teacher"), (0.9, "90 %")):
+        if teacher is not None:
+            layout["shapes"].append(_level_line(share * teacher, share == 1.0))
+            layout["annotations"].append(_level_name(share * teacher, name))
 
 
 def _level_line(height: float, strong: bool) -> Figure:

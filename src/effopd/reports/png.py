@@ -14,7 +14,7 @@ from effopd.reports.summary import first_at
 from effopd.reports.timeline import advantage_color, advantage_limit, scale_ticks, trial_kinds
 
 _DPI = 200
-_INK, _MUTED, _GRID, _THIN = "#1D1F22", "#5D6268", "#E5E2DB", "#8A8A8A"
+_INK, MUTED, _GRID, _THIN = "#1D1F22", "#5D6268", "#E5E2DB", "#8A8A8A"
 _MARKS: dict[str, Any] = {
     "circle": "o",
     "square": "s",
@@ -67,13 +67,17 @@ def write_pngs(runs: Sequence[Run], directory: Path | str) -> list[Path]:
     paths = []
     for name, draw, size in drawings:
         path = directory / f"{name}.png"
-        _save(path, draw, size)
+        save_figure(path, draw, size)
         paths.append(path)
     return paths
 
 
-def _save(path: Path, draw: Callable[[Any], None], size: tuple[float, float]) -> None:
-    """Draw on a fresh figure of `size` inches and store it."""
+def save_figure(path: Path, draw: Callable[[Any], None], size: tuple[float, float]) -> None:
+    """Draw on a fresh figure of `size` inches and store it as PNG, 200 dots per inch.
+
+    Raises:
+        MissingExtraError: Matplotlib is not installed.
+    """
     try:
         import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -86,8 +90,8 @@ def _save(path: Path, draw: Callable[[Any], None], size: tuple[float, float]) ->
         "font.size": 10,
         "text.color": _INK,
         "text.parse_math": False,  # a label may hold dollar signs
-        "axes.labelcolor": _MUTED,
-        "axes.edgecolor": _MUTED,
+        "axes.labelcolor": MUTED,
+        "axes.edgecolor": MUTED,
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.spines.left": False,
@@ -96,8 +100,8 @@ def _save(path: Path, draw: Callable[[Any], None], size: tuple[float, float]) ->
         "axes.axisbelow": True,
         "grid.color": _GRID,
         "grid.linewidth": 0.8,
-        "xtick.color": _MUTED,
-        "ytick.color": _MUTED,
+        "xtick.color": MUTED,
+        "ytick.color": MUTED,
         "ytick.left": False,
         "ytick.minor.left": False,
         "legend.frameon": False,
@@ -123,17 +127,11 @@ def _accuracy(figure: Any, runs: Sequence[Run], axis: str) -> None:
         lower = [height - error for height, error in zip(heights, errors, strict=True)]
         upper = [height + error for height, error in zip(heights, errors, strict=True)]
         axes.fill_between(places, lower, upper, color=style.color, alpha=0.15, linewidth=0)
-        axes.plot(places, heights, **_line(style))
+        axes.plot(places, heights, **line_look(style))
         first = first_at(points, 90, teacher)
         if first is not None:
             _ring(axes, getattr(first, field), first.accuracy, style)
-    for share, name in ((1.0, "teacher"), (0.9, "90 %")):
-        if teacher is not None:
-            solid = share == 1.0
-            axes.axhline(share * teacher, color=_MUTED, lw=0.9, ls="-" if solid else ":", zorder=1)
-            _margin_note(axes, share * teacher, name)
-    axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    accuracy_axis(axes, teacher)
     _finish(axes, title, "accuracy", axis)
 
 
@@ -142,7 +140,7 @@ def _reverse_kl(figure: Any, runs: Sequence[Run]) -> None:
     heights: list[float] = []
     for run, style in zip(runs, run_styles(runs), strict=True):
         points = [p for p in evaluations(run) if (p.reverse_kl or 0) > 0]
-        axes.plot([p.step for p in points], [p.reverse_kl for p in points], **_line(style))
+        axes.plot([p.step for p in points], [p.reverse_kl for p in points], **line_look(style))
         heights += [p.reverse_kl for p in points if p.reverse_kl]
     if heights:
         axes.set_yscale("log")
@@ -200,7 +198,7 @@ def _scale_bar(figure: Any, axes: Any, limit: float) -> None:
     colors = LinearSegmentedColormap.from_list("gain", [WORSE, NEUTRAL, BETTER])
     bar = figure.colorbar(ScalarMappable(Normalize(-limit, limit), colors), ax=axes, aspect=18)
     bar.outline.set_visible(False)
-    bar.ax.set_title("gain", fontsize=8, color=_MUTED)
+    bar.ax.set_title("gain", fontsize=8, color=MUTED)
     bar.set_ticks([-limit, 0, limit], labels=[f"-{limit:.2g}", "0", f"+{limit:.2g}"])
     bar.ax.tick_params(labelsize=8, length=0)
 
@@ -216,7 +214,8 @@ def _search_legend(figure: Any, looks: dict[str, dict[str, Any]]) -> None:
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), markerscale=0.7)
 
 
-def _line(style: Style) -> dict[str, Any]:
+def line_look(style: Style) -> dict[str, Any]:
+    """Keywords of matplotlib for a marked line in a style."""
     return {
         "color": style.color,
         "marker": _MARKS[style.symbol],
@@ -234,6 +233,17 @@ def _ring(axes: Any, x: float, y: float | None, style: Style) -> None:
     axes.plot(x, y, "o", ms=11, mfc="none", mec=style.color, mew=1.4, zorder=4)
 
 
+def accuracy_axis(axes: Any, teacher: float | None) -> None:
+    """A vertical axis in percent from 0, with the level of the teacher and of 90 % of it."""
+    for share, name in ((1.0, "teacher"), (0.9, "90 %")):
+        if teacher is not None:
+            solid = share == 1.0
+            axes.axhline(share * teacher, color=MUTED, lw=0.9, ls="-" if solid else ":", zorder=1)
+            _margin_note(axes, share * teacher, name)
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+
+
 def _margin_note(axes: Any, height: float, name: str) -> None:
     axes.annotate(
         name,
@@ -241,7 +251,7 @@ def _margin_note(axes: Any, height: float, name: str) -> None:
         xycoords=("axes fraction", "data"),
         va="center",
         fontsize=8.5,
-        color=_MUTED,
+        color=MUTED,
         annotation_clip=False,
     )
 

@@ -33,6 +33,7 @@ _OTHERS = (
     ("#56B4E9", "cross"),
     ("#8A8A8A", "x"),
 )
+_RATE_MARKS = ("circle", "square", "triangle-up", "triangle-down", "pentagon")
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
 
@@ -89,6 +90,16 @@ def method_styles(names: Sequence[str], methods: Sequence[str]) -> list[Style]:
             look, dash = _OTHERS[others % len(_OTHERS)], _DASHES[others // len(_OTHERS) % 5]
             others += 1
         styles.append(Style(label=label, color=look[0], symbol=look[1], dash=dash))
+    return styles
+
+
+def rate_styles(labels: Sequence[str]) -> list[Style]:
+    """Styles of one method at growing learning rates: from light to dark blue."""
+    styles = []
+    for index, label in enumerate(labels):
+        share = 1.0 if len(labels) < 2 else 0.15 + 0.85 * index / (len(labels) - 1)
+        color, symbol = blended(NEUTRAL, BETTER, share), _RATE_MARKS[index % len(_RATE_MARKS)]
+        styles.append(Style(label=label, color=color, symbol=symbol, dash="solid"))
     return styles
 
 

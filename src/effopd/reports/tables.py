@@ -112,6 +112,12 @@ def format_cost(cost: str, value: float | None) -> str:
     return f"{value:,g}"
 
 
+def format_lr(lr: float) -> str:
+    """A learning rate such as `1e-4` or `2.5e-5`."""
+    mantissa, exponent = f"{lr:.6e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
 def format_ratio(ratio: float | None) -> str:
     """A ratio such as `6.0×`; empty if there is none."""
     if ratio is None:
@@ -142,8 +148,13 @@ def _with_ratio(name: str, summary: Summary, ratio: Summary) -> str:
     return text if factor is None else f"{text} ({format_ratio(factor)})"
 
 
+def escape_markdown(text: str) -> str:
+    """`text` as one line that Markdown shows as it is."""
+    return plain(text).translate(_MARKDOWN)
+
+
 def _markdown_cell(cell: str) -> str:
-    text = plain(cell).translate(_MARKDOWN)
+    text = escape_markdown(cell)
     return f"\\{text}" if text.startswith(_FORMULA) else text
 
 
