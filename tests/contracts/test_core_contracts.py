@@ -5,15 +5,21 @@ import json
 from typing import Any, get_args, get_type_hints
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.reference.core_twin import bits
+from torch import Tensor
 
 from effopd import (
     Adaptive,
+    AlphaPLS,
     AtLeast,
     AtSteps,
     Averaged,
+    Draw,
     EveryN,
+    Extrapolator,
     GeometricScales,
     LadderScales,
     LengthGuard,
@@ -21,6 +27,7 @@ from effopd import (
     PastSearch,
     PowersOfTwo,
     QuadraticScales,
+    Relex,
     Score,
     Search,
     SinceAccepted,
@@ -59,7 +66,17 @@ SCALES = [
     QuadraticScales(probes=(1.1, 1000.0)),
 ]
 ACCEPT_RULES = [Strict(), AtLeast(), PairedMargin(), PairedMargin(z=0.0), PairedMargin(z=2.5)]
-DIRECTIONS = [SinceAccepted(), SinceRaw(), SinceBase(), Averaged(), Averaged(beta=0.0)]
+DIRECTIONS = [
+    SinceAccepted(),
+    SinceRaw(),
+    SinceBase(),
+    Averaged(),
+    Averaged(beta=0.0),
+    Relex(),
+    Relex(every=2, keep=3),
+    AlphaPLS(),
+    AlphaPLS(rank=2, every=1, min_snapshots=3, keep=7, min_r2=-1e9),
+]
 SETTINGS: list[Any] = [
     *SCHEDULES,
     *SCALES,
@@ -216,3 +233,98 @@ def test_direction_is_pure_and_goes_on_from_the_tip_or_stays(
     assert direction.anchor_scale(accepted) == direction.anchor_scale(accepted)
     assert direction.anchor_scale(accepted) in {0.0, 1.0, accepted}
     assert direction.anchor_scale(1.0) in {0.0, 1.0}  # stays, or is the tip
+
+
+class Walk:
+    """Weights on a noisy way up, searched every third step; progress is how far up they are."""
+
+    def __init__(self, direction: Direction, dtype: torch.dtype) -> None:
+        self.rng = torch.Generator().manual_seed(0)
+        self.live = {"mlp.a": torch.ones(4, 3, dtype=dtype), "mlp.b": torch.ones(5, dtype=dtype)}
+        self.answers: list[float | None] = []
+        self.seen: list[list[int]] = []
+        self.extrapolator = Extrapolator(
+            self.live,
+            self.validate,
+            search=Search(
+                schedule=EveryN(n=3),
+                scales=LadderScales(scales=(1.5, 2.0)),
+                direction=direction,
+                accept=AtLeast(),
+            ),
+        )
+
+    def validate(self, draw: Draw) -> float:
+        self.seen.append(self.bits())
+        answer = self.answers[(len(self.seen) - 1) % len(self.answers)]
+        if answer is None:
+            raise OSError("no engine")
+        return answer
+
+    def bits(self) -> list[int]:
+        return [bit for tensor in self.live.values() for bit in bits(tensor)]
+
+    def update(self) -> None:
+        self.progress = (self.live["mlp.a"].float().mean().item() - 1) / 20
+        for tensor in self.live.values():
+            tensor += (1 + 0.1 * torch.randn(tensor.shape, generator=self.rng)).to(tensor) / 8
+
+    def search(self, step: int, *answers: float | None) -> float | None:
+        """The accepted scale of the search at `step`, when the validator answers so."""
+        self.answers, self.seen = list(answers), []
+        result = self.extrapolator.step(step, progress=self.progress)
+        return result and result.accepted_scale
+
+    def advance(self, last: int) -> None:
+        """Updates up to `last`; searches accept everything."""
+        for step in range(1, last + 1):
+            self.update()
+            self.search(step, 1.0, 2.0, 3.0)
+
+
+def state_bits(extrapolator: Extrapolator) -> dict[str, Any]:
+    """The state with its tensors as bits."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return bits(value)
+        return {k: plain(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+    return {key: plain(value) for key, value in extrapolator.state_dict().items()}
+
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("direction", DIRECTIONS, ids=str)
+def test_a_failed_search_leaves_no_trace_and_can_be_repeated(
+    direction: Direction, dtype: torch.dtype
+) -> None:
+    walk, other = Walk(direction, dtype), Walk(direction, dtype)
+    for each in (walk, other):
+        each.advance(11)
+        each.update()
+    weights, state = walk.bits(), state_bits(walk.extrapolator)
+    for answers in [(None,), (1.0, None), (1.0, 2.0, None)]:
+        with pytest.raises(OSError, match="no engine"):
+            walk.search(12, *answers)
+        assert walk.bits() == weights
+        assert state_bits(walk.extrapolator) == state
+    assert walk.search(12, 1.0, 2.0, 0.0) == other.search(12, 1.0, 2.0, 0.0) == 1.5
+    assert walk.bits() == other.bits() != weights
+    assert state_bits(walk.extrapolator) == state_bits(other.extrapolator)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("direction", DIRECTIONS, ids=str)
+def test_a_rejected_search_leaves_the_tip_bit_for_bit(
+    direction: Direction, dtype: torch.dtype
+) -> None:
+    walk = Walk(direction, dtype)
+    walk.advance(11)
+    walk.update()
+    tip = walk.bits()
+    assert walk.search(12, 1.0, 0.0) == 1.0
+    assert walk.seen[0] == tip != walk.seen[1]
+    assert walk.bits() == tip

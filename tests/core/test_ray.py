@@ -6,7 +6,7 @@ from tests.reference.core_twin import bits, copied, lerp_rounded_once, released_
 from torch import Tensor, nn
 
 from effopd.core.direction import SinceAccepted, SinceRaw
-from effopd.core.ray import Ray, bit_sum, interpolate_
+from effopd.core.ray import Ray, bit_sum, displace_, interpolate_
 from effopd.core.selection import select_parameters
 from effopd.errors import ParameterMismatchError
 
@@ -94,6 +94,59 @@ def test_a_point_does_not_depend_on_the_points_before(scales: list[float]) -> No
     direct = torch.empty_like(anchor)
     interpolate_(direct, anchor, tip, scales[-1])
     assert bits(live["w"]) == bits(direct)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_another_displacement_goes_through_the_tip_and_spares_the_anchor(
+    dtype: torch.dtype,
+) -> None:
+    anchor, tip = endpoints(dtype, 999)
+    tip[:4] = torch.tensor([0.0, -0.0, 1e-40, -1e-7]).to(dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    along = 1e-3 * torch.randn(999, generator=torch.Generator().manual_seed(7)).to(wide)
+    live, ray = ray_at({"w": tip}, {"w": anchor})
+    ray.aim_({"w": along})
+    for scale in SCALES:
+        ray.move_to_(scale)
+        expected = tip.double() + (scale - 1) * along.double()
+        eps = torch.finfo(dtype).eps
+        torch.testing.assert_close(live["w"].double(), expected, rtol=eps, atol=eps)
+        ray.move_to_(1.0)
+        assert bits(live["w"]) == bits(tip)
+    assert bits(ray.anchor["w"]) == bits(anchor)
+
+
+def test_a_displacement_is_added_in_fp32_and_rounded_once() -> None:
+    tip = endpoints(torch.bfloat16, 100_000)[1]
+    along = 1e-4 * torch.randn(100_000, generator=torch.Generator().manual_seed(8))
+    out = torch.empty_like(tip)
+    displace_(out, tip, along, 7.0)
+    assert int((out != (tip.float() + 7 * along).bfloat16()).sum()) == 0
+    assert int((out != (tip + (7 * along).bfloat16())).sum()) > 100  # what it is not
+
+
+def test_a_displacement_ends_with_its_search() -> None:
+    anchor, tip = endpoints(torch.float32, 50)
+    live, ray = ray_at({"w": tip}, {"w": anchor})
+    ray.aim_({"w": torch.ones(50)})
+    ray.move_to_(4.0)
+    torch.testing.assert_close(live["w"], tip + 3)
+    ray.return_to_tip_()  # as after a failed search
+    ray.capture_tip_()
+    ray.move_to_(3.0)
+    torch.testing.assert_close(live["w"], torch.lerp(anchor, tip, 3.0))
+
+
+@pytest.mark.parametrize("elsewhere", [4.0, 2.0])
+def test_a_point_along_another_displacement_becomes_the_anchor(elsewhere: float) -> None:
+    anchor, tip = endpoints(torch.bfloat16, 500)
+    live, ray = ray_at({"w": tip}, {"w": anchor})
+    ray.aim_({"w": torch.full((500,), 1e-3)})
+    ray.move_to_(4.0)
+    accepted = live["w"].clone()
+    ray.move_to_(elsewhere)
+    ray.advance_anchor_(4.0)
+    assert bits(ray.anchor["w"]) == bits(accepted)
 
 
 def test_return_to_tip_mends_what_others_wrote() -> None:

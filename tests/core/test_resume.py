@@ -16,6 +16,7 @@ from torch import Tensor
 
 from effopd import (
     Adaptive,
+    AlphaPLS,
     AtLeast,
     AtSteps,
     Averaged,
@@ -27,6 +28,7 @@ from effopd import (
     LengthGuard,
     PowersOfTwo,
     QuadraticScales,
+    Relex,
     Score,
     Search,
     SinceBase,
@@ -60,6 +62,12 @@ SEARCHES = {
     ),
     "from the base": Search(schedule=EveryN(n=3), direction=SinceBase()),
     "averaged": Search(schedule=EveryN(n=2), direction=Averaged(beta=0.7)),
+    "relex": Search(schedule=EveryN(n=3), direction=Relex(every=1, keep=3)),
+    "alpha": Search(
+        schedule=EveryN(n=4),
+        scales=LadderScales(scales=(1.2, 2.0)),
+        direction=AlphaPLS(rank=2, every=1, min_snapshots=3, keep=7, min_r2=-1e9, target=0.9),
+    ),
 }
 
 
@@ -70,6 +78,7 @@ class Training:
     search: Search
     dtype: torch.dtype
     steps: int = 0
+    progress: float = 0.0
     log: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -99,10 +108,11 @@ class Training:
         rng = torch.Generator().manual_seed(1000 + self.steps)
         for tensor in self.live.values():
             tensor.requires_grad_(True)
+        self.progress = 1 - self.loss(torch.zeros(SIZE)).item()
         self.optimizer.zero_grad()
         self.loss(0.3 * torch.randn(SIZE, generator=rng)).backward()
         self.optimizer.step()
-        result = self.extrapolator.step(self.steps)
+        result = self.extrapolator.step(self.steps, progress=self.progress)
         if result is not None:
             self.log.append((result.step, result.accepted_scale))
 
