@@ -111,6 +111,7 @@ def test_penalty_is_zero_then_linear_then_minus_one() -> None:
     found = overlong_penalties([0, 12, 16, 17, 18, 20, 21, 40], longest=20, buffer=4)
     assert found.tolist() == [0.0, 0.0, 0.0, -0.25, -0.5, -1.0, -1.0, -1.0]
     assert overlong_penalties([1, 20, 99], longest=20, buffer=0).tolist() == [0.0, 0.0, 0.0]
+    assert overlong_penalties([0, 5, 20], longest=20, buffer=20).tolist() == [0.0, -0.25, -1.0]
 
 
 @given(

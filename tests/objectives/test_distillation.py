@@ -173,6 +173,7 @@ def test_defaults_are_the_vetted_settings() -> None:
         "divergence": "reverse",
         "beta": 0.5,
         "teacher_temperature": 1.0,
+        "reward_scale": 1.0,
     }
 
 
@@ -187,6 +188,7 @@ def test_defaults_are_the_vetted_settings() -> None:
         (SampledTokenOPD, {"teacher_temperature": 0.0}),
         (ExOPD, {"teacher_temperature": -1.0}),
         (FullVocabularyKL, {"teacher_temperature": math.nan}),
+        (FullVocabularyKL, {"reward_scale": -0.1}),
         (FullVocabularyKL, {"divergence": "kl"}),
         (FullVocabularyKL, {"divergence": "jsd", "beta": 1.0}),
     ],

@@ -86,9 +86,16 @@ def test_before_the_first_update_it_is_the_plain_policy_gradient() -> None:
 
 
 def test_surrogate_has_one_differentiable_input() -> None:
-    inputs = [x.requires_grad_() for x in (-normal(5, 1).abs(), -normal(5, 2).abs(), normal(5, 3))]
+    inputs = [x.requires_grad_() for x in (normal(5, 1), normal(5, 2), normal(5, 3))]
     clipped_surrogate(*inputs, 0.2, 0.28).loss_N.sum().backward()
     assert [x.grad is not None for x in inputs] == [True, False, False]
+
+
+def test_token_without_advantage_has_no_gradient_to_lose() -> None:
+    far = torch.tensor([-3.0, 3.0])
+    found = clipped_surrogate(far, torch.zeros(2), torch.zeros(2), 0.2, 0.28)
+    assert found.clipped_N.tolist() == [False, False]
+    assert found.loss_N.abs().tolist() == [0.0, 0.0]
 
 
 def test_no_tokens() -> None:
@@ -117,6 +124,12 @@ def test_k3_of_the_reference_itself_is_exactly_zero() -> None:
     found = k3_divergence(log_probs, log_probs.detach().clone())
     assert found.tolist() == [0.0] * 9
     assert gradient(found, log_probs).tolist() == [0.0] * 9
+
+
+def test_k3_leaves_the_reference_alone() -> None:
+    inputs = [normal(5, seed).requires_grad_() for seed in (1, 2)]
+    k3_divergence(*inputs).sum().backward()
+    assert [x.grad is not None for x in inputs] == [True, False]
 
 
 def test_k3_keeps_its_digits_for_small_differences() -> None:
