@@ -67,7 +67,7 @@ def train(
         stop: Asked at the end of every step; None reacts to signals.
 
     Returns:
-        Whether the last step was reached.
+        Whether the run is over.
 
     Raises:
         ConfigError: `out` holds a run with other settings.
@@ -109,6 +109,7 @@ def build_trainer(parts: Parts, run: RunDirectory, observer: Observer) -> Traine
         search=config.search if config.searches else None,
         validate=parts.validator(),
         average=parts.average,
+        lent_answers=parts.lent_answers,
         observer=observer,
     )
 
@@ -159,13 +160,17 @@ def _is_longer(difference: str) -> bool:
 
 
 def _finished(run: RunDirectory, config: RunConfig) -> str | None:
-    """Why the run is over, if its last checkpoint is there undamaged; None if it is not."""
+    """Why the run is over, if its last checkpoint is there undamaged; None if it is not.
+
+    A run that its rule ended before the first step has no checkpoint.
+    """
     finished = run.finished()
     if finished is None:
         return None
     more_asked = finished["reason"] == LAST_STEP and finished["step"] < config.train.steps
     try:
-        verify_checkpoint(checkpoint_path(run.checkpoints, finished["step"]))
+        if finished["step"] > 0:
+            verify_checkpoint(checkpoint_path(run.checkpoints, finished["step"]))
     except CheckpointError:
         return None
     return None if more_asked else f"after step {finished['step']}: {finished['reason']}"
@@ -174,18 +179,20 @@ def _finished(run: RunDirectory, config: RunConfig) -> str | None:
 def _model_settings(
     config: RunConfig, report: Callable[[str], None]
 ) -> tuple[ModelSettings, dict[str, ModelSettings]]:
-    """The student's settings, and the teachers' by name."""
+    """The student's settings, and the teachers' by name; none for an average of the student."""
     named = dict(config.teachers)
     if config.teacher is not None:
         named[""] = config.teacher
     if not isinstance(config.task, TinyWorld):
         assert config.student is not None  # RunConfig checked it
         return config.student, named
-    if config.student is not None and named:
+    brings_teacher = not named and config.self_teacher is None
+    if config.student is not None and not brings_teacher:
         return config.student, named
     models = world_models(config.task, report)
-    student = config.student or ModelSettings(path=str(models.base))
-    return student, named or {"": ModelSettings(path=str(models.teacher))}
+    if brings_teacher:
+        named[""] = ModelSettings(path=str(models.teacher))
+    return config.student or ModelSettings(path=str(models.base)), named
 
 
 def _policy(settings: ModelSettings, device: str) -> Policy:

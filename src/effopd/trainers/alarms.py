@@ -1,6 +1,7 @@
 """Warnings about runs that go wrong slowly. Pure functions of the metrics, so resumes repeat them.
 
-Thresholds are relative to the run's own first steps.
+Thresholds are relative to the run's own first steps. The length of answers that a horizon cuts is a
+setting, not a symptom: the steps that wrote whole answers are compared among themselves.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,15 +33,23 @@ def alarms(row: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list
     early = history[:EARLY_STEPS]
     if len(early) < EARLY_STEPS:
         return found
-    entropy, kl, length = (_mean(early, k) for k in ("entropy", "reverse_kl", "mean_length"))
+    entropy, kl = _mean(early, "entropy"), _mean(early, "reverse_kl")
     nearer = _below(row["reverse_kl"], kl, 1.0)  # sharpening towards a sharp teacher is the aim
     if _below(row["entropy"], entropy, ENTROPY_RATIO) and not nearer:
         found.append(f"entropy collapsed from {entropy:.3g} to {row['entropy']:.3g} nats per token")
     if _below(kl, row["reverse_kl"], 1 / KL_RATIO) and kl is not None and kl > 0:
         found.append(f"reverse KL rose from {kl:.3g} to {row['reverse_kl']:.3g} nats per token")
-    if length and not 1 / LENGTH_RATIO <= row["mean_length"] / length <= LENGTH_RATIO:
-        found.append(f"mean length went from {length:.1f} to {row['mean_length']:.1f} tokens")
-    return found
+    return found + _length_alarms(row, history)
+
+
+def _length_alarms(row: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list[str]:
+    whole = [past for past in history if past["horizon"] is None][:EARLY_STEPS]
+    length = _mean(whole, "mean_length")
+    if row["horizon"] is not None or len(whole) < EARLY_STEPS or not length:
+        return []
+    if 1 / LENGTH_RATIO <= row["mean_length"] / length <= LENGTH_RATIO:
+        return []
+    return [f"mean length went from {length:.1f} to {row['mean_length']:.1f} tokens"]
 
 
 def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
