@@ -210,7 +210,7 @@ def test_the_same_command_again_says_so_and_does_nothing(run: tuple[Path, Any]) 
     result = effopd("train", directory / "hostile.toml", "--out", directory / "out")
     assert result.exit_code == 0
     assert result.stdout.count("\n") == 1
-    assert "out is finished: its 3 steps are done" in result.stdout
+    assert "out is finished (after step 3: last step)" in result.stdout
     assert (directory / "out" / "metrics.jsonl").read_bytes() == before
 
 

@@ -258,17 +258,20 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"validation": {"type": "accuracy", "reduce": "token"}},
-        "unknown setting validation.reduce; [validation] of type 'accuracy' has prompts, resample",
+        "unknown setting validation.reduce; [validation] of type 'accuracy' has levels, prompts, "
+        "resample",
     ),
     ({"student": {"pth": "x"}}, "unknown setting student.pth; did you mean 'path'?"),
     # Types of a section
     (
         {"search": {"scales": {"type": "laddr"}}},
-        "search.scales.type must be one of 'ladder', 'geometric', 'quadratic', got 'laddr'",
+        "search.scales.type must be one of 'ladder', 'geometric', 'tracking', 'quadratic', "
+        "got 'laddr'",
     ),
     (
         {"objective": {"type": "grpo"}},
-        "objective.type must be one of 'sampled_token', 'exopd', 'full_kl', got 'grpo'",
+        "objective.type must be one of 'sampled_token', 'exopd', 'full_kl', 'policy_gradient', got "
+        "'grpo'",
     ),
     (
         {"task": {"type": ["jsonl"]}},
@@ -324,7 +327,7 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"task": {"type": "jsonl", "train_path": "x"}, "student": {"path": "s"}},
-        "task.type = 'jsonl' needs student.path and teacher.path",
+        "task.type = 'jsonl' needs teacher.path",
     ),
     (
         JSONL | {"task": JSONL["task"] | {"verifier": "none"}, "validation": {"type": "accuracy"}},

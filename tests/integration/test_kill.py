@@ -34,8 +34,10 @@ from effopd.models.checkpoints import list_checkpoints
 from effopd.records import read_jsonl
 from effopd.rollouts.hf import SeededSampler
 from effopd.trainers import loop, state
+from effopd.trainers.collect import Collector
 from effopd.trainers.loop import Trainer
 from effopd.trainers.run_directory import LOGS, RunDirectory
+from effopd.trainers.updating import Updater
 
 
 @pytest.fixture(autouse=True)
@@ -81,8 +83,8 @@ def assert_ends_like(undisturbed: Path, config: RunConfig, out: Path) -> None:
 
 PHASES: dict[str, tuple[Any, str, int]] = {
     "start": (assemble, "build_parts", 1),
-    "generation": (Trainer, "_sample", 4),
-    "update": (Trainer, "_update", 4),
+    "generation": (Collector, "collect", 4),
+    "update": (Updater, "update_", 4),
     "search": (Trainer, "_search", 4),
     "records": (Trainer, "_finish", 1),
     "evaluation": (Trainer, "_evaluate_if_due", 1),
@@ -326,9 +328,9 @@ def exit_status(arguments: list[str]) -> object:
 
 
 SIGNALS = {
-    "SIGTERM in an update": (signal.SIGTERM, Trainer, "_update", 3, 3),
-    "SIGINT in an update": (signal.SIGINT, Trainer, "_update", 3, 3),
-    "SIGUSR1 in an update": (signal.SIGUSR1, Trainer, "_update", 3, 3),
+    "SIGTERM in an update": (signal.SIGTERM, Updater, "update_", 3, 3),
+    "SIGINT in an update": (signal.SIGINT, Updater, "update_", 3, 3),
+    "SIGUSR1 in an update": (signal.SIGUSR1, Updater, "update_", 3, 3),
     "SIGTERM in generation": (signal.SIGTERM, SeededSampler, "__call__", 30, None),
     "SIGINT in the scoring of a candidate": (signal.SIGINT, Ray, "move_to_", 3, 1),
     "SIGINT in a save": (signal.SIGINT, state, "save_file", 1, 2),
@@ -371,7 +373,7 @@ def test_a_second_ctrl_c_stops_at_once_and_the_run_can_be_resumed(
         os.kill(os.getpid(), signal.SIGINT)
 
     def body() -> None:
-        at(pytest.MonkeyPatch(), Trainer, "_update", 4, twice)
+        at(pytest.MonkeyPatch(), Updater, "update_", 4, twice)
         app(arguments)
 
     assert processes.run(body) == 130
@@ -408,7 +410,7 @@ def test_a_finished_run_says_so_and_exits_with_zero(
     capsys.readouterr()
     assert exit_status(arguments) == 0
     printed = capsys.readouterr().out
-    assert "is finished: its 1 steps are done, nothing was changed" in printed
+    assert "is finished (after step 1: last step), nothing was changed" in printed
     assert "step   1" not in printed
 
 

@@ -17,17 +17,17 @@ from tests.support.tiny import (
     sha256,
     tiny_config,
     train_tiny,
+    trainer_of,
     write_models,
 )
 
-from effopd.cli.assemble import build_parts, build_trainer
 from effopd.cli.run import evaluate_checkpoint
 from effopd.core.validation import Draw
 from effopd.errors import CheckpointError, ConfigError, EffopdError
 from effopd.models.checkpoints import list_checkpoints, newest_good
 from effopd.records import read_jsonl
 from effopd.trainers import alarms
-from effopd.trainers.loop import Observer, Trainer
+from effopd.trainers.loop import Trainer
 from effopd.trainers.run_directory import LOGS, RunDirectory
 from effopd.trainers.signals import StopRequest
 
@@ -190,8 +190,7 @@ def test_rejected_searches_leave_no_trace(tmp_path: Path, dropout: float, how: s
         | {"train.steps": 5}
         | ({"search.accept": {"type": "paired_margin", "z": 1e9}} if how == "margin" else {}),
     )
-    run = RunDirectory(searched)
-    trainer = build_trainer(build_parts(config, print), run, Observer())
+    trainer, run = trainer_of(config, searched)
     assert trainer.extrapolator is not None
     if how == "restless":
         trainer.extrapolator._validate = restless
@@ -396,8 +395,8 @@ def test_a_finished_run_says_so_and_is_left_alone(
     done, messages = train_tiny(tiny_config(models), run)
     assert done
     assert messages == [
-        f"{run} is finished: its 8 steps are done, nothing was changed. Raise train.steps to go "
-        "on, or choose another directory (--out)."
+        f"{run} is finished (after step 8: last step), nothing was changed. Raise train.steps to "
+        "go on after the last step, or choose another directory (--out)."
     ]
     assert everything(run) == before
 

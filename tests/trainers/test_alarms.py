@@ -11,6 +11,7 @@ HEALTHY: dict[str, Any] = {
     "entropy": 1.0,
     "reverse_kl": 0.5,
     "mean_length": 12.0,
+    "horizon": None,
 }
 EARLY = [HEALTHY] * EARLY_STEPS
 
@@ -80,3 +81,22 @@ def test_alarms_name_the_numbers() -> None:
         "reverse KL rose from 0.5 to 3 nats per token",
         "mean length went from 12.0 to 50.0 tokens",
     ]
+
+
+# Answers cut by a horizon -------------------------------------------------------------------------
+
+
+def test_answers_that_a_horizon_cuts_do_not_alarm_by_their_length() -> None:
+    """Their mean length grows with the horizon, by design."""
+    cut = [HEALTHY | {"mean_length": 2.0, "horizon": 2}] * EARLY_STEPS
+    assert about({"mean_length": 99.0, "horizon": 99}, cut) == []
+    assert about({"mean_length": 99.0, "horizon": 99}, EARLY) == []
+    assert about({"mean_length": 99.0}, cut) == []  # the first whole answers
+    assert about({"entropy": 0.0, "reverse_kl": 9.0, "horizon": 99}, cut) == ["entropy", "reverse"]
+
+
+def test_whole_answers_are_compared_with_the_first_whole_ones() -> None:
+    cut = [HEALTHY | {"mean_length": 2.0, "horizon": 2}] * 9
+    assert about({"mean_length": 37.0}, cut + EARLY[:-1]) == []
+    assert about({"mean_length": 36.0}, cut + EARLY) == []
+    assert about({"mean_length": 36.1}, cut + EARLY) == ["mean"]

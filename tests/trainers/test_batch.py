@@ -1,15 +1,13 @@
-"""Data order and micro-batches against their plain definitions."""
+"""Data order and mini-batches against their plain definitions."""
 
 import random
-from itertools import pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from effopd.rollouts.engine import Completion
-from effopd.rollouts.rollout import Rollout
+from effopd.rollouts.seeds import derive_seed
 from effopd.tasks.problem import Problem
-from effopd.trainers.batch import epoch_order, micro_batches, step_problems
+from effopd.trainers.batch import epoch_order, mini_batches, step_problems
 
 
 def problems(count: int) -> list[Problem]:
@@ -49,36 +47,28 @@ def test_every_epoch_holds_every_problem_once_in_an_order_of_its_own() -> None:
     assert epoch_order(50, 1, 0) != epoch_order(50, 0, 0)
 
 
-def rollout(prompt: int, completion: int) -> Rollout:
-    written = Completion(
-        token_ids=(1,) * completion, log_probs=(0.0,) * completion, finish_reason="stop", text=""
-    )
-    return Rollout(problem=Problem(id="", prompt=""), prompt_ids=(1,) * prompt, completion=written)
+# Mini-batches -------------------------------------------------------------------------------------
 
 
-sizes = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=1, max_size=30)
-
-
-@settings(deadline=None, max_examples=60)
-@given(sizes=sizes, limit=st.integers(1, 120))
-def test_micro_batches_partition_the_rollouts_in_order(
-    sizes: list[tuple[int, int]], limit: int
+@settings(deadline=None, max_examples=100)
+@given(count=st.integers(1, 40), updates=st.integers(1, 12), step=st.integers(1, 3))
+def test_mini_batches_are_a_partition_of_nearly_equal_size(
+    count: int, updates: int, step: int
 ) -> None:
-    batches = list(micro_batches([rollout(*size) for size in sizes], limit))
-    assert [i for batch in batches for i in batch] == list(range(len(sizes)))
-    assert all(batches)
+    found = mini_batches(count, updates, 0, step, 0)
+    assert sorted(i for portion in found for i in portion) == list(range(count))
+    assert len(found) == min(count, updates)
+    sizes = {len(portion) for portion in found}
+    assert max(sizes) - min(sizes) <= 1
 
 
-@settings(deadline=None, max_examples=60)
-@given(sizes=sizes, limit=st.integers(1, 120))
-def test_micro_batches_stay_within_the_limit_and_waste_none_of_it(
-    sizes: list[tuple[int, int]], limit: int
-) -> None:
-    lengths = [sum(size) for size in sizes]
-    batches = list(micro_batches([rollout(*size) for size in sizes], limit))
+def test_a_single_mini_batch_keeps_its_order_in_every_epoch() -> None:
+    assert [mini_batches(5, 1, 0, 1, epoch) for epoch in (0, 1)] == [[[0, 1, 2, 3, 4]]] * 2
 
-    def padded(indices: list[int]) -> int:
-        return max(lengths[i] for i in indices) * len(indices)
 
-    assert all(padded(batch) <= limit or len(batch) == 1 for batch in batches)
-    assert all(padded([*batch, after[0]]) > limit for batch, after in pairwise(batches))
+def test_several_mini_batches_are_shuffled_by_seed_step_and_epoch() -> None:
+    keys = [(0, 1, 0), (0, 1, 1), (0, 2, 0), (1, 1, 0)]
+    assert len({str(mini_batches(30, 3, *key)) for key in keys}) == 4
+    twin = list(range(30))
+    random.Random(derive_seed(0, "mini-batches", 1, 0)).shuffle(twin)
+    assert mini_batches(30, 3, 0, 1, 0) == [twin[:10], twin[10:20], twin[20:]]

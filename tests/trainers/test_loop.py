@@ -26,10 +26,12 @@ from tests.support.tiny import (
 from effopd.core.validation import Draw, Score
 from effopd.errors import CheckpointError, ConfigError, NonFiniteError, RecordError
 from effopd.models.checkpoints import list_checkpoints, verify_checkpoint
-from effopd.models.policy import Sample
 from effopd.records import read_jsonl
 from effopd.rollouts.engine import Completion
-from effopd.trainers.learning import Contribution, Learner
+from effopd.trainers import learning
+from effopd.trainers.batch import Portion
+from effopd.trainers.collect import Batch
+from effopd.trainers.learning import Contribution, Learner, Stateless
 from effopd.trainers.loop import Trainer
 from effopd.trainers.signals import StopRequest
 
@@ -77,21 +79,21 @@ def assert_only_finite_numbers(out: Path) -> None:
 # Updates that are not finite ----------------------------------------------------------------------
 
 
-class FaultyLearner:
+class FaultyLearner(Stateless):
     """Passes everything on, but at some steps makes one number of the update not finite."""
 
     def __init__(self, trainer: Trainer, what: str, steps: Sequence[int]) -> None:
         self._trainer, self._what, self._steps = trainer, what, steps
         self._learner: Learner = trainer.learner
-        trainer.learner = self
+        trainer.learner = trainer.updater._learner = self
 
-    def prepare(self, rollouts: Any) -> int:
+    def prepare(self, batch: Batch) -> int:
         if self._is_due() and self._what == "teacher":
             raise NonFiniteError("log-probabilities are not finite")
-        return self._learner.prepare(rollouts)
+        return self._learner.prepare(batch)
 
-    def contribution(self, indices: Sequence[int], tokens: int) -> Contribution:
-        part = self._learner.contribution(indices, tokens)
+    def contribution(self, indices: Sequence[int], portion: Portion) -> Contribution:
+        part = self._learner.contribution(indices, portion)
         if not self._is_due() or self._what == "teacher":
             return part
         if self._what == "loss":
@@ -152,26 +154,40 @@ def test_a_skipped_update_leaves_no_trace_in_the_optimizer(models: Path, tmp_pat
         assert (second / name).read_bytes() == (third / name).read_bytes()
 
 
+def at_scoring(trainer: Trainer, step: int, before: Callable[[], Any], after: Any) -> None:
+    """Has the learner's scoring in one step of a run between two calls."""
+    prepare = trainer.learner.prepare
+
+    def meddled(batch: Batch) -> int:
+        if trainer.progress.step != step:
+            return prepare(batch)
+        kept = before()
+        try:
+            return prepare(batch)
+        finally:
+            after(kept)
+
+    trainer.learner.prepare = meddled  # type: ignore[method-assign]
+
+
 def test_nan_from_a_real_teacher_is_skipped(models: Path, tmp_path: Path) -> None:
     """One NaN weight in the teacher at one step, put right before the next."""
 
     def meddle(trainer: Trainer) -> None:
-        teacher = trainer.learner._teacher  # type: ignore[attr-defined]
-        head = teacher.policy.model.lm_head.weight
-        score = teacher.log_probs
+        teachers = trainer.learner._teachers  # type: ignore[attr-defined]
+        head = teachers.policies[""].model.lm_head.weight
 
-        def log_probs(samples: Sequence[Sample]) -> list[tuple[float, ...]]:
-            if trainer.progress.step != 3:
-                return score(samples)
-            with torch.no_grad():
-                good = head[5].clone()
-                head[5] = NAN
-                try:
-                    return score(samples)
-                finally:
-                    head[5] = good
+        @torch.no_grad()
+        def spoil() -> torch.Tensor:
+            good: torch.Tensor = head[5].clone()
+            head[5] = NAN
+            return good
 
-        teacher.log_probs = log_probs
+        @torch.no_grad()
+        def repair(good: torch.Tensor) -> None:
+            head[5] = good
+
+        at_scoring(trainer, 3, spoil, repair)
 
     messages = train_with(models, tmp_path, meddle)
     rows = metrics_of(tmp_path)
@@ -182,20 +198,20 @@ def test_nan_from_a_real_teacher_is_skipped(models: Path, tmp_path: Path) -> Non
     assert "finite" in rows[2]["skipped"]
 
 
-def test_a_nan_in_the_teachers_answer_is_skipped(models: Path, tmp_path: Path) -> None:
+def test_a_nan_in_the_teachers_answer_is_skipped(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A remote teacher may return NaN without an error."""
+    score = learning.routed_log_probs
+    trainers: list[Trainer] = []
 
-    def meddle(trainer: Trainer) -> None:
-        teacher = trainer.learner._teacher  # type: ignore[attr-defined]
-        score = teacher.log_probs
+    def scored(*arguments: Any, **keywords: Any) -> list[tuple[float, ...]]:
+        first, *rest = score(*arguments, **keywords)
+        is_due = trainers[0].progress.step == 2
+        return [(NAN, *first[1:]), *rest] if is_due else [first, *rest]
 
-        def log_probs(samples: Sequence[Sample]) -> list[tuple[float, ...]]:
-            first, *rest = score(samples)
-            return [(NAN, *first[1:]), *rest] if trainer.progress.step == 2 else [first, *rest]
-
-        teacher.log_probs = log_probs
-
-    train_with(models, tmp_path, meddle, {"train.steps": 3})
+    monkeypatch.setattr(learning, "routed_log_probs", scored)
+    train_with(models, tmp_path, trainers.append, {"train.steps": 3})
     rows = metrics_of(tmp_path)
     assert "teacher: token 0 is nan" in rows[1]["skipped"]
     assert [row["loss"] is None for row in rows] == [False, True, False]
@@ -205,7 +221,7 @@ def test_an_engine_without_numbers_is_skipped(models: Path, tmp_path: Path) -> N
     """Engines that filter tokens may report -inf, broken ones NaN: null in the records."""
 
     def meddle(trainer: Trainer) -> None:
-        engine: Any = trainer.writer.engine
+        engine: Any = trainer.engine
         generate = engine.generate
 
         def filtered(requests: Any, sampling: Any) -> list[Completion]:
@@ -362,7 +378,7 @@ def test_a_search_without_a_validator_is_refused(models: Path, tmp_path: Path) -
     trainer, run = trainer_of(tiny_config(models), tmp_path)
     with pytest.raises(ConfigError, match="a search needs a validator"):
         Trainer(
-            trainer.student, trainer.learner, trainer.writer, trainer.problems, run,
+            trainer.student, trainer.learner, trainer.collector, run,
             settings=trainer.settings, search=tiny_config(models).search,
         )  # fmt: skip
     run.close()

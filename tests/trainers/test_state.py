@@ -15,8 +15,11 @@ from effopd.core.extrapolator import Extrapolator, Search
 from effopd.demo.world import make_tokenizer
 from effopd.errors import CheckpointError, EffopdError, NonFiniteError
 from effopd.models.loading import ModelSettings, load_model, load_tokenizer
-from effopd.models.policy import Policy
-from effopd.trainers.state import Progress, load_state, save_state
+from effopd.models.policy import Policy, Sample
+from effopd.trainers.critic import Critic
+from effopd.trainers.learning import Stateless
+from effopd.trainers.state import Progress, Saved, load_state, save_state
+from effopd.trainers.teachers import StudentAverage, frozen_copy
 
 PROGRESS = Progress(step=3, train_tokens=7, offsets={"metrics": 12})
 
@@ -41,10 +44,17 @@ def student_of(directory: Path, dtype: Any = "float32") -> Policy:
 
 
 class Live:
-    """A policy, its optimizer and its search, moved away from where they began."""
+    """A policy, its optimizer and its search, moved away from where they began.
 
-    def __init__(self, policy: Policy, *, seed: int, searches: bool = True) -> None:
+    With `others` also a critic and a teacher that follows the policy.
+    """
+
+    def __init__(
+        self, policy: Policy, *, seed: int, searches: bool = True, others: bool = False
+    ) -> None:
         self.policy = policy
+        self.critic = Critic(policy, lr=1e-2) if others else None
+        self.average = StudentAverage(frozen_copy(policy), policy, 0.9) if others else None
         self.optimizer = torch.optim.AdamW(policy.model.parameters(), lr=1e-2)
         self.extrapolator = (
             Extrapolator(policy.model, lambda draw: 0.0, search=Search(parameters="all"))
@@ -58,16 +68,31 @@ class Live:
                     parameter.dtype
                 )
             self.optimizer.step()
+            if self.average is not None:
+                self.average.update_()
+            if self.critic is not None:
+                values_N = self.critic.values([Sample(prompt_ids=(1,), completion_ids=(seed, 3))])
+                (values_N - 1).square().sum().backward()
+                self.critic.update_()
             if self.extrapolator is not None:
                 self.extrapolator.step(step)
 
     def save(self, directory: Path) -> Path:
         directory.mkdir()
-        save_state(directory, self.policy, self.optimizer, self.extrapolator, PROGRESS)
+        save_state(directory, self.saved(), PROGRESS)
         return directory
 
     def load(self, directory: Path) -> Progress:
-        return load_state(directory, self.policy, self.optimizer, self.extrapolator)
+        return load_state(directory, self.saved())
+
+    def saved(self) -> Saved:
+        return Saved(
+            policy=self.policy,
+            optimizer=self.optimizer,
+            extrapolator=self.extrapolator,
+            learner=self.critic or Stateless(),
+            average=self.average,
+        )
 
     def tensors(self) -> dict[str, torch.Tensor]:
         named = dict(self.policy.model.state_dict())
@@ -77,6 +102,9 @@ class Live:
         if self.extrapolator is not None:
             anchor = self.extrapolator.state_dict()["anchor"]
             named |= {f"anchor {name}": value for name, value in anchor.items()}
+        for part in (self.critic, self.average):
+            if part is not None:
+                named |= {f"{type(part).__name__} {n}": t for n, t in part.state().items()}
         return {name: value.clone() for name, value in named.items()}
 
 
@@ -105,6 +133,30 @@ def test_every_tensor_comes_back_bit_for_bit(tmp_path: Path, kind: str) -> None:
     assert len(old.tensors()) > 40
 
 
+@pytest.mark.parametrize("kind", ["plain", "tied", "bfloat16"])
+def test_critic_and_average_come_back_bit_for_bit(tmp_path: Path, kind: str) -> None:
+    make = POLICIES[kind]
+    old, new = (Live(make(tmp_path / n), seed=s, others=True) for n, s in (("a", 0), ("b", 1)))
+    directory = old.save(tmp_path / "checkpoint")
+    assert not same(old.tensors(), new.tensors())
+    assert new.load(directory) == PROGRESS
+    assert same(old.tensors(), new.tensors())
+    kinds = {name.split("/")[0].split(" ")[-1] for name in old.tensors()}
+    assert {"critic", "critic-optimizer"} < kinds
+    assert any(name.startswith("StudentAverage ") for name in old.tensors())
+
+
+@pytest.mark.parametrize("name", ["learner", "average"])
+def test_a_state_without_critic_or_average_names_the_missing_file(
+    tmp_path: Path, name: str
+) -> None:
+    live = Live(POLICIES["plain"](tmp_path / "a"), seed=0, others=True)
+    directory = live.save(tmp_path / "checkpoint")
+    (directory / f"{name}.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=f"{name}.safetensors cannot be read"):
+        live.load(directory)
+
+
 def test_tied_tensors_stay_tied(tmp_path: Path) -> None:
     old, new = (Live(POLICIES["tied"](tmp_path / n), seed=s) for n, s in (("a", 0), ("b", 1)))
     new.load(old.save(tmp_path / "checkpoint"))
@@ -117,7 +169,8 @@ def test_the_search_continues_where_it_was(tmp_path: Path) -> None:
     old, new = (Live(POLICIES["plain"](tmp_path / n), seed=s) for n, s in (("a", 0), ("b", 1)))
     new.load(old.save(tmp_path / "checkpoint"))
     assert new.extrapolator is not None
-    assert new.extrapolator.state_dict()["last_step"] == 2
+    assert new.extrapolator.state_dict()["last_step"] == 3
+    assert new.extrapolator.state_dict()["past"] == old.extrapolator.state_dict()["past"]  # type: ignore[union-attr]
     assert new.extrapolator.step(2) is None  # done already
     assert new.extrapolator.step(4) is not None
 
