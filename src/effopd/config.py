@@ -26,6 +26,7 @@ from effopd.objectives import ExOPD, FullVocabularyKL, PolicyGradient, SampledTo
 from effopd.rollouts.engine import Sampling
 from effopd.rollouts.prompts import PromptTemplate
 from effopd.tasks.files import JsonlTask
+from effopd.trainers.policy_learning import check_reward_learning
 from effopd.trainers.settings import (
     CheckpointSettings,
     EvaluationSettings,
@@ -37,7 +38,7 @@ from effopd.trainers.teachers import SelfTeacher
 
 Raw = dict[str, Any]
 
-ACCELERATORS: dict[str, Any] = {}
+ACCELERATORS = {"alphaopd": Search.alphaopd, "relex": Search.relex, "expo": Search.expo}
 """Methods that propose a direction or a jump of their own."""
 REWARDED = {
     "grpo": PolicyGradient.grpo,
@@ -117,17 +118,14 @@ class RunConfig(BaseModel):
     @model_validator(mode="after")
     def _is_consistent(self) -> "RunConfig":
         _check_models(self)
-        _check_rewards(self)
+        _check_verifier(self)
+        train = self.loop.train  # the loop's settings check one another
+        if isinstance(self.objective, PolicyGradient):
+            check_reward_learning(self.objective, train, self.sampling.max_new_tokens)
         if self.sampling.temperature != 1.0:
             raise ValueError(
                 "sampling.temperature must be 1: on-policy objectives need samples of the policy "
                 f"itself, got {self.sampling.temperature}"
-            )
-        scored = self.searches and self.validation.type == "accuracy"
-        if scored and isinstance(self.task, JsonlTask) and self.task.verifier == "none":
-            raise ValueError(
-                "validation.type = 'accuracy' needs task.verifier; use validation.type = "
-                "'teacher_kl'"
             )
         return self
 
@@ -172,35 +170,27 @@ def _check_models(config: RunConfig) -> None:
         if config.student is None:
             raise ValueError(f"task.type = {config.task.type!r} needs student.path")
         has_teacher = config.teacher or config.teachers or config.self_teacher
-        if config.needs_teacher and not has_teacher:
+        is_needed = config.needs_teacher or config.train.stop.target > 0
+        if is_needed and not has_teacher:
             raise ValueError(f"task.type = {config.task.type!r} needs teacher.path")
     if config.self_teacher is not None and config.teachers:
         raise ValueError("self_teacher is the only teacher: remove [teachers]")
 
 
-def _check_rewards(config: RunConfig) -> None:
-    """Rewards need a verifier, several answers to compare, and whole answers."""
-    objective = config.objective
-    if not isinstance(objective, PolicyGradient):
+def _check_verifier(config: RunConfig) -> None:
+    """What looks at rewards or accuracies needs someone who checks answers."""
+    if not isinstance(config.task, JsonlTask) or config.task.verifier != "none":
         return
-    if isinstance(config.task, JsonlTask) and config.task.verifier == "none":
+    if config.searches and config.validation.type == "accuracy":
+        raise ValueError(
+            "validation.type = 'accuracy' needs task.verifier; use validation.type = 'teacher_kl'"
+        )
+    if isinstance(config.objective, PolicyGradient):
         raise ValueError(
             "objective.type = 'policy_gradient' learns from rewards: set task.verifier"
         )
-    if objective.advantage == "group" and config.train.responses_per_prompt < 2:
-        raise ValueError(
-            "objective.advantage = 'group' compares answers to one prompt: set "
-            f"train.responses_per_prompt to at least 2, got {config.train.responses_per_prompt}"
-        )
-    if config.train.horizon.tokens:
-        raise ValueError(
-            "train.horizon cuts answers before they can be rewarded: use it with distillation"
-        )
-    if objective.overlong_buffer > config.sampling.max_new_tokens:
-        raise ValueError(
-            f"objective.overlong_buffer = {objective.overlong_buffer} is more than "
-            f"sampling.max_new_tokens = {config.sampling.max_new_tokens}"
-        )
+    if config.train.stop.is_active:
+        raise ValueError("train.stop looks at accuracies: set task.verifier")
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -236,8 +226,7 @@ def make_config(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunCon
     merged = dict(raw)
     for override in overrides:
         merged = _merge(merged, _parse_override(override))
-    defaults = _defaults(merged.get("method", "effopd"), merged.get("preset", "default"))
-    merged = _merge(defaults, merged)
+    merged = _merge(_defaults(merged), merged)
     if isinstance(merged["search"], Mapping) and merged["search"].get("guard") == "none":
         merged["search"] = {**merged["search"], "guard": None}
     if mistakes := list(_unknown(merged, RunConfig)):
@@ -263,8 +252,9 @@ def differences(old_toml: str, new_toml: str) -> list[str]:
     return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in keys if old.get(k) != new.get(k)]
 
 
-def _defaults(method: object, preset: object) -> Raw:
+def _defaults(raw: Mapping[str, Any]) -> Raw:
     """All settings of a method and preset in raw form; unknown ones are reported later."""
+    method, preset = str(raw.get("method")), raw.get("preset")
     found: dict[str, Any] = {}
     if preset in ("paper", "release"):
         found = {
@@ -280,7 +270,20 @@ def _defaults(method: object, preset: object) -> Raw:
     if method in REWARDED:
         found["objective"] = REWARDED[method]()
         found["train"] = TrainSettings(prompts_per_step=32, responses_per_prompt=8)
+    if method == "dapo":  # its buffer is a fifth of the length cap: 4096 of 20,480 tokens
+        found["sampling"] = Sampling(max_new_tokens=_longest(raw))
+        buffer = found["sampling"].max_new_tokens // 5
+        found["objective"] = dataclasses.replace(PolicyGradient.dapo(), overlong_buffer=buffer)
     return RunConfig(**found).model_dump(exclude={"method", "preset"})
+
+
+def _longest(raw: Mapping[str, Any]) -> int:
+    """The length cap that is asked for, else the default; a wrong one is reported later."""
+    section = raw.get("sampling")
+    cap = section.get("max_new_tokens") if isinstance(section, Mapping) else None
+    if isinstance(cap, int) and cap > 0:
+        return cap
+    return RunConfig().sampling.max_new_tokens
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> Raw:
@@ -333,7 +336,11 @@ def _unknown(raw: Mapping[str, Any], cls: type, section: str = "") -> Iterator[s
         elif isinstance(value, Mapping) and (members := _members(hints[key])):
             types = [getattr(member, "type", None) for member in members]
             given = value.get("type") if None not in types else None
-            if given in types:
+            if typing.get_origin(hints[key]) is dict:  # sections with names of the user's own
+                named = [(k, v) for k, v in value.items() if isinstance(v, Mapping)]
+                for name, item in named:
+                    yield from _unknown(item, members[0], f"{section}{key}.{name}.")
+            elif given in types:
                 yield from _unknown(value, members[types.index(given)], f"{section}{key}.")
             else:
                 expected = ", ".join(map(repr, types))
@@ -358,11 +365,9 @@ def _sentences(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
     """One sentence per mistake, without those of union members whose `type` is not the given."""
     items = error.errors()
     other_types = [i["loc"][:-1] for i in items if i["loc"] and i["loc"][-1] == "type"]
-    return [_sentence(i, raw) for i in items if not any(_starts(i["loc"], o) for o in other_types)]
-
-
-def _starts(loc: Sequence[object], start: Sequence[object]) -> bool:
-    return tuple(loc[: len(start)]) == tuple(start)
+    return [
+        _sentence(i, raw) for i in items if not any(i["loc"][: len(o)] == o for o in other_types)
+    ]
 
 
 def _sentence(item: Any, raw: Mapping[str, Any]) -> str:

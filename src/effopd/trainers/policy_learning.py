@@ -37,6 +37,41 @@ from effopd.trainers.learning import (
     policy_log_probs,
     weight_sums,
 )
+from effopd.trainers.settings import TrainSettings
+
+
+def check_reward_learning(objective: PolicyGradient, train: TrainSettings, longest: int) -> None:
+    """Refuses settings of a run that contradict its objective.
+
+    Args:
+        objective: Learns from rewards.
+        train: How many answers, of which length.
+        longest: Length cap of an answer in tokens.
+
+    Raises:
+        ConfigError: Answers are too few to be compared, cut short, or shorter than the buffer, or
+            a critic is asked for that is not there.
+    """
+    if objective.advantage == "group" and train.responses_per_prompt < 2:
+        raise ConfigError(
+            "objective.advantage = 'group' compares answers to one prompt: set "
+            f"train.responses_per_prompt to at least 2, got {train.responses_per_prompt}"
+        )
+    if train.horizon.tokens:
+        raise ConfigError(
+            "train.horizon cuts answers before they can be rewarded: use it with distillation"
+        )
+    if objective.overlong_buffer > longest:
+        raise ConfigError(
+            f"objective.overlong_buffer = {objective.overlong_buffer} is more than "
+            f"sampling.max_new_tokens = {longest}"
+        )
+    if objective.critic_warmup_steps and not objective.needs_critic:
+        raise ConfigError(
+            f"objective.critic_warmup_steps = {objective.critic_warmup_steps}, but "
+            f"objective.advantage = {objective.advantage!r} has no critic: set it to 'gae', or the "
+            "steps to 0"
+        )
 
 
 class PolicyGradientLearner:
@@ -90,7 +125,8 @@ class PolicyGradientLearner:
     def prepare(self, batch: Batch) -> int:
         """See `Learner.prepare`."""
         self._rollouts = batch.rollouts
-        self._only_critic_learns = batch.step <= self._objective.critic_warmup_steps
+        has_critic = self._critic is not None
+        self._only_critic_learns = has_critic and batch.step <= self._objective.critic_warmup_steps
         samples = [r.sample for r in batch.rollouts]
         lengths = [len(s.completion_ids) for s in samples]
         rewards = torch.tensor(batch.rewards, dtype=torch.float64)
@@ -172,7 +208,7 @@ class PolicyGradientLearner:
         ).to(per_token_N)
         loss = (shares_N * per_token_N).sum()
         if self._only_critic_learns:
-            loss = loss * 0.0
+            loss = loss.detach()  # no gradient, not one of 0: the student stays bit for bit
         if self._critic is not None:
             value_loss = self._value_loss(indices, rollouts, portion)
             sums["value_loss"] = value_loss.item() * portion.tokens

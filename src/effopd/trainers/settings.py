@@ -80,6 +80,11 @@ class Horizon:
                 "train.horizon needs tokens >= 0 and growth >= 0, got "
                 f"{self.tokens} and {self.growth}"
             )
+        if self.growth and not self.tokens:
+            raise ConfigError(
+                f"train.horizon.growth = {self.growth} needs train.horizon.tokens, the length to "
+                "grow from"
+            )
 
     def tokens_at(self, step: int, longest: int) -> int | None:
         """Tokens written in step `step` (1 is the first); None where the length cap rules."""
@@ -224,3 +229,12 @@ class LoopSettings:
     optimizer: OptimizerSettings = OptimizerSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
+
+    def __post_init__(self) -> None:
+        stop, evaluation = self.train.stop, self.evaluation
+        if stop.is_active and evaluation.problems == 0:
+            raise ConfigError("train.stop looks at evaluations: set evaluation.problems above 0")
+        if stop.target > 0 and not evaluation.teacher:
+            raise ConfigError(
+                "train.stop.target is a share of the teacher's accuracy: set evaluation.teacher"
+            )
