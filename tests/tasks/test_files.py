@@ -96,6 +96,40 @@ def test_without_answers(tmp_path: Path) -> None:
     assert "no field 'answer'" in refusal(JsonlTask(**settings))
 
 
+def test_teachers_and_levels(tmp_path: Path) -> None:
+    lines = [{"question": "q", "answer": "a", "by": name, "hard": level} for name, level in NAMED]
+    path = write(tmp_path / "x.jsonl", *lines)
+    settings: dict[str, Any] = {"train_path": path, "test_path": path}
+    named = JsonlTask(**settings, teacher_field="by", level_field="hard").load()
+    assert [(p.teacher, p.level) for p in named.train] == [("math", 1), ("7", -2), ("code", 0)]
+    assert named.train == named.test
+    plain = JsonlTask(**settings).load()
+    assert [(p.teacher, p.level) for p in plain.train] == [("", 0)] * 3
+
+
+NAMED: list[tuple[str | int, int]] = [("math", 1), (7, -2), ("code", 0)]
+
+REFUSED_EXTRAS = [
+    ("{}", "FILE line 2: no field 'by'; the line has 'question', 'answer'"),
+    ('{"by": ""}', "FILE line 2: field 'by' is empty"),
+    ('{"by": null}', "FILE line 2: field 'by' must be text or a number, got None"),
+    ('{"by": "m"}', "FILE line 2: no field 'hard'; the line has 'question', 'answer', 'by'"),
+    ('{"by": "m", "hard": "1"}', "FILE line 2: field 'hard' must be an integer, got '1'"),
+    ('{"by": "m", "hard": 1.0}', "FILE line 2: field 'hard' must be an integer, got 1.0"),
+    ('{"by": "m", "hard": true}', "FILE line 2: field 'hard' must be an integer, got True"),
+    ('{"by": "m", "hard": null}', "FILE line 2: field 'hard' must be an integer, got None"),
+]
+
+
+@pytest.mark.parametrize(("extra", "message"), REFUSED_EXTRAS, ids=lambda text: text[:40])
+def test_refused_teachers_and_levels_are_named(tmp_path: Path, extra: str, message: str) -> None:
+    good = {"question": "q", "answer": "a"}
+    lines = [json.dumps(good | {"by": "m", "hard": 1}), json.dumps(good | json.loads(extra))]
+    content = "\n".join(lines)
+    found = refused_file(tmp_path, content, teacher_field="by", level_field="hard")
+    assert found == message
+
+
 REFUSED_LINES = [
     ("not json", "FILE line 2 is not JSON: Expecting value: line 1 column 1 (char 0)"),
     ('{"question": "q"', "FILE line 2 is not JSON: Expecting ',' delimiter: line 1 column 17"),

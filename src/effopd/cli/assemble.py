@@ -18,6 +18,7 @@ from effopd.models.checkpoints import checkpoint_path, verify_checkpoint
 from effopd.models.loading import ModelSettings, load_model, load_tokenizer
 from effopd.models.policy import Policy
 from effopd.objectives import ExOPD
+from effopd.tasks.problem import Task
 from effopd.trainers.ending import LAST_STEP
 from effopd.trainers.loop import Observer, Trainer
 from effopd.trainers.run_directory import RunDirectory
@@ -41,11 +42,12 @@ def build_parts(config: RunConfig, report: Callable[[str], None]) -> Parts:
     if config.self_teacher is not None:
         teachers = {"": teachers.get("") or frozen_copy(student)}
         average = StudentAverage(teachers[""], student, config.self_teacher.decay)
+    task = config.task.load()
     return Parts(
         config=config,
-        task=config.task.load(),
+        task=task,
         student=student,
-        teachers=Teachers(policies=teachers) if teachers else None,
+        teachers=_known_teachers(teachers, task) if teachers else None,
         reference=reference,
         average=average,
     )
@@ -193,6 +195,18 @@ def _model_settings(
     if brings_teacher:
         named[""] = ModelSettings(path=str(models.teacher))
     return config.student or ModelSettings(path=str(models.base)), named
+
+
+def _known_teachers(policies: dict[str, Policy], task: Task) -> Teachers:
+    """The teachers, each problem's own among them.
+
+    Raises:
+        ConfigError: A problem names a teacher that is not there.
+    """
+    teachers = Teachers(policies=policies)
+    for problem in (*task.train, *task.test):
+        teachers.name_for(problem)
+    return teachers
 
 
 def _policy(settings: ModelSettings, device: str) -> Policy:

@@ -54,6 +54,8 @@ class JsonlTask:
         test_path: File of test problems; None holds out the last `test_size` training problems.
         prompt_field: Field with the question.
         answer_field: Field with the reference answer; "" when there is none.
+        teacher_field: Field with the name of the problem's teacher; "" when there is only one.
+        level_field: Field with the difficulty, an integer; "" when there is none.
         template: Text around the question; `{question}` is replaced.
         verifier: "boxed" for `BoxedAnswer`, "none" for no accuracy.
         test_size: Problems held out when `test_path` is None.
@@ -64,6 +66,8 @@ class JsonlTask:
     test_path: str | None = None
     prompt_field: str = "question"
     answer_field: str = "answer"
+    teacher_field: str = ""
+    level_field: str = ""
     template: str = "{question}"
     verifier: Literal["boxed", "none"] = "boxed"
     test_size: int = 256
@@ -122,20 +126,22 @@ class JsonlTask:
         try:
             question = _text(row, self.prompt_field)
             answer = _text(row, self.answer_field) if self.answer_field else ""
+            teacher = _text(row, self.teacher_field) if self.teacher_field else ""
+            level = _integer(row, self.level_field) if self.level_field else 0
         except ConfigError as error:
             raise ConfigError(f"{path} line {number}: {error}") from None
         return Problem(
             id=f"{path.stem}-{number}",
             prompt=self.template.replace("{question}", question),
             answer=answer,
+            teacher=teacher,
+            level=level,
         )
 
 
 def _text(row: dict[str, Any], field: str) -> str:
     """A field that holds text or a number, as text that a tokenizer can read."""
-    if field not in row:
-        raise ConfigError(f"no field {field!r}; the line has {', '.join(map(repr, row))}")
-    value = row[field]
+    value = _value(row, field)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ConfigError(f"field {field!r} must be text or a number, got {value!r:.60}")
     text = str(value)
@@ -144,3 +150,16 @@ def _text(row: dict[str, Any], field: str) -> str:
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise ConfigError(f"field {field!r} holds half a surrogate pair, which is no text")
     return text
+
+
+def _integer(row: dict[str, Any], field: str) -> int:
+    value = _value(row, field)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"field {field!r} must be an integer, got {value!r:.60}")
+    return value
+
+
+def _value(row: dict[str, Any], field: str) -> Any:
+    if field not in row:
+        raise ConfigError(f"no field {field!r}; the line has {', '.join(map(repr, row))}")
+    return row[field]
