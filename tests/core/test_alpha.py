@@ -211,6 +211,14 @@ def test_fewer_snapshots_with_progress_than_asked_predict_nothing(
     assert torch.equal(found, points[-1]) is not moves
 
 
+@pytest.mark.parametrize("shape", [(4, 3), (3, 4)], ids=str)
+def test_a_tip_back_at_the_base_stays(shape: tuple[int, int]) -> None:
+    base, drift = normal(*shape, seed=69), normal(*shape, seed=70)
+    progress = [0.05 * step for step in range(11)]
+    points = [base + y * drift for y in progress[:-1]]
+    assert torch.equal(run(Search.alphaopd(at_step=10), [*points, base], progress), base)
+
+
 def test_what_is_no_matrix_stays() -> None:
     base, a, v = normal(4, 3, seed=63), normal(4, seed=64), normal(3, seed=65)
     live = {"mlp.w": base.clone(), "mlp.bias": torch.zeros(4), "mlp.cube": torch.zeros(2, 2, 2)}

@@ -233,6 +233,19 @@ def test_mirrors_follow_their_masters() -> None:
     assert bits(mirrors["w"]) == bits(tip.bfloat16())
 
 
+def test_mirrors_follow_another_displacement() -> None:
+    anchor, tip = endpoints(torch.float32, 1000)
+    masters, mirrors = {"w": anchor.clone()}, {"w": anchor.bfloat16()}
+    ray = Ray(masters, mirrors=mirrors)
+    masters["w"].copy_(tip)
+    ray.capture_tip_()
+    ray.aim_({"w": torch.full((1000,), 1e-3)})
+    for scale in (1.0, 5.0):
+        ray.move_to_(scale)
+        torch.testing.assert_close(masters["w"], tip + (scale - 1) * 1e-3)
+        assert bits(mirrors["w"]) == bits(masters["w"].bfloat16())
+
+
 def test_masters_keep_updates_smaller_than_a_bf16_step() -> None:
     anchor, update = torch.full((100,), 1.0), torch.full((100,), 1e-4)
     masters, mirrors = {"w": anchor.clone()}, {"w": anchor.bfloat16()}

@@ -66,8 +66,10 @@ class AlphaMemory:
         y = x.new_tensor(list(observed.values()))
         target, min_r2 = self._settings.target, self._settings.min_r2
         predicted = predicted_components(x, y, target=target, min_r2=min_r2)
+        if predicted is None:
+            return
         now = self._components(tip, name)
-        if predicted is None or not now.right.any():
+        if not now.scaled.any():  # back at the base, where nothing has a direction
             return
         out.copy_(self._base[name]).sub_(tip)
         out.addmm_(predicted.view_as(now.scaled).to(out.dtype), now.right.T.to(out.dtype))

@@ -141,6 +141,8 @@ class AlphaPLS:
     prediction is added to the base as printed (released code: to an early checkpoint). The source
     itself finds little of a distillation update in rank 1 (its tables 7 and 8).
 
+    Cost: an eigendecomposition of the shorter side of each matrix, in float64, a snapshot.
+
     Attributes:
         rank: Components a matrix.
         target: Progress to predict for; 0 is the base, 1 the teacher.
