@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
@@ -11,6 +12,7 @@ from effopd.errors import ConfigError
 from effopd.evaluation.cached_kl import CachedKLValidation, CachedKLValidator
 from effopd.evaluation.drawn_answers import DrawnAnswers, problems_of_levels
 from effopd.evaluation.evaluator import Evaluation, Evaluator
+from effopd.evaluation.lent_answers import LentAnswers
 from effopd.evaluation.routing import Teachers
 from effopd.evaluation.validators import (
     AccuracyValidation,
@@ -152,7 +154,7 @@ class Parts:
         temperature = getattr(self.config.objective, "teacher_temperature", 1.0)
         if isinstance(settings, CachedKLValidation):
             return CachedKLValidator(
-                self._drawn_answers(),
+                self.lent_answers or self._drawn_answers(),
                 self.student,
                 self.teachers,
                 settings,
@@ -163,6 +165,17 @@ class Parts:
         )
         return RolloutValidator(
             answers=self._drawn_answers(), measure=measure, scores_with_teacher=True
+        )
+
+    @cached_property
+    def lent_answers(self) -> LentAnswers | None:
+        """Lends the search what the student wrote for its next update; None where it asks not."""
+        settings = self.config.validation
+        lends = isinstance(settings, CachedKLValidation) and settings.source == "batch"
+        if not (lends and self.config.searches):
+            return None
+        return LentAnswers(
+            sampling=self.config.sampling, prompts=settings.prompts, levels=settings.levels
         )
 
     def _drawn_answers(self) -> DrawnAnswers:

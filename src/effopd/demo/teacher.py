@@ -1,31 +1,25 @@
-"""The tiny world's teacher: the base model sharpened by a minimal policy gradient.
-
-Group advantages (reward minus the group's mean, over its standard deviation), groups whose rewards
-are all equal dropped, one update per batch, token-level mean.
-"""
+"""The tiny world's teacher: the base model sharpened by reinforcement learning in the one loop."""
 
 import copy
 from typing import Any
 
-import torch
-
 from effopd.demo.pretrain import CHECK_PROBLEMS, Report, accuracy, world_writer
 from effopd.demo.world import TinyWorld
 from effopd.models.policy import Policy
-from effopd.objectives import sampled_token_loss, token_log_probs
-from effopd.rollouts.rollout import Rollout
-from effopd.rollouts.seeds import derive_seed
+from effopd.objectives import PolicyGradient
 from effopd.tasks.problem import Task
-from effopd.trainers.batch import step_problems
+from effopd.trainers.collect import Collector
+from effopd.trainers.policy_learning import PolicyGradientLearner
+from effopd.trainers.settings import LoopSettings, OptimizerSettings, TrainSettings
+from effopd.trainers.updating import Updater
 
-GROUPS = 48
-GROUP_SIZE = 8
 CHECK_EVERY = 5
-CLIP_NORM = 1.0
 
 
 def train_teacher(world: TinyWorld, task: Task, base: Any, report: Report) -> Any:
     """Sharpens a copy of the base until it samples right answers.
+
+    Group advantages over a token mean, groups whose rewards are all equal left out.
 
     Args:
         world: The world.
@@ -36,52 +30,43 @@ def train_teacher(world: TinyWorld, task: Task, base: Any, report: Report) -> An
     Returns:
         The teacher in evaluation mode.
     """
+    settings = LoopSettings(
+        seed=world.seed,
+        train=TrainSettings(
+            steps=world.teacher_steps,
+            prompts_per_step=48,
+            responses_per_prompt=8,
+            micro_batch_tokens=32_768,
+        ),
+        optimizer=OptimizerSettings(lr=world.teacher_lr),
+    )
     model = copy.deepcopy(base)
     writer = world_writer(world, model)
     policy = Policy(model, writer.tokenizer)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=world.teacher_lr, betas=(0.9, 0.95), weight_decay=0
+    learner = PolicyGradientLearner(
+        PolicyGradient(),
+        policy,
+        longest=writer.sampling.max_new_tokens,
+        reuses_rollouts=False,
     )
+    collector = Collector(
+        writer=writer,
+        problems=task.train,
+        settings=settings.train,
+        seed=world.seed,
+        verifier=world.verifier,
+        informative=lambda rewards: len(set(rewards)) > 1,
+    )
+    updater = Updater(policy, learner, settings)
     checks = list(task.test[:CHECK_PROBLEMS])
     for step in range(1, world.teacher_steps + 1):
-        problems = step_problems(task.train, world.seed, step, GROUPS)
-        repeated = [problem for problem in problems for _ in range(GROUP_SIZE)]
-        seeds = [derive_seed(world.seed, "teacher", step, i) for i in range(len(repeated))]
-        rollouts = writer.answer(repeated, seeds)
-        rewards = [world.verifier.reward(r.problem, r.completion.text) for r in rollouts]
-        advantages = group_advantages(torch.tensor(rewards).view(GROUPS, GROUP_SIZE)).flatten()
-        _update(policy, optimizer, rollouts, advantages)
+        batch = collector.collect(step)
+        learner.prepare(batch)
+        updater.set_lr_(step)
+        updater.update_(batch.rollouts, step)
         if step % CHECK_EVERY == 0:
             right = accuracy(world, model, checks, temperature=1.0)
             report(f"teacher: step {step}, sampled accuracy {right:.2f}")
             if right >= world.teacher_accuracy:
                 break
     return model.eval()
-
-
-def group_advantages(rewards_GR: torch.Tensor) -> torch.Tensor:
-    """`(r - mean) / std` within each group of responses; 0 where all rewards are equal."""
-    centred_GR = rewards_GR - rewards_GR.mean(dim=1, keepdim=True)
-    return centred_GR / (rewards_GR.std(dim=1, keepdim=True) + 1e-6)
-
-
-def _update(
-    policy: Policy,
-    optimizer: torch.optim.Optimizer,
-    rollouts: list[Rollout],
-    advantages: torch.Tensor,
-) -> None:
-    kept = advantages.nonzero().flatten().tolist()
-    if not kept:
-        return
-    states = policy.states([rollouts[i].sample for i in kept])
-    log_probs_N = token_log_probs(
-        states.hidden_ND, policy.head_weight_VD, states.targets_N
-    ).log_probs_N
-    advantages_N = advantages[kept].repeat_interleave(torch.tensor(states.lengths))
-    weights_N = torch.ones_like(advantages_N)
-    loss = sampled_token_loss(log_probs_N, advantages_N, weights_N, len(log_probs_N))
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(policy.model.parameters(), CLIP_NORM)
-    optimizer.step()

@@ -6,11 +6,11 @@ All log-probabilities are of the trainer's own forward pass, the engine's are no
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from effopd.core.validation import Draw, Score
 from effopd.errors import ConfigError, NonFiniteError
-from effopd.evaluation.drawn_answers import DrawnAnswers, Levels, check_prefix, check_prompts
+from effopd.evaluation.drawn_answers import Levels, check_prefix, check_prompts
 from effopd.evaluation.importance import (
     TokenValues,
     effective_share,
@@ -23,6 +23,7 @@ from effopd.evaluation.importance import (
 from effopd.evaluation.routing import Teachers, routed_reverse_kl
 from effopd.evaluation.scoring import completion_log_probs
 from effopd.models.policy import Policy
+from effopd.rollouts.engine import Sampling
 from effopd.rollouts.rollout import Rollout, total_tokens
 
 
@@ -35,6 +36,9 @@ class CachedKLValidation:
     degenerate at ever smaller steps: use a `prefix`.
 
     Attributes:
+        source: "fresh" has the tip write answers for the search. "batch" takes those that it has
+            written for its next update: the search then comes before that update and writes
+            nothing at all.
         prompts: Number of training prompts.
         resample: Draw new prompts for every search instead of one fixed set.
         reduce: "token": sum over all tokens of all answers divided by their number. "sequence":
@@ -42,17 +46,21 @@ class CachedKLValidation:
             answers.
         prefix: Share of `sampling.max_new_tokens` that answers are written to, in (0, 1].
         levels: Lowest and highest level of the problems to draw from; None for all.
+        weights: "importance" estimates what the candidate itself would write. "frozen" keeps the
+            contexts of the tip: biased, and of much less variance.
         trust_nats: Largest mean k3 divergence of a candidate from the tip, per token.
         trust_share: Smallest effective share of the answers, in [0, 1]: k3 says how far a token
-            is off, this what is left of whole answers.
+            is off, this what is left of whole answers. Unused with frozen weights.
     """
 
     type: Literal["cached_kl"] = "cached_kl"
+    source: Literal["fresh", "batch"] = "fresh"
     prompts: int = 50
     resample: bool = True
     reduce: Literal["token", "sequence"] = "token"
     prefix: float = 1.0
     levels: Levels | None = None
+    weights: Literal["importance", "frozen"] = "importance"
     trust_nats: float = 0.05
     trust_share: float = 0.3
 
@@ -120,6 +128,8 @@ def distrust(candidate: TokenValues, tip: TokenValues, settings: CachedKLValidat
     k3 = mean_k3(candidate, tip)
     if k3 > settings.trust_nats:
         return f"{k3:.3g} nats per token from the tip, trusted are {settings.trust_nats:g}"
+    if settings.weights == "frozen":
+        return ""
     share = effective_share(prefix_weights(candidate, tip)[1])
     if share < settings.trust_share:
         return f"effective share of the answers {share:.2f}, trusted is {settings.trust_share:g}"
@@ -134,6 +144,30 @@ class _Cache:
     rollouts: Sequence[Rollout]
     log_probs: TokenValues
     score: Score
+
+
+class Answers(Protocol):
+    """Where the tip's answers come from."""
+
+    @property
+    def sampling(self) -> Sampling:
+        """How they are sampled."""
+        ...
+
+    @property
+    def costs_tokens(self) -> bool:
+        """Whether they are written for the search alone."""
+        ...
+
+    def write(self, draw: Draw) -> list[Rollout]:
+        """The answers of a draw, by the student as it is now."""
+        ...
+
+    def truncated_share(
+        self, rollouts: Sequence[Rollout], weights: Sequence[float] | None = None
+    ) -> float:
+        """Weighted share of answers cut at the length cap, against their will."""
+        ...
 
 
 class CachedKLValidator:
@@ -159,14 +193,14 @@ class CachedKLValidator:
 
     def __init__(
         self,
-        answers: DrawnAnswers,
+        answers: Answers,
         student: Policy,
         teachers: Teachers,
         settings: CachedKLValidation,
         *,
         teacher_temperature: float = 1.0,
     ) -> None:
-        sampling = answers.writer.sampling
+        sampling = answers.sampling
         if (sampling.temperature, sampling.top_p, sampling.top_k) != (1.0, 1.0, 0):
             raise ConfigError(
                 "validation.type = 'cached_kl' needs samples of the policy itself: temperature 1, "
@@ -194,7 +228,12 @@ class CachedKLValidator:
     def _score_tip(self, draw: Draw) -> _Cache:
         rollouts = self._answers.write(draw)
         log_probs = self._log_probs(rollouts)
-        score = self._score(rollouts, log_probs, log_probs, total_tokens(rollouts))
+        score = self._score(
+            rollouts,
+            log_probs,
+            log_probs,
+            total_tokens(rollouts) if self._answers.costs_tokens else 0,
+        )
         return _Cache(draw=draw, rollouts=rollouts, log_probs=log_probs, score=score)
 
     def _score_candidate(self, cache: _Cache) -> Score:
@@ -215,6 +254,8 @@ class CachedKLValidator:
             rollouts,
             teacher_temperature=self._teacher_temperature,
         )
+        if self._settings.weights == "frozen":
+            candidate = tip
         estimate = weighted_kl(candidate, tip, kl_nats, self._settings.reduce)
         values = tuple(-nats for nats in estimate.per_answer_nats)
         return Score(

@@ -2,10 +2,11 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from effopd.core.validation import Draw
 from effopd.errors import ConfigError
+from effopd.rollouts.engine import Sampling
 from effopd.rollouts.rollout import Rollout, Writer, truncated_share
 from effopd.rollouts.seeds import derive_seed
 from effopd.tasks.problem import Problem
@@ -35,6 +36,12 @@ class DrawnAnswers:
     resample: bool
     seed: int
     prefix: float = 1.0
+    costs_tokens: bool = field(default=True, init=False)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How answers are sampled."""
+        return self.writer.sampling
 
     def draw_problems(self, draw: Draw) -> list[Problem]:
         """The problems of a draw: a pure function of seed and draw."""
@@ -67,19 +74,30 @@ class DrawnAnswers:
         Returns:
             The share.
         """
-        if self.prefix < 1.0:
-            return 0.0
-        if weights is None:
-            return truncated_share(rollouts)
-        pairs = zip(rollouts, weights, strict=True)
-        cut = sum(weight for r, weight in pairs if r.completion.finish_reason == "length")
-        return cut / len(rollouts)
+        return 0.0 if self.prefix < 1.0 else weighted_truncated_share(rollouts, weights)
 
     def _writer(self) -> Writer:
         """The writer with its length cap shortened."""
         sampling = self.writer.sampling
         cap = max(1, round(self.prefix * sampling.max_new_tokens))
         return replace(self.writer, sampling=replace(sampling, max_new_tokens=cap))
+
+
+def weighted_truncated_share(rollouts: Sequence[Rollout], weights: Sequence[float] | None) -> float:
+    """Share of answers cut at the length cap, in [0, 1].
+
+    Args:
+        rollouts: The answers.
+        weights: One an answer, of mean 1; None for equal ones.
+
+    Returns:
+        The share.
+    """
+    if weights is None:
+        return truncated_share(rollouts)
+    pairs = zip(rollouts, weights, strict=True)
+    cut = sum(weight for r, weight in pairs if r.completion.finish_reason == "length")
+    return cut / len(rollouts)
 
 
 def problems_of_levels(problems: Sequence[Problem], levels: Levels | None) -> list[Problem]:

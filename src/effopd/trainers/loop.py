@@ -17,6 +17,7 @@ from effopd.core.search import SearchResult
 from effopd.core.validation import Validator
 from effopd.errors import ConfigError, NonFiniteError
 from effopd.evaluation.evaluator import Evaluation
+from effopd.evaluation.lent_answers import LentAnswers
 from effopd.models.checkpoints import checkpoint_path, prune, write_checkpoint
 from effopd.models.policy import Policy
 from effopd.trainers.alarms import alarms
@@ -56,6 +57,8 @@ class Trainer:
         search: Settings of the search; None trains without one.
         validate: Scores candidates; needed with a search.
         average: A teacher that follows the student; None for fixed teachers.
+        lent_answers: Lends each batch to the search, which then comes before the batch is trained
+            on; None searches after the update.
         observer: Progress display.
     """
 
@@ -72,10 +75,12 @@ class Trainer:
         search: Search | None = None,
         validate: Validator | None = None,
         average: StudentAverage | None = None,
+        lent_answers: LentAnswers | None = None,
         observer: Observer | None = None,
     ) -> None:
         self.student, self.learner, self.collector = student, learner, collector
         self.average, self.engine = average, collector.writer.engine
+        self.lent_answers = lent_answers
         self.run_directory, self.settings = run, settings
         self.evaluate, self.evaluate_teacher = evaluate, evaluate_teacher
         self.observer = observer or Observer()
@@ -170,6 +175,9 @@ class Trainer:
             batch = self._timed("rollout_s", self.collector.collect, progress.step)
             progress.train_tokens += batch.written_tokens
             row |= batch_statistics(batch)
+            if self.lent_answers is not None:
+                self.lent_answers.lend(batch.rollouts, are_cut=batch.horizon is not None)
+                row |= self._search(progress.step - 1, row)
             progress.teacher_tokens += self._timed("teacher_s", self.learner.prepare, batch)
             row |= self._timed("update_s", self.updater.update_, batch.rollouts, progress.step)
             row |= self.learner.metrics()
@@ -177,8 +185,8 @@ class Trainer:
         except NonFiniteError as error:
             row |= self._skip(str(error))
         self.engine.sync_weights()
-        result = self._timed("search_s", self._search, row)
-        row["accepted_scale"] = result.accepted_scale if result else None
+        if self.lent_answers is None:
+            row |= self._search(progress.step, row)
         if self.average is not None:
             self.average.update_()
         self._finish(row)
@@ -198,12 +206,17 @@ class Trainer:
             )
         return {"skipped": reason}
 
-    def _search(self, row: Row) -> SearchResult | None:
+    def _search(self, updates: int, row: Row) -> Row:
+        """Searches if it is due after so many updates; its field of the metrics row."""
+        result = self._timed("search_s", self._searched, updates, row)
+        return {"accepted_scale": result.accepted_scale if result else None}
+
+    def _searched(self, updates: int, row: Row) -> SearchResult | None:
         if self.extrapolator is None:
             return None
         try:
             progress = relative_progress(row, self._history)
-            result = self.extrapolator.step(self.progress.step, progress)
+            result = self.extrapolator.step(updates, progress)
         except NonFiniteError as error:
             self.observer.on_message(f"step {self.progress.step}: search skipped, {error}")
             return None

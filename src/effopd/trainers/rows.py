@@ -35,6 +35,7 @@ EMPTY_METRICS: Row = dict.fromkeys(
         "reference_kl",
         "value_loss",
         "explained_variance",
+        "accepted_scale",
     )
 )
 
