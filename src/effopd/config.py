@@ -381,7 +381,7 @@ def _sentence(item: Any, raw: Mapping[str, Any]) -> str:
         return f"{key} must be a section{off}, got {given!r}"
     if kind != "value_error":
         return f"{key} {message.replace('Input should be', 'must be')}, got {given!r}"
-    if not key or message.startswith(f"{key}."):
+    if not key or message.startswith((f"{key}.", f"{key} ")):
         return str(message)
     starts_with_setting = isinstance(given, Mapping) and message.split(" ")[0] in given
     return f"{key}.{message}" if starts_with_setting else f"{key}: {message}"

@@ -1,0 +1,211 @@
+"""Settings of the methods: what each stands for, and contradictions of what they need."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from effopd.config import RunConfig, load_config, make_config, to_toml
+from effopd.errors import ConfigError
+from effopd.models.loading import ModelSettings
+from effopd.objectives import ExOPD, FullVocabularyKL, PolicyGradient
+from effopd.trainers.settings import Horizon, StopRule, TrainSettings
+from effopd.trainers.teachers import SelfTeacher
+
+JSONL: dict[str, Any] = {
+    "task": {"type": "jsonl", "train_path": "train.jsonl"},
+    "student": {"path": "base"},
+    "teacher": {"path": "teacher"},
+}
+TAUGHT_BY_NOBODY = {key: value for key, value in JSONL.items() if key != "teacher"}
+UNCHECKED = JSONL | {"task": JSONL["task"] | {"verifier": "none"}}
+
+
+def round_trip(config: RunConfig, directory: Path) -> RunConfig:
+    path = directory / "config.toml"
+    path.write_text(to_toml(config), encoding="utf-8")
+    return load_config(path)
+
+
+# Methods ------------------------------------------------------------------------------------------
+
+METHODS = get_args(RunConfig.model_fields["method"].annotation)
+SCALED = FullVocabularyKL(reward_scale=1.25)
+EIGHT = TrainSettings(prompts_per_step=32, responses_per_prompt=8)
+REWARDED: dict[str, PolicyGradient] = {
+    "grpo": PolicyGradient.grpo(),
+    "dapo": replace(PolicyGradient.dapo(), overlong_buffer=6),
+    "ppo": PolicyGradient.ppo(),
+    "dr_grpo": PolicyGradient.dr_grpo(),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("preset", ["default", "paper", "release"])
+def test_every_method_has_settings_that_read_back_equal(
+    method: str, preset: str, tmp_path: Path
+) -> None:
+    config = make_config({"method": method, "preset": preset})
+    assert (config.method, config.preset) == (method, preset)
+    assert config.name == (preset if (method == "effopd") & (preset != "default") else method)
+    again = round_trip(config, tmp_path)
+    assert again == config
+    assert to_toml(again) == to_toml(config)
+
+
+def test_exopd_goes_past_the_teacher() -> None:
+    assert make_config({"method": "exopd"}) == RunConfig(method="exopd", objective=SCALED)
+    assert make_config({"method": "exopd", "preset": "paper"}).objective == ExOPD()
+    assert not make_config({"method": "exopd"}).searches
+
+
+@pytest.mark.parametrize("method", REWARDED)
+def test_methods_that_learn_from_rewards_are_the_published_settings(method: str) -> None:
+    config = make_config({"method": method})
+    assert config == RunConfig(method=method, objective=REWARDED[method], train=EIGHT)  # type: ignore[arg-type]
+    assert not config.searches
+    assert not config.needs_teacher
+    mixed = make_config({"method": method, "objective": {"distillation": 0.5}})
+    assert mixed.objective == replace(REWARDED[method], distillation=0.5)
+    assert mixed.needs_teacher
+
+
+@pytest.mark.parametrize(("longest", "buffer"), [(20_480, 4096), (16, 3), (4, 0)])
+def test_the_buffer_of_dapo_is_a_fifth_of_the_length_cap(longest: int, buffer: int) -> None:
+    sampling = {"max_new_tokens": longest}
+    config = make_config({"method": "dapo", "sampling": sampling})
+    assert isinstance(config.objective, PolicyGradient)
+    assert config.objective.overlong_buffer == buffer
+    assert config.sampling == replace(RunConfig().sampling, max_new_tokens=longest)
+    assert config.objective == replace(PolicyGradient.dapo(), overlong_buffer=buffer)
+    own = {"method": "dapo", "sampling": sampling, "objective": {"overlong_buffer": 1}}
+    assert make_config(own).objective == replace(config.objective, overlong_buffer=1)
+
+
+def test_settings_of_the_loop_are_sections(tmp_path: Path) -> None:
+    raw = {
+        "train": {"horizon": {"tokens": 4, "growth": 0.5}, "stop": {"patience": 5, "target": 0.9}},
+        "self_teacher": {"decay": 0.9},
+    }
+    config = make_config(raw, ["train.stop.patience=3"])
+    assert config.train.horizon == Horizon(tokens=4, growth=0.5)
+    assert config.train.stop == StopRule(patience=3, target=0.9)
+    assert config.self_teacher == SelfTeacher(decay=0.9)
+    assert make_config({}).self_teacher is None
+    assert round_trip(config, tmp_path) == config
+
+
+def test_teachers_have_names_of_their_own(tmp_path: Path) -> None:
+    raw = JSONL | {"teachers": {"math": {"path": "m"}, "two words": {"path": "c"}}}
+    config = make_config(raw, ["teachers.code.path=x"])
+    assert config.teachers == {
+        "math": ModelSettings(path="m"),
+        "two words": ModelSettings(path="c"),
+        "code": ModelSettings(path="x"),
+    }
+    assert round_trip(config, tmp_path) == config
+    for named in ("teachers", "self_teacher"):
+        own = {"teachers": {"math": {"path": "m"}}, "self_teacher": {}}[named]
+        without = {key: value for key, value in JSONL.items() if key != "teacher"}
+        assert make_config(without | {named: own}).teacher is None
+
+
+# Messages -----------------------------------------------------------------------------------------
+
+MESSAGES: list[tuple[dict[str, Any], str]] = [
+    # Methods
+    (
+        {"method": "grpoo"},
+        f"method must be {', '.join(map(repr, METHODS[:-1]))} or {METHODS[-1]!r}, got 'grpoo'",
+    ),
+    (
+        {"method": ["dapo"]},
+        f"method must be {', '.join(map(repr, METHODS[:-1]))} or {METHODS[-1]!r}, got ['dapo']",
+    ),
+    (
+        {"method": "dapo", "sampling": {"max_new_tokens": "x"}},
+        "sampling.max_new_tokens must be a valid integer, got 'x'",
+    ),
+    ({"method": "dapo", "sampling": 5}, "sampling must be a section, got 5"),
+    # Sections with names
+    (
+        {"teachers": {"math": {"pth": "x"}}},
+        "unknown setting teachers.math.pth; did you mean 'path'?",
+    ),
+    ({"teachers": {"math": {}}}, "teachers.math.path is missing"),
+    ({"teachers": {"math": 5}}, "teachers.math must be a section, got 5"),
+    # The loop
+    (
+        {"train": {"horizon": {"tokens": -1}}},
+        "train.horizon needs tokens >= 0 and growth >= 0, got -1 and 0.0",
+    ),
+    # Contradictions
+    (
+        {"self_teacher": {}, "teachers": {"math": {"path": "x"}}},
+        "self_teacher is the only teacher: remove [teachers]",
+    ),
+    ({"task": JSONL["task"], "teacher": {"path": "t"}}, "task.type = 'jsonl' needs student.path"),
+    (
+        TAUGHT_BY_NOBODY | {"method": "grpo", "objective": {"distillation": 0.1}},
+        "task.type = 'jsonl' needs teacher.path",
+    ),
+    (
+        TAUGHT_BY_NOBODY | {"method": "ppo", "train": {"stop": {"target": 0.9}}},
+        "task.type = 'jsonl' needs teacher.path",
+    ),
+    (
+        UNCHECKED | {"method": "ppo"},
+        "objective.type = 'policy_gradient' learns from rewards: set task.verifier",
+    ),
+    (
+        UNCHECKED | {"train": {"stop": {"patience": 3}}},
+        "train.stop looks at accuracies: set task.verifier",
+    ),
+    (
+        {"method": "grpo", "train": {"responses_per_prompt": 1}},
+        "objective.advantage = 'group' compares answers to one prompt: set "
+        "train.responses_per_prompt to at least 2, got 1",
+    ),
+    (
+        {"method": "ppo", "train": {"horizon": {"tokens": 4}}},
+        "train.horizon cuts answers before they can be rewarded: use it with distillation",
+    ),
+    (
+        {"method": "dapo", "objective": {"overlong_buffer": 33}},
+        "objective.overlong_buffer = 33 is more than sampling.max_new_tokens = 32",
+    ),
+    (
+        {"method": "grpo", "objective": {"critic_warmup_steps": 2}},
+        "objective.critic_warmup_steps = 2, but objective.advantage = 'group' has no critic: set "
+        "it to 'gae', or the steps to 0",
+    ),
+    (
+        {"method": "ppo", "objective": {"dynamic_sampling": True}},
+        "objective.dynamic_sampling with advantage = 'gae'; only group advantages vanish where "
+        "rewards are equal. Turn one of them off.",
+    ),
+    (
+        {"train": {"horizon": {"growth": 2.0}}},
+        "train.horizon.growth = 2.0 needs train.horizon.tokens, the length to grow from",
+    ),
+    (
+        {"train": {"updates_per_step": 129}},
+        "train.updates_per_step = 129 is more than a step's 128 answers",
+    ),
+    (
+        {"train": {"stop": {"patience": 2}}, "evaluation": {"problems": 0}},
+        "train.stop looks at evaluations: set evaluation.problems above 0",
+    ),
+    (
+        {"train": {"stop": {"target": 0.9}}, "evaluation": {"teacher": False}},
+        "train.stop.target is a share of the teacher's accuracy: set evaluation.teacher",
+    ),
+]
+
+
+@pytest.mark.parametrize(("raw", "message"), MESSAGES, ids=[str(raw)[:60] for raw, _ in MESSAGES])
+def test_message(raw: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        make_config(raw)
+    assert str(error.value) == message
