@@ -193,6 +193,8 @@ class FullVocabularyLearner(Stateless):
         self._student = student
         self._teachers = teachers
         self._reference = reference if objective.needs_reference else None
+        in_target = self._reference is not None  # which divides the teacher's logits alone
+        self._temperature = 1.0 if in_target else objective.teacher_temperature
         self._rollouts: Sequence[Rollout] = ()
 
     def prepare(self, batch: Batch) -> int:
@@ -231,7 +233,7 @@ class FullVocabularyLearner(Stateless):
             teacher_bias=None if target.bias_V is None else target.bias_V.to(device),
             divergence=self._objective.divergence,
             beta=self._objective.beta,
-            teacher_temperature=self._objective.teacher_temperature,
+            teacher_temperature=self._temperature,
             normalizer=tokens,
         )
 
@@ -240,17 +242,19 @@ class FullVocabularyLearner(Stateless):
         """The teacher, or teacher and reference side by side: a head of twice the width.
 
         Their hidden states one after the other, times their heads one beside the other, are
-        `lambda z* + (1 - lambda) z_ref`: no logits are held for that.
+        `lambda z* + (1 - lambda) z_ref`: no logits are held for that. The teacher's temperature
+        divides z* alone, as in `ExOPD`.
         """
         own = Head(teacher.states(samples).hidden_ND, teacher.head_weight_VD, teacher.head_bias_V)
         if self._reference is None:
             return own
-        scale, reference = self._objective.reward_scale, self._reference
+        reference, past = self._reference, 1.0 - self._objective.reward_scale
+        scale = self._objective.reward_scale / self._objective.teacher_temperature
         other_ND = reference.states(samples).hidden_ND.to(own.hidden_ND)
         weight_VD = torch.cat(
-            [scale * own.weight_VD, (1 - scale) * reference.head_weight_VD.to(own.weight_VD)], dim=1
+            [scale * own.weight_VD, past * reference.head_weight_VD.to(own.weight_VD)], dim=1
         )
-        biases = [(scale, own.bias_V), (1 - scale, reference.head_bias_V)]
+        biases = [(scale, own.bias_V), (past, reference.head_bias_V)]
         known = [share * bias.to(own.weight_VD) for share, bias in biases if bias is not None]
         bias_V = torch.stack(known).sum(0) if known else None
         return Head(torch.cat([own.hidden_ND, other_ND], dim=1), weight_VD, bias_V)
