@@ -1,0 +1,94 @@
+"""Teachers that stand still, and one that follows the student."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.fakes import tiny_policy
+from tests.support.learning import moved
+
+from effopd.errors import CheckpointError, ConfigError
+from effopd.models.policy import Policy
+from effopd.trainers.teachers import SelfTeacher, StudentAverage, frozen, frozen_copy
+
+
+def weights(policy: Policy) -> dict[str, torch.Tensor]:
+    return {n: p.detach().double() for n, p in policy.model.named_parameters()}
+
+
+@settings(deadline=None, max_examples=8)
+@given(decay=st.floats(0.0, 0.999))
+def test_the_average_follows_its_recurrence(decay: float) -> None:
+    """`a_t = decay a_(t-1) + (1 - decay) w_t`, which starts where the teacher is."""
+    student = tiny_policy(0)
+    teacher = frozen_copy(tiny_policy(1))
+    expected = weights(teacher)
+    average = StudentAverage(teacher, student, decay)
+    for step in range(4):
+        moved(student, step, 0.1)
+        average.update_()
+        now = weights(student)
+        expected = {n: decay * expected[n] + (1 - decay) * now[n] for n in now}
+        for name, found in weights(teacher).items():
+            torch.testing.assert_close(found, expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_without_decay_the_teacher_is_the_student_bit_for_bit() -> None:
+    student, teacher = tiny_policy(0), frozen_copy(tiny_policy(1))
+    StudentAverage(teacher, student, 0.0).update_()
+    assert all(torch.equal(weights(student)[n], w) for n, w in weights(teacher).items())
+
+
+def test_a_student_that_stands_still_keeps_its_average_bit_for_bit() -> None:
+    student = tiny_policy(0)
+    average = StudentAverage(frozen_copy(student), student, 0.9)
+    for _ in range(3):
+        average.update_()
+    assert all(torch.equal(weights(student)[n], w) for n, w in weights(average.teacher).items())
+
+
+def test_the_average_is_no_part_of_the_student() -> None:
+    student = tiny_policy(0)
+    before = weights(student)
+    average = StudentAverage(frozen_copy(student), student, 0.5)
+    moved(average.teacher, 3, 0.1)
+    average.update_()
+    assert all(torch.equal(before[n], w) for n, w in weights(student).items())
+    assert not any(p.requires_grad for p in average.teacher.model.parameters())
+    assert all(p.requires_grad for p in student.model.parameters())
+
+
+def test_a_restored_average_goes_on_bit_for_bit() -> None:
+    student = tiny_policy(0)
+    old, new = (StudentAverage(frozen_copy(tiny_policy(s)), student, 0.7) for s in (1, 2))
+    new.load_state({name: tensor.clone() for name, tensor in old.state().items()})
+    for average in (old, new):
+        average.update_()
+    ours, theirs = weights(old.teacher), weights(new.teacher)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_an_average_of_another_model_is_refused_by_name() -> None:
+    student = tiny_policy(0)
+    average = StudentAverage(frozen_copy(student), student, 0.7)
+    state = average.state()
+    state["lm_head.weight"] = state["lm_head.weight"][:3]
+    with pytest.raises(CheckpointError, match=r"does not fit this model: lm_head.weight"):
+        average.load_state(state)
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan")])
+def test_impossible_decays_are_refused(decay: float) -> None:
+    with pytest.raises(ConfigError, match=r"decay must be in \[0, 1\)"):
+        SelfTeacher(decay=decay)
+
+
+def test_a_frozen_policy_learns_nothing_and_a_copy_leaves_the_original_alone() -> None:
+    student = tiny_policy(0)
+    student.model.train()
+    student.vocabulary_size -= 1
+    copied = frozen_copy(student)
+    assert student.model.training
+    assert not copied.model.training
+    assert copied.vocabulary_size == student.vocabulary_size
+    assert not any(p.requires_grad for p in frozen(student).model.parameters())
