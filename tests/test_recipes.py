@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from effopd.cli.plan import load_plan
 from effopd.config import RunConfig, load_config, make_config, to_toml
 from effopd.core.extrapolator import Search
 from effopd.core.schedule import PowersOfTwo
@@ -13,7 +14,9 @@ from effopd.evaluation.validators import AccuracyValidation, TeacherKLValidation
 from effopd.objectives import SampledTokenOPD
 from effopd.tasks.files import JsonlTask
 
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
+FILES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
+PLANS = [path for path in FILES if path.stem.startswith("compare-")]
+RECIPES = [path for path in FILES if path not in PLANS]
 QWEN = next(path for path in RECIPES if path.stem == "qwen3-4b-deepmath-effopd")
 
 
@@ -35,6 +38,23 @@ def test_recipe_round_trips(recipe: Path, preset: str | None, tmp_path: Path) ->
 
 def test_there_are_recipes() -> None:
     assert {"tiny-opd", "tiny-effopd", "qwen3-4b-deepmath-effopd"} <= {r.stem for r in RECIPES}
+
+
+@pytest.mark.parametrize("quick", [False, True], ids=["whole", "quick"])
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+def test_every_run_of_a_plan_resolves(path: Path, quick: bool, tmp_path: Path) -> None:
+    cells = load_plan(path, quick=quick).cells()
+    assert len({cell.name for cell in cells}) == len(cells) > 0
+    for cell in cells:
+        config = make_config(cell.settings)
+        given = (config.optimizer.lr, config.seed, config.name)
+        assert given == (cell.lr, cell.seed, cell.method)
+
+
+def test_the_tiny_plan_compares_with_plain_distillation() -> None:
+    plan = load_plan(QWEN.with_name("compare-tiny.toml"))
+    assert {"opd", "effopd"} <= {*plan.methods}
+    assert plan.methods["opd"].worlds == list(plan.worlds)
 
 
 def test_the_tiny_recipes_differ_in_method_and_length_alone() -> None:

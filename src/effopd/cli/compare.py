@@ -191,7 +191,8 @@ def _make_worlds(
     tasks = {}
     for cell in cells:
         config = configs[cell.name]
-        brings_models = config.student is not None and config.teacher is not None
+        teacher = config.teacher or config.teachers or config.self_teacher
+        brings_models = config.student is not None and teacher
         if config.task.type == "tiny_world" and not brings_models and config.task not in tasks:
             name = f"world of {cell.name}"
             tasks[config.task] = name
@@ -208,8 +209,9 @@ def _make_worlds(
 
 def _work(config: "RunConfig") -> float:
     """Estimated work of a run in prompts: what it learns from and what its searches score."""
-    searched = 0 if config.method == "opd" else config.validation.prompts
-    return config.train.steps * (config.train.prompts_per_step + searched)
+    searched = config.validation.prompts if config.searches else 0
+    learnt = config.train.prompts_per_step * config.train.responses_per_prompt
+    return config.train.steps * (learnt + searched)
 
 
 def _write_results(command: str, plan: Plan, out: Path, workers: Sequence[int]) -> None:

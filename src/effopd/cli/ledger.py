@@ -4,7 +4,6 @@ import fcntl
 import hashlib
 import json
 import os
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,17 +19,16 @@ NAME = "cells.json"
 
 
 def is_finished(directory: Path) -> bool:
-    """Whether a run has its last checkpoint, by what is on disk, not verified.
+    """Whether a run says that it is over and has its last checkpoint, which is not verified.
 
     Args:
         directory: A run directory; it need not exist.
     """
     try:
-        settings = tomllib.loads((directory / "config.toml").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        step = json.loads((directory / "run.json").read_bytes())["finished"]["step"]
+    except (OSError, ValueError, KeyError, TypeError):
         return False
-    last = checkpoint_path(directory / "checkpoints", settings["train"]["steps"])
-    return (last / MANIFEST).is_file()
+    return step == 0 or (checkpoint_path(directory / "checkpoints", step) / MANIFEST).is_file()
 
 
 class Ledger:

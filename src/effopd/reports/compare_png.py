@@ -37,7 +37,9 @@ def write_comparison_pngs(comparison: Comparison, directory: Path | str) -> list
         for cost in ("steps", "seconds")
     }
     for name in unique(cell.figure for cell in comparison.cells if cell.figure is not None):
-        file = f"variants_{re.sub(r'[^A-Za-z0-9_-]', '-', name)[:40]}"
+        file = f"variants_{re.sub(r'[^A-Za-z0-9._-]', '-', name)[:60]}"
+        while file in drawings:
+            file += "-"
         drawings[file] = partial(_variants, comparison=comparison, worlds=worlds, name=name)
     paths = []
     for file, draw in drawings.items():
@@ -85,7 +87,7 @@ def _curves(axes: Any, curves: Curves, cost: str, teacher: float | None) -> None
         places = [point.place for point in points]
         low, high = [point.low for point in points], [point.high for point in points]
         axes.fill_between(places, low, high, color=style.color, alpha=0.15, linewidth=0)
-        axes.plot(places, [point.middle for point in points], **line_look(style))
+        axes.plot(places, [point.middle for point in points], **_look(style))
     accuracy_axis(axes, teacher)
     axes.set_xlim(left=0)
     axes.set_xlabel(COST_TITLES[cost])
@@ -97,35 +99,40 @@ def _curves(axes: Any, curves: Curves, cost: str, teacher: float | None) -> None
 def _rates(axes: Any, rows: Sequence[SettingRow], styles: Sequence[Style]) -> None:
     axes.set_xlabel("learning rate")
     axes.set_ylabel("steps to 90 % of the teacher (open: not reached)")
-    if not any(map(steps_drawn, rows)):
+    drawn = [(row, style) for row, style in zip(rows, styles, strict=True) if steps_drawn(row)]
+    if not drawn:
         return
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    looks = {style.label: style for style in styles}
-    for label, style in looks.items():
-        own = [
-            row
-            for row, each in zip(rows, styles, strict=True)
-            if each.label == label and steps_drawn(row)
-        ]
+    _rate_axes(axes, [row for row, _ in drawn])
+    for style in {style.label: style for _, style in drawn}.values():
+        own = [row for row, each in drawn if each == style]
         rates, heights = [row["lr"] for row in own], [steps_drawn(row) for row in own]
         bars = list(zip(*(error_bar(row) for row in own), strict=True))
-        look = line_look(style)
-        axes.errorbar(rates, heights, yerr=bars or None, elinewidth=0.8, capsize=2, **look)
+        look = _look(style)
+        axes.errorbar(rates, heights, yerr=bars, elinewidth=0.8, capsize=2, **look)
         for row in own:
             if row["median_steps_to_90"] is None:
                 face = {"markerfacecolor": "white", "markersize": 6, "zorder": 4}
                 axes.plot(row["lr"], steps_drawn(row), **(look | {"label": None} | face))
-    _rate_ticks(axes, sorted({row["lr"] for row in rows}), list(map(steps_drawn, rows)))
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8.5)
 
 
-def _rate_ticks(axes: Any, rates: Sequence[float], heights: Sequence[float]) -> None:
-    low, high = axes.get_ylim()
-    ticks = decade_ticks([height for height in heights if height])
-    ticks = [tick for tick in ticks if low <= tick <= high]
-    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+def _rate_axes(axes: Any, rows: Sequence[SettingRow]) -> None:
+    """Logarithmic axes around what is drawn, set before it: a single point has no range."""
+    rates = sorted({row["lr"] for row in rows})
+    ends = [
+        steps_drawn(row) + offset
+        for row in rows
+        for down, up in [error_bar(row)]
+        for offset in (-down, up)
+    ]
+    low, high = min(end for end in ends if end > 0) / 1.3, max(ends) * 1.3
+    ticks = [tick for tick in decade_ticks([low, high]) if low <= tick <= high]
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(rates[0] / 1.3, rates[-1] * 1.3)
+    axes.set_ylim(low, high)
     axes.set_xticks(rates, [format_lr(rate) for rate in rates])
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
 
 
@@ -133,5 +140,15 @@ def _teacher(rows: Sequence[SettingRow]) -> float | None:
     return next((row["teacher_accuracy"] for row in rows), None)
 
 
+def _look(style: Style) -> dict[str, Any]:
+    """A marked line whose name leaves room for the panel."""
+    look = line_look(style)
+    return look | {"label": _short(look["label"], 28)}
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def _title(axes: Any, text: str) -> None:
-    axes.set_title(text, loc="left", fontsize=10, fontweight="bold")
+    axes.set_title(_short(text, 60), loc="left", fontsize=10, fontweight="bold")

@@ -55,6 +55,7 @@ function draw(node, figure, printing = false) {
   node.classList.toggle("empty", empty);
   if (empty) {
     Plotly.purge(node);
+    node.classList.remove("js-plotly-plot");
     node.textContent = "Nothing recorded yet.";
     return;
   }

@@ -1,0 +1,302 @@
+"""`effopd compare`: many runs in one plan, killed, resumed, refused, and summed up."""
+
+import fcntl
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from tests.support.tiny import WORLD, outcome, write_models
+from typer.testing import CliRunner
+
+from effopd.cli.main import STOPPED, app
+from effopd.cli.pool import Job, Outcome, Pool
+from effopd.trainers.signals import StopRequest
+
+TASK = ("type", "hidden", "layers", "operations", "train_problems", "test_problems")
+SEARCH = {
+    "schedule": {"type": "powers_of_two"},
+    "scales": {"type": "geometric", "ratio": 8.0, "cap": 64.0},
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def plan(models: Path) -> dict[str, Any]:
+    """Two worlds, two methods, two learning rates, two seeds: 16 runs of 4 steps."""
+    task = {name: getattr(WORLD, name) for name in TASK}
+    searching = {"method": "effopd", "search": SEARCH, "validation": {"prompts": 8}}
+    return {
+        "name": "small",
+        "seeds": [0, 1],
+        "lrs": [1e-4, 1e-3],
+        "common": {
+            "student": {"path": str(models / "student")},
+            "teacher": {"path": str(models / "teacher")},
+            "sampling": {"max_new_tokens": 4},
+            "train": {"steps": 4, "prompts_per_step": 8},
+            "evaluation": {"every": 2, "first": [], "problems": 2, "recorded": 1},
+            "checkpoint": {"every": 2, "keep": 1},
+            "objective": {"type": "sampled_token"},
+        },
+        "worlds": {"one": {"task": task}, "two": {"task": task | {"seed": 1}}},
+        "methods": {"opd": {"settings": {"method": "opd"}}, "effopd": {"settings": searching}},
+        "quick": {"seeds": [0], "lrs": [1e-4], "worlds": ["one"], "methods": ["opd"]},
+    }
+
+
+@pytest.fixture(scope="module")
+def path(plan: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_plan(tmp_path_factory.mktemp("plan"), plan)
+
+
+def write_plan(directory: Path, plan: dict[str, Any]) -> Path:
+    file = directory / "plan.toml"
+    file.write_text(tomli_w.dumps(plan), encoding="utf-8")
+    return file
+
+
+def command(plan: Path, out: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "effopd.cli.main", "compare", str(plan), "--out", str(out), *more]
+
+
+def compare(plan: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(plan, out, *more), capture_output=True, text=True, timeout=250, check=False
+    )
+
+
+def in_process(*arguments: str | Path) -> Any:
+    return CliRunner().invoke(app, ["compare", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A whole comparison, and what it printed."""
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    done = compare(path, out, "--workers", "2")
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+# Whole --------------------------------------------------------------------------------------------
+
+
+def test_every_run_of_the_plan_is_a_run_directory(undisturbed: tuple[Path, str]) -> None:
+    out, said = undisturbed
+    runs = sorted(out.glob("*/*/*/*/run.json"))
+    assert len(runs) == 16
+    info = json.loads((out / "two/effopd/lr-1e-03/seed-1/run.json").read_text())
+    assert [info[key] for key in ("label", "method", "lr", "seed")] == ["effopd", "effopd", 1e-3, 1]
+    lines = re.findall(r"^\[(\d+)/16\] (\S+): finished  \d+:\d\d elapsed", said, re.MULTILINE)
+    assert [int(count) for count, _ in lines] == list(range(1, 17))
+    assert {name for _, name in lines} == {str(run.parent.relative_to(out)) for run in runs}
+    methods = [name.split("/")[1] for _, name in lines]
+    assert methods[:6] == ["effopd"] * 6, "the longest first"
+
+
+def test_the_summary_has_every_setting(undisturbed: tuple[Path, str]) -> None:
+    out, _ = undisturbed
+    summary = json.loads((out / "summary.json").read_text())
+    keys = [(row["world"], row["method"], row["lr"]) for row in summary["rows"]]
+    assert keys == [
+        (world, method, lr)
+        for world in ("one", "two")
+        for method in ("opd", "effopd")
+        for lr in (1e-4, 1e-3)
+    ]
+    assert {(row["seeds"], row["steps"]) for row in summary["rows"]} == {(2, 4)}
+    for name in ("table.md", "report.html", "figures/accuracy_steps.png", "figures/lr_sweep.png"):
+        assert (out / name).stat().st_size > 100
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "Up to 2 runs were trained at a time" in page
+
+
+def test_finished_runs_are_skipped_without_loading_torch(
+    path: Path, undisturbed: tuple[Path, str]
+) -> None:
+    out, _ = undisturbed
+    before = {run: (run.stat().st_mtime_ns, run.read_bytes()) for run in out.rglob("*.jsonl")}
+    summary = (out / "summary.json").read_bytes()
+    words = command(path, out)
+    finished = subprocess.run(
+        [words[0], "-X", "importtime", *words[1:]], capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 0
+    assert "torch" not in {
+        line.rsplit("|")[-1].strip().split(".")[0] for line in finished.stderr.splitlines()
+    }
+    assert "elapsed" not in finished.stdout
+    assert (out / "summary.json").read_bytes() == summary
+    assert before == {run: (run.stat().st_mtime_ns, run.read_bytes()) for run in before}
+
+
+# Killed -------------------------------------------------------------------------------------------
+
+
+def kill_in_the_middle(plan: Path, out: Path, number: signal.Signals, log: Path) -> tuple[int, str]:
+    """Sends a signal once a run has ended and another has begun; status and output."""
+    with open(log, "w") as file:
+        child = subprocess.Popen(
+            command(plan, out, "--workers", "2"), stdout=file, stderr=subprocess.STDOUT
+        )
+        deadline = time.monotonic() + 120
+        while "finished" not in log.read_text() and time.monotonic() < deadline:
+            assert child.poll() is None, log.read_text()
+            time.sleep(0.02)
+        os.kill(child.pid, number)
+        status = child.wait(timeout=60)
+    return status, log.read_text()
+
+
+def without_seconds(out: Path) -> Any:
+    def kept(row: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in row.items() if "seconds" not in key}
+
+    summary = json.loads((out / "summary.json").read_text())
+    return {k: [kept(r) for r in v] if isinstance(v, list) else v for k, v in summary.items()}
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [
+        (signal.SIGTERM, STOPPED),
+        pytest.param(signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.slow),
+    ],
+)
+def test_killed_it_goes_on_to_the_same_end(
+    path: Path, undisturbed: tuple[Path, str], tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    whole, _ = undisturbed
+    out = tmp_path / "out"
+    ended, said = kill_in_the_middle(path, out, number, tmp_path / "log")
+    assert ended == status, said
+    hint = f"stopped and saved; go on with: effopd compare {path} --out {out} --workers 2"
+    assert (hint in said) is (number == signal.SIGTERM)
+    assert not (out / "summary.json").exists()
+    done = compare(path, out, "--workers", "2")
+    assert done.returncode == 0, done.stderr
+    assert 0 < len(re.findall(r"^\[\d+/16\]", done.stdout, re.MULTILINE)) < 16
+    assert without_seconds(out) == without_seconds(whole)
+    for run in whole.glob("*/*/*/*"):
+        assert outcome(out / run.relative_to(whole)) == outcome(run), run
+
+
+# Refused ------------------------------------------------------------------------------------------
+
+
+def refusal(status: int, *arguments: str | Path) -> str:
+    result = in_process(*arguments)
+    assert result.exit_code == status, result.output
+    return str(result.stderr.removeprefix("error: ").strip())
+
+
+def test_a_changed_plan_is_refused_naming_the_runs(
+    plan: dict[str, Any], undisturbed: tuple[Path, str], tmp_path: Path
+) -> None:
+    out, _ = undisturbed
+    changed = plan | {"methods": plan["methods"] | {"opd": {"settings": {"method": "opd"}}}}
+    changed["common"] = plan["common"] | {"train": {"steps": 4, "prompts_per_step": 9}}
+    message = refusal(2, write_plan(tmp_path, changed), "--out", out)
+    assert message.startswith(f"{out} holds runs with other settings than the plan:\n")
+    assert "one/opd/lr-1e-04/seed-0, one/opd/lr-1e-04/seed-1, " in message
+    assert " and 4 more:\n  train.prompts_per_step: 8 -> 9\n" in message
+    world = plan | {"worlds": plan["worlds"] | {"two": plan["worlds"]["one"]}}
+    message = refusal(2, write_plan(tmp_path, world), "--out", out)
+    assert "task.seed: 1 -> 0" in message
+    assert "one/" not in message
+
+
+def test_settings_edited_in_a_run_are_noticed(
+    path: Path, undisturbed: tuple[Path, str], tmp_path: Path
+) -> None:
+    out, _ = undisturbed
+    config = out / "one/opd/lr-1e-04/seed-0/config.toml"
+    text = config.read_text()
+    config.write_text(text.replace("max_new_tokens = 4", "max_new_tokens = 5"))
+    try:
+        assert "one/opd/lr-1e-04/seed-0:\n  sampling.max_new_tokens: 5 -> 4" in refusal(
+            2, path, "--out", out
+        )
+    finally:
+        config.write_text(text)
+
+
+def test_wrong_settings_name_the_runs_and_start_nothing(
+    plan: dict[str, Any], tmp_path: Path
+) -> None:
+    common = plan["common"] | {"optimiser": {"lr": 1}, "train": {"steps": 0}}
+    message = refusal(2, write_plan(tmp_path, plan | {"common": common}), "--out", tmp_path / "out")
+    assert "one/opd/lr-1e-04/seed-0, " in message
+    assert "unknown setting optimiser; did you mean 'optimizer'?" in message
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["compare.lock"]
+
+
+def test_a_directory_in_use(path: Path, tmp_path: Path) -> None:
+    with open(tmp_path / "compare.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert refusal(1, path, "--out", tmp_path).startswith(
+            f"{tmp_path} is in use by another process: "
+        )
+
+
+def test_a_directory_that_cannot_be_made(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    message = refusal(2, path, "--out", tmp_path / "file")
+    assert message.startswith(f"{tmp_path / 'file'} cannot hold a comparison: ")
+
+
+# Parts of it --------------------------------------------------------------------------------------
+
+
+def test_the_list_says_what_is_finished(path: Path, undisturbed: tuple[Path, str]) -> None:
+    out, _ = undisturbed
+    lines = in_process(path, "--list", "--out", out).stdout.splitlines()
+    assert len(lines) == 16
+    assert all(line.endswith("  finished") for line in lines)
+    assert in_process(path, "--list", "--quick", "--out", out / "gone").stdout.splitlines() == [
+        "one/opd/lr-1e-04/seed-0"
+    ]
+
+
+def test_a_failed_run_does_not_stop_the_others(plan: dict[str, Any], tmp_path: Path) -> None:
+    nowhere = {"method": "opd", "student": {"path": str(tmp_path / "nowhere")}}
+    broken = plan | {"methods": plan["methods"] | {"broken": {"settings": nowhere}}}
+    broken["quick"] = plan["quick"] | {"methods": ["broken", "opd"]}
+    done = compare(write_plan(tmp_path, broken), tmp_path / "out", "--quick", "--workers", "1")
+    assert done.returncode == 1
+    failed = "failed: one/broken/lr-1e-04/seed-0: no model directory at"
+    assert done.stderr == f"{failed} {tmp_path / 'nowhere'}\n"
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [row["method"] for row in summary["rows"]] == ["opd"]
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "Missing, because they failed: one/broken/lr\\-1e\\-04" in table.replace("-", "\\-")
+
+
+def test_a_process_that_dies_is_a_failed_job_and_is_replaced(capfd: Any, tmp_path: Path) -> None:
+    settings: Any = None
+    jobs = [
+        Job(name="dies", kind="cell", settings=settings),
+        Job(name="wrong", kind="cell", settings={"seeds": 1}, out=str(tmp_path)),
+    ]
+    ended: list[Outcome] = []
+    with Pool(1, debug=False, on_message=lambda name, text: None) as pool:
+        pool.run(jobs, StopRequest(), ended.append)
+    assert [(outcome.job.name, outcome.ending) for outcome in ended] == [
+        ("dies", "failed"),
+        ("wrong", "failed"),
+    ]
+    assert ended[0].error.startswith("its process ended with status 1")
+    assert "TypeError" in capfd.readouterr().err
+    assert ended[1].error == "unknown setting seeds; did you mean 'seed'?"
