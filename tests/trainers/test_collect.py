@@ -212,10 +212,10 @@ def test_a_horizon_cuts_the_answers_and_leaves_their_first_tokens() -> None:
 
 @pytest.mark.parametrize("bad", [{"tokens": -1}, {"growth": -0.1}, {"growth": float("inf")}])
 def test_impossible_horizons_are_refused(bad: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="train.horizon needs tokens >= 0 and growth >= 0"):
+    with pytest.raises(ConfigError, match=r"train.horizon needs tokens >= 0 and growth >= 0"):
         Horizon(**bad)
 
 
 def test_a_horizon_grows_from_somewhere() -> None:
-    with pytest.raises(ConfigError, match="needs train.horizon.tokens, the length to grow from"):
+    with pytest.raises(ConfigError, match=r"needs train.horizon.tokens, the length to grow from"):
         Horizon(growth=1.0)

@@ -1,0 +1,344 @@
+"""Runs of every kind: interrupted ones equal undisturbed ones, and stop rules end them for good."""
+
+import json
+import os
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.support.tiny import (
+    Raw,
+    copy_run,
+    metrics_of,
+    outcome,
+    tiny_config,
+    train_tiny,
+    trainer_of,
+    write_models,
+)
+
+from effopd.cli.assemble import build_parts
+from effopd.config import RunConfig
+from effopd.demo.world import ChainVerifier
+from effopd.errors import ConfigError
+from effopd.models.checkpoints import list_checkpoints
+from effopd.records import read_jsonl
+from effopd.tasks.problem import Problem
+from effopd.trainers.loop import Trainer
+from effopd.trainers.signals import StopRequest
+
+STEPS = 5
+
+
+def scripted(self: ChainVerifier, problem: Problem, completion: str) -> float:
+    """An untrained student is never right: a reward that any answer may get."""
+    return float(zlib.crc32(completion.encode()) % 2)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr(ChainVerifier, "reward", scripted)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Problems of two teachers."""
+    path = tmp_path_factory.mktemp("problems") / "problems.jsonl"
+    names = ("math", "code", "code")
+    rows = [{"question": f"{i % 7} + {i // 7} =", "by": names[i % 3]} for i in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+# Equality -----------------------------------------------------------------------------------------
+
+GROUPS = {"train.prompts_per_step": 8, "train.responses_per_prompt": 3, "optimizer.lr": 3e-3}
+PPO = GROUPS | {
+    "method": "ppo",
+    "objective": {"critic_lr": 1e-2, "critic_warmup_steps": 1},
+    "train.updates_per_step": 3,
+    "train.epochs": 2,
+}
+DAPO = GROUPS | {"method": "dapo", "objective": {"overlong_buffer": 2}, "train.epochs": 2}
+MIXED = GROUPS | {
+    "method": "grpo",
+    "objective": {"distillation": 0.5, "kl_coefficient": 0.1},
+    "self_teacher": {"decay": 0.8},
+}
+SELF = {
+    "method": "opd",
+    "objective": {"type": "full_kl", "teacher_temperature": 0.5},
+    "self_teacher": {"decay": 0.8},
+}
+HORIZON = {
+    "search.schedule": {"type": "every_n", "n": 2},
+    "train.horizon": {"tokens": 1, "growth": 1.0},
+}
+TWO = {
+    "method": "exopd",
+    "objective": {"type": "exopd"},
+    "task": {"type": "jsonl", "answer_field": "", "verifier": "none", "teacher_field": "by"},
+}
+
+
+def config_of(name: str, models: Path, problems: Path, settings: Raw | None = None) -> RunConfig:
+    own = {
+        "train.steps": STEPS,
+        "checkpoint.every": 1,
+        "checkpoint.keep": 99,
+        "evaluation.every": 2,
+        **CASES[name][0],
+        **(settings or {}),
+    }
+    if name == "two teachers":
+        own["task"] = own["task"] | {"train_path": str(problems), "test_size": 6}
+        own["teachers"] = {"math": {"path": str(models / "teacher")}}
+        own["teachers"]["code"] = {"path": str(models / "student")}
+    return tiny_config(models, own)
+
+
+Holds = Callable[[list[Raw], set[str]], bool]
+CASES: dict[str, tuple[Raw, Holds]] = {
+    "ppo, several updates": (
+        PPO,
+        lambda rows, files: (
+            all(row["explained_variance"] is not None for row in rows)
+            and rows[-1]["clipped_share"] > 0
+            and "learner.safetensors" in files
+        ),
+    ),
+    "dapo, refills": (
+        DAPO,
+        lambda rows, files: any(row["refills"] > 0 for row in rows),
+    ),
+    "grpo, distillation, self-teacher": (
+        MIXED,
+        lambda rows, files: (
+            rows[-1]["reference_kl"] > 0
+            and rows[-1]["teacher_tokens"] > 0
+            and "average.safetensors" in files
+        ),
+    ),
+    "self-teacher": (SELF, lambda rows, files: "average.safetensors" in files),
+    "horizon": (
+        HORIZON,
+        lambda rows, files: [row["horizon"] for row in rows] == [1, 2, 3, None, None],
+    ),
+    "two teachers": (TWO, lambda rows, files: rows[-1]["reverse_kl"] > 0),
+}
+"""Settings, and what rows and checkpoint must show for the case to mean something."""
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_resuming_at_any_step_changes_nothing(
+    models: Path, problems: Path, tmp_path: Path, case: str
+) -> None:
+    config = config_of(case, models, problems)
+    undisturbed = tmp_path / "undisturbed"
+    assert train_tiny(config, undisturbed)[0]
+    expected = outcome(undisturbed)
+    assert CASES[case][1](metrics_of(undisturbed), set(expected.files))
+    assert all(row["skipped"] is None for row in metrics_of(undisturbed))
+    for step in range(1, STEPS):
+        resumed = copy_run(undisturbed, tmp_path / f"from-{step}", steps=[step])
+        torch.manual_seed(step)
+        done, messages = train_tiny(config, resumed)
+        assert done
+        assert messages[0] == f"resuming from step-{step:05d}"
+        assert outcome(resumed) == expected, f"resumed from step {step}"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_cut_into_pieces_is_the_same_run(
+    models: Path, problems: Path, tmp_path: Path, case: str
+) -> None:
+    config = config_of(case, models, problems)
+    whole, pieces = tmp_path / "whole", tmp_path / "pieces"
+    assert train_tiny(config, whole)[0]
+    for stop_after in (1, 3, 4):
+        assert not train_tiny(config, pieces, stop_after=stop_after)[0]
+    assert train_tiny(config, pieces)[0]
+    assert outcome(pieces) == outcome(whole)
+
+
+@pytest.mark.parametrize("case", ["ppo, several updates", "dapo, refills", "self-teacher"])
+def test_a_longer_run_continues_a_finished_one(
+    models: Path, problems: Path, tmp_path: Path, case: str
+) -> None:
+    grown, whole = tmp_path / "grown", tmp_path / "whole"
+    longer = config_of(case, models, problems, {"train.steps": STEPS + 2})
+    assert train_tiny(config_of(case, models, problems), grown)[0]
+    assert finished(grown) == {"step": STEPS, "reason": "last step"}
+    assert train_tiny(longer, grown)[0]
+    assert train_tiny(longer, whole)[0]
+    assert metrics_of(grown) == metrics_of(whole)
+    assert outcome(grown).files == outcome(whole).files
+    assert finished(grown) == {"step": STEPS + 2, "reason": "last step"}
+
+
+def finished(run: Path) -> Any:
+    return json.loads((run / "run.json").read_text()).get("finished")
+
+
+# What the runs are --------------------------------------------------------------------------------
+
+
+def test_updates_of_a_step_are_as_many_as_asked_for(
+    models: Path, problems: Path, tmp_path: Path
+) -> None:
+    """Counted by the optimizers themselves; the student's rests while the critic warms up."""
+    train_tiny(config_of("ppo, several updates", models, problems), tmp_path)
+    last = list_checkpoints(tmp_path / "checkpoints")[0]
+    counts = {
+        name: {value.item() for key, value in load_file(last / f"{name}.safetensors").items()
+               if key.endswith("/step")}
+        for name in ("optimizer", "learner")
+    }  # fmt: skip
+    assert counts == {"optimizer": {6.0 * (STEPS - 1)}, "learner": {6.0 * STEPS}}
+    first = [directory / "model.safetensors" for directory in list_checkpoints(last.parent)][-1]
+    before = load_file(models / "student" / "model.safetensors")
+    assert all(torch.equal(before[name], value) for name, value in load_file(first).items())
+
+
+def test_the_self_teacher_is_the_average_of_the_weights_it_saw(
+    models: Path, problems: Path, tmp_path: Path
+) -> None:
+    """From the checkpoints of every step; it starts as the teacher that is named."""
+    train_tiny(config_of("self-teacher", models, problems), tmp_path)
+    expected = load_file(models / "teacher" / "model.safetensors")
+    for directory in list_checkpoints(tmp_path / "checkpoints")[::-1]:
+        weights = load_file(directory / "model.safetensors")
+        expected = {n: 0.8 * expected[n] + 0.2 * weights[n] for n in expected}
+        found = load_file(directory / "average.safetensors")
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-7)
+
+
+def test_a_self_teacher_starts_as_the_untrained_student_when_none_is_named(models: Path) -> None:
+    config = tiny_config(models, {"method": "opd", "self_teacher": {}})
+    parts = build_parts(config.model_copy(update={"teacher": None}), print)
+    assert parts.teachers is not None
+    (teacher,) = parts.teachers.policies.values()
+    ours, theirs = parts.student.model.state_dict(), teacher.model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert parts.average is not None
+    assert parts.average.teacher is teacher
+
+
+def test_each_teacher_is_evaluated_on_its_own_problems(
+    models: Path, problems: Path, tmp_path: Path
+) -> None:
+    settings = {"evaluation.problems": 6, "train.steps": 1}
+    train_tiny(config_of("two teachers", models, problems, settings), tmp_path)
+    rows = [row for row in read_jsonl(tmp_path / "evals.jsonl") if row["model"] == "teacher"]
+    assert [(row["n"], row["accuracy"]) for row in rows] == [(6, None)]
+
+
+def test_a_problem_of_an_unknown_teacher_is_refused_before_the_first_step(
+    models: Path, problems: Path, tmp_path: Path
+) -> None:
+    config = config_of("two teachers", models, problems)
+    fewer = {name: value for name, value in config.teachers.items() if name != "code"}
+    with pytest.raises(ConfigError, match="problem problems-2 names the teacher 'code'; known"):
+        train_tiny(config.model_copy(update={"teachers": fewer}), tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+# Stop rules ---------------------------------------------------------------------------------------
+
+
+def with_accuracies(
+    monkeypatch: pytest.MonkeyPatch, student: list[float], teacher: float = 1.0
+) -> None:
+    """Evaluations of a run find these accuracies, whatever was written."""
+    write = Trainer._write_evaluation
+    found = iter(student)
+
+    def written(self: Trainer, model: str, evaluation: Any) -> None:
+        row = evaluation.row()
+        row["accuracy"] = teacher if model == "teacher" else next(found)
+
+        class Scripted:
+            rollouts, rewards, kl_nats = evaluation.rollouts, evaluation.rewards, evaluation.kl_nats
+
+            def row(self) -> Raw:
+                return row
+
+        write(self, model, Scripted())  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Trainer, "_write_evaluation", written)
+
+
+ENDED = {"method": "opd", "evaluation.every": 1, "checkpoint.every": 4}
+
+
+@pytest.mark.parametrize(
+    ("rule", "accuracies", "step", "reason"),
+    [
+        ({"patience": 2}, [0.1, 0.3, 0.2, 0.3], 3, "no better accuracy in 2 evaluations"),
+        ({"target": 0.9}, [0.1, 0.3, 0.91], 2, "accuracy 0.910 is 90% of the teacher's"),
+        ({"target": 0.9}, [0.95], 0, "accuracy 0.950 is 90% of the teacher's"),
+        ({"patience": 9, "target": 0.9}, [0.1] * 9, 8, "last step"),
+    ],
+)
+def test_a_run_that_ended_is_not_continued(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    rule: Raw, accuracies: list[float], step: int, reason: str,
+) -> None:  # fmt: skip
+    with_accuracies(monkeypatch, accuracies)
+    config = tiny_config(models, ENDED | {"train.stop": rule})
+    assert train_tiny(config, tmp_path)[0]
+    assert finished(tmp_path) == {"step": step, "reason": reason}
+    if step:
+        assert len(metrics_of(tmp_path)) == step
+        assert list_checkpoints(tmp_path / "checkpoints")[0].name == f"step-{step:05d}"
+
+    def never(*arguments: object) -> None:
+        raise AssertionError("a finished run needs no trainer")
+
+    monkeypatch.setattr(Trainer, "__init__", never)
+    longer = tiny_config(models, ENDED | {"train.stop": rule, "train.steps": 20})
+    for again in [config] if reason == "last step" else [config, longer]:
+        done, messages = train_tiny(again, tmp_path)
+        assert done
+        assert messages == [
+            f"{tmp_path} is finished (after step {step}: {reason}), nothing was changed. Raise "
+            "train.steps to go on after the last step, or choose another directory (--out)."
+        ]
+
+
+def test_a_run_killed_between_its_last_save_and_its_end_is_over(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rule is a function of the records: resuming finds the end without another step."""
+    with_accuracies(monkeypatch, [0.1, 0.3, 0.95])
+    config = tiny_config(models, ENDED | {"train.stop": {"target": 0.9}})
+    train_tiny(config, tmp_path)
+    info = json.loads((tmp_path / "run.json").read_text())
+    del info["finished"]
+    (tmp_path / "run.json").write_text(json.dumps(info))
+    before = outcome(tmp_path)
+    done, messages = train_tiny(config, tmp_path)
+    assert (done, messages) == (True, ["resuming from step-00002"])
+    assert finished(tmp_path) == {"step": 2, "reason": "accuracy 0.950 is 90% of the teacher's"}
+    assert outcome(tmp_path) == before
+
+
+def test_a_stopped_run_is_not_finished(models: Path, tmp_path: Path) -> None:
+    config = tiny_config(models, {"method": "opd"})
+    assert not train_tiny(config, tmp_path, stop_after=3)[0]
+    assert finished(tmp_path) is None
+    trainer, run = trainer_of(config, tmp_path / "other")
+    assert trainer.run(StopRequest())
+    run.close()
+    assert finished(tmp_path / "other") == {"step": 8, "reason": "last step"}
