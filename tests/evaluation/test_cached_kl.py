@@ -267,6 +267,28 @@ def test_answers_that_are_no_samples_of_the_policy_are_refused(sampling: dict[st
         CachedKLValidator(answers, policy, Teachers.single(policy), CachedKLValidation())
 
 
+# Frozen contexts ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reduce", REDUCTIONS)
+def test_frozen_weights_keep_the_contexts_and_lengths_of_the_tip(reduce: str) -> None:
+    settings = {"trust_nats": 1e9, "trust_share": 1.0}  # no share of the answers is demanded
+    bench = Bench(reduce=reduce, weights="frozen", **settings)
+    tip = bench.score(0.0)
+    found = bench.score(0.2)
+    bench.move_(0.0)
+    rollouts = bench.answers.write(Draw(step=1))
+    same = rows(bench.student, rollouts)
+    bench.move_(0.2)
+    kl = [reverse_kl(bench.student.model, bench.teacher.model, r.sample, V) for r in rollouts]
+    assert found.value == pytest.approx(-twin.estimate(same, same, kl, reduce), rel=1e-4)
+    assert found.mean_length == pytest.approx(tip.mean_length)
+    assert found.truncated_share == pytest.approx(tip.truncated_share)
+    weighted = Bench(reduce=reduce, **TRUSTING)
+    weighted.score(0.0)
+    assert weighted.score(0.2).value != pytest.approx(found.value, rel=1e-4)
+
+
 # What it estimates --------------------------------------------------------------------------------
 
 COPIES = 40
