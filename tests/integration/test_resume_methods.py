@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.support import processes
 from tests.support.tiny import (
     Raw,
     copy_run,
@@ -28,8 +30,13 @@ from effopd.errors import ConfigError
 from effopd.models.checkpoints import list_checkpoints
 from effopd.records import read_jsonl
 from effopd.tasks.problem import Problem
+from effopd.trainers import critic
+from effopd.trainers.collect import Collector
+from effopd.trainers.critic import Critic
+from effopd.trainers.learning import SampledTokenLearner
 from effopd.trainers.loop import Trainer
 from effopd.trainers.signals import StopRequest
+from effopd.trainers.teachers import StudentAverage
 
 STEPS = 5
 
@@ -169,6 +176,41 @@ def test_a_run_cut_into_pieces_is_the_same_run(
         assert not train_tiny(config, pieces, stop_after=stop_after)[0]
     assert train_tiny(config, pieces)[0]
     assert outcome(pieces) == outcome(whole)
+
+
+KILLS: list[tuple[str, Any, str, int]] = [
+    ("ppo, several updates", Critic, "update_", 15),  # between two mini-batches of step 3
+    ("ppo, several updates", critic.nn.utils, "clip_grad_norm_", 40),
+    ("dapo, refills", Collector, "_portion", 4),
+    ("self-teacher", StudentAverage, "update_", 4),
+    ("two teachers", SampledTokenLearner, "prepare", 4),
+]
+"""A case, and the call before which its process is killed."""
+
+
+@pytest.mark.parametrize("kill", range(len(KILLS)))
+def test_a_killed_run_ends_like_an_undisturbed_one(
+    models: Path, problems: Path, tmp_path: Path, kill: int
+) -> None:
+    case, owner, name, call = KILLS[kill]
+    config = config_of(case, models, problems, {"checkpoint.every": 2})
+    real, calls = getattr(owner, name), [0]
+
+    def killing(*arguments: Any, **keywords: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == call:
+            processes.kill_me()
+        return real(*arguments, **keywords)
+
+    def body() -> None:
+        pytest.MonkeyPatch().setattr(owner, name, killing)
+        train_tiny(config, tmp_path / "killed")
+
+    assert processes.run(body) == -signal.SIGKILL
+    assert 0 < len(metrics_of(tmp_path / "killed")) < STEPS
+    for name in ("killed", "undisturbed"):
+        assert train_tiny(config, tmp_path / name)[0]
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "undisturbed")
 
 
 @pytest.mark.parametrize("case", ["ppo, several updates", "dapo, refills", "self-teacher"])
