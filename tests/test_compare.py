@@ -270,20 +270,33 @@ def test_the_list_says_what_is_finished(path: Path, undisturbed: tuple[Path, str
     ]
 
 
-def test_a_failed_run_does_not_stop_the_others(plan: dict[str, Any], tmp_path: Path) -> None:
+def test_worlds_are_made_once_and_a_failed_run_does_not_stop_the_others(
+    plan: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EFFOPD_CACHE", str(tmp_path / "cache"))
+    brief = {"base_steps": 20, "base_greedy": 0.0, "noise_steps": 1, "teacher_steps": 1}
     nowhere = {"method": "opd", "student": {"path": str(tmp_path / "nowhere")}}
-    broken = plan | {"methods": plan["methods"] | {"broken": {"settings": nowhere}}}
-    broken["quick"] = plan["quick"] | {"methods": ["broken", "opd"]}
+    common = {k: v for k, v in plan["common"].items() if k not in ("student", "teacher")}
+    broken = plan | {
+        "common": common | {"task": plan["worlds"]["one"]["task"] | brief},
+        "worlds": {"one": {}},
+        "methods": plan["methods"] | {"broken": {"settings": nowhere}},
+        "quick": plan["quick"] | {"methods": ["broken", "opd"]},
+    }
     done = compare(write_plan(tmp_path, broken), tmp_path / "out", "--quick", "--workers", "1")
     assert done.returncode == 1
     failed = "failed: one/broken/lr-1e-04/seed-0: no model directory at"
     assert done.stderr == f"{failed} {tmp_path / 'nowhere'}\n"
+    (cached,) = (tmp_path / "cache").iterdir()
+    assert {path.name for path in cached.iterdir()} == {"base", "teacher"}
+    assert done.stdout.startswith("world of one/opd/lr-1e-04/seed-0: ")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [row["method"] for row in summary["rows"]] == ["opd"]
     table = (tmp_path / "out" / "table.md").read_text()
-    assert "Missing, because they failed: one/broken/lr\\-1e\\-04" in table.replace("-", "\\-")
+    assert "\nMissing, because they failed: one/broken/lr-1e-04/seed-0.\n" in table
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_a_failed_job_and_is_replaced(capfd: Any, tmp_path: Path) -> None:
     settings: Any = None
     jobs = [
