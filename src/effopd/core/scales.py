@@ -81,21 +81,26 @@ class LadderScales:
 
 @dataclass(frozen=True, kw_only=True)
 class GeometricScales:
-    """Scales `ratio, ratio**2, ...` up to `cap`, then bisection of the last bracket.
+    """Scales `ratio, ratio**2, ...` up to `cap`; the other way where the first one is rejected.
 
     Geometric growth finds the order of magnitude of the best scale in logarithmically many trials,
-    whatever the learning rate. After the first rejection, `refine` trials bisect (geometric mean)
-    between the best accepted scale and the nearest rejected one above it.
+    whatever the learning rate: too small a rate is made up for ahead of the tip, too large a rate
+    between anchor and tip (`1 / ratio, 1 / ratio**2, ...` down to `floor`).
 
     Attributes:
         ratio: Growth factor, above 1.
         cap: Largest scale tried.
-        refine: Bisection trials after the first rejection.
+        floor: Smallest scale tried, in (0, 1]; 1 looks ahead of the tip only.
+        refine: Trials after the first rejection that bisect (geometric mean) between the best
+            accepted scale and the nearest rejected one above it; ahead of the tip only.
+
+    Departure from arXiv 2605.11739, whose candidates all lie ahead of the tip.
     """
 
     type: Literal["geometric"] = "geometric"
     ratio: float = 2.0
     cap: float = 256.0
+    floor: float = 1.0
     refine: int = 0
 
     def __post_init__(self) -> None:
@@ -105,9 +110,16 @@ class GeometricScales:
                 f"geometric scales need refine >= 0 and ratio <= cap, got refine {self.refine}, "
                 f"ratio {self.ratio}, cap {self.cap}"
             )
+        if not 0 < self.floor <= 1 or (self.refine and self.floor < 1):
+            raise ConfigError(
+                "geometric scales need a floor in (0, 1], 1 where refine is used, got floor "
+                f"{self.floor}, refine {self.refine}"
+            )
 
     def propose(self, trials: Sequence[Trial], past: Sequence[PastSearch]) -> float | None:
-        """The next power while accepted; afterwards up to `refine` bisections."""
+        """The next power while accepted; then down, or up to `refine` bisections."""
+        if self.floor < 1 and len(trials) > 1 and not trials[1].accepted:
+            return self._downwards(trials)
         rejected = [i for i, trial in enumerate(trials) if trial.accepted is False]
         best = max((t.scale for t in trials if t.accepted), default=1.0)
         if not rejected:
@@ -118,6 +130,12 @@ class GeometricScales:
         above = min(trials[i].scale for i in rejected if trials[i].scale > best)
         middle = math.sqrt(best * above)
         return middle if best < middle < above else None  # no float left between them
+
+    def _downwards(self, trials: Sequence[Trial]) -> float | None:
+        """The next scale between anchor and tip while accepted; `trials[1]` was rejected."""
+        following = self.ratio ** (1 - len(trials))
+        goes_on = len(trials) == 2 or trials[-1].accepted
+        return following if goes_on and following >= self.floor * (1 - 1e-12) else None
 
 
 @dataclass(frozen=True, kw_only=True)
