@@ -2,11 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -35,9 +36,11 @@ from effopd.trainers.collect import Collector
 from effopd.trainers.critic import Critic
 from effopd.trainers.learning import SampledTokenLearner
 from effopd.trainers.loop import Trainer
+from effopd.trainers.run_directory import LOGS
 from effopd.trainers.signals import StopRequest
 from effopd.trainers.teachers import StudentAverage
 
+RECORDS = Path(__file__).parents[2] / "docs" / "records.md"
 STEPS = 5
 
 
@@ -294,6 +297,28 @@ def test_a_problem_of_an_unknown_teacher_is_refused_before_the_first_step(
     with pytest.raises(ConfigError, match="problem problems-2 names the teacher 'code'; known"):
         train_tiny(config.model_copy(update={"teachers": fewer}), tmp_path)
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("case", ["ppo, several updates", "horizon"])
+def test_every_field_and_file_of_a_run_is_documented(
+    models: Path, problems: Path, tmp_path: Path, case: str
+) -> None:
+    train_tiny(config_of(case, models, problems, {"train.steps": 2}), tmp_path)
+    names = re.split(r"[^\w.-]+", RECORDS.read_text(encoding="utf-8"))
+    for log in LOGS:
+        fields = {field for row in read_jsonl(tmp_path / f"{log}.jsonl") for field in row}
+        assert fields <= set(names), log
+    (last, *_) = list_checkpoints(tmp_path / "checkpoints")
+    parts = {path.name for path in last.glob("*.safetensors")} - {"model.safetensors"}
+    own = {path.name for path in tmp_path.iterdir()} - {"checkpoints", "run.lock"}
+    assert parts | own <= set(names)
+    assert json.loads((tmp_path / "run.json").read_text()).keys() <= set(names)
+
+
+def test_every_method_is_documented() -> None:
+    methods = get_args(RunConfig.model_fields["method"].annotation)
+    text = RECORDS.read_text(encoding="utf-8")
+    assert [name for name in methods if f'"{name}"' not in text] == []
 
 
 # Stop rules ---------------------------------------------------------------------------------------

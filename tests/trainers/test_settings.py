@@ -1,5 +1,7 @@
 """Learning-rate schedule and due steps against closed forms."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,7 +10,9 @@ from effopd.errors import ConfigError
 from effopd.trainers.settings import (
     CheckpointSettings,
     EvaluationSettings,
+    LoopSettings,
     OptimizerSettings,
+    StopRule,
     TrainSettings,
 )
 
@@ -44,8 +48,10 @@ def test_checkpoint_settings_are_positive(bad: dict[str, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["steps", "prompts_per_step", "micro_batch_tokens", "rollout_batch"]
-)
+    "name",
+    ["steps", "prompts_per_step", "responses_per_prompt", "updates_per_step", "epochs",
+     "micro_batch_tokens", "rollout_batch"],
+)  # fmt: skip
 def test_train_settings_are_positive(name: str) -> None:
     with pytest.raises(ConfigError, match=f"train.{name} must be at least 1, got 0"):
         TrainSettings(**{name: 0})
@@ -78,3 +84,28 @@ def test_negative_evaluations_are_refused(name: str) -> None:
 def test_a_negative_number_of_skipped_steps_is_refused() -> None:
     with pytest.raises(ConfigError, match="max_skipped_steps"):
         TrainSettings(max_skipped_steps=-1)
+
+
+def test_a_step_has_no_more_updates_than_answers() -> None:
+    assert TrainSettings(prompts_per_step=3, responses_per_prompt=2, updates_per_step=6)
+    with pytest.raises(ConfigError, match="updates_per_step = 7 is more than a step's 6 answers"):
+        TrainSettings(prompts_per_step=3, responses_per_prompt=2, updates_per_step=7)
+
+
+@pytest.mark.parametrize(
+    ("stop", "evaluation", "message"),
+    [
+        ({"patience": 1}, {"problems": 0}, "set evaluation.problems above 0"),
+        ({"target": 0.9}, {"problems": 0}, "set evaluation.problems above 0"),
+        ({"target": 0.9}, {"teacher": False}, "set evaluation.teacher"),
+    ],
+)
+def test_a_stop_rule_needs_what_it_looks_at(
+    stop: dict[str, Any], evaluation: dict[str, Any], message: str
+) -> None:
+    train = TrainSettings(stop=StopRule(**stop))
+    assert LoopSettings(train=train).train == train
+    with pytest.raises(ConfigError, match=message):
+        LoopSettings(train=train, evaluation=EvaluationSettings(**evaluation))
+    patient = TrainSettings(stop=StopRule(patience=3))
+    assert LoopSettings(train=patient, evaluation=EvaluationSettings(teacher=False))
