@@ -21,7 +21,8 @@ candidates), scored once. Searches are bootstrapped: each draws its prompts from
 replacement, and in `noise` it also shuffles the six answers of every prompt, which are
 exchangeable. An answer depends on its own prompt and seed alone, so a search on drawn prompts with
 stored scores is a search that samples. All rules see the same searches. What searches share is the
-pool's finite size, and in `neutral` the directions: there rates are good to about 5 points.
+pool, and in `neutral` the directions: rates are good to about 3 points, in `neutral` to 5 and with
+fresh numbers, where one lucky set of answers serves all searches, to 10.
 
 `cached_kl` scores candidates on the tip's answers; candidates beyond its trust bounds count as
 rejected. In `noise` it has nothing to score: equal weights have equal scores.
