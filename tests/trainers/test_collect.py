@@ -156,6 +156,18 @@ def test_informative_groups_fill_the_batch(
     assert batch.rewards == tuple(float(n) for n in expected for _ in range(responses))
 
 
+def test_what_is_more_than_the_batch_is_dropped() -> None:
+    """Three of four are informative here, so the second portion brings two too many."""
+    step = next(s for s in range(1, 99) if sum(n % 4 > 0 for n in portion(s, 0, 4)) == 3)
+    numbers = {n for n in range(40) if n % 4 > 0}
+    own = collector(verifier=Numbered(), informative=keeps(numbers), max_refills=9)
+    kept = [n for refill in (0, 1) for n in portion(step, refill, 4) if n in numbers]
+    assert len(kept) > 4
+    batch = own.collect(step)
+    assert groups(batch) == kept[:4]
+    assert (batch.refills, len(batch.rollouts)) == (1, 12)
+
+
 def test_dropped_answers_are_counted() -> None:
     own = collector(verifier=Numbered(), informative=keeps({*range(0, 40, 3)}), max_refills=9)
     engine = own.writer.engine
