@@ -51,7 +51,7 @@ def write_recipe(path: Path, settings: dict[str, Any]) -> Path:
 
 def test_without_arguments_the_commands_are_listed() -> None:
     result = effopd()
-    for command in ("demo", "train", "eval", "report"):
+    for command in ("demo", "train", "eval", "report", "compare"):
         assert re.search(rf"^\W*{command}\s", result.output, re.MULTILINE)
 
 

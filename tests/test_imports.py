@@ -7,7 +7,7 @@ import sys
 import pytest
 
 HEAVY = {"transformers", "trl", "verl", "vllm", "pydantic", "matplotlib", "plotly"}
-COMMANDS = [[], ["demo"], ["train"], ["eval"], ["report"]]
+COMMANDS = [[], ["demo"], ["train"], ["eval"], ["report"], ["compare"]]
 
 
 def imported_by(*arguments: str) -> set[str]:

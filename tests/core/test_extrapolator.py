@@ -187,7 +187,13 @@ def test_validator_sees_each_candidate_and_the_draw() -> None:
     result = extrapolator.step(2)
     assert result is not None
     assert [value for value, _ in seen] == [1, 4, 16, 1, 16]
-    assert [draw for _, draw in seen] == [Draw(step=2)] * 3 + [Draw(step=2, fresh=True)] * 2
+    assert [draw for _, draw in seen] == [
+        Draw(step=2),
+        Draw(step=2, candidate=True),
+        Draw(step=2, candidate=True),
+        Draw(step=2, fresh=True),
+        Draw(step=2, fresh=True, candidate=True),
+    ]
 
 
 def test_validator_runs_without_gradients() -> None:

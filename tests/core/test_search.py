@@ -219,9 +219,12 @@ def test_retest_confirms_the_winner_on_fresh_prompts() -> None:
     result = search(evaluate, retest=True)
     assert result.accepted_scale == 5
     assert evaluate.scales == [1, 3, 5, 7, 1, 5]
-    assert [draw for _, draw in evaluate.asked] == [Draw(step=7)] * 4 + [
-        Draw(step=7, fresh=True)
-    ] * 2
+    assert [draw for _, draw in evaluate.asked] == [
+        Draw(step=7),
+        *[Draw(step=7, candidate=True)] * 3,
+        Draw(step=7, fresh=True),
+        Draw(step=7, fresh=True, candidate=True),
+    ]
     assert [t.kind for t in result.trials[4:]] == ["retest-incumbent", "retest-candidate"]
     assert verdicts(result.trials[4:]) == [None, True]
 
@@ -283,3 +286,10 @@ def test_seconds_are_the_time_of_scoring() -> None:
         return Score(value=-scale)
 
     assert all(0.01 <= trial.seconds < 5 for trial in search(slow).trials)
+
+
+def test_a_validator_says_why_it_gives_no_score() -> None:
+    result = search(Recorded(0.1, Score(value=math.nan, reason="beyond trust"), 0.2))
+    assert result.accepted_scale == 1.0
+    assert result.trials[1].reason == "beyond trust"
+    assert result.trials[1].score is None

@@ -84,13 +84,14 @@ def line_search(
     tip = best = _finite(run("incumbent", 1.0, draw, None, None), step)
     best_scale = 1.0
     while (scale := scales.propose(trials, past)) is not None:
-        trial = run("candidate", scale, draw, best, tip)
+        trial = run("candidate", scale, replace(draw, candidate=True), best, tip)
         if trial.accepted and trial.score is not None:
             best, best_scale = trial.score, scale
     if retest and best_scale != 1.0:
         fresh = replace(draw, fresh=True)
         tip = _finite(run("retest-incumbent", 1.0, fresh, None, None), step)
-        if not run("retest-candidate", best_scale, fresh, tip, tip).accepted:
+        again = replace(fresh, candidate=True)
+        if not run("retest-candidate", best_scale, again, tip, tip).accepted:
             best_scale = 1.0
     return SearchResult(step=step, accepted_scale=best_scale, trials=tuple(trials))
 
@@ -123,7 +124,8 @@ def _trial(
     score = evaluate(scale, draw)
     accepted, reason = None, ""
     if not score.is_finite:
-        accepted, reason = (None if against is None else False), "score is not finite"
+        accepted = None if against is None else False
+        reason = score.reason or "score is not finite"
     elif against is not None and tip is not None:
         objection = guard.objection(score, tip) if guard else None
         accepted = objection is None and accept.accepts(score, against)

@@ -20,10 +20,13 @@ class Draw:
     Attributes:
         step: Optimizer step of the search.
         fresh: False for the search itself, True for the re-test of its winner on other prompts.
+        candidate: False for the tip, which comes first, True for what is compared with it. Changes
+            neither prompts nor random numbers.
     """
 
     step: int
     fresh: bool = False
+    candidate: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,7 @@ class Score:
         teacher_tokens: Tokens the teacher scored to compute it.
         mean_length: Mean completion length in tokens; None when nothing was generated.
         truncated_share: Share of completions cut at the length cap, in [0, 1].
+        reason: Why the value is not finite; the search records it.
     """
 
     value: float
@@ -45,6 +49,7 @@ class Score:
     teacher_tokens: int = 0
     mean_length: float | None = None
     truncated_share: float = 0.0
+    reason: str = ""
 
     @property
     def is_finite(self) -> bool:

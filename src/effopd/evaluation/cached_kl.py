@@ -5,11 +5,11 @@ All log-probabilities are of the trainer's own forward pass, the engine's are no
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from effopd.core.validation import Draw, Score
-from effopd.errors import ConfigError, NonFiniteError
+from effopd.errors import ConfigError, NonFiniteError, ValidatorError
 from effopd.evaluation.drawn_answers import Levels, check_prefix, check_prompts
 from effopd.evaluation.importance import (
     TokenValues,
@@ -138,12 +138,11 @@ def distrust(candidate: TokenValues, tip: TokenValues, settings: CachedKLValidat
 
 @dataclass(frozen=True, kw_only=True)
 class _Cache:
-    """What the tip wrote for a draw, and its score."""
+    """What the tip wrote for a draw."""
 
     draw: Draw
     rollouts: Sequence[Rollout]
     log_probs: TokenValues
-    score: Score
 
 
 class Answers(Protocol):
@@ -173,11 +172,10 @@ class Answers(Protocol):
 class CachedKLValidator:
     """Scores the tip on its own answers, and candidates on those of the tip.
 
-    The first call of a draw is the tip's: it writes the answers, and they are kept until a call
-    with another draw. The teacher scores them again for every candidate, since the divergence is
-    over the whole vocabulary, of which nothing can be kept; a candidate costs one more pass of the
-    student for its log-probabilities, made first, so that no teacher is asked about a candidate
-    beyond trust.
+    The tip's call writes the answers, which are kept for the candidates of its draw. The teacher
+    scores them again for every candidate, since the divergence is over the whole vocabulary, of
+    which nothing can be kept; a candidate costs one more pass of the student for its
+    log-probabilities, made first, so that no teacher is asked about a candidate beyond trust.
 
     Args:
         answers: Writes the tip's answers.
@@ -215,33 +213,40 @@ class CachedKLValidator:
         self._cache: _Cache | None = None
 
     def __call__(self, draw: Draw) -> Score:
-        """The score; not finite when the student's weights or logits are not."""
+        """The score; not finite beyond trust and when the student's weights or logits are not.
+
+        Raises:
+            ValidatorError: A candidate is scored, but the last tip was that of another draw.
+        """
         try:
-            if self._cache is None or self._cache.draw != draw:
-                self._cache = None
-                self._cache = self._score_tip(draw)
-                return self._cache.score
-            return self._score_candidate(self._cache)
+            if draw.candidate:
+                return self._score_candidate(self._tip_of(draw))
+            return self._score_tip(draw)
         except NonFiniteError:
             return Score(value=float("nan"))
 
-    def _score_tip(self, draw: Draw) -> _Cache:
+    def _tip_of(self, draw: Draw) -> _Cache:
+        """The cache of the candidate's draw."""
+        if self._cache is None or replace(draw, candidate=False) != self._cache.draw:
+            kept = "none" if self._cache is None else str(self._cache.draw)
+            raise ValidatorError(
+                f"a candidate of {draw} is scored on the answers of its tip, which was not scored "
+                f"before it; kept are those of {kept}. Score the tip with candidate=False first."
+            )
+        return self._cache
+
+    def _score_tip(self, draw: Draw) -> Score:
+        self._cache = None
         rollouts = self._answers.write(draw)
         log_probs = self._log_probs(rollouts)
-        score = self._score(
-            rollouts,
-            log_probs,
-            log_probs,
-            total_tokens(rollouts) if self._answers.costs_tokens else 0,
-        )
-        return _Cache(draw=draw, rollouts=rollouts, log_probs=log_probs, score=score)
+        self._cache = _Cache(draw=draw, rollouts=rollouts, log_probs=log_probs)
+        tokens = total_tokens(rollouts) if self._answers.costs_tokens else 0
+        return self._score(rollouts, log_probs, log_probs, tokens)
 
     def _score_candidate(self, cache: _Cache) -> Score:
         log_probs = self._log_probs(cache.rollouts)
-        if log_probs == cache.log_probs:  # the tip once more
-            return cache.score
-        if distrust(log_probs, cache.log_probs, self._settings):
-            return Score(value=float("nan"))
+        if reason := distrust(log_probs, cache.log_probs, self._settings):
+            return Score(value=float("nan"), reason=reason)
         return self._score(cache.rollouts, log_probs, cache.log_probs, 0)
 
     def _score(

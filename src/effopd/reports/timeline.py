@@ -180,9 +180,9 @@ def _color_bar(limit: float) -> Figure:
 
 def _trial_hover(trial: Trial) -> str:
     error = "" if trial.score_se is None else f" ± {trial.score_se:.3g}"
-    score = "not finite" if trial.score is None else f"{trial.score:.4g}{error}"
     lines = [f"<b>step {trial.step:g}, scale {trial.scale:g}</b>", plotly_text(trial.kind)]
-    lines.append(f"score {score}")
+    if trial.score is not None:
+        lines.append(f"score {trial.score:.4g}{error}")
     if trial.advantage is not None and not _incumbents(trial):
         lines.append(f"{trial.advantage:+.4g} against the incumbent")
     if trial.reason:
