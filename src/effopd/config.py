@@ -10,13 +10,12 @@ import tomllib
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from effopd.core.extrapolator import Search
-from effopd.core.schedule import EveryN
 from effopd.demo.world import TinyWorld
 from effopd.errors import ConfigError
 from effopd.evaluation.cached_kl import CachedKLValidation
@@ -26,6 +25,14 @@ from effopd.objectives import ExOPD, FullVocabularyKL, PolicyGradient, SampledTo
 from effopd.rollouts.engine import Sampling
 from effopd.rollouts.prompts import PromptTemplate
 from effopd.tasks.files import JsonlTask
+from effopd.trainers.methods import (
+    EFFOPD_SEARCH,
+    EFFOPD_VALIDATION,
+    SEARCHING,
+    Method,
+    Preset,
+    method_settings,
+)
 from effopd.trainers.policy_learning import check_reward_learning
 from effopd.trainers.settings import (
     CheckpointSettings,
@@ -37,20 +44,6 @@ from effopd.trainers.settings import (
 from effopd.trainers.teachers import SelfTeacher
 
 Raw = dict[str, Any]
-
-ACCELERATORS = {"alphaopd": Search.alphaopd, "relex": Search.relex, "expo": Search.expo}
-"""Methods that propose a direction or a jump of their own."""
-REWARDED = {
-    "grpo": PolicyGradient.grpo,
-    "dapo": PolicyGradient.dapo,
-    "ppo": PolicyGradient.ppo,
-    "dr_grpo": PolicyGradient.dr_grpo,
-}
-"""Methods that learn from rewards."""
-SEARCHING = {"effopd", *ACCELERATORS}
-Method = Literal[
-    "opd", "effopd", "exopd", "alphaopd", "relex", "expo", "grpo", "dapo", "ppo", "dr_grpo"
-]
 
 
 class RunConfig(BaseModel):
@@ -90,7 +83,7 @@ class RunConfig(BaseModel):
 
     label: str = ""
     method: Method = "effopd"
-    preset: Literal["default", "paper", "release"] = "default"
+    preset: Preset = "default"
     seed: int = 0
     device: str = "cpu"
     teacher_device: str | None = None
@@ -110,10 +103,10 @@ class RunConfig(BaseModel):
     optimizer: OptimizerSettings = OptimizerSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
-    search: Search = Search(schedule=EveryN(n=1))
+    search: Search = EFFOPD_SEARCH
     validation: Annotated[
         AccuracyValidation | TeacherKLValidation | CachedKLValidation, Field(discriminator="type")
-    ] = TeacherKLValidation()
+    ] = EFFOPD_VALIDATION
 
     @model_validator(mode="after")
     def _is_consistent(self) -> "RunConfig":
@@ -254,26 +247,8 @@ def differences(old_toml: str, new_toml: str) -> list[str]:
 
 def _defaults(raw: Mapping[str, Any]) -> Raw:
     """All settings of a method and preset in raw form; unknown ones are reported later."""
-    method, preset = str(raw.get("method")), raw.get("preset")
-    found: dict[str, Any] = {}
-    if preset in ("paper", "release"):
-        found = {
-            "search": Search.paper() if preset == "paper" else Search.release(),
-            "validation": AccuracyValidation(),
-            "objective": SampledTokenOPD(),
-        }
-    if method == "exopd":
-        distils = FullVocabularyKL(reward_scale=ExOPD().reward_scale)
-        found["objective"] = ExOPD() if found else distils
-    if method in ACCELERATORS:
-        found["search"] = ACCELERATORS[method]()
-    if method in REWARDED:
-        found["objective"] = REWARDED[method]()
-        found["train"] = TrainSettings(prompts_per_step=32, responses_per_prompt=8)
-    if method == "dapo":  # its buffer is a fifth of the length cap: 4096 of 20,480 tokens
-        found["sampling"] = Sampling(max_new_tokens=_longest(raw))
-        buffer = found["sampling"].max_new_tokens // 5
-        found["objective"] = dataclasses.replace(PolicyGradient.dapo(), overlong_buffer=buffer)
+    method, preset = str(raw.get("method", "effopd")), str(raw.get("preset", "default"))
+    found = method_settings(method, preset, _longest(raw))
     return RunConfig(**found).model_dump(exclude={"method", "preset"})
 
 

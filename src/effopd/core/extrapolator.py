@@ -17,6 +17,7 @@ from effopd.core.alpha_memory import AlphaMemory
 from effopd.core.direction import AlphaPLS, Averaged, Relex
 from effopd.core.memory import AverageMemory, Memory, NoMemory
 from effopd.core.past import PastSearch
+from effopd.core.rate import rate_factor
 from effopd.core.ray import Ray, check_fits, local_
 from effopd.core.relex import RelexMemory
 from effopd.core.search import OnTrial, SearchResult, line_search
@@ -110,6 +111,15 @@ class Extrapolator:
             self._memory.record_(self._ray, step, progress, searched=False)
         self._last_step = step
         return result
+
+    @property
+    def rate_factor(self) -> float:
+        """What to multiply the optimizer's learning rate by in the next update.
+
+        1 unless `search.learning_rate` is "follow"; a function of the searches so far, so a resumed
+        run goes on with it. The caller sets the learning rate.
+        """
+        return rate_factor(self._past) if self.search.learning_rate == "follow" else 1.0
 
     def _search_(self, step: int, progress: float | None) -> SearchResult:
         """One search: moves the parameters, or leaves everything as it was and raises."""

@@ -30,6 +30,8 @@ class Search:
         retest: Confirm the winner on fresh prompts.
         momentum: What happens to Adam's first moment of the moved parameters after a jump to scale
             s: "keep" (released code), "reset" to zero, or "scale" by 1/s. SGD's momentum likewise.
+        learning_rate: "keep" leaves it to the optimizer's schedule; "follow" multiplies it by the
+            scales that searches ended at, see `Extrapolator.rate_factor`.
         parameters: Selection for `select_parameters` when a module is given.
     """
 
@@ -40,9 +42,12 @@ class Search:
     guard: LengthGuard | None = LengthGuard()
     retest: bool = False
     momentum: Literal["keep", "reset", "scale"] = "keep"
+    learning_rate: Literal["keep", "follow"] = "keep"
     parameters: str = "attention_mlp"
 
     def __post_init__(self) -> None:
+        if self.learning_rate not in {"keep", "follow"}:
+            raise ConfigError(f"learning_rate is 'keep' or 'follow', got {self.learning_rate!r}")
         if self.momentum not in {"keep", "reset", "scale"}:
             raise ConfigError(f"momentum is 'keep', 'reset' or 'scale', got {self.momentum!r}")
         if isinstance(self.accept, Unconditional):

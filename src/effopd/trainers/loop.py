@@ -170,7 +170,7 @@ class Trainer:
         progress = self.progress
         progress.step += 1
         self._clock = dict.fromkeys(PHASES, 0.0)
-        row: Row = {"step": progress.step, "lr": self.updater.set_lr_(progress.step)}
+        row: Row = {"step": progress.step}
         try:
             batch = self._timed("rollout_s", self.collector.collect, progress.step)
             progress.train_tokens += batch.written_tokens
@@ -178,6 +178,7 @@ class Trainer:
             if self.lent_answers is not None:
                 self.lent_answers.lend(batch.rollouts, are_cut=batch.horizon is not None)
                 row |= self._search(progress.step - 1, row)
+            row["lr"] = self.updater.set_lr_(progress.step, self._rate_factor())
             progress.teacher_tokens += self._timed("teacher_s", self.learner.prepare, batch)
             row |= self._timed("update_s", self.updater.update_, batch.rollouts, progress.step)
             row |= self.learner.metrics()
@@ -190,6 +191,9 @@ class Trainer:
         if self.average is not None:
             self.average.update_()
         self._finish(row)
+
+    def _rate_factor(self) -> float:
+        return self.extrapolator.rate_factor if self.extrapolator is not None else 1.0
 
     def _skip(self, reason: str) -> Row:
         """Gives up this update; too many in a row end the run."""

@@ -33,9 +33,9 @@ class Updater:
             weight_decay=settings.optimizer.weight_decay,
         )
 
-    def set_lr_(self, step: int) -> float:
-        """Sets and returns the learning rate of a step."""
-        lr = self._settings.optimizer.lr_at(step, self._settings.train.steps)
+    def set_lr_(self, step: int, factor: float = 1.0) -> float:
+        """Sets and returns the learning rate of a step: that of the schedule times `factor`."""
+        lr = factor * self._settings.optimizer.lr_at(step, self._settings.train.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         return lr
