@@ -93,7 +93,13 @@ class Parts:
             return self._policy_learner(objective)
         assert self.teachers is not None  # RunConfig checked it
         if isinstance(objective, FullVocabularyKL):
-            return FullVocabularyLearner(objective, self.student, self.teachers, self.reference)
+            return FullVocabularyLearner(
+                objective,
+                self.student,
+                self.teachers,
+                self.reference,
+                passes=self.config.train.epochs,
+            )
         return SampledTokenLearner(objective, self.student, self.teachers, self.reference)
 
     def _policy_learner(self, objective: PolicyGradient) -> Learner:

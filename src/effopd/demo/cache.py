@@ -18,7 +18,7 @@ from effopd.errors import CheckpointError
 from effopd.models.checkpoints import verify_checkpoint, write_checkpoint
 from effopd.models.loading import ModelSettings, load_model
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 """Raised whenever the same settings would train different models."""
 
 

@@ -178,6 +178,8 @@ class FullVocabularyLearner(Stateless):
         student: The policy to train.
         teachers: Local teachers.
         reference: The untrained student, or the teacher's own base; for `reward_scale`.
+        passes: How often each rollout is trained on: the teacher scores it that often, since its
+            logits over the vocabulary are too large to keep.
     """
 
     def __init__(
@@ -186,6 +188,8 @@ class FullVocabularyLearner(Stateless):
         student: Policy,
         teachers: Teachers,
         reference: Policy | None = None,
+        *,
+        passes: int = 1,
     ) -> None:
         if objective.needs_reference and reference is None:
             raise ConfigError("objective.reward_scale other than 1 needs a reference")
@@ -193,6 +197,7 @@ class FullVocabularyLearner(Stateless):
         self._student = student
         self._teachers = teachers
         self._reference = reference if objective.needs_reference else None
+        self._passes = passes
         in_target = self._reference is not None  # which divides the teacher's logits alone
         self._temperature = 1.0 if in_target else objective.teacher_temperature
         self._rollouts: Sequence[Rollout] = ()
@@ -200,7 +205,7 @@ class FullVocabularyLearner(Stateless):
     def prepare(self, batch: Batch) -> int:
         """See `Learner.prepare`; the teacher is run together with the student."""
         self._rollouts = batch.rollouts
-        return sum(len(r.completion.token_ids) for r in batch.rollouts)
+        return self._passes * sum(len(r.completion.token_ids) for r in batch.rollouts)
 
     def contribution(self, indices: Sequence[int], portion: Portion) -> Contribution:
         """See `Learner.contribution`."""
