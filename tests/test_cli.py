@@ -169,7 +169,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
         "train": {"steps": 3, "prompts_per_step": 4},
         "evaluation": {"every": 3, "first": [], "problems": 2},
         "search": {"schedule": {"type": "at_steps", "steps": [2]}},
-        "validation": {"prompts": 4},
+        "validation": {"type": "teacher_kl", "prompts": 4},
     }
     recipe = write_recipe(directory / "hostile.toml", settings)
     return directory, effopd("train", recipe, "--out", directory / "out")
@@ -298,14 +298,14 @@ def test_a_search_is_shown_in_the_line_of_its_step() -> None:
             ("on_step", (metrics(9), TIMING)),
         ]
     )
-    assert first.endswith(" s left  search 1:-0.5000 2:-0.2500+ 4:not finite- -> 2")
+    assert first.endswith(" s left  search 1:-0.5000 2:-0.2500+ 4:unscored- -> 2")
     assert second.endswith(" s left"), "trials of an earlier step are not repeated"
 
 
 def test_a_search_that_found_nothing_ends_at_the_tip() -> None:
     trials = [trial(1, None, None)]
     events = [("on_trial", (8, 0, trials[0])), ("on_step", (metrics(8), TIMING))]
-    assert lines_of(events)[0].endswith("search 1:not finite -> 1")
+    assert lines_of(events)[0].endswith("search 1:unscored -> 1")
 
 
 def test_time_left_counts_from_the_first_step_and_not_from_loading(

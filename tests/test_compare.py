@@ -36,7 +36,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plan(models: Path) -> dict[str, Any]:
     """Two worlds, two methods, two learning rates, two seeds: 16 runs of 4 steps."""
     task = {name: getattr(WORLD, name) for name in TASK}
-    searching = {"method": "effopd", "search": SEARCH, "validation": {"prompts": 8}}
+    searching = {
+        "method": "effopd",
+        "search": SEARCH,
+        "validation": {"type": "teacher_kl", "prompts": 8},
+    }
     return {
         "name": "small",
         "seeds": [0, 1],

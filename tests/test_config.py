@@ -13,10 +13,10 @@ from effopd.config import RunConfig, differences, load_config, make_config, to_t
 from effopd.core.extrapolator import Search
 from effopd.core.scales import GeometricScales, LadderScales, QuadraticScales
 from effopd.core.schedule import AtSteps
-from effopd.core.validation import AtLeast, LengthGuard, PairedMargin
+from effopd.core.validation import AtLeast, LengthGuard
 from effopd.demo.world import TinyWorld
 from effopd.errors import ConfigError
-from effopd.evaluation.validators import AccuracyValidation, TeacherKLValidation
+from effopd.evaluation.validators import AccuracyValidation
 from effopd.models.loading import ModelSettings
 from effopd.objectives import ExOPD, FullVocabularyKL, SampledTokenOPD
 from effopd.tasks.files import JsonlTask
@@ -57,8 +57,10 @@ def test_presets_are_the_published_settings(preset: str) -> None:
     assert config.search.guard is None
     assert config.validation == AccuracyValidation(prompts=50, resample=False)
     assert config.objective == SampledTokenOPD()
-    same = {"preset": "default", "search": RunConfig().search, "validation": TeacherKLValidation()}
-    assert config.model_copy(update=same | {"objective": RunConfig().objective}) == RunConfig()
+    assert config.train.epochs == 1
+    changed = ("preset", "search", "validation", "objective", "train")
+    same = {name: getattr(RunConfig(), name) for name in changed}
+    assert config.model_copy(update=same) == RunConfig()
 
 
 def test_settings_win_over_their_preset() -> None:
@@ -83,13 +85,13 @@ def test_a_guard_can_be_turned_off() -> None:
 def test_another_type_replaces_the_section() -> None:
     config = make_config(
         {
-            "search": {"scales": {"type": "quadratic"}, "accept": {"type": "paired_margin"}},
+            "search": {"scales": {"type": "quadratic"}, "accept": {"type": "at_least"}},
             "objective": {"type": "exopd"},
             "validation": {"type": "accuracy"},
         }
     )
     assert config.search.scales == QuadraticScales()
-    assert config.search.accept == PairedMargin()
+    assert config.search.accept == AtLeast()
     assert config.objective == ExOPD()
     assert config.validation == AccuracyValidation()
 
@@ -97,7 +99,7 @@ def test_another_type_replaces_the_section() -> None:
 def test_without_a_type_the_section_keeps_that_of_the_default() -> None:
     config = make_config({"task": {"modulus": 5}, "search": {"scales": {"ratio": 3.0}}})
     assert config.task == TinyWorld(modulus=5)
-    assert config.search.scales == GeometricScales(ratio=3.0)
+    assert config.search.scales == GeometricScales(ratio=3.0, floor=0.125)
     objective = RunConfig().objective
     assert isinstance(objective, FullVocabularyKL)
     assert make_config({"objective": {"divergence": "forward"}}).objective == FullVocabularyKL(

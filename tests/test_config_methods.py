@@ -55,7 +55,9 @@ def test_every_method_has_settings_that_read_back_equal(
 
 
 def test_exopd_goes_past_the_teacher() -> None:
-    assert make_config({"method": "exopd"}) == RunConfig(method="exopd", objective=SCALED)
+    assert make_config({"method": "exopd"}) == RunConfig(
+        method="exopd", objective=SCALED, train=TrainSettings()
+    )
     assert make_config({"method": "exopd", "preset": "paper"}).objective == ExOPD()
     assert not make_config({"method": "exopd"}).searches
 

@@ -9,8 +9,7 @@ import torch
 from effopd.cli.plan import load_plan
 from effopd.config import RunConfig, load_config, make_config, to_toml
 from effopd.core.extrapolator import Search
-from effopd.core.schedule import PowersOfTwo
-from effopd.evaluation.validators import AccuracyValidation, TeacherKLValidation
+from effopd.evaluation.validators import AccuracyValidation
 from effopd.objectives import SampledTokenOPD
 from effopd.tasks.files import JsonlTask
 
@@ -79,16 +78,16 @@ def test_qwen_recipe_holds_the_numbers_of_the_paper() -> None:
     assert (config.sampling.temperature, config.sampling.top_p, config.sampling.top_k) == (1, 1, 0)
     assert (config.prompt.chat, config.prompt.enable_thinking) == (True, False)
     assert config.objective == SampledTokenOPD(importance_cap=5.0)
-    assert config.validation.prompts == 50
+    assert config.train.epochs == 1
     assert (config.evaluation.every, config.checkpoint.every) == (2, 2)
 
 
 def test_qwen_recipe_uses_our_search_and_the_papers_on_request() -> None:
     config = load_config(QWEN)
-    assert isinstance(config.validation, TeacherKLValidation)
-    assert config.search == replace(make_config({}).search, schedule=PowersOfTwo())
-    paper = load_config(QWEN, ["preset=paper"])
-    assert paper.search == Search.paper()
+    assert config.validation == replace(make_config({}).validation, weights="frozen")
+    assert config.search == replace(make_config({}).search, learning_rate="keep")
+    paper = load_config(QWEN, ["preset=paper", 'validation={type="accuracy"}'])
+    assert paper.search == replace(Search.paper(), learning_rate="keep")
     assert paper.validation == AccuracyValidation(prompts=50, resample=False)
     assert paper.objective == config.objective
 

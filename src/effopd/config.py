@@ -26,6 +26,7 @@ from effopd.rollouts.engine import Sampling
 from effopd.rollouts.prompts import PromptTemplate
 from effopd.tasks.files import JsonlTask
 from effopd.trainers.methods import (
+    EFFOPD_EPOCHS,
     EFFOPD_SEARCH,
     EFFOPD_VALIDATION,
     SEARCHING,
@@ -99,7 +100,7 @@ class RunConfig(BaseModel):
     objective: Annotated[
         SampledTokenOPD | ExOPD | FullVocabularyKL | PolicyGradient, Field(discriminator="type")
     ] = FullVocabularyKL()
-    train: TrainSettings = TrainSettings()
+    train: TrainSettings = TrainSettings(epochs=EFFOPD_EPOCHS)
     optimizer: OptimizerSettings = OptimizerSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()

@@ -222,6 +222,7 @@ OTHER_SETTINGS = {
     "guard": LengthGuard(longest=3.0),
     "retest": True,
     "momentum": "scale",
+    "learning_rate": "follow",
     "parameters": "all",
 }
 

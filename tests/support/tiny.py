@@ -64,16 +64,18 @@ def tiny_config(models: Path, settings: Mapping[str, Any] | None = None) -> RunC
         "teacher": {"path": str(models / "teacher")},
         "task": {name: getattr(WORLD, name) for name in world},
         "sampling": {"max_new_tokens": 4},
-        "train": {"steps": STEPS, "prompts_per_step": 16, "micro_batch_tokens": 96},
+        "train": {"steps": STEPS, "prompts_per_step": 16, "micro_batch_tokens": 96, "epochs": 1},
         "optimizer": {"lr": 3e-4},
         "evaluation": {"every": 4, "first": [], "problems": 2, "recorded": 1},
         "checkpoint": {"every": 4, "keep": 2},
         "objective": {"type": "sampled_token"},
         "search": {
             "schedule": {"type": "powers_of_two"},
-            "scales": {"type": "geometric", "ratio": 8.0, "cap": 512.0},
+            "scales": {"type": "geometric", "ratio": 8.0, "cap": 512.0, "floor": 1.0},
+            "accept": {"type": "strict"},
+            "learning_rate": "keep",
         },
-        "validation": {"prompts": 16},
+        "validation": {"type": "teacher_kl", "prompts": 16},
     }
     for key, value in (settings or {}).items():
         *sections, last = key.split(".")

@@ -70,7 +70,7 @@ class ProgressLines:
         self._print("  ".join(parts))
 
     def _on_trial(self, step: int, index: int, trial: Trial) -> None:
-        score = trial.reason if trial.score is None else f"{trial.score.value:.4f}"
+        score = "unscored" if trial.score is None else f"{trial.score.value:.4f}"
         mark = {True: "+", False: "-", None: ""}[trial.accepted]
         self._trials += f"{' ' if self._trials else ''}{trial.scale:g}:{score}{mark}"
 

@@ -55,16 +55,19 @@ def method_settings(method: str, preset: str, longest: int) -> dict[str, Any]:
     Returns:
         Settings objects.
     """
-    found: dict[str, Any] = {"search": EFFOPD_SEARCH, "validation": EFFOPD_VALIDATION}
     published = preset in ("paper", "release")
+    epochs = EFFOPD_EPOCHS if method == "effopd" and not published else 1
+    found: dict[str, Any] = {
+        "search": EFFOPD_SEARCH,
+        "validation": EFFOPD_VALIDATION,
+        "train": TrainSettings(epochs=epochs),
+    }
     if published:
-        found = {
+        found |= {
             "search": Search.paper() if preset == "paper" else Search.release(),
             "validation": AccuracyValidation(),
             "objective": SampledTokenOPD(),
         }
-    elif method == "effopd":
-        found["train"] = TrainSettings(epochs=EFFOPD_EPOCHS)
     if method == "exopd":
         found["objective"] = (
             ExOPD() if published else FullVocabularyKL(reward_scale=ExOPD().reward_scale)
