@@ -48,7 +48,12 @@ THIRD_PARTY = {
 }
 """Where the list of third-party packages is closed."""
 
-WITHOUT_TORCH = {"core/schedule.py", "core/scales.py", "core/validation.py", "core/search.py"}
+WITHOUT_TORCH = {
+    f"core/{name}.py"
+    for name in (
+        "schedule", "scales", "validation", "search", "direction", "past", "rate", "settings",
+    )
+}  # fmt: skip
 FORBIDDEN_FILE_NAMES = {"utils", "helpers", "common", "util", "misc"}
 
 Rule = Callable[[str, str], list[str]]

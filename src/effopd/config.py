@@ -113,6 +113,7 @@ class RunConfig(BaseModel):
     def _is_consistent(self) -> "RunConfig":
         _check_models(self)
         _check_verifier(self)
+        _check_lent_answers(self)
         train = self.loop.train  # the loop's settings check one another
         if isinstance(self.objective, PolicyGradient):
             check_reward_learning(self.objective, train, self.sampling.max_new_tokens)
@@ -169,6 +170,18 @@ def _check_models(config: RunConfig) -> None:
             raise ValueError(f"task.type = {config.task.type!r} needs teacher.path")
     if config.self_teacher is not None and config.teachers:
         raise ValueError("self_teacher is the only teacher: remove [teachers]")
+
+
+def _check_lent_answers(config: RunConfig) -> None:
+    """A search and its re-test need different answers of one batch."""
+    validation, train = config.validation, config.train
+    lends = isinstance(validation, CachedKLValidation) and validation.source == "batch"
+    answers = train.prompts_per_step * train.responses_per_prompt
+    if lends and config.searches and config.search.retest and 2 * validation.prompts > answers:
+        raise ValueError(
+            f"search.retest with validation.source = 'batch' needs twice validation.prompts = "
+            f"{validation.prompts} answers, a step has {answers}"
+        )
 
 
 def _check_verifier(config: RunConfig) -> None:

@@ -94,6 +94,19 @@ HORIZON = {
     "search.schedule": {"type": "every_n", "n": 2},
     "train.horizon": {"tokens": 1, "growth": 1.0},
 }
+BATCH = {
+    "objective": {"type": "full_kl"},
+    "optimizer.lr": 3e-3,
+    "search.schedule": {"type": "every_n", "n": 1},
+    "search.scales": {"type": "geometric", "floor": 0.125},
+    "search.learning_rate": "follow",
+    "validation": {"type": "cached_kl", "source": "batch", "prompts": 8},
+    "train.epochs": 2,
+}
+RANK_ONE = {
+    "search.schedule": {"type": "every_n", "n": 2},
+    "search.direction": {"type": "relex"},
+}
 TWO = {
     "method": "exopd",
     "objective": {"type": "exopd"},
@@ -126,6 +139,18 @@ CASES: dict[str, tuple[Raw, Holds]] = {
             and rows[-1]["clipped_share"] > 0
             and "learner.safetensors" in files
         ),
+    ),
+    "search on the batch, rate follows": (
+        BATCH,
+        lambda rows, files: (
+            rows[-1]["validation_tokens"] == 0
+            and len({row["lr"] for row in rows}) > 1
+            and any(row["accepted_scale"] not in {None, 1.0} for row in rows)
+        ),
+    ),
+    "search along a remembered trajectory": (
+        RANK_ONE,
+        lambda rows, files: "history.safetensors" in files,
     ),
     "dapo, refills": (
         DAPO,

@@ -177,7 +177,7 @@ class Trainer:
             row |= batch_statistics(batch)
             if self.lent_answers is not None:
                 self.lent_answers.lend(batch.rollouts, are_cut=batch.horizon is not None)
-                row |= self._search(progress.step - 1, row)
+                row |= self._search(progress.step - 1, self._history[-1] if self._history else {})
             row["lr"] = self.updater.set_lr_(progress.step, self._rate_factor())
             progress.teacher_tokens += self._timed("teacher_s", self.learner.prepare, batch)
             row |= self._timed("update_s", self.updater.update_, batch.rollouts, progress.step)
@@ -210,16 +210,21 @@ class Trainer:
             )
         return {"skipped": reason}
 
-    def _search(self, updates: int, row: Row) -> Row:
-        """Searches if it is due after so many updates; its field of the metrics row."""
-        result = self._timed("search_s", self._searched, updates, row)
+    def _search(self, updates: int, last: Row) -> Row:
+        """Searches if it is due after so many updates; its field of the metrics row.
+
+        Args:
+            updates: Batches trained on so far.
+            last: Metrics of the last of them.
+        """
+        result = self._timed("search_s", self._searched, updates, last)
         return {"accepted_scale": result.accepted_scale if result else None}
 
-    def _searched(self, updates: int, row: Row) -> SearchResult | None:
+    def _searched(self, updates: int, last: Row) -> SearchResult | None:
         if self.extrapolator is None:
             return None
         try:
-            progress = relative_progress(row, self._history)
+            progress = relative_progress(last, self._history)
             result = self.extrapolator.step(updates, progress)
         except NonFiniteError as error:
             self.observer.on_message(f"step {self.progress.step}: search skipped, {error}")
