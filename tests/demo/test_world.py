@@ -18,6 +18,7 @@ WORLDS = [
     TinyWorld(modulus=2, operations=5, train_problems=300, test_problems=50, seed=3),
     TinyWorld(modulus=13, operations=1, train_problems=200, test_problems=50),
     TinyWorld(modulus=23, operations=9, train_problems=100, test_problems=20),
+    TinyWorld(modulus=7, operations=5, shortest=2, train_problems=300, test_problems=60),
 ]
 each_world = pytest.mark.parametrize("world", WORLDS, ids=lambda w: f"{w.modulus}-{w.operations}")
 
@@ -30,7 +31,8 @@ def test_answers_are_those_of_the_twin(world: TinyWorld) -> None:
     task = world.load()
     for problem in (*task.train, *task.test):
         assert problem.answer == truth(problem.prompt, world.modulus)
-        assert len(problem.prompt.split()) == 2 * world.operations + 2
+        assert len(problem.prompt.split()) == 2 * problem.level + 2
+        assert problem.level in world.lengths
 
 
 @each_world
@@ -46,6 +48,15 @@ def test_problems_are_a_function_of_the_seed(world: TinyWorld) -> None:
     assert world.load() == world.load()
     other = replace(world, seed=world.seed + 1).load()
     assert [p.prompt for p in other.test] != [p.prompt for p in world.load().test]
+
+
+def test_lengths_are_equally_likely_in_problems_and_demonstrations() -> None:
+    world = TinyWorld(operations=5, shortest=2, train_problems=4000, test_problems=100)
+    levels = [problem.level for problem in world.load().train]
+    prompts = [(len(prompt.split()) - 2) // 2 for prompt, _ in read(world, 4000)]
+    for drawn in (levels, prompts):
+        shares = [drawn.count(length) / len(drawn) for length in range(2, 6)]
+        assert shares == pytest.approx([0.25] * 4, abs=0.035)
 
 
 def test_every_number_and_operator_occurs() -> None:
@@ -131,8 +142,8 @@ def read(world: TinyWorld, count: int, seed: int = 0) -> list[tuple[str, list[st
         length = len(words) - words[::-1].index("<eos>")
         assert words[0] == "<bos>"
         assert set(words[length:]) <= {"<pad>"}
-        first = 2 * world.operations + 3
-        assert words[first - 1] == "="
+        first = words.index("=") + 1
+        assert (first - 3) // 2 in world.lengths
         assert labels == [token if first <= i < length else -100 for i, token in enumerate(ids)], (
             "the answer is learnt, all of it and nothing else"
         )
@@ -169,7 +180,7 @@ def test_noisy_steps_go_on_from_what_was_written(world: TinyWorld) -> None:
         if not written:
             assert str(value) == truth(prompt, world.modulus), "direct answers are never wrong"
             continue
-        assert len(written) == world.operations
+        assert len(written) == len(chain) // 2 - 1
         assert [step[1] for step in written] == chain[1:-1:2]
         assert [str(step[2]) for step in written] == chain[2:-1:2]
         starts = [int(chain[0]), *(step[3] for step in written)]
@@ -217,6 +228,8 @@ REFUSED = [
     ({"layers": 0}, "layers must be at least 1, got 0"),
     ({"train_problems": 0}, "train_problems must be at least 1, got 0"),
     ({"test_problems": -1}, "test_problems must be at least 1, got -1"),
+    ({"shortest": 5}, "shortest must be 0 to operations (4), got 5"),
+    ({"shortest": -1}, "shortest must be 0 to operations (4), got -1"),
     ({"wrong_step": 1.0}, "wrong_step must be at least 0 and below 1, got 1.0"),
     ({"direct_answer": -0.1}, "direct_answer must be at least 0 and below 1, got -0.1"),
     ({"hidden": 40}, "hidden must be a multiple of 16, got 40"),
