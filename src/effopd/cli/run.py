@@ -13,6 +13,7 @@ from effopd.config import RunConfig, load_config, to_toml
 from effopd.errors import CheckpointError, ConfigError
 from effopd.models.checkpoints import checkpoint_path, newest_good, verify_checkpoint
 from effopd.models.loading import ModelSettings
+from effopd.trainers.state import load_tensors
 
 
 def run_recipe(
@@ -59,6 +60,8 @@ def evaluate_checkpoint(run: Path, step: int | None, problems: int | None) -> No
     original = config.student or ModelSettings(path=str(directory))
     student = dataclasses.replace(original, path=str(directory), revision=None)
     parts = build_parts(config.model_copy(update={"student": student}), print)
+    if parts.average is not None:
+        parts.average.load_state(load_tensors(directory / "average.safetensors"))
     row = parts.evaluate_student().row()
     print(f"{directory}")
     for name, value in row.items():

@@ -140,13 +140,15 @@ def load_state(directory: Path, saved: Saved) -> Progress:
         )
     _load_model(policy.model, directory)
     names = {id(p): n for n, p in policy.model.named_parameters()}
-    _load_optimizer(optimizer, names, _tensors(directory / "optimizer.safetensors"))
+    _load_optimizer(optimizer, names, load_tensors(directory / "optimizer.safetensors"))
     if extrapolator is not None:
         files = {name: directory / f"{name}.safetensors" for name in SEARCH_TENSORS}
-        tensors = {name: _tensors(file) if file.exists() else {} for name, file in files.items()}
+        tensors = {
+            name: load_tensors(file) if file.exists() else {} for name, file in files.items()
+        }
         extrapolator.load_state_dict({**state["search"], **tensors})
     for name, part in saved.others.items():
-        part.load_state(_tensors(directory / f"{name}.safetensors"))
+        part.load_state(load_tensors(directory / f"{name}.safetensors"))
     return Progress(**state["progress"])
 
 
@@ -168,7 +170,12 @@ def _read_state(directory: Path) -> dict[str, Any]:
     return state
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
