@@ -98,17 +98,14 @@ def _divergences(
     theirs: PackedStates,
     teacher_temperature: float,
 ) -> Tensor:
-    """Per token; a temperature divides hidden states and bias, which is to divide the logits."""
-    if not teacher_temperature > 0:
-        raise ConfigError(f"teacher_temperature must be positive, got {teacher_temperature}")
-    bias_V = teacher.head_bias_V
     return token_divergences(
         ours.hidden_ND,
         student.head_weight_VD,
-        theirs.hidden_ND.to(ours.hidden_ND.device) / teacher_temperature,
+        theirs.hidden_ND.to(ours.hidden_ND.device),
         teacher.head_weight_VD,
         student_bias=student.head_bias_V,
-        teacher_bias=None if bias_V is None else bias_V / teacher_temperature,
+        teacher_bias=teacher.head_bias_V,
+        teacher_temperature=teacher_temperature,
     )
 
 
