@@ -61,7 +61,7 @@ def test_reverse_kl_to_a_teacher_at_a_temperature_equals_the_twin(
 def test_impossible_temperatures_are_refused(temperature: float) -> None:
     with pytest.raises(ConfigError, match="temperature"):
         completion_log_probs(tiny_policy(), SAMPLES, temperature=temperature)
-    with pytest.raises(ConfigError, match="teacher_temperature must be positive"):
+    with pytest.raises(ConfigError, match="teacher_temperature is"):
         completion_reverse_kl(
             tiny_policy(), tiny_policy(), SAMPLES, teacher_temperature=temperature
         )

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from effopd.errors import ConfigError
 from effopd.models.policy import PackedStates, Policy, Sample
 from effopd.models.portions import portions
 from effopd.objectives import token_divergences, token_log_probs
