@@ -1,10 +1,7 @@
 """The objects of one run, made from its settings and models."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-
-import torch
 
 from effopd.config import RunConfig
 from effopd.core.validation import Validator
@@ -21,11 +18,11 @@ from effopd.evaluation.validators import (
     teacher_kl_measure,
 )
 from effopd.models.policy import Policy
-from effopd.objectives import FullVocabularyKL, PolicyGradient, informative_groups
+from effopd.objectives import FullVocabularyKL, PolicyGradient
 from effopd.rollouts.hf import HFEngine
 from effopd.rollouts.rollout import Writer
 from effopd.tasks.problem import Task
-from effopd.trainers.collect import Collector
+from effopd.trainers.collect import Collector, rewards_differ
 from effopd.trainers.critic import Critic
 from effopd.trainers.learning import FullVocabularyLearner, Learner, SampledTokenLearner
 from effopd.trainers.policy_learning import PolicyGradientLearner
@@ -195,8 +192,3 @@ class Parts:
             seed=self.config.seed,
             prefix=getattr(settings, "prefix", 1.0),
         )
-
-
-def rewards_differ(rewards: Sequence[float]) -> bool:
-    """Whether a group of answers teaches anything: not all right, not all wrong."""
-    return bool(informative_groups(torch.tensor([rewards], dtype=torch.float64))[0])

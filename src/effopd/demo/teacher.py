@@ -8,7 +8,7 @@ from effopd.demo.world import TinyWorld
 from effopd.models.policy import Policy
 from effopd.objectives import PolicyGradient
 from effopd.tasks.problem import Task
-from effopd.trainers.collect import Collector
+from effopd.trainers.collect import Collector, rewards_differ
 from effopd.trainers.policy_learning import PolicyGradientLearner
 from effopd.trainers.settings import LoopSettings, OptimizerSettings, TrainSettings
 from effopd.trainers.updating import Updater
@@ -55,7 +55,7 @@ def train_teacher(world: TinyWorld, task: Task, base: Any, report: Report) -> An
         settings=settings.train,
         seed=world.seed,
         verifier=world.verifier,
-        informative=lambda rewards: len(set(rewards)) > 1,
+        informative=rewards_differ,
     )
     updater = Updater(policy, learner, settings)
     checks = list(task.test[:CHECK_PROBLEMS])

@@ -6,8 +6,11 @@ Legend: G groups (one per prompt), R responses per group; answers of a prompt st
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import torch
+
 from effopd.errors import ConfigError
 from effopd.evaluation.metrics import mean
+from effopd.objectives import informative_groups
 from effopd.rollouts.rollout import Rollout, Writer, total_tokens
 from effopd.rollouts.seeds import derive_seed
 from effopd.tasks.problem import Problem, Verifier
@@ -135,6 +138,11 @@ class Collector:
         size = self.settings.responses_per_prompt
         groups = [portion[start : start + size] for start in range(0, len(portion), size)]
         return [answer for group in groups if self.informative(_rewards(group)) for answer in group]
+
+
+def rewards_differ(rewards: Sequence[float]) -> bool:
+    """Whether a group of answers teaches anything: not all right, not all wrong."""
+    return bool(informative_groups(torch.tensor([rewards], dtype=torch.float64))[0])
 
 
 def _rewards(answers: Sequence[Answer]) -> tuple[float, ...]:

@@ -145,15 +145,16 @@ class Trainer:
         """
         if self.progress.step == 0:
             self._evaluate_before_training()
-        while self._end() is None:
+        reason = self._end()
+        while reason is None:
             self._step()
             self._evaluate_if_due()
+            reason = self._end()
             due = self.progress.step % self.settings.checkpoint.every == 0
-            if stop or due or self._end() is not None:
+            if stop or due or reason is not None:
                 self._save()
                 if stop:  # inside: a signal after the first look must not skip the save
                     break
-        reason = self._end()
         if reason is not None:
             self.run_directory.finish(self.progress.step, reason)
         return reason is not None
