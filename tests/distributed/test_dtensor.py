@@ -4,8 +4,6 @@ Run as a script, this file is one of the two processes.
 """
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.support.ranks import run_ranks
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
@@ -20,7 +19,6 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 
-import effopd
 from effopd import Draw, EveryN, Extrapolator, GeometricScales, Search
 from effopd.errors import ValidatorError
 
@@ -176,30 +174,7 @@ def one_process(rank: int, folder: Path) -> None:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[dict[str, Any], dict]]:
     """Report and tensors of each rank."""
     folder = tmp_path_factory.mktemp("ranks")
-    source, root = Path(effopd.__file__).parents[1], Path(__file__).parents[2]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(map(str, (source, root))),
-        "OMP_NUM_THREADS": "1",
-        "GLOO_SOCKET_IFNAME": "lo",
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(folder)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(RANKS)
-    ]
-    try:
-        outputs = [process.communicate(timeout=120)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert [process.returncode for process in processes] == [0] * RANKS, "\n".join(outputs)
+    run_ranks(__file__, folder, RANKS)
     return [
         (
             json.loads((folder / f"rank{rank}.json").read_text()),
