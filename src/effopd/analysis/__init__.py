@@ -1,0 +1,1 @@
+"""What a checkpoint changed: norms, spectra, subspaces, interventions and trajectories."""
