@@ -1,0 +1,244 @@
+"""What each tensor of a language model is, by its name.
+
+Families: Llama, Qwen 2 and 3, Mistral, Gemma, Phi-3 (fused q/k/v and gate/up), GPT-2 and GPT-NeoX
+(q/k/v fused in an order that is no run of rows: one matrix `qkv`), and mixtures of experts with a
+tensor per expert or one batched over them. Legend: E experts.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from effopd.errors import ConfigError, ParameterMismatchError
+from effopd.models.weights import read_config
+
+Block = Literal["attention", "mlp", "embedding", "norm", "head", "other"]
+
+# Last module of a name -> what it is. `gate` means two things: see `_role`.
+_ROLES: dict[str, tuple[Block, str]] = {
+    "q_proj": ("attention", "q"),
+    "k_proj": ("attention", "k"),
+    "v_proj": ("attention", "v"),
+    "o_proj": ("attention", "o"),
+    "qkv_proj": ("attention", "qkv"),
+    "query_key_value": ("attention", "qkv"),
+    "c_attn": ("attention", "qkv"),
+    "gate_proj": ("mlp", "gate"),
+    "up_proj": ("mlp", "up"),
+    "down_proj": ("mlp", "down"),
+    "gate_up_proj": ("mlp", "gate_up"),
+    "dense_h_to_4h": ("mlp", "up"),
+    "dense_4h_to_h": ("mlp", "down"),
+    "c_fc": ("mlp", "up"),
+    "fc1": ("mlp", "up"),
+    "fc2": ("mlp", "down"),
+    "w1": ("mlp", "gate"),
+    "w2": ("mlp", "down"),
+    "w3": ("mlp", "up"),
+    "shared_expert_gate": ("mlp", "router"),
+    "router": ("mlp", "router"),
+    "embed_tokens": ("embedding", "embed"),
+    "embed_in": ("embedding", "embed"),
+    "wte": ("embedding", "embed"),
+    "wpe": ("embedding", "position"),
+    "lm_head": ("head", "head"),
+    "embed_out": ("head", "head"),
+}
+_BLOCK_ORDER = ("embedding", "attention", "mlp", "norm", "head", "other")
+_PROJECTION_ORDER = ("q", "k", "v", "qkv", "o", "router", "gate", "up", "gate_up", "down")
+_NORM = re.compile(r"(.*_)?(layer)?norm[0-9f]?|ln_[12f]|ln_attn|ln_mlp")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+_EXPERT = re.compile(r"\.experts\.(\d+)\.")
+_BATCHED = re.compile(r"\.experts\.[a-z_]+$")
+_PARAMETER = re.compile(r"\.(weight|bias)$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heads:
+    """Rows of a fused q/k/v projection.
+
+    Attributes:
+        query: Query heads.
+        key_value: Key heads, and as many value heads; fewer than query heads when grouped.
+        width: Rows of one head.
+    """
+
+    query: int
+    key_value: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if min(self.query, self.key_value, self.width) < 1 or self.query % self.key_value:
+            raise ConfigError(
+                f"query heads must be a multiple of key and value heads and all at least 1, got "
+                f"{self.query}, {self.key_value} and width {self.width}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A tensor, or the part of one that acts as a matrix of its own, and what it is.
+
+    Attributes:
+        name: The tensor.
+        layer: Transformer layer from 0; None outside the layers.
+        block: The module kind it belongs to; biases belong to that of their module.
+        projection: q, k, v, o, gate, up, down, router, embed, head, norm; qkv or gate_up where a
+            fused tensor is not split; else the last module's name.
+        rows: First and past-the-last row, of a part of a fused tensor.
+        expert: Expert from 0.
+        batched: Whether the tensor has a first axis over experts, of which this is one entry.
+        shape: Of what is at the place; () when only the name was known.
+    """
+
+    name: str
+    layer: int | None
+    block: Block
+    projection: str
+    rows: tuple[int, int] | None = None
+    expert: int | None = None
+    batched: bool = False
+    shape: tuple[int, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """Unique text: the tensor's name, with the expert and the part where it is one."""
+        expert = f"[{self.expert}]" if self.batched and self.expert is not None else ""
+        return f"{self.name}{expert}" + (f"#{self.projection}" if self.rows else "")
+
+
+def place_of(name: str) -> Place:
+    """What a whole tensor is; block "other" when the name is of no known kind."""
+    layer, expert = _LAYER.search(name), _EXPERT.search(name)
+    module = _PARAMETER.sub("", name).removesuffix("_bias")
+    block, projection = _role(module)
+    return Place(
+        name=name,
+        layer=int(layer[1]) if layer else None,
+        block=block,
+        projection=projection,
+        expert=int(expert[1]) if expert else None,
+    )
+
+
+def places(shapes: Mapping[str, tuple[int, ...]], heads: Heads | None = None) -> list[Place]:
+    """Every place of a model in layer order; fused and batched tensors in their parts.
+
+    Args:
+        shapes: Of all tensors, by name.
+        heads: Of the model's config.json; without it a fused q/k/v stays one place `qkv`.
+    """
+    found = [part for name in shapes for part in _parts(place_of(name), shapes, heads)]
+    return sorted(found, key=_order)
+
+
+def matrices(places: Iterable[Place]) -> list[Place]:
+    """The two-dimensional places of attention and MLP blocks, which Table 1 averages over.
+
+    Routers are none of them.
+    """
+    return [
+        place
+        for place in places
+        if place.block in ("attention", "mlp")
+        and place.projection != "router"
+        and len(place.shape) == 2
+    ]
+
+
+def heads_of(config: Mapping[str, Any]) -> Heads | None:
+    """Head counts of a config.json; None when it names none."""
+    text = config.get("text_config", config)
+    query = text.get("num_attention_heads")
+    width = text.get("head_dim")
+    if query is None or (width is None and "hidden_size" not in text):
+        return None
+    return Heads(
+        query=query,
+        key_value=text.get("num_key_value_heads") or query,
+        width=width or text["hidden_size"] // query,
+    )
+
+
+def read_heads(directory: Path) -> Heads | None:
+    """Head counts of a model directory; None when its config.json names none."""
+    return heads_of(read_config(directory))
+
+
+def _role(module: str) -> tuple[Block, str]:
+    """Block and projection of a module by its path."""
+    *parents, last = module.split(".")
+    if last in _ROLES:
+        return _ROLES[last]
+    if _NORM.fullmatch(last):
+        return "norm", "norm"
+    attention = bool(parents) and parents[-1] in ("self_attn", "attn", "attention")
+    if last in ("c_proj", "dense", "out_proj"):
+        return ("attention", "o") if attention else ("mlp", "down") if parents else ("other", last)
+    if last == "gate" and parents:
+        return "mlp", "router"
+    return "other", last
+
+
+def _parts(whole: Place, shapes: Mapping[str, tuple[int, ...]], heads: Heads | None) -> list[Place]:
+    """The places within one tensor: each expert, and each part of a fused projection."""
+    shape = shapes[whole.name]
+    experts = [replace(whole, shape=shape)]
+    if _BATCHED.search(whole.name) and shape:
+        one = replace(whole, shape=shape[1:], batched=True)
+        experts = [replace(one, expert=expert) for expert in range(shape[0])]
+    rows = _fused_rows(experts[0], shapes, heads) if experts else {}
+    if not rows:
+        return experts
+    return [
+        replace(each, projection=part, rows=(first, last), shape=(last - first, *each.shape[1:]))
+        for each in experts
+        for part, (first, last) in rows.items()
+    ]
+
+
+def _fused_rows(
+    place: Place, shapes: Mapping[str, tuple[int, ...]], heads: Heads | None
+) -> dict[str, tuple[int, int]]:
+    """Projection -> its rows; empty where the tensor is one projection or cannot be split."""
+    shape = place.shape
+    if not shape:
+        return {}
+    if place.projection == "gate_up" and _gate_is_above_up(place.name, shapes):
+        half = shape[0] // 2
+        return {"gate": (0, half), "up": (half, 2 * half)}
+    if place.projection == "qkv" and "qkv_proj" in place.name and heads is not None:
+        query, key_value = heads.query * heads.width, heads.key_value * heads.width
+        if shape[0] != query + 2 * key_value:
+            raise ParameterMismatchError(
+                f"{place.name} has {shape[0]} rows, but {heads.query} query and "
+                f"2 x {heads.key_value} key and value heads of {heads.width} rows make "
+                f"{query + 2 * key_value}: config.json and weights belong to different models"
+            )
+        values = query + key_value
+        return {"q": (0, query), "k": (query, values), "v": (values, values + key_value)}
+    return {}
+
+
+def _gate_is_above_up(name: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether gate and up are the halves of the output rows, told by the shape of `down`.
+
+    Some models store `[in, out]` or interleave the two; theirs stay one matrix.
+    """
+    down = shapes.get(name.replace("gate_up_proj", "down_proj"))
+    fused = shapes[name]
+    if down is None or len(fused) < 2:
+        return len(fused) < 2 and fused[0] % 2 == 0
+    return fused[-2] == 2 * down[-1] and fused[-1] == down[-2]
+
+
+def _order(place: Place) -> tuple[int, int, int, int, str]:
+    """Embedding, layers by number, then the final norm and the head."""
+    first = place.block == "embedding"
+    layer = place.layer if place.layer is not None else (-1 if first else 1 << 30)
+    known = place.projection in _PROJECTION_ORDER
+    projection = _PROJECTION_ORDER.index(place.projection) if known else len(_PROJECTION_ORDER)
+    expert = -1 if place.expert is None else place.expert
+    return layer, _BLOCK_ORDER.index(place.block), expert, projection, place.name

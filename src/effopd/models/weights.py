@@ -1,0 +1,310 @@
+"""Tensors of a checkpoint, one at a time.
+
+A safetensors file is memory-mapped anew for every read, so a tensor that is dropped gives its pages
+back: a model of any size is read in the memory of the tensors held.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from effopd.errors import CheckpointError, ConfigError, ParameterMismatchError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+class Weights(Protocol):
+    """Named tensors that are read one at a time."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of every tensor, by name; known without reading any."""
+        ...
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The stored dtype."""
+        ...
+
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
+        """The tensor on the CPU in its stored dtype; not to be changed in place.
+
+        Args:
+            name: One of `shapes`.
+            rows: First and past-the-last index of the first axis; None reads all of it.
+        """
+        ...
+
+
+class MemoryWeights:
+    """Tensors already in memory, such as a `state_dict`.
+
+    Args:
+        tensors: By name; nothing is copied. Those on a device are read as CPU tensors.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = {name: tensor.detach() for name, tensor in tensors.items()}
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of every tensor, in the order given."""
+        return MappingProxyType(self._shapes)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The dtype of one tensor."""
+        check_name(name, self._shapes, "the tensors given")
+        return self._tensors[name].dtype
+
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
+        """The tensor, or some of its rows, as a view where it is on the CPU."""
+        check_name(name, self._shapes, "the tensors given")
+        check_rows(name, self._shapes[name], rows)
+        tensor = self._tensors[name]
+        return (tensor if rows is None else tensor[rows[0] : rows[1]]).cpu()
+
+
+class SafetensorsWeights:
+    """Tensors of `model.safetensors` or of shards with an index, checked before any is read.
+
+    Args:
+        directory: A Hugging Face model directory; config.json is not needed.
+
+    Raises:
+        CheckpointError: A file is damaged, or index and shards do not name the same tensors.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._file_of: dict[str, Path] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._dtypes: dict[str, torch.dtype] = {}
+        check_weight_files(directory)
+        index = directory / INDEX
+        if not index.is_file():
+            self._add(directory / SINGLE)
+            return
+        if (directory / SINGLE).exists():
+            raise CheckpointError(
+                f"{directory} holds both {SINGLE} and {INDEX}: remove the one that is out of date"
+            )
+        shard_of = read_index(index)
+        for shard in sorted(set(shard_of.values())):
+            self._add(directory / shard)
+        _check_same_tensors(directory, shard_of, self._file_of)
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of every tensor, in the order of the files."""
+        return MappingProxyType(self._shapes)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The stored dtype of one tensor."""
+        check_name(name, self._shapes, str(self._directory))
+        return self._dtypes[name]
+
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
+        """The tensor, or some of its rows, memory-mapped.
+
+        Raises:
+            CheckpointError: The file has changed or gone since it was opened.
+        """
+        check_name(name, self._shapes, str(self._directory))
+        check_rows(name, self._shapes[name], rows)
+        path = self._file_of[name]
+        try:
+            with safe_open(path, framework="pt") as file:
+                if rows is None:
+                    return file.get_tensor(name)
+                return file.get_slice(name)[rows[0] : rows[1]]
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path}: {name} cannot be read ({error})") from error
+
+    def _add(self, path: Path) -> None:
+        for name, (shape, dtype) in read_header(path).items():
+            if name in self._file_of:
+                raise CheckpointError(
+                    f"{name} is in both {self._file_of[name].name} and {path.name} of "
+                    f"{self._directory}: these shards do not belong together"
+                )
+            self._file_of[name], self._shapes[name], self._dtypes[name] = path, shape, dtype
+
+
+def open_weights(directory: Path) -> Weights:
+    """The weights of a model directory.
+
+    Raises:
+        ConfigError: There is no such directory, it holds an adapter, or its weights are quantized.
+    """
+    if not directory.is_dir():
+        raise ConfigError(f"no model directory at {directory}")
+    if (directory / "adapter_config.json").is_file():
+        raise ConfigError(
+            f"{directory} is an adapter: name its base model first and open both together"
+        )
+    if (directory / "config.json").is_file() and "quantization_config" in read_config(directory):
+        raise ConfigError(
+            f"{directory} holds quantized weights, whose numbers are not the model's: "
+            "dequantize the model and save that"
+        )
+    return SafetensorsWeights(directory)
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The content of config.json.
+
+    Raises:
+        ConfigError: It is missing or no JSON object.
+    """
+    path = directory / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is missing or damaged ({error})") from None
+    if not isinstance(config, dict):
+        raise ConfigError(f"{path} is damaged: it must hold a JSON object")
+    return config
+
+
+def read_header(path: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and dtype of every tensor of one safetensors file.
+
+    Raises:
+        CheckpointError: The file is damaged, or stores numbers of a kind that cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            found = {n: (tuple(s.get_shape()), str(s.get_dtype())) for n, s in slices.items()}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error}): download or export it again"
+        ) from error
+    for name, (_, kind) in found.items():
+        if kind not in DTYPES:
+            raise CheckpointError(
+                f"{name} in {path} is stored as {kind}; can be read: {', '.join(DTYPES)}. "
+                "Convert the model to one of them"
+            )
+    return {name: (shape, DTYPES[kind]) for name, (shape, kind) in found.items()}
+
+
+def size_bytes(weights: Weights, name: str) -> int:
+    """Bytes that one tensor takes as stored."""
+    return math.prod(weights.shapes[name]) * weights.dtype(name).itemsize
+
+
+def check_name(name: str, shapes: Mapping[str, Any], where: str) -> None:
+    """Refuses a tensor that is not there.
+
+    Raises:
+        ParameterMismatchError: `name` is none of `shapes`.
+    """
+    if name not in shapes:
+        raise ParameterMismatchError(
+            f"no tensor {name!r} in {where}, which holds {len(shapes)} tensors"
+            + (f" such as {next(iter(shapes))}" if shapes else "")
+        )
+
+
+def check_rows(name: str, shape: tuple[int, ...], rows: tuple[int, int] | None) -> None:
+    """Refuses rows that the first axis does not have.
+
+    Raises:
+        ParameterMismatchError: Not `0 <= first < last <= shape[0]`.
+    """
+    if rows is not None and not (shape and 0 <= rows[0] < rows[1] <= shape[0]):
+        raise ParameterMismatchError(f"{name} has shape {shape}: no rows {rows[0]} to {rows[1]}")
+
+
+def check_weight_files(directory: Path) -> None:
+    """Allows only safetensors files that lie in the directory itself.
+
+    A link may lead to the blobs of the Hugging Face cache that the directory is part of.
+
+    Raises:
+        ConfigError: There are none, or the index names a file that is missing or lies elsewhere.
+    """
+    index = directory / INDEX
+    names = set(read_index(index).values()) if index.is_file() else {SINGLE}
+    if not any(directory.glob("*.safetensors")):
+        raise ConfigError(
+            f"{directory} holds no *.safetensors weights (pickled weights are refused): convert "
+            "them with model.save_pretrained(..., safe_serialization=True)"
+        )
+    for name in sorted(names):
+        inside = Path(name).name == name and "\\" not in name and name.endswith(".safetensors")
+        if not inside:
+            raise ConfigError(f"{index} names {name!r}, which is no file of this directory")
+        check_file(directory / name)
+
+
+def check_file(path: Path) -> None:
+    """Allows a regular file, or a link that stays in the directory or its Hugging Face cache.
+
+    Raises:
+        ConfigError: It is missing, a pipe or device, or a link that leads elsewhere.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path} is missing or no regular file")
+    directory, target = path.parent.resolve(), path.resolve()
+    allowed = [directory]
+    if directory.parent.name == "snapshots":  # .../snapshots/REVISION/x -> .../blobs/HASH
+        allowed.append(directory.parent.parent / "blobs")
+    if target.parent not in allowed:
+        raise ConfigError(
+            f"{path} is a link that leads out of its directory, to {target}: copy the file there"
+        )
+
+
+def read_index(index: Path) -> dict[str, str]:
+    """Tensor name -> file name, as the index of a sharded checkpoint states.
+
+    Raises:
+        ConfigError: It is no such index.
+    """
+    try:
+        shard_of = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{index} is damaged: {error!r}") from None
+    if not all(isinstance(name, str) and "\0" not in name for name in shard_of.values()):
+        raise ConfigError(f"{index} is damaged: file names must be text")
+    return shard_of
+
+
+def _check_same_tensors(
+    directory: Path, shard_of: Mapping[str, str], file_of: Mapping[str, Path]
+) -> None:
+    """The index lists exactly what the shards hold."""
+    for name, shard in shard_of.items():
+        if name not in file_of or file_of[name].name != shard:
+            raise CheckpointError(
+                f"{INDEX} of {directory} lists {name}, which is not in {shard}: "
+                "complete the download, or export the model again"
+            )
+    for name, path in file_of.items():
+        if name not in shard_of:
+            raise CheckpointError(
+                f"{path.name} of {directory} holds {name}, which {INDEX} does not list: "
+                "they belong to different models"
+            )
