@@ -7,7 +7,7 @@ PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check docs bench clean
+.PHONY: help demo test test-all check docs reproduce bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ check: .venv/.installed ## Lint, formatting, types, documentation
 
 docs: .venv/.installed ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict
+
+reproduce: .venv/.installed ## Every figure and table of the paper in the tiny world, into docs/reproduction.md
+	$(BIN)/effopd reproduce
 
 bench: .venv-bench/.installed ## Measure against the peers of bench/requirements.txt
 	$(BENCH)/python bench/kl.py

@@ -120,6 +120,27 @@ def compare(
         raise typer.Exit({"finished": 0, "failed": 1, "stopped": STOPPED}[run_compare(asked)])
 
 
+@app.command()
+def reproduce(
+    out: Annotated[Path, typer.Option(help="Where runs and measurements go.")] = Path(
+        "runs/reproduce"
+    ),
+    page: Annotated[Path, typer.Option(help="Markdown page to write.")] = Path(
+        "docs/reproduction.md"
+    ),
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Minutes instead of most of an hour; verdicts mean little."),
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Train and measure every figure and table of the paper in the tiny world. Resumes."""
+    with _errors(debug):
+        from effopd.cli.reproduce import reproduce as run
+
+        run(out, page, quick=quick)
+
+
 @contextmanager
 def _errors(debug: bool) -> Iterator[None]:
     """Expected errors become one message and status 2 (settings) or 1 (everything else)."""

@@ -1,0 +1,146 @@
+"""Measurements that evaluate changed models: figures 2 to 5c, 8 to 10 and 14.
+
+Each takes a scene and gives a record of plain numbers; `reports/claims.py` reads them.
+"""
+
+from effopd.analysis.interventions import (
+    EmbeddingReplacement,
+    NormScaling,
+    WholeScaling,
+    module_norms,
+    sliding_windows,
+    update_norm,
+)
+from effopd.analysis.ranks import BottomRank, TopRank
+from effopd.cli.reproduction.scene import BOTH, Scene
+from effopd.cli.reproduction.study import METHODS
+from effopd.models.layout import matrices, places
+from effopd.models.updates import Update, read_place
+from effopd.records import Row, load_run
+from effopd.reports.series import evaluations
+
+SCALES = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
+TOP_SHARES = (0.01, 0.05, 0.1, 0.25, 0.5)
+BOTTOM_SHARES = (0.1, 0.25, 0.5, 0.75)
+BETAS = (0.0, 0.4, 0.8, 1.0, 1.2, 1.6, 2.0)
+HALF_WIDTH = 1
+
+BASE = WholeScaling(scale=0.0)
+FULL = WholeScaling(scale=1.0)
+
+
+def progress(scene: Scene) -> Row:
+    """Norm and accuracy of every checkpoint (2b, 9)."""
+    record: Row = {}
+    for method in METHODS:
+        run = load_run(scene.study.run(method, scene.seed))
+        accuracies = {point.step: point.accuracy for point in evaluations(run)}
+        steps = list(scene.study.checkpoint_steps)
+        record[method] = {
+            "steps": steps,
+            "norm": [update_norm(scene.update(method, step)) for step in steps],
+            "accuracy": [accuracies[step] for step in steps],
+        }
+    return record
+
+
+def scaling(scene: Scene) -> Row:
+    """Accuracy of the scaled final update against its norm (2a, 8)."""
+    record: Row = {}
+    for method in BOTH:
+        update = scene.update(method)
+        norm = update_norm(update)
+        record[method] = {
+            "norm": [scale * norm for scale in SCALES],
+            "accuracy": [scene.accuracy(update, WholeScaling(scale=scale)) for scale in SCALES],
+        }
+    return record
+
+
+def embeddings(scene: Scene) -> Row:
+    """Accuracy with the base's embeddings, and of the tuned embeddings in the base (3a, 10a)."""
+    record: Row = {"base": scene.accuracy(scene.update("opd"), BASE)}
+    for method in BOTH:
+        update = scene.update(method)
+        without = EmbeddingReplacement(part="embeddings", into="tuned")
+        alone = EmbeddingReplacement(part="embeddings", into="base")
+        record[method] = {
+            "full": scene.accuracy(update, FULL),
+            "base_embeddings": scene.accuracy(update, without),
+            "embeddings_alone": scene.accuracy(update, alone),
+        }
+    return record
+
+
+def windows(scene: Scene) -> Row:
+    """Norms by layer, and the accuracy of a window's update alone (3b, 10b)."""
+    layers = 1 + max(place.layer or 0 for place in places(scene.update("opd").shapes))
+    record: Row = {
+        "half_width": HALF_WIDTH,
+        "is_whole": [HALF_WIDTH < centre <= layers - HALF_WIDTH for centre in range(1, layers + 1)],
+    }
+    for method in BOTH:
+        update = scene.update(method)
+        found: Row = {"norms": layer_norms(update, layers)}
+        for block in ("mlp", "attention"):
+            found[block] = [
+                scene.accuracy(update, window)
+                for window in sliding_windows(layers, block=block, half_width=HALF_WIDTH)
+            ]
+        record[method] = found
+    return record
+
+
+def layer_norms(update: Update, layers: int) -> dict[str, list[float]]:
+    """Frobenius norm of each layer's update, by block."""
+    squares = {block: [0.0] * layers for block in ("mlp", "attention")}
+    for place in places(update.shapes):
+        if place.block in squares and place.layer is not None:
+            squares[place.block][place.layer] += read_place(update, place).square().sum().item()
+    return {block: [value**0.5 for value in values] for block, values in squares.items()}
+
+
+def ranks(scene: Scene) -> Row:
+    """Accuracy of leading parts at the whole norm, of last parts as they are (4a, 4b)."""
+    record: Row = {"base": scene.accuracy(scene.update("opd"), BASE)}
+    for method in BOTH:
+        update = scene.update(method)
+        tops = {str(s): scene.accuracy(update, TopRank(share=s)) for s in TOP_SHARES}
+        bottoms = {str(s): scene.accuracy(update, BottomRank(share=s)) for s in BOTTOM_SHARES}
+        full = scene.accuracy(update, FULL)
+        record[method] = {
+            "full": full,
+            "top": tops | {"1.0": full},
+            "bottom": bottoms,
+            "tail_norm": tail_norm(update),
+        }
+    return record
+
+
+def tail_norm(update: Update) -> float:
+    """Frobenius norm of the last half of the directions of all matrices."""
+    total = 0.0
+    for place in matrices(places(update.shapes)):
+        values = read_place(update, place).double().svd().S
+        total += values[len(values) // 2 :].square().sum().item()
+    return total**0.5
+
+
+def rescaling(scene: Scene) -> Row:
+    """The early checkpoint with larger norms, module by module (5c, 14)."""
+    record: Row = {"base": scene.accuracy(scene.update("opd"), BASE)}
+    for method in BOTH:
+        early, last = scene.update(method, scene.study.early_step), scene.update(method)
+        final = module_norms(last)
+        found = {
+            str(beta): scene.accuracy_and_kl(early, NormScaling(final=final, beta=beta))
+            for beta in BETAS
+        }
+        record[method] = {
+            "accuracy": {beta: accuracy for beta, (accuracy, _) in found.items()},
+            "kl": {beta: kl for beta, (_, kl) in found.items()},
+            "early": found["0.0"][0],
+            "rescaled": found["1.0"][0],
+            "final": scene.accuracy(last, FULL),
+        }
+    return record

@@ -1,0 +1,86 @@
+"""Figures 6 and 7: how soon each method is near its teacher, from a comparison's runs."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from effopd.cli.compare import Request, run_compare
+from effopd.cli.plan import PlannedCell, load_plan
+from effopd.cli.reproduction.study import Study
+from effopd.errors import EffopdError
+from effopd.records import Row, Run, load_run
+from effopd.reports.series import evaluations, teacher_accuracy
+from effopd.reports.summary import first_at
+
+PERCENT = 90
+MIDDLE_LR = 3e-4
+
+TITLES = {
+    "opd": "vanilla OPD, lr 3e-4",
+    "opd_best": "vanilla OPD at its best lr",
+    "exopd": "ExOPD",
+    "alphaopd": "AlphaOPD",
+    "paper": "EffOPD, the paper's",
+    "effopd": "EffOPD, effopd's default",
+}
+
+
+def compare_methods(study: Study) -> None:
+    """Trains what the plan names and is not trained yet.
+
+    Raises:
+        EffopdError: A run failed, or the comparison was asked to stop.
+    """
+    out = study.out / "methods"
+    ending = run_compare(Request(plan=study.plan, out=out, workers=2, quick=study.quick))
+    if ending != "finished":
+        raise EffopdError(f"{out}: the comparison {ending}; run the same command to go on")
+
+
+def methods_record(study: Study, seed: int) -> Row:
+    """Steps and seconds to 90 % of the teacher, by method; the horizon counts where not reached."""
+    cells = _cells(study, seed, "sharpen")
+    record: Row = {"titles": TITLES}
+    for name in ("opd", "exopd", "alphaopd", "paper", "effopd"):
+        record[name] = _cost(study, _one(cells, name, MIDDLE_LR))
+    record["opd_best"] = min(
+        (_cost(study, cell) for cell in cells if cell.method == "opd"),
+        key=lambda cost: (cost["steps"], cost["seconds"]),
+    )
+    record["sweep"] = [
+        {"method": cell.method, "lr": cell.lr, **_cost(study, cell)}
+        for cell in cells
+        if cell.method in {"opd", "paper"}
+    ]
+    return record
+
+
+def difficulty_record(study: Study, seed: int) -> Row:
+    """The same for easy and hard validation sets, in the world whose problems differ."""
+    cells = _cells(study, seed, "mixed")
+    return {
+        name: _cost(study, next(cell for cell in cells if cell.method == f"paper-{name}"))
+        for name in ("easy", "hard")
+    }
+
+
+def _cells(study: Study, seed: int, world: str) -> list[PlannedCell]:
+    cells = load_plan(study.plan, quick=study.quick).cells()
+    return [cell for cell in cells if cell.seed == seed and cell.world == world]
+
+
+def _one(cells: Sequence[PlannedCell], method: str, lr: float) -> PlannedCell:
+    return next(cell for cell in cells if cell.method == method and math.isclose(cell.lr, lr))
+
+
+def _cost(study: Study, cell: PlannedCell) -> Row:
+    run: Run = load_run(study.out / "methods" / Path(cell.name))
+    points = [point for point in evaluations(run) if point.accuracy is not None]
+    reached = first_at(points, PERCENT, teacher_accuracy([run]))
+    last = reached or points[-1]
+    return {
+        "steps": last.step,
+        "seconds": last.elapsed_s,
+        "tokens": last.sampled_tokens,
+        "reached": reached is not None,
+    }
