@@ -1,6 +1,5 @@
 """Loading Hugging Face causal language models and tokenizers, safely."""
 
-import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from effopd.errors import ConfigError, ParameterMismatchError
+from effopd.models.weights import check_weight_files
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
@@ -51,7 +51,7 @@ def load_model(settings: ModelSettings, device: str = "cpu") -> Any:
     _check_device(device)
     path = _located(settings.path)
     if Path(path).is_dir():
-        _check_weights(Path(path))
+        check_weight_files(Path(path))
     with _explained(path):
         model, report = AutoModelForCausalLM.from_pretrained(
             path,
@@ -146,30 +146,3 @@ def _located(path: str) -> str:
     if not (directory / "config.json").is_file():
         raise ConfigError(f"{path} is no Hugging Face model directory: config.json is missing")
     return str(directory)
-
-
-def _check_weights(directory: Path) -> None:
-    """Only safetensors files that lie in the directory itself; transformers follows any path."""
-    index = directory / "model.safetensors.index.json"
-    names = _indexed_files(index) if index.is_file() else {"model.safetensors"}
-    if not any(directory.glob("*.safetensors")):
-        raise ConfigError(
-            f"{directory} holds no *.safetensors weights (pickled weights are refused): convert "
-            "them with model.save_pretrained(..., safe_serialization=True)"
-        )
-    for name in sorted(names):
-        inside = Path(name).name == name and "\\" not in name and name.endswith(".safetensors")
-        if not inside:
-            raise ConfigError(f"{index} names {name!r}, which is no file of this directory")
-        if not (directory / name).is_file():
-            raise ConfigError(f"{directory / name} is missing or no regular file")
-
-
-def _indexed_files(index: Path) -> set[str]:
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{index} is damaged: {error!r}") from None
-    if not all(isinstance(name, str) and "\0" not in name for name in names):
-        raise ConfigError(f"{index} is damaged: file names must be text")
-    return names

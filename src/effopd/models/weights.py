@@ -289,6 +289,8 @@ def read_index(index: Path) -> dict[str, str]:
         raise ConfigError(f"{index} is damaged: {error!r}") from None
     if not all(isinstance(name, str) and "\0" not in name for name in shard_of.values()):
         raise ConfigError(f"{index} is damaged: file names must be text")
+    if not shard_of:
+        raise ConfigError(f"{index} is damaged: it lists no tensors")
     return shard_of
 
 
