@@ -1,0 +1,248 @@
+"""Singular values and their metrics against a whole float64 decomposition, and closed forms."""
+
+import math
+
+import pytest
+import torch
+from tests.reference import analysis_twin as twin
+from torch import Tensor
+
+from effopd.analysis import spectra
+from effopd.analysis.spectra import (
+    SpectralMetrics,
+    expert_metrics,
+    metrics_of,
+    product_singular_values,
+    singular_values,
+    spectral_metrics,
+    tail_singular_values,
+)
+from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
+
+TOP = (0.01, 0.05, 0.1, 0.5, 1.0)
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def with_values(rows: int, columns: int, values: Tensor) -> Tensor:
+    """A matrix whose singular values are these."""
+    left, right = (torch.linalg.qr(randn(n, len(values), seed=n)).Q for n in (rows, columns))
+    return (left * values.double()) @ right.T
+
+
+def spiky(rows: int, columns: int, rank: int = 8) -> Tensor:
+    """Noise of a trained update's size with a head of a few strong directions, in fp32."""
+    head = randn(rows, rank, seed=1) @ randn(rank, columns, seed=2)
+    return (1e-6 * (head + randn(rows, columns, seed=3))).float()
+
+
+def with_zero_rows() -> Tensor:
+    update = spiky(150, 40)
+    update[:, ::3] = 0
+    update[::2] = 0
+    return update
+
+
+UPDATES = {
+    "square": randn(64, 64),
+    "wide": randn(48, 200),
+    "tall": randn(300, 70),
+    "one row": randn(1, 50),
+    "one column": randn(50, 1),
+    "one element": -randn(1, 1),
+    "two rows": spiky(2, 500),
+    "spiky fp32": spiky(96, 240),
+    "spiky bf16": spiky(120, 80).bfloat16(),
+    "spiky fp16": (1e3 * spiky(60, 90)).half(),
+    "rank 3": with_values(80, 120, torch.tensor([3.0, 2.0, 1e-3])),
+    "rank 5, bf16": (randn(40, 5).sign() @ randn(5, 30).sign()).bfloat16() * 2**-18,
+    "LoRA product in fp32": randn(160, 4).float() @ randn(4, 90, seed=1).float(),
+    "all values tied": torch.linalg.qr(randn(150, 60)).Q,
+    "two groups of ties": with_values(70, 90, torch.tensor([2.0] * 20 + [1e-2] * 50)),
+    "falling over 16 decades": with_values(60, 60, torch.logspace(0, -16, 60)),
+    "falling over 5 decades": with_values(60, 100, torch.logspace(0, -5, 60)),
+    "one value far above": with_values(64, 80, torch.tensor([1e6] + [1.0] * 63)),
+    "zero rows and columns": with_zero_rows(),
+    "diagonal": torch.diag(torch.arange(1.0, 41.0)),
+    "more strips than one": spiky(300, 310),
+    "strided": randn(60, 90)[::2, 1::3],
+}
+
+
+def found(update: Tensor) -> dict[str, float]:
+    metrics = spectral_metrics(update, top=TOP)
+    numbers = {
+        "rank": float(metrics.rank),
+        "frobenius_norm": metrics.frobenius_norm,
+        "spectral_norm": metrics.spectral_norm,
+        "spectral_share": metrics.spectral_share,
+        "effective_rank": metrics.effective_rank,
+        "stable_rank": metrics.stable_rank,
+    }
+    return numbers | {f"top {share}": ratio for share, ratio in metrics.top_ratios.items()}
+
+
+@pytest.mark.parametrize("case", UPDATES)
+def test_every_metric_equals_the_whole_decomposition_s(case: str) -> None:
+    update = UPDATES[case]
+    before = update.clone()
+    assert found(update) == pytest.approx(twin.spectral_metrics(update, TOP), rel=1e-9, abs=0)
+    assert torch.equal(update, before)
+
+
+def test_the_cases_are_enough_and_take_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_qr = []
+    monkeypatch.setattr(spectra, "_values_by_qr", lambda update, _: by_qr.append(update))
+    for update in UPDATES.values():
+        singular_values(update)
+    assert len(UPDATES) >= 20
+    assert 4 <= len(by_qr) <= len(UPDATES) / 2
+
+
+def test_the_gram_matrix_alone_would_miss_the_effective_rank() -> None:
+    update = UPDATES["LoRA product in fp32"].double()
+    squares = torch.linalg.eigvalsh(update.T @ update).flip(0).clamp(min=0)
+    alone = metrics_of(squares.sqrt(), (160, 90)).effective_rank
+    assert alone is not None
+    assert abs(alone / twin.spectral_metrics(update, [])["effective_rank"] - 1) > 1e-9
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-180, 1e-20, 1e150])
+def test_only_the_norms_know_the_scale(scale: float) -> None:
+    update = randn(30, 45)
+    wanted = twin.spectral_metrics(update, TOP)
+    wanted |= {name: scale * wanted[name] for name in ("frobenius_norm", "spectral_norm")}
+    assert found(scale * update) == pytest.approx(wanted, rel=1e-9, abs=0)
+
+
+def test_a_transpose_has_the_same_metrics() -> None:
+    update = spiky(70, 110)
+    assert found(update.T) == pytest.approx(found(update), rel=1e-12)
+
+
+def test_pieces_and_strips_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    update = spiky(50, 333)
+    monkeypatch.setattr(spectra, "PIECE", 700)
+    monkeypatch.setattr(spectra, "STRIP", 16)
+    assert found(update) == pytest.approx(twin.spectral_metrics(update, TOP), rel=1e-9, abs=0)
+
+
+# Closed forms -------------------------------------------------------------------------------------
+
+
+def test_equal_values_use_every_direction() -> None:
+    metrics = spectral_metrics(2 * torch.eye(50, 80), top=[0.1])
+    assert metrics.rank == 50
+    assert metrics.effective_rank == pytest.approx(50, rel=1e-12)
+    assert metrics.stable_rank == pytest.approx(50, rel=1e-12)
+    assert metrics.spectral_share == pytest.approx(50**-0.5, rel=1e-12)
+    assert metrics.top_ratios == {0.1: pytest.approx(0.1**0.5, rel=1e-12)}
+
+
+def test_a_single_direction_is_everything() -> None:
+    metrics = spectral_metrics(torch.ones(3, 1) @ torch.full((1, 12), -0.5))
+    assert (metrics.shape, metrics.rank) == ((3, 12), 1)
+    assert (metrics.frobenius_norm, metrics.spectral_norm) == pytest.approx((3, 3), rel=1e-12)
+    ones = metrics.spectral_share, metrics.effective_rank, metrics.stable_rank
+    assert (*ones, *metrics.top_ratios.values()) == pytest.approx([1.0] * 5, rel=1e-12)
+
+
+def test_the_ratio_is_one_of_norms_and_its_count_is_rounded_up() -> None:
+    values = torch.cat([torch.tensor([4.0, 3.0]), torch.ones(98)])
+    ratios = metrics_of(values.double(), (100, 200), top=[0.011, 0.01, 0.07]).top_ratios
+    total = 16 + 9 + 98
+    assert ratios[0.01] == pytest.approx(math.sqrt(16 / total), rel=1e-12)
+    assert ratios[0.011] == pytest.approx(math.sqrt(25 / total), rel=1e-12)
+    assert ratios[0.07] == pytest.approx(math.sqrt(30 / total), rel=1e-12)  # 7, not 8, of 100
+
+
+# Updates that never moved, and what is refused ----------------------------------------------------
+
+
+def test_a_zero_update_never_moved() -> None:
+    metrics = spectral_metrics(torch.zeros(20, 30, dtype=torch.bfloat16), top=[0.01])
+    assert metrics == SpectralMetrics(
+        shape=(20, 30),
+        rank=0,
+        frobenius_norm=0.0,
+        spectral_norm=0.0,
+        spectral_share=None,
+        effective_rank=None,
+        stable_rank=None,
+        top_ratios={0.01: None},
+    )
+    assert metrics.never_moved
+    assert not spectral_metrics(torch.ones(2, 2)).never_moved
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_refused(bad: float) -> None:
+    update = randn(4, 5)
+    update[1, 2] = bad
+    for function in (singular_values, spectral_metrics, tail_singular_values):
+        with pytest.raises(NonFiniteError, match=r"\(4, 5\) has entries from"):
+            function(update)
+
+
+@pytest.mark.parametrize(
+    "update", [torch.zeros(3), torch.zeros(0, 3), torch.zeros(2, 3, dtype=torch.int64)]
+)
+def test_what_is_no_matrix_is_refused(update: Tensor) -> None:
+    with pytest.raises(ParameterMismatchError, match=r"expected \[m, n\]"):
+        singular_values(update)
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.5, math.nan])
+def test_a_share_outside_its_range_is_refused(share: float) -> None:
+    with pytest.raises(ConfigError, match="fractions in"):
+        spectral_metrics(randn(3, 3), top=[share])
+
+
+def test_metrics_need_all_values() -> None:
+    with pytest.raises(ParameterMismatchError, match="expected all 10, zeros included"):
+        metrics_of(torch.ones(4), (10, 20))
+
+
+def test_metrics_check_themselves() -> None:
+    whole = spectral_metrics(randn(4, 4))
+    with pytest.raises(NonFiniteError, match="finite numbers"):
+        SpectralMetrics(**{**vars(whole), "effective_rank": math.nan})
+    with pytest.raises(ConfigError, match="exactly where the rank is 0"):
+        SpectralMetrics(**{**vars(whole), "stable_rank": None})
+
+
+# Stacks, tails, factors ---------------------------------------------------------------------------
+
+
+def test_experts_are_measured_one_by_one() -> None:
+    stack = torch.stack([spiky(20, 30), torch.zeros(20, 30), spiky(20, 30, rank=1)])
+    assert expert_metrics(stack) == [spectral_metrics(update) for update in stack]
+    assert torch.equal(singular_values(stack)[2], singular_values(stack[2]))
+    with pytest.raises(ParameterMismatchError, match="expert_metrics takes a stack"):
+        spectral_metrics(stack)
+    with pytest.raises(ParameterMismatchError, match="spectral_metrics takes one matrix"):
+        expert_metrics(stack[0])
+
+
+def test_the_tail_is_accurate_value_by_value() -> None:
+    values = torch.logspace(0, -11, 50, dtype=torch.float64)
+    update = with_values(80, 50, values)
+    tail = tail_singular_values(update, share=0.5)
+    torch.testing.assert_close(tail, values[25:], rtol=0, atol=1e-14)
+    torch.testing.assert_close(tail_singular_values(update.T), values, rtol=0, atol=1e-14)
+
+
+def test_the_values_of_a_product_come_from_its_factors() -> None:
+    left, right = randn(90, 4).float() * 1e-3, randn(4, 60, seed=1).float() * 1e3
+    wanted = torch.linalg.svdvals(left.double() @ right.double())
+    found = product_singular_values(left, right)
+    torch.testing.assert_close(found[:4], wanted[:4], rtol=1e-12, atol=0)
+    assert found[4:].tolist() == [0.0] * 56
+    assert metrics_of(found, (90, 60)).rank == 4
+    wide = product_singular_values(randn(3, 8), randn(8, 5))
+    torch.testing.assert_close(wide, torch.linalg.svdvals(randn(3, 8) @ randn(8, 5)))
+    with pytest.raises(ParameterMismatchError, match=r"\[m, r\] and \[r, n\]"):
+        product_singular_values(left, right.T)
