@@ -18,10 +18,10 @@ Unit = tuple[Study, str, int]
 """Study, what to do, seed."""
 
 SETUP = """A Qwen3 model of {parameters} parameters ({layers} layers) is taught modular arithmetic
-from noisy demonstrations: it samples badly what it knows. GRPO and DAPO sharpen it; OPD distils each
-GRPO run's last checkpoint into the same base. All take {steps} updates of {answers} answers at
-learning rate {lr:g}, with {n} seeds. Accuracy is over {problems} held-out problems, {passes} sampled
-answers each."""
+from noisy demonstrations: it samples badly what it knows. GRPO and DAPO sharpen it; OPD distils
+each GRPO run's last checkpoint into the same base. All take {steps} updates of {answers} answers
+at learning rate {lr:g}, with {n} seeds. Accuracy is over {problems} held-out problems, {passes}
+sampled answers each."""
 
 
 def reproduce(out: Path, page: Path, *, quick: bool) -> None:

@@ -41,8 +41,8 @@ def _order(file: Path) -> tuple[str, int]:
     return file.parent.name, int(file.stem.removeprefix("seed-"))
 
 
-def judge(claim: Claim, measurements: Measurements) -> tuple[Interval, Verdict]:
-    """A claim's number over seeds, and the verdict.
+def judge(claim: Claim, measurements: Measurements) -> tuple[Interval | None, Verdict]:
+    """A claim's number over seeds, and the verdict; no interval where a seed leaves it undefined.
 
     Raises:
         RecordError: It was not measured.
@@ -50,7 +50,11 @@ def judge(claim: Claim, measurements: Measurements) -> tuple[Interval, Verdict]:
     records = measurements.get(claim.measurement)
     if not records:
         raise RecordError(f"figure {claim.figure} needs the measurement {claim.measurement!r}")
-    found = interval([claim.statistic(record) for record in records])
+    values = [claim.statistic(record) for record in records]
+    defined = [value for value in values if value is not None]
+    if len(defined) < len(values):
+        return None, "not"
+    found = interval(defined)
     return found, verdict(found, claim.neutral)
 
 
@@ -96,15 +100,15 @@ def write_reproduction(
     return counts
 
 
-def _row(claim: Claim, found: Interval, decided: Verdict) -> str:
-    digits = 1 if abs(found.mean) >= 10 else 3
+def _row(claim: Claim, found: Interval | None, decided: Verdict) -> str:
+    digits = 1 if found is not None and abs(found.mean) >= 10 else 3
     cells = [
         claim.figure,
         claim.text,
         claim.paper,
         claim.quantity,
         f"> {claim.neutral:g}",
-        found.text(digits),
+        "undefined" if found is None else found.text(digits),
         _SHOWN[decided],
     ]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
