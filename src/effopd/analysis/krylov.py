@@ -1,0 +1,354 @@
+"""Leading singular directions of a matrix, by block Krylov iteration or exactly.
+
+Axes: the matrix is m by n, k counts directions, b is the width of a block, c and d count the
+columns of the two bases.
+
+The iteration is the block bidiagonalisation of Golub and Kahan with full reorthogonalisation: two
+products with the matrix for each depth, and a residual that needs no further one. Columns that a
+product does not add anything to are dropped, so a matrix of low rank ends it early and exactly.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
+
+OVERSAMPLING = 10
+"""Random columns of a block beyond the k directions asked for."""
+LEAST_DEPTH = 2
+"""Depth below which nothing counts as converged.
+
+A start from a neighbour can have converged before the random columns have grown towards a
+direction that the neighbour lacks.
+"""
+RANK_TOLERANCE = 1e-6
+"""Share of the largest value below which a value is rounding and its direction means nothing."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Directions:
+    """The leading singular triples of a matrix, largest value first; none for a zero matrix.
+
+    Attributes:
+        left_mk: Left directions, orthonormal columns.
+        values_k: Singular values, positive.
+        right_nk: Right directions, orthonormal columns.
+        residuals_k: Norm of what the triple misses, `|A^T u - s v|` or `|A v - s u|` (the other of
+            the two is zero). A singular value lies within it of the value.
+        next_value: Lower bound on, and estimate of, the value after the last one.
+        asked: Directions asked for. Fewer are held where the rank is smaller.
+        products: Vectors that were multiplied with the matrix or its transpose.
+    """
+
+    left_mk: Float[Tensor, "m k"]
+    values_k: Float[Tensor, "k"]
+    right_nk: Float[Tensor, "n k"]
+    residuals_k: Float[Tensor, "k"]
+    next_value: float
+    asked: int
+    products: int
+
+    def __post_init__(self) -> None:
+        """Refuses parts of different lengths.
+
+        Raises:
+            ParameterMismatchError: They are.
+        """
+        count = len(self.values_k)
+        counts = [self.left_mk.shape[1], self.right_nk.shape[1], len(self.residuals_k)]
+        if counts != [count] * 3 or count > self.asked:
+            raise ParameterMismatchError(
+                f"{count} values with {counts} left, right directions and residuals, of "
+                f"{self.asked} asked; expected as many of each and no more than asked"
+            )
+
+    @property
+    def never_moved(self) -> bool:
+        """Whether the matrix is zero, so that it has no direction."""
+        return len(self.values_k) == 0
+
+    @property
+    def is_whole_rank(self) -> bool:
+        """Whether the rank is smaller than asked, so that these are all directions there are."""
+        return len(self.values_k) < self.asked
+
+    @property
+    def relative_error(self) -> float:
+        """Largest residual over its value; or how far a direction left out exceeds the last one.
+
+        It bounds the relative error of every value. The angle of a direction is off by at most
+        about this over its relative gap.
+        """
+        if self.never_moved:
+            return 0.0
+        overtaken = self.next_value / float(self.values_k[-1]) - 1
+        return max(float((self.residuals_k / self.values_k).max()), overtaken, 0.0)
+
+    @property
+    def relative_gaps_k(self) -> Float[Tensor, "k"]:
+        """Distance of each value to its nearest neighbour, over the value, in [0, 1].
+
+        A value that is tied (gap 0) has no direction of its own: any vector of a plane would do.
+        """
+        below = self.subspace_gaps_k
+        above = torch.full_like(below, torch.inf)
+        above[1:] = below[:-1] * self.values_k[:-1] / self.values_k[1:]
+        return torch.minimum(below, above)
+
+    @property
+    def subspace_gaps_k(self) -> Float[Tensor, "k"]:
+        """Distance of value j to value j + 1, over value j: 0 leaves the first j undetermined."""
+        following = torch.cat([self.values_k, self.values_k.new_tensor([self.next_value])])[1:]
+        return ((self.values_k - following) / self.values_k).clamp_(0.0, 1.0)
+
+
+# Iteration ----------------------------------------------------------------------------------------
+
+
+def block_krylov(
+    matrix_mn: Float[Tensor, "m n"],
+    k: int,
+    *,
+    depth: int,
+    start: Float[Tensor, "n j"] | None = None,
+    generator: torch.Generator | None = None,
+    tolerance: float = 0.0,
+) -> Directions:
+    """Leading directions in the space of `A G, A A^T A G, ...` of a block G, in A's dtype.
+
+    Cost of a depth: 4 m n (k + 10) operations, and memory for k + 10 more vectors of both lengths.
+
+    Args:
+        matrix_mn: A, float32 or float64. In float32 the relative error stays above about
+            `1e-7 * largest / k-th value`.
+        k: Directions wanted, at least 1.
+        depth: Largest number of rounds of two products.
+        start: Right directions of a similar matrix, orthonormal; they take the place of random
+            columns of G, of which 10 stay.
+        generator: Source of the random columns, on the CPU; None for one with a fixed seed.
+        tolerance: Stops once the relative error is no larger, from depth 2 on.
+
+    Raises:
+        ConfigError: k or depth is below 1.
+        ParameterMismatchError: The matrix is not one, or the start does not fit it.
+
+    Source: Golub, Luk and Overton 1981; Musco and Musco 2015 for the random start.
+    """
+    _check_matrix(matrix_mn, k)
+    if depth < 1:
+        raise ConfigError(f"depth is {depth}; expected at least 1")
+    bases = _Bases(matrix_mn, _first_block(matrix_mn, k, start, generator))
+    for reached in range(1, depth + 1):
+        bases.grow_()
+        found = bases.directions(k)
+        accurate = reached >= LEAST_DEPTH and found.relative_error <= tolerance
+        if accurate or bases.is_exhausted:
+            break
+    return found
+
+
+class _Bases:
+    """Orthonormal bases P (right, d columns) and Q (left, c columns) with `A P = Q T`.
+
+    `A^T Q = P T^T + N L` holds too: N is the next right block, and only the newest columns of Q
+    have a part L in it.
+    """
+
+    def __init__(self, matrix_mn: Tensor, first_nb: Tensor) -> None:
+        self._matrix = matrix_mn
+        self._left_mc = matrix_mn.new_empty(matrix_mn.shape[0], 0)
+        self._right_nd = matrix_mn.new_empty(matrix_mn.shape[1], 0)
+        self._next_nb = first_nb
+        self._table_cd = matrix_mn.new_empty(0, 0)
+        self._carry_bb = matrix_mn.new_empty(0, 0)
+        self._scale = 0.0
+        self._products = 0
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether no product leads out of the bases: what they hold is exact."""
+        return self._next_nb.shape[1] == 0
+
+    def grow_(self) -> None:
+        """Another block on both sides."""
+        self._right_nd = torch.cat([self._right_nd, self._next_nb], 1)
+        within, new_mb, beyond = self._split(self._matrix @ self._next_nb, self._left_mc)
+        self._table_cd = _extended(self._table_cd, within, beyond)
+        self._left_mc = torch.cat([self._left_mc, new_mb], 1)
+        self._products += self._next_nb.shape[1] + new_mb.shape[1]
+        back_nb = self._matrix.T @ new_mb
+        _, self._next_nb, self._carry_bb = self._split(back_nb, self._right_nd)
+
+    def _split(self, block: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`orthonormal_rest`, where what is small against the matrix is dropped."""
+        if not block.isfinite().all():
+            raise NonFiniteError(
+                "the matrix holds a NaN or an infinity, so it has no directions; check the weights"
+            )
+        # The Frobenius norm of a product with orthonormal columns grows to that of the matrix.
+        self._scale = max(self._scale, float(torch.linalg.matrix_norm(block)))
+        return orthonormal_rest(block, basis, self._scale)
+
+    def directions(self, k: int) -> Directions:
+        """Singular triples of A restricted to the bases."""
+        small_left, values, small_right_t = torch.linalg.svd(self._table_cd, full_matrices=False)
+        newest = self._carry_bb.shape[1]
+        missed = self._carry_bb @ small_left[len(small_left) - newest :]
+        count = _rank(values, k)
+        rest = torch.cat([values[count:].diag(), missed[:, count:]])
+        return Directions(
+            left_mk=self._left_mc @ small_left[:, :count],
+            values_k=values[:count],
+            right_nk=self._right_nd @ small_right_t[:count].T,
+            residuals_k=missed[:, :count].norm(dim=0),
+            next_value=float(torch.linalg.matrix_norm(rest, 2)) if rest.numel() else 0.0,
+            asked=k,
+            products=self._products,
+        )
+
+
+def orthonormal_rest(
+    block: Float[Tensor, "m b"], basis: Float[Tensor, "m c"], scale: float
+) -> tuple[Float[Tensor, "c b"], Float[Tensor, "m a"], Float[Tensor, "a b"]]:
+    """`block = basis @ within + new @ beyond` with orthonormal `new`, orthogonal to the basis.
+
+    Columns of `new` that `scale` times rounding would fill are left out, so a may be less than b.
+    """
+    within = basis.T @ block
+    rest = block - basis @ within
+    again = basis.T @ rest
+    within, rest = within + again, rest - basis @ again
+    columns, triangle = torch.linalg.qr(rest)
+    turn, sizes, across = torch.linalg.svd(triangle, full_matrices=False)
+    kept = int((sizes > 64 * torch.finfo(block.dtype).eps * scale).sum())
+    new = columns @ turn[:, :kept]
+    for _ in range(2):  # a small rest is not yet orthogonal to rounding
+        new = new - basis @ (basis.T @ new)
+        new, lengths = torch.linalg.qr(new)
+        new = new * lengths.diagonal().sign()  # QR may turn a column round
+    return within, new, sizes[:kept, None] * across[:kept]
+
+
+def _extended(table_cd: Tensor, within: Tensor, beyond: Tensor) -> Tensor:
+    """The table with the columns of a new right block and the rows of a new left one."""
+    below = table_cd.new_zeros(beyond.shape[0], table_cd.shape[1])
+    return torch.cat([torch.cat([table_cd, within], 1), torch.cat([below, beyond], 1)])
+
+
+def _first_block(
+    matrix_mn: Tensor, k: int, start: Tensor | None, generator: torch.Generator | None
+) -> Tensor:
+    """The start and random columns, together `k + OVERSAMPLING` orthonormal ones or n.
+
+    Raises:
+        ParameterMismatchError: The start has not n rows.
+    """
+    n = matrix_mn.shape[1]
+    if start is None:
+        start = matrix_mn.new_empty(n, 0)
+    if start.ndim != 2 or start.shape[0] != n:
+        raise ParameterMismatchError(
+            f"a start of shape {list(start.shape)} for a matrix of shape {list(matrix_mn.shape)}; "
+            f"expected right directions, [{n}, up to {k}]"
+        )
+    generator = generator or torch.Generator().manual_seed(0)
+    known = start[:, :k].to(matrix_mn)
+    count = max(0, min(k + OVERSAMPLING, n) - known.shape[1])
+    drawn = torch.randn(n, count, generator=generator, dtype=torch.float64).to(matrix_mn)
+    block = torch.cat([known, drawn / n**0.5], 1)
+    return orthonormal_rest(block, matrix_mn.new_empty(n, 0), 1.0)[1]
+
+
+# Exactly ------------------------------------------------------------------------------------------
+
+
+def exact_directions(
+    matrix_mn: Float[Tensor, "m n"], k: int, *, tolerance: float = 1e-9
+) -> Directions:
+    """Leading directions from all eigenvectors of the float64 Gram matrix of the shorter side.
+
+    The Gram matrix loses `(largest / k-th value)**2` times rounding; where the residual says that
+    this is more than the tolerance, a whole singular value decomposition is made instead.
+
+    Args:
+        matrix_mn: Any floating dtype.
+        k: Directions wanted, at least 1.
+        tolerance: Relative error that is acceptable.
+
+    Raises:
+        ConfigError: k is below 1.
+        ParameterMismatchError: The matrix is not one.
+    """
+    _check_matrix(matrix_mn, k)
+    matrix = matrix_mn.double()
+    found = _from_gram(matrix, k) if matrix.shape[0] <= matrix.shape[1] else _from_tall(matrix, k)
+    return found if found.relative_error <= tolerance else _from_whole(matrix, k)
+
+
+def _from_tall(matrix: Tensor, k: int) -> Directions:
+    """`_from_gram` of the transpose, turned back."""
+    found = _from_gram(matrix.T, k)
+    return Directions(**{**vars(found), "left_mk": found.right_nk, "right_nk": found.left_mk})
+
+
+def _from_gram(matrix: Tensor, k: int) -> Directions:
+    """From the eigenvectors of `A A^T`, then from A on the space that they span.
+
+    Raises:
+        NonFiniteError: The matrix is not finite.
+    """
+    gram = matrix @ matrix.T
+    if not gram.isfinite().all():
+        raise NonFiniteError(
+            "the matrix holds a NaN or an infinity, so it has no directions; check the weights"
+        )
+    basis = torch.linalg.eigh(gram)[1].flip(1)[:, : k + 1]
+    across, triangle = torch.linalg.qr(matrix.T @ basis)
+    small_left, values, small_right_t = torch.linalg.svd(triangle.T, full_matrices=False)
+    count = _rank(values, k)
+    left, right = basis @ small_left[:, :count], across @ small_right_t[:count].T
+    return Directions(
+        left_mk=left,
+        values_k=values[:count],
+        right_nk=right,
+        residuals_k=(matrix @ right - left * values[:count]).norm(dim=0),
+        next_value=float(values[count]) if count < len(values) else 0.0,
+        asked=k,
+        products=matrix.shape[0] + basis.shape[1] + count,
+    )
+
+
+def _from_whole(matrix: Tensor, k: int) -> Directions:
+    """From the whole singular value decomposition."""
+    left, values, right_t = torch.linalg.svd(matrix, full_matrices=False)
+    count = _rank(values, k)
+    left, right = left[:, :count].clone(), right_t[:count].T.clone()
+    return Directions(
+        left_mk=left,
+        values_k=values[:count].clone(),
+        right_nk=right,
+        residuals_k=(matrix @ right - left * values[:count]).norm(dim=0),
+        next_value=float(values[count]) if count < len(values) else 0.0,
+        asked=k,
+        products=min(matrix.shape) + count,
+    )
+
+
+def _rank(values: Tensor, k: int) -> int:
+    """How many of the first k values are not rounding; 0 for a zero matrix."""
+    share = max(RANK_TOLERANCE, 64 * torch.finfo(values.dtype).eps)
+    return int((values[:k] > share * values[:1]).sum())
+
+
+def _check_matrix(matrix_mn: Tensor, k: int) -> None:
+    """Refuses what has no k directions."""
+    if k < 1:
+        raise ConfigError(f"k is {k}; expected at least 1 direction")
+    if matrix_mn.ndim != 2 or 0 in matrix_mn.shape:
+        raise ParameterMismatchError(
+            f"directions of a tensor of shape {list(matrix_mn.shape)}; expected two dimensions, "
+            "none of them empty"
+        )
