@@ -5,11 +5,20 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from effopd.errors import NonFiniteError, ParameterMismatchError
+from effopd.models.adapters import CONFIG, LoraAdapter
 from effopd.models.layout import Place
-from effopd.models.weights import Weights, open_weights
+from effopd.models.weights import (
+    Weights,
+    check_name,
+    check_rows,
+    is_finite,
+    open_weights,
+    wide_dtype,
+)
 
 
 class Update(Protocol):
@@ -59,17 +68,9 @@ class PairUpdate:
     def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
         """Tuned minus base, subtracted in float32 (float64 where one is stored so).
 
-        Raises:
-            NonFiniteError: It holds a NaN or an infinity.
+        A NaN or an infinity is refused with NonFiniteError.
         """
-        base, tuned = self._base.read(name, rows), self._tuned.read(name, rows)
-        update = tuned.to(wide_dtype(base.dtype, tuned.dtype), copy=True).sub_(base)
-        if not is_finite(update):
-            raise NonFiniteError(
-                f"the update of {name} holds a NaN or an infinity: one of the two checkpoints is "
-                "damaged or has diverged"
-            )
-        return update
+        return _subtract(name, self._tuned.read(name, rows), self._base.read(name, rows))
 
     def read_base(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
         """The base's tensor in its stored dtype."""
@@ -80,9 +81,78 @@ class PairUpdate:
         return self._tuned.read(name, rows)
 
 
+class AdapterUpdate:
+    """Update that a LoRA adapter makes to its base: `scaling * B @ A`, never merged.
+
+    Tensors that the adapter does not name have a zero update; those it holds whole (PEFT's
+    modules_to_save) have theirs minus the base's. An adapted embedding leaves a head tied to it as
+    it was, as PEFT does until it merges.
+
+    Args:
+        base: The model that the adapter was trained on.
+        directory: With adapter_config.json and adapter_model.safetensors.
+    """
+
+    def __init__(self, base: Weights, directory: Path) -> None:
+        self._base = base
+        self._adapter = LoraAdapter(directory, base.shapes)
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of every tensor of the base, adapted or not."""
+        return self._base.shapes
+
+    @property
+    def adapted(self) -> frozenset[str]:
+        """The tensors that the adapter names; the others have a zero update."""
+        return self._adapter.factored | self._adapter.replaced
+
+    def factors(self, name: str) -> tuple[Float[Tensor, "m r"], Float[Tensor, "r n"]] | None:
+        """The two factors of the update, the first one scaled; None where it is none of low rank.
+
+        Args:
+            name: A tensor of the base.
+
+        Returns:
+            Both in float32, or float64 when stored so.
+        """
+        check_name(name, self.shapes, "the base")
+        if name in self._adapter.replaced or name not in self._adapter.factored:
+            return None
+        return self._adapter.factors(name)
+
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
+        """The update in float32, or float64 where base or adapter are stored so.
+
+        A NaN or an infinity is refused with NonFiniteError.
+        """
+        check_name(name, self.shapes, "the base")
+        check_rows(name, self.shapes[name], rows)
+        update = torch.zeros(())
+        if name in self._adapter.replaced:
+            update = self._replacing_update(name, rows)
+        if name in self._adapter.factored:
+            left_mr, right_rn = self._adapter.factors(name)
+            update = (left_mr[slice(*rows)] if rows else left_mr) @ right_rn + update
+        shape = (rows[1] - rows[0], *self.shapes[name][1:]) if rows else self.shapes[name]
+        update = update.to(wide_dtype(self._base.dtype(name), update.dtype))
+        return _checked(name, update if update.shape == shape else update.expand(shape).clone())
+
+    def read_base(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
+        """The base's tensor in its stored dtype."""
+        return self._base.read(name, rows)
+
+    def read_tuned(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
+        """Base plus update in the update's dtype: an unmerged adapter is not rounded."""
+        return self.read(name, rows).add_(self.read_base(name, rows))
+
+
 def open_update(base_dir: Path, tuned_dir: Path) -> Update:
-    """Update from one model directory to another, or of a LoRA adapter of the first."""
-    return PairUpdate(open_weights(base_dir), open_weights(tuned_dir))
+    """Update from one model directory to another, or the one of a LoRA adapter of the first."""
+    base = open_weights(base_dir)
+    if (tuned_dir / CONFIG).is_file():
+        return AdapterUpdate(base, tuned_dir)
+    return PairUpdate(base, open_weights(tuned_dir))
 
 
 def read_place(update: Update, place: Place) -> Tensor:
@@ -93,17 +163,18 @@ def read_place(update: Update, place: Place) -> Tensor:
     return update.read(place.name, place.rows)
 
 
-def wide_dtype(*stored: torch.dtype) -> torch.dtype:
-    """The dtype to compute in: float32, or float64 when one of `stored` is."""
-    return torch.float64 if torch.float64 in stored else torch.float32
+def _subtract(name: str, tuned: Tensor, base: Tensor) -> Tensor:
+    update = tuned.to(wide_dtype(base.dtype, tuned.dtype), copy=True).sub_(base)
+    return _checked(name, update)
 
 
-def is_finite(tensor: Tensor) -> bool:
-    """Whether no element is NaN or infinite; makes no copy."""
-    if tensor.numel() == 0:
-        return True
-    low, high = torch.aminmax(tensor)  # both are NaN when one element is
-    return bool(torch.isfinite(low) and torch.isfinite(high))
+def _checked(name: str, update: Tensor) -> Tensor:
+    if not is_finite(update):
+        raise NonFiniteError(
+            f"the update of {name} holds a NaN or an infinity: one of the two checkpoints is "
+            "damaged or has diverged"
+        )
+    return update
 
 
 def _check_same(base: Mapping[str, tuple[int, ...]], tuned: Mapping[str, tuple[int, ...]]) -> None:

@@ -6,7 +6,7 @@ back: a model of any size is read in the memory of the tensors held.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -89,29 +89,22 @@ class SafetensorsWeights:
 
     Args:
         directory: A Hugging Face model directory; config.json is not needed.
+        files: Names of the files to read; None finds those of the model.
 
     Raises:
         CheckpointError: A file is damaged, or index and shards do not name the same tensors.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, files: Sequence[str] | None = None) -> None:
         self._directory = directory
         self._file_of: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._dtypes: dict[str, torch.dtype] = {}
-        check_weight_files(directory)
-        index = directory / INDEX
-        if not index.is_file():
-            self._add(directory / SINGLE)
-            return
-        if (directory / SINGLE).exists():
-            raise CheckpointError(
-                f"{directory} holds both {SINGLE} and {INDEX}: remove the one that is out of date"
-            )
-        shard_of = read_index(index)
-        for shard in sorted(set(shard_of.values())):
-            self._add(directory / shard)
-        _check_same_tensors(directory, shard_of, self._file_of)
+        shard_of = {} if files else _find_shards(directory)
+        for name in files or sorted(set(shard_of.values())) or (SINGLE,):
+            self._add(directory / name)
+        if shard_of:
+            _check_same_tensors(directory, shard_of, self._file_of)
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -214,6 +207,19 @@ def size_bytes(weights: Weights, name: str) -> int:
     return math.prod(weights.shapes[name]) * weights.dtype(name).itemsize
 
 
+def wide_dtype(*stored: torch.dtype) -> torch.dtype:
+    """The dtype to compute in: float32, or float64 when one of `stored` is."""
+    return torch.float64 if torch.float64 in stored else torch.float32
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no element is NaN or infinite; makes no copy."""
+    if tensor.numel() == 0 or not tensor.is_floating_point():
+        return True
+    low, high = torch.aminmax(tensor)  # both are NaN when one element is
+    return bool(torch.isfinite(low) and torch.isfinite(high))
+
+
 def check_name(name: str, shapes: Mapping[str, Any], where: str) -> None:
     """Refuses a tensor that is not there.
 
@@ -292,6 +298,19 @@ def read_index(index: Path) -> dict[str, str]:
     if not shard_of:
         raise ConfigError(f"{index} is damaged: it lists no tensors")
     return shard_of
+
+
+def _find_shards(directory: Path) -> dict[str, str]:
+    """Tensor name -> shard; empty when there is one file and no index."""
+    check_weight_files(directory)
+    index = directory / INDEX
+    if not index.is_file():
+        return {}
+    if (directory / SINGLE).exists():
+        raise CheckpointError(
+            f"{directory} holds both {SINGLE} and {INDEX}: remove the one that is out of date"
+        )
+    return read_index(index)
 
 
 def _check_same_tensors(
