@@ -59,7 +59,8 @@ def test_windows() -> None:
     record = {"opd": found, "is_whole": [False, True, True, True, False]}
     assert middle_over_edges(record, "opd") == pytest.approx(0.25)
     assert mlp_over_attention(record, "opd") == pytest.approx(0.56 - 0.1)
-    assert middle_over_edges(record | {"is_whole": [False, True, True, False, False]}, "opd") is None
+    few = {"is_whole": [False, True, True, False, False]}
+    assert middle_over_edges(record | few, "opd") is None
 
 
 def test_shares_of_a_gain() -> None:

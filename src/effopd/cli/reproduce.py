@@ -32,10 +32,14 @@ def reproduce(out: Path, page: Path, *, quick: bool) -> None:
         page: Markdown file to write; figures go to `assets/reproduction` beside it.
         quick: Small and short; for checking that everything works.
     """
-    study = quick_study(out) if quick else Study(out=out)
+    reproduce_study(quick_study(out) if quick else Study(out=out), page)
+
+
+def reproduce_study(study: Study, page: Path) -> None:
+    """The same for a study of any size."""
     _train(study)
     _measure(study)
-    measurements = load_measurements(out)
+    measurements = load_measurements(study.out)
     claims = [claim for claim in CLAIMS if claim.measurement in measurements]
     counts = write_reproduction(
         measurements,

@@ -3,15 +3,13 @@
 Each takes a scene and gives a record of plain numbers; `reports/claims.py` reads them.
 """
 
-from effopd.analysis.interventions import (
-    EmbeddingReplacement,
-    NormScaling,
-    WholeScaling,
-    module_norms,
-    sliding_windows,
-    update_norm,
-)
+import math
+
+from effopd.analysis.exchanges import EmbeddingReplacement, sliding_windows
+from effopd.analysis.modules import layer_count, module_norms, update_norm
 from effopd.analysis.ranks import BottomRank, TopRank
+from effopd.analysis.scalings import NormScaling, WholeScaling
+from effopd.analysis.spectra import singular_values
 from effopd.cli.reproduction.scene import BOTH, Scene
 from effopd.cli.reproduction.study import METHODS
 from effopd.models.layout import matrices, places
@@ -74,7 +72,7 @@ def embeddings(scene: Scene) -> Row:
 
 def windows(scene: Scene) -> Row:
     """Norms by layer, and the accuracy of a window's update alone (3b, 10b)."""
-    layers = 1 + max(place.layer or 0 for place in places(scene.update("opd").shapes))
+    layers = layer_count(scene.update("opd"))
     record: Row = {
         "half_width": HALF_WIDTH,
         "is_whole": [HALF_WIDTH < centre <= layers - HALF_WIDTH for centre in range(1, layers + 1)],
@@ -101,29 +99,31 @@ def layer_norms(update: Update, layers: int) -> dict[str, list[float]]:
 
 
 def ranks(scene: Scene) -> Row:
-    """Accuracy of leading parts at the whole norm, of last parts as they are (4a, 4b)."""
+    """Accuracy of leading parts, all at the norm of OPD's matrices, and of last parts (4a, 4b)."""
     record: Row = {"base": scene.accuracy(scene.update("opd"), BASE)}
+    whole = math.hypot(*spectrum_norms(scene.update("opd")))
     for method in BOTH:
         update = scene.update(method)
-        tops = {str(s): scene.accuracy(update, TopRank(share=s)) for s in TOP_SHARES}
+        tops = {
+            str(s): scene.accuracy(update, TopRank(share=s, norm=whole)) for s in (*TOP_SHARES, 1.0)
+        }
         bottoms = {str(s): scene.accuracy(update, BottomRank(share=s)) for s in BOTTOM_SHARES}
-        full = scene.accuracy(update, FULL)
         record[method] = {
-            "full": full,
-            "top": tops | {"1.0": full},
+            "full": scene.accuracy(update, FULL),
+            "top": tops,
             "bottom": bottoms,
-            "tail_norm": tail_norm(update),
+            "tail_norm": math.hypot(*spectrum_norms(update, tail=True)),
         }
     return record
 
 
-def tail_norm(update: Update) -> float:
-    """Frobenius norm of the last half of the directions of all matrices."""
-    total = 0.0
+def spectrum_norms(update: Update, *, tail: bool = False) -> list[float]:
+    """Frobenius norm of every matrix's update, or of the last half of its singular components."""
+    norms = []
     for place in matrices(places(update.shapes)):
-        values = read_place(update, place).double().svd().S
-        total += values[len(values) // 2 :].square().sum().item()
-    return total**0.5
+        values = singular_values(read_place(update, place))
+        norms.append(values[len(values) // 2 if tail else 0 :].square().sum().sqrt().item())
+    return norms
 
 
 def rescaling(scene: Scene) -> Row:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from effopd.analysis.applying import applied
+from effopd.analysis.applying import intervened
 from effopd.analysis.interventions import Intervention
 from effopd.cli.assemble import build_parts
 from effopd.cli.parts import Parts
@@ -56,7 +56,7 @@ class Scene:
         self, update: Update, intervention: Intervention, *, with_teacher: bool
     ) -> tuple[float, float]:
         parts, rewards, divergences = self.parts, [], []
-        with applied(parts.student.model, intervention.apply(update)):
+        with intervened(parts.student.model, intervention.apply(update)):
             for seed in range(self.study.passes):
                 found = replace(parts.evaluator(), seed=seed).evaluate(
                     parts.writer(parts.student),

@@ -1,0 +1,107 @@
+"""The page of a reproduction says what its measurements say."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from effopd.errors import RecordError
+from effopd.records import write_json_atomic
+from effopd.reports.claims import Claim
+from effopd.reports.reproduction import judge, load_measurements, write_reproduction
+
+TABLE = {"spectral_share": 0.25, "effective_rank": 1234.0}
+METHODS = {"titles": {"opd": "vanilla OPD"}, "opd": {"steps": 20, "seconds": 12.5}}
+
+
+def record(gain: float) -> dict[str, Any]:
+    return {"schema": 1, "gain": gain}
+
+
+def measurements(directory: Path, gains: list[float | None]) -> Path:
+    """A directory of measurements, seed 10 last."""
+    seeds = [*range(len(gains) - 1), 10]
+    plain = {"full": 0.9, "top": {"0.05": 0.5, "0.1": 0.6}, "bottom": {"0.5": 0.3}}
+    embeddings, early = {"base_embeddings": 0.8}, {"early": 0.4, "rescaled": 0.7}
+    for seed, gain in zip(seeds, gains, strict=True):
+        found: dict[str, Any] = {
+            "gain": {"gain": gain},
+            "geometry": {name: {"table1": TABLE} for name in ("grpo", "dapo", "opd")},
+            "ranks": {"grpo": plain, "opd": plain},
+            "embeddings": {"grpo": embeddings, "opd": embeddings},
+            "rescaling": {"grpo": early, "opd": early},
+            "methods": METHODS,
+        }
+        for name, row in found.items():
+            path = directory / "measurements" / name / f"seed-{seed}.json"
+            write_json_atomic(path, {"schema": 1, **row})
+    return directory
+
+
+def claim(neutral: float = 0.0) -> Claim:
+    return Claim(
+        figure="9z",
+        text="it | gains",
+        paper="much",
+        quantity="gain",
+        measurement="gain",
+        statistic=lambda row: row["gain"],
+        neutral=neutral,
+    )
+
+
+def test_measurements_come_in_the_order_of_their_seeds(tmp_path: Path) -> None:
+    found = load_measurements(measurements(tmp_path, [1.0, 2.0, 3.0]))
+    assert [row["gain"] for row in found["gain"]] == [1.0, 2.0, 3.0]
+
+
+def test_a_directory_without_measurements_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="no measurements"):
+        load_measurements(tmp_path)
+    (measurements(tmp_path, [1.0]) / "measurements/gain/seed-10.json").write_text("{")
+    with pytest.raises(RecordError, match="damaged"):
+        load_measurements(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("gains", "neutral", "verdict"),
+    [
+        ([1.0, 1.1, 0.9], 0.0, "reproduced"),
+        ([1.0, 1.1, 0.9], 2.0, "opposite"),
+        ([1.0, -1.1, 0.9], 0.0, "not"),
+        ([1.0, None, 0.9], 0.0, "not"),
+    ],
+)
+def test_a_claim_is_judged_by_its_seeds(
+    tmp_path: Path, gains: list[float | None], neutral: float, verdict: str
+) -> None:
+    found = load_measurements(measurements(tmp_path, gains))
+    interval, decided = judge(claim(neutral), found)
+    assert decided == verdict
+    assert (interval is None) == (None in gains)
+
+
+def test_a_claim_that_was_not_measured_is_an_error() -> None:
+    with pytest.raises(RecordError, match="needs the measurement 'gain'"):
+        judge(claim(), {})
+
+
+def test_the_page_holds_claims_values_and_figures(tmp_path: Path) -> None:
+    found = load_measurements(measurements(tmp_path, [1.0, 1.1, 0.9]))
+    page, picture = tmp_path / "docs" / "page.md", tmp_path / "docs" / "assets" / "norms.png"
+    counts = write_reproduction(
+        found,
+        page,
+        setup="A small model.",
+        figures=[(picture, "Norms")],
+        claims=[claim(), claim(neutral=2.0)],
+    )
+    assert counts == {"reproduced": 1, "not": 0, "opposite": 1}
+    text = page.read_text("utf-8")
+    row = "| 9z | it \\| gains | much | gain | > 0 | 1.000 [0.752, 1.248] | reproduced |"
+    assert row in text.splitlines()
+    assert "| > 2 | 1.000 [0.752, 1.248] | **opposite** |" in text
+    assert "Of 2 claims 1 are reproduced, 0 are not,\n1 came out opposite" in text
+    assert "| effective rank | 1234 | 1234 | 1234 |" in text
+    assert "| vanilla OPD | 20 | 12.5 |" in text
+    assert "![Norms](assets/norms.png)" in text
