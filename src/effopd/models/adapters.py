@@ -3,7 +3,6 @@
 Legend: m rows and n columns of the adapted tensor, r rank.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from effopd.errors import CheckpointError, ConfigError, ParameterMismatchError
-from effopd.models.weights import SafetensorsWeights, check_file, wide_dtype
+from effopd.models.weights import SafetensorsWeights, check_file, read_object, wide_dtype
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -87,15 +86,12 @@ def read_lora_settings(directory: Path) -> LoraSettings:
     """The settings of an adapter directory.
 
     Raises:
-        ConfigError: adapter_config.json is damaged, or describes something other than plain LoRA
-            on the unchanged base.
+        ConfigError: adapter_config.json describes something other than plain LoRA on the unchanged
+            base.
     """
     path = directory / CONFIG
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        kind = raw.get("peft_type")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{path} is missing or damaged ({error})") from None
+    raw = read_object(path)
+    kind = raw.get("peft_type")
     remedy = "merge the adapter into its base model, save that and analyze it instead"
     if kind != "LORA":
         raise ConfigError(f"{path} describes an adapter of kind {kind!r}, not LORA: {remedy}")

@@ -16,7 +16,7 @@ from effopd.models.weights import read_config
 
 Block = Literal["attention", "mlp", "embedding", "norm", "head", "other"]
 
-# Last module of a name -> what it is. `gate` means two things: see `_role`.
+# Last module of a name -> what it is.
 _ROLES: dict[str, tuple[Block, str]] = {
     "q_proj": ("attention", "q"),
     "k_proj": ("attention", "k"),
@@ -49,9 +49,13 @@ _ROLES: dict[str, tuple[Block, str]] = {
 _BLOCK_ORDER = ("embedding", "attention", "mlp", "norm", "head", "other")
 _PROJECTION_ORDER = ("q", "k", "v", "qkv", "o", "router", "gate", "up", "gate_up", "down")
 _NORM = re.compile(r"(.*_)?(layer)?norm[0-9f]?|ln_[12f]|ln_attn|ln_mlp")
+_ATTENTION = {"self_attn", "attn", "attention", "linear_attn"}
+_MLP = {"mlp", "feed_forward", "block_sparse_moe", "experts"}
+_OUTPUTS = ("c_proj", "dense", "out_proj")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
 _BATCHED = re.compile(r"\.experts\.[a-z_]+$")
+_BIAS = re.compile(r"\.bias$")
 _PARAMETER = re.compile(r"\.(weight|bias)$")
 
 
@@ -70,6 +74,9 @@ class Heads:
     width: int
 
     def __post_init__(self) -> None:
+        counts = (self.query, self.key_value, self.width)
+        if not all(type(count) is int for count in counts):
+            raise ConfigError(f"head counts and width must be whole numbers, got {counts}")
         if min(self.query, self.key_value, self.width) < 1 or self.query % self.key_value:
             raise ConfigError(
                 f"query heads must be a multiple of key and value heads and all at least 1, got "
@@ -87,7 +94,7 @@ class Place:
         block: The module kind it belongs to; biases belong to that of their module.
         projection: q, k, v, o, gate, up, down, router, embed, head, norm; qkv or gate_up where a
             fused tensor is not split; else the last module's name.
-        rows: First and past-the-last row, of a part of a fused tensor.
+        rows: First and past-the-last row, of a part of a fused tensor; within its expert if batched.
         expert: Expert from 0.
         batched: Whether the tensor has a first axis over experts, of which this is one entry.
         shape: Of what is at the place; () when only the name was known.
@@ -168,17 +175,17 @@ def read_heads(directory: Path) -> Heads | None:
 
 
 def _role(module: str) -> tuple[Block, str]:
-    """Block and projection of a module by its path."""
+    """Block and projection of a module by its path: by its own name, else by its parents'."""
     *parents, last = module.split(".")
     if last in _ROLES:
         return _ROLES[last]
     if _NORM.fullmatch(last):
         return "norm", "norm"
-    attention = bool(parents) and parents[-1] in ("self_attn", "attn", "attention")
-    if last in ("c_proj", "dense", "out_proj"):
-        return ("attention", "o") if attention else ("mlp", "down") if parents else ("other", last)
-    if last == "gate" and parents:
-        return "mlp", "router"
+    projection = last.removesuffix("_proj")
+    if not _ATTENTION.isdisjoint(parents):
+        return "attention", "o" if last in _OUTPUTS else projection
+    if not _MLP.isdisjoint(parents):
+        return "mlp", "down" if last in _OUTPUTS else "router" if last == "gate" else projection
     return "other", last
 
 
@@ -227,10 +234,10 @@ def _gate_is_above_up(name: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
 
     Some models store `[in, out]` or interleave the two; theirs stay one matrix.
     """
-    down = shapes.get(name.replace("gate_up_proj", "down_proj"))
-    fused = shapes[name]
-    if down is None or len(fused) < 2:
-        return len(fused) < 2 and fused[0] % 2 == 0
+    weight = _BIAS.sub(".weight", name).removesuffix("_bias")
+    fused, down = shapes.get(weight), shapes.get(weight.replace("gate_up_proj", "down_proj"))
+    if fused is None or down is None or min(len(fused), len(down)) < 2:
+        return False
     return fused[-2] == 2 * down[-1] and fused[-1] == down[-2]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -74,7 +75,7 @@ def write_model(
         raise ConfigError(f"{directory} exists and was not written by effopd: choose a new one")
     weights = open_weights(source)
     read_config(source)
-    copied = [source / name for name in _COPIED if (source / name).exists()]
+    copied = [source / name for name in _COPIED if os.path.lexists(source / name)]
     for path in copied:
         check_file(path)
 

@@ -130,7 +130,9 @@ class AdapterUpdate:
         check_rows(name, self.shapes[name], rows)
         update = torch.zeros(())
         if name in self._adapter.replaced:
-            update = self._replacing_update(name, rows)
+            replacement = self._adapter.replacement(name)
+            part = replacement[slice(*rows)] if rows else replacement
+            update = _subtract(name, part, self._base.read(name, rows))
         if name in self._adapter.factored:
             left_mr, right_rn = self._adapter.factors(name)
             update = (left_mr[slice(*rows)] if rows else left_mr) @ right_rn + update
@@ -164,8 +166,10 @@ def read_place(update: Update, place: Place) -> Tensor:
 
 
 def _subtract(name: str, tuned: Tensor, base: Tensor) -> Tensor:
-    update = tuned.to(wide_dtype(base.dtype, tuned.dtype), copy=True).sub_(base)
-    return _checked(name, update)
+    """Tuned minus base; only the result is a wide copy, unless base holds no floating numbers."""
+    wide = wide_dtype(base.dtype, tuned.dtype)
+    subtracted = base if base.is_floating_point() else base.to(wide)
+    return _checked(name, tuned.to(wide, copy=True).sub_(subtracted))
 
 
 def _checked(name: str, update: Tensor) -> Tensor:

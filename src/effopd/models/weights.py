@@ -155,7 +155,7 @@ def open_weights(directory: Path) -> Weights:
         raise ConfigError(
             f"{directory} is an adapter: name its base model first and open both together"
         )
-    if (directory / "config.json").is_file() and "quantization_config" in read_config(directory):
+    if (directory / "config.json").is_file() and read_config(directory).get("quantization_config"):
         raise ConfigError(
             f"{directory} holds quantized weights, whose numbers are not the model's: "
             "dequantize the model and save that"
@@ -164,19 +164,25 @@ def open_weights(directory: Path) -> Weights:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The content of config.json.
+    """The content of config.json."""
+    return read_object(directory / "config.json")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The content of a JSON file that holds an object.
 
     Raises:
-        ConfigError: It is missing or no JSON object.
+        ConfigError: It is missing, no regular file, or no JSON object.
     """
-    path = directory / "config.json"
+    if not path.is_file():  # reading a pipe would wait for ever
+        raise ConfigError(f"{path} is missing or no regular file")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is missing or damaged ({error})") from None
-    if not isinstance(config, dict):
+        raise ConfigError(f"{path} is damaged ({error}): download or export it again") from None
+    if not isinstance(content, dict):
         raise ConfigError(f"{path} is damaged: it must hold a JSON object")
-    return config
+    return content
 
 
 def read_header(path: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
