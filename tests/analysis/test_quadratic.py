@@ -1,0 +1,281 @@
+"""Products with J and F against a dense Jacobian; the drive against autograd of the KL itself."""
+
+import re
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from tests.fakes import EOS, TOKENIZER, ids, tiny_model
+from tests.reference import quadratic_twin as twin
+from torch import Tensor
+
+from effopd.analysis.lanczos import krylov_space, leading_eigenpairs
+from effopd.analysis.local_theory import krylov_theory, leading_theory
+from effopd.analysis.quadratic import (
+    ContextBatch,
+    FrozenLoss,
+    ParameterSpace,
+    completion_logits,
+    fisher_product,
+)
+from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
+from effopd.models.policy import Policy, Sample
+
+SAMPLES = [
+    Sample(prompt_ids=ids("3 + 4 ="), completion_ids=(*ids("# 0"), EOS)),
+    Sample(prompt_ids=ids("1 - 2 * 3 ="), completion_ids=ids("1 - 2 = 6")),
+    Sample(prompt_ids=ids("5 * 5 ="), completion_ids=(EOS,)),
+]
+VOCABULARY = len(TOKENIZER)
+TRAINED = re.compile(r"layers\.0\.self_attn\.(k_proj|q_norm)|layers\.1\.self_attn\.v|model\.norm")
+RELATIVE = 1e-6  # some modules of the model compute in fp32
+
+
+def policy(seed: int, sharpness: float = 2.0) -> Policy:
+    return Policy(tiny_model(seed, sharpness), TOKENIZER)
+
+
+def student() -> Policy:
+    """Trains a part of its tensors, so that a dense A fits."""
+    chosen = policy(0)
+    for name, parameter in chosen.model.named_parameters():
+        parameter.requires_grad_(TRAINED.search(name) is not None)
+    return chosen
+
+
+STUDENT = student()
+TARGETS = completion_logits(policy(1, sharpness=6.0), SAMPLES)
+TARGET = torch.cat(TARGETS).double()
+
+
+def frozen(**settings: Any) -> FrozenLoss:
+    return FrozenLoss(STUDENT, SAMPLES, TARGETS, **settings)
+
+
+LOSS = frozen()
+
+
+@cache
+def dense() -> twin.Dense:
+    return twin.dense(STUDENT, SAMPLES, TARGET)
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+def direction(seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(LOSS.space.size, generator=generator, dtype=torch.float64)
+
+
+# Gradient and curvature ---------------------------------------------------------------------------
+
+
+def test_drive_is_minus_the_gradient_of_the_frozen_kl_however_far_the_teacher() -> None:
+    loss, gradient = twin.loss_gradient(STUDENT, SAMPLES, TARGET)
+    assert loss > 0.5  # nats: far
+    assert LOSS.loss() == pytest.approx(loss, rel=1e-6)
+    assert relative(LOSS.drive(), -gradient) < RELATIVE
+
+
+def test_drive_is_the_jacobian_formula() -> None:
+    assert relative(LOSS.drive(), dense().b) < RELATIVE
+
+
+def test_curvature_product_equals_the_dense_matrix() -> None:
+    for seed in range(3):
+        v = direction(seed)
+        assert relative(LOSS.curvature_product(v), dense().A @ v) < RELATIVE
+
+
+def test_curvature_is_symmetric_and_not_negative() -> None:
+    u, v = direction(1), direction(2)
+    Au, Av = LOSS.curvature_product(u), LOSS.curvature_product(v)
+    assert float(v @ Au) == pytest.approx(float(u @ Av), rel=1e-5)
+    assert float(u @ Au) > 0
+
+
+def test_constant_is_the_quadratic_at_the_base() -> None:
+    fisher = torch.diag_embed(dense().p) - dense().p[:, :, None] * dense().p[:, None, :]
+    r = dense().residual
+    expected = torch.einsum("nv,nvw,nw->n", r, fisher, r).mean() / 2
+    assert LOSS.constant() == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_quadratic_is_the_loss_for_a_teacher_nearby() -> None:
+    """The error of equation 32 is of third order: a tenth of the distance leaves a thousandth."""
+    z = torch.cat(completion_logits(STUDENT, SAMPLES)).double()
+    pull = torch.randn(z.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    errors = []
+    for size in (0.1, 0.01):
+        near = FrozenLoss(STUDENT, SAMPLES, (z + size * pull).split([3, 5, 1]))
+        D = size * direction() / 30
+        b = near.drive()
+        quadratic = near.constant() - float(b @ D) + float(D @ near.curvature_product(D)) / 2
+        errors.append(abs(near.loss(D) - quadratic) / near.loss(D))
+    assert errors[1] < 0.2 * errors[0]
+    assert errors[0] < 0.05
+
+
+def test_gradient_away_from_the_base_is_the_slope_of_the_loss() -> None:
+    D, v, h = direction(4) / 50, direction(5), 1e-3
+    slope = (LOSS.loss(D + h * v) - LOSS.loss(D - h * v)) / (2 * h)
+    assert float(LOSS.gradient(D) @ v) == pytest.approx(slope, rel=1e-3)
+
+
+def test_results_do_not_depend_on_the_batches() -> None:
+    one_by_one = frozen(batch_tokens=1)
+    v = direction()
+    assert relative(one_by_one.drive(), LOSS.drive()) < RELATIVE
+    assert relative(one_by_one.curvature_product(v), LOSS.curvature_product(v)) < RELATIVE
+    assert one_by_one.loss() == pytest.approx(LOSS.loss(), rel=1e-6)
+
+
+def test_single_precision_is_close() -> None:
+    single = frozen(dtype=torch.float32)
+    v = direction()
+    found = single.curvature_product(v.float())
+    assert found.dtype == torch.float32
+    assert relative(found.double(), LOSS.curvature_product(v)) < 1e-4
+    assert relative(single.drive().double(), LOSS.drive()) < 1e-4
+
+
+def test_student_is_left_as_it_was() -> None:
+    model = policy(0).model.train()
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    FrozenLoss(Policy(model, TOKENIZER), SAMPLES, TARGETS).drive()
+    assert model.training
+    assert model.config._attn_implementation == "sdpa"
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == torch.float32
+        assert parameter.requires_grad
+        assert parameter.grad is None
+        assert torch.equal(parameter, before[name])
+
+
+def test_tied_embeddings_are_one_tensor() -> None:
+    model = tiny_model(0)
+    model.lm_head.weight = model.get_input_embeddings().weight
+    model.requires_grad_(False)
+    model.lm_head.weight.requires_grad_(True)
+    tied = Policy(model, TOKENIZER)
+    loss = FrozenLoss(tied, SAMPLES, TARGETS)
+    assert list(loss.space.shapes) == ["model.embed_tokens.weight"]
+    _, gradient = twin.loss_gradient(tied, SAMPLES, TARGET)
+    assert relative(loss.drive(), -gradient) < RELATIVE
+    v = torch.linspace(-1, 1, loss.space.size, dtype=torch.float64)
+    expected = twin.dense(tied, SAMPLES, TARGET).A @ v
+    assert relative(loss.curvature_product(v), expected) < RELATIVE
+
+
+# With Lanczos -------------------------------------------------------------------------------------
+
+
+def test_leading_eigenpairs_of_a_model_equal_eigh() -> None:
+    pairs = leading_eigenpairs(LOSS.curvature_product, direction(), 5, tolerance=1e-6)
+    exact = torch.linalg.eigvalsh(dense().A).flip(0)[:5]
+    torch.testing.assert_close(pairs.values_k, exact, rtol=1e-5, atol=0)
+    images = dense().A @ pairs.vectors_kP.mT
+    left = (images - pairs.vectors_kP.mT * pairs.values_k).norm(dim=0)
+    assert float(left.max()) < 1e-5 * float(exact[0])
+
+
+def test_trajectory_of_a_model_equals_the_dense_iteration() -> None:
+    rate = 1 / float(torch.linalg.eigvalsh(dense().A)[-1])
+    b = LOSS.drive()
+    theory = krylov_theory(krylov_space(LOSS.curvature_product, b, 12))
+    for steps in (1, 4, 12):
+        walked = twin.descent(dense().A, dense().b, rate, steps)
+        assert relative(theory.displacement(rate, steps), walked) < 1e-5
+    leading = leading_theory(leading_eigenpairs(LOSS.curvature_product, b, 6), b)
+    walked = twin.descent(dense().A, dense().b, rate, 12)
+    error = float((leading.displacement(rate, 12) - walked).norm())
+    assert 0 < error <= leading.error_bound(rate, 12)
+
+
+# Single contexts ----------------------------------------------------------------------------------
+
+
+def test_gradients_of_single_contexts_are_rows_of_the_jacobian() -> None:
+    def score(batch: ContextBatch, log_probs_NV: Tensor) -> Tensor:
+        hot_NV = torch.nn.functional.one_hot(batch.tokens_N, VOCABULARY)
+        return hot_NV - log_probs_NV.exp()
+
+    chosen = [7, 0, 8, 2]
+    found = LOSS.context_gradients(chosen, score)
+    tokens = torch.tensor([token for sample in SAMPLES for token in sample.completion_ids])
+    covectors = torch.nn.functional.one_hot(tokens, VOCABULARY) - dense().p
+    expected = torch.einsum("nvp,nv->np", dense().jacobian, covectors)[chosen]
+    assert relative(found, expected) < RELATIVE
+
+
+def test_mean_of_the_opd_gradients_is_the_drive() -> None:
+    def opd(batch: ContextBatch, log_probs_NV: Tensor) -> Tensor:
+        return fisher_product(log_probs_NV, batch.target_log_probs_NV - log_probs_NV)
+
+    rows = LOSS.context_gradients(range(LOSS.contexts), opd)
+    assert LOSS.contexts == 9
+    assert relative(rows.mean(0), LOSS.drive()) < RELATIVE
+
+
+def test_fisher_product_is_the_matrix_and_ignores_constants() -> None:
+    p = dense().p[:2]
+    v = torch.linspace(-2, 1, 2 * VOCABULARY, dtype=torch.float64).view(2, -1)
+    matrix = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    torch.testing.assert_close(
+        fisher_product(p.log(), v), torch.einsum("nvw,nw->nv", matrix, v), rtol=1e-12, atol=1e-14
+    )
+    torch.testing.assert_close(
+        fisher_product(p.log(), v + 7.0), fisher_product(p.log(), v), rtol=0, atol=1e-13
+    )
+
+
+def test_completion_logits_do_not_depend_on_the_batches() -> None:
+    apart = completion_logits(policy(1, sharpness=6.0), SAMPLES, batch_tokens=1)
+    for found, expected in zip(apart, TARGETS, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    model = policy(1, sharpness=6.0).model
+    sequence = torch.tensor([SAMPLES[1].prompt_ids + SAMPLES[1].completion_ids])
+    torch.testing.assert_close(
+        TARGETS[1], model(sequence).logits[0, -6:-1].detach(), rtol=1e-4, atol=1e-4
+    )
+
+
+# Parameters as a vector ---------------------------------------------------------------------------
+
+
+def test_vector_and_tensors_are_the_same_numbers() -> None:
+    space = ParameterSpace(shapes={"a": (2, 3), "b": (), "c": (2,)})
+    vector = torch.arange(9.0)
+    tensors = space.tensors(vector)
+    assert tensors["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert (tensors["b"].item(), tensors["c"].tolist()) == (6, [7, 8])
+    assert space.slices == {"a": slice(0, 6), "b": slice(6, 7), "c": slice(7, 9)}
+    assert torch.equal(space.flat(tensors | {"other": torch.ones(4)}), vector)
+
+
+def test_wrong_tensors_are_named() -> None:
+    space = ParameterSpace(shapes={"a": (2, 3)})
+    with pytest.raises(ParameterMismatchError, match=r"a: expected .* \(2, 3\), got none"):
+        space.flat({})
+    with pytest.raises(ParameterMismatchError, match=r"a: expected .* \(2, 3\), got \(3, 2\)"):
+        space.flat({"a": torch.ones(3, 2)})
+
+
+def test_nothing_that_trains_is_refused() -> None:
+    model = tiny_model().requires_grad_(False)
+    with pytest.raises(ConfigError, match="no tensor trains"):
+        FrozenLoss(Policy(model, TOKENIZER), SAMPLES, TARGETS)
+
+
+def test_text_and_targets_must_fit() -> None:
+    with pytest.raises(ConfigError, match="at least one sample"):
+        FrozenLoss(STUDENT, [], [])
+    with pytest.raises(ParameterMismatchError, match="for each of 3 samples"):
+        FrozenLoss(STUDENT, SAMPLES, TARGETS[:2])
+    with pytest.raises(ParameterMismatchError, match=r"expected one .*\(3, 16\)"):
+        FrozenLoss(STUDENT, SAMPLES, [t[:, :-1] for t in TARGETS])
+    with pytest.raises(NonFiniteError, match="check the teacher"):
+        FrozenLoss(STUDENT, SAMPLES, [t * torch.nan for t in TARGETS])
