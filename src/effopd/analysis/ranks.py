@@ -1,0 +1,267 @@
+"""Interventions on the singular components of every matrix of an update.
+
+Axes: an update is m by n, p = min(m, n), and the k components are kept. The components kept are the
+projection onto their singular vectors of the short side, in float64. These vectors are the
+eigenvectors of the p by p Gram matrix; where it cannot tell the smallest value from zero, they come
+from a singular value decomposition, which costs several times as much.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from effopd.analysis.interventions import Changed
+from effopd.analysis.modules import (
+    Norms,
+    check_choice,
+    check_labels,
+    check_norms,
+    endpoints,
+    norm,
+    part,
+    tensor_places,
+)
+from effopd.analysis.spectra import check_shares
+from effopd.errors import ParameterMismatchError
+from effopd.models.layout import Heads, Place, matrices
+from effopd.models.updates import AdapterUpdate, Update, read_place
+
+EPSILON = torch.finfo(torch.float64).eps
+Others = Literal["base", "tuned"]
+End = Literal["top", "bottom"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopRank:
+    """The leading singular components of every attention and MLP matrix, at a chosen norm.
+
+    Each matrix keeps `ceil(share * rank)` components of its update.
+
+    Source: arXiv 2605.11739, section 3.2 (figure 4a): the norm of the kept part is scaled so that
+    two methods have the same. The paper does not say of what; both can be had here.
+
+    Attributes:
+        share: Share of the rank, in (0, 1]; the top 1 % is 0.01.
+        norm: Frobenius norm that the kept part gets: of each matrix by label, or of all matrices
+            together; None leaves it as it is. A matrix that never moved stays at the base.
+        others: Whether all other tensors (embeddings, norms, head, biases, routers) are the base's
+            or the tuned model's.
+    """
+
+    kind: ClassVar[str] = "top_rank"
+    share: float
+    norm: Norms | None = None
+    others: Others = "base"
+
+    def __post_init__(self) -> None:
+        check_shares([self.share])
+        check_choice("others", self.others, ("base", "tuned"))
+        if self.norm is not None:
+            check_norms("norm", self.norm)
+
+    @property
+    def value(self) -> float:
+        """The share."""
+        return self.share
+
+    @property
+    def setting(self) -> str:
+        """Norm and other tensors."""
+        kept = "kept" if self.norm is None else "module"
+        if isinstance(self.norm, float | int):
+            kept = f"{self.norm:g}"
+        return f"norm={kept} others={self.others}"
+
+    def apply(self, update: Update, heads: Heads | None = None) -> Changed:
+        """The base with the kept part of the update.
+
+        A norm of all matrices together decomposes each of them twice.
+        """
+        found, asked = _matrix_places(update, heads), self.norm
+
+        def keep(place: Place) -> Tensor:
+            return kept_part(update, place, self.share, "top")
+
+        if asked is None:
+            return _on_matrices(update, found, self.others, keep)
+        if isinstance(asked, Mapping):
+            check_labels("norm", asked, found)
+            norms = asked
+            return _on_matrices(
+                update, found, self.others, lambda place: _at_norm(keep(place), norms[place.label])
+            )
+        length = math.hypot(*(norm(keep(place)) for place in found))
+        scale = asked / length if length > 0 else 1.0
+        return _on_matrices(update, found, self.others, lambda place: keep(place).mul_(scale))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BottomRank:
+    """The trailing singular components of every attention and MLP matrix, at their own norm.
+
+    Each matrix keeps the `ceil(share * rank)` smallest components that are not zero.
+
+    Source: arXiv 2605.11739, section 3.2 (figure 4b).
+
+    Attributes:
+        share: Share of the rank, in (0, 1].
+        others: See `TopRank`.
+    """
+
+    kind: ClassVar[str] = "bottom_rank"
+    share: float
+    others: Others = "base"
+
+    def __post_init__(self) -> None:
+        check_shares([self.share])
+        check_choice("others", self.others, ("base", "tuned"))
+
+    @property
+    def value(self) -> float:
+        """The share."""
+        return self.share
+
+    @property
+    def setting(self) -> str:
+        """Other tensors."""
+        return f"others={self.others}"
+
+    def apply(self, update: Update, heads: Heads | None = None) -> Changed:
+        """The base with the kept part of the update."""
+
+        def keep(place: Place) -> Tensor:
+            return kept_part(update, place, self.share, "bottom")
+
+        return _on_matrices(update, _matrix_places(update, heads), self.others, keep)
+
+
+def kept_part(update: Update, place: Place, share: float, end: End) -> Float64[Tensor, "m n"]:
+    """`components` of the update of one matrix; from its factors where the update has them.
+
+    Args:
+        update: Base and tuned model.
+        place: The matrix.
+        share: Share of the rank, in (0, 1].
+        end: See `components`.
+
+    Returns:
+        The kept part.
+    """
+    factors = update.factors(place.name) if isinstance(update, AdapterUpdate) else None
+    if factors is None or place.batched:
+        return components(read_place(update, place), share, end)
+    left_mr, right_rn = factors
+    rows_mr = left_mr if place.rows is None else left_mr[slice(*place.rows)]
+    return product_components(rows_mr, right_rn, share, end)
+
+
+def components(update_mn: Float[Tensor, "m n"], share: float, end: End) -> Float64[Tensor, "m n"]:
+    """The sum of the first or last `ceil(share * r)` of the r singular components.
+
+    r counts values above `max(m, n) * 2**-52` of the largest, as `SpectralMetrics.rank` does. Where
+    values are tied at the cut, which of them are kept is arbitrary.
+
+    Args:
+        update_mn: The update; zero gives zero.
+        share: Share of the rank, in (0, 1].
+        end: "top" for the largest values, "bottom" for the smallest that are not zero.
+
+    Returns:
+        The kept part.
+    """
+    is_wide = update_mn.shape[0] <= update_mn.shape[1]
+    short_pq = (update_mn if is_wide else update_mn.T).double()
+    vectors_pp, rank = _short_side(short_pq)
+    kept_pk = vectors_pp[:, _kept(share, end, rank)]
+    found_pq = kept_pk @ (kept_pk.T @ short_pq)
+    return found_pq if is_wide else found_pq.T
+
+
+def product_components(
+    left_mr: Float[Tensor, "m r"], right_rn: Float[Tensor, "r n"], share: float, end: End
+) -> Float64[Tensor, "m n"]:
+    """`components` of `left_mr @ right_rn`, whose rank is at most r, such as a LoRA adapter's.
+
+    The product rounded to fp32 has full rank, and most of its components are rounding.
+
+    Args:
+        left_mr: The left factor.
+        right_rn: The right factor.
+        share: Share of the rank, in (0, 1].
+        end: See `components`.
+
+    Returns:
+        The kept part.
+    """
+    left, left_rr = torch.linalg.qr(left_mr.double())
+    right, right_rr = torch.linalg.qr(right_rn.T.double())
+    u, values_r, v_transposed = torch.linalg.svd(left_rr @ right_rr.T, full_matrices=False)
+    size = max(left_mr.shape[0], right_rn.shape[1])
+    kept = _kept(share, end, int((values_r > size * EPSILON * values_r[0]).sum()))
+    return (left @ u[:, kept] * values_r[kept]) @ (v_transposed[kept] @ right.T)
+
+
+def _kept(share: float, end: End, rank: int) -> slice:
+    """Which of the descending components; the share counts as it is written: 7 % of 100 are 7."""
+    k = math.ceil(Fraction(str(share)) * rank)
+    return slice(0, k) if end == "top" else slice(rank - k, rank)
+
+
+def _short_side(short_pq: Float64[Tensor, "p q"]) -> tuple[Float64[Tensor, "p p"], int]:
+    """Left singular vectors by descending value, and how many values are not zero."""
+    p, q = short_pq.shape
+    squares_p, vectors_pp = torch.linalg.eigh(short_pq @ short_pq.T)
+    if squares_p[0] > 2 * EPSILON * p * squares_p[-1]:
+        return vectors_pp.flip(1), p
+    vectors_pp, values_p, _ = torch.linalg.svd(short_pq, full_matrices=False)
+    return vectors_pp, int((values_p > q * EPSILON * values_p[0]).sum())
+
+
+def _at_norm(kept_mn: Tensor, asked: float) -> Tensor:
+    """The kept part at a norm; zero stays zero."""
+    length = norm(kept_mn)
+    return kept_mn.mul_(asked / length) if length > 0 else kept_mn
+
+
+def _matrix_places(update: Update, heads: Heads | None) -> list[Place]:
+    """The matrices of attention and MLP.
+
+    Raises:
+        ParameterMismatchError: There are none.
+    """
+    found = matrices(place for each in tensor_places(update, heads).values() for place in each)
+    if not found:
+        raise ParameterMismatchError(
+            "the model has no attention or MLP matrix whose name is known, for example "
+            f"{next(iter(update.shapes), 'no tensor at all')}"
+        )
+    return found
+
+
+def _on_matrices(
+    update: Update,
+    found: Sequence[Place],
+    others: Others,
+    keep: Callable[[Place], Tensor],
+) -> Changed:
+    """The base plus what `keep` gives for each matrix."""
+    by_tensor: dict[str, list[Place]] = {}
+    for place in found:
+        by_tensor.setdefault(place.name, []).append(place)
+
+    def compute(name: str) -> Tensor:
+        base, tuned = endpoints(update, name)
+        if name not in by_tensor:
+            return base if others == "base" else tuned
+        out = base.to(torch.float64, copy=True)
+        for place in by_tensor[name]:
+            part(out, place).add_(keep(place))
+        return out
+
+    return Changed(update=update, compute=compute)
