@@ -1,4 +1,4 @@
-"""Leading singular directions of a matrix, by block Krylov iteration or exactly.
+"""Leading singular directions of a matrix by block Krylov iteration.
 
 Axes: the matrix is m by n, k counts directions, b is the width of a block, c and d count the
 columns of the two bases.
@@ -8,12 +8,11 @@ products with the matrix for each depth, and a residual that needs no further on
 product does not add anything to are dropped, so a matrix of low rank ends it early and exactly.
 """
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from effopd.analysis.directions import Directions, check_matrix, significant
 from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
 
 OVERSAMPLING = 10
@@ -24,88 +23,6 @@ LEAST_DEPTH = 2
 A start from a neighbour can have converged before the random columns have grown towards a
 direction that the neighbour lacks.
 """
-RANK_TOLERANCE = 1e-6
-"""Share of the largest value below which a value is rounding and its direction means nothing."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Directions:
-    """The leading singular triples of a matrix, largest value first; none for a zero matrix.
-
-    Attributes:
-        left_mk: Left directions, orthonormal columns.
-        values_k: Singular values, positive.
-        right_nk: Right directions, orthonormal columns.
-        residuals_k: Norm of what the triple misses, `|A^T u - s v|` or `|A v - s u|` (the other of
-            the two is zero). A singular value lies within it of the value.
-        next_value: Lower bound on, and estimate of, the value after the last one.
-        asked: Directions asked for. Fewer are held where the rank is smaller.
-        products: Vectors that were multiplied with the matrix or its transpose.
-    """
-
-    left_mk: Float[Tensor, "m k"]
-    values_k: Float[Tensor, "k"]
-    right_nk: Float[Tensor, "n k"]
-    residuals_k: Float[Tensor, "k"]
-    next_value: float
-    asked: int
-    products: int
-
-    def __post_init__(self) -> None:
-        """Refuses parts of different lengths.
-
-        Raises:
-            ParameterMismatchError: They are.
-        """
-        count = len(self.values_k)
-        counts = [self.left_mk.shape[1], self.right_nk.shape[1], len(self.residuals_k)]
-        if counts != [count] * 3 or count > self.asked:
-            raise ParameterMismatchError(
-                f"{count} values with {counts} left, right directions and residuals, of "
-                f"{self.asked} asked; expected as many of each and no more than asked"
-            )
-
-    @property
-    def never_moved(self) -> bool:
-        """Whether the matrix is zero, so that it has no direction."""
-        return len(self.values_k) == 0
-
-    @property
-    def is_whole_rank(self) -> bool:
-        """Whether the rank is smaller than asked, so that these are all directions there are."""
-        return len(self.values_k) < self.asked
-
-    @property
-    def relative_error(self) -> float:
-        """Largest residual over its value; or how far a direction left out exceeds the last one.
-
-        It bounds the relative error of every value. The angle of a direction is off by at most
-        about this over its relative gap.
-        """
-        if self.never_moved:
-            return 0.0
-        overtaken = self.next_value / float(self.values_k[-1]) - 1
-        return max(float((self.residuals_k / self.values_k).max()), overtaken, 0.0)
-
-    @property
-    def relative_gaps_k(self) -> Float[Tensor, "k"]:
-        """Distance of each value to its nearest neighbour, over the value, in [0, 1].
-
-        A value that is tied (gap 0) has no direction of its own: any vector of a plane would do.
-        """
-        below = self.subspace_gaps_k
-        above = torch.full_like(below, torch.inf)
-        above[1:] = below[:-1] * self.values_k[:-1] / self.values_k[1:]
-        return torch.minimum(below, above)
-
-    @property
-    def subspace_gaps_k(self) -> Float[Tensor, "k"]:
-        """Distance of value j to value j + 1, over value j: 0 leaves the first j undetermined."""
-        following = torch.cat([self.values_k, self.values_k.new_tensor([self.next_value])])[1:]
-        return ((self.values_k - following) / self.values_k).clamp_(0.0, 1.0)
-
-
-# Iteration ----------------------------------------------------------------------------------------
 
 
 def block_krylov(
@@ -132,12 +49,11 @@ def block_krylov(
         tolerance: Stops once the relative error is no larger, from depth 2 on.
 
     Raises:
-        ConfigError: k or depth is below 1.
-        ParameterMismatchError: The matrix is not one, or the start does not fit it.
+        ConfigError: Depth is below 1.
 
     Source: Golub, Luk and Overton 1981; Musco and Musco 2015 for the random start.
     """
-    _check_matrix(matrix_mn, k)
+    check_matrix(matrix_mn, k)
     if depth < 1:
         raise ConfigError(f"depth is {depth}; expected at least 1")
     bases = _Bases(matrix_mn, _first_block(matrix_mn, k, start, generator))
@@ -183,7 +99,11 @@ class _Bases:
         _, self._next_nb, self._carry_bb = self._split(back_nb, self._right_nd)
 
     def _split(self, block: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`orthonormal_rest`, where what is small against the matrix is dropped."""
+        """`orthonormal_rest`, where what is small against the matrix is dropped.
+
+        Raises:
+            NonFiniteError: The matrix is not finite.
+        """
         if not block.isfinite().all():
             raise NonFiniteError(
                 "the matrix holds a NaN or an infinity, so it has no directions; check the weights"
@@ -197,12 +117,12 @@ class _Bases:
         small_left, values, small_right_t = torch.linalg.svd(self._table_cd, full_matrices=False)
         newest = self._carry_bb.shape[1]
         missed = self._carry_bb @ small_left[len(small_left) - newest :]
-        count = _rank(values, k)
+        count = significant(values, k)
         rest = torch.cat([values[count:].diag(), missed[:, count:]])
         return Directions(
-            left_mk=self._left_mc @ small_left[:, :count],
+            U_mk=self._left_mc @ small_left[:, :count],
             values_k=values[:count],
-            right_nk=self._right_nd @ small_right_t[:count].T,
+            V_nk=self._right_nd @ small_right_t[:count].T,
             residuals_k=missed[:, :count].norm(dim=0),
             next_value=float(torch.linalg.matrix_norm(rest, 2)) if rest.numel() else 0.0,
             asked=k,
@@ -260,95 +180,3 @@ def _first_block(
     drawn = torch.randn(n, count, generator=generator, dtype=torch.float64).to(matrix_mn)
     block = torch.cat([known, drawn / n**0.5], 1)
     return orthonormal_rest(block, matrix_mn.new_empty(n, 0), 1.0)[1]
-
-
-# Exactly ------------------------------------------------------------------------------------------
-
-
-def exact_directions(
-    matrix_mn: Float[Tensor, "m n"], k: int, *, tolerance: float = 1e-9
-) -> Directions:
-    """Leading directions from all eigenvectors of the float64 Gram matrix of the shorter side.
-
-    The Gram matrix loses `(largest / k-th value)**2` times rounding; where the residual says that
-    this is more than the tolerance, a whole singular value decomposition is made instead.
-
-    Args:
-        matrix_mn: Any floating dtype.
-        k: Directions wanted, at least 1.
-        tolerance: Relative error that is acceptable.
-
-    Raises:
-        ConfigError: k is below 1.
-        ParameterMismatchError: The matrix is not one.
-    """
-    _check_matrix(matrix_mn, k)
-    matrix = matrix_mn.double()
-    found = _from_gram(matrix, k) if matrix.shape[0] <= matrix.shape[1] else _from_tall(matrix, k)
-    return found if found.relative_error <= tolerance else _from_whole(matrix, k)
-
-
-def _from_tall(matrix: Tensor, k: int) -> Directions:
-    """`_from_gram` of the transpose, turned back."""
-    found = _from_gram(matrix.T, k)
-    return Directions(**{**vars(found), "left_mk": found.right_nk, "right_nk": found.left_mk})
-
-
-def _from_gram(matrix: Tensor, k: int) -> Directions:
-    """From the eigenvectors of `A A^T`, then from A on the space that they span.
-
-    Raises:
-        NonFiniteError: The matrix is not finite.
-    """
-    gram = matrix @ matrix.T
-    if not gram.isfinite().all():
-        raise NonFiniteError(
-            "the matrix holds a NaN or an infinity, so it has no directions; check the weights"
-        )
-    basis = torch.linalg.eigh(gram)[1].flip(1)[:, : k + 1]
-    across, triangle = torch.linalg.qr(matrix.T @ basis)
-    small_left, values, small_right_t = torch.linalg.svd(triangle.T, full_matrices=False)
-    count = _rank(values, k)
-    left, right = basis @ small_left[:, :count], across @ small_right_t[:count].T
-    return Directions(
-        left_mk=left,
-        values_k=values[:count],
-        right_nk=right,
-        residuals_k=(matrix @ right - left * values[:count]).norm(dim=0),
-        next_value=float(values[count]) if count < len(values) else 0.0,
-        asked=k,
-        products=matrix.shape[0] + basis.shape[1] + count,
-    )
-
-
-def _from_whole(matrix: Tensor, k: int) -> Directions:
-    """From the whole singular value decomposition."""
-    left, values, right_t = torch.linalg.svd(matrix, full_matrices=False)
-    count = _rank(values, k)
-    left, right = left[:, :count].clone(), right_t[:count].T.clone()
-    return Directions(
-        left_mk=left,
-        values_k=values[:count].clone(),
-        right_nk=right,
-        residuals_k=(matrix @ right - left * values[:count]).norm(dim=0),
-        next_value=float(values[count]) if count < len(values) else 0.0,
-        asked=k,
-        products=min(matrix.shape) + count,
-    )
-
-
-def _rank(values: Tensor, k: int) -> int:
-    """How many of the first k values are not rounding; 0 for a zero matrix."""
-    share = max(RANK_TOLERANCE, 64 * torch.finfo(values.dtype).eps)
-    return int((values[:k] > share * values[:1]).sum())
-
-
-def _check_matrix(matrix_mn: Tensor, k: int) -> None:
-    """Refuses what has no k directions."""
-    if k < 1:
-        raise ConfigError(f"k is {k}; expected at least 1 direction")
-    if matrix_mn.ndim != 2 or 0 in matrix_mn.shape:
-        raise ParameterMismatchError(
-            f"directions of a tensor of shape {list(matrix_mn.shape)}; expected two dimensions, "
-            "none of them empty"
-        )

@@ -1,0 +1,253 @@
+"""The path of one tensor's leading direction over the checkpoints of a run, and pictures of it.
+
+Axes: T checkpoints, d components of a direction (rows of the update), c coordinates of a picture.
+
+All numbers follow from the T by T Gram matrix of the centred path, since T is far smaller than d.
+A path that stays in one point has no variance: its share in two dimensions is None and its
+picture is T times the origin.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from effopd.analysis.subspaces import TOLERANCE, leading_directions
+from effopd.errors import ConfigError, MissingExtraError, NonFiniteError, ParameterMismatchError
+
+LEAST_POINTS = 4
+"""Fewest points that a t-SNE picture arranges: perplexity 1 needs three neighbours."""
+LARGEST_PERPLEXITY = 30.0
+"""Neighbours that a point of a t-SNE picture has in effect, where there are enough points."""
+ROUNDING = 64 * torch.finfo(torch.float64).eps
+"""Spread, as a share of the points' size, that counts as none."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trajectory:
+    """Leading left directions of one tensor along a run, their signs following each other.
+
+    Attributes:
+        points_Td: Unit vectors, float64, one for each checkpoint at which the tensor had moved.
+        indices: Positions of these in the series, from 0; the others are missing because the
+            update was zero there.
+        relative_gaps: Gap of the first value to the second over the first, for each: near 0 the
+            direction is one of many.
+        relative_errors: See `Directions.relative_error`, for each.
+    """
+
+    points_Td: Float64[Tensor, "T d"]
+    indices: tuple[int, ...]
+    relative_gaps: tuple[float, ...]
+    relative_errors: tuple[float, ...]
+
+    @property
+    def never_moved(self) -> bool:
+        """Whether the tensor had moved at no checkpoint."""
+        return not self.indices
+
+
+# The path -----------------------------------------------------------------------------------------
+
+
+def leading_trajectory(
+    updates_mn: Iterable[Float[Tensor, "m n"]],
+    *,
+    reference: Float[Tensor, "m"] | None = None,
+    tolerance: float = TOLERANCE,
+) -> Trajectory:
+    """First left direction of a tensor's update at each checkpoint, one update at a time.
+
+    Args:
+        updates_mn: Update of the tensor at each checkpoint, in the order of training.
+        reference: See `aligned`.
+        tolerance: See `leading_directions`; each search starts from the checkpoint before.
+    """
+    vectors, indices, gaps, errors = [], [], [], []
+    start = None
+    for index, update_mn in enumerate(updates_mn):
+        found = leading_directions(update_mn, 1, start=start, tolerance=tolerance)
+        if found.never_moved:
+            continue
+        start = found.V_nk
+        vectors.append(found.U_mk[:, 0])
+        indices.append(index)
+        gaps.append(float(found.relative_gaps_k[0]))
+        errors.append(found.relative_error)
+    return Trajectory(
+        points_Td=aligned(vectors, reference),
+        indices=tuple(indices),
+        relative_gaps=tuple(gaps),
+        relative_errors=tuple(errors),
+    )
+
+
+def aligned(
+    vectors: Sequence[Float[Tensor, "d"]], reference: Float[Tensor, "d"] | None = None
+) -> Float64[Tensor, "T d"]:
+    """Vectors of unknown sign, each turned to a non-negative product with the one before.
+
+    Only the past decides, so that later checkpoints change nothing. The first one is turned to the
+    reference or, without one, so that its largest component is positive.
+
+    Args:
+        vectors: T singular directions of one tensor.
+        reference: Direction of the same tensor that the first one follows, such as the first one
+            of another run, so that both fit in one picture.
+
+    Raises:
+        ParameterMismatchError: Vectors differ in length.
+    """
+    lengths = {vector.shape for vector in [*vectors, *([] if reference is None else [reference])]}
+    if len(lengths) > 1:
+        raise ParameterMismatchError(
+            f"directions of shapes {sorted(map(list, lengths))}; expected those of one tensor"
+        )
+    turned: list[Tensor] = []
+    before = None if reference is None else reference.double()
+    for vector in vectors:
+        wide = vector.double()
+        sign = _sign(wide) if before is None else float(wide @ before)
+        before = -wide if sign < 0 else wide
+        turned.append(before)
+    return torch.stack(turned) if turned else torch.empty(0, 0, dtype=torch.float64)
+
+
+def _sign(vector: Tensor) -> float:
+    """Sign of the largest component; of the first one among equals, rounding aside."""
+    sizes = vector.abs()
+    first = int((sizes >= (1 - 1e-9) * sizes.max()).nonzero()[0, 0])
+    return float(vector[first].sign())
+
+
+# Its variance -------------------------------------------------------------------------------------
+
+
+def explained_variance_ratio(points_Td: Float[Tensor, "T d"], components: int = 2) -> float | None:
+    """Share of the path's variance in its leading principal components, in (0, 1].
+
+    `(l_1 + l_2) / sum_i l_i` for the eigenvalues l of the covariance of the centred path. None
+    where all points are equal, of a single point and of none. Up to three points lie in a plane:
+    their ratio is 1 and says nothing.
+
+    Args:
+        points_Td: The path.
+        components: Leading eigenvalues that are counted, at least 1.
+
+    Raises:
+        ConfigError: No component is counted.
+
+    Source: arXiv 2605.11739, equation 18 and figure 13.
+    """
+    if components < 1:
+        raise ConfigError(f"components is {components}; expected at least 1")
+    variances, _ = _principal(points_Td)
+    total = float(variances.sum())
+    return min(1.0, float(variances[:components].sum()) / total) if total else None
+
+
+def pca_points(points_Td: Float[Tensor, "T d"], components: int = 2) -> Float64[Tensor, "T c"]:
+    """Coordinates of the centred path along its leading principal components.
+
+    The sign of each is such that its largest coordinate is positive. Components that the path does
+    not have are zero.
+
+    Args:
+        points_Td: The path.
+        components: Coordinates wanted, at least 1.
+
+    Raises:
+        ConfigError: No coordinate is wanted.
+    """
+    if components < 1:
+        raise ConfigError(f"components is {components}; expected at least 1")
+    variances, axes = _principal(points_Td)
+    found = min(components, len(variances))
+    out = axes.new_zeros(len(axes), components)
+    for c in range(found):
+        column = axes[:, c] * variances[c].sqrt()
+        out[:, c] = column * _sign(column)
+    return out
+
+
+def _principal(points_Td: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, largest first, and eigenvectors of the centred path's Gram matrix.
+
+    They are T - 1 times the variances along the principal components, and the coordinates along
+    them to scale. All are exactly zero for a path that stays in one point.
+
+    Raises:
+        NonFiniteError: A point is not finite.
+    """
+    points = points_Td.double()
+    if not points.isfinite().all():
+        raise NonFiniteError("a point of the path is not finite; check the checkpoints' weights")
+    if not len(points):
+        return points.new_zeros(0), points.new_zeros(0, 0)
+    centred = points - points.mean(0)
+    gram = centred @ centred.T
+    values, vectors = torch.linalg.eigh(gram)
+    noise = ROUNDING**2 * float(points.square().sum())
+    values = values.flip(0).clamp(min=0.0)
+    # Rounding of the Gram matrix is relative to its largest eigenvalue.
+    values[values <= max(noise, ROUNDING * float(values[0]))] = 0.0
+    return values, vectors.flip(1)
+
+
+# Its picture --------------------------------------------------------------------------------------
+
+
+def tsne_points(
+    points_Td: Float[Tensor, "T d"], *, perplexity: float | None = None, seed: int = 0
+) -> Float64[Tensor, "T 2"]:
+    """Places in a plane where near points stay near, by t-SNE from the principal components.
+
+    Distances in the picture, and between groups, have no unit. The path of several runs, one below
+    the other, gives one picture of all.
+
+    Args:
+        points_Td: At least 4 points.
+        perplexity: Effective number of neighbours, in [1, T - 1); None for `min(30, (T - 1) / 3)`.
+        seed: Makes the picture repeatable.
+
+    Raises:
+        ConfigError: There are too few points, or the perplexity does not fit them.
+        MissingExtraError: Scikit-learn is not installed.
+
+    Source: arXiv 2605.11739, figures 5a and 15 to 28, without perplexity or seed; both are ours.
+    """
+    count = len(points_Td)
+    if count < LEAST_POINTS:
+        raise ConfigError(
+            f"a t-SNE picture of {count} points; expected at least {LEAST_POINTS}: give more "
+            "checkpoints, or look at the principal components"
+        )
+    if perplexity is None:
+        perplexity = min(LARGEST_PERPLEXITY, (count - 1) / 3)
+    if not 1 <= perplexity < count - 1:
+        raise ConfigError(
+            f"perplexity {perplexity} for {count} points; expected 1 <= perplexity < {count - 1}"
+        )
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError as error:
+        raise MissingExtraError(
+            "a t-SNE picture needs scikit-learn, which is not installed: "
+            "pip install 'effopd[analysis]'"
+        ) from error
+    # All principal components keep the distances, which are all that the method looks at.
+    coordinates = pca_points(points_Td, count)
+    spread = float(coordinates[:, 0].std())
+    if not spread:
+        return coordinates[:, :2].cpu()
+    method = TSNE(
+        n_components=2,
+        perplexity=perplexity,
+        init=(coordinates[:, :2] * (1e-4 / spread)).cpu().numpy(),
+        method="exact",
+        random_state=seed,
+    )
+    found = method.fit_transform((coordinates / spread).cpu().numpy())
+    return torch.from_numpy(found).double()
