@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         QuadraticScales,
         TrackingScales,
     )
-    from effopd.core.schedule import Adaptive, AtSteps, EveryN, PowersOfTwo
+    from effopd.core.schedule import Adaptive, AtSteps, EveryN, Foresight, PowersOfTwo
     from effopd.core.search import SearchResult
     from effopd.core.selection import select_parameters
     from effopd.core.settings import Search
@@ -58,7 +58,7 @@ _HOME = {
     "extrapolator": ("Extrapolator",),
     "past": ("PastSearch",),
     "scales": ("GeometricScales", "LadderScales", "QuadraticScales", "TrackingScales"),
-    "schedule": ("Adaptive", "AtSteps", "EveryN", "PowersOfTwo"),
+    "schedule": ("Adaptive", "AtSteps", "EveryN", "Foresight", "PowersOfTwo"),
     "search": ("SearchResult",),
     "selection": ("select_parameters",),
     "settings": ("Search",),
@@ -83,6 +83,7 @@ __all__ = [
     "Draw",
     "EveryN",
     "Extrapolator",
+    "Foresight",
     "GeometricScales",
     "LadderScales",
     "LengthGuard",

@@ -83,7 +83,9 @@ class Extrapolator:
         self._past: list[PastSearch] = []
         self._last_step = 0
 
-    def step(self, step: int, progress: float | None = None) -> SearchResult | None:
+    def step(
+        self, step: int, progress: float | None = None, *, foresight: bool | None = None
+    ) -> SearchResult | None:
         """Searches if one is due after optimizer update `step`.
 
         Args:
@@ -91,6 +93,8 @@ class Extrapolator:
             progress: How far the weights that update `step` started from had come, 0 at the base
                 and 1 at the teacher: what its training batch measures for free. Only directions
                 that regress on it ask for it.
+            foresight: Whether the direction so far still tells where the weights go; only the
+                `Foresight` schedule asks, see `effopd.analysis.monitor`.
 
         Returns:
             The search's result, or None when none was due or this step is over already (a resumed
@@ -105,7 +109,7 @@ class Extrapolator:
         if step <= self._last_step:
             return None
         result = None
-        if self.search.schedule.is_due(step, self._past):
+        if self.search.schedule.is_due(step, self._past, foresight):
             result = self._search_(step, progress)
         else:
             self._memory.record_(self._ray, step, progress, searched=False)

@@ -12,7 +12,7 @@ from effopd.core.direction import (
     SinceRaw,
 )
 from effopd.core.scales import GeometricScales, LadderScales, QuadraticScales, TrackingScales
-from effopd.core.schedule import Adaptive, AtSteps, EveryN, PowersOfTwo
+from effopd.core.schedule import Adaptive, AtSteps, EveryN, Foresight, PowersOfTwo
 from effopd.core.validation import AtLeast, LengthGuard, PairedMargin, Strict, Unconditional
 from effopd.errors import ConfigError
 
@@ -35,7 +35,7 @@ class Search:
         parameters: Selection for `select_parameters` when a module is given.
     """
 
-    schedule: PowersOfTwo | EveryN | AtSteps | Adaptive = PowersOfTwo()
+    schedule: PowersOfTwo | EveryN | AtSteps | Adaptive | Foresight = PowersOfTwo()
     scales: LadderScales | GeometricScales | TrackingScales | QuadraticScales = GeometricScales()
     direction: SinceAccepted | SinceRaw | SinceBase | Averaged | Relex | AlphaPLS = SinceAccepted()
     accept: Strict | AtLeast | PairedMargin | Unconditional = Strict()
