@@ -94,7 +94,7 @@ class Place:
         block: The module kind it belongs to; biases belong to that of their module.
         projection: q, k, v, o, gate, up, down, router, embed, head, norm; qkv or gate_up where a
             fused tensor is not split; else the last module's name.
-        rows: First and past-the-last row, of a part of a fused tensor; within its expert if batched.
+        rows: First and past-the-last row, of a part of a fused tensor (of its expert, if batched).
         expert: Expert from 0.
         batched: Whether the tensor has a first axis over experts, of which this is one entry.
         shape: Of what is at the place; () when only the name was known.

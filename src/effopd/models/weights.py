@@ -58,12 +58,21 @@ class Weights(Protocol):
 class MemoryWeights:
     """Tensors already in memory, such as a `state_dict`.
 
+    A tensor under two names, such as a head tied to the embedding, counts once, under the first
+    name: that is how a checkpoint stores it.
+
     Args:
         tensors: By name; nothing is copied. Those on a device are read as CPU tensors.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._tensors = {name: tensor.detach() for name, tensor in tensors.items()}
+        self._tensors: dict[str, Tensor] = {}
+        seen: set[tuple[Any, ...]] = set()
+        for name, tensor in tensors.items():
+            place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+            if tensor.data_ptr() == 0 or place not in seen:  # 0: empty, or without data
+                self._tensors[name] = tensor.detach()
+            seen.add(place)
         self._shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
 
     @property
