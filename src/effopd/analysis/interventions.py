@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from effopd.analysis.modules import Compute
+from effopd.errors import NonFiniteError
 from effopd.models.layout import Heads
 from effopd.models.updates import Update
+from effopd.models.weights import is_finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +48,17 @@ class Changed:
         """The changed tensor, rounded once to the base's dtype; integers are the base's.
 
         The whole tensor is computed, also where only some `rows` are asked for.
+
+        Raises:
+            NonFiniteError: It holds a NaN or an infinity.
         """
         base = self.update.read_base(name)
         found = self.compute(name).to(base.dtype) if base.is_floating_point() else base
+        if not is_finite(found):
+            raise NonFiniteError(
+                f"{name} is not finite after the intervention, as {base.dtype}: a checkpoint is "
+                "damaged, or the update is scaled too far"
+            )
         return found if rows is None else found[slice(*rows)]
 
 

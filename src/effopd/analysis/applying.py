@@ -1,0 +1,141 @@
+"""Putting changed weights into a live model for a while, or into a new checkpoint."""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from effopd.analysis.interventions import Changed
+from effopd.analysis.modules import norm
+from effopd.errors import ParameterMismatchError
+from effopd.models.streaming import write_model
+
+
+@dataclass(kw_only=True)
+class Footprint:
+    """What an intervention did to a model; complete once it has been applied.
+
+    Attributes:
+        update_norm: Frobenius norm of changed minus base over all tensors, as stored.
+        changed: Tensors that differ from the base.
+        at_base: Tensors equal to the base.
+        never_moved: Of these, tensors in which the tuned model equals the base too.
+    """
+
+    update_norm: float = 0.0
+    changed: int = 0
+    at_base: int = 0
+    never_moved: int = 0
+
+    def add(self, changed: Changed, name: str, found: Tensor) -> None:
+        """Counts one tensor."""
+        base = changed.update.read_base(name)
+        if torch.equal(found, base):
+            self.at_base += 1
+            self.never_moved += torch.equal(base, changed.update.read_tuned(name).to(base.dtype))
+            return
+        self.changed += 1
+        self.update_norm = math.hypot(self.update_norm, norm(found.double() - base.double()))
+
+
+@contextmanager
+def intervened(model: nn.Module, changed: Changed) -> Iterator[Footprint]:
+    """The model has the changed weights inside, and its own afterwards, bit for bit.
+
+    Memory: a copy of the tensors that change. The base may be the live model itself
+    (`MemoryWeights(model.state_dict())`). Engines with weights of their own have to be told
+    (`Engine.sync_weights`) inside and afterwards.
+
+    Args:
+        model: Has the tensors of `changed` under the same names, in any dtype, on any device.
+        changed: What `Intervention.apply` gave.
+
+    Yields:
+        What was changed.
+    """
+    saved: list[tuple[Tensor, Tensor]] = []
+    footprint = Footprint()
+    try:
+        for live, names in _live_tensors(model, changed.shapes):
+            found = _one_value(changed, names)
+            footprint.add(changed, names[0], found)
+            saved.append((live, live.detach().clone()))
+            _copy_(live, found)
+        yield footprint
+    finally:
+        for live, original in saved:
+            _copy_(live, original)
+
+
+def write_intervened(directory: Path, source: Path, changed: Changed) -> Footprint:
+    """Writes the changed weights as a model directory; a few tensors are in memory at a time.
+
+    Args:
+        directory: To be made; an existing one is replaced once the new one is complete.
+        source: The base's directory; its config and tokenizer are copied.
+        changed: What `Intervention.apply` gave, of the tensors in `source`.
+
+    Returns:
+        What was changed.
+    """
+    footprint = Footprint()
+
+    def write(name: str, base: Tensor) -> Tensor:
+        found = changed.read(name)
+        footprint.add(changed, name, found)
+        return found
+
+    write_model(directory, source, write)
+    return footprint
+
+
+def _live_tensors(
+    model: nn.Module, shapes: Mapping[str, tuple[int, ...]]
+) -> list[tuple[Tensor, list[str]]]:
+    """Every live tensor with its names among `shapes`; tied ones have several.
+
+    Raises:
+        ParameterMismatchError: A name is on one side only, or a shape differs.
+    """
+    live = model.state_dict(keep_vars=True)
+    for name, shape in shapes.items():
+        if name not in live or tuple(live[name].shape) != shape:
+            found = tuple(live[name].shape) if name in live else "not there"
+            raise ParameterMismatchError(
+                f"{name} of shape {shape} is {found} in {type(model).__name__}: the live model "
+                "and the checkpoint must have the same architecture and names"
+            )
+    names: dict[int, list[str]] = {}
+    for name in shapes:
+        names.setdefault(id(live[name]), []).append(name)
+    for name, tensor in live.items():
+        if id(tensor) not in names:
+            raise ParameterMismatchError(
+                f"{name} of {type(model).__name__} is not among the changed weights: it would "
+                "keep whatever value it has"
+            )
+    return [(live[found[0]], found) for found in names.values()]
+
+
+def _one_value(changed: Changed, names: list[str]) -> Tensor:
+    """The changed value of a tensor that may have several names.
+
+    Raises:
+        ParameterMismatchError: It has another value under another name.
+    """
+    first, *others = [changed.read(name) for name in names]
+    if not all(torch.equal(first, other) for other in others):
+        raise ParameterMismatchError(
+            f"{' and '.join(names)} are one tensor of the live model, but this intervention gives "
+            "them different values: untie them, or change both alike"
+        )
+    return first
+
+
+@torch.no_grad()
+def _copy_(live: Tensor, value: Tensor) -> None:
+    live.copy_(value)
