@@ -16,7 +16,7 @@ COMMANDS: dict[str, Any] = dict(typer.main.get_group(app).commands)
 HEADING = re.compile(r"^## effopd (.+)$", re.MULTILINE)
 ROW = re.compile(r"^\| `([^`]+)` \| (.+) \|$", re.MULTILINE)
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
-SETTING = re.compile(r"^(?:RUN|PLAN|OVERRIDES|--)")
+SETTING = re.compile(r"^(?:[A-Z]{2,}|--)")
 
 
 def sections(page: str) -> dict[str, str]:

@@ -54,7 +54,7 @@ class Changed:
         """
         base = self.update.read_base(name)
         found = self.compute(name).to(base.dtype) if base.is_floating_point() else base
-        if not is_finite(found):
+        if base.is_floating_point() and not is_finite(found):
             raise NonFiniteError(
                 f"{name} is not finite after the intervention, as {base.dtype}: a checkpoint is "
                 "damaged, or the update is scaled too far"

@@ -141,6 +141,30 @@ def reproduce(
         run(out, page, quick=quick)
 
 
+@app.command()
+def extrapolate(
+    anchor: Annotated[
+        Path, typer.Argument(help="Model directory of an earlier step.", metavar="ANCHOR")
+    ],
+    tip: Annotated[
+        Path, typer.Argument(help="Model directory, or LoRA adapter of ANCHOR.", metavar="TIP")
+    ],
+    scale: Annotated[
+        list[float], typer.Option(help="How far: 1 is TIP, 3 twice as far again; repeatable.")
+    ],
+    out: Annotated[Path, typer.Option(help="Model directory to write; of several, the parent.")],
+    select: Annotated[
+        str, typer.Option(help="What moves: attention_mlp, matrices, all or re:PATTERN.")
+    ] = "attention_mlp",
+    debug: Debug = False,
+) -> None:
+    """Write ANCHOR + scale * (TIP - ANCHOR): the search's step, on any trainer's checkpoints."""
+    with _errors(debug):
+        from effopd.cli.extrapolate import extrapolate as write_points
+
+        write_points(anchor, tip, scale, out, select=select)
+
+
 @contextmanager
 def _errors(debug: bool) -> Iterator[None]:
     """Expected errors become one message and status 2 (settings) or 1 (everything else)."""
