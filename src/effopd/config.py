@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from effopd.analysis.monitor import MonitorSettings
 from effopd.core.extrapolator import Search
 from effopd.demo.world import TinyWorld
 from effopd.errors import ConfigError
@@ -76,6 +77,7 @@ class RunConfig(BaseModel):
         optimizer: AdamW and its learning rate.
         evaluation: Held-out evaluation.
         checkpoint: When to save.
+        monitor: What watches the weights.
         search: The search.
         validation: How the search scores candidates.
     """
@@ -104,6 +106,7 @@ class RunConfig(BaseModel):
     optimizer: OptimizerSettings = OptimizerSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
+    monitor: MonitorSettings = MonitorSettings()
     search: Search = EFFOPD_SEARCH
     validation: Annotated[
         AccuracyValidation | TeacherKLValidation | CachedKLValidation, Field(discriminator="type")
@@ -114,6 +117,8 @@ class RunConfig(BaseModel):
         _check_models(self)
         _check_verifier(self)
         _check_lent_answers(self)
+        if self.search.schedule.type == "foresight" and not self.monitor.every:
+            raise ValueError("search.schedule.type = 'foresight' needs monitor.every of 1 or more")
         train = self.loop.train  # the loop's settings check one another
         if isinstance(self.objective, PolicyGradient):
             check_reward_learning(self.objective, train, self.sampling.max_new_tokens)
@@ -156,6 +161,7 @@ class RunConfig(BaseModel):
             optimizer=self.optimizer,
             evaluation=self.evaluation,
             checkpoint=self.checkpoint,
+            monitor=self.monitor,
         )
 
 

@@ -191,6 +191,7 @@ class Run:
         search: One row per trial.
         evals: One row per evaluation.
         rollouts: One row per recorded sample.
+        monitor: One row per look of the monitor.
     """
 
     directory: Path
@@ -202,6 +203,7 @@ class Run:
     search: list[Row] = field(default_factory=list)
     evals: list[Row] = field(default_factory=list)
     rollouts: list[Row] = field(default_factory=list)
+    monitor: list[Row] = field(default_factory=list)
 
 
 def load_run(directory: Path | str) -> Run:
@@ -240,6 +242,7 @@ def load_run(directory: Path | str) -> Run:
         search=rows("search.jsonl"),
         evals=rows("evals.jsonl"),
         rollouts=rows("rollouts.jsonl"),
+        monitor=rows("monitor.jsonl"),
     )
 
 

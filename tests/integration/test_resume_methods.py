@@ -34,6 +34,7 @@ from effopd.tasks.problem import Problem
 from effopd.trainers import critic
 from effopd.trainers.collect import Collector
 from effopd.trainers.critic import Critic
+from effopd.trainers.evaluating import Evaluations
 from effopd.trainers.learning import SampledTokenLearner
 from effopd.trainers.loop import Trainer
 from effopd.trainers.run_directory import LOGS
@@ -103,6 +104,10 @@ BATCH = {
     "validation": {"type": "cached_kl", "source": "batch", "prompts": 8},
     "train.epochs": 2,
 }
+WATCHED = BATCH | {
+    "search.schedule": {"type": "foresight", "first": 2, "usual": 2, "seldom": 2},
+    "monitor": {"every": 1, "rows": 3, "matrices": 3, "patience": 1, "bound": 0.9},
+}
 RANK_ONE = {
     "search.schedule": {"type": "every_n", "n": 2},
     "search.direction": {"type": "relex"},
@@ -145,6 +150,13 @@ CASES: dict[str, tuple[Raw, Holds]] = {
         lambda rows, files: (
             rows[-1]["validation_tokens"] == 0
             and len({row["lr"] for row in rows}) > 1
+            and any(row["accepted_scale"] not in {None, 1.0} for row in rows)
+        ),
+    ),
+    "searches that foresight decides on": (
+        WATCHED,
+        lambda rows, files: (
+            "monitor.safetensors" in files
             and any(row["accepted_scale"] not in {None, 1.0} for row in rows)
         ),
     ),
@@ -324,7 +336,9 @@ def test_a_problem_of_an_unknown_teacher_is_refused_before_the_first_step(
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
-@pytest.mark.parametrize("case", ["ppo, several updates", "horizon"])
+@pytest.mark.parametrize(
+    "case", ["ppo, several updates", "horizon", "searches that foresight decides on"]
+)
 def test_every_field_and_file_of_a_run_is_documented(
     models: Path, problems: Path, tmp_path: Path, case: str
 ) -> None:
@@ -353,10 +367,10 @@ def with_accuracies(
     monkeypatch: pytest.MonkeyPatch, student: list[float], teacher: float = 1.0
 ) -> None:
     """Evaluations of a run find these accuracies, whatever was written."""
-    write = Trainer._write_evaluation
+    write = Evaluations._write
     found = iter(student)
 
-    def written(self: Trainer, model: str, evaluation: Any) -> None:
+    def written(self: Evaluations, model: str, evaluation: Any, progress: Any) -> None:
         row = evaluation.row()
         row["accuracy"] = teacher if model == "teacher" else next(found)
 
@@ -366,9 +380,9 @@ def with_accuracies(
             def row(self) -> Raw:
                 return row
 
-        write(self, model, Scripted())  # type: ignore[arg-type]
+        write(self, model, Scripted(), progress)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Trainer, "_write_evaluation", written)
+    monkeypatch.setattr(Evaluations, "_write", written)
 
 
 ENDED = {"method": "opd", "evaluation.every": 1, "checkpoint.every": 4}

@@ -132,6 +132,7 @@ class Outcome:
     metrics: bytes
     evals: bytes
     rollouts: bytes
+    monitor: bytes
     search: Sequence[Raw]
 
 
@@ -147,6 +148,7 @@ def outcome(run: Path) -> Outcome:
         metrics=(run / "metrics.jsonl").read_bytes(),
         evals=(run / "evals.jsonl").read_bytes(),
         rollouts=(run / "rollouts.jsonl").read_bytes(),
+        monitor=(run / "monitor.jsonl").read_bytes(),
         search=search_rows(run),
     )
 

@@ -112,7 +112,7 @@ def test_rewind_cuts_every_log_to_its_offset(tmp_path: Path) -> None:
 def test_rewind_to_nothing_empties_every_log(tmp_path: Path) -> None:
     with_steps(tmp_path, 3)
     RunDirectory(tmp_path).rewind({}, 0)
-    assert [read_jsonl(tmp_path / f"{name}.jsonl") for name in LOGS] == [[]] * 5
+    assert [read_jsonl(tmp_path / f"{name}.jsonl") for name in LOGS] == [[]] * len(LOGS)
 
 
 @pytest.mark.parametrize("log", ["metrics", "evals"])

@@ -11,6 +11,7 @@ import torch
 from tests.support.tiny import WORLD, write_models
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
+from effopd.analysis.monitor import Monitor, MonitorSettings, monitored_matrices
 from effopd.core.extrapolator import Extrapolator, Search
 from effopd.demo.world import make_tokenizer
 from effopd.errors import CheckpointError, EffopdError, NonFiniteError
@@ -46,7 +47,7 @@ def student_of(directory: Path, dtype: Any = "float32") -> Policy:
 class Live:
     """A policy, its optimizer and its search, moved away from where they began.
 
-    With `others` also a critic and a teacher that follows the policy.
+    With `others` also a critic, a teacher that follows the policy, and a monitor.
     """
 
     def __init__(
@@ -55,6 +56,8 @@ class Live:
         self.policy = policy
         self.critic = Critic(policy, lr=1e-2) if others else None
         self.average = StudentAverage(frozen_copy(policy), policy, 0.9) if others else None
+        watched = monitored_matrices(policy.model)
+        self.monitor = Monitor(watched, MonitorSettings(every=1)) if others else None
         self.optimizer = torch.optim.AdamW(policy.model.parameters(), lr=1e-2)
         self.extrapolator = (
             Extrapolator(policy.model, lambda draw: 0.0, search=Search(parameters="all"))
@@ -74,6 +77,8 @@ class Live:
                 values_N = self.critic.values([Sample(prompt_ids=(1,), completion_ids=(seed, 3))])
                 (values_N - 1).square().sum().backward()
                 self.critic.update_()
+            if self.monitor is not None:
+                self.monitor.look_if_due(step)
             if self.extrapolator is not None:
                 self.extrapolator.step(step)
 
@@ -92,6 +97,7 @@ class Live:
             extrapolator=self.extrapolator,
             learner=self.critic or Stateless(),
             average=self.average,
+            monitor=self.monitor or Stateless(),
         )
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -102,7 +108,7 @@ class Live:
         if self.extrapolator is not None:
             anchor = self.extrapolator.state_dict()["anchor"]
             named |= {f"anchor {name}": value for name, value in anchor.items()}
-        for part in (self.critic, self.average):
+        for part in (self.critic, self.average, self.monitor):
             if part is not None:
                 named |= {f"{type(part).__name__} {n}": t for n, t in part.state().items()}
         return {name: value.clone() for name, value in named.items()}
@@ -134,7 +140,7 @@ def test_every_tensor_comes_back_bit_for_bit(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["plain", "tied", "bfloat16"])
-def test_critic_and_average_come_back_bit_for_bit(tmp_path: Path, kind: str) -> None:
+def test_critic_average_and_monitor_come_back_bit_for_bit(tmp_path: Path, kind: str) -> None:
     make = POLICIES[kind]
     old, new = (Live(make(tmp_path / n), seed=s, others=True) for n, s in (("a", 0), ("b", 1)))
     directory = old.save(tmp_path / "checkpoint")

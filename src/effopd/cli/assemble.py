@@ -130,7 +130,10 @@ def run_info(config: RunConfig) -> dict[str, Any]:
 
 
 def _check_same_config(run: RunDirectory, config: RunConfig) -> None:
-    """A run continues under its own settings; only more steps at a constant rate are allowed."""
+    """A run continues under its own settings, but for more steps at a constant rate.
+
+    Settings of a monitor that is off do not matter, so it may be turned off on the way.
+    """
     path = run.path / "config.toml"
     if not path.is_file():
         if run.holds_records:
@@ -147,6 +150,8 @@ def _check_same_config(run: RunDirectory, config: RunConfig) -> None:
         ) from None
     if config.optimizer.decay == "none":
         changed = [line for line in changed if not _is_longer(line)]
+    if not config.monitor.every:
+        changed = [line for line in changed if not line.startswith("monitor.")]
     if changed:
         raise ConfigError(
             f"{run.path} holds a run with other settings:\n  "

@@ -1,4 +1,4 @@
-"""The training loop: sample, score, learn, search, evaluate, checkpoint.
+"""The training loop: sample, score, learn, look, search, evaluate, checkpoint.
 
 Every random number is a function of (seed, purpose, step, index), the data order is a function of
 the step, and every log has a known length at every checkpoint. So a run that is killed at any
@@ -23,6 +23,7 @@ from effopd.models.policy import Policy
 from effopd.trainers.alarms import alarms
 from effopd.trainers.collect import Collector
 from effopd.trainers.ending import LAST_STEP, stop_reason
+from effopd.trainers.evaluating import Evaluations
 from effopd.trainers.learning import Learner
 from effopd.trainers.observer import Observer
 from effopd.trainers.rows import (
@@ -30,7 +31,6 @@ from effopd.trainers.rows import (
     Row,
     batch_statistics,
     relative_progress,
-    rollout_rows,
     trial_row,
 )
 from effopd.trainers.run_directory import RunDirectory
@@ -39,8 +39,9 @@ from effopd.trainers.signals import StopRequest
 from effopd.trainers.state import Progress, Saved, load_state, save_state
 from effopd.trainers.teachers import StudentAverage
 from effopd.trainers.updating import Updater
+from effopd.trainers.watching import Watch
 
-PHASES = ("rollout_s", "teacher_s", "update_s", "search_s")
+PHASES = ("rollout_s", "teacher_s", "update_s", "monitor_s", "search_s")
 
 
 class Trainer:
@@ -82,10 +83,18 @@ class Trainer:
         self.average, self.engine = average, collector.writer.engine
         self.lent_answers = lent_answers
         self.run_directory, self.settings = run, settings
-        self.evaluate, self.evaluate_teacher = evaluate, evaluate_teacher
         self.observer = observer or Observer()
+        self.evaluations = Evaluations(
+            student,
+            run,
+            settings,
+            evaluate=evaluate,
+            evaluate_teacher=evaluate_teacher,
+            observer=self.observer,
+        )
         self.updater = Updater(student, learner, settings)
         self.extrapolator = self._extrapolator(search, validate)
+        self.watch = Watch(student, run, settings, self.observer)
         self.progress = Progress()
         self._history: list[Row] = []
         self._clock: dict[str, float] = {}
@@ -129,6 +138,7 @@ class Trainer:
             extrapolator=self.extrapolator,
             learner=self.learner,
             average=self.average,
+            monitor=self.watch,
         )
 
     def run(self, stop: StopRequest) -> bool:
@@ -144,11 +154,11 @@ class Trainer:
             NonFiniteError: Too many updates in a row had a non-finite loss or gradient.
         """
         if self.progress.step == 0:
-            self._evaluate_before_training()
+            self.evaluations.before_training(self.progress)
         reason = self._end()
         while reason is None:
             self._step()
-            self._evaluate_if_due()
+            self.evaluations.if_due(self.progress)
             reason = self._end()
             due = self.progress.step % self.settings.checkpoint.every == 0
             if stop or due or reason is not None:
@@ -167,7 +177,7 @@ class Trainer:
         return stop_reason(self.run_directory.rows("evals"), rule) if rule.is_active else None
 
     def _step(self) -> None:
-        """One batch of rollouts with its updates, a search if due, and the step's rows."""
+        """One batch of rollouts with its updates, a look and a search if due, and the rows."""
         progress = self.progress
         progress.step += 1
         self._clock = dict.fromkeys(PHASES, 0.0)
@@ -187,6 +197,7 @@ class Trainer:
         except NonFiniteError as error:
             row |= self._skip(str(error))
         self.engine.sync_weights()
+        self._timed("monitor_s", self.watch.look, progress.step)
         if self.lent_answers is None:
             row |= self._search(progress.step, row)
         if self.average is not None:
@@ -226,7 +237,7 @@ class Trainer:
             return None
         try:
             progress = relative_progress(last, self._history)
-            result = self.extrapolator.step(updates, progress)
+            result = self.extrapolator.step(updates, progress, foresight=self.watch.foresight)
         except NonFiniteError as error:
             self.observer.on_message(f"step {self.progress.step}: search skipped, {error}")
             return None
@@ -234,6 +245,8 @@ class Trainer:
             self.progress.validation_tokens += result.tokens
             self.progress.teacher_tokens += result.teacher_tokens
             self.engine.sync_weights()
+            if result.accepted_scale != 1.0:
+                self.watch.jump_()
         return result
 
     def _log_trial(self, index: int, trial: Trial) -> None:
@@ -256,30 +269,6 @@ class Trainer:
         self.run_directory.write("metrics", metrics)
         self.run_directory.write("timing", timing)
         self.observer.on_step(metrics, timing)
-
-    def _evaluate_before_training(self) -> None:
-        if self.evaluate_teacher is not None:
-            self._write_evaluation("teacher", self.evaluate_teacher())
-        self._evaluate_if_due()
-
-    def _evaluate_if_due(self) -> None:
-        due = self.settings.evaluation.is_due(self.progress.step, self.settings.train.steps)
-        if self.evaluate is None or not due:
-            return
-        evaluation = self.evaluate()
-        self._write_evaluation("student", evaluation)
-        for row in rollout_rows(
-            evaluation, self.settings.evaluation.recorded, self.student.tokenizer
-        ):
-            self.run_directory.write("rollouts", {"step": self.progress.step, **row})
-
-    def _write_evaluation(self, model: str, evaluation: Evaluation) -> None:
-        progress = self.progress
-        row = {"step": progress.step, "model": model, **evaluation.row()}
-        row["sampled_tokens"] = progress.sampled_tokens
-        row["teacher_tokens"] = progress.teacher_tokens
-        self.run_directory.write("evals", row)
-        self.observer.on_evaluation(row)
 
     def _save(self) -> None:
         self.progress.offsets = self.run_directory.offsets()

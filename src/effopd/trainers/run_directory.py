@@ -17,7 +17,7 @@ from effopd.records import (
     write_text_atomic,
 )
 
-LOGS = ("metrics", "timing", "search", "evals", "rollouts")
+LOGS = ("metrics", "timing", "search", "evals", "rollouts", "monitor")
 
 
 class RunDirectory:

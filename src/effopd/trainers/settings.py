@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from effopd.analysis.monitor import MonitorSettings
 from effopd.errors import ConfigError
 
 _COUNTS = (
@@ -222,6 +223,7 @@ class LoopSettings:
         optimizer: AdamW and its learning rate.
         evaluation: Held-out evaluation.
         checkpoint: When to save, what to keep.
+        monitor: What watches the weights.
     """
 
     seed: int = 0
@@ -229,6 +231,7 @@ class LoopSettings:
     optimizer: OptimizerSettings = OptimizerSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
+    monitor: MonitorSettings = MonitorSettings()
 
     def __post_init__(self) -> None:
         stop, evaluation = self.train.stop, self.evaluation

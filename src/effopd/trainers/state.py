@@ -2,8 +2,9 @@
 
 A checkpoint is a Hugging Face directory (`from_pretrained` works) plus `trainer_state.json`,
 `optimizer.safetensors`, and where they exist `anchor.safetensors` and `history.safetensors` (the
-search), `learner.safetensors` (a critic) and `average.safetensors` (a teacher that follows the
-student). No random state: every random number is a function of seed and step.
+search), `learner.safetensors` (a critic), `average.safetensors` (a teacher that follows the
+student) and `monitor.safetensors`. No random state: every random number is a function of seed and
+step.
 """
 
 import json
@@ -79,6 +80,7 @@ class Saved:
         extrapolator: The search, if there is one.
         learner: The objective, which may hold a critic.
         average: A teacher that follows the student, if there is one.
+        monitor: What watches the weights; without state when it is off.
     """
 
     policy: Policy
@@ -86,11 +88,12 @@ class Saved:
     extrapolator: Extrapolator | None
     learner: Stateful
     average: Stateful | None
+    monitor: Stateful
 
     @property
     def others(self) -> dict[str, Stateful]:
         """File name -> what has tensors of its own."""
-        found = {"learner": self.learner, "average": self.average}
+        found = {"learner": self.learner, "average": self.average, "monitor": self.monitor}
         return {name: part for name, part in found.items() if part is not None and part.state()}
 
 
