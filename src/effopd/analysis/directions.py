@@ -58,7 +58,7 @@ class Directions:
         return len(self.values_k) == 0
 
     @property
-    def is_wholesignificant(self) -> bool:
+    def is_whole_rank(self) -> bool:
         """Whether the rank is smaller than asked, so that these are all directions there are."""
         return len(self.values_k) < self.asked
 

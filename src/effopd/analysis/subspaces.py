@@ -66,44 +66,44 @@ def leading_directions(
 
 
 def direction_cosines(
-    left_mk: Float[Tensor, "m k"], other_mk: Float[Tensor, "m j"]
+    U_mk: Float[Tensor, "m k"], other_mk: Float[Tensor, "m j"]
 ) -> Float64[Tensor, "i"]:
     """`|<u_j, u'_j>|` for each direction, in [0, 1].
 
     The absolute value, because a singular direction has no sign.
 
     Args:
-        left_mk: Directions of one update, orthonormal columns.
+        U_mk: Directions of one update, orthonormal columns.
         other_mk: Directions of another.
 
     Source: one reading of the top-k cosine of arXiv 2605.11739, figure 5b, which does not define
     it; the other is `subspace_cosines`.
     """
-    return _products(left_mk, other_mk).diagonal().abs().clamp(max=1.0)
+    return _products(U_mk, other_mk).diagonal().abs().clamp(max=1.0)
 
 
 def subspace_cosines(
-    left_mk: Float[Tensor, "m k"], other_mk: Float[Tensor, "m j"]
+    U_mk: Float[Tensor, "m k"], other_mk: Float[Tensor, "m j"]
 ) -> Float64[Tensor, "i"]:
     """Mean cosine of the principal angles between the leading j directions, for j = 1, 2, ...
 
     `||U_j^T U'_j||_* / j`, in [0, 1]: 1 for equal subspaces, whatever their bases.
 
     Args:
-        left_mk: Directions of one update, orthonormal columns.
+        U_mk: Directions of one update, orthonormal columns.
         other_mk: Directions of another.
 
     Source: one reading of the top-k cosine of arXiv 2605.11739, figure 5b, which does not define
     it; the other is `direction_cosines`.
     """
-    products = _products(left_mk, other_mk)
+    products = _products(U_mk, other_mk)
     sizes = range(1, len(products) + 1)
     means = [torch.linalg.svdvals(products[:j, :j]).mean() for j in sizes]
     return torch.stack(means).clamp(max=1.0) if means else products.new_empty(0)
 
 
 def principal_angles(
-    left_mk: Float[Tensor, "m k"], other_mk: Float[Tensor, "m j"]
+    U_mk: Float[Tensor, "m k"], other_mk: Float[Tensor, "m j"]
 ) -> Float64[Tensor, "i"]:
     """Angles between two subspaces in radians, smallest first, in [0, pi / 2].
 
@@ -111,12 +111,12 @@ def principal_angles(
     accurate to rounding and not to its root.
 
     Args:
-        left_mk: Orthonormal basis of one subspace.
+        U_mk: Orthonormal basis of one subspace.
         other_mk: Of the other; dimensions may differ, the smaller one counts the angles.
 
     Source: Björck and Golub 1973.
     """
-    wide, narrow = sorted((left_mk.double(), other_mk.double()), key=lambda u: -u.shape[1])
+    wide, narrow = sorted((U_mk.double(), other_mk.double()), key=lambda u: -u.shape[1])
     _check_pair(wide, narrow)
     products = wide.T @ narrow
     cosines = torch.linalg.svdvals(products).clamp(max=1.0)
@@ -152,10 +152,10 @@ def captured_norms(
     return (captured / available).sqrt().clamp(max=1.0)
 
 
-def _products(left_mk: Tensor, other_mk: Tensor) -> Tensor:
+def _products(U_mk: Tensor, other_mk: Tensor) -> Tensor:
     """`U^T U'` of as many directions as both have."""
-    count = min(left_mk.shape[1], other_mk.shape[1])
-    left, other = left_mk[:, :count].double(), other_mk[:, :count].double()
+    count = min(U_mk.shape[1], other_mk.shape[1])
+    left, other = U_mk[:, :count].double(), other_mk[:, :count].double()
     _check_pair(left, other)
     return left.T @ other
 
