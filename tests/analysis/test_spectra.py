@@ -7,16 +7,13 @@ import torch
 from tests.reference import analysis_twin as twin
 from torch import Tensor
 
-from effopd.analysis import spectra
-from effopd.analysis.spectra import (
-    SpectralMetrics,
-    expert_metrics,
-    metrics_of,
+from effopd.analysis import singular_values as module
+from effopd.analysis.singular_values import (
     product_singular_values,
     singular_values,
-    spectral_metrics,
     tail_singular_values,
 )
+from effopd.analysis.spectra import SpectralMetrics, expert_metrics, metrics_of, spectral_metrics
 from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
 
 TOP = (0.01, 0.05, 0.1, 0.5, 1.0)
@@ -95,7 +92,7 @@ def test_every_metric_equals_the_whole_decomposition_s(case: str) -> None:
 
 def test_the_cases_are_enough_and_take_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     by_qr = []
-    monkeypatch.setattr(spectra, "_values_by_qr", lambda update, _: by_qr.append(update))
+    monkeypatch.setattr(module, "_values_by_qr", lambda update, _: by_qr.append(update))
     for update in UPDATES.values():
         singular_values(update)
     assert len(UPDATES) >= 20
@@ -125,8 +122,8 @@ def test_a_transpose_has_the_same_metrics() -> None:
 
 def test_pieces_and_strips_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     update = spiky(50, 333)
-    monkeypatch.setattr(spectra, "PIECE", 700)
-    monkeypatch.setattr(spectra, "STRIP", 16)
+    monkeypatch.setattr(module, "PIECE", 700)
+    monkeypatch.setattr(module, "STRIP", 16)
     assert found(update) == pytest.approx(twin.spectral_metrics(update, TOP), rel=1e-9, abs=0)
 
 
@@ -230,9 +227,13 @@ def test_experts_are_measured_one_by_one() -> None:
 def test_the_tail_is_accurate_value_by_value() -> None:
     values = torch.logspace(0, -11, 50, dtype=torch.float64)
     update = with_values(80, 50, values)
-    tail = tail_singular_values(update, share=0.5)
+    tail = tail_singular_values(update, 25)
     torch.testing.assert_close(tail, values[25:], rtol=0, atol=1e-14)
     torch.testing.assert_close(tail_singular_values(update.T), values, rtol=0, atol=1e-14)
+    with pytest.raises(ConfigError, match="51 of 50"):
+        tail_singular_values(update, 51)
+    with pytest.raises(ParameterMismatchError, match=r"expected \[m, n\]"):
+        tail_singular_values(torch.ones(2, 3, 4))
 
 
 def test_the_values_of_a_product_come_from_its_factors() -> None:

@@ -1,0 +1,216 @@
+"""All singular values of an update, exact.
+
+Axes: an update is m by n, p = min(m, n) is its short side and q = max(m, n) its long one, E counts
+experts. Everything is float64 on the update's device, whatever the update's dtype.
+
+They come from the p by p Gram matrix, whose eigenvalues are their squares. Squaring costs half of
+the digits of small values: below 1e-8 of the largest one a Gram value is rounding noise, and a few
+hundred of these move an effective rank by 1e-6. The error that the noise can cause is therefore
+bounded from the eigenvalues themselves; where it may exceed `TOLERANCE`, or where a value cannot be
+told from zero, the values are computed again from a QR factorisation and a singular value
+decomposition of its triangle, several times slower and without squares.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
+
+TOLERANCE = 5e-10
+"""Largest relative error of the effective rank that the Gram matrix may cause."""
+PIECE = 2**22
+"""Elements of an update that are widened to float64 at a time, 32 MiB."""
+STRIP = 256
+"""Rows of the Gram matrix that are computed at a time, up to the diagonal."""
+EPSILON = torch.finfo(torch.float64).eps
+
+
+def singular_values(update: Float[Tensor, "*E m n"]) -> Float64[Tensor, "*E p"]:
+    """All singular values, descending, accurate enough for every metric to 1e-9.
+
+    `p*p*q` floating-point operations for the Gram matrix and about `4/3 p**3` for its eigenvalues;
+    where the module's docstring sends them to QR, `2 p*p*q + 8/3 p**3` or more. Beside the update
+    it needs `2 p*p + PIECE` float64 numbers, and with QR `2 p*q + 2 p*p`.
+
+    Values above 1e-4 of the largest are accurate to 1e-9; for smaller ones one by one see
+    `tail_singular_values`.
+
+    Args:
+        update: One update or a stack of them.
+
+    Returns:
+        Their values.
+    """
+    exponent = power_of_two(update)
+    if update.dim() == 3:
+        return torch.stack([_values(each, exponent) for each in update])
+    return _values(update, exponent)
+
+
+def tail_singular_values(
+    update_mn: Float[Tensor, "m n"], count: int | None = None
+) -> Float64[Tensor, "k"]:
+    """The smallest singular values, descending, each to about 1e-15 of the largest one of all.
+
+    From QR and a singular value decomposition of the triangle, without squares.
+
+    Args:
+        update_mn: The update.
+        count: How many, 1 to p; None for all.
+
+    Returns:
+        The values.
+
+    Raises:
+        ParameterMismatchError: The update is not a matrix.
+        ConfigError: There are not so many.
+    """
+    if update_mn.dim() != 2:
+        shape = tuple(update_mn.shape)
+        raise ParameterMismatchError(f"an update of shape {shape}; expected [m, n]")
+    p = min(update_mn.shape)
+    if count is not None and not 1 <= count <= p:
+        raise ConfigError(f"{count} of {p} singular values; expected 1 to {p}")
+    return _values_by_qr(update_mn, power_of_two(update_mn))[p - (count or p) :]
+
+
+def product_singular_values(
+    left_mr: Float[Tensor, "m r"], right_rn: Float[Tensor, "r n"]
+) -> Float64[Tensor, "p"]:
+    """All singular values of `left_mr @ right_rn` without the product, such as a LoRA adapter's.
+
+    The product rounded to fp32 has full rank; this one has the rank of its factors.
+
+    Args:
+        left_mr: The left factor, r small.
+        right_rn: The right factor.
+
+    Returns:
+        The values, descending, zeros after the first r.
+
+    Raises:
+        ParameterMismatchError: The factors do not fit together.
+    """
+    if left_mr.dim() != 2 or right_rn.dim() != 2 or left_mr.shape[1] != right_rn.shape[0]:
+        raise ParameterMismatchError(
+            f"factors of shapes {tuple(left_mr.shape)} and {tuple(right_rn.shape)}; expected"
+            " [m, r] and [r, n]."
+        )
+    exponents = power_of_two(left_mr), power_of_two(right_rn)
+    left = _triangle(_widened(left_mr, exponents[0]))
+    right = _triangle(_widened(right_rn.T, exponents[1]))
+    values = torch.linalg.svdvals(left @ right.T) * 2.0 ** sum(exponents)
+    p = min(left_mr.shape[0], right_rn.shape[1])
+    return torch.nn.functional.pad(values[:p], (0, p - len(values[:p])))
+
+
+def power_of_two(update: Float[Tensor, "*E m n"]) -> int:
+    """Exponent of the power of two just above the largest entry.
+
+    Divided by that power, which is exact, no square over- or underflows.
+
+    Args:
+        update: One update or a stack of them.
+
+    Returns:
+        The exponent, in [-1000, 1000]; 0 for a zero update.
+
+    Raises:
+        ParameterMismatchError: The update is no matrix of floating-point numbers.
+        NonFiniteError: An entry is NaN or infinite.
+    """
+    if update.dim() not in {2, 3} or not update.is_floating_point() or update.numel() == 0:
+        raise ParameterMismatchError(
+            f"an update of shape {tuple(update.shape)} and {update.dtype}; expected [m, n] or"
+            " [experts, m, n] of floating-point numbers, none of the sizes 0."
+        )
+    least, most = (bound.item() for bound in update.detach().aminmax())
+    largest = max(-least, most)
+    if not math.isfinite(least + most):
+        raise NonFiniteError(
+            f"an update of shape {tuple(update.shape)} has entries from {least} to {most}; its"
+            " checkpoint is damaged or training diverged"
+        )
+    return min(max(math.frexp(largest)[1], -1000), 1000)
+
+
+def squared_norm(matrix_mn: Float[Tensor, "m n"]) -> float:
+    """Sum of the squared entries, accumulated in float64, some rows at a time.
+
+    Args:
+        matrix_mn: Of any floating dtype.
+
+    Returns:
+        The sum.
+    """
+    parts = matrix_mn.split(max(1, PIECE // matrix_mn.shape[1]))
+    return math.fsum(part.double().square().sum().item() for part in parts)
+
+
+def value_entropy(values_p: Float64[Tensor, "p"]) -> float:
+    """Entropy of the values over their sum, in nats; zeros add nothing.
+
+    Args:
+        values_p: Not negative, not all zero.
+
+    Returns:
+        The logarithm of the effective rank.
+    """
+    shares_p = values_p / values_p.sum()
+    return float(torch.special.entr(shares_p).sum().item())
+
+
+def _values(update_mn: Tensor, exponent: int) -> Tensor:
+    squares_p = torch.linalg.eigvalsh(_lower_gram(update_mn, exponent)).flip(0).clamp_(min=0)
+    if squares_p[0] == 0 or _is_resolved(squares_p):
+        return squares_p.sqrt_().mul_(2.0**exponent)
+    return _values_by_qr(update_mn, exponent)
+
+
+def _lower_gram(update_mn: Tensor, exponent: int) -> Float64[Tensor, "p p"]:
+    """Lower triangle of the Gram matrix of the short side; above it, parts and zeros."""
+    short_pq = update_mn if update_mn.shape[0] <= update_mn.shape[1] else update_mn.T
+    p, q = short_pq.shape
+    gram_pp = torch.zeros(p, p, dtype=torch.float64, device=update_mn.device)
+    width = max(1, PIECE // p)
+    for start in range(0, q, width):
+        piece = _widened(short_pq[:, start : start + width], exponent)
+        for top in range(0, p, STRIP):
+            stop = top + STRIP
+            gram_pp[top:stop, :stop].addmm_(piece[top:stop], piece[:stop].T)
+    return gram_pp
+
+
+def _is_resolved(squares_p: Float64[Tensor, "p"]) -> bool:
+    """Whether no value may be zero and the effective rank is safe from the eigenvalues' noise.
+
+    The noise of an eigenvalue is below `p * 2**-52` of the largest; so much of it in every value
+    changes the entropy, to first order, by at most `sum_i error_i (|log p_i| + entropy) / sum`.
+    """
+    noise = EPSILON * len(squares_p) * squares_p[0]
+    if squares_p[-1] <= 2 * noise:
+        return False
+    values_p = squares_p.sqrt()
+    errors_p = values_p - (squares_p - noise).sqrt()
+    logs_p = (values_p / values_p.sum()).log().abs()
+    weights_p = logs_p + value_entropy(values_p)
+    return bool((errors_p * weights_p).sum() < TOLERANCE * values_p.sum())
+
+
+def _values_by_qr(update_mn: Tensor, exponent: int) -> Float64[Tensor, "p"]:
+    tall_qp = update_mn if update_mn.shape[0] >= update_mn.shape[1] else update_mn.T
+    return torch.linalg.svdvals(_triangle(_widened(tall_qp, exponent))).mul_(2.0**exponent)
+
+
+def _triangle(tall_qp: Float64[Tensor, "q p"]) -> Float64[Tensor, "p p"]:
+    """The R of a QR factorisation; of what is not taller than wide, that itself."""
+    rows, columns = tall_qp.shape
+    return torch.linalg.qr(tall_qp, mode="r").R if rows > columns else tall_qp
+
+
+def _widened(part: Tensor, exponent: int) -> Float64[Tensor, "a b"]:
+    """A part of the update in float64, its largest entry between 1/2 and 1."""
+    return part.detach().to(torch.float64, copy=True).mul_(2.0**-exponent)

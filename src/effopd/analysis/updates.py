@@ -1,0 +1,338 @@
+"""How far training moved the weights: per place, summed over parts of the model, and along a path.
+
+Read place by place; squares and products are summed in float64, in pieces. Norms of disjoint parts
+add in squares, so that every sum over layers, blocks or projections follows from the places alone.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
+from effopd.models.layout import Place
+from effopd.models.updates import Update, read_place
+
+PIECE = 2**20
+"""Elements that are widened to float64 at a time."""
+
+Part = TypeVar("Part")
+Grouping = Literal["place", "layer", "block", "layer and block", "projection", "whole"]
+Group = tuple[str | int | None, ...]
+_GROUPS: dict[Grouping, Callable[[Place], Group]] = {
+    "place": lambda place: (place.label,),
+    "layer": lambda place: (place.layer,),
+    "block": lambda place: (place.block,),
+    "layer and block": lambda place: (place.layer, place.block),
+    "projection": lambda place: (place.projection,),
+    "whole": lambda place: (),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateStatistics:
+    """How far one place, or several together, moved.
+
+    Attributes:
+        elements: How many numbers.
+        frobenius_norm: Root of the summed squares of tuned - base.
+        base_norm: The same of the base.
+        max_abs: Largest absolute entry of the update.
+        bf16_unchanged_share: Share of the elements, in [0, 1], whose value rounded to bf16 is the
+            same before and after.
+    """
+
+    elements: int
+    frobenius_norm: float
+    base_norm: float
+    max_abs: float
+    bf16_unchanged_share: float
+
+    def __post_init__(self) -> None:
+        """Refuses what is not finite, and shares outside [0, 1].
+
+        Raises:
+            NonFiniteError: A norm or an entry is NaN or infinite.
+            ConfigError: No element, or a share that is none.
+        """
+        if not all(map(math.isfinite, (self.frobenius_norm, self.base_norm, self.max_abs))):
+            raise NonFiniteError(
+                f"norms are finite, got {self}: one of the checkpoints is damaged or diverged"
+            )
+        if self.elements < 1 or not 0 <= self.bf16_unchanged_share <= 1:
+            raise ConfigError(f"expected 1 element or more and a share in [0, 1], got {self}")
+
+    @property
+    def relative_norm(self) -> float | None:
+        """Norm of the update over that of the base; None where the base is zero."""
+        return self.frobenius_norm / self.base_norm if self.base_norm else None
+
+
+def update_statistics(update: Tensor, base: Tensor, tuned: Tensor) -> UpdateStatistics:
+    """How far one tensor moved.
+
+    Args:
+        update: tuned - base, in float32 or wider.
+        base: Before training, in the dtype it is stored in.
+        tuned: After it.
+
+    Returns:
+        The statistics.
+
+    Raises:
+        ParameterMismatchError: The shapes differ.
+    """
+    if not update.shape == base.shape == tuned.shape:
+        raise ParameterMismatchError(
+            f"update, base and tuned of shapes {tuple(update.shape)}, {tuple(base.shape)} and"
+            f" {tuple(tuned.shape)}; expected one shape"
+        )
+    moved = kept = unchanged = largest = 0.0
+    for piece, before, after in _pieces(update, base, tuned):
+        moved += _square(piece)
+        kept += _square(before)
+        largest = max(largest, piece.abs().max().item())
+        unchanged += (before.bfloat16() == after.bfloat16()).sum().item()
+    return UpdateStatistics(
+        elements=update.numel(),
+        frobenius_norm=math.sqrt(moved),
+        base_norm=math.sqrt(kept),
+        max_abs=largest,
+        bf16_unchanged_share=unchanged / update.numel(),
+    )
+
+
+def place_statistics(
+    update: Update, places: Iterable[Place]
+) -> Iterator[tuple[Place, UpdateStatistics]]:
+    """`update_statistics` of one place after the other; one place is in memory at a time.
+
+    Args:
+        update: Between two checkpoints.
+        places: Where to look.
+
+    Yields:
+        The place and how far it moved.
+    """
+    for place in places:
+        base, tuned = _at(update.read_base, place), _at(update.read_tuned, place)
+        yield place, update_statistics(read_place(update, place), base, tuned)
+
+
+def _at(read: Callable[[str, tuple[int, int] | None], Tensor], place: Place) -> Tensor:
+    if place.batched and place.expert is not None:
+        whole = read(place.name, (place.expert, place.expert + 1))[0]
+        return whole if place.rows is None else whole[place.rows[0] : place.rows[1]]
+    return read(place.name, place.rows)
+
+
+def summed_statistics(parts: Iterable[UpdateStatistics]) -> UpdateStatistics:
+    """Statistics of several disjoint parts together.
+
+    Args:
+        parts: One or more.
+
+    Returns:
+        Norms added in squares, the largest entry, shares weighted by elements.
+
+    Raises:
+        ConfigError: There is no part.
+    """
+    parts = list(parts)
+    if not parts:
+        raise ConfigError("statistics of no part; expected 1 element or more")
+    elements = sum(part.elements for part in parts)
+    unchanged = math.fsum(part.bf16_unchanged_share * part.elements for part in parts)
+    return UpdateStatistics(
+        elements=elements,
+        frobenius_norm=math.hypot(*(part.frobenius_norm for part in parts)),
+        base_norm=math.hypot(*(part.base_norm for part in parts)),
+        max_abs=max(part.max_abs for part in parts),
+        bf16_unchanged_share=min(unchanged / elements, 1.0),
+    )
+
+
+# Paths --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathGeometry:
+    """The path of the weights through T checkpoints W_1, ..., W_T after the base W_0.
+
+    It holds squares and products, which add over disjoint parts of the model; everything else
+    follows. A step is from one checkpoint to the next, however many optimizer steps that is.
+
+    Attributes:
+        step_squares: `|W_t - W_{t-1}|**2`, t = 1, ..., T.
+        step_products: `<W_{t+1} - W_t, W_t - W_{t-1}>`, t = 1, ..., T - 1.
+        displacement_squares: `|W_t - W_0|**2`, t = 1, ..., T.
+    """
+
+    step_squares: tuple[float, ...]
+    step_products: tuple[float, ...]
+    displacement_squares: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Refuses lists that do not belong together.
+
+        Raises:
+            ConfigError: Their lengths are not T, T - 1 and T.
+            NonFiniteError: A number is NaN or infinite.
+        """
+        lengths = [len(self.step_squares), len(self.step_products), len(self.displacement_squares)]
+        T = lengths[0]
+        if T < 1 or lengths != [T, T - 1, T]:
+            raise ConfigError(f"expected T, T - 1 and T numbers with T >= 1, got {lengths}")
+        numbers = self.step_squares + self.step_products + self.displacement_squares
+        if not all(map(math.isfinite, numbers)):
+            raise NonFiniteError(f"squares and products are finite, got {self}")
+
+    @property
+    def step_norms(self) -> list[float]:
+        """Norm of every step."""
+        return [math.sqrt(square) for square in self.step_squares]
+
+    @property
+    def step_cosines(self) -> list[float | None]:
+        """Cosine between each step and the next, T - 1 of them; None where one is zero."""
+        norms = self.step_norms
+        sizes = [a * b for a, b in itertools.pairwise(norms)]
+        return [
+            max(-1.0, min(product / size, 1.0)) if size else None
+            for product, size in zip(self.step_products, sizes, strict=True)
+        ]
+
+    @property
+    def displacements(self) -> list[float]:
+        """Distance of every checkpoint from the base."""
+        return [math.sqrt(square) for square in self.displacement_squares]
+
+    @property
+    def path_length(self) -> float:
+        """Sum of the steps' norms."""
+        return math.fsum(self.step_norms)
+
+    @property
+    def straightness(self) -> float | None:
+        """Last displacement over path length, in [0, 1]; None if nothing ever moved."""
+        length = self.path_length
+        return min(self.displacements[-1] / length, 1.0) if length else None
+
+
+def path_geometry(displacements: Iterable[Tensor]) -> PathGeometry:
+    """Geometry of the path of one tensor; three of the displacements are in memory at a time.
+
+    Args:
+        displacements: W_t - W_0 of one shape, t = 1, ..., T, read when they are asked for.
+
+    Returns:
+        The geometry.
+
+    Raises:
+        ParameterMismatchError: The shapes differ.
+    """
+    before: Tensor | None = None
+    previous: Tensor | None = None
+    steps, products, distances = [], [], []
+    for current in displacements:
+        if before is None or previous is None:
+            before = previous = torch.zeros_like(current)
+        if current.shape != previous.shape:
+            raise ParameterMismatchError(
+                f"displacements of shapes {tuple(previous.shape)} and {tuple(current.shape)};"
+                " expected checkpoints of one model"
+            )
+        step = product = distance = 0.0
+        for now, last, older in _pieces(current, previous, before):
+            moved = (now - last).flatten()
+            step += _square(moved)
+            product += torch.dot(moved, (last - older).flatten()).item()
+            distance += _square(now)
+        steps.append(step)
+        products.append(product)
+        distances.append(distance)
+        before, previous = previous, current
+    return PathGeometry(
+        step_squares=tuple(steps),
+        step_products=tuple(products[1:]),
+        displacement_squares=tuple(distances),
+    )
+
+
+def place_paths(
+    updates: Sequence[Update], places: Iterable[Place]
+) -> Iterator[tuple[Place, PathGeometry]]:
+    """`path_geometry` of one place after the other.
+
+    Args:
+        updates: From one base to each of its checkpoints, in the order of training.
+        places: Where to look.
+
+    Yields:
+        The place and its path.
+    """
+    for place in places:
+        yield place, path_geometry(read_place(update, place) for update in updates)
+
+
+def summed_paths(parts: Iterable[PathGeometry]) -> PathGeometry:
+    """Path of several disjoint parts together.
+
+    Args:
+        parts: One or more, of the same checkpoints.
+
+    Returns:
+        Squares and products added.
+    """
+    parts = list(parts)
+
+    def total(rows: Iterable[tuple[float, ...]]) -> tuple[float, ...]:
+        return tuple(math.fsum(column) for column in zip(*rows, strict=True))
+
+    return PathGeometry(
+        step_squares=total(part.step_squares for part in parts),
+        step_products=total(part.step_products for part in parts),
+        displacement_squares=total(part.displacement_squares for part in parts),
+    )
+
+
+# Groups -------------------------------------------------------------------------------------------
+
+
+def grouped(rows: Iterable[tuple[Place, Part]], grouping: Grouping) -> Mapping[Group, list[Part]]:
+    """Rows that belong together, to be summed by `summed_statistics` or `summed_paths`.
+
+    Args:
+        rows: Places and something about each.
+        grouping: What they share: their layer, block, projection, or the whole model.
+
+    Returns:
+        What they share -> the parts, both in the order of the rows.
+
+    Raises:
+        ConfigError: The grouping is unknown.
+    """
+    if grouping not in _GROUPS:
+        raise ConfigError(f"grouping is {grouping!r}; expected one of {', '.join(_GROUPS)}")
+    groups: dict[Group, list[Part]] = {}
+    for place, part in rows:
+        groups.setdefault(_GROUPS[grouping](place), []).append(part)
+    return groups
+
+
+# Sums ---------------------------------------------------------------------------------------------
+
+
+def _pieces(*tensors: Tensor) -> Iterator[list[Tensor]]:
+    """Corresponding pieces of tensors of one shape, in float64."""
+    flat = [tensor.detach().reshape(-1) for tensor in tensors]
+    for start in range(0, flat[0].numel(), PIECE):
+        yield [tensor[start : start + PIECE].double() for tensor in flat]
+
+
+def _square(piece: Tensor) -> float:
+    return torch.dot(piece, piece).item()
