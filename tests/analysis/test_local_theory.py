@@ -70,6 +70,7 @@ def test_first_steps_and_the_limit() -> None:
     assert close(theory.displacement(0.1, 2), 0.1 * (2 * B - 0.1 * A @ B))  # 38
     optimum = torch.linalg.pinv(A, hermitian=True, rtol=1e-10) @ B
     assert close(theory.displacement(0.4, 20_000), optimum)  # 40
+    assert close(theory.optimum(), optimum)  # 43
     assert float(theory.displacement(0.1, 0).norm()) == 0.0
 
 

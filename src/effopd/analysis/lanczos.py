@@ -226,11 +226,12 @@ class _Process:
 
     def krylov(self, start_norm: float) -> Krylov:
         """What was found so far."""
-        wide = {"dtype": torch.float64, "device": self._basis.device}
+        numbers = torch.tensor([self._diagonal, self._couplings], dtype=torch.float64)
+        diagonal_m, couplings_m = numbers.to(self._basis.device)
         return Krylov(
             basis_mP=self._basis[: self.size],
-            diagonal_m=torch.tensor(self._diagonal, **wide),
-            couplings_m=torch.tensor(self._couplings, **wide),
+            diagonal_m=diagonal_m,
+            couplings_m=couplings_m,
             start_norm=start_norm,
         )
 

@@ -107,6 +107,11 @@ class LocalTheory:
         """The displacement of gradient flow at `time`, the limit of small rates."""
         return self._along(flow_gain(self.values_k, time))
 
+    def optimum(self) -> Float[Tensor, " P"]:
+        """`sum_(lambda_i > 0) (beta_i / lambda_i) u_i`, equation 43: where descent ends."""
+        positive_k = torch.where(self.values_k > 0, self.values_k, torch.inf)
+        return self._along(1 / positive_k)
+
     def change(self, rate: float, steps: int) -> float:
         """`1/2 D_s^T A D_s - b^T D_s` (nats): what the loss changes by."""
         d_k = descent_gain(self.values_k, rate, steps) * self.coefficients_k

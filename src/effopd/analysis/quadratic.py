@@ -229,23 +229,22 @@ class FrozenLoss:
     def _pulled_back(self, covectors: Covectors, parameters_P: Tensor) -> Tensor:
         total_P = torch.zeros_like(self.base_P)
         for batch in self._batches:
-            logits_NV, pull = vjp(self._logits_of(batch), self.space.tensors(parameters_P))
-            (gradient,) = pull(covectors(batch, logits_NV.log_softmax(-1)))
+            result = vjp(self._logits_of(batch), self.space.tensors(parameters_P))
+            (gradient,) = result[1](covectors(batch, result[0].log_softmax(-1)))
             total_P += self.space.flat(gradient)
         return total_P / self.contexts
 
     def _pull_back(self, batch: ContextBatch) -> Callable[[Tensor], Tensor]:
         """`w -> J^T w` at the base."""
-        _, pull = vjp(self._logits_of(batch), self.space.tensors(self.base_P))
+        pull = vjp(self._logits_of(batch), self.space.tensors(self.base_P))[1]
         return lambda covectors_NV: self.space.flat(pull(covectors_NV, retain_graph=True)[0])
 
     def _pushed_forward(self, batch: ContextBatch, vector_P: Tensor) -> Tensor:
         """`J v` at the base."""
         _load_forward_mode()
         base, tangent = self.space.tensors(self.base_P), self.space.tensors(vector_P)
-        _, tangent_NV = jvp(self._logits_of(batch), (base,), (tangent,))
-        moved: Tensor = tangent_NV
-        return moved.detach()
+        moved_NV: Tensor = jvp(self._logits_of(batch), (base,), (tangent,))[1]
+        return moved_NV.detach()
 
     def _logits_of(self, batch: ContextBatch) -> Callable[[dict[str, Tensor]], Tensor]:
         def logits(tensors: dict[str, Tensor]) -> Tensor:

@@ -165,6 +165,22 @@ def extrapolate(
         write_points(anchor, tip, scale, out, select=select)
 
 
+@app.command(name="theory")
+def local_theory(
+    run: Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN")],
+    out: Annotated[Path, typer.Option(help="Directory of the tables.")],
+    rank: Annotated[int, typer.Option(help="Leading eigenpairs of the curvature.")] = 16,
+    contexts: Annotated[int, typer.Option(help="Contexts of the base model's answers.")] = 2048,
+    steps: Annotated[int, typer.Option(help="Steps of gradient descent to predict.")] = 32,
+    debug: Debug = False,
+) -> None:
+    """Predict a distillation run from the local theory of its base model; compare."""
+    with _errors(debug):
+        from effopd.cli.theory import TheorySettings, theory
+
+        theory(run, out, TheorySettings(rank=rank, contexts=contexts, steps=steps))
+
+
 @contextmanager
 def _errors(debug: bool) -> Iterator[None]:
     """Expected errors become one message and status 2 (settings) or 1 (everything else)."""
