@@ -156,17 +156,20 @@ def matrices(places: Iterable[Place]) -> list[Place]:
 
 
 def heads_of(config: Mapping[str, Any]) -> Heads | None:
-    """Head counts of a config.json; None when it names none."""
-    text = config.get("text_config", config)
-    query = text.get("num_attention_heads")
-    width = text.get("head_dim")
+    """Head counts of a config.json; None when it names none.
+
+    Raises:
+        ConfigError: They are no whole numbers of at least 1.
+    """
+    text = config.get("text_config") or config
+    query, width = text.get("num_attention_heads"), text.get("head_dim")
     if query is None or (width is None and "hidden_size" not in text):
         return None
-    return Heads(
-        query=query,
-        key_value=text.get("num_key_value_heads") or query,
-        width=width or text["hidden_size"] // query,
-    )
+    try:
+        width = width or text["hidden_size"] // query
+    except (TypeError, ZeroDivisionError):
+        raise ConfigError(f"head counts must be whole numbers, got {query!r} heads") from None
+    return Heads(query=query, key_value=text.get("num_key_value_heads") or query, width=width)
 
 
 def read_heads(directory: Path) -> Heads | None:
