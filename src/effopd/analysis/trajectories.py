@@ -21,6 +21,12 @@ LEAST_POINTS = 4
 """Fewest points that a t-SNE picture arranges: perplexity 1 needs three neighbours."""
 LARGEST_PERPLEXITY = 30.0
 """Neighbours that a point of a t-SNE picture has in effect, where there are enough points."""
+POINTS_A_RATE = 48
+"""Points for each unit of t-SNE's learning rate, which is at least 1.
+
+Scikit-learn's own least rate, 50, throws the few points of a run about until rounding decides where
+they land.
+"""
 ROUNDING = 64 * torch.finfo(torch.float64).eps
 """Spread, as a share of the points' size, that counts as none."""
 
@@ -247,6 +253,7 @@ def tsne_points(
         perplexity=perplexity,
         init=(coordinates[:, :2] * (1e-4 / spread)).cpu().numpy(),
         method="exact",
+        learning_rate=max(1.0, count / POINTS_A_RATE),
         random_state=seed,
     )
     found = method.fit_transform((coordinates / spread).cpu().numpy())
