@@ -70,6 +70,11 @@ function fillSearches() {
   }
 }
 
+function drawForesight() {
+  if (data.foresight === null) document.getElementById("watched").remove();
+  else draw(document.getElementById("foresight"), data.foresight);
+}
+
 function fillSettings() {
   const list = document.getElementById("settings");
   for (const run of data.runs) {
@@ -83,6 +88,7 @@ fillHeader();
 fillTable();
 drawCurves();
 fillSearches();
+drawForesight();
 fillSettings();
 document.getElementById("axis").addEventListener("change", drawCurves);
 document.getElementById("csv").addEventListener("click", downloadCsv);

@@ -8,6 +8,7 @@ from effopd.errors import RecordError
 from effopd.records import Run
 from effopd.reports.embedding import embedded, plotly_source, resource, write_page
 from effopd.reports.figures import AXES, accuracy_figure, reverse_kl_figure
+from effopd.reports.foresight import foresight_figure
 from effopd.reports.headline import headline, highlights
 from effopd.reports.rollouts import divergence_limit, rollout_rows
 from effopd.reports.series import base_accuracy, plain, teacher_accuracy, trials
@@ -77,6 +78,7 @@ def page_data(runs: Sequence[Run], title: str) -> dict[str, Any]:
             for run, style in zip(runs, styles, strict=True)
             if any(trials(run))
         ],
+        "foresight": foresight_figure(runs) if any(run.monitor for run in runs) else None,
         "runs": [_settings(run, style) for run, style in zip(runs, styles, strict=True)],
         "kl_limit": limit,
         "kl_negative": negative,

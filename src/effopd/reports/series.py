@@ -59,6 +59,45 @@ class Trial:
     seconds: float | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """One look of the monitor.
+
+    Attributes:
+        step: Optimizer updates done.
+        step_cosine: Of the last stretch of training with the one before it.
+        straightness: Displacement over path length.
+        allocation_entropy: Of the squared displacement over matrices, in [0, 1].
+        spectral_share: Spectral over Frobenius norm of sampled displacements.
+        alignment: Of leading directions with those at the look before.
+        is_alarm: Whether foresight was lost at this look.
+    """
+
+    step: float
+    step_cosine: float | None
+    straightness: float | None
+    allocation_entropy: float | None
+    spectral_share: float | None
+    alignment: float | None
+    is_alarm: bool
+
+
+def looks(run: Run) -> list[Look]:
+    """Looks of the monitor in the order they were taken."""
+    return [
+        Look(
+            step=_required(row, "step", run),
+            step_cosine=number(row, "step_cosine", run),
+            straightness=number(row, "straightness", run),
+            allocation_entropy=number(row, "allocation_entropy", run),
+            spectral_share=number(row, "spectral_share", run),
+            alignment=number(row, "alignment", run),
+            is_alarm=bool(row.get("alarms")),
+        )
+        for row in run.monitor
+    ]
+
+
 def evaluations(run: Run) -> list[Evaluation]:
     """Evaluations of the student in order of steps."""
     elapsed = {_required(row, "step", run): number(row, "elapsed_s", run) for row in run.timing}

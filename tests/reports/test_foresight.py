@@ -1,0 +1,56 @@
+import json
+from dataclasses import replace
+
+import plotly.graph_objects as go
+import pytest
+
+from effopd.errors import RecordError
+from effopd.reports.foresight import foresight_figure
+from effopd.reports.page import page_data
+from effopd.reports.style import run_styles
+
+LOST = "foresight is lost: the mean cosine"
+
+
+def row(step, cosine, alarms=()):
+    return {
+        "step": step, "step_cosine": cosine, "direction_cosine": 0.99, "displacement": 2.0,
+        "path_length": 4.0, "straightness": 0.5, "allocation_entropy": 0.75,
+        "spectral_share": None, "alignment": 0.25, "foresight": True, "alarms": list(alarms),
+    }  # fmt: skip
+
+
+@pytest.fixture
+def watched(make_run):
+    run = make_run("effopd", [(0, 0.1, 0, 0), (9, 0.5, 9, 9)])
+    return replace(run, monitor=[row(1, None), row(2, 0.5), row(3, -0.25, [LOST]), row(4, 0.0)])
+
+
+def test_the_curve_holds_the_numbers_of_the_records(watched, make_run):
+    runs = [make_run("opd", [(0, 0.1, 0, 0)]), watched]
+    figure = foresight_figure(runs)
+    go.Figure(figure)  # raises on an unknown property
+    json.dumps(figure, allow_nan=False)
+    curve, ring = figure["data"]
+    assert (curve["x"], curve["y"]) == ([2, 3, 4], [0.5, -0.25, 0.0])
+    assert (ring["x"], ring["y"]) == ([3], [-0.25])
+    assert curve["line"]["color"] == ring["marker"]["line"]["color"] == run_styles(runs)[1].color
+    assert curve["hovertext"][1].split("<br>") == [
+        "<b>effopd</b>, step 3",
+        "step cosine -0.250",
+        "straightness 0.500",
+        "allocation entropy 0.750",
+        "alignment 0.250",
+        "foresight is lost",
+    ]
+
+
+def test_the_page_shows_it_where_a_run_was_watched(watched, make_run):
+    plain = make_run("opd", [(0, 0.1, 0, 0)])
+    assert page_data([plain], "title")["foresight"] is None
+    assert page_data([plain, watched], "title")["foresight"] == foresight_figure([plain, watched])
+
+
+def test_a_look_that_is_no_number_is_refused(watched):
+    with pytest.raises(RecordError, match="step_cosine at step 5 is 'x', expected a number"):
+        foresight_figure([replace(watched, monitor=[row(5, "x")])])
