@@ -162,14 +162,12 @@ class BlockSwap:
     Attributes:
         donor: The other update; of the same tensors.
         blocks: Blocks that come from the donor, for example `("mlp",)`.
-        donor_name: Name of the donor in tables.
     """
 
     kind: ClassVar[str] = "swap"
     value: ClassVar[None] = None
     donor: Update
     blocks: tuple[str, ...]
-    donor_name: str = "donor"
 
     def __post_init__(self) -> None:
         if not self.blocks:
@@ -179,8 +177,8 @@ class BlockSwap:
 
     @property
     def setting(self) -> str:
-        """Blocks and donor."""
-        return f"blocks={'+'.join(self.blocks)} donor={self.donor_name}"
+        """Blocks."""
+        return f"blocks={'+'.join(self.blocks)}"
 
     def apply(self, update: Update, heads: Heads | None = None) -> Changed:
         """The tuned model with the donor's blocks.

@@ -142,6 +142,55 @@ def reproduce(
 
 
 @app.command()
+def intervene(
+    base: Annotated[Path, typer.Argument(help="Model directory before training.", metavar="BASE")],
+    tuned: Annotated[
+        Path, typer.Argument(help="Model directory, or LoRA adapter of BASE.", metavar="TUNED")
+    ],
+    kind: Annotated[
+        str,
+        typer.Option(help="scale, norm, embeddings, window, top_rank, bottom_rank or swap."),
+    ],
+    out: Annotated[Path, typer.Option(help="Where checkpoints and tables go.")],
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="Of the kind, for example scale=0.5,1,1.5.")
+    ] = None,
+    other: Annotated[
+        Path | None, typer.Option(help="Second tuned model, whose norms or tensors are taken.")
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Evaluate in memory, as this recipe says.")
+    ] = None,
+    passes: Annotated[int, typer.Option(min=1, help="Evaluations of each.")] = 4,
+    problems: Annotated[
+        int | None, typer.Option(help="Test problems; the recipe's number by default.")
+    ] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="Write checkpoints too when evaluating.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Scale, remove or exchange parts of an update; write checkpoints or evaluate them. Resumes."""
+    with _errors(debug):
+        from effopd.cli.intervene import Request, run_intervene
+
+        run_intervene(
+            Request(
+                base=base,
+                tuned=tuned,
+                kind=kind,
+                settings=settings or [],
+                out=out,
+                other=other,
+                recipe=recipe,
+                passes=passes,
+                problems=problems,
+                write=write,
+            )
+        )
+
+
+@app.command()
 def extrapolate(
     anchor: Annotated[
         Path, typer.Argument(help="Model directory of an earlier step.", metavar="ANCHOR")

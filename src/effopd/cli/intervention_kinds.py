@@ -1,0 +1,219 @@
+"""From `--kind` and `key=value` to interventions."""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from effopd.analysis.exchanges import (
+    BlockSwap,
+    EmbeddingReplacement,
+    SlidingWindow,
+    sliding_windows,
+)
+from effopd.analysis.interventions import Intervention
+from effopd.analysis.modules import layer_count, module_norms, update_norm
+from effopd.analysis.ranks import BottomRank, TopRank
+from effopd.analysis.scalings import NormScaling, WholeScaling
+from effopd.errors import ConfigError
+from effopd.models.layout import Heads
+from effopd.models.updates import Update
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The updates that interventions are made from.
+
+    Attributes:
+        update: Base and tuned model.
+        other: Base and a second tuned model; None without.
+        heads: See `Intervention.apply`.
+    """
+
+    update: Update
+    other: Update | None = None
+    heads: Heads | None = None
+
+    @cached_property
+    def donor(self) -> Update:
+        """The second update, of a kind that requires one."""
+        assert self.other is not None
+        return self.other
+
+    @cached_property
+    def donor_norms(self) -> dict[str, float]:
+        """Norms of its modules."""
+        return module_norms(self.donor, self.heads)
+
+    @cached_property
+    def donor_norm(self) -> float:
+        """Norm of the whole of it."""
+        return update_norm(self.donor)
+
+
+Values = Mapping[str, Any]
+Build = Callable[[Source, Values], list[Intervention]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A kind of intervention on the command line.
+
+    Attributes:
+        settings: Name to what reads its text.
+        build: Makes the interventions of one value for each setting; what was not given is absent.
+        other: Whether a second tuned model has to be given, may be given, or may not.
+    """
+
+    settings: Mapping[str, Callable[[str, str], Any]]
+    build: Build
+    other: Literal["required", "allowed", "refused"] = "refused"
+
+
+def interventions(kind: str, settings: Sequence[str], source: Source) -> list[Intervention]:
+    """The interventions of one kind for all combinations of the values given.
+
+    Args:
+        kind: One of `KINDS`.
+        settings: `key=value`, several values separated by commas.
+        source: The updates.
+
+    Returns:
+        At least one; the first setting varies slowest.
+
+    Raises:
+        ConfigError: An unknown kind, setting or value, or `--other` is missing or of no use.
+    """
+    if kind not in KINDS:
+        raise ConfigError(f"--kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    chosen = KINDS[kind]
+    if chosen.other == "required" and source.other is None:
+        raise ConfigError(f"--kind {kind} takes norms or tensors of a second model: give --other")
+    if chosen.other == "refused" and source.other is not None:
+        raise ConfigError(f"--kind {kind} takes nothing from a second model: leave out --other")
+    given = dict(_parse(kind, chosen, text) for text in settings)
+    combinations = itertools.product(*given.values())
+    return [
+        each
+        for values in combinations
+        for each in chosen.build(source, dict(zip(given, values, strict=True)))
+    ]
+
+
+def _parse(kind: str, chosen: Kind, text: str) -> tuple[str, list[Any]]:
+    name, equals, values = text.partition("=")
+    if not equals or name not in chosen.settings:
+        known = ", ".join(f"{each}=..." for each in chosen.settings)
+        raise ConfigError(f"--kind {kind} has the settings {known}, got {text!r}")
+    return name, [chosen.settings[name](name, value.strip()) for value in values.split(",")]
+
+
+# Values -------------------------------------------------------------------------------------------
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"{name} must be a number, got {text!r}") from None
+
+
+def _whole_number(name: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"{name} must be a whole number, got {text!r}") from None
+
+
+def _truth(name: str, text: str) -> bool:
+    if text not in {"true", "false"}:
+        raise ConfigError(f"{name} must be true or false, got {text!r}")
+    return text == "true"
+
+
+def _text(name: str, text: str) -> str:
+    return text
+
+
+def _granularity(name: str, text: str) -> str:
+    if text not in {"module", "whole"}:
+        raise ConfigError(f"{name} must be module or whole, got {text!r}")
+    return text
+
+
+# Kinds --------------------------------------------------------------------------------------------
+
+
+def _scale(source: Source, values: Values) -> list[Intervention]:
+    targets = [name for name in ("scale", "norm") if name in values]
+    if len(targets) + (source.other is not None) != 1:
+        raise ConfigError("--kind scale takes one of scale=..., norm=... and --other")
+    if "scale" in values:
+        return [WholeScaling(scale=values["scale"])]
+    norm = values["norm"] if source.other is None else source.donor_norm
+    return [WholeScaling.to_norm(source.update, norm)]
+
+
+def _norm(source: Source, values: Values) -> list[Intervention]:
+    final = source.donor_norm if values.get("per") == "whole" else source.donor_norms
+    return [NormScaling(final=final, beta=values.get("beta", 1.0))]
+
+
+def _embeddings(source: Source, values: Values) -> list[Intervention]:
+    return [EmbeddingReplacement(**values)]
+
+
+def _window(source: Source, values: Values) -> list[Intervention]:
+    if "centre" not in values:
+        return list(sliding_windows(layer_count(source.update), **values))
+    if "only_whole" in values:
+        raise ConfigError("only_whole chooses among all centres: leave out centre=...")
+    return [SlidingWindow(**values)]
+
+
+def _top_rank(source: Source, values: Values) -> list[Intervention]:
+    if "norm" in values and source.other is not None:
+        raise ConfigError("--kind top_rank takes norm=... or the norms of --other, not both")
+    if source.other is not None:
+        values = {**values, "norm": source.donor_norms}
+    return [TopRank(**_with_share(values))]
+
+
+def _bottom_rank(source: Source, values: Values) -> list[Intervention]:
+    return [BottomRank(**_with_share(values))]
+
+
+def _with_share(values: Values) -> Values:
+    if "share" not in values:
+        raise ConfigError("give the share of the rank that is kept: share=0.01 is 1 %")
+    return values
+
+
+def _swap(source: Source, values: Values) -> list[Intervention]:
+    blocks = tuple(values.get("blocks", "mlp").split("+"))
+    return [BlockSwap(donor=source.donor, blocks=blocks)]
+
+
+KINDS: Mapping[str, Kind] = {
+    "scale": Kind(settings={"scale": _number, "norm": _number}, build=_scale, other="allowed"),
+    "norm": Kind(settings={"beta": _number, "per": _granularity}, build=_norm, other="required"),
+    "embeddings": Kind(settings={"part": _text, "into": _text}, build=_embeddings),
+    "window": Kind(
+        settings={
+            "centre": _whole_number,
+            "block": _text,
+            "half_width": _whole_number,
+            "only_whole": _truth,
+        },
+        build=_window,
+    ),
+    "top_rank": Kind(
+        settings={"share": _number, "norm": _number, "others": _text},
+        build=_top_rank,
+        other="allowed",
+    ),
+    "bottom_rank": Kind(settings={"share": _number, "others": _text}, build=_bottom_rank),
+    "swap": Kind(settings={"blocks": _text}, build=_swap, other="required"),
+}
+"""Name on the command line -> how it is made."""
