@@ -126,6 +126,8 @@ class LocalTheory:
 
     def matching_time(self, norm: float) -> float | None:
         """When gradient flow is `norm` away from the base; None if it never gets there."""
+        if norm == 0:
+            return 0.0
         positive_k = self.values_k > 0
         if not bool(positive_k.any()):
             return norm / self.drive_norm if self.drive_norm else None
