@@ -22,8 +22,8 @@ _SMALL = {
     "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False,
 }  # fmt: skip
 _EXPERTS = {
-    "num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 6,
-    "shared_expert_intermediate_size": 8, "decoder_sparse_step": 1,
+    "num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 8,
+    "shared_expert_intermediate_size": 12, "decoder_sparse_step": 1,
 }  # fmt: skip
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": _SMALL,
