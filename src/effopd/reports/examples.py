@@ -139,7 +139,12 @@ def _chips(row: Mapping[str, Any]) -> str:
 
 def _mean(row: Mapping[str, Any]) -> str:
     known = [value for value in row["kl"] if value is not None]
-    return f"{sum(known) / len(known):.4f} nats" if known else "not recorded"
+    return _nats(sum(known) / len(known)) if known else "not recorded"
+
+
+def _nats(value: float) -> str:
+    """Four digits; what rounds to zero has no sign."""
+    return f"{round(value, 4) + 0.0:.4f} nats"
 
 
 def _tokens(row: Mapping[str, Any], limit: float) -> str:
@@ -150,7 +155,7 @@ def _tokens(row: Mapping[str, Any], limit: float) -> str:
 
 
 def _token(token: str, value: float | None, limit: float) -> str:
-    title = "not recorded" if value is None else f"{value:.4f} nats"
+    title = "not recorded" if value is None else _nats(value)
     color = _color(value or 0.0, limit)
     style = f' style="background: {color}"' if color else ""
     shown = html.escape(token.replace("\n", "↵\n"), quote=True)

@@ -1,0 +1,304 @@
+"""The behavior of real checkpoints of a tiny model, against float64 twins and closed forms."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.reference import behavior_twin as twin
+from tests.reference.kl_twin import reverse_kl
+from tests.support.tiny import tiny_config, write_models
+from torch import Tensor
+
+from effopd.cli.assemble import build_parts
+from effopd.cli.behavior import TABLES, Behavior, behavior_tables
+from effopd.cli.behavior_study import BehaviorSettings, Tuned
+from effopd.config import RunConfig, make_config
+from effopd.errors import ConfigError
+from effopd.models.loading import ModelSettings, load_model
+from effopd.models.policy import Sample
+from effopd.reports.examples import example_html
+
+PROBLEMS = 6
+
+
+def quiet(message: str) -> None:
+    """Says nothing."""
+
+
+def model_of(directory: Path) -> Any:
+    return load_model(ModelSettings(path=str(directory)))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`student`, `teacher`, and on the way between: `same` (the student), `half` and `final`."""
+    directory = write_models(tmp_path_factory.mktemp("models"))
+    teacher = model_of(directory / "teacher").state_dict()
+    for name, share in (("same", 0.0), ("half", 0.5), ("final", 1.0)):
+        model = model_of(directory / "student")
+        for key, tensor in model.state_dict().items():
+            tensor.lerp_(teacher[key], share)
+        model.save_pretrained(directory / name)
+    return directory
+
+
+def tuned(models: Path, *names: str) -> list[Tuned]:
+    return [
+        Tuned(label=name, step=4 * i, directory=models / name) for i, name in enumerate(names, 1)
+    ]
+
+
+def recipe(models: Path, **settings: Any) -> RunConfig:
+    return tiny_config(models, {"evaluation.problems": PROBLEMS, **settings})
+
+
+@pytest.fixture(scope="module")
+def found(models: Path) -> Behavior:
+    series = tuned(models, "same", "half", "final")
+    settings = BehaviorSettings(picture_tokens=5)
+    return behavior_tables(
+        models / "student", series, recipe(models), settings=settings, early="half", report=quiet
+    )
+
+
+def row(found: Behavior, table: str, **keys: Any) -> dict[str, Any]:
+    (only,) = [row for row in found.tables[table] if all(row[name] == keys[name] for name in keys)]
+    return only
+
+
+@pytest.fixture(scope="module")
+def base_text(models: Path) -> list[Sample]:
+    parts = build_parts(recipe(models), quiet)
+    return [rollout.sample for rollout in parts.evaluate_student().rollouts]
+
+
+def test_tables_have_the_same_columns_in_every_row_and_finite_values(found: Behavior) -> None:
+    assert set(found.tables) == set(TABLES)
+    for rows in found.tables.values():
+        assert len({tuple(row) for row in rows}) == 1
+    json.dumps(found.tables, allow_nan=False)
+
+
+def test_every_checkpoint_is_measured_on_both_texts_against_both_models(found: Behavior) -> None:
+    cases = [(r["label"], r["step"], r["text"], r["to"]) for r in found.tables["divergences"]]
+    pairs = [("base", "teacher"), ("base", "base"), ("own", "teacher"), ("own", "base")]
+    series = [("same", 4), ("half", 8), ("final", 12)]
+    assert cases == [
+        ("base", 0, "base", "teacher"),
+        *((label, step, text, to) for label, step in series for text, to in pairs),
+    ]
+
+
+@pytest.mark.parametrize(("label", "directory"), [("base", "student"), ("half", "half")])
+def test_divergence_on_the_base_text_equals_the_twin(
+    found: Behavior, models: Path, base_text: list[Sample], label: str, directory: str
+) -> None:
+    model, teacher = model_of(models / directory), model_of(models / "teacher")
+    vocabulary = teacher.lm_head.weight.shape[0]
+    answers = [reverse_kl(model, teacher, sample, vocabulary) for sample in base_text]
+    tokens = [value for answer in answers for value in answer]
+    summary = row(found, "divergences", label=label, text="base", to="teacher")
+    assert (summary["answers"], summary["tokens"]) == (PROBLEMS, len(tokens))
+    assert summary["mean_nats"] == pytest.approx(twin.mean(tokens), rel=1e-4)
+    assert summary["se_nats"] == pytest.approx(twin.clustered_error(answers), rel=1e-3)
+    assert summary["max_nats"] == pytest.approx(max(tokens), rel=1e-4)
+    first = row(found, "positions", label=label, text="base", to="teacher", first=1)
+    assert first["mean_nats"] == pytest.approx(twin.mean([a[0] for a in answers]), rel=1e-4)
+
+
+def test_a_checkpoint_that_did_not_move_is_the_base(found: Behavior) -> None:
+    base = row(found, "divergences", label="base")
+    same = row(found, "divergences", label="same", text="own", to="teacher")
+    columns = ("mean_nats", "tokens", "accuracy", "mean_length", "truncated_share")
+    assert [same[name] for name in columns] == [base[name] for name in columns]
+    for text in ("base", "own"):
+        assert row(found, "divergences", label="same", text=text, to="base")["max_nats"] == 0.0
+    for shift in (r for r in found.tables["shifts"] if r["label"] == "same"):
+        assert shift["mean_cosine"] == pytest.approx(1.0, abs=1e-12)
+        assert shift["relative_shift"] == 0.0
+    assert row(found, "divergences", label="same", text="base", to="teacher")["closed_share"] == 0.0
+
+
+def test_the_teacher_has_closed_the_whole_divergence(found: Behavior) -> None:
+    reached = row(found, "divergences", label="final", text="base", to="teacher")
+    half = row(found, "divergences", label="half", text="base", to="teacher")
+    assert (reached["max_nats"], reached["closed_share"]) == (0.0, 1.0)
+    assert 0.1 < half["closed_share"] < 0.95
+    back = row(found, "divergences", label="final", text="base", to="base")
+    assert back["mean_nats"] > 0.1
+
+
+def test_shifts_equal_the_twin(found: Behavior, models: Path, base_text: list[Sample]) -> None:
+    before, after = (
+        model_of(models / name).get_input_embeddings().weight.detach().double()
+        for name in ("student", "half")
+    )
+    tokens = [token for sample in base_text for token in sample.completion_ids]
+    moving = [token for token in tokens if before[token].norm() > 0]
+
+    def mean_cosine(ids: list[int]) -> float:
+        return twin.mean([twin.cosine(before[i].tolist(), after[i].tolist()) for i in ids])
+
+    often = row(found, "shifts", label="half", space="embedding")
+    once = row(found, "shifts", label="half", space="embedding, each token once")
+    assert (often["tokens"], once["tokens"]) == (len(tokens), len(set(tokens)))
+    assert often["zero_tokens"] == len(tokens) - len(moving)
+    assert often["mean_cosine"] == pytest.approx(mean_cosine(moving), rel=1e-6)
+    assert once["mean_cosine"] == pytest.approx(mean_cosine(sorted(set(moving))), rel=1e-6)
+
+
+@torch.no_grad()
+def hidden(directory: Path, samples: list[Sample]) -> Tensor:
+    model, found = model_of(directory).double(), []
+    for sample in samples:
+        sequence = torch.tensor([sample.prompt_ids + sample.completion_ids])
+        states = model.base_model(sequence).last_hidden_state[0]
+        found.append(states[len(sample.prompt_ids) - 1 : -1])
+    return torch.cat(found)
+
+
+def test_state_shift_of_a_checkpoint_equals_the_twin(
+    found: Behavior, models: Path, base_text: list[Sample]
+) -> None:
+    before, after = (hidden(models / name, base_text).tolist() for name in ("student", "half"))
+    expected = twin.shift(before, after)
+    state = row(found, "shifts", label="half", space="last hidden state")
+    for name in expected:
+        assert state[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-5), name
+
+
+def test_pictures_show_the_base_and_the_last_checkpoint(
+    found: Behavior, base_text: list[Sample]
+) -> None:
+    rows = found.tables["shift_points"]
+    pictures = {(r["space"], r["projection"], r["kind"]) for r in rows}
+    assert len(pictures) == 2 * 2 * 2
+    assert {r["label"] for r in rows} == {"base", "final"}
+    tokens = [token for sample in base_text for token in sample.completion_ids]
+    shown = [
+        r["token_id"]
+        for r in rows
+        if (r["space"], r["projection"], r["kind"], r["label"])
+        == ("embedding", "pca", "positions", "final")
+    ]
+    assert shown == sorted(set(tokens), key=lambda t: (-tokens.count(t), t))[:5]
+    still = [r for r in rows if (r["kind"], r["label"]) == ("shifts", "base")]
+    assert [(r["token"], r["token_id"]) for r in still] == [(None, None)] * 4
+
+
+def test_half_of_an_update_at_the_norms_of_the_whole_is_the_whole(found: Behavior) -> None:
+    example = found.example
+    assert example is not None
+    names = [answer["writer"] for answer in example["answers"]]
+    assert names == ["half", "half at the norms of final", "teacher"]
+    assert example["answers"][1]["tokens"] == example["answers"][2]["tokens"]
+    for answer in example["answers"]:
+        early, rescaled = (answer["kl_nats"][name] for name in names[:2])
+        assert len(early) == len(answer["tokens"]) == len(rescaled)
+        assert max(map(abs, rescaled)) < 1e-6, "but for fp32"
+        assert min(early) > 1e-4
+    assert [w["writer"] for w in example["writers"]] == names
+    assert example["questions"] == PROBLEMS
+
+
+def test_the_example_can_be_shown(found: Behavior) -> None:
+    assert found.example is not None
+    text = example_html(json.loads(json.dumps(found.example)))
+    assert text.count("<article") == 3
+    assert "half at the norms of final" in text
+
+
+def test_the_norms_may_be_those_of_a_model_outside_the_series(models: Path) -> None:
+    (outside,) = tuned(models, "final")
+    found = behavior_tables(
+        models / "student",
+        tuned(models, "half"),
+        recipe(models, **{"evaluation.problems": 1}),
+        settings=BehaviorSettings(projections=()),
+        final=outside,
+        report=quiet,
+    )
+    assert {row["label"] for row in found.tables["shifts"]} == {"half"}
+    assert found.example is not None
+    rescaled = found.example["answers"][0]["kl_nats"]["half at the norms of final"]
+    assert max(map(abs, rescaled)) < 1e-6
+
+
+def test_one_checkpoint_makes_no_example(models: Path) -> None:
+    messages: list[str] = []
+    found = behavior_tables(
+        models / "student",
+        tuned(models, "half"),
+        recipe(models, **{"evaluation.problems": 1}),
+        settings=BehaviorSettings(projections=()),
+        report=messages.append,
+    )
+    assert found.example is None
+    assert found.tables["shift_points"] == []
+    assert messages == [
+        "behavior of half",
+        "no example: it takes a teacher and two checkpoints",
+    ]
+
+
+def test_without_a_teacher_checkpoints_are_compared_with_the_base(
+    models: Path, tmp_path: Path
+) -> None:
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text(
+        '{"question": "1 + 2 =", "answer": "3"}\n{"question": "2 =", "answer": "2"}\n'
+    )
+    config = make_config(
+        {
+            "method": "grpo",
+            "student": {"path": str(models / "student")},
+            "task": {"type": "jsonl", "train_path": str(problems), "test_path": str(problems)},
+            "prompt": {"chat": False},
+            "sampling": {"max_new_tokens": 4},
+            "evaluation": {"problems": 2},
+        }
+    )
+    found = behavior_tables(
+        models / "student",
+        tuned(models, "half", "final"),
+        config,
+        settings=BehaviorSettings(projections=()),
+        report=quiet,
+    )
+    cases = [(r["label"], r["text"], r["to"]) for r in found.tables["divergences"]]
+    assert cases == [
+        (label, text, "base") for label in ("half", "final") for text in ("base", "own")
+    ]
+    assert found.example is None
+
+
+@pytest.mark.parametrize(
+    ("labels", "early"),
+    [([], None), (["a", "a"], None), (["base"], None), (["a"], "b")],
+)
+def test_series_that_cannot_be_told_apart_are_refused(
+    models: Path, labels: list[str], early: str | None
+) -> None:
+    series = [Tuned(label=label, step=1, directory=models / "half") for label in labels]
+    with pytest.raises(ConfigError, match="labels that differ"):
+        behavior_tables(models / "student", series, recipe(models), early=early, report=quiet)
+
+
+def test_a_recipe_without_problems_is_refused(models: Path) -> None:
+    with pytest.raises(ConfigError, match=r"set evaluation.problems to at least 1"):
+        behavior_tables(
+            models / "student",
+            tuned(models, "half"),
+            recipe(models, **{"evaluation.problems": 0}),
+            report=quiet,
+        )
+
+
+@pytest.mark.parametrize(
+    "settings", [{"picture_tokens": 1}, {"projections": ("umap",)}], ids=lambda s: next(iter(s))
+)
+def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        BehaviorSettings(**settings)
