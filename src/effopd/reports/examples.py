@@ -15,6 +15,8 @@ from effopd.reports.rollouts import divergence_limit, rollout_rows
 from effopd.reports.series import plain
 from effopd.reports.tables import format_percent
 
+_STACK = "display: grid; grid-template-columns: minmax(0, 1fr); gap: 1rem; margin-top: 1rem"
+
 
 def example_html(record: Row) -> str:
     """The example as an HTML fragment.
@@ -36,7 +38,10 @@ def example_html(record: Row) -> str:
         limit, _ = divergence_limit([run for found in answers for run in found.values()])
         writers = "".join(_writer_line(row) for row in record["writers"])
         sections = "".join(_section(readings, limit) for readings in answers)
-        return f"{_head(record)}<ul>{writers}</ul>{_legend(limit)}{sections}"
+        return (
+            f"{_head(record)}<ul>{writers}</ul>{_legend(limit)}"
+            f'<div style="{_STACK}">{sections}</div>'
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RecordError(
             f"the example cannot be shown: {error!r}. It was written by another version of effopd "
