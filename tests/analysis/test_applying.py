@@ -9,8 +9,9 @@ from tests.reference import interventions_twin as twin
 from tests.reference.core_twin import bits
 from torch import Tensor
 
-from effopd.analysis.applying import intervened, write_intervened
+from effopd.analysis.applying import Footprint, intervened, write_intervened
 from effopd.analysis.exchanges import EmbeddingReplacement
+from effopd.analysis.modules import tensor_places
 from effopd.analysis.scalings import NormScaling, WholeScaling
 from effopd.errors import NonFiniteError, ParameterMismatchError
 from effopd.models.checkpoints import verify_checkpoint
@@ -98,6 +99,19 @@ def test_a_footprint_says_how_far_and_how_many() -> None:
         pass
     assert (footprint.changed, footprint.at_base) == (2, len(BASE) - 2)
     assert footprint.never_moved == equal
+
+
+def test_every_expert_that_never_moved_is_counted() -> None:
+    names = ["model.layers.0.mlp.experts.gate_up_proj", "model.layers.0.mlp.experts.down_proj"]
+    base = {names[0]: torch.ones(3, 8, 6), names[1]: torch.ones(3, 6, 4)}
+    tuned = {n: t.clone() for n, t in base.items()}
+    tuned[names[0]][0] = 2  # gate and up of the first expert
+    tuned[names[1]][:2] = 2
+    update = pair(base, tuned)
+    footprint = Footprint()
+    for name, found in tensor_places(update).items():
+        footprint.add(update, name, tuned[name], found)
+    assert (footprint.changed, footprint.never_moved) == (2, 2 * 2 + 1)
 
 
 def test_tied_tensors_are_written_once_and_must_agree() -> None:

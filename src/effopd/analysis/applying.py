@@ -1,7 +1,7 @@
 """Putting changed weights into a live model for a while, or into a new checkpoint."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from effopd.analysis.interventions import Changed
-from effopd.analysis.modules import norm
+from effopd.analysis.modules import norm, part, tensor_places
 from effopd.errors import ParameterMismatchError
+from effopd.models.layout import Place
 from effopd.models.streaming import write_model
+from effopd.models.updates import Update
 
 
 @dataclass(kw_only=True)
@@ -23,7 +25,8 @@ class Footprint:
         update_norm: Frobenius norm of changed minus base over all tensors, as stored.
         changed: Tensors that differ from the base.
         at_base: Tensors equal to the base.
-        never_moved: Of these, tensors in which the tuned model equals the base too.
+        never_moved: Modules (`Place`) in which the tuned model equals the base, whatever the
+            intervention.
     """
 
     update_norm: float = 0.0
@@ -31,15 +34,15 @@ class Footprint:
     at_base: int = 0
     never_moved: int = 0
 
-    def add(self, changed: Changed, name: str, found: Tensor) -> None:
-        """Counts one tensor."""
-        base = changed.update.read_base(name)
+    def add(self, update: Update, name: str, found: Tensor, modules: Iterable[Place]) -> None:
+        """Counts one tensor, and the modules in it."""
+        base, tuned = update.read_base(name), update.read_tuned(name)
+        self.never_moved += sum(torch.equal(part(base, p), part(tuned, p)) for p in modules)
         if torch.equal(found, base):
             self.at_base += 1
-            self.never_moved += torch.equal(base, changed.update.read_tuned(name).to(base.dtype))
-            return
-        self.changed += 1
-        self.update_norm = math.hypot(self.update_norm, norm(found.double() - base.double()))
+        else:
+            self.changed += 1
+            self.update_norm = math.hypot(self.update_norm, norm(found.double() - base.double()))
 
 
 @contextmanager
@@ -58,11 +61,11 @@ def intervened(model: nn.Module, changed: Changed) -> Iterator[Footprint]:
         What was changed.
     """
     saved: list[tuple[Tensor, Tensor]] = []
-    footprint = Footprint()
+    footprint, modules = Footprint(), tensor_places(changed.update)
     try:
         for live, names in _live_tensors(model, changed.shapes):
             found = _one_value(changed, names)
-            footprint.add(changed, names[0], found)
+            footprint.add(changed.update, names[0], found, modules.get(names[0], []))
             saved.append((live, live.detach().clone()))
             _copy_(live, found)
         yield footprint
@@ -82,11 +85,11 @@ def write_intervened(directory: Path, source: Path, changed: Changed) -> Footpri
     Returns:
         What was changed.
     """
-    footprint = Footprint()
+    footprint, modules = Footprint(), tensor_places(changed.update)
 
     def write(name: str, base: Tensor) -> Tensor:
         found = changed.read(name)
-        footprint.add(changed, name, found)
+        footprint.add(changed.update, name, found, modules.get(name, []))
         return found
 
     write_model(directory, source, write)
