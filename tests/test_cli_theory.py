@@ -80,6 +80,8 @@ def test_tables_of_a_run(runs: dict[str, Path], tmp_path: Path) -> None:
     assert summary["contexts"] >= 40
     assert summary["random_cosine"] == pytest.approx(summary["parameters"] ** -0.5)
     assert f"{summary['contexts']} contexts, {summary['parameters']} parameters" in result.output
+    assert summary["hessian_smallest"] <= summary["drive_hessian"] <= summary["hessian_largest"]
+    assert 0 < summary["drive_curvature"] <= summary["eigenvalues"][0]
     spectrum = table(tmp_path, "spectrum")
     assert numbers(spectrum, "eigenvalue") == pytest.approx(summary["eigenvalues"])
     assert summary["eigenvalues"] == sorted(summary["eigenvalues"], reverse=True)

@@ -97,6 +97,25 @@ def test_curvature_is_symmetric_and_not_negative() -> None:
     assert float(u @ Au) > 0
 
 
+def test_hessian_product_equals_the_dense_hessian_which_is_not_the_curvature() -> None:
+    chosen = policy(0)
+    for name, parameter in chosen.model.named_parameters():
+        parameter.requires_grad_("q_norm" in name or "model.norm" in name)
+    loss = FrozenLoss(chosen, SAMPLES, TARGETS)
+    H = twin.loss_hessian(chosen, SAMPLES, TARGET)
+    for row in torch.eye(loss.space.size, dtype=torch.float64)[::9]:
+        assert relative(loss.hessian_product(row), H @ row) < 1e-5
+    assert float(torch.linalg.eigvalsh(H)[0]) < -1e-3  # indefinite, as the teacher is far
+    A = twin.dense(chosen, SAMPLES, TARGET).A
+    assert float((H - A).norm()) > 0.5 * float(A.norm())
+
+
+def test_hessian_is_the_curvature_where_the_teacher_is_the_base() -> None:
+    same = FrozenLoss(STUDENT, SAMPLES, completion_logits(STUDENT, SAMPLES))
+    v = direction()
+    assert relative(same.hessian_product(v), same.curvature_product(v)) < 1e-4
+
+
 def test_constant_is_the_quadratic_at_the_base() -> None:
     fisher = torch.diag_embed(dense().p) - dense().p[:, :, None] * dense().p[:, None, :]
     r = dense().residual

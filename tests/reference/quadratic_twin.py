@@ -79,6 +79,16 @@ def loss_gradient(
     return float(loss.detach()), flat(torch.autograd.grad(loss, trained(model)))
 
 
+def loss_hessian(policy: Policy, samples: Sequence[Sample], target: Tensor) -> Tensor:
+    """[P, P] of the mean reverse KL, by a second backward pass for every parameter."""
+    model = precise(policy)
+    loss = reverse_kl(logits(model, samples, target.shape[1]), target).mean()
+    first = torch.autograd.grad(loss, trained(model), create_graph=True)
+    slopes = torch.cat([g.flatten() for g in first])
+    rows = [torch.autograd.grad(g, trained(model), retain_graph=True) for g in slopes]
+    return torch.stack([flat(row) for row in rows])
+
+
 def descent(A: Tensor, b: Tensor, rate: float, steps: int) -> Tensor:
     """Equation 36, step by step."""
     d = torch.zeros_like(b)

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -167,7 +168,11 @@ class FrozenLoss:
 
         Its logit part is `F_z (log p_z - log p*)`, which equals `F_z (z - z*)`.
         """
-        return self._pulled_back(_loss_covectors, self._moved(update_P))
+        total_P = torch.zeros_like(self.base_P)
+        parameters = self.space.tensors(self._moved(update_P))
+        for batch in self._batches:
+            total_P += self.space.flat(self._gradient_of(batch)(parameters))
+        return total_P / self.contexts
 
     def drive(self) -> Float[Tensor, " P"]:
         """`b = E_c[J^T F r]` with `r = z* - z_0`, equation 51: minus the gradient at the base."""
@@ -180,6 +185,20 @@ class FrozenLoss:
             tangent_NV = self._pushed_forward(batch, vector_P)
             covector_NV = fisher_product(log_probs_NV, tangent_NV)
             total_P += self._pull_back(batch)(covector_NV)
+        return total_P / self.contexts
+
+    def hessian_product(self, vector_P: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
+        """`H v` with the Hessian of `loss` at the base: A where the teacher is the base model.
+
+        Elsewhere it has the curvature of the logits, and of the reverse KL away from the teacher;
+        it may be indefinite. About three times the cost of `curvature_product`.
+        """
+        _load_forward_mode()
+        total_P = torch.zeros_like(self.base_P)
+        base, tangent = self.space.tensors(self.base_P), self.space.tensors(vector_P)
+        for batch in self._batches:
+            slope = jvp(self._gradient_of(batch), (base,), (tangent,))[1]
+            total_P += self.space.flat(slope)
         return total_P / self.contexts
 
     def constant(self) -> float:
@@ -226,13 +245,12 @@ class FrozenLoss:
     def _moved(self, update_P: Tensor | None) -> Tensor:
         return self.base_P if update_P is None else self.base_P + update_P.to(self.base_P)
 
-    def _pulled_back(self, covectors: Covectors, parameters_P: Tensor) -> Tensor:
-        total_P = torch.zeros_like(self.base_P)
-        for batch in self._batches:
-            result = vjp(self._logits_of(batch), self.space.tensors(parameters_P))
-            (gradient,) = result[1](covectors(batch, result[0].log_softmax(-1)))
-            total_P += self.space.flat(gradient)
-        return total_P / self.contexts
+    def _gradient_of(self, batch: ContextBatch) -> Callable[[dict[str, Tensor]], Any]:
+        def gradient(tensors: dict[str, Tensor]) -> Any:
+            result = vjp(self._logits_of(batch), tensors)
+            return result[1](_loss_covectors(batch, result[0].log_softmax(-1)))[0]
+
+        return gradient
 
     def _pull_back(self, batch: ContextBatch) -> Callable[[Tensor], Tensor]:
         """`w -> J^T w` at the base."""

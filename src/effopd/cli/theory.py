@@ -15,9 +15,10 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from effopd.analysis.gradient_covariance import EstimatorCovariances, estimator_covariances
-from effopd.analysis.lanczos import EigenPairs, krylov_space, leading_eigenpairs
+from effopd.analysis.lanczos import EigenPairs, OnStep, krylov_space, leading_eigenpairs
 from effopd.analysis.local_comparison import Comparison, ScaleRow, compare_trajectory, cosine
-from effopd.analysis.local_theory import krylov_theory, leading_theory
+from effopd.analysis.local_theory import LocalTheory, krylov_theory, leading_theory
+from effopd.analysis.quadratic import FrozenLoss
 from effopd.cli.assemble import build_parts
 from effopd.cli.theory_inputs import (
     Say,
@@ -37,6 +38,8 @@ RATE_SHARES = (0.1, 0.5, 1.0, 1.9)
 """Rates of gradient descent, in units of 1 / lambda_1; above 2 it diverges."""
 SAMPLED_CONTEXTS = 64
 """Contexts whose gradients are compared."""
+HESSIAN_STEPS = 12
+"""Products with the Hessian of the loss; its extreme values settle first."""
 SEED = 0
 """Of the first Lanczos vector and of the sampled contexts."""
 
@@ -86,6 +89,7 @@ def theory(run: Path, out: Path, settings: TheorySettings, say: Say = print) -> 
     checkpoints = read_checkpoints(run, loss)
     rays = read_rays(run, parts, loss, checkpoints, say)
     pairs, compared = _predictions(loss, settings, say)
+    curvatures = _curvatures(loss, compared, say)
     rates = [share / float(pairs.values_k[0]) for share in RATE_SHARES]
     say(f"gradient descent: {len(rates)} rates, {settings.steps} steps each")
     descents, visited = compare_trajectory(compared, rates, _looks(settings.steps), checkpoints)
@@ -104,7 +108,7 @@ def theory(run: Path, out: Path, settings: TheorySettings, say: Say = print) -> 
     }
     for name, rows in tables.items():
         write_text_atomic(out / "tables" / f"theory_{name}.csv", _csv(rows))
-    summary = _summary(config, compared, pairs, covariances)
+    summary = _summary(config, compared, pairs, covariances) | curvatures
     write_json_atomic(out / "theory.json", {"schema": SCHEMA, "run": str(run), **summary})
     for line in _short_table(summary, tables):
         say(line)
@@ -114,7 +118,7 @@ def theory(run: Path, out: Path, settings: TheorySettings, say: Say = print) -> 
 def _predictions(loss: Any, settings: TheorySettings, say: Say) -> tuple[EigenPairs, Comparison]:
     """Leading eigenpairs, and both predictions."""
 
-    def told(what: str) -> Any:
+    def told(what: str) -> OnStep:
         return lambda count: say(f"{what}: {count} products") if count % 8 == 0 else None
 
     drive_P = loss.drive()
@@ -136,6 +140,27 @@ def _predictions(loss: Any, settings: TheorySettings, say: Say) -> tuple[EigenPa
         leading=leading_theory(pairs, drive_P),
         base_loss=loss.loss(),
     )
+
+
+def _curvatures(loss: FrozenLoss, compared: Comparison, say: Say) -> Row:
+    """How far A is from the Hessian of the frozen loss at the base (nats per squared length).
+
+    The extreme values of the Hessian are those in the Krylov space of b: bounds from inside.
+    """
+    say(f"Hessian of the loss: {HESSIAN_STEPS} products")
+    depth = min(HESSIAN_STEPS, loss.space.size)
+    hessian = krylov_theory(krylov_space(loss.hessian_product, compared.drive_P, depth))
+
+    def along_drive(theory: LocalTheory) -> float:
+        shares_k = theory.coefficients_k.square() / theory.drive_norm**2
+        return float((shares_k * theory.values_k).sum())
+
+    return {
+        "drive_curvature": along_drive(compared.krylov),
+        "drive_hessian": along_drive(hessian),
+        "hessian_largest": float(hessian.values_k[0]),
+        "hessian_smallest": float(hessian.values_k[-1]),
+    }
 
 
 def _looks(steps: int) -> list[int]:
@@ -273,6 +298,9 @@ def _short_table(summary: Mapping[str, Any], tables: Mapping[str, Sequence[Row]]
         f"{summary['quadratic_base_loss_nats']:.4f}",
         f"largest eigenvalues {', '.join(f'{value:.3g}' for value in values[:4])}; the leading "
         f"{len(values)} hold {summary['leading_drive_share']:.0%} of b",
+        f"the loss itself curves from {summary['hessian_smallest']:.3g} to "
+        f"{summary['hessian_largest']:.3g}; along b {summary['drive_hessian']:.3g}, its quadratic "
+        f"{summary['drive_curvature']:.3g}",
     ]
     shown = {
         "descent": ("rate", "step", "cosine", "norm_ratio", "loss", "predicted_loss"),
