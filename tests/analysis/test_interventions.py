@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import torch
 from tests.fakes import tiny_model
 from tests.reference import interventions_twin as twin
 from tests.reference.core_twin import bits
+from tests.support.checkpoints import save_adapter
 from torch import Tensor
 
 from effopd.analysis.exchanges import (
@@ -23,7 +25,7 @@ from effopd.analysis.scalings import NormScaling, WholeScaling
 from effopd.core.ray import Ray
 from effopd.errors import ConfigError, ParameterMismatchError
 from effopd.models.layout import Heads
-from effopd.models.updates import PairUpdate
+from effopd.models.updates import AdapterUpdate, PairUpdate
 from effopd.models.weights import MemoryWeights
 
 Point = dict[str, Tensor]
@@ -345,6 +347,53 @@ def test_each_part_of_a_fused_tensor_and_each_expert_is_a_module() -> None:
     for name, start in fused_parts(base).items():
         update = fused_parts(tuned)[name] - start
         torch.testing.assert_close(ranked[name] - start, twin.singular_part(update, 0.2, "top"))
+
+
+# Adapters -----------------------------------------------------------------------------------------
+
+ADAPTED = "model.layers.0.self_attn.q_proj"
+
+
+def adapter(tmp_path: Path, dtype: torch.dtype) -> tuple[AdapterUpdate, Point, Point]:
+    """A LoRA adapter of rank 2 on one matrix, its base, and the merged model in float64."""
+    base, rng = base_point(dtype), torch.Generator().manual_seed(0)
+    rows, columns = base[f"{ADAPTED}.weight"].shape
+    left, right = torch.randn(rows, 2, generator=rng), torch.randn(2, columns, generator=rng)
+    tensors = {f"{ADAPTED}.lora_A.weight": 1e-3 * right, f"{ADAPTED}.lora_B.weight": left}
+    update = AdapterUpdate(MemoryWeights(base), save_adapter(tmp_path / "adapter", tensors))
+    merged = {n: t.double() for n, t in base.items()}
+    product = 8 / 2 * left.double() @ (1e-3 * right).double()
+    merged[f"{ADAPTED}.weight"] = merged[f"{ADAPTED}.weight"] + product
+    return update, base, merged
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_update_of_an_adapter_is_scaled_before_it_is_rounded(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    update, base, merged = adapter(tmp_path, dtype)
+    for scale in (0.5, 1.0, 3.0):
+        found = read_all(WholeScaling(scale=scale).apply(update))
+        assert_equal_to_rounding(found, twin.scaled(base, merged, scale))
+    norm = twin.norms(base, merged)[f"{ADAPTED}.weight"]
+    found = read_all(NormScaling(final=2 * norm, beta=0.5).apply(update))
+    assert_equal_to_rounding(found, twin.scaled(base, merged, 1.5))
+
+
+@pytest.mark.parametrize(("end", "kind"), [("top", TopRank), ("bottom", BottomRank)])
+def test_components_of_an_adapter_are_those_of_its_factors(
+    tmp_path: Path, end: str, kind: type[TopRank] | type[BottomRank]
+) -> None:
+    update, base, merged = adapter(tmp_path, torch.float64)
+    name = f"{ADAPTED}.weight"
+    left, values, right = torch.linalg.svd(merged[name] - base[name], full_matrices=False)
+    i = 0 if end == "top" else 1  # one of the two that are not zero
+    found = read_all(kind(share=0.5).apply(update))
+    kept = values[i] * torch.outer(left[:, i], right[i])
+    torch.testing.assert_close(found[name] - base[name], kept, rtol=1e-8, atol=1e-12)
+    assert_same_bits(
+        {n: t for n, t in found.items() if n != name}, {n: t for n, t in base.items() if n != name}
+    )
 
 
 # Contracts and refusals ---------------------------------------------------------------------------
