@@ -142,6 +142,50 @@ def reproduce(
 
 
 @app.command()
+def analyze(
+    base: Annotated[
+        Path, typer.Argument(help="Model directory before training, or a run.", metavar="BASE")
+    ],
+    out: Annotated[Path, typer.Option(help="Directory of tables, figures and page.")],
+    checkpoints: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Model directories, LoRA adapters, or a run.", metavar="CKPT..."),
+    ] = None,
+    final: Annotated[
+        Path | None, typer.Option(help="What the series is compared with; its last by default.")
+    ] = None,
+    what: Annotated[
+        str | None, typer.Option(help="norms,spectra,subspaces,trajectories,behavior or some.")
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Problems and teacher for behavior; the run's by default.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="PyTorch device that computes.")] = "cpu",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Tensors at a time; one per core, 4 at most.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Measure what training changed, place by place: tables, figures and a page. Resumes."""
+    with _errors(debug):
+        from effopd.cli.analyze import AnalysisRequest
+        from effopd.cli.analyze import analyze as run
+
+        run(
+            AnalysisRequest(
+                base=base,
+                checkpoints=checkpoints or [],
+                out=out,
+                final=final,
+                what=what,
+                device=device,
+                workers=workers,
+                recipe=recipe,
+            )
+        )
+
+
+@app.command()
 def intervene(
     base: Annotated[Path, typer.Argument(help="Model directory before training.", metavar="BASE")],
     tuned: Annotated[

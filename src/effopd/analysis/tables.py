@@ -1,0 +1,286 @@
+"""Rows of the tables that an analysis of a series of checkpoints leaves.
+
+From what was measured at single places to sums over parts of the model and means over its
+matrices. A number that does not exist (a ratio of an update that never moved) is None and counts
+in no mean.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+
+from effopd.analysis.noise import noise_metrics
+from effopd.analysis.spectra import SpectralMetrics
+from effopd.analysis.updates import (
+    Grouping,
+    PathGeometry,
+    UpdateStatistics,
+    grouped,
+    summed_paths,
+    summed_statistics,
+)
+from effopd.models.layout import Place
+
+Cell = str | int | float | None
+Row = dict[str, Cell]
+Rows = list[Row]
+TOP = (0.01, 0.05)
+"""Shares of the rank whose norm ratio is in the tables: top 1 % and top 5 %."""
+SUMS: tuple[Grouping, ...] = ("whole", "block", "layer", "layer and block", "projection")
+TABLE_1 = ("spectral_norm", "spectral_share", "effective_rank", "top_1_ratio", "top_5_ratio")
+"""What Table 1 averages, and the column of its baseline is `noise_` and the name."""
+AGREEMENTS = ("cosine_1", "direction_cosine", "subspace_cosine", "captured_norm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """A checkpoint of the series.
+
+    Attributes:
+        label: Its name.
+        step: Optimizer updates done; None where unknown.
+        progress: Share of the series that is behind it, in (0, 1]: by steps where all are known.
+    """
+
+    label: str
+    step: int | None
+    progress: float
+
+    @property
+    def columns(self) -> Row:
+        """First columns of a table that has a row for each checkpoint."""
+        return {"checkpoint": self.label, "step": self.step}
+
+
+def moments(labels: Sequence[str], steps: Sequence[int | None]) -> list[Moment]:
+    """The checkpoints of a series with their progress.
+
+    Args:
+        labels: In the order of training.
+        steps: Of each.
+
+    Returns:
+        As many.
+    """
+    known = [step for step in steps if step is not None]
+    counted = known if len(known) == len(steps) and known[-1] else range(1, len(steps) + 1)
+    return [
+        Moment(label=label, step=step, progress=place / counted[-1])
+        for label, step, place in zip(labels, steps, counted, strict=True)
+    ]
+
+
+def place_columns(place: Place) -> Row:
+    """What a place is, as columns."""
+    return {
+        "place": place.label,
+        "layer": place.layer,
+        "block": place.block,
+        "projection": place.projection,
+        "expert": place.expert,
+        "shape": " x ".join(map(str, place.shape)),
+    }
+
+
+# Norms --------------------------------------------------------------------------------------------
+
+
+def norm_rows(
+    series: Sequence[Moment],
+    statistics: Sequence[Sequence[tuple[Place, UpdateStatistics]]],
+    paths: Sequence[tuple[Place, PathGeometry]],
+) -> Rows:
+    """How far every place is from the base at every checkpoint, and how it got there.
+
+    Args:
+        series: The checkpoints.
+        statistics: For each checkpoint, of every place.
+        paths: Of every place, in the same order.
+
+    Returns:
+        A row for each checkpoint and place.
+    """
+    return [
+        moment.columns | place_columns(place) | _statistic_columns(found) | _path_columns(path, t)
+        for t, moment in enumerate(series)
+        for (place, found), (_, path) in zip(statistics[t], paths, strict=True)
+    ]
+
+
+def norm_sum_rows(
+    series: Sequence[Moment],
+    statistics: Sequence[Sequence[tuple[Place, UpdateStatistics]]],
+    paths: Sequence[tuple[Place, PathGeometry]],
+) -> Rows:
+    """The same of layers, blocks, projections, and the whole model; see `norm_rows`."""
+    rows: Rows = []
+    for grouping in SUMS:
+        summed = {key: summed_paths(parts) for key, parts in grouped(paths, grouping).items()}
+        names = grouping.split(" and ")
+        for t, moment in enumerate(series):
+            for key, parts in grouped(statistics[t], grouping).items():
+                row: Row = {"grouping": grouping, "layer": None, "block": None, "projection": None}
+                row |= dict(zip(names, key, strict=False)) | {"places": len(parts)}
+                numbers = _statistic_columns(summed_statistics(parts))
+                rows.append(moment.columns | row | numbers | _path_columns(summed[key], t))
+    return rows
+
+
+def _statistic_columns(found: UpdateStatistics) -> Row:
+    return {**asdict(found), "relative_norm": found.relative_norm}
+
+
+def _path_columns(path: PathGeometry, t: int) -> Row:
+    """The path up to checkpoint t."""
+    part = replace(
+        path,
+        step_squares=path.step_squares[: t + 1],
+        step_products=path.step_products[:t],
+        displacement_squares=path.displacement_squares[: t + 1],
+    )
+    return {
+        "step_norm": part.step_norms[-1],
+        "step_cosine": part.step_cosines[-1] if t else None,
+        "path_length": part.path_length,
+        "straightness": part.straightness,
+    }
+
+
+# Spectra ------------------------------------------------------------------------------------------
+
+
+def metric_columns(found: SpectralMetrics) -> Row:
+    """Spectral metrics as columns; `TOP` must have been asked for."""
+    return {
+        "rank": found.rank,
+        "frobenius_norm": found.frobenius_norm,
+        "spectral_norm": found.spectral_norm,
+        "spectral_share": found.spectral_share,
+        "effective_rank": found.effective_rank,
+        "stable_rank": found.stable_rank,
+        **{f"top_{100 * share:g}_ratio": found.top_ratios[share] for share in TOP},
+    }
+
+
+def noise_columns(found: SpectralMetrics) -> Row:
+    """What noise of the same shape and norm would have; None where nothing moved."""
+    noise = metric_columns(_noise(found.shape))
+    noise["spectral_norm"] = _noise(found.shape).spectral_norm * found.frobenius_norm
+    names = [name for name in noise if name not in {"rank", "frobenius_norm"}]
+    return {f"noise_{name}": None if found.never_moved else noise[name] for name in names}
+
+
+@lru_cache(maxsize=256)
+def _noise(shape: tuple[int, int]) -> SpectralMetrics:
+    """Noise of norm 1."""
+    return noise_metrics(*shape, 1.0, top=TOP)
+
+
+def table_1_rows(series: Sequence[Moment], spectra: Iterable[Mapping[str, Cell]]) -> Rows:
+    """Means over all MLP and attention matrices, with those of noise beside them.
+
+    Args:
+        series: The checkpoints.
+        spectra: Rows of the table of spectra.
+
+    Returns:
+        A row for each checkpoint; means are over matrices that moved.
+
+    Source: arXiv 2605.11739, Table 1. The noise and the stable rank are ours.
+    """
+    spectra = list(spectra)
+    names = [*TABLE_1, "stable_rank"]
+    rows = []
+    for moment in series:
+        own = [row for row in spectra if row["checkpoint"] == moment.label]
+        moved = [row for row in own if row["rank"]]
+        counts: Row = {"matrices": len(moved), "never_moved": len(own) - len(moved)}
+        columns = [column for name in names for column in (name, f"noise_{name}")]
+        rows.append(moment.columns | counts | _means(moved, columns))
+    return rows
+
+
+# Directions ---------------------------------------------------------------------------------------
+
+
+def subspace_progress_rows(
+    series: Sequence[Moment], subspaces: Iterable[Mapping[str, Cell]]
+) -> Rows:
+    """Agreement of the leading directions with the final and the previous ones, over matrices.
+
+    Args:
+        series: The checkpoints.
+        subspaces: Rows of the table of subspaces.
+
+    Returns:
+        A row for each checkpoint.
+
+    Source: arXiv 2605.11739, figure 5b.
+    """
+    subspaces = list(subspaces)
+    names = [f"{end}_{name}" for end in ("final", "previous") for name in AGREEMENTS]
+    return [
+        moment.columns
+        | {"progress": moment.progress}
+        | _means([row for row in subspaces if row["checkpoint"] == moment.label], names)
+        for moment in series
+    ]
+
+
+def subspace_by_count_rows(
+    series: Sequence[Moment], directions: Iterable[Mapping[str, Cell]]
+) -> Rows:
+    """The same for each number of leading directions.
+
+    Args:
+        series: The checkpoints.
+        directions: Rows of the table of directions.
+
+    Returns:
+        A row for each checkpoint and number of directions.
+    """
+    names = [f"{end}_{name}" for end in ("final", "previous") for name in AGREEMENTS[1:]]
+    members: dict[tuple[Cell, Cell], list[Mapping[str, Cell]]] = {}
+    for row in directions:
+        members.setdefault((row["checkpoint"], row["direction"]), []).append(row)
+    counts = sorted({int(count) for _, count in members if isinstance(count, int)})
+    return [
+        moment.columns
+        | {"directions": count, "matrices": len(members[moment.label, count])}
+        | _means(members[moment.label, count], names)
+        for moment in series
+        for count in counts
+        if (moment.label, count) in members
+    ]
+
+
+def map_rows(rows: Iterable[Mapping[str, Cell]], name: str) -> Rows:
+    """A heat map of layers by projections: means of a column over the experts of each.
+
+    Args:
+        rows: Of places in layers; where the column is None, nothing counts.
+        name: The column.
+
+    Returns:
+        A row for each layer and projection that has a value.
+
+    Source: arXiv 2605.11739, figures 12 and 13.
+    """
+    members: dict[tuple[Cell, Cell], list[Mapping[str, Cell]]] = {}
+    for row in rows:
+        if row[name] is not None:
+            members.setdefault((row["layer"], row["projection"]), []).append(row)
+    return [
+        {"layer": layer, "projection": projection, "places": len(found), **_means(found, [name])}
+        for (layer, projection), found in members.items()
+    ]
+
+
+def _means(rows: Sequence[Mapping[str, Cell]], names: Iterable[str]) -> Row:
+    """Mean of each column over the rows that have a number there; None without any."""
+    found: Row = {}
+    for name in names:
+        numbers = [cell for row in rows if isinstance(cell := row[name], int | float)]
+        found[name] = math.fsum(numbers) / len(numbers) if numbers else None
+    return found

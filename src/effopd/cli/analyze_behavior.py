@@ -1,0 +1,103 @@
+"""The part of `effopd analyze` that runs the models: which recipe, and what is kept."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from transformers.utils import logging as transformers_logging
+
+from effopd.cli.analyze_directory import AnalysisDirectory
+from effopd.cli.analyze_inputs import Inputs
+from effopd.cli.behavior import behavior_tables
+from effopd.cli.behavior_study import BehaviorSettings, Tuned
+from effopd.config import RunConfig, load_config, to_toml
+from effopd.errors import ConfigError, RecordError
+from effopd.records import SCHEMA, Row, write_json_atomic
+from effopd.reports.table_files import write_table
+
+
+def behavior_recipe(
+    asked: Sequence[str], run: Path | None, recipe: Path | None, device: str
+) -> RunConfig | None:
+    """Where problems, prompts and teachers come from.
+
+    Args:
+        asked: What is to be measured; empty for all that can be.
+        run: The run that is analyzed, if it is one.
+        recipe: A recipe; None for that of the run.
+        device: Where models run.
+
+    Returns:
+        The recipe; None where behavior is not measured.
+
+    Raises:
+        ConfigError: Behavior is asked for and there is no recipe, or the other way round.
+    """
+    wanted = not asked or "behavior" in asked
+    if recipe is not None and not wanted:
+        raise ConfigError("--recipe is for behavior: add behavior to --what, or leave it out")
+    path = recipe if recipe is not None else run and run / "config.toml"
+    if path is None and asked and wanted:
+        raise ConfigError("behavior needs problems and a teacher: give --recipe RUN.toml")
+    if path is None or not wanted:
+        return None
+    config = load_config(path).model_copy(update={"device": device, "teacher_device": None})
+    if not asked and (config.evaluation.problems < 1 or config.self_teacher is not None):
+        print(f"no behavior: {path} has no test problems, or a teacher that follows the student")
+        return None
+    return config
+
+
+def measure_behavior(
+    directory: AnalysisDirectory, inputs: Inputs, recipe: RunConfig, *, draws_tsne: bool
+) -> None:
+    """Writes the tables of behavior and the example, measured now or before.
+
+    Args:
+        directory: Of the analysis.
+        inputs: Base and checkpoints.
+        recipe: See `behavior_recipe`.
+        draws_tsne: Whether there are t-SNE pictures.
+
+    Raises:
+        ConfigError: The directory holds the behavior under another recipe.
+    """
+    path = directory.path / "rows" / "behavior.json"
+    settings = BehaviorSettings(projections=("pca", "tsne") if draws_tsne else ("pca",))
+    record = _read(path) if path.exists() else None
+    conditions = {"recipe": to_toml(recipe), "settings": json.loads(json.dumps(asdict(settings)))}
+    if record is None:
+        record = {"schema": SCHEMA, **conditions, **_measured(inputs, recipe, settings)}
+        write_json_atomic(path, record)
+    elif any(record[name] != value for name, value in conditions.items()):
+        raise ConfigError(
+            f"{directory.path} holds the behavior under another recipe: choose another directory "
+            "(--out)"
+        )
+    for name, rows in record["tables"].items():
+        write_table(directory.tables, name, rows)
+    if record["example"] is not None:
+        example = {"schema": SCHEMA, **record["example"]}
+        write_json_atomic(directory.path / "example.json", example)
+
+
+def _measured(inputs: Inputs, recipe: RunConfig, settings: BehaviorSettings) -> Row:
+    transformers_logging.disable_progress_bar()
+    series = [
+        Tuned(label=each.label, step=each.step, directory=each.directory)
+        for each in inputs.checkpoints
+    ]
+    found = behavior_tables(inputs.base, series, recipe, settings=settings)
+    return {"tables": found.tables, "example": found.example}
+
+
+def _read(path: Path) -> Row:
+    try:
+        record: Row = json.loads(path.read_text(encoding="utf-8"))
+        known = record["schema"] == SCHEMA
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RecordError(f"{path} is damaged: {error!r}. Remove it to measure again.") from None
+    if not known:
+        raise RecordError(f"{path} was written by another version: choose another directory")
+    return record

@@ -1,0 +1,136 @@
+"""An analysis directory as its page reads it: `analysis.json`, the tables, and the example."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from effopd.errors import RecordError
+from effopd.records import SCHEMA, Row
+from effopd.reports.series import plain, unique_lines
+from effopd.reports.table_files import Cell, read_table
+
+TableRows = list[dict[str, Cell]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis:
+    """What one analysis directory holds.
+
+    Attributes:
+        directory: Where it was read from.
+        info: `analysis.json`.
+        tables: Rows by the name of the table; a table that was not asked for is missing.
+        example: `example.json`; None where there is none.
+    """
+
+    directory: Path
+    info: Row
+    tables: Mapping[str, TableRows]
+    example: Row | None = None
+
+    @property
+    def checkpoints(self) -> list[str]:
+        """Labels of the series in the order of training."""
+        return [str(each["label"]) for each in self.info["checkpoints"]]
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """Label -> unique, printable name."""
+        labels = self.checkpoints
+        return dict(zip(labels, unique_lines(labels), strict=True))
+
+    @property
+    def final(self) -> str:
+        """What the series was compared with, printable."""
+        return plain(str(self.info["final"]["label"]))
+
+    @property
+    def axis(self) -> tuple[str, dict[str, float]]:
+        """Title of the horizontal axis, and where each checkpoint stands on it."""
+        steps = [each["step"] for each in self.info["checkpoints"]]
+        if None in steps:
+            places = range(1, len(steps) + 1)
+            return "checkpoint", dict(zip(self.checkpoints, map(float, places), strict=True))
+        return "optimizer steps", dict(zip(self.checkpoints, map(float, steps), strict=True))
+
+    def rows(self, table: str, **equal: Cell) -> TableRows:
+        """Rows of a table with given cells; none where the table is missing.
+
+        Raises:
+            RecordError: The table has no such column.
+        """
+        rows = self.tables.get(table, [])
+        if rows and not equal.keys() <= rows[0].keys():
+            raise RecordError(
+                f"{self.directory / 'tables' / table}.csv has no column "
+                f"{', '.join(equal.keys() - rows[0].keys())}: run the analysis again"
+            )
+        return [row for row in rows if all(row[name] == cell for name, cell in equal.items())]
+
+
+def load_analysis(directory: Path) -> Analysis:
+    """Reads an analysis directory, also one that goes on.
+
+    Args:
+        directory: With `analysis.json`.
+
+    Returns:
+        The analysis.
+
+    Raises:
+        RecordError: `analysis.json` is missing or a file is damaged.
+    """
+    info = _read(directory / "analysis.json")
+    paths = sorted((directory / "tables").glob("*.csv"))
+    example = directory / "example.json"
+    try:
+        series = info["checkpoints"]
+        _ = [(each["label"], each["step"], each["path"]) for each in [*series, info["final"]]]
+        _ = info["base"]["path"], info["what"], info["command"], info["versions"]
+    except (KeyError, TypeError) as error:
+        raise RecordError(f"{directory / 'analysis.json'} is damaged: {error!r}") from None
+    return Analysis(
+        directory=directory,
+        info=info,
+        tables={path.stem: read_table(path) for path in paths},
+        example=_read(example) if example.exists() else None,
+    )
+
+
+def numbers(rows: Sequence[Mapping[str, Cell]], name: str) -> list[float | None]:
+    """A column; None where a cell is empty.
+
+    Args:
+        rows: Of one table.
+        name: The column.
+
+    Returns:
+        One number a row.
+
+    Raises:
+        RecordError: A cell holds text, or the table has no such column.
+    """
+    found: list[float | None] = []
+    for row in rows:
+        cell = row.get(name, "")
+        if isinstance(cell, str):
+            raise RecordError(
+                f"the column {name} holds {cell!r}, expected numbers; the table was written by "
+                "another version or edited: run the analysis again"
+            )
+        found.append(cell)
+    return found
+
+
+def _read(path: Path) -> Row:
+    try:
+        record: Row = json.loads(path.read_text(encoding="utf-8"))
+        schema = record["schema"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RecordError(
+            f"{path} cannot be read ({error!r}); expected a directory that `effopd analyze` wrote"
+        ) from None
+    if schema != SCHEMA:
+        raise RecordError(f"{path}: schema {schema!r}, expected {SCHEMA}; run the analysis again")
+    return record

@@ -1,0 +1,301 @@
+"""Figures of an analysis as plotly JSON, from its tables alone.
+
+Text from tables is escaped, because plotly reads a subset of HTML in every label.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from effopd.reports.analysis import Analysis, TableRows, numbers
+from effopd.reports.figures import Figure, marked_line, plotly_text
+from effopd.reports.style import Style, blended
+from effopd.reports.table_files import Cell
+
+_COLORS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A8A8A", "#720BD9",
+)  # fmt: skip
+_MARKS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "pentagon")
+EARLY, LATE = "#C9C9C9", "#0072B2"
+"""First and last checkpoint of a trajectory."""
+SPECTRA = {
+    "spectral_norm": "spectral norm",
+    "spectral_share": "spectral norm / Frobenius norm",
+    "effective_rank": "effective rank",
+    "top_1_ratio": "norm of the top 1 % / all",
+    "top_5_ratio": "norm of the top 5 % / all",
+}
+"""Columns of Table 1 and what they are."""
+
+
+def styles(names: Sequence[str]) -> list[Style]:
+    """A look for each of several curves that have no method."""
+    return [
+        Style(
+            label=name,
+            color=_COLORS[index % len(_COLORS)],
+            symbol=_MARKS[index % len(_MARKS)],
+            dash="solid" if index < len(_COLORS) else "dot",
+        )
+        for index, name in enumerate(names)
+    ]
+
+
+def layout(x: str, y: str, *, x_axis: Figure | None = None, y_axis: Figure | None = None) -> Figure:
+    """Layout with titled axes and no marks."""
+    return {
+        "xaxis": {"title": {"text": x}, **(x_axis or {})},
+        "yaxis": {"title": {"text": y}, **(y_axis or {})},
+        "shapes": [],
+        "annotations": [],
+        "hovermode": "closest",
+        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
+        "showlegend": True,
+    }
+
+
+def curve(
+    analysis: Analysis, rows: TableRows, name: str, style: Style, key: str = "checkpoint"
+) -> Figure:
+    """A column against the checkpoints, without those that have none.
+
+    Args:
+        analysis: Whose checkpoints they are.
+        rows: At most one row a checkpoint.
+        name: The column.
+        style: Its look and label.
+        key: Column that names the checkpoint; "base" is at 0.
+
+    Returns:
+        A plotly trace.
+    """
+    _, places = analysis.axis
+    where = {"base": 0.0, **places}
+    points = [
+        (where[str(row[key])], value, str(row[key]))
+        for row, value in zip(rows, numbers(rows, name), strict=True)
+        if value is not None
+    ]
+    shown = {"base": "base", **analysis.shown}
+    hovers = [
+        f"<b>{plotly_text(style.label)}</b><br>{plotly_text(shown[label])}<br>{value:.4g}"
+        for _, value, label in points
+    ]
+    return marked_line([(x, y) for x, y, _ in points], hovers, style)
+
+
+# Norms --------------------------------------------------------------------------------------------
+
+
+def norm_figure(analysis: Analysis, name: str, title: str) -> Figure:
+    """A column of the sums against the checkpoints: the whole model and its blocks."""
+    blocks = list(
+        dict.fromkeys(row["block"] for row in analysis.rows("norm_sums", grouping="block"))
+    )
+    labels = ["whole model", *map(str, blocks)]
+    curves = []
+    for block, style in zip([None, *blocks], styles(labels), strict=True):
+        grouping = "whole" if block is None else "block"
+        rows = analysis.rows("norm_sums", grouping=grouping, block=block)
+        curves.append(curve(analysis, rows, name, style))
+    y_axis: Figure = {"rangemode": "tozero"} if name != "step_cosine" else {}
+    figure = layout(analysis.axis[0], title, x_axis={"rangemode": "tozero"}, y_axis=y_axis)
+    return {"data": curves, "layout": figure}
+
+
+def accuracy_figure(analysis: Analysis) -> Figure:
+    """Accuracy of every checkpoint against the norm of its update; figure 2b."""
+    norms = {row["checkpoint"]: row for row in analysis.rows("norm_sums", grouping="whole")}
+    points = []
+    for row in _own_rows(analysis):
+        accuracy = numbers([row], "accuracy")[0]
+        norm = numbers([norms[row["label"]]], "frobenius_norm")[0] if row["label"] in norms else 0.0
+        if accuracy is not None and norm is not None:
+            points.append((norm, accuracy, str(row["label"])))
+    hovers = [f"{plotly_text(label)}<br>norm {x:.4g}<br>{y:.1%}" for x, y, label in points]
+    style = styles(["checkpoints"])[0]
+    axes: Figure = {"rangemode": "tozero"}
+    title = "Frobenius norm of the update"
+    figure = layout(title, "accuracy", x_axis=axes, y_axis={**axes, "tickformat": ".0%"})
+    figure["showlegend"] = False
+    return {"data": [marked_line([(x, y) for x, y, _ in points], hovers, style)], "layout": figure}
+
+
+def layer_figure(analysis: Analysis, checkpoint: str) -> Figure:
+    """Norm of each layer's attention and MLP update as bars; figure 3b, left."""
+    rows = analysis.rows("norm_sums", grouping="layer and block", checkpoint=checkpoint)
+    bars = []
+    for block, style in zip(("attention", "mlp"), styles(["attention", "MLP"]), strict=True):
+        own = [row for row in rows if row["block"] == block and row["layer"] is not None]
+        bars.append(
+            {
+                "type": "bar",
+                "name": style.label,
+                "x": [row["layer"] for row in own],
+                "y": numbers(own, "frobenius_norm"),
+                "marker": {"color": style.color},
+                "hovertemplate": f"layer %{{x}}, {style.label}<br>%{{y:.4g}}<extra></extra>",
+            }
+        )
+    figure = layout("layer", "Frobenius norm of the update")
+    return {"data": bars, "layout": figure | {"barmode": "group"}}
+
+
+# Spectra and directions ---------------------------------------------------------------------------
+
+
+def spectrum_figure(analysis: Analysis, name: str) -> Figure:
+    """A column of Table 1 against the checkpoints, and what noise would give."""
+    rows = analysis.rows("table1")
+    label, noise = SPECTRA[name], "noise of the same norm and shape"
+    own, other = styles([label, noise])
+    other = Style(label=noise, color="#8A8A8A", symbol="x", dash="dot")
+    curves = [curve(analysis, rows, name, own), curve(analysis, rows, f"noise_{name}", other)]
+    figure = layout(
+        analysis.axis[0],
+        label,
+        x_axis={"rangemode": "tozero"},
+        y_axis={"rangemode": "tozero"},
+    )
+    return {"data": curves, "layout": figure}
+
+
+def progress_figure(analysis: Analysis, end: str) -> Figure:
+    """Agreement of leading directions with the final or previous ones; figure 5b.
+
+    Args:
+        analysis: The analysis.
+        end: "final" or "previous".
+
+    Returns:
+        A plotly figure over the share of training.
+    """
+    names = {
+        "subspace_cosine": "subspaces, mean over k",
+        "direction_cosine": "directions, one by one",
+        "cosine_1": "first direction",
+        "captured_norm": "share of the norm captured",
+    }
+    rows = analysis.rows("subspace_progress")
+    curves = []
+    for (name, _), style in zip(names.items(), styles(list(names.values())), strict=True):
+        values = zip(rows, numbers(rows, f"{end}_{name}"), strict=True)
+        points = [(numbers([row], "progress")[0] or 0.0, y) for row, y in values if y is not None]
+        hovers = [f"<b>{style.label}</b><br>{x:.0%} of training<br>{y:.4f}" for x, y in points]
+        curves.append(marked_line(points, hovers, style))
+    axes: Figure = {"range": [0, 1.02], "tickformat": ".0%"}
+    figure = layout("share of training", "cosine", x_axis=axes, y_axis={"range": [0, 1.02]})
+    return {"data": curves, "layout": figure}
+
+
+def map_figure(rows: TableRows, name: str, title: str) -> Figure:
+    """A heat map of layers by projections, on the scale from 0 to 1; figures 12 and 13.
+
+    Args:
+        rows: Of `directions_map` or `trajectory_map`.
+        name: The column.
+        title: What it is.
+
+    Returns:
+        A plotly figure; what is missing is blank.
+    """
+    projections = list(dict.fromkeys(str(row["projection"]) for row in rows))
+    layers = sorted({layer for layer in numbers(rows, "layer") if layer is not None})
+    values = zip(rows, numbers(rows, name), strict=True)
+    cells: Mapping[tuple[Cell, str], float | None] = {
+        (row["layer"], str(row["projection"])): value for row, value in values
+    }
+    trace = {
+        "type": "heatmap",
+        "x": layers,
+        "y": [plotly_text(projection) for projection in projections],
+        "z": [[cells.get((layer, each)) for layer in layers] for each in projections],
+        "zmin": 0,
+        "zmax": 1,
+        "colorscale": "Viridis",
+        "hovertemplate": f"layer %{{x}}, %{{y}}<br>{title} %{{z:.4f}}<extra></extra>",
+        "colorbar": {"title": {"text": title, "side": "right"}, "outlinewidth": 0},
+    }
+    figure = layout("layer", "", y_axis={"autorange": "reversed"})
+    return {"data": [trace] if rows else [], "layout": figure | {"showlegend": False}}
+
+
+def trajectory_figure(analysis: Analysis, place: str, kind: str) -> Figure:
+    """The path of a matrix's first direction in a plane, from light to dark; figures 5a, 15-28.
+
+    Args:
+        analysis: The analysis.
+        place: Label of the matrix.
+        kind: "pca" or "tsne".
+
+    Returns:
+        A plotly figure with axes without unit.
+    """
+    rows = analysis.rows("trajectory_points", place=place, projection_kind=kind)
+    known = analysis.checkpoints
+    shares = [known.index(str(row["checkpoint"])) / max(len(known) - 1, 1) for row in rows]
+    trace = marked_line(
+        list(zip(_numbers(rows, "x"), _numbers(rows, "y"), strict=True)),
+        [plotly_text(analysis.shown[str(row["checkpoint"])]) for row in rows],
+        styles([place])[0],
+    )
+    trace["line"] = {"color": EARLY, "width": 1.5}
+    trace["marker"] = {"size": 10, "color": [blended(EARLY, LATE, share) for share in shares]}
+    names = {"pca": "principal component", "tsne": "t-SNE coordinate"}
+    figure = layout(f"first {names[kind]}", f"second {names[kind]}")
+    return {"data": [trace], "layout": figure | {"showlegend": False}}
+
+
+# Behavior -----------------------------------------------------------------------------------------
+
+
+def divergence_figure(analysis: Analysis) -> Figure:
+    """Divergence from teacher and base, on the base's text and on the checkpoint's own."""
+    names = {
+        ("base", "teacher"): "from the teacher, on the base's text",
+        ("own", "teacher"): "from the teacher, on its own text",
+        ("base", "base"): "from the base, on the base's text",
+        ("own", "base"): "from the base, on its own text",
+    }
+    curves = []
+    for ((text, to), _), style in zip(names.items(), styles(list(names.values())), strict=True):
+        rows = analysis.rows("divergences", text=text, to=to)
+        if rows:
+            curves.append(curve(analysis, rows, "mean_nats", style, key="label"))
+    axes: Figure = {"rangemode": "tozero"}
+    figure = layout(analysis.axis[0], "mean KL per token (nats)", x_axis=axes, y_axis=axes)
+    return {"data": curves, "layout": figure}
+
+
+def shift_figure(analysis: Analysis, space: str, projection: str, kind: str) -> Figure:
+    """Tokens of the base and of the last checkpoint in one plane; figure 11."""
+    rows = analysis.rows("shift_points", space=space, projection=projection, kind=kind)
+    labels = list(dict.fromkeys(str(row["label"]) for row in rows))
+    traces = []
+    for label, style in zip(labels, styles(labels), strict=True):
+        own = [row for row in rows if row["label"] == label]
+        points = list(zip(_numbers(own, "x"), _numbers(own, "y"), strict=True))
+        name = analysis.shown.get(label, label)
+        trace = marked_line(
+            points, [f"{plotly_text(name)}, token {row['token']}" for row in own], style
+        )
+        trace |= {"mode": "markers", "name": plotly_text(name)}
+        trace["marker"] = {"color": style.color, "size": 5, "symbol": style.symbol, "opacity": 0.7}
+        traces.append(trace)
+    names = {"pca": "principal component", "tsne": "t-SNE coordinate"}
+    return {
+        "data": traces,
+        "layout": layout(f"first {names[projection]}", f"second {names[projection]}"),
+    }
+
+
+def _own_rows(analysis: Analysis) -> TableRows:
+    """One row a model that says how it answers: the base on its own text, checkpoints on theirs."""
+    found: dict[Cell, dict[str, Cell]] = {}
+    for row in analysis.rows("divergences"):
+        if row["text"] == "own" or row["label"] == "base":
+            found.setdefault(row["label"], row)
+    return list(found.values())
+
+
+def _numbers(rows: TableRows, name: str) -> list[float]:
+    """A column that has a number in every row."""
+    return [value for value in numbers(rows, name) if value is not None]

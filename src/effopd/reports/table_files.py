@@ -1,0 +1,125 @@
+"""Tables on disk: CSV always, Parquet beside it where pyarrow is installed.
+
+A CSV cell is a number, or text, or empty for None. Text that a spreadsheet or a reader would take
+for a formula or a number has a leading apostrophe, which reading takes away again.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from effopd.errors import RecordError
+from effopd.records import write_text_atomic
+
+Cell = str | int | float | None
+TableRow = Mapping[str, Cell]
+_MARKED = ("=", "+", "-", "@", "'", "\t", "\r")
+
+
+def write_table(directory: Path, name: str, rows: Sequence[TableRow]) -> list[Path]:
+    """Writes `name.csv`, and `name.parquet` where pyarrow is installed.
+
+    Args:
+        directory: Where the files go; made if needed.
+        name: Of the table.
+        rows: All with the same columns in the same order; without rows the file is empty.
+
+    Returns:
+        The files written.
+
+    Raises:
+        RecordError: Rows differ in their columns, or a cell is no finite number, text or None.
+    """
+    columns = list(rows[0]) if rows else []
+    for row in rows:
+        if list(row) != columns:
+            raise RecordError(f"table {name}: a row has columns {list(row)}, the first {columns}")
+        for column, cell in row.items():
+            _check_cell(cell, f"table {name}, column {column}")
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerows([columns, *([_stored(cell) for cell in row.values()] for row in rows)])
+    path = directory / f"{name}.csv"
+    write_text_atomic(path, out.getvalue() if rows else "")
+    return [path, *_write_parquet(directory / f"{name}.parquet", columns, rows)]
+
+
+def read_table(path: Path) -> list[dict[str, Cell]]:
+    """The rows of a CSV table that `write_table` wrote.
+
+    Args:
+        path: The `.csv` file.
+
+    Returns:
+        One dict a row; numbers without a point or an exponent are int.
+
+    Raises:
+        RecordError: The file cannot be read, or a line has more or fewer cells than the first.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            lines = list(csv.reader(file))
+    except (OSError, ValueError, csv.Error) as error:
+        raise RecordError(f"{path}: cannot be read ({error})") from None
+    header = lines[0] if lines else []
+    for number, line in enumerate(lines, start=1):
+        if len(line) != len(header):
+            raise RecordError(
+                f"{path}: row {number} has {len(line)} cells, the first {len(header)}"
+            )
+    return [dict(zip(header, map(_read, line), strict=True)) for line in lines[1:]]
+
+
+def _check_cell(cell: object, where: str) -> None:
+    wrong = isinstance(cell, bool) or not isinstance(cell, str | int | float | None)
+    if wrong or (isinstance(cell, float) and not math.isfinite(cell)):
+        raise RecordError(f"{where}: {cell!r} is no finite number, text or None")
+
+
+def _stored(cell: Cell) -> Cell:
+    if isinstance(cell, str):
+        return f"'{cell}" if cell.startswith(_MARKED) or _number(cell) is not None else cell
+    return "" if cell is None else repr(cell)
+
+
+def _read(cell: str) -> Cell:
+    if not cell:
+        return None
+    number = _number(cell)
+    return cell.removeprefix("'") if number is None else number
+
+
+def _number(text: str) -> int | float | None:
+    """The number that a text stands for; None if it is none."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return None
+
+
+def _write_parquet(path: Path, columns: Sequence[str], rows: Sequence[TableRow]) -> list[Path]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        return []  # the CSV holds the same
+    arrays = {name: _array(pyarrow, [row[name] for row in rows]) for name in columns}
+    temporary = path.with_name(f".{path.name}.tmp")
+    parquet.write_table(pyarrow.table(arrays), temporary)
+    temporary.replace(path)
+    return [path]
+
+
+def _array(pyarrow: Any, cells: Sequence[Cell]) -> Any:
+    """A column of one type: text if one cell is, else whole numbers if all are, else float64."""
+    known = [cell for cell in cells if cell is not None]
+    if any(isinstance(cell, str) for cell in known):
+        texts = [None if cell is None else str(cell) for cell in cells]
+        return pyarrow.array(texts, pyarrow.string())
+    whole = bool(known) and all(isinstance(cell, int) for cell in known)
+    return pyarrow.array(cells, pyarrow.int64() if whole else pyarrow.float64())
