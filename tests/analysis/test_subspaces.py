@@ -152,6 +152,23 @@ def test_values_far_apart_are_not_left_to_the_gram_matrix() -> None:
     assert found.relative_error <= 1e-9
 
 
+def test_a_block_that_hardly_leaves_the_basis_is_still_split_into_orthonormal_parts() -> None:
+    basis = orthonormal(80, 30, 0)
+    away = orthonormal(80, 3, 5) * torch.tensor([1e-5, 1e-9, 2e-13])
+    block = basis[:, :3] + away
+    within, new, beyond = krylov.orthonormal_rest(block, basis, 1.0)
+    everything = torch.cat([basis, new], 1)
+    unit = torch.eye(33, dtype=torch.float64)
+    torch.testing.assert_close(everything.T @ everything, unit, rtol=0, atol=1e-14)
+    torch.testing.assert_close(basis @ within + new @ beyond, block, rtol=0, atol=1e-15)
+
+
+def test_a_block_within_rounding_of_the_basis_adds_nothing() -> None:
+    basis = orthonormal(80, 30, 0)
+    _, new, beyond = krylov.orthonormal_rest(basis @ orthonormal(30, 3, 1), basis, 1.0)
+    assert (new.shape, beyond.shape) == ((80, 0), (0, 3))
+
+
 # A start from a neighbour -------------------------------------------------------------------------
 
 
@@ -381,6 +398,12 @@ def test_series_takes_updates_one_by_one_and_saves_products() -> None:
     cold = [leading_directions(update, K).products for update in updates]
     assert sum(row.products for row in rows) < sum(cold)
     assert all(row.relative_error <= 1e-5 for row in rows)
+
+
+def test_a_checkpoint_that_has_not_moved_does_not_break_the_chain_of_starts() -> None:
+    final = spiked(260, 300)
+    rows = list(subspace_series([final, torch.zeros(260, 300), final], final, K))
+    assert rows[2].products == rows[0].products < leading_directions(final, K).products
 
 
 def test_a_tensor_that_has_not_moved_yet() -> None:

@@ -139,16 +139,13 @@ def orthonormal_rest(
     """
     within = basis.T @ block
     rest = block - basis @ within
-    again = basis.T @ rest
-    within, rest = within + again, rest - basis @ again
     columns, triangle = torch.linalg.qr(rest)
     turn, sizes, across = torch.linalg.svd(triangle, full_matrices=False)
     kept = int((sizes > 64 * torch.finfo(block.dtype).eps * scale).sum())
     new = columns @ turn[:, :kept]
-    for _ in range(2):  # a small rest is not yet orthogonal to rounding
-        new = new - basis @ (basis.T @ new)
-        new, lengths = torch.linalg.qr(new)
-        new = new * lengths.diagonal().sign()  # QR may turn a column round
+    # What was small against the block is not yet orthogonal to rounding; a second time is enough.
+    new, lengths = torch.linalg.qr(new - basis @ (basis.T @ new))
+    new = new * lengths.diagonal().sign()  # QR may turn a column round
     return within, new, sizes[:kept, None] * across[:kept]
 
 

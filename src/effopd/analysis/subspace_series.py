@@ -6,7 +6,7 @@ first direction at the first checkpoint, over layers and components.
 Source: arXiv 2605.11739, figures 5b and 12.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -145,41 +145,48 @@ def agreement(
     )
 
 
-def subspace_columns(row: SubspaceRow) -> Mapping[str, float | int | None]:
+# Tables -------------------------------------------------------------------------------------------
+
+SUMMARY: Mapping[str, Callable[[Agreement], float]] = {
+    "cosine_1": lambda found: found.direction_cosines[0],
+    "direction_cosine": lambda found: found.mean_direction_cosine,
+    "subspace_cosine": lambda found: found.mean_subspace_cosine,
+    "captured_norm": lambda found: found.captured_norms[-1],
+    "largest_angle": lambda found: found.angles[-1],
+}
+"""What a table says of an agreement."""
+BY_DIRECTION: Mapping[str, Callable[[Agreement], Sequence[float]]] = {
+    "direction_cosine": lambda found: found.direction_cosines,
+    "subspace_cosine": lambda found: found.subspace_cosines,
+    "captured_norm": lambda found: found.captured_norms,
+}
+"""What a table of directions says of an agreement."""
+
+
+def subspace_columns(row: SubspaceRow) -> dict[str, float | None]:
     """What a table holds of a row: one number a column, None where there is none."""
-    columns: dict[str, float | int | None] = {
+    columns = {
         "directions_asked": row.asked,
         "directions": len(row.values),
         "relative_error": row.relative_error,
         "relative_gap_1": row.relative_gaps[0] if row.relative_gaps else None,
     }
     for name, found in (("final", row.to_final), ("previous", row.to_previous)):
-        columns |= {
-            f"{name}_cosine_1": found and found.direction_cosines[0],
-            f"{name}_direction_cosine": found and found.mean_direction_cosine,
-            f"{name}_subspace_cosine": found and found.mean_subspace_cosine,
-            f"{name}_captured_norm": found and found.captured_norms[-1],
-            f"{name}_largest_angle": found and found.angles[-1],
-        }
+        for key, number in SUMMARY.items():
+            columns[f"{name}_{key}"] = None if found is None else number(found)
     return columns
 
 
-def direction_rows(row: SubspaceRow) -> Iterator[Mapping[str, float | int | None]]:
+def direction_rows(row: SubspaceRow) -> Iterator[dict[str, float | None]]:
     """A row for each direction found, 1 first: the long form of `subspace_columns`.
 
     Directions beyond those that the two updates share have None.
     """
     for j, (value, gap) in enumerate(zip(row.values, row.relative_gaps, strict=True)):
-        columns: dict[str, float | int | None] = {
-            "direction": j + 1,
-            "singular_value": value,
-            "relative_gap": gap,
-        }
+        columns: dict[str, float | None]
+        columns = {"direction": j + 1, "singular_value": value, "relative_gap": gap}
         for name, found in (("final", row.to_final), ("previous", row.to_previous)):
-            shared = found if found and j < len(found.direction_cosines) else None
-            columns |= {
-                f"{name}_direction_cosine": shared and shared.direction_cosines[j],
-                f"{name}_subspace_cosine": shared and shared.subspace_cosines[j],
-                f"{name}_captured_norm": shared and shared.captured_norms[j],
-            }
+            for key, entries in BY_DIRECTION.items():
+                shared = () if found is None else entries(found)
+                columns[f"{name}_{key}"] = shared[j] if j < len(shared) else None
         yield columns
