@@ -26,7 +26,6 @@ name = "small"
 seeds = [0, 1]
 lrs = [3e-4]
 [common]
-objective = { type = "sampled_token" }
 evaluation = { every = 1, problems = 16, recorded = 0 }
 train = { steps = 2, prompts_per_step = 8 }
 [worlds.sharpen.task]
@@ -41,7 +40,7 @@ settings = { method = "exopd", objective = { type = "exopd" } }
 [methods.alphaopd]
 settings = { method = "alphaopd", search = { schedule = { steps = [2] } } }
 [methods.effopd]
-settings = { method = "effopd", validation = { prompts = 4 }, objective = { type = "full_kl" } }
+settings = { method = "effopd", validation = { prompts = 4 } }
 [quick]
 seeds = [0, 1]
 """

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from effopd.errors import RecordError
-from effopd.reports.claims import (
-    CLAIMS,
+from effopd.reports.claims import CLAIMS
+from effopd.reports.quantities import (
     at_equal_norm,
     edge_excess,
     interpolated,
