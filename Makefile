@@ -36,6 +36,7 @@ reproduce: .venv/.installed ## Every figure and table of the paper in the tiny w
 bench: .venv-bench/.installed ## Measure against the peers of bench/requirements.txt
 	$(BENCH)/python bench/kl.py
 	$(BENCH)/python bench/search.py
+	$(BENCH)/python -W ignore bench/spectra.py
 
 clean: ## Remove caches and built pages; environments and runs/ stay
 	rm -rf site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -100,7 +100,8 @@ def test_only_what_the_gram_matrix_cannot_resolve_takes_the_slow_way(
     cases = {name for name, update in UPDATES.items() if any(update is each for each in slow)}
     deficient = {"rank 3", "rank 5, bf16", "falling over 16 decades", "zero rows and columns"}
     assert deficient <= cases
-    assert cases <= deficient | {"LoRA product in fp32", "falling over 5 decades"}
+    steep = {"LoRA product in fp32", "falling over 5 decades", "one value far above"}
+    assert cases <= deficient | steep
     assert len(UPDATES) >= 20
 
 
