@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from effopd.errors import RecordError
 from effopd.records import Row, write_text_atomic
@@ -148,7 +149,7 @@ _ACCURACIES = (
 def _over(records: Sequence[Row], *keys: str) -> str:
     values = []
     for record in records:
-        value = record
+        value: Any = record
         for key in keys:
             value = value[key]
         values.append(float(value))

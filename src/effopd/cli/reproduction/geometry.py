@@ -43,27 +43,35 @@ def geometry(scene: Scene) -> Row:
 def table_1(update: Update, modules: Sequence[Place]) -> dict[str, float]:
     """Means over all attention and MLP matrices."""
     rows = [spectral_metrics(read_place(update, place), top=(TOP_1, TOP_5)) for place in modules]
+    columns: dict[str, list[float | None]] = {
+        "spectral_norm": [row.spectral_norm for row in rows],
+        "spectral_share": [row.spectral_share for row in rows],
+        "effective_rank": [row.effective_rank for row in rows],
+        "top_1": [row.top_ratios[TOP_1] for row in rows],
+        "top_5": [row.top_ratios[TOP_5] for row in rows],
+    }
     return {
-        "spectral_norm": _mean([row.spectral_norm for row in rows]),
-        "spectral_share": _mean([row.spectral_share for row in rows]),
-        "effective_rank": _mean([row.effective_rank for row in rows]),
-        "top_1": _mean([row.top_ratios[TOP_1] for row in rows]),
-        "top_5": _mean([row.top_ratios[TOP_5] for row in rows]),
+        name: _mean([value for value in values if value is not None])  # None: it never moved
+        for name, values in columns.items()
     }
 
 
 def _over_time(
     updates: Sequence[Update], modules: Sequence[Place], steps: list[int], pictured: Place
 ) -> Row:
-    cosines = [[0.0] * len(modules) for _ in updates]
+    """Directions of every module that had moved at every checkpoint, against the last ones."""
+    cosines: list[list[float]] = [[] for _ in updates]
     first_last, evr, paths, points = {}, {}, [], []
-    for column, place in enumerate(modules):
-        bases = [leading_directions(read_place(u, place), DIRECTIONS).U_mk for u in updates]
-        for row, basis in enumerate(bases):
-            cosines[row][column] = _mean(subspace_cosines(basis, bases[-1]).tolist())
-        first_last[place] = abs((bases[0][:, 0] @ bases[-1][:, 0]).item())
-        vectors_Td = aligned([basis[:, 0] for basis in bases])
-        evr[place] = explained_variance_ratio(vectors_Td)
+    for place in modules:
+        found = [leading_directions(read_place(update, place), DIRECTIONS) for update in updates]
+        if any(directions.never_moved for directions in found):
+            continue
+        for row, directions in zip(cosines, found, strict=True):
+            row.append(_mean(subspace_cosines(directions.U_mk, found[-1].U_mk).tolist()))
+        first_last[place] = abs((found[0].U_mk[:, 0] @ found[-1].U_mk[:, 0]).item())
+        vectors_Td = aligned([directions.U_mk[:, 0] for directions in found])
+        if (ratio := explained_variance_ratio(vectors_Td)) is not None:
+            evr[place] = ratio
         paths.append(path_length(vectors_Td))
         if place == pictured:
             points = pca_points(vectors_Td).tolist()

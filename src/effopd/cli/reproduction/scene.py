@@ -55,7 +55,9 @@ class Scene:
     def _measured(
         self, update: Update, intervention: Intervention, *, with_teacher: bool
     ) -> tuple[float, float]:
-        parts, rewards, divergences = self.parts, [], []
+        parts = self.parts
+        rewards: list[float] = []
+        divergences: list[float] = []
         with intervened(parts.student.model, intervention.apply(update)):
             for seed in range(self.study.passes):
                 found = replace(parts.evaluator(), seed=seed).evaluate(
