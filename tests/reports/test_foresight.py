@@ -6,7 +6,7 @@ import pytest
 
 from effopd.errors import RecordError
 from effopd.reports.foresight import foresight_figure
-from effopd.reports.page import page_data
+from effopd.reports.page import page_data, write_report
 from effopd.reports.style import run_styles
 
 LOST = "foresight is lost: the mean cosine"
@@ -49,6 +49,18 @@ def test_the_page_shows_it_where_a_run_was_watched(watched, make_run):
     plain = make_run("opd", [(0, 0.1, 0, 0)])
     assert page_data([plain], "title")["foresight"] is None
     assert page_data([plain, watched], "title")["foresight"] == foresight_figure([plain, watched])
+
+
+def test_a_browser_draws_it(browser, watched, make_run, tmp_path):
+    write_report([make_run("opd", [(0, 0.1, 0, 0)]), watched], tmp_path / "report.html")
+    browser.open(tmp_path / "report.html")
+    drawn = "document.getElementById('foresight').data.map(trace => [...trace.y])"
+    assert browser.evaluate(drawn) == [[0.5, -0.25, 0], [-0.25]]
+    assert browser.problems() == []
+    write_report([make_run("opd", [(0, 0.1, 0, 0)])], tmp_path / "report.html")
+    browser.open(tmp_path / "report.html")
+    assert browser.evaluate("document.getElementById('watched')") is None
+    assert browser.problems() == []
 
 
 def test_a_look_that_is_no_number_is_refused(watched):

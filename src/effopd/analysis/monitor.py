@@ -187,12 +187,12 @@ def sampled_names(names: Sequence[str] | Mapping[str, Tensor], most: int) -> lis
     """At most `most` names that take turns in projection and are spread over depth.
 
     The i-th of them is of projection i modulo their number, at share `(i + 0.5) / most` of the
-    depth.
+    depth; where that was taken already there is one name fewer.
     """
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
         groups[place_of(name).projection].append(name)
-    turns = list(groups.values())
+    turns, most = list(groups.values()), min(most, len(names))
     picked = [
         (group := turns[i % len(turns)])[(2 * i + 1) * len(group) // (2 * most)]
         for i in range(most)
