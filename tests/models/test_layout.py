@@ -247,6 +247,15 @@ def test_interleaved_gate_and_up_stay_one_matrix() -> None:
     ]  # fmt: skip
 
 
+def test_gate_and_up_that_do_not_fit_their_down_projection_stay_one_matrix() -> None:
+    mlp = "model.layers.0.mlp."
+    for rows, found in ((48, ["gate", "up"]), (40, ["gate_up"])):
+        shapes = {f"{mlp}gate_up_proj.weight": (rows, 16), f"{mlp}down_proj.weight": (16, 24)}
+        assert [place.projection for place in places(shapes)] == [*found, "down"]
+    alone = places({f"{mlp}gate_up_proj.weight": (48, 16)})
+    assert [place.projection for place in alone] == ["gate_up"]
+
+
 def test_routers_are_no_matrices_of_the_table() -> None:
     found = live_places("qwen2_moe")
     routers = [place for place in found if place.projection == "router"]

@@ -89,6 +89,15 @@ def test_dtypes_of_all_kinds_in_one_file(tmp_path: Path) -> None:
     for shard_bytes in (1000, 20):
         write_model(tmp_path / "copy", source, unchanged, shard_bytes=shard_bytes)
         assert_same(source, tmp_path / "copy")
+        for path in (tmp_path / "copy").glob("*.safetensors"):
+            whole = path.read_bytes()
+            length = int.from_bytes(whole[:8], "little")
+            header = json.loads(whole[8 : 8 + length])
+            del header["__metadata__"]
+            assert length % 8 == 0
+            for name, entry in header.items():
+                size = open_weights(source).dtype(name).itemsize
+                assert entry["data_offsets"][0] % size == 0, name
 
 
 def test_changes_are_rounded_to_the_stored_dtype(tmp_path: Path) -> None:

@@ -241,7 +241,7 @@ def _gate_is_above_up(name: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     fused, down = shapes.get(weight), shapes.get(weight.replace("gate_up_proj", "down_proj"))
     if fused is None or down is None or min(len(fused), len(down)) < 2:
         return False
-    return fused[-2] == 2 * down[-1] and fused[-1] == down[-2]
+    return fused[-2] == 2 * down[-1]
 
 
 def _order(place: Place) -> tuple[int, int, int, int, str]:
