@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from effopd.analysis.leading import leading_metrics
-from effopd.analysis.spectra import SpectralMetrics, expert_metrics, spectral_metrics
+from effopd.analysis.spectra import expert_metrics, spectral_metrics
 from effopd.analysis.updates import place_statistics
 from effopd.models.layout import matrices, places
 from effopd.models.updates import PairUpdate, read_place
@@ -236,7 +236,6 @@ def by_modeldelta(directory: Path) -> Measured:
         r["name"]: {
             "effective_rank": r["effective_rank"],
             "spectral_norm": r["top_singular_values"][0],
-            "frobenius_norm": r["frob_norm"],
         }
         for r in results
     }
@@ -258,12 +257,11 @@ def by_weightwatcher(directory: Path) -> Measured:
     watcher = weightwatcher.WeightWatcher(model=models[0], base_model=models[1])
     table = watcher.analyze()
     return {
-        name: {"spectral_norm": norm, "stable_rank": rank, "singular value": largest}
-        for name, norm, rank, largest in zip(
+        name: {"spectral_norm": norm, "stable_rank": rank}
+        for name, norm, rank in zip(
             open_weights(directory / "tuned").shapes,
             table["spectral_norm"],
             table["stable_rank"],
-            table["sv_max"],
             strict=True,
         )
     }
@@ -330,7 +328,7 @@ def extraordinary() -> Iterator[Row]:
     found = [metrics.effective_rank for metrics in expert_metrics(experts)]
     errors = max(relative(each, 64) for each in found), relative(theirs(experts), 64)
     yield row("tools", "8 experts of rank 64", unit, *errors, "modeldelta", "modeldelta")
-    still: SpectralMetrics = spectral_metrics(torch.zeros(64, 128))
+    still = spectral_metrics(torch.zeros(64, 128))
     said = theirs(torch.zeros(64, 128))
     assert still.never_moved
     print(f"zero update: ours never moved, modeldelta effective rank {said}", file=sys.stderr)
