@@ -15,9 +15,8 @@ from effopd.cli.analyze_inputs import Inputs, find_inputs
 from effopd.cli.analyze_pool import default_workers, measured
 from effopd.cli.analyze_tables import SOURCES, never_moved
 from effopd.cli.analyze_units import MEASUREMENTS, Subject, check_device
-from effopd.config import RunConfig
 from effopd.errors import ConfigError
-from effopd.records import Row
+from effopd.records import Row, display_text
 from effopd.reports.analysis import load_analysis
 from effopd.reports.analysis_page import write_analysis
 from effopd.reports.analysis_png import write_analysis_pngs
@@ -55,6 +54,12 @@ class AnalysisRequest:
 
 def analyze(request: AnalysisRequest) -> None:
     """Measures what is missing in the directory, then writes tables, page and pictures."""
+    measure(request)
+    show(request.out)
+
+
+def measure(request: AnalysisRequest) -> None:
+    """Measures what is missing, and writes the tables of what was asked for."""
     asked = parse_what(request.what)
     check_device(request.device)
     inputs = find_inputs(request.base, request.checkpoints, request.final, print)
@@ -63,13 +68,12 @@ def analyze(request: AnalysisRequest) -> None:
     subject = Subject(inputs, request.device)
     _tell(subject, what)
     with AnalysisDirectory(request.out) as directory:
-        directory.describe(analysis_info(request, inputs, what, recipe))
+        directory.describe(analysis_info(request, inputs, what))
         for name in what:
-            _measure(directory, subject, name, request.workers or default_workers())
-        if "behavior" in what:
-            assert recipe is not None
+            if name in SOURCES:
+                _measure(directory, subject, name, request.workers or default_workers())
+        if recipe is not None and "behavior" in what:
             measure_behavior(directory, inputs, recipe, draws_tsne=subject.draws_tsne)
-        show(request.out)
 
 
 def parse_what(text: str | None) -> list[str]:
@@ -108,9 +112,7 @@ def show(out: Path) -> None:
     print(f"page: {page}\ntables: {out / 'tables'}\nfigures: {len(pictures)} in {out / 'figures'}")
 
 
-def analysis_info(
-    request: AnalysisRequest, inputs: Inputs, what: Sequence[str], recipe: RunConfig | None
-) -> Row:
+def analysis_info(request: AnalysisRequest, inputs: Inputs, what: Sequence[str]) -> Row:
     """Content of `analysis.json`."""
     words = ["effopd", "analyze", str(request.base), *map(str, request.checkpoints)]
     options = {"final": request.final, "what": request.what, "recipe": request.recipe}
@@ -128,8 +130,6 @@ def analysis_info(
 
 def _measure(directory: AnalysisDirectory, subject: Subject, name: str, workers: int) -> None:
     """Measures and tabulates one of `SOURCES`."""
-    if name not in SOURCES:
-        return
     measurements, tabulate = SOURCES[name]
     records: list[dict[Key, Row]] = [
         measured(subject, each, MEASUREMENTS[each], directory, workers) for each in measurements
@@ -145,6 +145,6 @@ def _measure(directory: AnalysisDirectory, subject: Subject, name: str, workers:
 def _tell(subject: Subject, what: Sequence[str]) -> None:
     names = [moment.label for moment in subject.moments]
     shown = ", ".join(names if len(names) <= 4 else [names[0], names[1], "...", names[-1]])
-    print(f"{len(names)} checkpoints of {subject.inputs.base}: {shown}")
+    print(display_text(f"{len(names)} checkpoints of {subject.inputs.base}: {shown}"))
     if not subject.draws_tsne and not {"trajectories", "behavior"}.isdisjoint(what):
         print("no t-SNE pictures: scikit-learn is missing (pip install 'effopd[analysis]')")

@@ -1,0 +1,524 @@
+"""`effopd analyze`: tables against whole decompositions, resuming, and what is refused."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.support.checkpoints import family_model, save_adapter, save_family
+from tests.support.tiny import tiny_config, train_tiny, write_models
+from torch import Tensor
+from typer.testing import CliRunner
+
+from effopd.analysis.noise import noise_metrics
+from effopd.cli import analyze_units
+from effopd.cli.analyze import AnalysisRequest, measure, parse_what
+from effopd.cli.analyze_inputs import find_inputs
+from effopd.cli.analyze_units import MEASUREMENTS, Measurement
+from effopd.cli.main import app
+from effopd.errors import ConfigError, ParameterMismatchError, RunLockedError
+from effopd.models.layout import Place, matrices, places
+from effopd.models.weights import open_weights
+from effopd.records import read_jsonl
+from effopd.reports.table_files import Cell, read_table
+
+STEPS = (50, 100, 200, 400, 1000)
+STILL = "v_proj"
+Table = list[dict[str, Cell]]
+
+
+def write_series(directory: Path, steps: Iterable[int] = STEPS) -> None:
+    """A sharded base, and checkpoints that drift and tremble; value projections never move."""
+    save_family(directory / "base", shard_size="8KB")
+    rng = torch.Generator().manual_seed(0)
+    model = family_model("qwen3")
+    drift = {name: torch.randn(p.shape, generator=rng) for name, p in model.named_parameters()}
+    for step in steps:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if STILL not in name:
+                    tremor = torch.randn(parameter.shape, generator=rng)
+                    parameter.add_(1e-3 * drift[name] + 5e-4 * tremor)
+        model.save_pretrained(directory / f"checkpoint-{step}", max_shard_size="8KB")
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("series")
+    write_series(directory)
+    return directory
+
+
+def request_of(series: Path, out: Path, **changes: Any) -> AnalysisRequest:
+    """All checkpoints, in the order in which a shell lists them."""
+    checkpoints = sorted(series.glob("checkpoint-*"))
+    return AnalysisRequest(base=series / "base", checkpoints=checkpoints, out=out, **changes)
+
+
+@pytest.fixture(scope="module")
+def analysis(series: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("analysis") / "out"
+    measure(request_of(series, out, workers=2))
+    return out
+
+
+def table(analysis: Path, name: str) -> Table:
+    return read_table(analysis / "tables" / f"{name}.csv")
+
+
+def label(step: int) -> str:
+    return f"checkpoint-{step}"
+
+
+def stored(series: Path, name: str, tensor: str) -> Tensor:
+    return open_weights(series / name).read(tensor).double()
+
+
+def update(series: Path, step: int, tensor: str) -> Tensor:
+    base, tuned = stored(series, "base", tensor), stored(series, label(step), tensor)
+    return (tuned.float() - base.float()).double()
+
+
+def series_places(series: Path) -> list[Place]:
+    return places(open_weights(series / "base").shapes)
+
+
+def moving(series: Path) -> list[Place]:
+    return [place for place in matrices(series_places(series)) if STILL not in place.name]
+
+
+def of(rows: Table, **equal: Cell) -> Table:
+    return [row for row in rows if all(row[name] == cell for name, cell in equal.items())]
+
+
+def one(rows: Table, **equal: Cell) -> dict[str, Any]:
+    (row,) = of(rows, **equal)
+    return row
+
+
+# Tables -------------------------------------------------------------------------------------------
+
+
+def test_norms_are_those_of_every_tensor_at_every_checkpoint(series: Path, analysis: Path) -> None:
+    rows = table(analysis, "norms")
+    found = series_places(series)
+    assert len(rows) == len(STEPS) * len(found)
+    for step in STEPS:
+        for place in found:
+            row = one(rows, checkpoint=label(step), place=place.label)
+            W = update(series, step, place.name)
+            base = stored(series, "base", place.name)
+            assert row["step"] == step
+            assert row["frobenius_norm"] == pytest.approx(W.norm().item(), rel=1e-12)
+            assert row["base_norm"] == pytest.approx(base.norm().item(), rel=1e-12)
+            assert row["max_abs"] == W.abs().max().item()
+            after = stored(series, label(step), place.name)
+            unchanged = (base.bfloat16() == after.bfloat16()).double().mean().item()
+            assert row["bf16_unchanged_share"] == pytest.approx(unchanged, abs=1e-12)
+
+
+def test_sums_over_parts_are_those_of_their_tensors_together(series: Path, analysis: Path) -> None:
+    rows = table(analysis, "norm_sums")
+    found = series_places(series)
+
+    def chosen(block: str | None, layer: int | None) -> Callable[[Place], bool]:
+        return lambda p: block in {None, p.block} and layer in {None, p.layer}
+
+    cases: list[tuple[dict[str, Any], Callable[[Place], bool]]] = [
+        ({"grouping": "whole"}, chosen(None, None)),
+        ({"grouping": "block", "block": "mlp"}, chosen("mlp", None)),
+        ({"grouping": "layer", "layer": 1}, chosen(None, 1)),
+        ({"grouping": "layer and block", "layer": 0, "block": "mlp"}, chosen("mlp", 0)),
+        ({"grouping": "projection", "projection": "gate"}, lambda p: p.projection == "gate"),
+    ]
+    for where, is_part in cases:
+        parts = [place.name for place in found if is_part(place)]
+        flat = [torch.cat([update(series, s, n).flatten() for n in parts]) for s in STEPS]
+        steps = [flat[0], *(b - a for a, b in pairwise(flat))]
+        length = 0.0
+        for t, step in enumerate(STEPS):
+            row = one(rows, checkpoint=label(step), **where)
+            length += steps[t].norm().item()
+            assert row["places"] == len(parts)
+            assert row["frobenius_norm"] == pytest.approx(flat[t].norm().item(), rel=1e-6)
+            assert row["path_length"] == pytest.approx(length, rel=1e-6)
+            straight = flat[t].norm().item() / length
+            assert row["straightness"] == pytest.approx(straight, rel=1e-6)
+            if t:
+                cosine = torch.cosine_similarity(steps[t], steps[t - 1], dim=0).item()
+                assert row["step_cosine"] == pytest.approx(cosine, rel=1e-5)
+            else:
+                assert row["step_cosine"] is None
+
+
+def test_table_1_is_the_mean_over_the_matrices_that_moved(series: Path, analysis: Path) -> None:
+    spectra, means = table(analysis, "spectra"), table(analysis, "table1")
+    assert [row["checkpoint"] for row in means] == [label(step) for step in STEPS]
+    for step, mean in zip(STEPS, means, strict=True):
+        values = [torch.linalg.svdvals(update(series, step, p.name)) for p in moving(series)]
+        shares = [s[0] / s.norm() for s in values]
+        ranks = [torch.special.entr(s / s.sum()).sum().exp() for s in values]
+        assert mean["matrices"] == len(values)
+        assert mean["never_moved"] == 2  # one in each layer
+        assert mean["spectral_norm"] == pytest.approx(torch.stack([s[0] for s in values]).mean())
+        assert mean["spectral_share"] == pytest.approx(torch.stack(shares).mean().item(), rel=1e-9)
+        assert mean["effective_rank"] == pytest.approx(torch.stack(ranks).mean().item(), rel=1e-9)
+        own = [row for row in of(spectra, checkpoint=label(step)) if row["rank"]]
+        assert mean["top_5_ratio"] == pytest.approx(
+            sum(float(row["top_5_ratio"] or 0) for row in own) / len(own), rel=1e-12
+        )
+
+
+def test_noise_of_the_same_norm_and_shape_stands_beside_every_number(
+    series: Path, analysis: Path
+) -> None:
+    spectra = table(analysis, "spectra")
+    for place in moving(series):
+        row = one(spectra, checkpoint=label(200), place=place.label)
+        m, n = place.shape
+        noise = noise_metrics(m, n, row["frobenius_norm"], top=(0.01, 0.05))
+        assert row["noise_spectral_norm"] == pytest.approx(noise.spectral_norm, rel=1e-12)
+        assert row["noise_effective_rank"] == pytest.approx(noise.effective_rank, rel=1e-12)
+        assert row["noise_top_5_ratio"] == pytest.approx(noise.top_ratios[0.05], rel=1e-12)
+
+
+def test_directions_agree_as_the_whole_decompositions_do(series: Path, analysis: Path) -> None:
+    rows, progress = table(analysis, "subspaces"), table(analysis, "subspace_progress")
+    cosines, means = [], []
+    for place in moving(series):
+        first, last = (
+            torch.linalg.svd(update(series, step, place.name)).U for step in (50, STEPS[-1])
+        )
+        k = min(20, *place.shape)
+        products = (first.T @ last)[:k, :k]
+        sizes = range(1, k + 1)
+        inner = [torch.linalg.svdvals(products[:j, :j]).mean().item() for j in sizes]
+        row = one(rows, checkpoint=label(50), place=place.label)
+        assert row["final_cosine_1"] == pytest.approx(products[0, 0].abs().item(), rel=1e-4)
+        assert row["final_subspace_cosine"] == pytest.approx(sum(inner) / k, rel=1e-4)
+        cosines.append(products[0, 0].abs().item())
+        means.append(sum(inner) / k)
+    assert progress[0]["progress"] == STEPS[0] / STEPS[-1]
+    assert progress[0]["final_cosine_1"] == pytest.approx(sum(cosines) / len(cosines), rel=1e-4)
+    assert progress[0]["final_subspace_cosine"] == pytest.approx(sum(means) / len(means), rel=1e-4)
+    assert progress[0]["previous_cosine_1"] is None
+    assert progress[-1]["final_subspace_cosine"] == pytest.approx(1.0, abs=1e-9)
+    by_k = table(analysis, "subspace_by_count")
+    row = one(by_k, checkpoint=label(50), directions=1)
+    assert row["final_direction_cosine"] == pytest.approx(sum(cosines) / len(cosines), rel=1e-4)
+    heat = {
+        (r["layer"], r["projection"]): r["final_cosine_1"]
+        for r in table(analysis, "directions_map")
+    }
+    assert heat == {
+        (p.layer, p.projection): one(rows, checkpoint=label(50), place=p.label)["final_cosine_1"]
+        for p in moving(series)
+    }
+
+
+def test_trajectories_are_those_of_the_first_left_directions(series: Path, analysis: Path) -> None:
+    rows, points = table(analysis, "trajectories"), table(analysis, "trajectory_points")
+    for place in moving(series):
+        path: list[Tensor] = []
+        for step in STEPS:
+            u = torch.linalg.svd(update(series, step, place.name)).U[:, 0]
+            path.append(-u if path and u @ path[-1] < 0 else u)
+        centred = torch.stack(path) - torch.stack(path).mean(0)
+        variances = torch.linalg.svdvals(centred).square()
+        row = one(rows, place=place.label)
+        ratio = (variances[:2].sum() / variances.sum()).item()
+        assert row["explained_variance_ratio"] == pytest.approx(ratio, rel=1e-4)
+        assert row["checkpoints_moved"] == len(STEPS)
+        own = of(points, place=place.label, projection_kind="pca")
+        assert [point["checkpoint"] for point in own] == [label(step) for step in STEPS]
+        size = sum(float(point["x"] or 0) ** 2 for point in own)
+        assert size == pytest.approx(variances[0].item(), rel=1e-4)
+        assert len(of(points, place=place.label, projection_kind="tsne")) == len(STEPS)
+
+
+def test_what_never_moved_is_listed_and_nothing_is_nan(series: Path, analysis: Path) -> None:
+    still = [place.label for place in series_places(series) if STILL in place.name]
+    assert [row["place"] for row in table(analysis, "never_moved")] == still
+    for name in still:
+        row = one(table(analysis, "spectra"), checkpoint=label(50), place=name)
+        assert (row["rank"], row["frobenius_norm"], row["spectral_share"]) == (0, 0.0, None)
+        assert row["noise_spectral_norm"] is None
+        assert (
+            one(table(analysis, "subspaces"), checkpoint=label(50), place=name)["directions"] == 0
+        )
+        assert one(table(analysis, "trajectories"), place=name)["explained_variance_ratio"] is None
+    for path in (analysis / "tables").glob("*.csv"):
+        assert "nan" not in path.read_text().lower()
+
+
+def test_parquet_holds_the_same(analysis: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for name in ("norms", "table1", "trajectory_points"):
+        stored = parquet.read_table(analysis / "tables" / f"{name}.parquet").to_pylist()
+        assert stored == table(analysis, name)
+
+
+def test_tables_do_not_depend_on_the_number_of_workers(series: Path, tmp_path: Path) -> None:
+    for workers in (1, 3):
+        out = tmp_path / str(workers)
+        measure(request_of(series, out, workers=workers, what="norms,spectra"))
+    for path in (tmp_path / "1" / "tables").glob("*.csv"):
+        assert path.read_bytes() == (tmp_path / "3" / "tables" / path.name).read_bytes()
+
+
+# Going on -----------------------------------------------------------------------------------------
+
+
+class Counted:
+    """Counts what is measured, and fails when enough was."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, name: str, limit: int | None = None) -> None:
+        self.keys: list[Any] = []
+        original, self.limit = MEASUREMENTS[name], limit
+
+        def counting(subject: Any, unit: Any) -> Any:
+            if len(self.keys) == self.limit:
+                raise KeyboardInterrupt
+            record = original.measure(subject, unit)
+            self.keys.append(unit.key(subject))
+            return record
+
+        changed = Measurement(
+            measure=counting,
+            whole_series=original.whole_series,
+            matrices_only=original.matrices_only,
+        )
+        patch.setitem(analyze_units.MEASUREMENTS, name, changed)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("what", ["spectra", "subspaces"])
+def test_a_killed_analysis_goes_on_without_measuring_again(
+    series: Path, analysis: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    request = request_of(series, tmp_path / "out", what=what, workers=1)
+    before = Counted(monkeypatch, what, limit=5)
+    with pytest.raises(KeyboardInterrupt):
+        measure(request)
+    monkeypatch.undo()
+    path = request.out / "rows" / f"{what}.jsonl"
+    finished = [(row["place"], row["checkpoint"]) for row in read_jsonl(path)]
+    assert set(finished) <= set(before.keys)
+    assert len(finished) == 5
+    path.write_bytes(path.read_bytes()[:-20])  # the last line was being written
+    after = Counted(monkeypatch, what)
+    measure(request)
+    assert set(after.keys).isdisjoint(finished[:-1])
+    assert finished[-1] in after.keys
+    wanted = len(matrices(series_places(series))) * (len(STEPS) if what == "spectra" else 1)
+    assert len(after.keys) == wanted - 4
+    for name in (request.out / "tables").glob("*.csv"):
+        assert name.read_bytes() == (analysis / "tables" / name.name).read_bytes()
+
+
+def test_more_can_be_asked_for_and_only_that_is_measured(
+    series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure(request_of(series, tmp_path / "out", what="spectra"))
+    counted = Counted(monkeypatch, "spectra")
+    measure(request_of(series, tmp_path / "out", what="norms,spectra"))
+    assert counted.keys == []
+    assert json.loads((tmp_path / "out" / "analysis.json").read_text())["what"] == [
+        "spectra",
+        "norms",
+    ]
+    assert table(tmp_path / "out", "norm_sums")
+
+
+def test_other_or_changed_inputs_are_refused(series: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "series"
+    shutil.copytree(series, copy)
+    out = tmp_path / "out"
+    measure(request_of(copy, out, what="spectra"))
+    before = (out / "analysis.json").read_bytes()
+    with pytest.raises(ConfigError, match=r"its final checkpoint is .*-1000, now .*-50"):
+        measure(request_of(copy, out, what="spectra", final=copy / label(50)))
+    less = AnalysisRequest(base=copy / "base", checkpoints=[copy / label(50)], out=out)
+    with pytest.raises(ConfigError, match=r"its checkpoints are .*, now checkpoint-50\. Choose"):
+        measure(less)
+    (copy / label(200) / "config.json").write_text((copy / label(200) / "config.json").read_text())
+    with pytest.raises(ConfigError, match=r"checkpoint-200 in .* is not what it was.*--out"):
+        measure(request_of(copy, out, what="spectra"))
+    (copy / "base" / "config.json").write_text((copy / "base" / "config.json").read_text())
+    with pytest.raises(ConfigError, match=r"its base is .* as it was"):
+        measure(request_of(copy, out, what="spectra"))
+    assert (out / "analysis.json").read_bytes() == before
+
+
+def test_a_directory_of_something_else_is_refused(series: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(ConfigError, match="holds something else"):
+        measure(request_of(series, tmp_path, what="spectra"))
+
+
+def test_one_process_at_a_time(series: Path, tmp_path: Path) -> None:
+    from effopd.cli.analyze_directory import AnalysisDirectory
+
+    with (
+        AnalysisDirectory(tmp_path / "out"),
+        pytest.raises(RunLockedError, match="wait for the analysis"),
+    ):
+        measure(request_of(series, tmp_path / "out", what="spectra"))
+
+
+# Adapters and runs --------------------------------------------------------------------------------
+
+
+def test_an_adapter_has_the_rank_of_its_factors(series: Path, tmp_path: Path) -> None:
+    name = "model.layers.0.self_attn.q_proj"
+    rows, columns = open_weights(series / "base").shapes[f"{name}.weight"]
+    rng = torch.Generator().manual_seed(1)
+    A, B = torch.randn(2, columns, generator=rng), torch.randn(rows, 2, generator=rng)
+    adapter = save_adapter(
+        tmp_path / "adapter-10",
+        {f"{name}.lora_A.weight": A, f"{name}.lora_B.weight": B},
+    )
+    measure(
+        AnalysisRequest(
+            base=series / "base", checkpoints=[adapter], out=tmp_path / "out", what="norms,spectra"
+        )
+    )
+    values = torch.linalg.svdvals(4.0 * B.double() @ A.double())  # alpha / r = 8 / 2
+    row = one(table(tmp_path / "out", "spectra"), place=f"{name}.weight")
+    assert row["rank"] == 2
+    assert row["spectral_norm"] == pytest.approx(values[0].item(), rel=1e-6)
+    assert one(table(tmp_path / "out", "table1"), matrices=1)["step"] is None
+    assert len(table(tmp_path / "out", "never_moved")) == len(series_places(series)) - 1
+
+
+def test_a_run_brings_its_base_and_all_its_checkpoints(tmp_path: Path) -> None:
+    models = write_models(tmp_path / "models")
+    run = tmp_path / "run"
+    train_tiny(tiny_config(models), run)
+    measure(AnalysisRequest(base=run, checkpoints=[], out=tmp_path / "out", workers=1))
+    info = json.loads((tmp_path / "out" / "analysis.json").read_text())
+    assert info["base"]["path"] == str(models / "student")
+    assert [each["label"] for each in info["checkpoints"]] == ["step-00004", "step-00008"]
+    assert info["what"] == ["norms", "spectra", "subspaces", "trajectories", "behavior"]
+    row = one(table(tmp_path / "out", "norm_sums"), grouping="whole", checkpoint="step-00008")
+    base, tuned = open_weights(models / "student"), open_weights(run / "checkpoints" / "step-00008")
+    squares = [(tuned.read(n).double() - base.read(n).double()).square().sum() for n in base.shapes]
+    assert row["frobenius_norm"] == pytest.approx(
+        torch.stack(squares).sum().sqrt().item(), rel=1e-6
+    )
+    accuracies = {
+        r["step"]: r["accuracy"] for r in read_jsonl(run / "evals.jsonl") if r["model"] == "student"
+    }
+    for step in (4, 8):
+        found = of(
+            table(tmp_path / "out", "divergences"),
+            label=f"step-0000{step}",
+            text="own",
+            to="teacher",
+        )
+        assert found[0]["accuracy"] == accuracies[step]
+    measured = (tmp_path / "out" / "rows" / "behavior.json").stat().st_mtime_ns
+    measure(AnalysisRequest(base=run, checkpoints=[], out=tmp_path / "out", what="behavior"))
+    assert (tmp_path / "out" / "rows" / "behavior.json").stat().st_mtime_ns == measured
+    inputs = find_inputs(models / "student", [run], None, print)
+    assert [each.step for each in inputs.checkpoints] == [4, 8]
+    with pytest.raises(ConfigError, match="2 runs were given"):
+        find_inputs(run, [run], None, print)
+
+
+# Inputs and refusals ------------------------------------------------------------------------------
+
+
+def directories(root: Path, *names: str) -> list[Path]:
+    found = [root / name for name in names]
+    for path in found:
+        path.mkdir(parents=True, exist_ok=True)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "steps"),
+    [
+        (["checkpoint-100", "checkpoint-1000", "checkpoint-20"],
+         ["checkpoint-20", "checkpoint-100", "checkpoint-1000"], [20, 100, 1000]),
+        (["global_step_8/actor", "global_step_4/actor"],
+         ["global_step_4/actor", "global_step_8/actor"], [4, 8]),
+        (["b", "a"], ["b", "a"], [None, None]),
+        (["run/step-00002", "run/final"], ["step-00002", "final"], [2, None]),
+        (["base", "later"], ["x/base", "x/later"], [None, None]),
+        (["Qwen3-4B"], ["Qwen3-4B"], [None]),
+    ],
+)  # fmt: skip
+def test_labels_steps_and_order(
+    tmp_path: Path, names: list[str], labels: list[str], steps: list[int | None]
+) -> None:
+    root = tmp_path / "x"
+    told: list[str] = []
+    (start,) = directories(tmp_path, "start")
+    found = find_inputs(start, directories(root, *names), None, told.append)
+    assert [each.label for each in found.checkpoints] == labels
+    assert [each.step for each in found.checkpoints] == steps
+    assert found.final == found.checkpoints[-1]
+    moved = [each.directory.relative_to(root).as_posix() for each in found.checkpoints] != names
+    assert told == ["checkpoints are taken in the order of their steps"] * moved
+
+
+def test_a_final_model_outside_the_series(tmp_path: Path) -> None:
+    base, first, final = directories(tmp_path, "base", "step-1", "other/step-9")
+    found = find_inputs(base, [first], final, print)
+    assert (found.final.label, found.final.step) == ("final (step-9)", 9)
+    assert find_inputs(base, [first, final], first, print).final.label == "step-1"
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "no checkpoint was given"),
+        (["step-1", "step-1"], "was given twice"),
+        (["a/step-4", "b/step-4"], r"a/step-4 and b/step-4 are both of step 4"),
+    ],
+)
+def test_what_is_no_series_is_refused(tmp_path: Path, names: list[str], message: str) -> None:
+    (base,) = directories(tmp_path, "base")
+    with pytest.raises(ConfigError, match=message):
+        find_inputs(base, directories(tmp_path, *names), None, print)
+
+
+def test_what_is_measured() -> None:
+    assert parse_what(None) == []
+    assert parse_what("spectra, norms") == ["norms", "spectra"]
+    with pytest.raises(ConfigError, match=r"--what spectre: .*did you mean spectra"):
+        parse_what("norms,spectre")
+    with pytest.raises(ConfigError, match="--what is empty"):
+        parse_what(",")
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "message"),
+    [
+        (["--what", "spectrum"], 2, "did you mean spectra?"),
+        (["--what", "behavior"], 2, "give --recipe RUN.toml"),
+        (["--what", "norms", "--recipe", "x.toml"], 2, "--recipe is for behavior"),
+        (["--device", "tpu9"], 2, "--device tpu9: cannot be computed on"),
+        (["--final", "nowhere"], 2, "no directory at nowhere"),
+    ],
+)
+def test_a_wrong_option_is_one_message(
+    series: Path, tmp_path: Path, options: list[str], status: int, message: str
+) -> None:
+    words = ["analyze", str(series / "base"), str(series / label(50)), "--out", str(tmp_path / "o")]
+    result = CliRunner().invoke(app, [*words, *options])
+    assert result.exit_code == status, result.output
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert not (tmp_path / "o").exists()
+
+
+def test_another_architecture_is_named(series: Path, tmp_path: Path) -> None:
+    other = save_family(tmp_path / "wide-7", intermediate_size=32)
+    request = AnalysisRequest(base=series / "base", checkpoints=[other], out=tmp_path / "out")
+    with pytest.raises(ParameterMismatchError, match=r"checkpoint wide-7: .*has shape \(16, 24\)"):
+        measure(request)
