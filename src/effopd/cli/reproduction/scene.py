@@ -1,17 +1,19 @@
 """One seed's models, and the evaluation that every measurement uses."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from effopd.analysis.applying import intervened
 from effopd.analysis.interventions import Intervention
 from effopd.cli.assemble import build_parts
+from effopd.cli.intervention_scores import Case, Passes, evaluate_interventions
 from effopd.cli.parts import Parts
 from effopd.cli.reproduction.runs import base_directory, run_settings
 from effopd.cli.reproduction.study import Study
-from effopd.evaluation.metrics import mean
+from effopd.errors import NonFiniteError
+from effopd.evaluation.routing import Teachers
 from effopd.models.updates import Update, open_update
+from effopd.records import Row
 
 BOTH = ("grpo", "opd")
 """Reinforcement learning and the distillation from its result."""
@@ -46,25 +48,22 @@ class Scene:
 
     def accuracy(self, update: Update, intervention: Intervention) -> float:
         """Mean accuracy of the changed model over passes."""
-        return self._measured(update, intervention, with_teacher=False)[0]
+        return float(self._row(update, intervention, teachers=None)["accuracy"])
 
     def accuracy_and_kl(self, update: Update, intervention: Intervention) -> tuple[float, float]:
         """The same, and the mean reverse KL to the teacher in nats a token on its own answers."""
-        return self._measured(update, intervention, with_teacher=True)
+        row = self._row(update, intervention, teachers=self.parts.teachers)
+        return float(row["accuracy"]), float(row["reverse_kl"])
 
-    def _measured(
-        self, update: Update, intervention: Intervention, *, with_teacher: bool
-    ) -> tuple[float, float]:
-        parts = self.parts
-        rewards: list[float] = []
-        divergences: list[float] = []
-        with intervened(parts.student.model, intervention.apply(update)):
-            for seed in range(self.study.passes):
-                found = replace(parts.evaluator(), seed=seed).evaluate(
-                    parts.writer(parts.student),
-                    student=parts.student if with_teacher else None,
-                    teachers=parts.teachers if with_teacher else None,
-                )
-                rewards += found.rewards
-                divergences += [value for rollout in found.kl_nats for value in rollout]
-        return mean(rewards), mean(divergences) if divergences else 0.0
+    def _row(self, update: Update, intervention: Intervention, teachers: Teachers | None) -> Row:
+        passes = Passes(
+            policy=self.parts.student,
+            writer=self.parts.writer(self.parts.student),
+            evaluator=self.parts.evaluator(),
+            teachers=teachers,
+            count=self.study.passes,
+        )
+        (row,) = evaluate_interventions([Case(intervention=intervention, update=update)], passes)
+        if row["failure"] is not None:
+            raise NonFiniteError(f"{intervention}: {row['failure']}")
+        return row
