@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from effopd.analysis.krylov import OVERSAMPLING, orthonormal_rest
+from effopd.analysis.krylov import orthonormal_rest
 from effopd.analysis.singular_values import power_of_two, squared_norm
 from effopd.analysis.spectra import check_shares, share_count
 from effopd.errors import ConfigError, ParameterMismatchError
@@ -27,6 +27,10 @@ from effopd.objectives.projection import (
     float32_matmul_precision,
 )
 
+OVERSAMPLING = 5
+"""Least number of random columns of a block beyond the k values asked for."""
+ALIGNMENT = 16
+"""Blocks are a multiple of this wide: others cost more for fewer columns."""
 SAFETY = 2.0
 """Factor on the residual bound, for the one number in it that is an estimate."""
 ROUNDING = 16
@@ -77,9 +81,9 @@ def leading_metrics(
 ) -> LeadingMetrics:
     """Spectral norm and norm ratios, with a bound on their error.
 
-    `4 m n (k + 10)` floating-point operations for each block, in fp32 (float64 for float64
-    updates) and at fp32 accuracy whatever the caller's matmul precision. Memory: a copy of the
-    update in that dtype, and `d = blocks * (k + 10)` vectors of both lengths.
+    `4 m n b` floating-point operations for each block of b columns, k and some more, in fp32
+    (float64 for float64 updates) and at fp32 accuracy whatever the caller's matmul precision.
+    Memory: `d = blocks * b` vectors of both lengths, and a copy of a half-precision update.
 
     Blocks are added until the stated error is at most `tolerance`. A few strong directions above a
     flat rest need three or four. A spectrum without any, such as noise, does not get there: read
@@ -110,14 +114,14 @@ def leading_metrics(
         )
     check_shares(top)
     scale = 2.0 ** power_of_two(update_mn)
-    short = update_mn.detach().T if update_mn.shape[0] < update_mn.shape[1] else update_mn.detach()
-    matrix_qp = short.to(accumulation_dtype(update_mn), copy=True).mul_(1 / scale)
-    total = squared_norm(matrix_qp)
+    matrix_mn = update_mn.detach().to(accumulation_dtype(update_mn))
+    matrix_qp = matrix_mn.T if matrix_mn.shape[0] < matrix_mn.shape[1] else matrix_mn
+    total = squared_norm(matrix_mn, scale)
     counts = {share: share_count(share, matrix_qp.shape[1]) for share in top}
     best = _Leading.nothing()
     if total > 0:
         start = _random_block(matrix_qp, max(counts.values()), seed)
-        for best in _growing(matrix_qp, start, total, sorted({1, *counts.values()})):
+        for best in _growing(matrix_qp, scale, start, total, sorted({1, *counts.values()})):
             if best.relative_error <= tolerance or best.blocks == max_blocks:
                 break
     return _metrics(update_mn, scale, total, counts, best)
@@ -163,14 +167,15 @@ def _metrics(
 def _random_block(matrix_qp: Tensor, k: int, seed: int) -> Float[Tensor, "p b"]:
     p = matrix_qp.shape[1]
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randn(p, min(k + OVERSAMPLING, p), generator=generator, dtype=torch.float64)
+    width = min(math.ceil((k + OVERSAMPLING) / ALIGNMENT) * ALIGNMENT, p)
+    drawn = torch.randn(p, width, generator=generator, dtype=torch.float64)
     return torch.linalg.qr(drawn).Q.to(matrix_qp)
 
 
 def _growing(
-    matrix_qp: Tensor, block_pb: Tensor, total: float, counts: Sequence[int]
+    matrix_qp: Tensor, scale: float, block_pb: Tensor, total: float, counts: Sequence[int]
 ) -> Iterator[_Leading]:
-    """The leading sums after each block, until the blocks have filled what there is.
+    """The leading sums of `A / scale` after each block, until the blocks fill what there is.
 
     With the basis P, `H P = P G + N [0 ... 0 L]`: G from the images `A P`, N the next block.
     """
@@ -180,8 +185,8 @@ def _growing(
     precision = fast_matmul_precision(matrix_qp.device.type)
     while block_pb.shape[1]:
         with float32_matmul_precision(precision):
-            image_qb = matrix_qp @ block_pb
-            back_pb = matrix_qp.T @ image_qb
+            image_qb = (matrix_qp @ block_pb).mul_(1 / scale)
+            back_pb = (matrix_qp.T @ image_qb).mul_(1 / scale)
         outside = float(torch.linalg.matrix_norm(image_qb, 2)) ** 2
         basis_pd = torch.cat([basis_pd, block_pb], 1)
         images_qd = torch.cat([images_qd, image_qb.double()], 1)
