@@ -16,7 +16,7 @@ function tableNode(table, labelledBy) {
     const head = element("th", { scope: "row" }, element("span", { class: "name", title: row.label }, row.label));
     body.append(element("tr", {}, head, ...row.cells.map(tableCell)));
   }
-  const node = element("table", { class: "compared" }, element("thead", {}, element("tr", {}, ...heads)), body);
+  const node = element("table", { class: "measured" }, element("thead", {}, element("tr", {}, ...heads)), body);
   return element("div", { class: "scroll", tabindex: "0", role: "region", "aria-labelledby": labelledBy }, node);
 }
 

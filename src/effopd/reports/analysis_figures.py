@@ -39,6 +39,16 @@ def styles(names: Sequence[str]) -> list[Style]:
     ]
 
 
+BLOCKS = dict(
+    zip(
+        ("whole", "mlp", "attention", "norm", "embedding", "head", "other"),
+        styles(["whole model", "MLP", "attention", "norms", "embeddings", "head", "other tensors"]),
+        strict=True,
+    )
+)
+"""Looks of the whole model and its blocks, the same in every figure."""
+
+
 def layout(x: str, y: str, *, x_axis: Figure | None = None, y_axis: Figure | None = None) -> Figure:
     """Layout with titled axes and no marks."""
     return {
@@ -87,15 +97,12 @@ def curve(
 
 def norm_figure(analysis: Analysis, name: str, title: str) -> Figure:
     """A column of the sums against the checkpoints: the whole model and its blocks."""
-    blocks = list(
-        dict.fromkeys(row["block"] for row in analysis.rows("norm_sums", grouping="block"))
-    )
-    labels = ["whole model", *map(str, blocks)]
-    curves = []
-    for block, style in zip([None, *blocks], styles(labels), strict=True):
-        grouping = "whole" if block is None else "block"
-        rows = analysis.rows("norm_sums", grouping=grouping, block=block)
-        curves.append(curve(analysis, rows, name, style))
+    rows = analysis.rows("norm_sums", grouping="whole")
+    curves = [curve(analysis, rows, name, BLOCKS["whole"])]
+    blocks = dict.fromkeys(row["block"] for row in analysis.rows("norm_sums", grouping="block"))
+    for block in blocks:
+        rows = analysis.rows("norm_sums", grouping="block", block=block)
+        curves.append(curve(analysis, rows, name, BLOCKS[str(block)]))
     y_axis: Figure = {"rangemode": "tozero"} if name != "step_cosine" else {}
     figure = layout(analysis.axis[0], title, x_axis={"rangemode": "tozero"}, y_axis=y_axis)
     return {"data": curves, "layout": figure}
@@ -123,7 +130,8 @@ def layer_figure(analysis: Analysis, checkpoint: str) -> Figure:
     """Norm of each layer's attention and MLP update as bars; figure 3b, left."""
     rows = analysis.rows("norm_sums", grouping="layer and block", checkpoint=checkpoint)
     bars = []
-    for block, style in zip(("attention", "mlp"), styles(["attention", "MLP"]), strict=True):
+    for block in ("attention", "mlp"):
+        style = BLOCKS[block]
         own = [row for row in rows if row["block"] == block and row["layer"] is not None]
         bars.append(
             {
@@ -241,7 +249,7 @@ def trajectory_figure(analysis: Analysis, place: str, kind: str) -> Figure:
     trace["marker"] = {"size": 10, "color": [blended(EARLY, LATE, share) for share in shares]}
     names = {"pca": "principal component", "tsne": "t-SNE coordinate"}
     figure = layout(f"first {names[kind]}", f"second {names[kind]}")
-    return {"data": [trace], "layout": figure | {"showlegend": False}}
+    return {"data": [trace], "layout": figure | {"showlegend": False, "meta": plotly_text(place)}}
 
 
 # Behavior -----------------------------------------------------------------------------------------

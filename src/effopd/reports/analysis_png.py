@@ -1,6 +1,7 @@
 """PNG copies of the figures of an analysis: the page's figures, drawn with matplotlib."""
 
 import html
+import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -23,8 +24,6 @@ from effopd.reports.png import line_look, save_figure
 from effopd.reports.style import Style
 
 _SIZE = (6.4, 4.0)
-SHOWN_PATHS = 6
-"""Matrices whose trajectory is drawn."""
 
 
 def write_analysis_pngs(analysis: Analysis, directory: Path) -> list[Path]:
@@ -70,19 +69,19 @@ def png_figures(analysis: Analysis) -> dict[str, Figure]:
 
 
 def _paths(analysis: Analysis) -> dict[str, Figure]:
-    """Trajectories of a few matrices of the layer in the middle."""
+    """Trajectories of the matrices of the layer in the middle."""
     rows = analysis.rows("trajectories")
     layers = sorted({row["layer"] for row in rows if isinstance(row["layer"], int)})
-    if not layers:
-        return {}
-    middle = [row for row in rows if row["layer"] == layers[len(layers) // 2]]
-    kinds = {str(row["projection_kind"]) for row in analysis.rows("trajectory_points")}
+    kinds = sorted({str(row["projection_kind"]) for row in analysis.rows("trajectory_points")})
+    places: dict[str, str] = {}
+    for row in rows:
+        if layers and row["layer"] == layers[len(layers) // 2]:
+            name = re.sub(r"[^A-Za-z0-9._-]", "-", str(row["projection"]))[:60]
+            places.setdefault(name, str(row["place"]))  # of several experts the first
     return {
-        f"trajectory_{kind}_{row['projection']}": trajectory_figure(
-            analysis, str(row["place"]), kind
-        )
-        for row in middle[:SHOWN_PATHS]
-        for kind in sorted(kinds)
+        f"trajectory_{kind}_{name}": trajectory_figure(analysis, place, kind)
+        for name, place in places.items()
+        for kind in kinds
     }
 
 
@@ -97,7 +96,10 @@ def _draw_alone(figure: Any, drawn: Figure) -> None:
     for side, settings in (("x", layout["xaxis"]), ("y", layout["yaxis"])):
         _set_axis(axes, side, settings)
     if layout["showlegend"]:
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+        place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2}
+        axes.legend(ncols=2, fontsize=8, **place)
+    if "meta" in layout:
+        axes.set_title(html.unescape(layout["meta"]), loc="left", fontsize=10)
 
 
 def _set_axis(axes: Any, side: str, settings: Mapping[str, Any]) -> None:
@@ -131,6 +133,7 @@ def _bars(axes: Any, trace: Figure) -> None:
     shift = width * (len(axes.containers) - 0.5)
     places = [x + shift for x in trace["x"]]
     axes.bar(places, trace["y"], width, color=trace["marker"]["color"], label=trace["name"])
+    axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _heat_map(axes: Any, trace: Figure) -> None:

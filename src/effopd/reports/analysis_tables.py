@@ -18,6 +18,16 @@ def four_digits(value: float) -> str:
     return f"{value:.4g}"
 
 
+def six_decimals(value: float) -> str:
+    """A cosine, which is often close to 1."""
+    return f"{value:.6f}"
+
+
+def percent(value: float) -> str:
+    """A fraction as a percentage with two digits after the point."""
+    return format_percent(value, 2)
+
+
 def one_digit(value: float) -> str:
     """A number with one digit after the point, and commas."""
     return f"{value:,.1f}"
@@ -38,7 +48,7 @@ TABLE_1: Mapping[str, tuple[str, Format]] = {
 """Columns of Table 1: heading and format."""
 NORMS: Mapping[str, tuple[str, Format]] = {
     "frobenius_norm": ("norm of the update", four_digits),
-    "relative_norm": ("relative to the base", format_percent),
+    "relative_norm": ("relative to the base", percent),
     "bf16_unchanged_share": ("unchanged in bf16", format_percent),
     "step_norm": ("norm of the step", four_digits),
     "step_cosine": ("cosine to the step before", four_digits),
@@ -47,21 +57,20 @@ NORMS: Mapping[str, tuple[str, Format]] = {
 }
 SHIFTS: Mapping[str, tuple[str, Format]] = {
     "tokens": ("tokens", whole),
-    "mean_cosine": ("mean cosine", four_digits),
-    "p05_cosine": ("5th percentile", four_digits),
-    "centred_cosine": ("cosine, means removed", four_digits),
+    "mean_cosine": ("mean cosine", six_decimals),
+    "p05_cosine": ("5th percentile", six_decimals),
+    "centred_cosine": ("cosine, means removed", six_decimals),
     "unrelated_cosine": ("of unrelated tokens", four_digits),
-    "relative_shift": ("relative shift", format_percent),
+    "relative_shift": ("relative shift", percent),
 }
-DIVERGENCES: Mapping[str, tuple[str, Format]] = {
-    "mean_nats": ("mean KL (nats)", four_digits),
-    "se_nats": ("standard error", four_digits),
-    "median_nats": ("median", four_digits),
-    "tokens_carrying_80": ("tokens with 80 % of it", format_percent),
-    "closed_share": ("closed since the base", format_percent),
-    "accuracy": ("accuracy", format_percent),
-    "mean_length": ("mean length", one_digit),
+READINGS: Mapping[tuple[str, str], str] = {
+    ("teacher", "base"): "KL from the teacher, base's text",
+    ("teacher", "own"): "KL from the teacher, own text",
+    ("base", "base"): "KL from the base, base's text",
+    ("base", "own"): "KL from the base, own text",
 }
+"""What a model is compared with and on whose text -> heading."""
+FIRST = ("teacher", "base")
 
 
 def table_1_text(analysis: Analysis) -> str:
@@ -137,19 +146,35 @@ def shift_cells(analysis: Analysis) -> Json:
 
 
 def divergence_cells(analysis: Analysis) -> Json:
-    """Divergences from teacher and base, and the accuracy of what was written."""
+    """Accuracy, and divergences in nats with their standard errors: a row for each model."""
     rows = analysis.rows("divergences")
-    labels = [
-        f"{_shown(analysis, row)} from the {row['to']}, "
-        + ("the base's text" if row["text"] == "base" else "its own text")
-        for row in rows
-    ]
-    return cells_of(rows, DIVERGENCES, labels)
+    lines = []
+    for label in dict.fromkeys(str(row["label"]) for row in rows):
+        own = {(row["to"], row["text"]): row for row in rows if row["label"] == label}
+        written = own.get(("teacher", "own")) or own.get(("base", "own"), own.get(FIRST, {}))
+        closed = formatted(own.get(FIRST, {}), "closed_share", format_percent)
+        cells: list[Json] = [
+            {"text": formatted(written, "accuracy", format_percent)},
+            {"text": formatted(written, "mean_length", one_digit)},
+            {"text": closed},
+        ]
+        cells += [_nats(own.get(reading)) for reading in READINGS]
+        lines.append({"label": _shown(analysis, {"label": label}), "cells": cells})
+    headings = ["accuracy", "mean length", "closed since the base", *READINGS.values()]
+    return {"columns": ["", *headings], "rows": lines}
+
+
+def _nats(row: Mapping[str, Cell] | None) -> Json:
+    """Mean divergence, and its standard error below."""
+    if row is None:
+        return {"text": MISSING}
+    error = formatted(row, "se_nats", four_digits)
+    return {"text": formatted(row, "mean_nats", four_digits), "small": f"± {error}"}
 
 
 def formatted(row: Mapping[str, Cell], name: str, form: Format) -> str:
-    """One number as text; a dash where there is none."""
-    (value,) = numbers([row], name)
+    """One number as text; a dash where there is none, and in an empty row."""
+    (value,) = numbers([row], name) if row else (None,)
     return MISSING if value is None else form(value)
 
 
