@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.reference.monitor_twin import Leg, Weights, twin_look
+from tests.reference.monitor_twin import Leg, Weights, twin_inertia, twin_look
 from torch import Tensor, nn
 
 from effopd.analysis.leading_pairs import leading_pair
@@ -14,6 +14,7 @@ from effopd.analysis.monitor import (
     Look,
     Monitor,
     MonitorSettings,
+    inertia,
     monitored_matrices,
     sampled_names,
 )
@@ -92,7 +93,7 @@ def test_every_look_is_that_of_the_twin(dtype: torch.dtype, tolerance: float) ->
             walk.jump(random_weights(100 + step, 0.5))
         row = walk.look(random_weights(step, 0.1)).row()
         expected = twin_look(walk.base, walk.legs)
-        assert expected.keys() == row.keys() - {"foresight", "alarms"}
+        assert expected.keys() == row.keys() - {"inertia", "foresight", "alarms"}
         for name, value in expected.items():
             near = None if value is None else pytest.approx(value, rel=tolerance, abs=tolerance)
             assert row[name] == near, (step, name)
@@ -219,9 +220,9 @@ def test_nothing_moved_is_no_number() -> None:
     walk = Walk()
     still = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
     row = walk.look(still).row()
-    numbers = {k: v for k, v in row.items() if k not in {"displacement", "path_length", "alarms"}}
-    assert set(numbers.values()) == {None}
-    assert (row["displacement"], row["path_length"], row["alarms"]) == (0, 0, [])
+    known = ("displacement", "path_length", "inertia", "alarms")
+    assert {value for name, value in row.items() if name not in known} == {None}
+    assert [row[name] for name in known] == [0, 0, 0, []]
 
 
 def test_a_skipped_update_does_not_hide_the_stretch_before_it() -> None:
@@ -243,6 +244,64 @@ def test_a_jump_is_part_of_the_path_and_no_sign_of_foresight() -> None:
     assert (path.displacement, path.path_length) == pytest.approx((9 * length, 11 * length))
 
 
+# Momentum -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize(("before", "updates"), [(1, 1), (2, 1), (4, 4), (24, 4), (60, 30)])
+def test_inertia_is_that_of_the_twin(momentum: float, before: int, updates: int) -> None:
+    expected = twin_inertia(momentum, before, updates)
+    assert inertia(momentum, before, updates) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_inertia_has_closed_forms() -> None:
+    """Late in a run single updates have the cosine of the decay rate; four have another."""
+    assert inertia(0.9, 10**6, 1) == pytest.approx(0.9, rel=1e-9)
+    covariance = 0.9 * (1 - 0.9**4) ** 2 / 0.1**2
+    variance = 4 + 2 * (3 * 0.9 + 2 * 0.9**2 + 0.9**3)
+    assert inertia(0.9, 10**6, 4) == pytest.approx(covariance / variance, rel=1e-9)
+    assert inertia(0.9, 1, 1) == pytest.approx(0.9 / math.hypot(0.9, 1))
+    assert inertia(0.0, 7, 3) == 0
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_noise_is_neither_foresight_nor_its_opposite(every: int) -> None:
+    """AdamW on gradients that are noise: the excess is 0 within what 216 elements can tell."""
+    base = {name: nn.Parameter(tensor) for name, tensor in random_weights(0).items()}
+    optimizer = torch.optim.AdamW(base.values(), lr=1e-3, betas=(0.9, 0.999), weight_decay=0.0)
+    settings = MonitorSettings(every=every, rows=99)
+    monitor = Monitor(base, settings, momentum=0.9)
+    excesses = []
+    for step in range(1, 40 * every + 1):
+        for name, gradient in random_weights(step).items():
+            base[name].grad = gradient
+        optimizer.step()
+        look = monitor.look_if_due(step)
+        if look is not None and look.path.step_cosine is not None:
+            excesses.append(look.path.step_cosine - look.inertia)
+    assert sum(excesses) / len(excesses) == pytest.approx(0, abs=0.02)
+    assert max(map(abs, excesses)) < 0.25
+
+
+def test_momentum_alone_is_no_foresight() -> None:
+    """Stretches that agree by 0.7: enough for plain descent, not under momentum 0.9."""
+    settings = MonitorSettings(every=1, rows=99, patience=2)
+    first, second = random_weights(1), random_weights(2)
+    size = [math.sqrt(sum(float(t.square().sum()) for t in w.values())) for w in (first, second)]
+    found = {}
+    for momentum in (0.0, 0.9):
+        walk = Walk()
+        walk.monitor = Monitor(walk.live, settings, momentum=momentum)
+        for step in range(8):
+            turned = float(step % 2)
+            update = {n: first[n] / size[0] + turned * second[n] / size[1] for n in first}
+            look = walk.look(update)
+        found[momentum] = (look.foresight, look.path.step_cosine)
+    assert found[0.0] == (True, pytest.approx(found[0.9][1]))
+    assert found[0.9][1] == pytest.approx(0.7, abs=0.1)
+    assert found[0.9][0] is False
+
+
 # Verdict and settings -----------------------------------------------------------------------------
 
 
@@ -256,8 +315,8 @@ def test_the_alarm_sounds_once_when_foresight_is_lost() -> None:
     assert [look.foresight for look in looks] == expected
     lost = [index for index, look in enumerate(looks) if look.alarms]
     assert lost == [3, 9]
-    assert "the mean cosine of the last 2 pairs" in looks[3].alarms[0]
-    assert "0.000, below 0.1" in looks[3].alarms[0]
+    assert "over the last 2 looks" in looks[3].alarms[0]
+    assert "+0.000 from what momentum alone gives, below the bound 0.1" in looks[3].alarms[0]
 
 
 def test_looks_are_taken_when_they_are_due() -> None:
@@ -297,7 +356,7 @@ def test_the_random_generators_are_left_alone() -> None:
         ({"every": -1}, r"monitor.every must be >= 0 \(0 is off\), got -1"),
         *(({n: 0}, f"{n} must be at least 1, got 0") for n in ("rows", "matrices", "patience")),
         ({"iterations": 0}, "iterations must be at least 1, got 0"),
-        ({"bound": 1.5}, r"a cosine, in \[-1, 1\], got 1.5"),
+        ({"bound": 2.5}, r"a difference of cosines, in \[-2, 2\], got 2.5"),
         ({"bound": math.nan}, "got nan"),
     ],
 )

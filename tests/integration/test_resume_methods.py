@@ -106,7 +106,7 @@ BATCH = {
 }
 WATCHED = BATCH | {
     "search.schedule": {"type": "foresight", "first": 2, "usual": 2, "seldom": 2},
-    "monitor": {"every": 1, "rows": 3, "matrices": 3, "patience": 1, "bound": 0.9},
+    "monitor": {"every": 1, "rows": 3, "matrices": 3, "patience": 1, "bound": 0.05},
 }
 RANK_ONE = {
     "search.schedule": {"type": "every_n", "n": 2},

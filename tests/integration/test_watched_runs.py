@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.reference.monitor_twin import flat
+from tests.reference.monitor_twin import flat, twin_inertia
 from tests.support.tiny import (
     Raw,
     metrics_of,
@@ -78,7 +78,10 @@ def test_what_is_recorded_is_what_the_checkpoints_show(models: Path, tmp_path: P
     assert rows[0]["step_cosine"] is None
     assert all(0 < row["allocation_entropy"] <= 1 for row in rows)
     assert all(0 < row["spectral_share"] <= 1 for row in rows)
-    holds = [math.fsum(pair) / 2 >= 0 for pair in pairwise(cosines)]
+    inertia = [twin_inertia(0.9, step, 1) for step in range(1, 5)]
+    assert [row["inertia"] for row in rows[1:]] == pytest.approx(inertia)
+    excess = [cosine - expected for cosine, expected in zip(cosines, inertia, strict=True)]
+    holds = [math.fsum(pair) / 2 >= 0 for pair in pairwise(excess)]
     assert [row["foresight"] for row in rows] == [None, None, *holds]
 
 

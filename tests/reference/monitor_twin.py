@@ -51,6 +51,16 @@ def twin_look(base: Weights, legs: Sequence[Leg]) -> dict[str, float | None]:
     }
 
 
+def twin_inertia(momentum: float, before: int, updates: int) -> float:
+    """From the matrix of all weights of gradients (columns) in updates (rows)."""
+    count = before + updates
+    steps = torch.arange(1, count + 1, dtype=torch.float64)
+    weights = torch.tril(momentum ** (steps[:, None] - steps[None]).clamp(min=0))
+    weights = weights / (1 - momentum**steps)[:, None]
+    first, second = weights[before - updates : before].sum(0), weights[before:].sum(0)
+    return float(first @ second / (first.norm() * second.norm()))
+
+
 def allocation_entropy(base: Weights, now: Weights) -> float | None:
     amounts = [float((now[n].double() - base[n].double()).square().sum()) for n in base]
     total = sum(amounts)

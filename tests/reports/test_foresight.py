@@ -9,13 +9,13 @@ from effopd.reports.foresight import foresight_figure
 from effopd.reports.page import page_data, write_report
 from effopd.reports.style import run_styles
 
-LOST = "foresight is lost: the mean cosine"
+LOST = "foresight is lost: over the last 3 looks"
 
 
 def row(step, cosine, alarms=()):
     return {
         "step": step, "step_cosine": cosine, "direction_cosine": 0.99, "displacement": 2.0,
-        "path_length": 4.0, "straightness": 0.5, "allocation_entropy": 0.75,
+        "path_length": 4.0, "inertia": 0.125, "straightness": 0.5, "allocation_entropy": 0.75,
         "spectral_share": None, "alignment": 0.25, "foresight": True, "alarms": list(alarms),
     }  # fmt: skip
 
@@ -38,6 +38,7 @@ def test_the_curve_holds_the_numbers_of_the_records(watched, make_run):
     assert curve["hovertext"][1].split("<br>") == [
         "<b>effopd</b>, step 3",
         "step cosine -0.250",
+        "inertia 0.125",
         "straightness 0.500",
         "allocation entropy 0.750",
         "alignment 0.250",

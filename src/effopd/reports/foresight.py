@@ -7,7 +7,14 @@ from effopd.reports.figures import Figure, base_layout, marked_line, plotly_text
 from effopd.reports.series import Look, looks
 from effopd.reports.style import Style, run_styles
 
-HOVER = ("step_cosine", "straightness", "allocation_entropy", "spectral_share", "alignment")
+HOVER = (
+    "step_cosine",
+    "inertia",
+    "straightness",
+    "allocation_entropy",
+    "spectral_share",
+    "alignment",
+)
 """Fields of a look that are read out, in this order."""
 
 

@@ -66,6 +66,7 @@ class Look:
     Attributes:
         step: Optimizer updates done.
         step_cosine: Of the last stretch of training with the one before it.
+        inertia: What momentum alone would make of it.
         straightness: Displacement over path length.
         allocation_entropy: Of the squared displacement over matrices, in [0, 1].
         spectral_share: Spectral over Frobenius norm of sampled displacements.
@@ -75,6 +76,7 @@ class Look:
 
     step: float
     step_cosine: float | None
+    inertia: float | None
     straightness: float | None
     allocation_entropy: float | None
     spectral_share: float | None
@@ -88,6 +90,7 @@ def looks(run: Run) -> list[Look]:
         Look(
             step=_required(row, "step", run),
             step_cosine=number(row, "step_cosine", run),
+            inertia=number(row, "inertia", run),
             straightness=number(row, "straightness", run),
             allocation_entropy=number(row, "allocation_entropy", run),
             spectral_share=number(row, "spectral_share", run),

@@ -28,7 +28,12 @@ class Watch:
         self._run, self._observer = run, observer
         self._monitor: Monitor | None = None
         if settings.monitor.every:
-            self._monitor = Monitor(monitored_matrices(student.model), settings.monitor)
+            self._monitor = Monitor(
+                monitored_matrices(student.model),
+                settings.monitor,
+                momentum=settings.optimizer.betas[0],
+                updates_per_step=settings.train.updates_per_step * settings.train.epochs,
+            )
 
     @property
     def foresight(self) -> bool | None:
