@@ -1,6 +1,7 @@
 """`effopd analyze`: tables against whole decompositions, resuming, and what is refused."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from itertools import pairwise
@@ -28,6 +29,7 @@ from effopd.reports.table_files import Cell, read_table
 
 STEPS = (50, 100, 200, 400, 1000)
 STILL = "v_proj"
+PAGE = (Path(__file__).parents[1] / "docs" / "analysis.md").read_text("utf-8")
 Table = list[dict[str, Cell]]
 
 
@@ -270,6 +272,19 @@ def test_tables_do_not_depend_on_the_number_of_workers(series: Path, tmp_path: P
         assert path.read_bytes() == (tmp_path / "3" / "tables" / path.name).read_bytes()
 
 
+def test_the_documentation_reads_a_table(
+    analysis: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    (source,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    (tmp_path / "analysis").symlink_to(analysis)
+    monkeypatch.chdir(tmp_path)
+    exec(source, {})
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    last = of(table(analysis, "spectra"), checkpoint=label(1000))
+    ranks = sorted(float(row["effective_rank"] or 0) for row in last if row["rank"])
+    assert [float(rank) for _, rank, _ in printed] == ranks[:3]
+
+
 # Going on -----------------------------------------------------------------------------------------
 
 
@@ -420,6 +435,8 @@ def test_a_run_brings_its_base_and_all_its_checkpoints(tmp_path: Path) -> None:
             to="teacher",
         )
         assert found[0]["accuracy"] == accuracies[step]
+    written = {path.stem for path in (tmp_path / "out" / "tables").glob("*.csv")}
+    assert written <= set(re.findall(r"`(\w+)`", PAGE))
     measured = (tmp_path / "out" / "rows" / "behavior.json").stat().st_mtime_ns
     measure(AnalysisRequest(base=run, checkpoints=[], out=tmp_path / "out", what="behavior"))
     assert (tmp_path / "out" / "rows" / "behavior.json").stat().st_mtime_ns == measured
