@@ -21,7 +21,7 @@ from effopd.cli.analyze import AnalysisRequest, measure, parse_what
 from effopd.cli.analyze_inputs import find_inputs
 from effopd.cli.analyze_units import MEASUREMENTS, Measurement
 from effopd.cli.main import app
-from effopd.errors import ConfigError, ParameterMismatchError, RunLockedError
+from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError, RunLockedError
 from effopd.models.layout import Place, matrices, places
 from effopd.models.weights import open_weights
 from effopd.records import read_jsonl
@@ -220,6 +220,28 @@ def test_directions_agree_as_the_whole_decompositions_do(series: Path, analysis:
         (p.layer, p.projection): one(rows, checkpoint=label(50), place=p.label)["final_cosine_1"]
         for p in moving(series)
     }
+
+
+def test_a_final_model_may_be_outside_the_series(
+    series: Path, analysis: Path, tmp_path: Path
+) -> None:
+    measure(
+        AnalysisRequest(
+            base=series / "base",
+            checkpoints=[series / label(50)],
+            final=series / label(1000),
+            out=tmp_path / "out",
+            what="subspaces",
+        )
+    )
+    rows, known = table(tmp_path / "out", "subspaces"), table(analysis, "subspaces")
+    for place in moving(series):
+        row = one(rows, place=place.label)
+        same = one(known, checkpoint=label(50), place=place.label)
+        assert row["final_subspace_cosine"] == pytest.approx(
+            same["final_subspace_cosine"], rel=1e-6
+        )
+        assert row["final_cosine_1"] < 0.9999
 
 
 def test_trajectories_are_those_of_the_first_left_directions(series: Path, analysis: Path) -> None:
@@ -539,3 +561,19 @@ def test_another_architecture_is_named(series: Path, tmp_path: Path) -> None:
     request = AnalysisRequest(base=series / "base", checkpoints=[other], out=tmp_path / "out")
     with pytest.raises(ParameterMismatchError, match=r"checkpoint wide-7: .*has shape \(16, 24\)"):
         measure(request)
+
+
+def test_a_checkpoint_that_diverged_is_named(series: Path, tmp_path: Path) -> None:
+    model = family_model("qwen3")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = torch.inf
+    model.save_pretrained(tmp_path / "broken-9")
+    for what in ("norms", "spectra"):
+        request = AnalysisRequest(
+            base=series / "base",
+            checkpoints=[tmp_path / "broken-9"],
+            out=tmp_path / what,
+            what=what,
+        )
+        with pytest.raises(NonFiniteError, match=r"checkpoint broken-9: .*layers\.1\.mlp\.up_proj"):
+            measure(request)

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 
 import torch
@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from effopd.cli.analyze_directory import AnalysisDirectory, Key
 from effopd.cli.analyze_units import Measurement, Subject, Unit
+from effopd.errors import NonFiniteError
 from effopd.records import Row
 
 MOST_WORKERS = 4
@@ -72,10 +73,21 @@ def _finishing(
     try:
         running = {pool.submit(measurement.measure, subject, unit): unit for unit in units}
         for future in as_completed(running):
-            yield running.pop(future), future.result()
+            unit = running.pop(future)
+            yield unit, _result(future, unit.key(subject)[1])
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
+
+
+def _result(future: Future[Row], checkpoint: str | None) -> Row:
+    """The record of a unit; what is not finite is said to be of its checkpoint."""
+    try:
+        return future.result()
+    except NonFiniteError as error:
+        if checkpoint is None:
+            raise
+        raise NonFiniteError(f"checkpoint {checkpoint}: {error}") from None
 
 
 class _Progress:
