@@ -8,17 +8,18 @@ import pytest
 
 from effopd.cli.reproduce import measures, reproduce_study
 from effopd.cli.reproduction.study import Study
+from effopd.demo.world import TinyWorld, make_model, make_tokenizer
 from effopd.errors import ConfigError
 
 WORLD = {
-    "hidden": 16,
+    "hidden": 32,
     "layers": 3,
+    "modulus": 2,
     "operations": 2,
-    "train_problems": 256,
-    "test_problems": 32,
+    "train_problems": 20,
+    "test_problems": 16,
     "base_greedy": 0.0,
-    "base_steps": 20,
-    "noise_steps": 1,
+    "noise_steps": 60,
     "teacher_steps": 1,
 }
 PLAN = """
@@ -26,6 +27,7 @@ name = "small"
 seeds = [0, 1]
 lrs = [3e-4]
 [common]
+teacher = { path = "TEACHER" }
 evaluation = { every = 1, problems = 16, recorded = 0 }
 train = { steps = 2, prompts_per_step = 8 }
 [worlds.sharpen.task]
@@ -49,9 +51,12 @@ seeds = [0, 1]
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     monkeypatch.setenv("EFFOPD_CACHE", str(tmp_path / "cache"))
-    plan = tmp_path / "plan.toml"
+    plan, teacher = tmp_path / "plan.toml", tmp_path / "teacher"
     world = "\n".join(f"{name} = {value}" for name, value in WORLD.items())
-    plan.write_text(PLAN.replace("WORLD", world))
+    plan.write_text(PLAN.replace("WORLD", world).replace("TEACHER", str(teacher)))
+    model = make_model(TinyWorld(**WORLD | {"seed": 1}))  # the base, untrained, is its own equal
+    model.save_pretrained(teacher)
+    make_tokenizer(TinyWorld(**WORLD)).save_pretrained(teacher)
     return Study(
         out=tmp_path / "out",
         seeds=(0, 1),

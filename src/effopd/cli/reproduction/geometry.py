@@ -76,7 +76,8 @@ def _over_time(
         if place == pictured:
             points = pca_points(vectors_Td).tolist()
     means = [_mean(row) for row in cosines]
-    early = [m for m, step in zip(means, steps, strict=True) if step <= EARLY_SHARE * steps[-1]]
+    last_early = max(steps[0], EARLY_SHARE * steps[-1])
+    early = [m for m, step in zip(means, steps, strict=True) if step <= last_early]
     return {
         "steps": steps,
         "cosine_to_final": means,
