@@ -29,7 +29,7 @@ from torch import Tensor
 from effopd.analysis.monitor import Look, Monitor, MonitorSettings, monitored_matrices
 from effopd.demo.world import TinyWorld, make_model
 
-MODELS = {"tiny": (128, 2), "small": (512, 4)}
+MODELS = {"tiny": (96, 4), "small": (512, 4)}
 """Hidden size and layers."""
 SETTINGS = ("highest", "medium")
 SEQUENCES, LENGTH, MICRO_BATCH = 128, 32, 32
