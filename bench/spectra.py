@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -56,9 +57,9 @@ def row(
     name: str, setting: str, unit: str, ours: float, peer: float, peer_name: str, package: str
 ) -> Row:
     known = "-" if package == "goal" else version(package)
-    ratio = peer / max(ours, 2**-52)
     values = (float(f"{number:.4g}") for number in (ours, peer))
-    return Row(name, setting, *values, peer_name, known, unit, float(f"{ratio:.3g}"))
+    ratio = float(f"{peer / max(ours, 2**-52):.3g}")
+    return Row(name, setting, *values, peer_name, known, unit, ratio)
 
 
 # Updates ------------------------------------------------------------------------------------------
@@ -187,8 +188,7 @@ def table1(precision: str, repeats: int) -> Iterator[Row]:
 def layer_32b(precision: str, repeats: int) -> Iterator[Row]:
     """One matrix of a 32 B model: memory of the whole process."""
     peak = peak_in_its_own_process("32b-layer")
-    setting = f"5120 x 27648 fp32 matmul {precision}, 1 thread"
-    yield row("32b-layer", setting, "MiB of process", peak, 12 * 1024, "goal", "goal")
+    yield row("32b-layer", "5120 x 27648", "MiB of process", peak, 12 * 1024, "goal", "goal")
 
 
 def measure_one_layer() -> None:
@@ -200,8 +200,7 @@ def measure_one_layer() -> None:
 
 # Tools --------------------------------------------------------------------------------------------
 
-Measured = dict[str, dict[str, float | None]]
-"""Tensor -> metric -> value."""
+Measured = dict[str, dict[str, float | None]]  # tensor -> metric -> value
 
 
 def write_pair(directory: Path) -> None:
@@ -256,8 +255,8 @@ def by_weightwatcher(directory: Path) -> Measured:
             layer.weight.data.copy_(weights.read(tensor))
             model[tensor.replace(".", "_")] = layer
         models.append(model)
-    watcher = weightwatcher.WeightWatcher(model=models[0], base_model=models[1])
-    table = watcher.analyze()
+    with redirect_stdout(sys.stderr):  # it prints remarks
+        table = weightwatcher.WeightWatcher(model=models[0], base_model=models[1]).analyze()
     return {
         name: {"spectral_norm": norm, "stable_rank": rank}
         for name, norm, rank in zip(
