@@ -35,6 +35,7 @@ from effopd.records import read_jsonl
 from effopd.rollouts.hf import SeededSampler
 from effopd.trainers import loop, state
 from effopd.trainers.collect import Collector
+from effopd.trainers.evaluating import Evaluations
 from effopd.trainers.loop import Trainer
 from effopd.trainers.run_directory import LOGS, RunDirectory
 from effopd.trainers.updating import Updater
@@ -87,7 +88,7 @@ PHASES: dict[str, tuple[Any, str, int]] = {
     "update": (Updater, "update_", 4),
     "search": (Trainer, "_search", 4),
     "records": (Trainer, "_finish", 1),
-    "evaluation": (Trainer, "_evaluate_if_due", 1),
+    "evaluation": (Evaluations, "if_due", 1),
     "save": (Trainer, "_save", 5),
 }
 """What happens there, in which function, and how many kills it gets."""

@@ -40,6 +40,7 @@ from effopd.trainers.loop import Trainer
 from effopd.trainers.run_directory import LOGS
 from effopd.trainers.signals import StopRequest
 from effopd.trainers.teachers import StudentAverage
+from effopd.trainers.watching import Watch
 
 RECORDS = Path(__file__).parents[2] / "docs" / "records.md"
 STEPS = 5
@@ -224,6 +225,8 @@ KILLS: list[tuple[str, Any, str, int]] = [
     ("dapo, refills", Collector, "_portion", 4),
     ("self-teacher", StudentAverage, "update_", 4),
     ("two teachers", SampledTokenLearner, "prepare", 4),
+    ("searches that foresight decides on", Watch, "look", 4),  # between the update and its look
+    ("searches that foresight decides on", Watch, "jump_", 2),  # between a jump and its note
 ]
 """A case, and the call before which its process is killed."""
 
