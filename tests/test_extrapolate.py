@@ -137,7 +137,7 @@ def test_the_tip_may_be_an_adapter(tmp_path: Path) -> None:
         (["--scale", "3", "--scale", "3.0"], "--scale must be given once for each point, got 3"),
         (["--scale", "nan"], "--scale must be a finite number, got nan"),
         (["--scale", "3", "--select", "mpl"], "unknown selection 'mpl'"),
-        (["--scale", "3", "--select", "re:nothing"], "matches none of 25 trainable parameters"),
+        (["--scale", "3", "--select", "re:nothing"], "matches none of 25 parameters that can move"),
     ],
 )
 def test_wrong_options(tmp_path: Path, options: list[str], message: str) -> None:

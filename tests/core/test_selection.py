@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from effopd.core.selection import select_parameters
+from effopd.core.selection import select_parameters, selected_names
 from effopd.errors import ConfigError
 
 LAYER = {
@@ -82,6 +82,13 @@ def test_default_selection_is_the_released_one(qwen3: nn.Module) -> None:
     assert list(select_parameters(qwen3)) == in_layers(*RELEASED)
 
 
+def test_names_and_numbers_of_axes_are_enough() -> None:
+    axes = {"layers.1.mlp.up.weight": 2, "layers.0.mlp.up.bias": 1, "lm_head.weight": 2}
+    assert selected_names(axes, "matrices") == ["layers.1.mlp.up.weight"]
+    assert selected_names(axes) == ["layers.1.mlp.up.weight", "layers.0.mlp.up.bias"]
+    assert selected_names(axes, "all") == list(axes)
+
+
 @pytest.mark.parametrize(
     ("name", "moves"),
     [
@@ -111,7 +118,7 @@ def test_frozen_parameters_never_move(qwen3: nn.Module) -> None:
         ("attention", "unknown selection 'attention'"),
         ("", "unknown selection ''"),
         ("re:(", "no regular expression"),
-        ("re:no_such_name", "matches none of 25 trainable parameters"),
+        ("re:no_such_name", "matches none of 25 parameters that can move"),
     ],
 )
 def test_bad_selections(qwen3: nn.Module, selection: str, message: str) -> None:
@@ -120,5 +127,5 @@ def test_bad_selections(qwen3: nn.Module, selection: str, message: str) -> None:
 
 
 def test_nothing_trainable_is_an_error(qwen3: nn.Module) -> None:
-    with pytest.raises(ConfigError, match="none of 0 trainable"):
+    with pytest.raises(ConfigError, match="none of 0 parameters that can move"):
         select_parameters(qwen3.requires_grad_(False), "all")

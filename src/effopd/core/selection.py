@@ -26,18 +26,32 @@ def select_parameters(model: nn.Module, selection: str = "attention_mlp") -> Map
 
     Returns:
         Name to live parameter, in the model's order.
+    """
+    trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    chosen = selected_names({n: p.ndim for n, p in trainable.items()}, selection)
+    return {name: trainable[name] for name in chosen}
+
+
+def selected_names(dimensions: Mapping[str, int], selection: str = "attention_mlp") -> list[str]:
+    """Which of the parameters that can move a search moves.
+
+    Args:
+        dimensions: Name to number of axes.
+        selection: See `select_parameters`.
+
+    Returns:
+        The names, in the order given.
 
     Raises:
         ConfigError: Unknown selection, bad pattern, or nothing selected.
     """
-    trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
     pattern = _pattern(selection)
-    smallest_ndim = 2 if selection == "matrices" else 0
-    chosen = {n: p for n, p in trainable.items() if pattern.search(n) and p.ndim >= smallest_ndim}
+    least = 2 if selection == "matrices" else 0
+    chosen = [name for name, axes in dimensions.items() if pattern.search(name) and axes >= least]
     if not chosen:
         raise ConfigError(
-            f"selection {selection!r} matches none of {len(trainable)} trainable parameters "
-            f"(for example {list(trainable)[:3]}); use 'all' or 're:PATTERN'"
+            f"selection {selection!r} matches none of {len(dimensions)} parameters that can move "
+            f"(for example {list(dimensions)[:3]}); use 'all' or 're:PATTERN'"
         )
     return chosen
 
