@@ -1,0 +1,1 @@
+"""Verifiers: whether a completion answers its problem."""

@@ -1,0 +1,114 @@
+r"""Rewards for mathematics: the boxed answer against the reference, by value."""
+
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from typing import Self
+
+from effopd.errors import MissingExtraError
+from effopd.rewards.extraction import final_answer
+from effopd.rewards.verdicts import VERDICTS, Pairs, Verdict, decide
+from effopd.rewards.workers import WorkerPool, WorkerSettings
+from effopd.tasks.problem import Problem
+
+_DEFAULT = WorkerSettings()
+
+
+class MathVerifier:
+    r"""Checks the last `\boxed{...}` of a completion for equality with the reference.
+
+    The reward is 1 for "correct" and 0 for every other verdict. A hanging or hostile answer costs
+    its own verdict, within the wall, and nothing else: formulas are compared in processes of their
+    own. The same answer has the same verdict in any thread, process and order. Close the verifier,
+    or use it in a `with` statement, to end its processes early; they end with this process anyway.
+    """
+
+    def __init__(self, settings: WorkerSettings = _DEFAULT) -> None:
+        """Starts nothing yet.
+
+        Args:
+            settings: Number and limits of the worker processes.
+
+        Raises:
+            MissingExtraError: math-verify is not installed.
+        """
+        if find_spec("math_verify") is None:
+            raise MissingExtraError(
+                "checking mathematics needs math-verify, which is not installed: "
+                "pip install 'effopd[eval]'"
+            )
+        self.settings = settings
+        self._pool = WorkerPool(settings)
+        self._counts: Counter[Verdict] = Counter()
+        self._lock = threading.Lock()
+
+    def reward(self, problem: Problem, completion: str) -> float:
+        """1.0 when the completion's final answer equals the reference, else 0.0."""
+        return float(self.verdict(problem, completion) == "correct")
+
+    def verdict(self, problem: Problem, completion: str) -> Verdict:
+        """How the check of one completion ended."""
+        return self.verdicts([(problem, completion)])[0]
+
+    def verdicts(self, answers: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+        """The verdicts on many completions, in order; checks run side by side.
+
+        Args:
+            answers: Problems with completions. Equal answers to one reference are compared once.
+
+        Returns:
+            One verdict per completion; they are added to `counts`.
+        """
+        outcomes = [_outcome(problem.answer, completion) for problem, completion in answers]
+        compared = self._compare([pairs for pairs in outcomes if isinstance(pairs, tuple)])
+        verdicts = [compared[found] if isinstance(found, tuple) else found for found in outcomes]
+        with self._lock:
+            self._counts.update(verdicts)
+        return verdicts
+
+    def unreadable(self, problems: Sequence[Problem]) -> list[Problem]:
+        """The problems with a reference that no answer but its own text could be compared with.
+
+        Leave them out of a task: every other answer to them is an "error", which earns nothing.
+        """
+        outcomes = [decide(problem.answer, _PROBE) for problem in problems]
+        compared = self._compare([pairs for pairs in outcomes if isinstance(pairs, tuple)])
+        verdicts = [compared[found] if isinstance(found, tuple) else found for found in outcomes]
+        return [
+            problem
+            for problem, verdict in zip(problems, verdicts, strict=True)
+            if verdict not in {"correct", "wrong"}
+        ]
+
+    @property
+    def counts(self) -> Mapping[Verdict, int]:
+        """Verdicts so far: what timed out and what failed apart from what was wrong."""
+        with self._lock:
+            return {verdict: self._counts[verdict] for verdict in VERDICTS}
+
+    def close(self) -> None:
+        """Ends the worker processes; another check would start them again."""
+        self._pool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[type[Self], tuple[WorkerSettings]]:
+        """A copy in another process has the same settings, workers of its own and no counts."""
+        return type(self), (self.settings,)
+
+    def _compare(self, checks: Sequence[Pairs]) -> dict[Pairs, Verdict]:
+        unique = list(dict.fromkeys(checks))
+        return dict(zip(unique, self._pool.verdicts(unique), strict=True)) if unique else {}
+
+
+_PROBE = "0"
+
+
+def _outcome(reference: str, completion: str) -> Verdict | Pairs:
+    answer = final_answer(completion)
+    return "no_answer" if answer is None else decide(reference, answer)

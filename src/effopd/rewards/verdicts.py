@@ -1,0 +1,135 @@
+"""The verdicts on an answer, and what is decided without algebra.
+
+Most answers are numbers, words or the reference itself; those are settled here, exactly and in
+microseconds. The rest is left to the symbolic comparison in a process of its own.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+from effopd.rewards.extraction import choice_letter, unwrapped
+from effopd.rewards.notation import (
+    split_base,
+    split_percent,
+    split_unit,
+    squeezed,
+    tidy,
+    wording,
+)
+from effopd.rewards.numerals import exact_number, numbers_agree
+
+Verdict = Literal["correct", "wrong", "no_answer", "timeout", "memory", "error"]
+"""How a check ended; "error" is an answer or a reference that could not be judged."""
+
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+
+Pairs = tuple[tuple[str, str], ...]
+"""(reference, answer) in tidy LaTeX; the answer is right when one pair is equal."""
+
+MAX_CHARACTERS = 2000
+_MAX_DIGITS = 1000
+_MAX_DEPTH = 40
+_LONG_NUMBER = re.compile(rf"\d{{{_MAX_DIGITS + 1}}}")
+_TOWER = re.compile(r"(?:\^[\s{(]*(?:\d+|[a-zA-Z])[\s!]*){3}")
+"""Three exponents on top of one another."""
+
+
+def decide(reference: str, answer: str) -> Verdict | Pairs:
+    """The verdict where text and arithmetic give one, else what has to be compared by algebra.
+
+    A pure function that never evaluates anything and never raises. In this order: no answer, the
+    same text, letters of a multiple-choice question, refusal of what is too long or too deep,
+    percents, words, bases, units, numbers.
+    """
+    if max(len(reference), len(answer)) > MAX_CHARACTERS:
+        return "correct" if squeezed(reference) == squeezed(answer) else "error"
+    reference, answer = tidy(reference), tidy(answer)
+    if not answer:
+        return "no_answer"
+    if not reference:
+        return "error"
+    if squeezed(reference) == squeezed(answer):
+        return "correct"
+    if letter := _choice(reference):
+        return _verdict(choice_letter(answer) == letter)
+    if _is_beyond(reference) or _is_beyond(answer):
+        return "error"
+    return _first([_decide_one(*pair) for pair in _without_percents(reference, answer)])
+
+
+def _choice(reference: str) -> str | None:
+    """The letter of a reference such as `C` or `(C)`; None when it is anything else."""
+    match = re.fullmatch(r"\(?([A-J])\)?", unwrapped(reference))
+    return match.group(1) if match else None
+
+
+def _is_beyond(text: str) -> bool:
+    """Whether a formula is more than anyone writes as an answer, and costly to read."""
+    if len(text) > MAX_CHARACTERS:
+        return True
+    depth = deepest = 0
+    for character in text:
+        depth += (character in "({[") - (character in ")}]")
+        deepest = max(deepest, depth)
+    is_long = _LONG_NUMBER.search(text) is not None
+    return deepest > _MAX_DEPTH or is_long or _TOWER.search(text) is not None
+
+
+def _without_percents(reference: str, answer: str) -> Pairs:
+    r"""The pairs of which one has to be equal.
+
+    `50\%` is `0.5`, `\frac12` and, since questions ask how many percent, `50`. The other way round
+    a percentage up to 100 stands for its share: `0.5` is `50\%`, but `7` is neither `7\%` nor
+    `700\%`.
+    """
+    wanted, given = split_percent(reference), split_percent(answer)
+    if wanted is not None:
+        if given is not None:
+            return ((wanted, given),)
+        return (wanted, answer), (_hundredth(wanted), answer)
+    if given is not None:
+        number = exact_number(given)
+        if number is not None and abs(number) > 100:
+            return ()
+        return ((reference, _hundredth(given)),)
+    return ((reference, answer),)
+
+
+def _hundredth(text: str) -> str:
+    number = exact_number(text)
+    if number is None:
+        return rf"\frac{{{text}}}{{100}}"
+    number /= 100
+    sign = "-" if number < 0 else ""
+    return rf"{sign}\frac{{{abs(number.numerator)}}}{{{number.denominator}}}"
+
+
+def _decide_one(reference: str, answer: str) -> Verdict | Pairs:
+    if (words := wording(reference)) is not None:
+        return _verdict(wording(answer) == words)
+    if wording(answer) is not None:
+        return "wrong"
+    (reference, base), (answer, given_base) = split_base(reference), split_base(answer)
+    if base and given_base and base != given_base:
+        return "wrong"
+    (reference, unit), (answer, given_unit) = split_unit(reference), split_unit(answer)
+    if unit and given_unit and unit != given_unit:
+        return "wrong"
+    wanted, given = exact_number(reference), exact_number(answer)
+    if wanted is None or given is None:
+        return ((reference, answer),)
+    decimal = "." in reference + answer or r"\times" in reference + answer
+    return _verdict(numbers_agree(wanted, given, decimal=decimal))
+
+
+def _first(outcomes: Sequence[Verdict | Pairs]) -> Verdict | Pairs:
+    """Correct as soon as one is; else all that is open; else wrong."""
+    if "correct" in outcomes:
+        return "correct"
+    pairs = tuple(pair for outcome in outcomes if isinstance(outcome, tuple) for pair in outcome)
+    return pairs or "wrong"
+
+
+def _verdict(is_right: bool) -> Verdict:
+    return "correct" if is_right else "wrong"

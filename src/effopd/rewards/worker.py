@@ -1,0 +1,113 @@
+"""The process that compares formulas: one JSON object a line in, one out.
+
+A request is `{"id": n, "pairs": [[reference, answer], ...]}`, the reply `{"id": n, "verdict": ...,
+"last": ...}`, where a true `last` says that the process has grown and ends now. The process limits
+itself before it reads anything: memory, processor time, no files, no processes, no network. The
+kernel ends it when a request takes too long, whatever it is doing, and it ends by itself when its
+standard input does: nothing is left of it when its parent is gone.
+"""
+
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from typing import Any, BinaryIO
+
+MAX_REQUEST_BYTES = 64 * 1024
+
+_REFUSED = ("os.", "subprocess.", "socket.", "shutil.", "ctypes.", "webbrowser.", "pty.", "ftplib.")
+_HARMLESS = {"os.listdir", "os.scandir"}
+_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+
+def work(wall_s: float, memory_bytes: int) -> None:
+    """Answers requests until there are no more.
+
+    Args:
+        wall_s: Seconds a request may take, of processor and of clock.
+        memory_bytes: Address space of this process.
+    """
+    requests, replies = _claim_streams()
+    _limit(memory_bytes)
+    from effopd.rewards.equivalence import UnreadableReferenceError, equal
+
+    def verdict(pairs: list[list[str]]) -> str:
+        try:
+            return "correct" if any(equal(*pair) for pair in pairs) else "wrong"
+        except MemoryError:
+            return "memory"
+        except (RecursionError, UnreadableReferenceError):
+            return "error"
+
+    verdict([["\\frac{1}{2}", "x+\\sqrt{2}"]])  # the grammar builds its tables on first use
+    refuse_effects()
+    _write(replies, {"ready": True})
+    while line := requests.readline(MAX_REQUEST_BYTES):
+        request = json.loads(line)
+        _arm(wall_s)
+        found = verdict(request["pairs"])
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        is_full = _peak_bytes() > memory_bytes // 2
+        if is_full and found != "correct":
+            found = "memory"  # an allocation that failed may have been caught on the way
+        _write(replies, {"id": request["id"], "verdict": found, "last": is_full})
+        if is_full:
+            return
+
+
+def refuse_effects() -> None:
+    """From here on this process opens nothing for writing and starts and calls nothing.
+
+    A second line of defence, under a grammar that executes nothing.
+    """
+
+    def audit(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open":
+            is_effect = isinstance(arguments[2], int) and bool(arguments[2] & _WRITES)
+        else:
+            is_effect = event.startswith(_REFUSED) and event not in _HARMLESS
+        if is_effect:
+            raise PermissionError(f"{event} is refused while answers are checked")
+
+    sys.addaudithook(audit)
+
+
+def _claim_streams() -> tuple[BinaryIO, BinaryIO]:
+    """Standard input and output for this protocol alone; what libraries print goes nowhere."""
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1):
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+    return requests, replies
+
+
+def _limit(memory_bytes: int) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    for number in (signal.SIGALRM, signal.SIGXCPU):
+        signal.signal(number, signal.SIG_DFL)  # the kernel ends the process, no handler has to run
+
+
+def _arm(wall_s: float) -> None:
+    """Starts the clocks of a request."""
+    signal.setitimer(signal.ITIMER_REAL, wall_s)
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time() + wall_s) + 2, hard))
+
+
+def _peak_bytes() -> int:
+    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kibibytes if sys.platform == "darwin" else kibibytes * 1024
+
+
+def _write(replies: BinaryIO, message: dict[str, object]) -> None:
+    replies.write(json.dumps(message).encode() + b"\n")
+    replies.flush()
+
+
+if __name__ == "__main__":
+    work(wall_s=float(sys.argv[1]), memory_bytes=int(sys.argv[2]))
