@@ -11,9 +11,10 @@ from tests.reference.kl_twin import reverse_kl
 from tests.support.tiny import tiny_config, write_models
 from torch import Tensor
 
+from effopd.cli.analyze_inputs import Checkpoint, Inputs
 from effopd.cli.assemble import build_parts
 from effopd.cli.behavior import TABLES, Behavior, behavior_tables
-from effopd.cli.behavior_study import BehaviorSettings, Tuned
+from effopd.cli.behavior_study import BehaviorSettings
 from effopd.config import RunConfig, make_config
 from effopd.errors import ConfigError
 from effopd.models.loading import ModelSettings, load_model
@@ -44,10 +45,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def tuned(models: Path, *names: str) -> list[Tuned]:
-    return [
-        Tuned(label=name, step=4 * i, directory=models / name) for i, name in enumerate(names, 1)
-    ]
+def inputs(models: Path, *names: str, final: str | None = None) -> Inputs:
+    def checkpoint(step: int, name: str) -> Checkpoint:
+        return Checkpoint(label=name, step=step, directory=models / name)
+
+    series = tuple(checkpoint(4 * i, name) for i, name in enumerate(names, 1))
+    last = series[-1] if final is None else checkpoint(4 * len(names), final)
+    return Inputs(base=models / "student", checkpoints=series, final=last)
 
 
 def recipe(models: Path, **settings: Any) -> RunConfig:
@@ -56,11 +60,9 @@ def recipe(models: Path, **settings: Any) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def found(models: Path) -> Behavior:
-    series = tuned(models, "same", "half", "final")
+    series = inputs(models, "half", "same", "final")
     settings = BehaviorSettings(picture_tokens=5)
-    return behavior_tables(
-        models / "student", series, recipe(models), settings=settings, early="half", report=quiet
-    )
+    return behavior_tables(series, recipe(models), settings=settings, report=quiet)
 
 
 def row(found: Behavior, table: str, **keys: Any) -> dict[str, Any]:
@@ -84,7 +86,7 @@ def test_tables_have_the_same_columns_in_every_row_and_finite_values(found: Beha
 def test_every_checkpoint_is_measured_on_both_texts_against_both_models(found: Behavior) -> None:
     cases = [(r["label"], r["step"], r["text"], r["to"]) for r in found.tables["divergences"]]
     pairs = [("base", "teacher"), ("base", "base"), ("own", "teacher"), ("own", "base")]
-    series = [("same", 4), ("half", 8), ("final", 12)]
+    series = [("half", 4), ("same", 8), ("final", 12)]
     assert cases == [
         ("base", 0, "base", "teacher"),
         *((label, step, text, to) for label, step in series for text, to in pairs),
@@ -211,13 +213,10 @@ def test_the_example_can_be_shown(found: Behavior) -> None:
 
 
 def test_the_norms_may_be_those_of_a_model_outside_the_series(models: Path) -> None:
-    (outside,) = tuned(models, "final")
     found = behavior_tables(
-        models / "student",
-        tuned(models, "half"),
+        inputs(models, "half", final="final"),
         recipe(models, **{"evaluation.problems": 1}),
         settings=BehaviorSettings(projections=()),
-        final=outside,
         report=quiet,
     )
     assert {row["label"] for row in found.tables["shifts"]} == {"half"}
@@ -229,8 +228,7 @@ def test_the_norms_may_be_those_of_a_model_outside_the_series(models: Path) -> N
 def test_one_checkpoint_makes_no_example(models: Path) -> None:
     messages: list[str] = []
     found = behavior_tables(
-        models / "student",
-        tuned(models, "half"),
+        inputs(models, "half"),
         recipe(models, **{"evaluation.problems": 1}),
         settings=BehaviorSettings(projections=()),
         report=messages.append,
@@ -261,8 +259,7 @@ def test_without_a_teacher_checkpoints_are_compared_with_the_base(
         }
     )
     found = behavior_tables(
-        models / "student",
-        tuned(models, "half", "final"),
+        inputs(models, "half", "final"),
         config,
         settings=BehaviorSettings(projections=()),
         report=quiet,
@@ -274,23 +271,18 @@ def test_without_a_teacher_checkpoints_are_compared_with_the_base(
     assert found.example is None
 
 
-@pytest.mark.parametrize(
-    ("labels", "early"),
-    [([], None), (["a", "a"], None), (["base"], None), (["a"], "b")],
-)
-def test_series_that_cannot_be_told_apart_are_refused(
-    models: Path, labels: list[str], early: str | None
-) -> None:
-    series = [Tuned(label=label, step=1, directory=models / "half") for label in labels]
+@pytest.mark.parametrize("labels", [[], ["a", "a"], ["base"], ["a", "teacher"]], ids=str)
+def test_series_that_cannot_be_told_apart_are_refused(models: Path, labels: list[str]) -> None:
+    series = [Checkpoint(label=label, step=1, directory=models / "half") for label in labels]
+    final = Checkpoint(label="final", step=2, directory=models / "final")
     with pytest.raises(ConfigError, match="labels that differ"):
-        behavior_tables(models / "student", series, recipe(models), early=early, report=quiet)
+        Inputs(base=models / "student", checkpoints=tuple(series), final=final)
 
 
 def test_a_recipe_without_problems_is_refused(models: Path) -> None:
     with pytest.raises(ConfigError, match=r"set evaluation.problems to at least 1"):
         behavior_tables(
-            models / "student",
-            tuned(models, "half"),
+            inputs(models, "half"),
             recipe(models, **{"evaluation.problems": 0}),
             report=quiet,
         )

@@ -10,7 +10,7 @@ from transformers.utils import logging as transformers_logging
 from effopd.cli.analyze_directory import AnalysisDirectory
 from effopd.cli.analyze_inputs import Inputs
 from effopd.cli.behavior import behavior_tables
-from effopd.cli.behavior_study import BehaviorSettings, Tuned
+from effopd.cli.behavior_study import BehaviorSettings
 from effopd.config import RunConfig, load_config, to_toml
 from effopd.errors import ConfigError, RecordError
 from effopd.records import SCHEMA, Row, write_json_atomic
@@ -84,11 +84,7 @@ def measure_behavior(
 
 def _measured(inputs: Inputs, recipe: RunConfig, settings: BehaviorSettings) -> Row:
     transformers_logging.disable_progress_bar()
-    series = [
-        Tuned(label=each.label, step=each.step, directory=each.directory)
-        for each in inputs.checkpoints
-    ]
-    found = behavior_tables(inputs.base, series, recipe, settings=settings)
+    found = behavior_tables(inputs, recipe, settings=settings)
     return {"tables": found.tables, "example": found.example}
 
 

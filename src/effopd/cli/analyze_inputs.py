@@ -52,6 +52,19 @@ class Inputs:
     final: Checkpoint
     run: Path | None = None
 
+    def __post_init__(self) -> None:
+        """Refuses a series that tables could not tell apart.
+
+        Raises:
+            ConfigError: There is no checkpoint, or a label is used twice or means another model.
+        """
+        labels = [checkpoint.label for checkpoint in self.checkpoints]
+        if not labels or len({*labels, *RESERVED}) < len(labels) + len(RESERVED):
+            raise ConfigError(
+                f"checkpoints {labels}: expected at least one, with labels that differ from one "
+                f"another and from {' and '.join(sorted(RESERVED))}"
+            )
+
     def record(self) -> Row:
         """Identity of everything that is read."""
         return {

@@ -27,6 +27,7 @@ from effopd.analysis.shift_pictures import (
     spread_tokens,
 )
 from effopd.analysis.trajectories import pca_points, tsne_points
+from effopd.cli.analyze_inputs import Checkpoint
 from effopd.cli.assemble import build_parts
 from effopd.config import RunConfig
 from effopd.errors import ConfigError
@@ -47,21 +48,6 @@ WRITTEN = ("accuracy", "accuracy_se", "mean_length", "truncated_share")
 """What `divergences` says about a checkpoint's own answers."""
 BASE = "base"
 PROJECTIONS: dict[str, Projection] = {"pca": pca_points, "tsne": tsne_points}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tuned:
-    """A checkpoint of the series.
-
-    Attributes:
-        label: Its name in tables, different from the others' and from "base".
-        step: Optimizer updates done; None where unknown.
-        directory: A model directory, or an adapter of the base.
-    """
-
-    label: str
-    step: int | None
-    directory: Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,13 +114,15 @@ class BehaviorStudy:
         """Rows of the base itself, on its own text."""
         return self._divergence_tables(BASE, 0, self._readings(BASE)[:1])
 
-    def measure(self, tuned: Tuned) -> Tables:
+    def measure(self, checkpoint: Checkpoint) -> Tables:
         """Rows of one checkpoint."""
-        self._report(f"behavior of {tuned.label}")
-        with self._as(tuned.directory):
-            self._written[tuned.label] = self._parts.evaluate_student()
-            tables = self._divergence_tables(tuned.label, tuned.step, self._readings(tuned.label))
-            return tables | {"shifts": self._shifts(tuned)}
+        self._report(f"behavior of {checkpoint.label}")
+        with self._as(checkpoint.directory):
+            self._written[checkpoint.label] = self._parts.evaluate_student()
+            tables = self._divergence_tables(
+                checkpoint.label, checkpoint.step, self._readings(checkpoint.label)
+            )
+            return tables | {"shifts": self._shifts(checkpoint)}
 
     def _as(self, directory: Path) -> AbstractContextManager[Footprint]:
         """The live student is the checkpoint inside, and the base afterwards."""
@@ -185,7 +173,7 @@ class BehaviorStudy:
 
     # Shifts ---------------------------------------------------------------------------------------
 
-    def _shifts(self, tuned: Tuned) -> Rows:
+    def _shifts(self, checkpoint: Checkpoint) -> Rows:
         """Rows of `shifts`; keeps the representations that a picture would show."""
         student, base, count = self._parts.student, self._base, self._settings.picture_tokens
         samples = [rollout.sample for rollout in self._text]
@@ -199,7 +187,7 @@ class BehaviorStudy:
             "last hidden state": states.row,
         }
         ids = frequent_tokens(ids_N, count)
-        self._pictured[tuned.label] = {
+        self._pictured[checkpoint.label] = {
             "embedding": Pictured(
                 token_ids=ids, before_SD=before_VD[ids].cpu(), after_SD=after_VD[ids].cpu()
             ),
@@ -209,16 +197,16 @@ class BehaviorStudy:
                 after_SD=states.after_SD,
             ),
         }
-        who = {"label": tuned.label, "step": tuned.step}
+        who = {"label": checkpoint.label, "step": checkpoint.step}
         return [{**who, "space": space, **row} for space, row in rows.items()]
 
-    def pictures(self, tuned: Tuned) -> Rows:
+    def pictures(self, checkpoint: Checkpoint) -> Rows:
         """Rows of `shift_points`: the base and a checkpoint that was measured, in one picture."""
         rows: Rows = []
         for projection in self._settings.projections:
             project = PROJECTIONS[projection]
-            for space, shown in self._pictured[tuned.label].items():
-                after = {tuned.label: shown.after_SD}
+            for space, shown in self._pictured[checkpoint.label].items():
+                after = {checkpoint.label: shown.after_SD}
                 kinds = {
                     "positions": shift_points(shown.before_SD, after, project),
                     "shifts": shift_vectors(shown.before_SD, after, project),
@@ -230,7 +218,7 @@ class BehaviorStudy:
 
     # The example ----------------------------------------------------------------------------------
 
-    def example(self, early: Tuned, final: Tuned) -> Row | None:
+    def example(self, early: Checkpoint, final: Checkpoint) -> Row | None:
         """One question answered by an early checkpoint, by it rescaled, and by the teacher.
 
         Every module of the early update is brought to the norm it has in the final one.
