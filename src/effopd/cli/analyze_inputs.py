@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
+from effopd.cli.assemble import base_settings
+from effopd.config import load_config
 from effopd.errors import ConfigError, ParameterMismatchError
 from effopd.models.checkpoints import list_checkpoints
 from effopd.models.updates import Update, open_update
@@ -150,15 +152,7 @@ def run_base(run: Path, report: Callable[[str], None]) -> Path:
     Raises:
         ConfigError: It is not on this disk.
     """
-    from effopd.config import load_config
-    from effopd.demo.cache import world_models
-    from effopd.demo.world import TinyWorld
-
-    config = load_config(run / "config.toml")
-    if config.student is None:
-        assert isinstance(config.task, TinyWorld)  # RunConfig checked it
-        return world_models(config.task, report).base
-    base = Path(config.student.path)
+    base = Path(base_settings(load_config(run / "config.toml"), report).path)
     if not base.is_dir():
         raise ConfigError(
             f"{run} started from {base}, which is no directory here: download it and give it as "

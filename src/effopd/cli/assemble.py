@@ -1,5 +1,6 @@
 """From settings to a run: the only place where everything meets."""
 
+import dataclasses
 import re
 from collections.abc import Callable
 from importlib.metadata import version
@@ -183,6 +184,21 @@ def _finished(run: RunDirectory, config: RunConfig) -> str | None:
     return None if more_asked else f"after step {finished['step']}: {finished['reason']}"
 
 
+def base_settings(config: RunConfig, report: Callable[[str], None]) -> ModelSettings:
+    """The model that a run starts from; the tiny world brings one, which is made if need be."""
+    if config.student is not None:
+        return config.student
+    assert isinstance(config.task, TinyWorld)  # RunConfig checked it
+    return ModelSettings(path=str(world_models(config.task, report).base))
+
+
+def started_from(config: RunConfig, directory: Path) -> RunConfig:
+    """The same settings with another model in the place of the student, loaded in the same way."""
+    original = config.student or ModelSettings(path=str(directory))
+    student = dataclasses.replace(original, path=str(directory), revision=None)
+    return config.model_copy(update={"student": student})
+
+
 def _model_settings(
     config: RunConfig, report: Callable[[str], None]
 ) -> tuple[ModelSettings, dict[str, ModelSettings]]:
@@ -190,16 +206,10 @@ def _model_settings(
     named = dict(config.teachers)
     if config.teacher is not None:
         named[""] = config.teacher
-    if not isinstance(config.task, TinyWorld):
-        assert config.student is not None  # RunConfig checked it
-        return config.student, named
     brings_teacher = not named and config.self_teacher is None
-    if config.student is not None and not brings_teacher:
-        return config.student, named
-    models = world_models(config.task, report)
-    if brings_teacher:
-        named[""] = ModelSettings(path=str(models.teacher))
-    return config.student or ModelSettings(path=str(models.base)), named
+    if isinstance(config.task, TinyWorld) and brings_teacher:
+        named[""] = ModelSettings(path=str(world_models(config.task, report).teacher))
+    return base_settings(config, report), named
 
 
 def _known_teachers(policies: dict[str, Policy], task: Task) -> Teachers:

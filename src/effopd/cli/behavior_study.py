@@ -5,7 +5,7 @@ In memory: the base, its teachers, one checkpoint, and a copy of what that one c
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -28,13 +28,12 @@ from effopd.analysis.shift_pictures import (
 )
 from effopd.analysis.trajectories import pca_points, tsne_points
 from effopd.cli.analyze_inputs import Checkpoint
-from effopd.cli.assemble import build_parts
+from effopd.cli.assemble import build_parts, started_from
 from effopd.config import RunConfig
 from effopd.errors import ConfigError
 from effopd.evaluation.evaluator import Evaluation
 from effopd.evaluation.routing import routed_reverse_kl
 from effopd.evaluation.scoring import completion_reverse_kl
-from effopd.models.loading import ModelSettings
 from effopd.models.policy import Policy
 from effopd.models.updates import open_update
 from effopd.objectives import FullVocabularyKL
@@ -100,7 +99,8 @@ class BehaviorStudy:
                 "evaluation.problems to at least 1, and leave out self_teacher"
             )
         self._directory, self._settings, self._report = base, settings, report
-        self._parts = build_parts(_reading(recipe, base), report)
+        reading = recipe.model_copy(update={"objective": FullVocabularyKL()})  # no reference model
+        self._parts = build_parts(started_from(reading, base), report)
         self._base = frozen_copy(self._parts.student)
         self._written = {BASE: self._parts.evaluate_student()}
         self._pictured: dict[str, dict[str, Pictured]] = {}
@@ -299,13 +299,6 @@ class Pictured:
     def token_id(self, token: int | None) -> int | None:
         """The id of a point's token; None for the point of no token."""
         return None if token is None else self.token_ids[token]
-
-
-def _reading(recipe: RunConfig, base: Path) -> RunConfig:
-    """The recipe with the base as its student, and an objective that needs no other model."""
-    original = recipe.student or ModelSettings(path=str(base))
-    student = replace(original, path=str(base), revision=None)
-    return recipe.model_copy(update={"student": student, "objective": FullVocabularyKL()})
 
 
 def _embeddings(policy: Policy) -> Tensor:

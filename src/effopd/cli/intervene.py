@@ -1,6 +1,5 @@
 """What `effopd intervene` does: changed checkpoints, and how good they are."""
 
-import dataclasses
 import hashlib
 import re
 import time
@@ -12,13 +11,12 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from effopd.analysis.applying import write_intervened
-from effopd.cli.assemble import build_parts
+from effopd.cli.assemble import build_parts, started_from
 from effopd.cli.intervention_kinds import Source, interventions
 from effopd.cli.intervention_scores import Case, Passes, Row, evaluate_interventions, key_of
 from effopd.config import RunConfig, differences, load_config, to_toml
 from effopd.errors import ConfigError
 from effopd.models.layout import read_heads
-from effopd.models.loading import ModelSettings
 from effopd.models.updates import open_update
 from effopd.records import JsonlWriter, display_text, read_jsonl, write_text_atomic
 from effopd.reports.table_files import write_table
@@ -122,9 +120,7 @@ def _config(asked: Request, recipe: Path) -> RunConfig:
             "the recipe's teacher is an average of the student, which only a run has: take a "
             "recipe that names a teacher"
         )
-    original = config.student or ModelSettings(path=str(asked.base))
-    student = dataclasses.replace(original, path=str(asked.base), revision=None)
-    return config.model_copy(update={"student": student})
+    return started_from(config, asked.base)
 
 
 def _evaluate(asked: Request, config: RunConfig, cases: Sequence[Case]) -> None:

@@ -1,18 +1,16 @@
 """What `effopd train` and `effopd eval` do."""
 
-import dataclasses
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-from effopd.cli.assemble import build_parts, train
+from effopd.cli.assemble import build_parts, started_from, train
 from effopd.cli.progress import progress_lines
 from effopd.config import RunConfig, load_config, to_toml
 from effopd.errors import CheckpointError, ConfigError
 from effopd.models.checkpoints import checkpoint_path, newest_good, verify_checkpoint
-from effopd.models.loading import ModelSettings
 from effopd.trainers.state import load_tensors
 
 
@@ -57,9 +55,7 @@ def evaluate_checkpoint(run: Path, step: int | None, problems: int | None) -> No
     if config.evaluation.problems < 1:
         raise ConfigError("there are no test problems to evaluate on: give --problems")
     directory = _checkpoint(run / "checkpoints", step)
-    original = config.student or ModelSettings(path=str(directory))
-    student = dataclasses.replace(original, path=str(directory), revision=None)
-    parts = build_parts(config.model_copy(update={"student": student}), print)
+    parts = build_parts(started_from(config, directory), print)
     if parts.average is not None:
         parts.average.load_state(load_tensors(directory / "average.safetensors"))
     row = parts.evaluate_student().row()
