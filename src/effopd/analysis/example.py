@@ -3,12 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from effopd.analysis.behavior import TokenValues
 from effopd.errors import ConfigError, ParameterMismatchError
 from effopd.models.policy import Sample
 from effopd.records import SCHEMA, Row
-
-TokenValues = Sequence[Sequence[float]]
-"""Nats at every token of every answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
