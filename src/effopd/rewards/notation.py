@@ -26,6 +26,7 @@ _REWRITES = tuple(
         (r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda match: f"^{{{match.group().translate(_RAISED)}}}"),
         (r"√\s*(\d+|[a-z])", r"\\sqrt{\1}"),
         (r"√\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+        (r"\\(?:left|right)\s*\.", ""),
         (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits)(?![a-zA-Z])", ""),
         (r"\\(?:d|t|c)frac(?![a-zA-Z])", r"\\frac"),
         (r"\\!\s*|(?<=\d)\\,\s*(?=\d)|(?<!\\)\\[()\[\]]|\*\*", ""),
@@ -92,7 +93,7 @@ def tidy(text: str) -> str:
     text = "".join(_plain(character) for character in text).translate(_SYMBOLS)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
-    text = re.sub(r"\s+", " ", text).strip(" .;")
+    text = re.sub(r"\s+", " ", text).lstrip().rstrip(" .;")
     return _unbraced(text)
 
 

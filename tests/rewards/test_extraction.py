@@ -1,0 +1,100 @@
+"""Which box of a completion is its answer, and which letter an answer names."""
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from effopd.rewards.extraction import choice_letter, final_answer
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        (r"It is \boxed{5}.", "5"),
+        (r"\boxed{5}, no: \boxed{6}", "6"),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{x = \boxed{5}}", "x = {5}"),
+        (r"\boxed {7}", "7"),
+        (r"\boxed 7", "7"),
+        (r"\fbox{7}", "7"),
+        (r"\boxed{a}} \boxed{b}", "b"),
+        (r"\boxed{ 3 }", "3"),
+        (r"\boxed{}", ""),
+        ("", None),
+        ("The answer is 5.", None),
+        (r"\boxed", None),
+        (r"\boxed{5", None),
+        (r"\boxed{5} and then \boxed{6", None),
+        (r"\boxed{\frac{1}{2}", None),
+        (r"<think>\boxed{3}</think> \boxed{4}", "4"),
+        (r"\boxed{3}</think> \boxed{4}", "4"),
+        (r"\boxed{4} <think> or \boxed{3}", "4"),
+        (r"<think>\boxed{3}</think> It is 3.", None),
+        (r"<think>\boxed{3}", None),
+        (r"<think>a</think>\boxed{1}<think>b</think>\boxed{2}", "2"),
+    ],
+)
+def test_last_box_outside_the_thinking(completion: str, answer: str | None) -> None:
+    assert final_answer(completion) == answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("B", "B"),
+        ("(B)", "B"),
+        ("B.", "B"),
+        ("b", "B"),
+        ("**B**", "B"),
+        (r"\text{(B)}", "B"),
+        (r"\textbf{B}", "B"),
+        ("B) 12 m", "B"),
+        ("(B) 12 m", "B"),
+        ("B: 12 m", "B"),
+        ("answer is B", "B"),
+        ("The answer is (B).", "B"),
+        ("Answer: B", "B"),
+        ("option B", "B"),
+        ("B or C", None),
+        ("B) or C)", None),
+        ("A, B", None),
+        ("A B", None),
+        ("B. C", None),
+        ("(A) and (B)", None),
+        ("Because A is large", None),
+        ("A good answer", None),
+        ("AB", None),
+        ("K", None),
+        ("12 m", None),
+        ("", None),
+    ],
+)
+def test_letter_of_a_choice(answer: str, letter: str | None) -> None:
+    assert choice_letter(answer) == letter
+
+
+@settings(deadline=None)
+@given(st.text(alphabet=r"\{}boxed<think>/ 5.ABx", max_size=200))
+def test_any_text_has_an_answer_or_none(text: str) -> None:
+    answer = final_answer(text)
+    assert answer is None or answer.strip() == answer
+    assert choice_letter(text) in {None, *"ABCDEFGHIJ"}
+
+
+@settings(deadline=None)
+@given(st.text(alphabet="ab {}", max_size=40), st.text(alphabet="xy \n", max_size=40))
+def test_a_closed_box_after_any_text_is_the_answer(before: str, after: str) -> None:
+    assert final_answer(before + r"\boxed{7 + 1}" + after) == "7 + 1"
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [r"\boxed{" * 5000, "{" * 200_000, "\\" * 50_000 + r"\boxed{1}", r"\boxed{1} " * 50_000],
+)
+def test_hostile_completions_take_linear_time(completion: str) -> None:
+    before = time.process_time()
+    final_answer(completion)
+    assert time.process_time() - before < 2.0
