@@ -447,7 +447,7 @@ def test_a_full_disk_in_a_record_stops_the_run_and_resumes(models: Path, tmp_pat
     train_tiny(config, reference)
     train_tiny(config, full, stop_after=2)
     size = (full / "metrics.jsonl").stat().st_size
-    with disk.largest_file(size + 700), pytest.raises(RecordError, match=r"cannot write .*metrics"):
+    with disk.largest_file(size + 900), pytest.raises(RecordError, match=r"cannot write .*metrics"):
         train_tiny(config, full)
     assert train_tiny(config, full)[0]
     assert outcome(full) == outcome(reference)
@@ -527,3 +527,17 @@ def test_the_size_of_micro_batches_does_not_change_the_update(
         torch.testing.assert_close(other, gradient, rtol=1e-4, atol=1e-6)
         for name in ("loss", "reverse_kl", "grad_norm"):
             assert row[name] == pytest.approx(expected[name], rel=1e-4)
+
+
+def test_evaluations_without_the_divergence_are_the_same_but_for_it(
+    models: Path, tmp_path: Path
+) -> None:
+    rows = {}
+    for measured in (True, False):
+        settings = {"method": "opd", "train.steps": 2, "evaluation.divergence": measured}
+        train_tiny(tiny_config(models, settings), tmp_path / str(measured))
+        rows[measured] = read_jsonl(tmp_path / str(measured) / "evals.jsonl")
+    students = [row for row in rows[True] if row["model"] == "student"]
+    assert students
+    assert all(row["reverse_kl"] > 0 for row in students)
+    assert rows[False] == [row | {"reverse_kl": None} for row in rows[True]]

@@ -5,7 +5,7 @@ In memory: the base, its teachers, one checkpoint, and a copy of what that one c
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -99,7 +99,9 @@ class BehaviorStudy:
                 "evaluation.problems to at least 1, and leave out self_teacher"
             )
         self._directory, self._settings, self._report = base, settings, report
-        reading = recipe.model_copy(update={"objective": FullVocabularyKL()})  # no reference model
+        measured = replace(recipe.evaluation, divergence=True)
+        plain = FullVocabularyKL()  # needs no reference model
+        reading = recipe.model_copy(update={"objective": plain, "evaluation": measured})
         self._parts = build_parts(started_from(reading, base), report)
         self._base = frozen_copy(self._parts.student)
         self._written = {BASE: self._parts.evaluate_student()}

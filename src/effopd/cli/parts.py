@@ -64,9 +64,10 @@ class Parts:
         return Evaluator(problems=problems, verifier=self.task.verifier, seed=EVALUATION_SEED)
 
     def evaluate_student(self) -> Evaluation:
-        """The student as it is now, with its divergence to the teacher if there is one."""
+        """The student as it is now, with its divergence from the teacher if that is asked for."""
+        teachers = self.teachers if self.config.evaluation.divergence else None
         return self.evaluator().evaluate(
-            self.writer(self.student), student=self.student, teachers=self.teachers
+            self.writer(self.student), student=self.student, teachers=teachers
         )
 
     def evaluate_teacher(self) -> Evaluation:

@@ -173,6 +173,8 @@ class EvaluationSettings:
         problems: Test problems used; 0 turns evaluation off.
         recorded: Rollouts written to `rollouts.jsonl` at each evaluation.
         teacher: Evaluate the teacher once, before the first step.
+        divergence: Measure the student's reverse KL to its teachers too; about as much work again
+            as writing the answers.
     """
 
     every: int = 4
@@ -180,6 +182,7 @@ class EvaluationSettings:
     problems: int = 256
     recorded: int = 4
     teacher: bool = True
+    divergence: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "first", tuple(self.first))
