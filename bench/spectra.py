@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from effopd.analysis.leading import leading_metrics
-from effopd.analysis.spectra import expert_metrics, spectral_metrics
+from effopd.analysis.spectra import spectral_metrics
 from effopd.analysis.updates import place_statistics
 from effopd.models.layout import matrices, places
 from effopd.models.updates import PairUpdate, read_place
@@ -326,7 +326,7 @@ def extraordinary() -> Iterator[Row]:
     errors = relative(ours, 8200), relative(theirs(wide), 8200)
     yield row("tools", "8200 x 8200 identity", unit, *errors, "modeldelta", "modeldelta")
     experts = torch.stack([torch.eye(64, 128)] * 8)
-    found = [metrics.effective_rank for metrics in expert_metrics(experts)]
+    found = [spectral_metrics(expert).effective_rank for expert in experts]
     errors = max(relative(each, 64) for each in found), relative(theirs(experts), 64)
     yield row("tools", "8 experts of rank 64", unit, *errors, "modeldelta", "modeldelta")
     still = spectral_metrics(torch.zeros(64, 128))

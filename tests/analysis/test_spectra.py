@@ -9,11 +9,14 @@ from torch import Tensor
 
 from effopd.analysis import singular_values as module
 from effopd.analysis.singular_values import (
-    product_singular_values,
+    gram_eigenvectors,
+    numerical_rank,
+    product_triples,
     singular_values,
+    smallest_is_not_zero,
     tail_singular_values,
 )
-from effopd.analysis.spectra import SpectralMetrics, expert_metrics, metrics_of, spectral_metrics
+from effopd.analysis.spectra import SpectralMetrics, metrics_of, spectral_metrics
 from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
 
 TOP = (0.01, 0.05, 0.1, 0.5, 1.0)
@@ -191,11 +194,14 @@ def test_what_is_not_finite_is_refused(bad: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "update", [torch.zeros(3), torch.zeros(0, 3), torch.zeros(2, 3, dtype=torch.int64)]
+    "update",
+    [torch.zeros(3), torch.zeros(2, 3, 4), torch.zeros(0, 3), torch.zeros(2, 3, dtype=torch.int64)],
+    ids=lambda update: str(list(update.shape)),
 )
 def test_what_is_no_matrix_is_refused(update: Tensor) -> None:
-    with pytest.raises(ParameterMismatchError, match=r"expected \[m, n\]"):
-        singular_values(update)
+    for function in (singular_values, spectral_metrics, tail_singular_values):
+        with pytest.raises(ParameterMismatchError, match=r"expected \[m, n\]"):
+            function(update)
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.5, math.nan])
@@ -217,17 +223,7 @@ def test_metrics_check_themselves() -> None:
         SpectralMetrics(**{**vars(whole), "stable_rank": None})
 
 
-# Stacks, tails, factors ---------------------------------------------------------------------------
-
-
-def test_experts_are_measured_one_by_one() -> None:
-    stack = torch.stack([spiky(20, 30), torch.zeros(20, 30), spiky(20, 30, rank=1)])
-    assert expert_metrics(stack) == [spectral_metrics(update) for update in stack]
-    assert torch.equal(singular_values(stack)[2], singular_values(stack[2]))
-    with pytest.raises(ParameterMismatchError, match="expert_metrics takes a stack"):
-        spectral_metrics(stack)
-    with pytest.raises(ParameterMismatchError, match="spectral_metrics takes one matrix"):
-        expert_metrics(stack[0])
+# Tails, vectors, factors --------------------------------------------------------------------------
 
 
 def test_the_tail_is_accurate_value_by_value() -> None:
@@ -238,18 +234,30 @@ def test_the_tail_is_accurate_value_by_value() -> None:
     torch.testing.assert_close(tail_singular_values(update.T), values, rtol=0, atol=1e-14)
     with pytest.raises(ConfigError, match="51 of 50"):
         tail_singular_values(update, 51)
-    with pytest.raises(ParameterMismatchError, match=r"expected \[m, n\]"):
-        tail_singular_values(torch.ones(2, 3, 4))
 
 
-def test_the_values_of_a_product_come_from_its_factors() -> None:
+@pytest.mark.parametrize("shape", [(70, 110), (110, 70)], ids=str)
+def test_vectors_of_the_gram_matrix_are_singular_vectors(shape: tuple[int, int]) -> None:
+    update = 1e-160 * spiky(*shape).double()  # its squares underflow
+    squares, vectors = gram_eigenvectors(update)
+    short = update if shape[0] < shape[1] else update.T
+    lengths = (1e160 * short.T @ vectors).norm(dim=0)
+    torch.testing.assert_close(squares.sqrt() / squares[0].sqrt(), lengths / lengths[0])
+    torch.testing.assert_close(vectors.T @ vectors, torch.eye(70, dtype=torch.float64))
+    assert smallest_is_not_zero(squares)
+    assert not smallest_is_not_zero(gram_eigenvectors(UPDATES["rank 3"])[0])
+
+
+def test_a_product_is_decomposed_through_its_factors() -> None:
     left, right = randn(90, 4).float() * 1e-3, randn(4, 60, seed=1).float() * 1e3
-    wanted = torch.linalg.svdvals(left.double() @ right.double())
-    found = product_singular_values(left, right)
-    torch.testing.assert_close(found[:4], wanted[:4], rtol=1e-12, atol=0)
-    assert found[4:].tolist() == [0.0] * 56
-    assert metrics_of(found, (90, 60)).rank == 4
-    wide = product_singular_values(randn(3, 8), randn(8, 5))
+    product = left.double() @ right.double()
+    u, values, v = product_triples(left, right)
+    torch.testing.assert_close(values, torch.linalg.svdvals(product)[:4], rtol=1e-12, atol=0)
+    torch.testing.assert_close((u * values) @ v.T, product, rtol=1e-12, atol=1e-14)
+    assert numerical_rank(values, (90, 60)) == 4
+    assert numerical_rank(torch.cat([values, 1e-15 * values]), (90, 60)) == 4
+    assert numerical_rank(torch.zeros(4), (90, 60)) == 0
+    _, wide, _ = product_triples(randn(3, 8), randn(8, 5))
     torch.testing.assert_close(wide, torch.linalg.svdvals(randn(3, 8) @ randn(8, 5)))
     with pytest.raises(ParameterMismatchError, match=r"\[m, r\] and \[r, n\]"):
-        product_singular_values(left, right.T)
+        product_triples(left, right.T)

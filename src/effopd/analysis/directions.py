@@ -9,7 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from effopd.analysis.singular_values import gram_eigenvectors
 from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
+from effopd.models.weights import is_finite
 
 RANK_TOLERANCE = 1e-6
 """Share of the largest value below which a value is rounding and its direction means nothing."""
@@ -118,17 +120,8 @@ def _from_tall(matrix: Tensor, k: int) -> Directions:
 
 
 def _from_gram(matrix: Tensor, k: int) -> Directions:
-    """From the eigenvectors of `A A^T`, then from A on the space that they span.
-
-    Raises:
-        NonFiniteError: The matrix is not finite.
-    """
-    gram = matrix @ matrix.T
-    if not gram.isfinite().all():
-        raise NonFiniteError(
-            "the matrix holds a NaN or an infinity, so it has no directions; check the weights"
-        )
-    basis = torch.linalg.eigh(gram)[1].flip(1)[:, : k + 1]
+    """From the eigenvectors of `A A^T`, then from A on the space that they span."""
+    basis = gram_eigenvectors(matrix)[1][:, : k + 1]
     across, triangle = torch.linalg.qr(matrix.T @ basis)
     small_left, values, small_right_t = torch.linalg.svd(triangle.T, full_matrices=False)
     triples = basis @ small_left, values, across @ small_right_t.T
@@ -171,6 +164,7 @@ def check_matrix(matrix_mn: Tensor, k: int) -> None:
     Raises:
         ConfigError: k is below 1.
         ParameterMismatchError: The tensor is no matrix.
+        NonFiniteError: It holds a NaN or an infinity.
     """
     if k < 1:
         raise ConfigError(f"k is {k}; expected at least 1 direction")
@@ -178,4 +172,8 @@ def check_matrix(matrix_mn: Tensor, k: int) -> None:
         raise ParameterMismatchError(
             f"directions of a tensor of shape {list(matrix_mn.shape)}; expected two dimensions, "
             "none of them empty"
+        )
+    if not is_finite(matrix_mn):
+        raise NonFiniteError(
+            "the matrix holds a NaN or an infinity, so it has no directions; check the weights"
         )

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from effopd.analysis.directions import Directions, check_matrix, significant
-from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
+from effopd.errors import ConfigError, ParameterMismatchError
 
 OVERSAMPLING = 10
 """Random columns of a block beyond the k directions asked for."""
@@ -99,15 +99,7 @@ class _Bases:
         _, self._next_nb, self._carry_bb = self._split(back_nb, self._right_nd)
 
     def _split(self, block: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`orthonormal_rest`, where what is small against the matrix is dropped.
-
-        Raises:
-            NonFiniteError: The matrix is not finite.
-        """
-        if not block.isfinite().all():
-            raise NonFiniteError(
-                "the matrix holds a NaN or an infinity, so it has no directions; check the weights"
-            )
+        """`orthonormal_rest`, where what is small against the matrix is dropped."""
         # The Frobenius norm of a product with orthonormal columns grows to that of the matrix.
         self._scale = max(self._scale, float(torch.linalg.matrix_norm(block)))
         return orthonormal_rest(block, basis, self._scale)

@@ -20,7 +20,7 @@ from torch import Tensor
 from effopd.analysis.krylov import orthonormal_rest
 from effopd.analysis.singular_values import power_of_two, squared_norm
 from effopd.analysis.spectra import check_shares, share_count
-from effopd.errors import ConfigError, ParameterMismatchError
+from effopd.errors import ConfigError
 from effopd.objectives.projection import (
     accumulation_dtype,
     fast_matmul_precision,
@@ -100,13 +100,8 @@ def leading_metrics(
         The metrics and their error.
 
     Raises:
-        ParameterMismatchError: The update is not a matrix.
         ConfigError: No share, fewer than 2 blocks, or no tolerance.
     """
-    if update_mn.dim() != 2:
-        raise ParameterMismatchError(
-            f"an update of shape {tuple(update_mn.shape)}; expected [m, n]"
-        )
     if not top or max_blocks < 2 or not tolerance > 0:
         raise ConfigError(
             f"top={top}, max_blocks={max_blocks}, tolerance={tolerance}; expected a share or more,"

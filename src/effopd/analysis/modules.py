@@ -6,20 +6,21 @@ or in float64 where a tensor is stored so.
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from effopd.core.ray import interpolate_
 from effopd.errors import ConfigError, ParameterMismatchError
-from effopd.models.layout import Heads, Place, places
-from effopd.models.updates import Update, wide_dtype
+from effopd.models.layout import Block, Heads, Place, places
+from effopd.models.updates import AdapterUpdate, Update, wide_dtype
 
 Norms = float | Mapping[str, float]
 """Frobenius norm of the whole update, or of each module by `Place.label`."""
 Compute = Callable[[str], Tensor]
 """Name to a changed tensor in fp32 or wider."""
-BLOCKS = ("attention", "mlp", "embedding", "norm", "head", "other")
+BLOCKS: tuple[str, ...] = get_args(Block)
 """What `Place.block` may be."""
 
 
@@ -41,6 +42,19 @@ def part(tensor: Tensor, place: Place) -> Tensor:
     """The view of a place's tensor that is the place."""
     found = tensor[place.expert] if place.batched else tensor
     return found if place.rows is None else found[slice(*place.rows)]
+
+
+def place_factors(update: Update, place: Place) -> tuple[Tensor, Tensor] | None:
+    """Factors `[m, r]` and `[r, n]` of the update at a place; None where it is none of low rank.
+
+    Their product rounded to fp32 would have another rank.
+    """
+    if place.batched or not isinstance(update, AdapterUpdate):
+        return None
+    factors = update.factors(place.name)
+    if factors is None or place.rows is None:
+        return factors
+    return factors[0][slice(*place.rows)], factors[1]
 
 
 def tensor_places(update: Update, heads: Heads | None = None) -> dict[str, list[Place]]:

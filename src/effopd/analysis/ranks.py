@@ -9,7 +9,6 @@ from a singular value decomposition, which costs several times as much.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import ClassVar, Literal
 
 import torch
@@ -25,14 +24,20 @@ from effopd.analysis.modules import (
     endpoints,
     norm,
     part,
+    place_factors,
     tensor_places,
 )
-from effopd.analysis.spectra import check_shares
+from effopd.analysis.singular_values import (
+    gram_eigenvectors,
+    numerical_rank,
+    product_triples,
+    smallest_is_not_zero,
+)
+from effopd.analysis.spectra import check_shares, share_count
 from effopd.errors import ParameterMismatchError
 from effopd.models.layout import Heads, Place, matrices
-from effopd.models.updates import AdapterUpdate, Update, read_place
+from effopd.models.updates import Update, read_place
 
-EPSILON = torch.finfo(torch.float64).eps
 Others = Literal["base", "tuned"]
 End = Literal["top", "bottom"]
 
@@ -153,19 +158,16 @@ def kept_part(update: Update, place: Place, share: float, end: End) -> Float64[T
     Returns:
         The kept part.
     """
-    factors = update.factors(place.name) if isinstance(update, AdapterUpdate) else None
-    if factors is None or place.batched:
+    factors = place_factors(update, place)
+    if factors is None:
         return components(read_place(update, place), share, end)
-    left_mr, right_rn = factors
-    rows_mr = left_mr if place.rows is None else left_mr[slice(*place.rows)]
-    return product_components(rows_mr, right_rn, share, end)
+    return product_components(*factors, share, end)
 
 
 def components(update_mn: Float[Tensor, "m n"], share: float, end: End) -> Float64[Tensor, "m n"]:
     """The sum of the first or last `ceil(share * r)` of the r singular components.
 
-    r counts values above `max(m, n) * 2**-52` of the largest, as `SpectralMetrics.rank` does. Where
-    values are tied at the cut, which of them are kept is arbitrary.
+    r is the `numerical_rank`. Which of the values that are tied at the cut are kept is arbitrary.
 
     Args:
         update_mn: The update; zero gives zero.
@@ -199,28 +201,24 @@ def product_components(
     Returns:
         The kept part.
     """
-    left, left_rr = torch.linalg.qr(left_mr.double())
-    right, right_rr = torch.linalg.qr(right_rn.T.double())
-    u, values_r, v_transposed = torch.linalg.svd(left_rr @ right_rr.T, full_matrices=False)
-    size = max(left_mr.shape[0], right_rn.shape[1])
-    kept = _kept(share, end, int((values_r > size * EPSILON * values_r[0]).sum()))
-    return (left @ u[:, kept] * values_r[kept]) @ (v_transposed[kept] @ right.T)
+    left_mk, values_k, right_nk = product_triples(left_mr, right_rn)
+    kept = _kept(share, end, numerical_rank(values_k, (left_mr.shape[0], right_rn.shape[1])))
+    return (left_mk[:, kept] * values_k[kept]) @ right_nk[:, kept].T
 
 
 def _kept(share: float, end: End, rank: int) -> slice:
-    """Which of the descending components; the share counts as it is written: 7 % of 100 are 7."""
-    k = math.ceil(Fraction(str(share)) * rank)
+    """Which of the descending components."""
+    k = share_count(share, rank)
     return slice(0, k) if end == "top" else slice(rank - k, rank)
 
 
 def _short_side(short_pq: Float64[Tensor, "p q"]) -> tuple[Float64[Tensor, "p p"], int]:
     """Left singular vectors by descending value, and how many values are not zero."""
-    p, q = short_pq.shape
-    squares_p, vectors_pp = torch.linalg.eigh(short_pq @ short_pq.T)
-    if squares_p[0] > 2 * EPSILON * p * squares_p[-1]:
-        return vectors_pp.flip(1), p
+    squares_p, vectors_pp = gram_eigenvectors(short_pq)
+    if smallest_is_not_zero(squares_p):
+        return vectors_pp, len(squares_p)
     vectors_pp, values_p, _ = torch.linalg.svd(short_pq, full_matrices=False)
-    return vectors_pp, int((values_p > q * EPSILON * values_p[0]).sum())
+    return vectors_pp, numerical_rank(values_p, (short_pq.shape[0], short_pq.shape[1]))
 
 
 def _at_norm(kept_mn: Tensor, asked: float) -> Tensor:

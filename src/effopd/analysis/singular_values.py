@@ -1,7 +1,7 @@
 """All singular values of an update, exact.
 
-Axes: an update is m by n, p = min(m, n) is its short side and q = max(m, n) its long one, E counts
-experts. Everything is float64 on the update's device, whatever the update's dtype.
+Axes: an update is m by n, p = min(m, n) is its short side and q = max(m, n) its long one.
+Everything is float64 on the update's device, whatever the update's dtype.
 
 They come from the p by p Gram matrix, whose eigenvalues are their squares. Squaring costs half of
 the digits of small values: below 1e-8 of the largest one a Gram value is rounding noise, and a few
@@ -35,7 +35,7 @@ That of its sums and of the eigenvalue solver; the largest found is 4, less for 
 """
 
 
-def singular_values(update: Float[Tensor, "*E m n"]) -> Float64[Tensor, "*E p"]:
+def singular_values(update_mn: Float[Tensor, "m n"]) -> Float64[Tensor, "p"]:
     """All singular values, descending, accurate enough for every metric to 1e-9.
 
     `p*p*q` floating-point operations for the Gram matrix and about `4/3 p**3` for its eigenvalues;
@@ -46,15 +46,16 @@ def singular_values(update: Float[Tensor, "*E m n"]) -> Float64[Tensor, "*E p"]:
     `tail_singular_values`.
 
     Args:
-        update: One update or a stack of them.
+        update_mn: The update.
 
     Returns:
-        Their values.
+        Its values.
     """
-    exponent = power_of_two(update)
-    if update.dim() == 3:
-        return torch.stack([_values(each, exponent) for each in update])
-    return _values(update, exponent)
+    exponent = power_of_two(update_mn)
+    squares_p = torch.linalg.eigvalsh(_lower_gram(update_mn, exponent)).flip(0).clamp_(min=0)
+    if squares_p[0] == 0 or _is_resolved(squares_p):
+        return squares_p.sqrt_().mul_(2.0**exponent)
+    return _values_by_qr(update_mn, exponent)
 
 
 def tail_singular_values(
@@ -72,22 +73,36 @@ def tail_singular_values(
         The values.
 
     Raises:
-        ParameterMismatchError: The update is not a matrix.
         ConfigError: There are not so many.
     """
-    if update_mn.dim() != 2:
-        shape = tuple(update_mn.shape)
-        raise ParameterMismatchError(f"an update of shape {shape}; expected [m, n]")
-    p = min(update_mn.shape)
+    exponent, p = power_of_two(update_mn), min(update_mn.shape)
     if count is not None and not 1 <= count <= p:
         raise ConfigError(f"{count} of {p} singular values; expected 1 to {p}")
-    return _values_by_qr(update_mn, power_of_two(update_mn))[p - (count or p) :]
+    return _values_by_qr(update_mn, exponent)[p - (count or p) :]
 
 
-def product_singular_values(
+def gram_eigenvectors(
+    update_mn: Float[Tensor, "m n"],
+) -> tuple[Float64[Tensor, "p"], Float64[Tensor, "p p"]]:
+    """Singular vectors of the short side, and squared values up to a common factor.
+
+    As accurate as the eigenvectors of the Gram matrix: a vector whose value is below 1e-8 of the
+    largest is noise, and `smallest_is_not_zero` says whether there may be such.
+
+    Args:
+        update_mn: The update.
+
+    Returns:
+        Squares, descending, and as many orthonormal columns.
+    """
+    squares_p, vectors_pp = torch.linalg.eigh(_lower_gram(update_mn, power_of_two(update_mn)))
+    return squares_p.flip(0), vectors_pp.flip(1)
+
+
+def product_triples(
     left_mr: Float[Tensor, "m r"], right_rn: Float[Tensor, "r n"]
-) -> Float64[Tensor, "p"]:
-    """All singular values of `left_mr @ right_rn` without the product, such as a LoRA adapter's.
+) -> tuple[Float64[Tensor, "m k"], Float64[Tensor, "k"], Float64[Tensor, "n k"]]:
+    """Singular triples of `left_mr @ right_rn` without the product, such as a LoRA adapter's.
 
     The product rounded to fp32 has full rank; this one has the rank of its factors.
 
@@ -96,7 +111,7 @@ def product_singular_values(
         right_rn: The right factor.
 
     Returns:
-        The values, descending, zeros after the first r.
+        Left vectors, values, right vectors: k = min(m, r, n) of them, largest value first.
 
     Raises:
         ParameterMismatchError: The factors do not fit together.
@@ -107,20 +122,32 @@ def product_singular_values(
             " [m, r] and [r, n]."
         )
     exponents = power_of_two(left_mr), power_of_two(right_rn)
-    left = _triangle(_widened(left_mr, exponents[0]))
-    right = _triangle(_widened(right_rn.T, exponents[1]))
-    values = torch.linalg.svdvals(left @ right.T) * 2.0 ** sum(exponents)
-    p = min(left_mr.shape[0], right_rn.shape[1])
-    return torch.nn.functional.pad(values[:p], (0, p - len(values[:p])))
+    left, left_r = torch.linalg.qr(_widened(left_mr, exponents[0]))
+    right, right_r = torch.linalg.qr(_widened(right_rn.T, exponents[1]))
+    u, values_k, v_transposed = torch.linalg.svd(left_r @ right_r.T, full_matrices=False)
+    return left @ u, values_k.mul_(2.0 ** sum(exponents)), right @ v_transposed.T
 
 
-def power_of_two(update: Float[Tensor, "*E m n"]) -> int:
+def numerical_rank(values: Float64[Tensor, "k"], shape: tuple[int, int]) -> int:
+    """How many singular values of a matrix of a shape are above rounding.
+
+    Args:
+        values: The leading ones, descending, the last of which may be zero.
+        shape: (m, n).
+
+    Returns:
+        The number above `max(m, n) * 2**-52` of the largest one.
+    """
+    return int((values > max(shape) * EPSILON * values[:1]).sum())
+
+
+def power_of_two(update_mn: Float[Tensor, "m n"]) -> int:
     """Exponent of the power of two just above the largest entry.
 
     Divided by that power, which is exact, no square over- or underflows.
 
     Args:
-        update: One update or a stack of them.
+        update_mn: The update.
 
     Returns:
         The exponent, in [-1000, 1000]; 0 for a zero update.
@@ -129,17 +156,18 @@ def power_of_two(update: Float[Tensor, "*E m n"]) -> int:
         ParameterMismatchError: The update is no matrix of floating-point numbers.
         NonFiniteError: An entry is NaN or infinite.
     """
-    if update.dim() not in {2, 3} or not update.is_floating_point() or update.numel() == 0:
+    shape = tuple(update_mn.shape)
+    if len(shape) != 2 or not update_mn.is_floating_point() or 0 in shape:
         raise ParameterMismatchError(
-            f"an update of shape {tuple(update.shape)} and {update.dtype}; expected [m, n] or"
-            " [experts, m, n] of floating-point numbers, none of the sizes 0."
+            f"an update of shape {shape} and {update_mn.dtype}; expected [m, n] of floating-point"
+            " numbers, none of the sizes 0"
         )
-    least, most = (bound.item() for bound in update.detach().aminmax())
+    least, most = (bound.item() for bound in update_mn.detach().aminmax())
     largest = max(-least, most)
     if not math.isfinite(least + most):
         raise NonFiniteError(
-            f"an update of shape {tuple(update.shape)} has entries from {least} to {most}; its"
-            " checkpoint is damaged or training diverged"
+            f"an update of shape {shape} has entries from {least} to {most}; its checkpoint is"
+            " damaged or training diverged"
         )
     return min(max(math.frexp(largest)[1], -1000), 1000)
 
@@ -174,11 +202,20 @@ def value_entropy(values_p: Float64[Tensor, "p"]) -> float:
     return float(torch.special.entr(shares_p).sum().item())
 
 
-def _values(update_mn: Tensor, exponent: int) -> Tensor:
-    squares_p = torch.linalg.eigvalsh(_lower_gram(update_mn, exponent)).flip(0).clamp_(min=0)
-    if squares_p[0] == 0 or _is_resolved(squares_p):
-        return squares_p.sqrt_().mul_(2.0**exponent)
-    return _values_by_qr(update_mn, exponent)
+def smallest_is_not_zero(squares_p: Float64[Tensor, "p"]) -> bool:
+    """Whether the noise of the Gram matrix cannot have raised the smallest value from zero.
+
+    Args:
+        squares_p: Its eigenvalues, descending.
+
+    Returns:
+        Whether the update has full rank for certain.
+    """
+    return bool(squares_p[-1] > 2 * _noise(squares_p))
+
+
+def _noise(squares_p: Tensor) -> Tensor:
+    return NOISE * EPSILON * squares_p.sum()
 
 
 def _lower_gram(update_mn: Tensor, exponent: int) -> Float64[Tensor, "p p"]:
@@ -202,10 +239,9 @@ def _is_resolved(squares_p: Float64[Tensor, "p"]) -> bool:
     by `u_i^T E u_i / (2 value_i)` and the entropy by `sum_i |log p_i + entropy|` times that over
     the sum of the values: at most the Frobenius norm of E times the root of the summed squares.
     """
-    noise = NOISE * EPSILON * squares_p.sum()
-    if squares_p[-1] <= 2 * noise:
+    if not smallest_is_not_zero(squares_p):
         return False
-    values_p = squares_p.sqrt()
+    values_p, noise = squares_p.sqrt(), _noise(squares_p)
     logs_p = (values_p / values_p.sum()).log()
     weights_p = (logs_p + value_entropy(values_p)) / (2 * (squares_p - noise).sqrt())
     return bool(noise * weights_p.norm() < TOLERANCE * values_p.sum())
@@ -213,13 +249,10 @@ def _is_resolved(squares_p: Float64[Tensor, "p"]) -> bool:
 
 def _values_by_qr(update_mn: Tensor, exponent: int) -> Float64[Tensor, "p"]:
     tall_qp = update_mn if update_mn.shape[0] >= update_mn.shape[1] else update_mn.T
-    return torch.linalg.svdvals(_triangle(_widened(tall_qp, exponent))).mul_(2.0**exponent)
-
-
-def _triangle(tall_qp: Float64[Tensor, "q p"]) -> Float64[Tensor, "p p"]:
-    """The R of a QR factorisation; of what is not taller than wide, that itself."""
-    rows, columns = tall_qp.shape
-    return torch.linalg.qr(tall_qp, mode="r").R if rows > columns else tall_qp
+    matrix = _widened(tall_qp, exponent)
+    if matrix.shape[0] > matrix.shape[1]:
+        matrix = torch.linalg.qr(matrix, mode="r").R
+    return torch.linalg.svdvals(matrix).mul_(2.0**exponent)
 
 
 def _widened(part: Tensor, exponent: int) -> Float64[Tensor, "a b"]:

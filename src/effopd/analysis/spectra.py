@@ -1,6 +1,6 @@
 """How large an update is and how few directions it uses: the numbers of Table 1.
 
-Axes: an update is m by n, p = min(m, n), r is its rank, E counts experts.
+Axes: an update is m by n, p = min(m, n), r is its rank.
 """
 
 import math
@@ -11,7 +11,7 @@ from fractions import Fraction
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from effopd.analysis.singular_values import EPSILON, singular_values, value_entropy
+from effopd.analysis.singular_values import numerical_rank, singular_values, value_entropy
 from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
 
 
@@ -84,39 +84,9 @@ def spectral_metrics(
 
     Returns:
         The metrics; of an update that is zero everywhere, those that say so.
-
-    Raises:
-        ParameterMismatchError: The update is not a matrix.
     """
-    if update_mn.dim() != 2:
-        raise ParameterMismatchError(
-            f"an update of shape {tuple(update_mn.shape)}; expected [m, n]. expert_metrics takes a"
-            " stack of matrices."
-        )
-    return metrics_of(singular_values(update_mn), (update_mn.shape[0], update_mn.shape[1]), top=top)
-
-
-def expert_metrics(
-    updates_Emn: Float[Tensor, "E m n"], *, top: Sequence[float] = (0.01, 0.05)
-) -> list[SpectralMetrics]:
-    """`spectral_metrics` of every matrix of a stack, such as the experts of one tensor.
-
-    Args:
-        updates_Emn: The stack.
-        top: Shares of the rank whose norm ratio is wanted.
-
-    Returns:
-        The metrics of each.
-
-    Raises:
-        ParameterMismatchError: The update is not a stack of matrices.
-    """
-    if updates_Emn.dim() != 3:
-        raise ParameterMismatchError(
-            f"updates of shape {tuple(updates_Emn.shape)}; expected [experts, m, n]."
-            " spectral_metrics takes one matrix."
-        )
-    return [spectral_metrics(update_mn, top=top) for update_mn in updates_Emn]
+    values_p = singular_values(update_mn)
+    return metrics_of(values_p, (update_mn.shape[0], update_mn.shape[1]), top=top)
 
 
 def metrics_of(
@@ -147,7 +117,7 @@ def metrics_of(
     if spectral_norm == 0:
         return _never_moved(shape, top)
     relative_p = values_p / spectral_norm
-    rank = int((relative_p > max(shape) * EPSILON).sum().item())
+    rank = numerical_rank(relative_p, shape)
     energies_p = relative_p.square().cumsum(0)
     total = energies_p[-1].item()
     ratios = {

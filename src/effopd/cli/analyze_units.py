@@ -8,12 +8,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from effopd.analysis.singular_values import product_singular_values
+from effopd.analysis.modules import place_factors
+from effopd.analysis.singular_values import product_triples
 from effopd.analysis.spectra import SpectralMetrics, metrics_of, spectral_metrics
 from effopd.analysis.subspace_series import (
     DIRECTIONS,
@@ -31,8 +31,9 @@ from effopd.analysis.trajectories import (
 )
 from effopd.analysis.updates import place_paths, place_statistics
 from effopd.cli.analyze_inputs import Inputs
+from effopd.errors import ConfigError
 from effopd.models.layout import Place, matrices, places, read_heads
-from effopd.models.updates import AdapterUpdate, Update, read_place
+from effopd.models.updates import Update, read_place
 from effopd.records import Row
 
 
@@ -164,16 +165,14 @@ MEASUREMENTS: Mapping[str, Measurement] = {
 """By the name of the file of finished units."""
 
 
-def check_device(device: str) -> Any:
+def check_device(device: str) -> None:
     """Refuses a device that cannot be computed on.
 
     Raises:
         ConfigError: It is unknown or not there.
     """
-    from effopd.errors import ConfigError
-
     try:
-        return torch.zeros(1, dtype=torch.float64, device=device)
+        torch.zeros(1, dtype=torch.float64, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:
         first = str(error).splitlines()[0]
         raise ConfigError(f"--device {device}: cannot be computed on ({first})") from None
@@ -186,11 +185,11 @@ def _update(subject: Subject, unit: Unit) -> Update:
 
 def _metrics(subject: Subject, update: Update, place: Place) -> SpectralMetrics:
     """Of an adapter from its factors, whose rank the rounded product would not have."""
-    factors = None
-    if isinstance(update, AdapterUpdate) and not place.batched:
-        factors = update.factors(place.name)
+    factors = place_factors(update, place)
     if factors is None:
         return spectral_metrics(subject.read(update, place), top=TOP)
     left_mr, right_rn = (factor.to(subject.device) for factor in factors)
-    values_p = product_singular_values(left_mr[slice(*(place.rows or (None,)))], right_rn)
-    return metrics_of(values_p, (place.shape[0], place.shape[1]), top=TOP)
+    m, n = place.shape
+    found_k = product_triples(left_mr, right_rn)[1]
+    values_p = torch.nn.functional.pad(found_k, (0, min(m, n) - len(found_k)))
+    return metrics_of(values_p, (m, n), top=TOP)
