@@ -177,6 +177,18 @@ def write_json_atomic(path: Path | str, value: object) -> None:
     write_text_atomic(path, _to_json(value, Path(path), indent=2) + "\n")
 
 
+def read_json(path: Path | str) -> Row:
+    """The JSON object in a file that `write_json_atomic` wrote.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The object; its numbers are finite and its `schema` is this version's.
+    """
+    return _from_json(_read_bytes(Path(path)), str(path))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """What one run directory holds; a file that was never written is an empty list.
@@ -225,7 +237,7 @@ def load_run(directory: Path | str) -> Run:
             f"{directory} {what}; expected a run directory written by `effopd train`. "
             "Check the path, or start the run again."
         )
-    info = _from_json(_read_bytes(directory / "run.json"), str(directory / "run.json"))
+    info = read_json(directory / "run.json")
     config = directory / "config.toml"
 
     def rows(name: str) -> list[Row]:

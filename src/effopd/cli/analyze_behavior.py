@@ -12,8 +12,8 @@ from effopd.cli.analyze_inputs import Inputs
 from effopd.cli.behavior import behavior_tables
 from effopd.cli.behavior_study import BehaviorSettings
 from effopd.config import RunConfig, load_config, to_toml
-from effopd.errors import ConfigError, RecordError
-from effopd.records import SCHEMA, Row, write_json_atomic
+from effopd.errors import ConfigError
+from effopd.records import SCHEMA, Row, read_json, write_json_atomic
 from effopd.reports.table_files import write_table
 
 
@@ -65,12 +65,12 @@ def measure_behavior(
     """
     path = directory.path / "rows" / "behavior.json"
     settings = BehaviorSettings(projections=("pca", "tsne") if draws_tsne else ("pca",))
-    record = _read(path) if path.exists() else None
+    record = read_json(path) if path.exists() else None
     conditions = {"recipe": to_toml(recipe), "settings": json.loads(json.dumps(asdict(settings)))}
     if record is None:
         record = {"schema": SCHEMA, **conditions, **_measured(inputs, recipe, settings)}
         write_json_atomic(path, record)
-    elif any(record[name] != value for name, value in conditions.items()):
+    elif any(record.get(name) != value for name, value in conditions.items()):
         raise ConfigError(
             f"{directory.path} holds the behavior under another recipe: choose another directory "
             "(--out)"
@@ -86,14 +86,3 @@ def _measured(inputs: Inputs, recipe: RunConfig, settings: BehaviorSettings) -> 
     transformers_logging.disable_progress_bar()
     found = behavior_tables(inputs, recipe, settings=settings)
     return {"tables": found.tables, "example": found.example}
-
-
-def _read(path: Path) -> Row:
-    try:
-        record: Row = json.loads(path.read_text(encoding="utf-8"))
-        known = record["schema"] == SCHEMA
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise RecordError(f"{path} is damaged: {error!r}. Remove it to measure again.") from None
-    if not known:
-        raise RecordError(f"{path} was written by another version: choose another directory")
-    return record

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from effopd.errors import ConfigError, RecordError, RunLockedError
-from effopd.records import SCHEMA, JsonlWriter, Row, read_jsonl, write_json_atomic
+from effopd.errors import ConfigError, RunLockedError
+from effopd.records import SCHEMA, JsonlWriter, Row, read_json, read_jsonl, write_json_atomic
 
 Key = tuple[str, str | None]
 """Place and checkpoint of a unit; None for all checkpoints."""
@@ -74,14 +74,14 @@ class AnalysisDirectory:
             raise ConfigError(f"{self.path} holds something else: choose another directory (--out)")
         known = json.loads(json.dumps({"schema": SCHEMA, **info}))  # tuples become lists
         if path.exists():
-            before = _read(path)
+            before = read_json(path)
             changed = [name for name in IDENTITY if before.get(name) != known[name]]
             if changed:
                 raise ConfigError(
                     f"{self.path} holds an analysis of other inputs: {_changes(before, known)}. "
                     "Choose another directory (--out)."
                 )
-            known["what"] = list(dict.fromkeys([*before["what"], *known["what"]]))
+            known["what"] = list(dict.fromkeys([*before.get("what", []), *known["what"]]))
         write_json_atomic(path, known)
 
     def finished(self, name: str, wanted: Collection[Key]) -> dict[Key, Row]:
@@ -104,22 +104,6 @@ class AnalysisDirectory:
 
     def _rows(self, name: str) -> Path:
         return self.path / "rows" / f"{name}.jsonl"
-
-
-def _read(path: Path) -> Row:
-    """The content of `analysis.json`.
-
-    Raises:
-        RecordError: It is damaged or of another version.
-    """
-    try:
-        content: Row = json.loads(path.read_text(encoding="utf-8"))
-        what = content["what"] if content["schema"] == SCHEMA else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise RecordError(f"{path} is damaged: {error!r}. Choose another directory.") from None
-    if not isinstance(what, list):
-        raise RecordError(f"{path} was written by another version: choose another directory")
-    return content
 
 
 def _changes(before: Row, now: Row) -> str:

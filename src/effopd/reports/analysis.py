@@ -1,12 +1,11 @@
 """An analysis directory as its page reads it: `analysis.json`, the tables, and the example."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from effopd.errors import RecordError
-from effopd.records import SCHEMA, Row
+from effopd.records import Row, read_json
 from effopd.reports.series import plain, unique_lines
 from effopd.reports.table_files import Cell, read_table
 
@@ -81,7 +80,11 @@ def load_analysis(directory: Path) -> Analysis:
     Raises:
         RecordError: `analysis.json` is missing or a file is damaged.
     """
-    info = _read(directory / "analysis.json")
+    if not (directory / "analysis.json").is_file():
+        raise RecordError(
+            f"{directory} has no analysis.json; expected a directory that `effopd analyze` wrote"
+        )
+    info = read_json(directory / "analysis.json")
     paths = sorted((directory / "tables").glob("*.csv"))
     example = directory / "example.json"
     try:
@@ -94,7 +97,7 @@ def load_analysis(directory: Path) -> Analysis:
         directory=directory,
         info=info,
         tables={path.stem: read_table(path) for path in paths},
-        example=_read(example) if example.exists() else None,
+        example=read_json(example) if example.exists() else None,
     )
 
 
@@ -121,16 +124,3 @@ def numbers(rows: Sequence[Mapping[str, Cell]], name: str) -> list[float | None]
             )
         found.append(cell)
     return found
-
-
-def _read(path: Path) -> Row:
-    try:
-        record: Row = json.loads(path.read_text(encoding="utf-8"))
-        schema = record["schema"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise RecordError(
-            f"{path} cannot be read ({error!r}); expected a directory that `effopd analyze` wrote"
-        ) from None
-    if schema != SCHEMA:
-        raise RecordError(f"{path}: schema {schema!r}, expected {SCHEMA}; run the analysis again")
-    return record
