@@ -91,7 +91,6 @@ def test_a_direction_that_turns_in_a_plane() -> None:
     torch.testing.assert_close(found.points_Td, expected, rtol=0, atol=1e-5)
     assert found.indices == tuple(range(8))
     assert min(found.relative_gaps) > 0.9
-    assert max(found.relative_errors) <= 1e-5
     turns = (found.points_Td[1:] * found.points_Td[:-1]).sum(1).acos()
     torch.testing.assert_close(turns, torch.full((7,), 0.2).double(), rtol=0, atol=0.02)
     ratio = explained_variance_ratio(found.points_Td)

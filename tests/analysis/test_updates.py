@@ -121,7 +121,6 @@ def test_every_place_is_measured_parts_of_tensors_too() -> None:
         ("block", ("mlp",), ["mlp"]),
         ("layer and block", (1, "mlp"), ["layers.1.mlp"]),
         ("projection", ("down",), ["down_proj"]),
-        ("place", ("model.scale",), ["scale"]),
     ],
 )
 def test_sums_are_those_of_the_parts_as_one_vector(
@@ -151,7 +150,7 @@ def test_statistics_refuse_what_is_wrong() -> None:
         UpdateStatistics(
             elements=1, frobenius_norm=1, base_norm=1, max_abs=1, bf16_unchanged_share=1.1
         )
-    with pytest.raises(ConfigError, match="expected one of place, layer"):
+    with pytest.raises(ConfigError, match="expected one of layer, block"):
         grouped([], "expert")  # type: ignore[arg-type]
 
 

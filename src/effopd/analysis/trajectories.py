@@ -41,13 +41,11 @@ class Trajectory:
             update was zero there.
         relative_gaps: Gap of the first value to the second over the first, for each: near 0 the
             direction is one of many.
-        relative_errors: See `Directions.relative_error`, for each.
     """
 
     points_Td: Float64[Tensor, "T d"]
     indices: tuple[int, ...]
     relative_gaps: tuple[float, ...]
-    relative_errors: tuple[float, ...]
 
     @property
     def never_moved(self) -> bool:
@@ -71,7 +69,7 @@ def leading_trajectory(
         reference: See `aligned`.
         tolerance: See `leading_directions`; each search starts from the checkpoint before.
     """
-    vectors, indices, gaps, errors = [], [], [], []
+    vectors, indices, gaps = [], [], []
     start = None
     for index, update_mn in enumerate(updates_mn):
         found = leading_directions(update_mn, 1, start=start, tolerance=tolerance)
@@ -81,12 +79,10 @@ def leading_trajectory(
         vectors.append(found.U_mk[:, 0])
         indices.append(index)
         gaps.append(float(found.relative_gaps_k[0]))
-        errors.append(found.relative_error)
     return Trajectory(
         points_Td=aligned(vectors, reference),
         indices=tuple(indices),
         relative_gaps=tuple(gaps),
-        relative_errors=tuple(errors),
     )
 
 

@@ -21,10 +21,9 @@ PIECE = 2**20
 """Elements that are widened to float64 at a time."""
 
 Part = TypeVar("Part")
-Grouping = Literal["place", "layer", "block", "layer and block", "projection", "whole"]
+Grouping = Literal["layer", "block", "layer and block", "projection", "whole"]
 Group = tuple[str | int | None, ...]
 _GROUPS: dict[Grouping, Callable[[Place], Group]] = {
-    "place": lambda place: (place.label,),
     "layer": lambda place: (place.layer,),
     "block": lambda place: (place.block,),
     "layer and block": lambda place: (place.layer, place.block),

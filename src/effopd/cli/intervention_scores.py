@@ -1,7 +1,7 @@
 """How good interventions are, by the evaluation that training uses."""
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -93,7 +93,6 @@ def evaluate_interventions(
     cases: Iterable[Case],
     passes: Passes,
     *,
-    finished: Collection[tuple[Any, ...]] = (),
     on_row: Callable[[Row], None] = lambda row: None,
 ) -> list[Row]:
     """Applies every intervention to the live model, evaluates it, and puts the model back.
@@ -104,17 +103,14 @@ def evaluate_interventions(
     Args:
         cases: What to evaluate; the live model needs the tensors of their bases by the same names.
         passes: The live model and its evaluation.
-        finished: `key_of` rows that are known already; their cases are left out.
         on_row: Receives each row as soon as it is known.
 
     Returns:
-        A row for every case that was evaluated: the columns of `KEY`, the footprint (update_norm,
+        A row for every case: the columns of `KEY`, the footprint (update_norm,
         changed, at_base, never_moved), and those of `pooled` and failure.
     """
     found = []
     for case in cases:
-        if key_of(case.row) in finished:
-            continue
         row = case.row | _measured(case, passes)
         on_row(row)
         found.append(row)

@@ -19,16 +19,13 @@ TableRow = Mapping[str, Cell]
 _MARKED = ("=", "+", "-", "@", "'", "\t", "\r")
 
 
-def write_table(directory: Path, name: str, rows: Sequence[TableRow]) -> list[Path]:
+def write_table(directory: Path, name: str, rows: Sequence[TableRow]) -> None:
     """Writes `name.csv`, and `name.parquet` where pyarrow is installed.
 
     Args:
         directory: Where the files go; made if needed.
         name: Of the table.
         rows: All with the same columns in the same order; without rows the file is empty.
-
-    Returns:
-        The files written.
 
     Raises:
         RecordError: Rows differ in their columns, or a cell is no finite number, text or None.
@@ -42,9 +39,8 @@ def write_table(directory: Path, name: str, rows: Sequence[TableRow]) -> list[Pa
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerows([columns, *([_stored(cell) for cell in row.values()] for row in rows)])
-    path = directory / f"{name}.csv"
-    write_text_atomic(path, out.getvalue() if rows else "")
-    return [path, *_write_parquet(directory / f"{name}.parquet", columns, rows)]
+    write_text_atomic(directory / f"{name}.csv", out.getvalue() if rows else "")
+    _write_parquet(directory / f"{name}.parquet", columns, rows)
 
 
 def read_table(path: Path) -> list[dict[str, Cell]]:
@@ -102,17 +98,16 @@ def _number(text: str) -> int | float | None:
     return None
 
 
-def _write_parquet(path: Path, columns: Sequence[str], rows: Sequence[TableRow]) -> list[Path]:
+def _write_parquet(path: Path, columns: Sequence[str], rows: Sequence[TableRow]) -> None:
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        return []  # the CSV holds the same
+        return  # the CSV holds the same
     arrays = {name: _array(pyarrow, [row[name] for row in rows]) for name in columns}
     temporary = path.with_name(f".{path.name}.tmp")
     parquet.write_table(pyarrow.table(arrays), temporary)
     temporary.replace(path)
-    return [path]
 
 
 def _array(pyarrow: Any, cells: Sequence[Cell]) -> Any:
