@@ -1,6 +1,7 @@
 """`effopd intervene`: checkpoints, tables, resuming, and the evaluation that others reuse."""
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import tomli_w
 import torch
+import typer
 from tests.fakes import TOKENIZER, WORLD, FakeEngine, bigram_table, tiny_model, tiny_policy, writer
 from tests.reference import interventions_twin as twin
 from tests.reference.core_twin import bits
@@ -19,13 +21,12 @@ from typer.testing import CliRunner
 
 from effopd.analysis.scalings import WholeScaling
 from effopd.cli.assemble import build_parts
-from effopd.cli.intervention_kinds import KINDS
+from effopd.cli.intervention_kinds import KINDS, Source, interventions
 from effopd.cli.intervention_scores import (
     STATISTICS,
     Case,
     Passes,
     evaluate_interventions,
-    key_of,
     pooled,
     ratio,
 )
@@ -34,13 +35,15 @@ from effopd.config import load_config
 from effopd.errors import ConfigError
 from effopd.evaluation.evaluator import Evaluation, Evaluator
 from effopd.evaluation.metrics import mean, standard_error
-from effopd.models.updates import PairUpdate
+from effopd.models.updates import PairUpdate, open_update
 from effopd.models.weights import MemoryWeights, open_weights
 from effopd.records import read_jsonl
 from effopd.reports.table_files import read_table
 from effopd.rollouts.seeds import derive_seed
 
-PAGE = (Path(__file__).parents[1] / "docs" / "interventions.md").read_text("utf-8")
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "interventions.md").read_text("utf-8")
+FIGURES = re.findall(r"`effopd intervene BASE (.+)`", (DOCS / "analysis.md").read_text("utf-8"))
 Point = dict[str, Tensor]
 
 
@@ -305,15 +308,11 @@ def test_a_live_model_is_put_back_and_rows_come_one_by_one() -> None:
     before = {n: bits(t) for n, t in policy.model.state_dict().items()}
     update = live_update()
     cases = [
-        Case(intervention=WholeScaling(scale=s), update=update, checkpoint="opd")
-        for s in (0, 0.5, 1)
+        Case(intervention=WholeScaling(scale=s), update=update, checkpoint="opd") for s in (0, 1)
     ]
     seen: list[dict[str, Any]] = []
-    finished = {key_of(cases[1].row)}
     engine = FakeEngine(bigram_table())
-    rows = evaluate_interventions(
-        cases, passes(policy, engine), finished=finished, on_row=seen.append
-    )
+    rows = evaluate_interventions(cases, passes(policy, engine), on_row=seen.append)
     assert rows == seen
     assert [row["value"] for row in rows] == [0, 1]
     assert {row["checkpoint"] for row in rows} == {"opd"}
@@ -431,6 +430,28 @@ def test_the_commands_of_the_page_run(
         assert result.exit_code == 0, result.output
     assert len(list((tmp_path / "scaled" / "checkpoints").iterdir())) == 4
     assert len(rows_of(tmp_path / "scaled")) == 4
+
+
+@pytest.mark.parametrize("command", FIGURES, ids=lambda command: command.split("--kind ")[1])
+def test_the_command_of_every_figure_makes_interventions(models: Path, command: str) -> None:
+    parser = typer.main.get_group(app).commands["intervene"]
+    asked = parser.make_context("intervene", ["BASE", *command.split(), "--out", "OUT"]).params
+    base, tuned, final = (models / name for name in ("base", "tuned", "final"))
+    other = open_update(base, final) if asked["other"] else None
+    source = Source(update=open_update(base, tuned), other=other)
+    found = interventions(asked["kind"], asked["settings"], source)
+    wanted = math.prod(text.count(",") + 1 for text in asked["settings"])
+    assert len(found) == (2 if asked["kind"] == "window" else wanted)  # a window for each layer
+    assert len({(each.value, each.setting) for each in found}) == len(found)
+
+
+def test_the_figures_of_interventions_are_all_there() -> None:
+    assert [command.split()[0] for command in FIGURES] == ["TUNED"] * 6 + ["EARLY"] * 2
+    lines = [line for line in (DOCS / "analysis.md").read_text("utf-8").splitlines() if "|" in line]
+    named = " ".join(line.split("|")[1] for line in lines)
+    parts = {f"{n}{part}" for n in (2, 3, 4, 10) for part in "ab"} | {"5a", "5b", "5c"}
+    whole = {"8", "9", "11", "12", "13", "14", "15 to 28", "Table 1", "Table 3"}
+    assert parts | whole <= set(re.findall(r"15 to 28|Table \d|\d+[abc]?", named))
 
 
 def test_the_example_of_the_page_runs(
