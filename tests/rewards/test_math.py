@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -188,6 +190,16 @@ def test_without_math_verify_it_says_what_to_install(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(math, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'effopd\[eval\]'"):
         MathVerifier()
+
+
+def test_the_documented_example_prints_what_it_says() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
+    example = page.split("```python\n")[1].split("```")[0]
+    promised = [line.split("  # ")[1] for line in example.split("\n") if "  # " in line]
+    done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True)
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == promised
+    assert len(promised) == 3
 
 
 # Properties ---------------------------------------------------------------------------------------

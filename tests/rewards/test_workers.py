@@ -31,7 +31,7 @@ HANGS = {
     "binomial": r"\binom{10^9}{5 \cdot 10^8}",
     "sum": r"\sum_{k=1}^{10^{12}} \frac{1}{k}",
     "product": r"\prod_{k=1}^{10^9} k",
-    "modulo": r"7^{10^{10}} \bmod 13",
+    "modulo": r"7^{10^{10}} \mod 13",
     "gamma": r"\Gamma(10^9)",
     "integrals": r"\int_0^1 \int_0^x \int_0^y \int_0^z e^{-t^4 \sin(t)} dt dz dy dx",
     "parentheses": "(" * 5000 + "1" + ")" * 5000,
@@ -162,8 +162,8 @@ def test_every_hang_costs_one_verdict_within_the_wall() -> None:
         taken = time.monotonic() - began
         counts = verifier.counts
     assert "correct" not in verdicts.values()
-    assert verdicts["modulo"] == "timeout"
-    assert verdicts["powers of 10"] == "timeout"
+    endless = ("factorial", "binomial", "product", "modulo", "gamma", "powers of 10")
+    assert {verdicts[name] for name in endless} == {"timeout"}
     refused = ("tower", "parentheses", "terms", "elements", "digits", "fractions")
     assert {verdicts[name] for name in refused} == {"error"}
     assert verdicts["boxes"] == "no_answer"

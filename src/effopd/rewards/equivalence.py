@@ -16,9 +16,10 @@ from typing import Any
 
 from latex2sympy2_extended import NormalizationConfig
 from math_verify import LatexExtractionConfig, parse, verify
-from sympy import Basic, Expr, Float, I, Interval, MatrixBase, Tuple, nan, zoo
+from sympy import Expr, Float, I, Interval, MatrixBase, Tuple, nan, zoo
 
-Formula = Basic | MatrixBase
+Formula = Any
+"""What math-verify reads: a SymPy expression, relation, set, tuple or matrix."""
 
 _DIGITS = 30
 _EXACT = 1e-20
