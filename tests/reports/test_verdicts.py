@@ -40,7 +40,5 @@ def test_what_has_no_interval_is_refused(values: list[float]) -> None:
         (0.0, 0.3, 0.0, "not"),
     ],
 )
-def test_the_whole_interval_decides(
-    low: float, high: float, neutral: float, expected: str
-) -> None:
+def test_the_whole_interval_decides(low: float, high: float, neutral: float, expected: str) -> None:
     assert verdict(Interval(mean=(low + high) / 2, low=low, high=high, n=5), neutral) == expected
