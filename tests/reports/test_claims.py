@@ -8,6 +8,7 @@ import pytest
 from effopd.errors import RecordError
 from effopd.reports.claims import CLAIMS
 from effopd.reports.quantities import (
+    alike_within_2,
     at_equal_norm,
     edge_excess,
     interpolated,
@@ -17,6 +18,7 @@ from effopd.reports.quantities import (
     more_kept,
     norm_saving,
     recovered,
+    sooner,
 )
 
 
@@ -73,6 +75,20 @@ def test_shares_of_a_gain() -> None:
     assert more_kept(ranks, "0.05") == pytest.approx(0.75 - 0.2)
     assert recovered(ranks, "opd") == pytest.approx(0.25)
     assert kept(ranks | {"base": 0.6}, "opd", 0.5) is None  # no gain to have a share of
+
+
+def test_how_much_sooner_a_method_is() -> None:
+    record = {"opd": {"steps": 12, "seconds": 3.0}, "paper": {"steps": 4, "seconds": 6.0}}
+    assert sooner(record, "paper", "opd") == pytest.approx(math.log(3))
+    assert sooner(record, "paper", "opd", "seconds") == pytest.approx(-math.log(2))
+    assert sooner(record | {"opd": {"steps": 0}}, "paper", "opd") is None
+
+
+def test_a_factor_of_two_either_way_is_alike() -> None:
+    for steps in ((3, 6), (6, 3)):
+        record = {name: {"steps": n} for name, n in zip(("easy", "hard"), steps, strict=True)}
+        assert alike_within_2(record) == pytest.approx(0, abs=1e-12)
+    assert alike_within_2({"easy": {"steps": 0}, "hard": {"steps": 3}}) is None
 
 
 def test_interpolation_stays_between_its_points() -> None:

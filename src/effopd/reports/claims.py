@@ -4,12 +4,12 @@ Each claim is a quantity per seed which the claim says is above a neutral value.
 is said where it is measured, in `cli/reproduction/`.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from effopd.records import Row
 from effopd.reports.quantities import (
+    alike_within_2,
     at_equal_norm,
     difference,
     edge_excess,
@@ -19,6 +19,8 @@ from effopd.reports.quantities import (
     more_kept,
     norm_saving,
     recovered,
+    share,
+    sooner,
 )
 
 Statistic = Callable[[Row], float | None]
@@ -121,7 +123,7 @@ CLAIMS: tuple[Claim, ...] = (
         paper="> 95 %",
         quantity="share of OPD's accuracy with the top 10 %",
         measurement="ranks",
-        statistic=lambda r: r["opd"]["top"]["0.1"] / r["opd"]["full"],
+        statistic=lambda r: share(r["opd"]["top"]["0.1"], r["opd"]["full"]),
         neutral=0.95,
     ),
     Claim(
@@ -202,7 +204,7 @@ CLAIMS: tuple[Claim, ...] = (
         paper="92.3 against 78.1 % (1.5B, top 1 %)",
         quantity="top 5 % norm ratio, OPD minus RL",
         measurement="geometry",
-        statistic=lambda record: difference(record, "table1.top_5", "opd", "grpo"),
+        statistic=lambda record: difference(record, "table1.top_5_ratio", "opd", "grpo"),
     ),
     Claim(
         figure="5c",
@@ -259,7 +261,7 @@ CLAIMS: tuple[Claim, ...] = (
         paper="about 3x",
         quantity="log of steps, OPD over EffOPD, at the same learning rate",
         measurement="methods",
-        statistic=lambda r: math.log(r["opd"]["steps"] / r["paper"]["steps"]),
+        statistic=lambda record: sooner(record, "paper", "opd"),
     ),
     Claim(
         figure="6",
@@ -267,7 +269,7 @@ CLAIMS: tuple[Claim, ...] = (
         paper="curves only",
         quantity="log of steps, AlphaOPD over EffOPD",
         measurement="methods",
-        statistic=lambda r: math.log(r["alphaopd"]["steps"] / r["paper"]["steps"]),
+        statistic=lambda record: sooner(record, "paper", "alphaopd"),
     ),
     Claim(
         figure="6",
@@ -275,7 +277,7 @@ CLAIMS: tuple[Claim, ...] = (
         paper="curves only",
         quantity="log of steps, ExOPD over EffOPD",
         measurement="methods",
-        statistic=lambda r: math.log(r["exopd"]["steps"] / r["paper"]["steps"]),
+        statistic=lambda record: sooner(record, "paper", "exopd"),
     ),
     Claim(
         figure="7a",
@@ -283,7 +285,7 @@ CLAIMS: tuple[Claim, ...] = (
         paper="curves only",
         quantity="log of steps, best OPD over EffOPD at the middle rate",
         measurement="methods",
-        statistic=lambda r: math.log(r["opd_best"]["steps"] / r["paper"]["steps"]),
+        statistic=lambda record: sooner(record, "paper", "opd_best"),
         neutral=-0.05,
     ),
     Claim(
@@ -292,7 +294,7 @@ CLAIMS: tuple[Claim, ...] = (
         paper="curves only",
         quantity="log 2 minus |log of steps, easy over hard validation|",
         measurement="difficulty",
-        statistic=lambda r: math.log(2) - abs(math.log(r["easy"]["steps"] / r["hard"]["steps"])),
+        statistic=alike_within_2,
     ),
     Claim(
         figure="7c",
@@ -300,6 +302,6 @@ CLAIMS: tuple[Claim, ...] = (
         paper="curves only",
         quantity="log of seconds to 90 %, OPD over EffOPD",
         measurement="methods",
-        statistic=lambda r: math.log(r["opd"]["seconds"] / r["paper"]["seconds"]),
+        statistic=lambda record: sooner(record, "paper", "opd", "seconds"),
     ),
 )

@@ -84,6 +84,18 @@ def recovered(record: Row, name: str) -> float | None:
     return share(found["rescaled"] - base, found["final"] - base)
 
 
+def sooner(record: Row, one: str, other: str, cost: str = "steps") -> float | None:
+    """`log(cost of other / cost of one)` to a level; None where either had it from the start."""
+    ours, theirs = record[one][cost], record[other][cost]
+    return math.log(theirs / ours) if ours > 0 and theirs > 0 else None
+
+
+def alike_within_2(record: Row) -> float | None:
+    """How much less than a factor of 2 easy and hard validation differ in steps, as a log."""
+    found = sooner(record, "easy", "hard")
+    return None if found is None else math.log(2) - abs(found)
+
+
 def share(part: float, whole: float) -> float | None:
     """`part / whole`; None where the whole is no gain at all."""
     return part / whole if whole > 0 else None
