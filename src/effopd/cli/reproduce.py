@@ -37,6 +37,7 @@ def reproduce(out: Path, page: Path, *, quick: bool) -> None:
 
 def reproduce_study(study: Study, page: Path) -> None:
     """The same for a study of any size."""
+    _hide_progress()
     _train(study)
     _measure(study)
     measurements = load_measurements(study.out)
@@ -106,10 +107,18 @@ def _measure_one(unit: Unit) -> str:
     return f"measured {name}, seed {seed}"
 
 
+def _hide_progress() -> None:
+    """A unit is one line of progress; bars of reading and writing its models would hide it."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def _in_parallel(function: Callable[[Unit], str], units: Iterable[Unit]) -> None:
     """Runs units in processes of one thread each; the first failure ends the command."""
     os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the processes
-    pool = ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context("spawn"))
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(WORKERS, mp_context=context, initializer=_hide_progress)
     try:
         running: list[Future[str]] = [pool.submit(function, unit) for unit in units]
         for count, future in enumerate(as_completed(running), start=1):

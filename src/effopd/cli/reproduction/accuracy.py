@@ -5,11 +5,13 @@ Each takes a scene and gives a record of plain numbers; `reports/claims.py` read
 
 import math
 
+import torch
+
 from effopd.analysis.exchanges import EmbeddingReplacement, sliding_windows
 from effopd.analysis.modules import layer_count, module_norms, update_norm
 from effopd.analysis.ranks import BottomRank, TopRank
 from effopd.analysis.scalings import NormScaling, WholeScaling
-from effopd.analysis.spectra import singular_values
+from effopd.analysis.singular_values import tail_singular_values
 from effopd.cli.reproduction.scene import BOTH, Scene
 from effopd.cli.reproduction.study import METHODS
 from effopd.models.layout import matrices, places
@@ -91,17 +93,21 @@ def windows(scene: Scene) -> Row:
 
 def layer_norms(update: Update, layers: int) -> dict[str, list[float]]:
     """Frobenius norm of each layer's update, by block."""
-    squares = {block: [0.0] * layers for block in ("mlp", "attention")}
-    for place in places(update.shapes):
-        if place.block in squares and place.layer is not None:
-            squares[place.block][place.layer] += read_place(update, place).square().sum().item()
-    return {block: [value**0.5 for value in values] for block, values in squares.items()}
+    norms, found = module_norms(update), places(update.shapes)
+
+    def norm(block: str, layer: int) -> float:
+        inside = [place for place in found if (place.block, place.layer) == (block, layer)]
+        return math.hypot(*(norms[place.label] for place in inside))
+
+    return {b: [norm(b, layer) for layer in range(layers)] for b in ("mlp", "attention")}
 
 
 def ranks(scene: Scene) -> Row:
     """Accuracy of leading parts, all at the norm of OPD's matrices, and of last parts (4a, 4b)."""
-    record: Row = {"base": scene.accuracy(scene.update("opd"), BASE)}
-    whole = math.hypot(*spectrum_norms(scene.update("opd")))
+    opd = scene.update("opd")
+    record: Row = {"base": scene.accuracy(opd, BASE)}
+    norms, found = module_norms(opd), matrices(places(opd.shapes))
+    whole = math.hypot(*(norms[place.label] for place in found))
     for method in BOTH:
         update = scene.update(method)
         tops = {
@@ -112,18 +118,19 @@ def ranks(scene: Scene) -> Row:
             "full": scene.accuracy(update, FULL),
             "top": tops,
             "bottom": bottoms,
-            "tail_norm": math.hypot(*spectrum_norms(update, tail=True)),
+            "tail_norm": tail_norm(update),
         }
     return record
 
 
-def spectrum_norms(update: Update, *, tail: bool = False) -> list[float]:
-    """Frobenius norm of every matrix's update, or of the last half of its singular components."""
+def tail_norm(update: Update) -> float:
+    """Frobenius norm of the last half of the singular components of all matrices."""
     norms = []
     for place in matrices(places(update.shapes)):
-        values = singular_values(read_place(update, place))
-        norms.append(values[len(values) // 2 if tail else 0 :].square().sum().sqrt().item())
-    return norms
+        p = min(place.shape)
+        tail = tail_singular_values(read_place(update, place), p - p // 2)
+        norms.append(torch.linalg.vector_norm(tail).item())
+    return math.hypot(*norms)
 
 
 def rescaling(scene: Scene) -> Row:

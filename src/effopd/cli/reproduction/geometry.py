@@ -6,20 +6,26 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from effopd.analysis.embeddings import embedding_shift
 from effopd.analysis.spectra import spectral_metrics
-from effopd.analysis.subspaces import leading_directions, subspace_cosines
-from effopd.analysis.trajectories import aligned, explained_variance_ratio, pca_points
+from effopd.analysis.subspace_series import subspace_series
+from effopd.analysis.tables import (
+    TABLE_1,
+    TOP,
+    metric_columns,
+    moments,
+    noise_columns,
+    table_1_rows,
+)
+from effopd.analysis.trajectories import explained_variance_ratio, leading_trajectory, pca_points
 from effopd.cli.reproduction.scene import Scene
 from effopd.cli.reproduction.study import METHODS
 from effopd.models.layout import Place, matrices, places
 from effopd.models.updates import Update, read_place
 from effopd.records import Row
 
-DIRECTIONS = 20
-"""Largest k of the top-k subspaces, as in the paper."""
 EARLY_SHARE = 0.3
 """What counts as early training, as in the paper."""
-TOP_1, TOP_5 = 0.01, 0.05
 
 
 def geometry(scene: Scene) -> Row:
@@ -29,52 +35,50 @@ def geometry(scene: Scene) -> Row:
     projections = list(dict.fromkeys(place.projection for place in modules))
     pictured = next(place for place in modules if place.projection == "down" and place.layer == 2)
     record: Row = {"projections": projections, "pictured": pictured.label}
+    paths: list[Tensor] = []
     for method in METHODS:
         updates = [scene.update(method, step) for step in scene.study.checkpoint_steps]
         record[method] = {"table1": table_1(updates[-1], modules)}
-        record[method] |= _over_time(updates, modules, list(scene.study.checkpoint_steps), pictured)
+        record[method] |= _over_time(updates, modules, list(scene.study.checkpoint_steps))
+        series = (read_place(update, pictured) for update in updates)
+        reference = paths[0][0] if paths else None
+        paths.append(leading_trajectory(series, reference=reference).points_Td)
         for key in ("first_last", "evr"):
             values: dict[Place, float] = record[method].pop(f"{key}_by_place")
             record[method][key] = _mean(list(values.values()))
             record[method][f"{key}_map"] = _map(values, projections)
+    points = pca_points(torch.cat(paths)).split([len(path) for path in paths])  # in one plane
+    for method, own in zip(METHODS, points, strict=True):
+        record[method]["points"] = own.tolist()
     return record
 
 
-def table_1(update: Update, modules: Sequence[Place]) -> dict[str, float]:
-    """Means over all attention and MLP matrices."""
-    rows = [spectral_metrics(read_place(update, place), top=(TOP_1, TOP_5)) for place in modules]
-    columns: dict[str, list[float | None]] = {
-        "spectral_norm": [row.spectral_norm for row in rows],
-        "spectral_share": [row.spectral_share for row in rows],
-        "effective_rank": [row.effective_rank for row in rows],
-        "top_1": [row.top_ratios[TOP_1] for row in rows],
-        "top_5": [row.top_ratios[TOP_5] for row in rows],
-    }
-    return {
-        name: _mean([value for value in values if value is not None])  # None: it never moved
-        for name, values in columns.items()
-    }
+def table_1(update: Update, modules: Sequence[Place]) -> Row:
+    """Means over all attention and MLP matrices that moved."""
+    (moment,) = moments(["final"], [None])
+    found = [spectral_metrics(read_place(update, place), top=TOP) for place in modules]
+    rows = [moment.columns | metric_columns(each) | noise_columns(each) for each in found]
+    (means,) = table_1_rows([moment], rows)
+    return {name: means[name] for name in TABLE_1}
 
 
-def _over_time(
-    updates: Sequence[Update], modules: Sequence[Place], steps: list[int], pictured: Place
-) -> Row:
+def _over_time(updates: Sequence[Update], modules: Sequence[Place], steps: list[int]) -> Row:
     """Directions of every module that had moved at every checkpoint, against the last ones."""
     cosines: list[list[float]] = [[] for _ in updates]
-    first_last, evr, paths, points = {}, {}, [], []
+    first_last, evr, paths = {}, {}, []
     for place in modules:
-        found = [leading_directions(read_place(update, place), DIRECTIONS) for update in updates]
-        if any(directions.never_moved for directions in found):
+        series = [read_place(update, place) for update in updates]
+        found = [row.to_final for row in subspace_series(series, series[-1])]
+        agreements = [agreement for agreement in found if agreement is not None]
+        if len(agreements) < len(updates):
             continue
-        for row, directions in zip(cosines, found, strict=True):
-            row.append(_mean(subspace_cosines(directions.U_mk, found[-1].U_mk).tolist()))
-        first_last[place] = abs((found[0].U_mk[:, 0] @ found[-1].U_mk[:, 0]).item())
-        vectors_Td = aligned([directions.U_mk[:, 0] for directions in found])
+        for row, agreement in zip(cosines, agreements, strict=True):
+            row.append(agreement.mean_subspace_cosine)
+        first_last[place] = agreements[0].direction_cosines[0]
+        vectors_Td = leading_trajectory(series).points_Td
         if (ratio := explained_variance_ratio(vectors_Td)) is not None:
             evr[place] = ratio
         paths.append(path_length(vectors_Td))
-        if place == pictured:
-            points = pca_points(vectors_Td).tolist()
     means = [_mean(row) for row in cosines]
     last_early = max(steps[0], EARLY_SHARE * steps[-1])
     early = [m for m, step in zip(means, steps, strict=True) if step <= last_early]
@@ -85,7 +89,6 @@ def _over_time(
         "first_last_by_place": first_last,
         "evr_by_place": evr,
         "path": _mean(paths),
-        "points": points,
     }
 
 
@@ -103,9 +106,8 @@ def shift(scene: Scene) -> Row:
     for method in METHODS:
         update = scene.update(method)
         name = next(p.name for p in places(update.shapes) if p.block == "embedding")
-        base, tuned = (read(name).double()[ids] for read in (update.read_base, update.read_tuned))
-        cosines = torch.nn.functional.cosine_similarity(base, tuned, dim=1)
-        record[method] = {"embedding_cosine": cosines.mean().item()}
+        row = embedding_shift(update.read_base(name), update.read_tuned(name), ids)
+        record[method] = {"embedding_cosine": row["mean_cosine"]}
     return record
 
 
