@@ -11,9 +11,9 @@ from tests.reference.kl_twin import reverse_kl
 from tests.support.tiny import tiny_config, write_models
 from torch import Tensor
 
+from effopd.cli.analyze_behavior import TABLES, Behavior, behavior_tables
 from effopd.cli.analyze_inputs import Checkpoint, Inputs
 from effopd.cli.assemble import build_parts
-from effopd.cli.behavior import TABLES, Behavior, behavior_tables
 from effopd.cli.behavior_study import BehaviorSettings
 from effopd.config import RunConfig, make_config
 from effopd.errors import ConfigError

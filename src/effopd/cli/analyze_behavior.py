@@ -1,20 +1,22 @@
-"""The part of `effopd analyze` that runs the models: which recipe, and what is kept."""
+"""The part of `effopd analyze` that runs the models: which recipe, what of it, what is kept."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
 from effopd.cli.analyze_directory import AnalysisDirectory
 from effopd.cli.analyze_inputs import Inputs
-from effopd.cli.behavior import behavior_tables
-from effopd.cli.behavior_study import BehaviorSettings
+from effopd.cli.behavior_study import BehaviorSettings, BehaviorStudy, Tables
 from effopd.config import RunConfig, load_config, to_toml
 from effopd.errors import ConfigError
 from effopd.records import SCHEMA, Row, read_json, write_json_atomic
 from effopd.reports.table_files import write_table
+
+TABLES = ("divergences", "positions", "shifts", "shift_points")
+"""Names of the tables that `behavior_tables` gives."""
 
 
 def behavior_recipe(
@@ -86,3 +88,50 @@ def _measured(inputs: Inputs, recipe: RunConfig, settings: BehaviorSettings) -> 
     transformers_logging.disable_progress_bar()
     found = behavior_tables(inputs, recipe, settings=settings)
     return {"tables": found.tables, "example": found.example}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Behavior:
+    """What was found.
+
+    Attributes:
+        tables: Rows by the names in `TABLES`; numbers, text, or None.
+        example: See `example_record`; None without a teacher or where none was asked for.
+    """
+
+    tables: Tables
+    example: Row | None
+
+
+def behavior_tables(
+    inputs: Inputs,
+    recipe: RunConfig,
+    *,
+    settings: BehaviorSettings | None = None,
+    report: Callable[[str], None] = print,
+) -> Behavior:
+    """Measures how every checkpoint of a series reads the base's text and writes its own.
+
+    The same problems with the same random numbers for all, and the same evaluation as in training:
+    the first `evaluation.problems` test problems of the recipe. The example is the first
+    checkpoint, rescaled to the norms of the final one.
+
+    Args:
+        inputs: Base, checkpoints and the final one.
+        recipe: Problems, prompt, sampling, teachers and device; its student is ignored.
+        settings: What else is measured; None for the defaults.
+        report: Receives progress sentences.
+
+    Returns:
+        Tables and example.
+    """
+    settings = settings or BehaviorSettings()
+    study = BehaviorStudy(inputs.base, recipe, settings, report)
+    series = inputs.checkpoints
+    tables: Tables = {name: [] for name in TABLES}
+    for found in (study.base(), *map(study.measure, series)):
+        for name, rows in found.items():
+            tables[name] += rows
+    tables["shift_points"] += study.pictures(series[-1])
+    example = study.example(series[0], inputs.final) if settings.example else None
+    return Behavior(tables=tables, example=example)
