@@ -8,7 +8,7 @@ from effopd.records import Row
 from effopd.reports.png import save_figure
 from effopd.reports.reproduction import Measurements
 
-METHOD_COLOURS = {"grpo": "#c44e52", "dapo": "#dd8452", "opd": "#55a868"}
+METHOD_COLORS = {"grpo": "#c44e52", "dapo": "#dd8452", "opd": "#55a868"}
 METHOD_NAMES = {"grpo": "GRPO", "dapo": "DAPO", "opd": "OPD"}
 
 _WIDTH, _HEIGHT = 5.2, 3.8
@@ -57,7 +57,7 @@ def _cloud(panel: Any, records: Sequence[Row], method: str) -> None:
         panel.plot(
             [series["norm"][i] for i in order],
             [series["accuracy"][i] for i in order],
-            color=METHOD_COLOURS[method],
+            color=METHOD_COLORS[method],
             label=METHOD_NAMES[method] if seed == 0 else None,
             linewidth=1.2,
             marker="o",
@@ -71,7 +71,7 @@ def _windows(axes: Sequence[Any], measurements: Measurements) -> None:
     layers = list(range(1, len(records[0]["opd"]["norms"]["mlp"]) + 1))
     for method in ("grpo", "opd"):
         for block, style in (("mlp", "-"), ("attention", "--")):
-            look = {"color": METHOD_COLOURS[method], "linestyle": style, "marker": "o"}
+            look = {"color": METHOD_COLORS[method], "linestyle": style, "marker": "o"}
             name = f"{METHOD_NAMES[method]}, {block}"
             norms = _mean_series([record[method]["norms"][block] for record in records])
             axes[0].plot(layers, norms, label=name, markersize=3, **look)
@@ -88,7 +88,7 @@ def _ranks(axes: Sequence[Any], measurements: Measurements) -> None:
             shares = sorted(records[0][method][part], key=float)
             heights = _mean_series([[r[method][part][s] for s in shares] for r in records])
             places = [100 * float(share) for share in shares]
-            look = {"color": METHOD_COLOURS[method], "label": METHOD_NAMES[method]}
+            look = {"color": METHOD_COLORS[method], "label": METHOD_NAMES[method]}
             panel.plot(places, heights, marker="o", **look)
     for panel in axes:
         panel.axhline(
@@ -102,7 +102,7 @@ def _subspaces(axes: Sequence[Any], measurements: Measurements) -> None:
     records = measurements["geometry"]
     for method in ("grpo", "dapo", "opd"):
         steps = records[0][method]["steps"]
-        look = {"color": METHOD_COLOURS[method], "label": METHOD_NAMES[method], "marker": "o"}
+        look = {"color": METHOD_COLORS[method], "label": METHOD_NAMES[method], "marker": "o"}
         cosines = _mean_series([r[method]["cosine_to_final"] for r in records])
         axes[0].plot([100 * step / steps[-1] for step in steps], cosines, markersize=3, **look)
         points = records[0][method]["points"]
@@ -132,7 +132,7 @@ def _rescaling(axes: Sequence[Any], measurements: Measurements) -> None:
         for panel, name in zip(axes, ("accuracy", "kl"), strict=True):
             betas = sorted(records[0][method][name], key=float)
             heights = _mean_series([[r[method][name][b] for b in betas] for r in records])
-            look = {"color": METHOD_COLOURS[method], "label": METHOD_NAMES[method], "marker": "o"}
+            look = {"color": METHOD_COLORS[method], "label": METHOD_NAMES[method], "marker": "o"}
             panel.plot([float(beta) for beta in betas], heights, **look)
     _labels(axes[0], "14a: early checkpoint, rescaled", "beta", "accuracy")
     _labels(axes[1], "14b", "beta", "KL to the teacher, nats a token")
