@@ -15,7 +15,7 @@ from torch import Tensor
 
 from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
 from effopd.models.layout import Place
-from effopd.models.updates import Update, read_place
+from effopd.models.updates import Update, read_at, read_place
 
 PIECE = 2**20
 """Elements that are widened to float64 at a time."""
@@ -118,15 +118,8 @@ def place_statistics(
         The place and how far it moved.
     """
     for place in places:
-        base, tuned = _at(update.read_base, place), _at(update.read_tuned, place)
+        base, tuned = read_at(update.read_base, place), read_at(update.read_tuned, place)
         yield place, update_statistics(read_place(update, place), base, tuned)
-
-
-def _at(read: Callable[[str, tuple[int, int] | None], Tensor], place: Place) -> Tensor:
-    if place.batched and place.expert is not None:
-        whole = read(place.name, (place.expert, place.expert + 1))[0]
-        return whole if place.rows is None else whole[place.rows[0] : place.rows[1]]
-    return read(place.name, place.rows)
 
 
 def summed_statistics(parts: Iterable[UpdateStatistics]) -> UpdateStatistics:

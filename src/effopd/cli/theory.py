@@ -1,8 +1,6 @@
 """What `effopd theory` does: the local theory of one run, against what the run did."""
 
-import csv
 import dataclasses
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +30,8 @@ from effopd.cli.theory_inputs import (
 from effopd.config import RunConfig, load_config
 from effopd.errors import ConfigError
 from effopd.models.layout import place_of
-from effopd.records import SCHEMA, write_json_atomic, write_text_atomic
+from effopd.records import SCHEMA, write_json_atomic
+from effopd.reports.table_files import write_table
 
 RATE_SHARES = (0.1, 0.5, 1.0, 1.9)
 """Rates of gradient descent, in units of 1 / lambda_1; above 2 it diverges."""
@@ -107,7 +106,7 @@ def theory(run: Path, out: Path, settings: TheorySettings, say: Say = print) -> 
         "covariances": _covariance_rows(covariances),
     }
     for name, rows in tables.items():
-        write_text_atomic(out / "tables" / f"theory_{name}.csv", _csv(rows))
+        write_table(out / "tables", f"theory_{name}", [_finite(row) for row in rows])
     summary = _summary(config, compared, pairs, covariances) | curvatures
     write_json_atomic(out / "theory.json", {"schema": SCHEMA, "run": str(run), **summary})
     for line in _short_table(summary, tables):
@@ -245,18 +244,12 @@ def _covariance_rows(covariances: EstimatorCovariances) -> list[Row]:
     ]
 
 
-def _csv(rows: Sequence[Row]) -> str:
-    """A table; what is not known or not finite is an empty cell."""
-    text = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([{key: _cell(value) for key, value in row.items()} for row in rows])
-    return text.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _finite(row: Row) -> Row:
+    """What is not finite is not known: None."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in row.items()
+    }
 
 
 # Summary ------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """What training changed: tuned minus base, one tensor at a time."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -159,10 +159,15 @@ def open_update(base_dir: Path, tuned_dir: Path) -> Update:
 
 def read_place(update: Update, place: Place) -> Tensor:
     """The update at a place, `[m, n]` for a matrix; of a fused or batched tensor only that part."""
+    return read_at(update.read, place)
+
+
+def read_at(read: Callable[[str, tuple[int, int] | None], Tensor], place: Place) -> Tensor:
+    """The same of anything that is read by name and rows, such as `Update.read_base`."""
     if place.batched and place.expert is not None:
-        whole = update.read(place.name, (place.expert, place.expert + 1))[0]
+        whole = read(place.name, (place.expert, place.expert + 1))[0]
         return whole if place.rows is None else whole[place.rows[0] : place.rows[1]]
-    return update.read(place.name, place.rows)
+    return read(place.name, place.rows)
 
 
 def _subtract(name: str, tuned: Tensor, base: Tensor) -> Tensor:
