@@ -129,6 +129,10 @@ MORE = [
     ("3,4", "x=3 or x=4", True, "names may be left out of lists"),
     (r"\text{east}", "seat", False, "a word is no product of letters"),
     ("ab", "ba", True, "two letters are a product"),
+    ("e^{e^e+e-1}", "e^{e-1+e^{e}}", True, "exponents need no braces"),
+    ("e^{e^e+e-1}", "1", False, "what cannot be read whole is not read in part"),
+    (r"\frac{1}{3}E_1+E_2", r"E_2+E_{1}/3", True, "letters may have an index, E too"),
+    ("E_1", "E_2", False, "letters with two indices differ"),
 ]
 
 

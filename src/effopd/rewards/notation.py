@@ -39,6 +39,8 @@ _REWRITES = tuple(
         (r"\\rbrace(?![a-zA-Z])", r"\\}"),
         (r"\\varnothing(?![a-zA-Z])|\\\{\s*\\\}", r"\\emptyset"),
         (r"(?<![\w\\.])(\d+(?:\.\d*)?|\.\d+)[eE]([+-]?\d+)(?!\w)", r"\1\\times 10^{\2}"),
+        (r"\^\s*([a-zA-Z])", r"^{\1}"),
+        (r"(?<![a-zA-Z\\])([eE])_", r"\\mathrm{\1}_"),  # a letter with an index, not Euler's number
         (
             r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{(\d+)\}",
             lambda match: _repeating(*match.groups()),
