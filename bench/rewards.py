@@ -2,13 +2,14 @@
 
     python bench/rewards.py [--json] [--data ../shared/data] [--answers 500] [--repeats 3]
 
-Four sets of completions, each judged against its reference:
+Five sets of completions, each judged against its reference:
 
 - `numbers`: the answers of GSM8K, right ones with a currency sign and decimals, wrong ones off by
   one digit. Text and exact arithmetic decide them.
 - `same`: the reference answers of MATH-500 as its reference solutions box them. Text decides.
 - `rewritten`: the reference answers of MATH-500 that are formulas, each as 0 plus itself, so that
   algebra has to decide.
+- `samples`: eight answers in a row to each of those formulas, 0 to 7 plus itself.
 - `other`: the same formulas against the answer of the next problem, mostly wrong.
 
 Ours is a warm `MathVerifier` with one worker process, the parent and the worker pinned to one core;
@@ -65,6 +66,7 @@ def answer_sets(data: Path, size: int) -> dict[str, Answers]:
         "numbers": unique([(problem(n), boxed(text)) for n, text in written])[:size],
         "same": solved[:size],
         "rewritten": unique([(problem(f), boxed(f"0+{f}")) for f in formulas])[:size],
+        "samples": [(problem(f), boxed(f"{k}+{f}")) for f in formulas for k in range(8)][:size],
         "other": unique([(problem(f), boxed(text)) for f, text in shifted])[:size],
     }
 

@@ -12,6 +12,7 @@ read in part; letters are never dropped as if they were units.
 """
 
 import re
+from functools import lru_cache
 from typing import Any
 
 from latex2sympy2_extended import NormalizationConfig
@@ -55,6 +56,7 @@ def equal(reference: str, answer: str) -> bool:
     return given is not None and _agrees_with_itself(answer) and same(wanted, given)
 
 
+@lru_cache(maxsize=64)  # the samples of one problem come together and share its reference
 def read(text: str) -> Formula | None:
     """The formula that all of `text` is; None when math-verify cannot read it."""
     found = parse(
