@@ -78,17 +78,25 @@ def test_shares_of_a_gain() -> None:
 
 
 def test_how_much_sooner_a_method_is() -> None:
-    record = {"opd": {"steps": 12, "seconds": 3.0}, "paper": {"steps": 4, "seconds": 6.0}}
+    record = {
+        "opd": {"steps": 12, "seconds": 3.0, "reached": False},
+        "paper": {"steps": 4, "seconds": 6.0, "reached": True},
+    }
     assert sooner(record, "paper", "opd") == pytest.approx(math.log(3))
     assert sooner(record, "paper", "opd", "seconds") == pytest.approx(-math.log(2))
-    assert sooner(record | {"opd": {"steps": 0}}, "paper", "opd") is None
+    assert sooner(record | {"opd": {"steps": 0, "reached": True}}, "paper", "opd") is None
+    assert sooner(record | {"paper": record["opd"]}, "paper", "opd") is None  # neither got there
+
+
+def validated(easy: int, hard: int, *, reached: bool = True) -> dict[str, Any]:
+    return {"easy": {"steps": easy, "reached": True}, "hard": {"steps": hard, "reached": reached}}
 
 
 def test_a_factor_of_two_either_way_is_alike() -> None:
     for steps in ((3, 6), (6, 3)):
-        record = {name: {"steps": n} for name, n in zip(("easy", "hard"), steps, strict=True)}
-        assert alike_within_2(record) == pytest.approx(0, abs=1e-12)
-    assert alike_within_2({"easy": {"steps": 0}, "hard": {"steps": 3}}) is None
+        assert alike_within_2(validated(*steps)) == pytest.approx(0, abs=1e-12)
+    assert alike_within_2(validated(0, 3)) is None
+    assert alike_within_2(validated(3, 3, reached=False)) is None
 
 
 def test_interpolation_stays_between_its_points() -> None:

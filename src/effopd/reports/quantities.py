@@ -85,15 +85,25 @@ def recovered(record: Row, name: str) -> float | None:
 
 
 def sooner(record: Row, one: str, other: str, cost: str = "steps") -> float | None:
-    """`log(cost of other / cost of one)` to a level; None where either had it from the start."""
+    """`log(cost of other / cost of one)` to a level.
+
+    A run that did not get there counts with its whole length, which errs towards no difference.
+    None where neither got there, or one had it from the start.
+    """
+    if not (record[one]["reached"] or record[other]["reached"]):
+        return None
     ours, theirs = record[one][cost], record[other][cost]
     return math.log(theirs / ours) if ours > 0 and theirs > 0 else None
 
 
 def alike_within_2(record: Row) -> float | None:
-    """How much less than a factor of 2 easy and hard validation differ in steps, as a log."""
+    """How much less than a factor of 2 easy and hard validation differ in steps, as a log.
+
+    None where one of them did not get there, or either had it from the start.
+    """
     found = sooner(record, "easy", "hard")
-    return None if found is None else math.log(2) - abs(found)
+    both = record["easy"]["reached"] and record["hard"]["reached"]
+    return math.log(2) - abs(found) if both and found is not None else None
 
 
 def share(part: float, whole: float) -> float | None:

@@ -122,6 +122,8 @@ def _heat_maps(axes: Sequence[Any], measurements: Measurements) -> None:
             image = panel.imshow(heights, vmin=0, vmax=1, cmap="viridis", aspect="auto")
             panel.set_title(f"{title}, {METHOD_NAMES[method]}", fontsize=10)
             panel.set_yticks(range(len(records[0]["projections"])), records[0]["projections"])
+            panel.set_xticks(range(len(heights[0])), range(1, len(heights[0]) + 1))
+            panel.grid(visible=False)
             panel.set_xlabel("layer")
             panel.figure.colorbar(image, ax=panel)
 
