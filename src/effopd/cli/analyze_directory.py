@@ -1,6 +1,5 @@
 """The directory of an analysis: what it is of, which units are finished, and the lock."""
 
-import fcntl
 import json
 import os
 from collections.abc import Collection, Mapping
@@ -8,8 +7,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from effopd.errors import ConfigError, RunLockedError
+from effopd.errors import ConfigError
 from effopd.records import SCHEMA, JsonlWriter, Row, read_json, read_jsonl, write_json_atomic
+from effopd.trainers.lock import take_lock
 
 Key = tuple[str, str | None]
 """Place and checkpoint of a unit; None for all checkpoints."""
@@ -38,14 +38,7 @@ class AnalysisDirectory:
             raise ConfigError(
                 f"{path} cannot be an analysis directory: {error}. Choose another one (--out)."
             ) from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._lock)
-            raise RunLockedError(
-                f"{path} cannot be locked ({error}): wait for the analysis that writes to it, stop "
-                "it, or choose another directory (--out)"
-            ) from None
+        take_lock(self._lock, path, holder="the analysis that writes to it")
 
     def __enter__(self) -> Self:
         return self

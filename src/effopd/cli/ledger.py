@@ -1,6 +1,5 @@
 """What the directory of a comparison knows about its runs, readable without PyTorch."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -11,9 +10,10 @@ from typing import Any
 
 from effopd import __version__
 from effopd.cli.plan import PlannedCell
-from effopd.errors import ConfigError, RunLockedError
+from effopd.errors import ConfigError
 from effopd.models.checkpoints import MANIFEST, checkpoint_path
 from effopd.records import write_json_atomic
+from effopd.trainers.lock import take_lock
 
 NAME = "cells.json"
 
@@ -96,15 +96,7 @@ def locked(out: Path) -> Iterator[None]:
         raise ConfigError(
             f"{out} cannot hold a comparison: {error}. Choose another directory (--out)."
         ) from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        is_held = isinstance(error, BlockingIOError)
-        what = "is in use by another process" if is_held else f"cannot be locked ({error})"
-        raise RunLockedError(
-            f"{out} {what}: wait for it, stop it, or choose another directory (--out)"
-        ) from None
+    take_lock(descriptor, out)
     try:
         yield
     finally:

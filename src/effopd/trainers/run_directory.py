@@ -1,13 +1,12 @@
 """One run, one directory, one process: the lock, the records and the resolved settings."""
 
-import fcntl
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from effopd.errors import CheckpointError, ConfigError, RecordError, RunLockedError
+from effopd.errors import CheckpointError, ConfigError, RecordError
 from effopd.models.checkpoints import list_checkpoints, newest_good
 from effopd.records import (
     JsonlWriter,
@@ -16,6 +15,7 @@ from effopd.records import (
     write_json_atomic,
     write_text_atomic,
 )
+from effopd.trainers.lock import take_lock
 
 LOGS = ("metrics", "timing", "search", "evals", "rollouts", "monitor")
 
@@ -41,15 +41,7 @@ class RunDirectory:
             raise ConfigError(
                 f"{path} cannot be a run directory: {error}. Choose another one (--out)."
             ) from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._lock)
-            is_held = isinstance(error, BlockingIOError)
-            what = "is in use by another process" if is_held else f"cannot be locked ({error})"
-            raise RunLockedError(
-                f"{path} {what}: wait for it, stop it, or choose another directory (--out)"
-            ) from None
+        take_lock(self._lock, path)
         self._writers: dict[str, JsonlWriter] = {}
 
     @property
