@@ -6,6 +6,7 @@ A number that a record leaves undefined is None: a share of no gain, curves that
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from statistics import fmean
 from typing import Any
 
 from effopd.errors import RecordError
@@ -20,7 +21,7 @@ def at_equal_norm(record: Row) -> float | None:
     if not low < high:
         return None
     places = [low + (high - low) * (i + 0.5) / 10 for i in range(10)]
-    return _mean(
+    return fmean(
         [
             interpolated(curves["opd"], place) - interpolated(curves["grpo"], place)
             for place in places
@@ -54,7 +55,7 @@ def edge_excess(record: Row) -> float:
 
 def mlp_over_attention(record: Row, name: str) -> float:
     """Mean accuracy over windows: MLP updates alone minus attention updates alone."""
-    return _mean(record[name]["mlp"]) - _mean(record[name]["attention"])
+    return fmean(record[name]["mlp"]) - fmean(record[name]["attention"])
 
 
 def middle_over_edges(record: Row, name: str) -> float | None:
@@ -64,7 +65,7 @@ def middle_over_edges(record: Row, name: str) -> float | None:
     ]
     if len(whole) < 3:
         return None
-    return _mean(whole[1:-1]) - _mean([whole[0], whole[-1]])
+    return fmean(whole[1:-1]) - fmean([whole[0], whole[-1]])
 
 
 def kept(record: Row, name: str, part: float) -> float | None:
@@ -121,10 +122,6 @@ def interpolated(points: Sequence[tuple[float, float]], place: float) -> float:
         if left <= place <= right:
             return low if left == right else low + (high - low) * (place - left) / (right - left)
     raise RecordError(f"{place} is not between {points[0][0]} and {points[-1][0]}")
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
 
 
 def difference(record: Row, path: str, more: str, less: str) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from effopd.records import Row
@@ -92,7 +93,7 @@ def _ranks(axes: Sequence[Any], measurements: Measurements) -> None:
             panel.plot(places, heights, marker="o", **look)
     for panel in axes:
         panel.axhline(
-            _mean([r["base"] for r in records]), color="grey", linestyle=":", label="base"
+            fmean([r["base"] for r in records]), color="grey", linestyle=":", label="base"
         )
     _labels(axes[0], "4a: leading directions, same norm", "% of the rank", "accuracy")
     _labels(axes[1], "4b: last directions", "% of the rank", "accuracy")
@@ -147,7 +148,7 @@ def _methods(axes: Sequence[Any], measurements: Measurements) -> None:
         for place, name in enumerate(titles):
             values = [record[name][cost] for record in records]
             panel.plot(values, [place] * len(values), "o", alpha=0.6, color="#4c72b0")
-            panel.plot([_mean(values)], [place], "|", markersize=18, color="black")
+            panel.plot([fmean(values)], [place], "|", markersize=18, color="black")
         panel.set_yticks(range(len(titles)), list(titles.values()), fontsize=8)
         panel.set_xlabel(f"{cost} to 90 % of the teacher")
         panel.set_title(f"6, 7: {cost}, one dot a seed", fontsize=10)
@@ -160,12 +161,8 @@ def _labels(panel: Any, title: str, x: str, y: str) -> None:
     panel.legend(fontsize=8)
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
 def _mean_series(series: Sequence[Sequence[float]]) -> list[float]:
-    return [_mean(column) for column in zip(*series, strict=True)]
+    return [fmean(column) for column in zip(*series, strict=True)]
 
 
 _DRAWINGS: tuple[Drawing, ...] = (

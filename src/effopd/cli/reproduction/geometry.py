@@ -1,7 +1,7 @@
 """Measurements that need no evaluation: Table 1, figures 5a, 5b, 11 to 13, 15 to 28, Table 3."""
 
-import math
 from collections.abc import Sequence
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ def geometry(scene: Scene) -> Row:
         paths.append(leading_trajectory(series, reference=reference).points_Td)
         for key in ("first_last", "evr"):
             values: dict[Place, float] = record[method].pop(f"{key}_by_place")
-            record[method][key] = _mean(list(values.values()))
+            record[method][key] = fmean(list(values.values()))
             record[method][f"{key}_map"] = _map(values, projections)
     points = pca_points(torch.cat(paths)).split([len(path) for path in paths])  # in one plane
     for method, own in zip(METHODS, points, strict=True):
@@ -79,16 +79,16 @@ def _over_time(updates: Sequence[Update], modules: Sequence[Place], steps: list[
         if (ratio := explained_variance_ratio(vectors_Td)) is not None:
             evr[place] = ratio
         paths.append(path_length(vectors_Td))
-    means = [_mean(row) for row in cosines]
+    means = [fmean(row) for row in cosines]
     last_early = max(steps[0], EARLY_SHARE * steps[-1])
     early = [m for m, step in zip(means, steps, strict=True) if step <= last_early]
     return {
         "steps": steps,
         "cosine_to_final": means,
-        "early_cosine": _mean(early),
+        "early_cosine": fmean(early),
         "first_last_by_place": first_last,
         "evr_by_place": evr,
-        "path": _mean(paths),
+        "path": fmean(paths),
     }
 
 
@@ -118,7 +118,3 @@ def _map(values: dict[Place, float], projections: Sequence[str]) -> list[list[fl
     for place, value in values.items():
         rows[projections.index(place.projection)][place.layer or 0] = value
     return rows
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)

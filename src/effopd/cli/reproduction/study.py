@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from effopd.errors import ConfigError
+from effopd.models.checkpoints import checkpoint_path
 
 REWARDED = ("grpo", "dapo")
 """Methods that learn from rewards; the first one's last checkpoint is the teacher of `opd`."""
@@ -66,7 +67,7 @@ class Study:
 
     def checkpoint(self, method: str, seed: int, step: int) -> Path:
         """Directory of a checkpoint of a run."""
-        return self.run(method, seed) / "checkpoints" / f"step-{step:05d}"
+        return checkpoint_path(self.run(method, seed) / "checkpoints", step)
 
     def measurement(self, name: str, seed: int) -> Path:
         """File of what was measured with one seed."""
