@@ -309,6 +309,14 @@ work(wall_s=60.0, memory_bytes=2**30)
 # Deaths and forgeries -----------------------------------------------------------------------------
 
 
+def test_memory_of_the_parent_is_not_the_workers() -> None:
+    ballast = bytearray(WorkerSettings().memory_bytes)  # a trainer is as large
+    ballast[::4096] = bytes(len(ballast[::4096])).replace(b"\0", b"\1")
+    pool = WorkerPool(WorkerSettings(processes=1, wall_s=120.0))
+    assert pool.verdicts([UNEQUAL]) == ["wrong"]
+    pool.close()
+
+
 def test_a_worker_killed_between_checks_is_replaced(pool: WorkerPool) -> None:
     before = only_worker(pool)
     os.kill(before, signal.SIGKILL)
