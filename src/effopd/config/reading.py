@@ -1,0 +1,132 @@
+"""Settings from TOML and overrides, and back."""
+
+import json
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import ValidationError
+
+from effopd.config.mistakes import sentences, unknown_settings
+from effopd.config.root import RunConfig
+from effopd.errors import ConfigError
+from effopd.trainers.methods import method_settings
+
+Raw = dict[str, Any]
+
+
+def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Reads a TOML recipe.
+
+    Args:
+        path: The recipe.
+        overrides: `section.key=value` with a TOML value, for example `optimizer.lr=3e-4`.
+
+    Returns:
+        The resolved settings.
+
+    Raises:
+        ConfigError: The file is missing or no TOML, or a setting is wrong.
+    """
+    try:
+        raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+    return make_config(raw, overrides)
+
+
+def make_config(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
+    """Validated settings from a nested mapping, presets expanded.
+
+    Raises:
+        ConfigError: An unknown key, a wrong value, or a contradiction; names the key.
+    """
+    merged = dict(raw)
+    for override in overrides:
+        merged = _merge(merged, _parse_override(override))
+    merged = _merge(_defaults(merged), merged)
+    if isinstance(merged["search"], Mapping) and merged["search"].get("guard") == "none":
+        merged["search"] = {**merged["search"], "guard": None}
+    if mistakes := list(unknown_settings(merged, RunConfig)):
+        raise ConfigError("\n".join(mistakes))
+    try:  # as JSON, where strict does not mean that a list is no tuple and a table no dataclass
+        return RunConfig.model_validate_json(json.dumps(merged, default=str), strict=True)
+    except ValidationError as error:
+        raise ConfigError("\n".join(sentences(error, merged))) from None
+
+
+def to_toml(config: RunConfig) -> str:
+    """All settings, defaults included, as TOML that `load_config` reads back."""
+    dumped = config.model_dump()
+    if dumped["search"]["guard"] is None:
+        dumped["search"]["guard"] = "none"
+    return tomli_w.dumps(_without_none(dumped))
+
+
+def differences(old_toml: str, new_toml: str) -> list[str]:
+    """Settings that differ, one sentence each: `optimizer.lr: 0.0001 -> 0.0003`."""
+    old, new = (dict(_flatten(tomllib.loads(text))) for text in (old_toml, new_toml))
+    keys = sorted(old.keys() | new.keys())
+    return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in keys if old.get(k) != new.get(k)]
+
+
+def _defaults(raw: Mapping[str, Any]) -> Raw:
+    """All settings of a method and preset in raw form; unknown ones are reported later."""
+    method, preset = str(raw.get("method", "effopd")), str(raw.get("preset", "default"))
+    found = method_settings(method, preset, _longest(raw))
+    return RunConfig(**found).model_dump(exclude={"method", "preset"})
+
+
+def _longest(raw: Mapping[str, Any]) -> int:
+    """The length cap that is asked for, else the default; a wrong one is reported later."""
+    section = raw.get("sampling")
+    cap = section.get("max_new_tokens") if isinstance(section, Mapping) else None
+    if isinstance(cap, int) and cap > 0:
+        return cap
+    return RunConfig().sampling.max_new_tokens
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> Raw:
+    """`above` over `below`; a section that changes its `type` replaces the whole section."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            replaced = "type" in value and value["type"] != old.get("type")
+            merged[key] = value if replaced else _merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _parse_override(text: str) -> Raw:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"override {text!r} must look like section.key=value")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    for part in reversed(key.strip().split(".")):
+        parsed = {part: parsed}
+    return parsed
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    return [_without_none(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            yield from _flatten(item, f"{prefix}{key}.")
+        else:
+            yield prefix + key, item

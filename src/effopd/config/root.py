@@ -1,0 +1,194 @@
+"""The root of a run's settings: frozen dataclasses, one section each, checked together.
+
+Every section is the settings object of the thing it configures; nothing is described twice.
+"""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from effopd.analysis.monitor import MonitorSettings
+from effopd.core.extrapolator import Search
+from effopd.demo.world import TinyWorld
+from effopd.evaluation.cached_kl import CachedKLValidation
+from effopd.evaluation.validators import AccuracyValidation, TeacherKLValidation
+from effopd.models.loading import ModelSettings
+from effopd.objectives import ExOPD, FullVocabularyKL, PolicyGradient, SampledTokenOPD
+from effopd.rollouts.engine import Sampling
+from effopd.rollouts.prompts import PromptTemplate
+from effopd.tasks.files import JsonlTask
+from effopd.trainers.methods import (
+    EFFOPD_EPOCHS,
+    EFFOPD_SEARCH,
+    EFFOPD_VALIDATION,
+    SEARCHING,
+    Method,
+    Preset,
+)
+from effopd.trainers.policy_learning import check_reward_learning
+from effopd.trainers.settings import (
+    CheckpointSettings,
+    EvaluationSettings,
+    LoopSettings,
+    OptimizerSettings,
+    TrainSettings,
+)
+from effopd.trainers.teachers import SelfTeacher
+
+
+class RunConfig(BaseModel):
+    """Everything `effopd train` needs to know.
+
+    Attributes:
+        label: Name in reports; the method's name by default.
+        method: What is compared: "opd" distils without a search, "effopd" with one; "exopd" goes
+            past the teacher; "alphaopd", "relex" and "expo" are other accelerators; "grpo",
+            "dapo", "ppo" and "dr_grpo" learn from rewards (docs/methods.md).
+        preset: Where `search`, `validation` and `objective` start from: "default" measured best,
+            "paper" the paper to the letter, "release" the released code (docs/presets.md).
+        seed: Seed of prompts, sampling and validation sets.
+        device: PyTorch device of the student.
+        teacher_device: Device of the teacher; the student's by default.
+        threads: CPU threads of PyTorch; results are reproducible for a fixed number.
+        student: Model to train; the tiny world brings its own.
+        teacher: Model that scores; the tiny world brings its own.
+        teachers: More teachers by name, for problems that name one (`task.teacher_field`).
+        self_teacher: Makes the teacher an average of the student's own weights; it starts as
+            `teacher`, or as the untrained student.
+        reference: What ExOPD moves away from, and what the KL term of GRPO holds on to: the
+            untrained student by default; the teacher's own base for ExOPD's base correction.
+        task: Problems.
+        prompt: From problem to prompt.
+        sampling: How the student samples.
+        objective: What is minimised.
+        train: How much.
+        optimizer: AdamW and its learning rate.
+        evaluation: Held-out evaluation.
+        checkpoint: When to save.
+        monitor: What watches the weights.
+        search: The search.
+        validation: How the search scores candidates.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    label: str = ""
+    method: Method = "effopd"
+    preset: Preset = "default"
+    seed: int = 0
+    device: str = "cpu"
+    teacher_device: str | None = None
+    threads: int = Field(default=1, ge=1)
+    student: ModelSettings | None = None
+    teacher: ModelSettings | None = None
+    teachers: dict[str, ModelSettings] = {}
+    self_teacher: SelfTeacher | None = None
+    reference: ModelSettings | None = None
+    task: Annotated[TinyWorld | JsonlTask, Field(discriminator="type")] = TinyWorld()
+    prompt: PromptTemplate = PromptTemplate()
+    sampling: Sampling = Sampling(max_new_tokens=32)
+    objective: Annotated[
+        SampledTokenOPD | ExOPD | FullVocabularyKL | PolicyGradient, Field(discriminator="type")
+    ] = FullVocabularyKL()
+    train: TrainSettings = TrainSettings(epochs=EFFOPD_EPOCHS)
+    optimizer: OptimizerSettings = OptimizerSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    monitor: MonitorSettings = MonitorSettings()
+    search: Search = EFFOPD_SEARCH
+    validation: Annotated[
+        AccuracyValidation | TeacherKLValidation | CachedKLValidation, Field(discriminator="type")
+    ] = EFFOPD_VALIDATION
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> "RunConfig":
+        _check_models(self)
+        _check_verifier(self)
+        _check_lent_answers(self)
+        if self.search.schedule.type == "foresight" and not self.monitor.every:
+            raise ValueError("search.schedule.type = 'foresight' needs monitor.every of 1 or more")
+        train = self.loop.train  # the loop's settings check one another
+        if isinstance(self.objective, PolicyGradient):
+            check_reward_learning(self.objective, train, self.sampling.max_new_tokens)
+        if self.sampling.temperature != 1.0:
+            raise ValueError(
+                "sampling.temperature must be 1: on-policy objectives need samples of the policy "
+                f"itself, got {self.sampling.temperature}"
+            )
+        return self
+
+    @property
+    def searches(self) -> bool:
+        """Whether the method moves the weights along a direction."""
+        return self.method in SEARCHING
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether training or validation needs a teacher."""
+        objective = self.objective
+        taught = not isinstance(objective, PolicyGradient) or objective.needs_teacher
+        return taught or (self.searches and self.validation.type != "accuracy")
+
+    @property
+    def method_name(self) -> str:
+        """Method in records and reports: its own name, or the preset's."""
+        published = self.method == "effopd" and self.preset != "default"
+        return self.preset if published else self.method
+
+    @property
+    def name(self) -> str:
+        """The label, or the method's name."""
+        return self.label or self.method_name
+
+    @property
+    def loop(self) -> LoopSettings:
+        """The settings of the training loop."""
+        return LoopSettings(
+            seed=self.seed,
+            train=self.train,
+            optimizer=self.optimizer,
+            evaluation=self.evaluation,
+            checkpoint=self.checkpoint,
+            monitor=self.monitor,
+        )
+
+
+def _check_models(config: RunConfig) -> None:
+    """Every model that is needed is named; the tiny world brings student and teacher."""
+    if config.task.type != "tiny_world":
+        if config.student is None:
+            raise ValueError(f"task.type = {config.task.type!r} needs student.path")
+        has_teacher = config.teacher or config.teachers or config.self_teacher
+        is_needed = config.needs_teacher or config.train.stop.target > 0
+        if is_needed and not has_teacher:
+            raise ValueError(f"task.type = {config.task.type!r} needs teacher.path")
+    if config.self_teacher is not None and config.teachers:
+        raise ValueError("self_teacher is the only teacher: remove [teachers]")
+
+
+def _check_lent_answers(config: RunConfig) -> None:
+    """A search and its re-test need different answers of one batch."""
+    validation, train = config.validation, config.train
+    lends = isinstance(validation, CachedKLValidation) and validation.source == "batch"
+    answers = train.prompts_per_step * train.responses_per_prompt
+    if lends and config.searches and config.search.retest and 2 * validation.prompts > answers:
+        raise ValueError(
+            f"search.retest with validation.source = 'batch' needs twice validation.prompts = "
+            f"{validation.prompts} answers, a step has {answers}"
+        )
+
+
+def _check_verifier(config: RunConfig) -> None:
+    """What looks at rewards or accuracies needs someone who checks answers."""
+    if not isinstance(config.task, JsonlTask) or config.task.verifier != "none":
+        return
+    if config.searches and config.validation.type == "accuracy":
+        raise ValueError(
+            "validation.type = 'accuracy' needs task.verifier; use validation.type = 'teacher_kl'"
+        )
+    if isinstance(config.objective, PolicyGradient):
+        raise ValueError(
+            "objective.type = 'policy_gradient' learns from rewards: set task.verifier"
+        )
+    if config.train.stop.is_active:
+        raise ValueError("train.stop looks at accuracies: set task.verifier")
