@@ -209,8 +209,7 @@ class Bench:
         return world_writer(self.world, self.student.model).answer(self.problems[:prompts], seeds)
 
     def rewards(self, rollouts: Sequence[Rollout]) -> list[float]:
-        verifier = self.world.verifier
-        return [verifier.reward(r.problem, r.completion.text) for r in rollouts]
+        return self.world.verifier.rewards([rollout.answer for rollout in rollouts])
 
     def kl(self, rollouts: Sequence[Rollout]) -> Rows:
         samples = [r.sample for r in rollouts]

@@ -62,7 +62,7 @@ def oracle(config: RunConfig, student: Path | None, problems: int) -> tuple[floa
     chosen = list(parts.task.train[:problems])
     states, returns, rewards = [], [], []
     for rollout in parts.writer(parts.student).answer(chosen, range(len(chosen))):
-        reward = parts.task.verifier.reward(rollout.problem, rollout.completion.text)
+        (reward,) = parts.verifier.rewards([rollout.answer])
         rewards.append(reward)
         right, is_right = right_tokens(rollout.problem, config.task.modulus), True
         tokens = parts.student.tokenizer.convert_ids_to_tokens(rollout.completion.token_ids)

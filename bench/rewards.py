@@ -39,13 +39,13 @@ from math_verify import parse, verify
 from effopd.rewards.math import MathVerifier
 from effopd.rewards.verdicts import decide
 from effopd.rewards.workers import WorkerSettings
-from effopd.tasks.problem import Problem
+from effopd.tasks.problem import Answer, Problem
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 HANGING = "7^{10^{10}}"
 SHOWN = ("setting", "answers", "ours", "peer", "ratio", "correct", "peer_correct", "unjudged")
 
-Answers = list[tuple[Problem, str]]
+Answers = list[Answer]
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -60,19 +60,19 @@ def answer_sets(data: Path, size: int) -> dict[str, Answers]:
     formulas = [str(row["answer"]) for row in math]
     formulas = [text for text in formulas if isinstance(decide(text, f"0+{text}"), tuple)]
     written = [(n, rf"\${n}.00" if i % 2 else f"{n}1") for i, n in enumerate(numbers)]
-    solved = [(problem(str(row["answer"])), str(row["solution"])) for row in math]
+    solved = [answer_to(str(row["answer"]), str(row["solution"])) for row in math]
     shifted = list(zip(formulas, formulas[1:] + formulas[:1], strict=True))
     return {
-        "numbers": unique([(problem(n), boxed(text)) for n, text in written])[:size],
+        "numbers": unique([answer_to(n, boxed(text)) for n, text in written])[:size],
         "same": solved[:size],
-        "rewritten": unique([(problem(f), boxed(f"0+{f}")) for f in formulas])[:size],
-        "samples": [(problem(f), boxed(f"{k}+{f}")) for f in formulas for k in range(8)][:size],
-        "other": unique([(problem(f), boxed(text)) for f, text in shifted])[:size],
+        "rewritten": unique([answer_to(f, boxed(f"0+{f}")) for f in formulas])[:size],
+        "samples": [answer_to(f, boxed(f"{k}+{f}")) for f in formulas for k in range(8)][:size],
+        "other": unique([answer_to(f, boxed(text)) for f, text in shifted])[:size],
     }
 
 
-def problem(answer: str) -> Problem:
-    return Problem(id="p", prompt="", answer=answer)
+def answer_to(reference: str, completion: str) -> Answer:
+    return Answer(problem=Problem(id="p", prompt="", answer=reference), completion=completion)
 
 
 def boxed(answer: str) -> str:
@@ -80,11 +80,11 @@ def boxed(answer: str) -> str:
 
 
 def unique(answers: Answers) -> Answers:
-    return list({(asked.answer, text): (asked, text) for asked, text in answers}.values())
+    return list({(each.problem.answer, each.completion): each for each in answers}.values())
 
 
 def peer_verdicts(answers: Answers) -> list[bool]:
-    return [verify(parse(boxed(asked.answer)), parse(text)) for asked, text in answers]
+    return [verify(parse(boxed(each.problem.answer)), parse(each.completion)) for each in answers]
 
 
 def best_s(judge: Callable[[], Sequence[object]], repeats: int) -> float:
@@ -127,10 +127,10 @@ def row(verifier: MathVerifier, name: str, answers: Answers, repeats: int) -> di
 
 def waits() -> Iterator[dict[str, Any]]:
     """How long a new worker takes, and a hanging answer."""
-    algebra = [(problem(r"\sqrt{8}"), boxed(r"2\sqrt{2}"))]
+    algebra = [answer_to(r"\sqrt{8}", boxed(r"2\sqrt{2}"))]
     with MathVerifier(WorkerSettings(processes=1, wall_s=1.0)) as verifier:
         start = best_s(lambda: verifier.verdicts(algebra), 1)
-        hanging = [(problem("7"), boxed(HANGING))]
+        hanging = [answer_to("7", boxed(HANGING))]
         hang = best_s(lambda: verifier.verdicts(hanging) + verifier.verdicts(algebra), 1)
         assert verifier.counts["timeout"] == 1
         assert verifier.counts["correct"] == 2

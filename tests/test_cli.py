@@ -229,6 +229,7 @@ def test_eval_prints_the_row_of_a_checkpoint(run: tuple[Path, Any]) -> None:
     values = dict(row.split() for row in rows)
     assert set(values) == {
         "accuracy", "accuracy_se", "reverse_kl", "mean_length", "truncated_share", "n",
+        "verdicts",
     }  # fmt: skip
     assert values["n"] == "3"
     assert float(values["reverse_kl"]) > 0

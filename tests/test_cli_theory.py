@@ -191,8 +191,8 @@ def test_text_is_whole_groups_with_their_advantages(runs: dict[str, Path]) -> No
     assert ids == [problem for problem in dict.fromkeys(ids) for _ in range(4)]
     lengths = [len(rollout.completion.token_ids) for rollout in text.rollouts]
     assert sum(lengths[:-4]) < 30 <= sum(lengths)
-    assert parts.task.verifier is not None
-    rewards = [parts.task.verifier.reward(r.problem, r.completion.text) for r in text.rollouts]
+    assert parts.verifier is not None
+    rewards = parts.verifier.rewards([rollout.answer for rollout in text.rollouts])
     table_GR = torch.tensor(rewards, dtype=torch.float64).view(-1, 4)
     expected = group_advantages(table_GR, "std").flatten().repeat_interleave(torch.tensor(lengths))
     assert list(text.advantages or ()) == expected.tolist()

@@ -11,7 +11,7 @@ from tests.reference.world_twin import steps, truth
 from effopd.demo.cache import content_key
 from effopd.demo.world import TinyWorld, demonstrations, make_model, make_tokenizer
 from effopd.errors import ConfigError
-from effopd.tasks.problem import Problem
+from effopd.tasks.problem import Answer, Problem
 
 WORLDS = [
     TinyWorld(train_problems=400, test_problems=100),
@@ -91,7 +91,9 @@ VERDICTS = [
 @pytest.mark.parametrize(("completion", "reward"), VERDICTS, ids=lambda case: repr(case))
 def test_verdicts(completion: str, reward: float) -> None:
     problem = Problem(id="p", prompt="3 + 0 =", answer="3")
-    assert WORLDS[0].verifier.reward(problem, completion) == reward
+    for is_truncated in (False, True):
+        answer = Answer(problem=problem, completion=completion, is_truncated=is_truncated)
+        assert WORLDS[0].verifier.rewards([answer]) == [reward]
 
 
 def test_two_tokens_do_not_make_a_number() -> None:
@@ -99,11 +101,11 @@ def test_two_tokens_do_not_make_a_number() -> None:
     tokenizer = make_tokenizer(world)
     one, zero, ten, mark = tokenizer.convert_tokens_to_ids(["1", "0", "10", "#"])
     problem = Problem(id="p", prompt="5 + 5 =", answer="10")
-    verdicts = [
-        world.verifier.reward(problem, tokenizer.decode(tokens))
+    answers = [
+        Answer(problem=problem, completion=tokenizer.decode(tokens))
         for tokens in ([mark, ten], [mark, one, zero])
     ]
-    assert verdicts == [1.0, 0.0]
+    assert world.verifier.rewards(answers) == [1.0, 0.0]
 
 
 # Tokens and model ---------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ def test_row_of_a_known_evaluation() -> None:
         "mean_length": 3.0,
         "truncated_share": 0.0,
         "n": 8,
+        "verdicts": None,
     }
 
 

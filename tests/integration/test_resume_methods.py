@@ -5,7 +5,7 @@ import os
 import re
 import signal
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -30,7 +30,7 @@ from effopd.demo.world import ChainVerifier
 from effopd.errors import ConfigError
 from effopd.models.checkpoints import list_checkpoints
 from effopd.records import read_jsonl
-from effopd.tasks.problem import Problem
+from effopd.tasks.problem import Answer
 from effopd.trainers import critic
 from effopd.trainers.collect import Collector
 from effopd.trainers.critic import Critic
@@ -46,15 +46,15 @@ RECORDS = Path(__file__).parents[2] / "docs" / "records.md"
 STEPS = 5
 
 
-def scripted(self: ChainVerifier, problem: Problem, completion: str) -> float:
+def scripted(self: ChainVerifier, answers: Sequence[Answer]) -> list[float]:
     """An untrained student is never right: a reward that any answer may get."""
-    return float(zlib.crc32(completion.encode()) % 2)
+    return [float(zlib.crc32(answer.completion.encode()) % 2) for answer in answers]
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    monkeypatch.setattr(ChainVerifier, "reward", scripted)
+    monkeypatch.setattr(ChainVerifier, "rewards", scripted)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Methods that learn from rewards raise the tiny base; the critic learns what can be seen."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from effopd.cli.assemble import build_parts, train
 from effopd.config import make_config
 from effopd.evaluation.metrics import mean
 from effopd.records import read_jsonl
-from effopd.tasks.problem import Problem
+from effopd.tasks.problem import Answer
 from effopd.trainers.loop import Observer
 from effopd.trainers.signals import StopRequest
 from effopd.trainers.updating import Updater
@@ -54,9 +55,9 @@ def test_every_method_raises_the_base(tmp_path: Path, method: str) -> None:
 class Visible:
     """Rewards answers that write their steps down: a critic can see that as they are written."""
 
-    def reward(self, problem: Problem, completion: str) -> float:
+    def rewards(self, answers: Sequence[Answer]) -> list[float]:
         """1.0 for more than 16 words; the base often answers at once."""
-        return float(len(completion.split()) > 16)
+        return [float(len(answer.completion.split()) > 16) for answer in answers]
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from effopd.rewards.extraction import choice_letter, final_answer
+from effopd.rewards.extraction import choice_letter, final_answer, last_box
 
 
 @pytest.mark.parametrize(
@@ -98,3 +98,53 @@ def test_hostile_completions_take_linear_time(completion: str) -> None:
     before = time.process_time()
     final_answer(completion)
     assert time.process_time() - before < 2.0
+
+
+# The box that closes last ------------------------------------------------------------------------
+
+BOXES = [
+    (r"\boxed{4}", "4"),
+    (r"\boxed{1} and then \boxed{2}", "2"),
+    (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+    (r"\boxed{1} \boxed{\frac{\sqrt{2}}{3}}", r"\frac{\sqrt{2}}{3}"),
+    (r"\boxed{a{b{c{d{e}}}}}", "a{b{c{d{e}}}}"),
+    (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+    (r"\boxed{\left\{x\right.}", r"\left\{x\right."),
+    (r"\boxed {5}", "5"),
+    (r"\boxed{7} \boxed{8", "7"),
+    (r"\boxed{a \boxed{b} c}", r"a \boxed{b} c"),
+    (r"} \boxed{3} {", "3"),
+    (r"{ \boxed{3}", "3"),
+    (r"\\boxed{6}", "6"),
+    (r"\boxed{}", ""),
+    ("\\boxed{two\nlines}", "two\nlines"),
+    (r"\fbox{3}", None),
+    (r"boxed{3}", None),
+    (r"\boxed 3", None),
+    (r"\boxed{3", None),
+    ("", None),
+]
+
+
+@pytest.mark.parametrize(("text", "box"), BOXES, ids=lambda text: str(text))
+def test_last_box(text: str, box: str | None) -> None:
+    assert last_box(text) == box
+
+
+balanced = st.recursive(
+    st.text(alphabet="ab1 .+", max_size=5),
+    lambda inner: st.lists(inner, max_size=3).map(lambda parts: "{" + "".join(parts) + "}"),
+    max_leaves=8,
+)
+
+
+@settings(deadline=None, max_examples=100)
+@given(content=balanced, before=st.text(max_size=20), after=st.text(alphabet="ab1 .{", max_size=9))
+def test_any_balanced_content_is_found(content: str, before: str, after: str) -> None:
+    assert last_box(f"{before} \\boxed{{{content}}}{after}") == content
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("text", ["\\boxed{" * 50_000, "\\" * 200_000, "{}" * 100_000])
+def test_long_hostile_text_is_quick(text: str) -> None:
+    assert last_box(text) is None

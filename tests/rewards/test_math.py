@@ -20,7 +20,7 @@ from effopd.rewards.math import MathVerifier
 from effopd.rewards.notation import tidy
 from effopd.rewards.verdicts import VERDICTS, Verdict
 from effopd.rewards.workers import WorkerSettings
-from effopd.tasks.problem import Problem
+from effopd.tasks.problem import Answer, Problem
 
 pytest.importorskip("math_verify")
 
@@ -42,8 +42,12 @@ def boxed(answer: str) -> str:
     return rf"So it is \boxed{{{answer}}}."
 
 
+def answer_to(gold: str, completion: str, *, is_truncated: bool = False) -> Answer:
+    return Answer(problem=problem(gold), completion=completion, is_truncated=is_truncated)
+
+
 def judged(verifier: MathVerifier, pairs: list[tuple[str, str]]) -> list[Verdict]:
-    return verifier.verdicts([(problem(gold), boxed(answer)) for gold, answer in pairs])
+    return verifier.verdicts([answer_to(gold, boxed(answer)) for gold, answer in pairs])
 
 
 # Reference, answer, whether it is right, and the policy -------------------------------------------
@@ -160,12 +164,14 @@ def test_a_reference_that_is_no_formula_is_an_error_not_a_wrong_answer(
 def test_rewards_and_counts() -> None:
     with MathVerifier(WorkerSettings(processes=1, wall_s=120.0)) as verifier:
         completions = [boxed("7"), boxed("8"), "7", boxed(""), boxed("9^9^9^9"), boxed("7.0")]
-        rewards = [verifier.reward(problem("7"), completion) for completion in completions]
-        assert rewards == [1.0, 0.0, 0.0, 0.0, 0.0, 1.0]
+        answers = [answer_to("7", completion) for completion in completions]
+        answers += [answer_to("7", boxed("7"), is_truncated=True)]
+        assert verifier.rewards(answers) == [1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0]
         assert verifier.counts == {
             "correct": 2,
             "wrong": 1,
             "no_answer": 2,
+            "truncated": 1,
             "timeout": 0,
             "memory": 0,
             "error": 1,
@@ -306,7 +312,7 @@ def rows(name: str) -> list[dict[str, str]]:
 
 def test_math_500_reference_solutions_are_right(verifier: MathVerifier) -> None:
     found = rows("math.jsonl")
-    answers = [(problem(row["answer"]), row["solution"]) for row in found]
+    answers = [answer_to(row["answer"], row["solution"]) for row in found]
     verdicts = verifier.verdicts(answers)
     misses = [
         (row["unique_id"], verdict)
@@ -320,7 +326,7 @@ def test_math_500_reference_solutions_are_right(verifier: MathVerifier) -> None:
 def test_gsm8k_answers_are_right_with_sign_unit_and_commas(verifier: MathVerifier) -> None:
     found = rows("gsm8k.jsonl")
     answers = [
-        (problem(row["answer"]), boxed(written))
+        answer_to(row["answer"], boxed(written))
         for row in found
         for number in (row["answer"].replace(",", ""),)
         for written in (number, f"{number}.00", rf"\${number}", rf"{number} \text{{ dollars}}")
@@ -333,5 +339,5 @@ def test_gsm8k_answers_are_right_with_sign_unit_and_commas(verifier: MathVerifie
     ]
     assert len(found) == 1319
     assert misses == []
-    off_by_one = [(problem(row["answer"]), boxed(row["answer"] + "1")) for row in found]
+    off_by_one = [answer_to(row["answer"], boxed(row["answer"] + "1")) for row in found]
     assert set(verifier.verdicts(off_by_one)) == {"wrong"}

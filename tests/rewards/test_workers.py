@@ -16,7 +16,7 @@ from effopd.errors import ConfigError
 from effopd.rewards import workers
 from effopd.rewards.math import MathVerifier
 from effopd.rewards.workers import WorkerPool, WorkerSettings
-from effopd.tasks.problem import Problem
+from effopd.tasks.problem import Answer, Problem
 
 pytest.importorskip("math_verify")
 
@@ -152,10 +152,14 @@ def test_a_forked_process_has_workers_of_its_own(pool: WorkerPool) -> None:
 # Hangs and hostile answers ------------------------------------------------------------------------
 
 
+def boxed_answer(answer: str) -> Answer:
+    problem = Problem(id="p", prompt="", answer="7")
+    return Answer(problem=problem, completion=rf"\boxed{{{answer}}}")
+
+
 def test_every_hang_costs_one_verdict_within_the_wall() -> None:
     settings = WorkerSettings(processes=2, wall_s=1.0)
-    problem = Problem(id="p", prompt="", answer="7")
-    answers = [(problem, rf"\boxed{{{answer}}}") for answer in HANGS.values()]
+    answers = [boxed_answer(answer) for answer in HANGS.values()]
     with MathVerifier(settings) as verifier:
         began = time.monotonic()
         verdicts = dict(zip(HANGS, verifier.verdicts(answers), strict=True))
@@ -222,12 +226,11 @@ PAYLOADS = [
 
 def test_no_payload_is_executed(tmp_path: Path) -> None:
     mark = tmp_path / MARK
-    problem = Problem(id="p", prompt="", answer="7")
-    answers = [(problem, rf"\boxed{{{payload.format(mark)}}}") for payload in PAYLOADS if payload]
+    answers = [boxed_answer(payload.format(mark)) for payload in PAYLOADS if payload]
     assert len(answers) >= 30
     with MathVerifier(WorkerSettings(processes=1, wall_s=10.0)) as verifier:
         verdicts = verifier.verdicts(answers)
-        plain = verifier.verdict(problem, r"\boxed{7}")
+        (plain,) = verifier.verdicts([boxed_answer("7")])
     assert "correct" not in verdicts
     assert plain == "correct"
     assert list(tmp_path.iterdir()) == []

@@ -1,15 +1,13 @@
-"""Problems from JSON Lines, and the boxed answer."""
+"""Problems from JSON Lines."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from effopd.errors import ConfigError
-from effopd.tasks.files import BoxedAnswer, JsonlTask, last_box
+from effopd.tasks.files import JsonlTask
 from effopd.tasks.problem import Problem
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -58,7 +56,6 @@ def test_fields_template_and_ids(tmp_path: Path) -> None:
     assert list(task.test) == [
         Problem(id="test-1", prompt="Solve 2+2 now; again: 2+2", answer="4.5")
     ]
-    assert task.verifier == BoxedAnswer()
 
 
 @pytest.mark.parametrize("test_size", [1, 3, 9])
@@ -91,7 +88,6 @@ def test_without_answers(tmp_path: Path) -> None:
     path = write(tmp_path / "x.jsonl", {"question": "q"}, {"question": "r"})
     settings: dict[str, Any] = {"train_path": path, "test_size": 1, "verifier": "none"}
     task = JsonlTask(**settings, answer_field="").load()
-    assert task.verifier is None
     assert [p.answer for p in (*task.train, *task.test)] == ["", ""]
     assert "no field 'answer'" in refusal(JsonlTask(**settings))
 
@@ -190,82 +186,3 @@ def test_a_real_benchmark_file() -> None:
     assert (len(task.train), len(task.test)) == (1000, 319)
     assert task.train[0].answer == "18"
     assert len({p.id for p in (*task.train, *task.test)}) == 1319
-    assert task.verifier is not None
-    for problem in task.train:
-        assert task.verifier.reward(problem, f"so \\boxed{{{problem.answer}}}.") == 1.0
-
-
-# The boxed answer ---------------------------------------------------------------------------------
-
-BOXES = [
-    (r"\boxed{4}", "4"),
-    (r"\boxed{1} and then \boxed{2}", "2"),
-    (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
-    (r"\boxed{1} \boxed{\frac{\sqrt{2}}{3}}", r"\frac{\sqrt{2}}{3}"),
-    (r"\boxed{a{b{c{d{e}}}}}", "a{b{c{d{e}}}}"),
-    (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
-    (r"\boxed{\left\{x\right.}", r"\left\{x\right."),
-    (r"\boxed {5}", "5"),
-    (r"\boxed{7} \boxed{8", "7"),
-    (r"\boxed{a \boxed{b} c}", r"a \boxed{b} c"),
-    (r"} \boxed{3} {", "3"),
-    (r"{ \boxed{3}", "3"),
-    (r"\\boxed{6}", "6"),
-    (r"\boxed{}", ""),
-    ("\\boxed{two\nlines}", "two\nlines"),
-    (r"\fbox{3}", None),
-    (r"boxed{3}", None),
-    (r"\boxed 3", None),
-    (r"\boxed{3", None),
-    ("", None),
-]
-
-
-@pytest.mark.parametrize(("text", "box"), BOXES, ids=lambda text: str(text))
-def test_last_box(text: str, box: str | None) -> None:
-    assert last_box(text) == box
-
-
-REWARDS = [
-    ("4", r"The answer is $\boxed{4}$.", 1.0),
-    ("4", r"\boxed{4} no, \boxed{5}", 0.0),
-    ("5", r"\boxed{4} no, \boxed{5}", 1.0),
-    ("4", "the answer is 4", 0.0),
-    (r"\frac{1}{2}", r"\boxed{ \frac{1} {2} }", 1.0),
-    (r"\frac{\sqrt{2}}{3}", r"\boxed{\frac{\sqrt{2}}{3}}", 1.0),
-    ("1/2", r"\boxed{0.5}", 0.0),
-    ("04", r"\boxed{4}", 0.0),
-    ("x y", "\\boxed{x\ty}", 1.0),
-    ("a", r"\boxed{A}", 0.0),
-]
-
-
-@pytest.mark.parametrize(("answer", "completion", "reward"), REWARDS, ids=str)
-def test_rewards(answer: str, completion: str, reward: float) -> None:
-    problem = Problem(id="p", prompt="?", answer=answer)
-    assert BoxedAnswer().reward(problem, completion) == reward
-
-
-balanced = st.recursive(
-    st.text(alphabet="ab1 .+", max_size=5),
-    lambda inner: st.lists(inner, max_size=3).map(lambda parts: "{" + "".join(parts) + "}"),
-    max_leaves=8,
-)
-
-
-@settings(deadline=None, max_examples=100)
-@given(content=balanced, before=st.text(max_size=20), after=st.text(alphabet="ab1 .{", max_size=9))
-def test_any_balanced_content_is_found(content: str, before: str, after: str) -> None:
-    assert last_box(f"{before} \\boxed{{{content}}}{after}") == content
-
-
-@settings(deadline=None, max_examples=200)
-@given(text=st.text(alphabet="\\boxed{} 1", max_size=60))
-def test_any_text_has_a_reward(text: str) -> None:
-    assert BoxedAnswer().reward(Problem(id="p", prompt="?", answer="1"), text) in {0.0, 1.0}
-
-
-@pytest.mark.timeout(20)
-@pytest.mark.parametrize("text", ["\\boxed{" * 50_000, "\\" * 200_000, "{}" * 100_000])
-def test_long_hostile_text_is_quick(text: str) -> None:
-    assert last_box(text) is None

@@ -12,7 +12,7 @@ from tests.fakes import FakeEngine, bigram_table, writer
 from effopd.errors import ConfigError
 from effopd.rollouts.rollout import total_tokens
 from effopd.rollouts.seeds import derive_seed
-from effopd.tasks.problem import Problem
+from effopd.tasks.problem import Answer, Problem
 from effopd.trainers.batch import step_problems
 from effopd.trainers.collect import Batch, Collector
 from effopd.trainers.settings import Horizon, TrainSettings
@@ -27,10 +27,30 @@ class Numbered:
 
     def __init__(self) -> None:
         self.texts: list[str] = []
+        self.calls = 0
+        self.seen = {"even": 0, "odd": 0, "never": 0}
 
-    def reward(self, problem: Problem, completion: str) -> float:
-        self.texts.append(completion)
-        return float(problem.id)
+    def rewards(self, answers: Sequence[Answer]) -> list[float]:
+        self.calls += 1
+        self.texts += [answer.completion for answer in answers]
+        return [float(answer.problem.id) for answer in answers]
+
+
+class Counting(Numbered):
+    """Also says how many problems had an even number."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return dict(self.seen)
+
+    def rewards(self, answers: Sequence[Answer]) -> list[float]:
+        found = super().rewards(answers)
+        for number in found:
+            self.seen["odd" if number % 2 else "even"] += 1
+        return found
+
+    def close(self) -> None:
+        """Nothing to end."""
 
 
 def keeps(numbers: set[int]) -> Any:
@@ -99,6 +119,18 @@ def test_rewards_are_those_of_the_completions() -> None:
     assert batch.rewards == tuple(float(n) for n in portion(1, 0, 4) for _ in range(3))
     assert batch.reward == sum(batch.rewards) / 12
     assert verifier.texts == [rollout.completion.text for rollout in batch.rollouts]
+    assert verifier.calls == 1, "one call for all answers of a portion"
+    assert batch.verdicts is None
+
+
+def test_verdicts_count_everything_written_for_the_step() -> None:
+    """Those of dropped groups too, and not those of earlier steps."""
+    own = collector(verifier=Counting(), informative=keeps(set()), max_refills=2)
+    own.collect(1)
+    batch = own.collect(2)
+    numbers = [n for refill in range(3) for n in portion(2, refill, 4)]
+    odd = sum(n % 2 for n in numbers)
+    assert batch.verdicts == {"even": 3 * (12 - odd), "odd": 3 * odd}
 
 
 def test_a_batch_is_a_function_of_the_step_alone() -> None:

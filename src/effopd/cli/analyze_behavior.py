@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -126,12 +127,12 @@ def behavior_tables(
         Tables and example.
     """
     settings = settings or BehaviorSettings()
-    study = BehaviorStudy(inputs.base, recipe, settings, report)
     series = inputs.checkpoints
     tables: Tables = {name: [] for name in TABLES}
-    for found in (study.base(), *map(study.measure, series)):
-        for name, rows in found.items():
-            tables[name] += rows
-    tables["shift_points"] += study.pictures(series[-1])
-    example = study.example(series[0], inputs.final) if settings.example else None
+    with closing(BehaviorStudy(inputs.base, recipe, settings, report)) as study:
+        for found in (study.base(), *map(study.measure, series)):
+            for name, rows in found.items():
+                tables[name] += rows
+        tables["shift_points"] += study.pictures(series[-1])
+        example = study.example(series[0], inputs.final) if settings.example else None
     return Behavior(tables=tables, example=example)

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from effopd.cli.parts import Parts
+from effopd.cli.verifiers import verifier_for, without_unreadable
 from effopd.config import RunConfig, differences, to_toml
 from effopd.demo.cache import world_models
 from effopd.demo.world import TinyWorld
@@ -43,10 +45,12 @@ def build_parts(config: RunConfig, report: Callable[[str], None]) -> Parts:
     if config.self_teacher is not None:
         teachers = {"": teachers.get("") or frozen_copy(student)}
         average = StudentAverage(teachers[""], student, config.self_teacher.decay)
-    task = config.task.load()
+    verifier = verifier_for(config.task)
+    task = without_unreadable(config.task.load(), verifier, report)
     return Parts(
         config=config,
         task=task,
+        verifier=verifier,
         student=student,
         teachers=_known_teachers(teachers, task) if teachers else None,
         reference=reference,
@@ -84,14 +88,14 @@ def train(
                 "on after the last step, or choose another directory (--out)."
             )
             return True
-        parts = build_parts(config, observer.on_message)
-        trainer = build_trainer(parts, run, observer)
-        run.describe(to_toml(config), run_info(config))
-        trainer.resume()
-        if stop is not None:
-            return trainer.run(stop)
-        with stop_on_signals() as request:
-            return trainer.run(request)
+        with closing(build_parts(config, observer.on_message)) as parts:
+            trainer = build_trainer(parts, run, observer)
+            run.describe(to_toml(config), run_info(config))
+            trainer.resume()
+            if stop is not None:
+                return trainer.run(stop)
+            with stop_on_signals() as request:
+                return trainer.run(request)
     finally:
         run.close()
 

@@ -107,6 +107,10 @@ class BehaviorStudy:
         self._written = {BASE: self._parts.evaluate_student()}
         self._pictured: dict[str, dict[str, Pictured]] = {}
 
+    def close(self) -> None:
+        """Ends the verifier's processes."""
+        self._parts.close()
+
     @property
     def _text(self) -> Sequence[Rollout]:
         """What the base wrote."""

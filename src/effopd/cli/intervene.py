@@ -4,6 +4,7 @@ import hashlib
 import re
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from effopd.analysis.applying import write_intervened
 from effopd.cli.assemble import build_parts, started_from
 from effopd.cli.intervention_kinds import Source, interventions
 from effopd.cli.intervention_scores import Case, Passes, Row, evaluate_interventions, key_of
+from effopd.cli.parts import Parts
 from effopd.config import RunConfig, differences, load_config, to_toml
 from effopd.errors import ConfigError
 from effopd.models.layout import read_heads
@@ -143,14 +145,14 @@ def _evaluate(asked: Request, config: RunConfig, cases: Sequence[Case]) -> None:
             progress.show(row)
 
         if wanted:
-            evaluate_interventions(wanted, _passes(asked, config), on_row=on_row)
+            with closing(build_parts(config, print)) as parts:
+                evaluate_interventions(wanted, _passes(asked, parts), on_row=on_row)
     _write_tables(asked.out, list(known.values()))
     shown = [known[key_of(case.row)] for case in cases]
     print(f"\n{text_table(_cells(shown))}\n\ntable: {asked.out / 'tables' / 'interventions.csv'}")
 
 
-def _passes(asked: Request, config: RunConfig) -> Passes:
-    parts = build_parts(config, print)
+def _passes(asked: Request, parts: Parts) -> Passes:
     return Passes(
         policy=parts.student,
         writer=parts.writer(parts.student),

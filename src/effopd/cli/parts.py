@@ -9,6 +9,7 @@ from effopd.errors import ConfigError
 from effopd.evaluation.cached_kl import CachedKLValidation, CachedKLValidator
 from effopd.evaluation.drawn_answers import DrawnAnswers, problems_of_levels
 from effopd.evaluation.evaluator import Evaluation, Evaluator
+from effopd.evaluation.judging import together
 from effopd.evaluation.lent_answers import LentAnswers
 from effopd.evaluation.routing import Teachers
 from effopd.evaluation.validators import (
@@ -21,7 +22,7 @@ from effopd.models.policy import Policy
 from effopd.objectives import FullVocabularyKL, PolicyGradient
 from effopd.rollouts.hf import HFEngine
 from effopd.rollouts.rollout import Writer
-from effopd.tasks.problem import Task
+from effopd.tasks.problem import CountingVerifier, Task, Verifier
 from effopd.trainers.collect import Collector, rewards_differ
 from effopd.trainers.critic import Critic
 from effopd.trainers.learning import FullVocabularyLearner, Learner, SampledTokenLearner
@@ -34,14 +35,20 @@ EVALUATION_SEED = 0
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """The objects of one run."""
+    """The objects of one run; closed at its end, where the verifier may hold processes."""
 
     config: RunConfig
     task: Task
+    verifier: Verifier | None
     student: Policy
     teachers: Teachers | None
     reference: Policy | None
     average: StudentAverage | None
+
+    def close(self) -> None:
+        """Ends the verifier's processes."""
+        if isinstance(self.verifier, CountingVerifier):
+            self.verifier.close()
 
     def writer(self, policy: Policy) -> Writer:
         """Writes with `policy` as the settings say."""
@@ -61,7 +68,7 @@ class Parts:
     def evaluator(self) -> Evaluator:
         """Evaluates on the first test problems."""
         problems = self.task.test[: self.config.evaluation.problems]
-        return Evaluator(problems=problems, verifier=self.task.verifier, seed=EVALUATION_SEED)
+        return Evaluator(problems=problems, verifier=self.verifier, seed=EVALUATION_SEED)
 
     def evaluate_student(self) -> Evaluation:
         """The student as it is now, with its divergence from the teacher if that is asked for."""
@@ -82,6 +89,7 @@ class Parts:
             rollouts=tuple(rollout for each in found for rollout in each.rollouts),
             rewards=tuple(reward for each in found for reward in each.rewards),
             kl_nats=(),
+            verdicts=together([each.verdicts for each in found]),
         )
 
     def learner(self) -> Learner:
@@ -127,9 +135,9 @@ class Parts:
         )
         if not isinstance(objective, PolicyGradient):
             return collector
-        if self.task.verifier is None:
+        if self.verifier is None:
             raise ConfigError("objective.type = 'policy_gradient' needs a task with a verifier")
-        collector = replace(collector, verifier=self.task.verifier)
+        collector = replace(collector, verifier=self.verifier)
         if objective.dynamic_sampling:
             refills = objective.max_refills
             return replace(collector, informative=rewards_differ, max_refills=refills)
@@ -146,11 +154,11 @@ class Parts:
         if not self.config.searches:
             return None
         if isinstance(settings, AccuracyValidation):
-            if self.task.verifier is None:
+            if self.verifier is None:
                 raise ConfigError(
                     "validation.type = 'accuracy' needs a task with a verifier; use 'teacher_kl'"
                 )
-            measure = accuracy_measure(self.task.verifier)
+            measure = accuracy_measure(self.verifier)
             return RolloutValidator(
                 answers=self._drawn_answers(), measure=measure, scores_with_teacher=False
             )

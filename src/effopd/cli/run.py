@@ -1,8 +1,10 @@
 """What `effopd train` and `effopd eval` do."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
@@ -55,13 +57,21 @@ def evaluate_checkpoint(run: Path, step: int | None, problems: int | None) -> No
     if config.evaluation.problems < 1:
         raise ConfigError("there are no test problems to evaluate on: give --problems")
     directory = _checkpoint(run / "checkpoints", step)
-    parts = build_parts(started_from(config, directory), print)
-    if parts.average is not None:
-        parts.average.load_state(load_tensors(directory / "average.safetensors"))
-    row = parts.evaluate_student().row()
+    with closing(build_parts(started_from(config, directory), print)) as parts:
+        if parts.average is not None:
+            parts.average.load_state(load_tensors(directory / "average.safetensors"))
+        row = parts.evaluate_student().row()
     print(f"{directory}")
     for name, value in row.items():
-        print(f"  {name:16} {'-' if value is None else format(value, '.4g')}")
+        print(f"  {name:16} {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {number}" for name, number in value.items())
+    return format(value, ".4g")
 
 
 def _checkpoint(parent: Path, step: int | None) -> Path:

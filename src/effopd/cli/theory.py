@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -82,8 +83,8 @@ def theory(run: Path, out: Path, settings: TheorySettings, say: Say = print) -> 
         raise ConfigError(f"{run} is no run directory: config.toml is missing")
     config = load_config(run / "config.toml", [])
     check_is_distillation(config)
-    parts = build_parts(config, say)
-    text = write_text(parts, settings.contexts, say)
+    with closing(build_parts(config, say)) as parts:
+        text = write_text(parts, settings.contexts, say)
     loss = frozen_loss(parts, text)
     checkpoints = read_checkpoints(run, loss)
     rays = read_rays(run, parts, loss, checkpoints, say)

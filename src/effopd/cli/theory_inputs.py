@@ -83,7 +83,7 @@ def check_is_distillation(config: RunConfig) -> None:
 
 def write_text(parts: Parts, contexts: int, say: Say) -> Text:
     """Answers of the base model to training prompts, until there are so many contexts."""
-    responses = RESPONSES if parts.task.verifier is not None else 1
+    responses = RESPONSES if parts.verifier is not None else 1
     writer, problems = parts.writer(parts.student), parts.task.train
     rollouts: list[Rollout] = []
     found = start = 0
@@ -200,10 +200,10 @@ def _anchor(
 
 def _advantages(parts: Parts, rollouts: list[Rollout]) -> tuple[float, ...] | None:
     """Standardised within each group of answers to one prompt."""
-    verifier = parts.task.verifier
+    verifier = parts.verifier
     if verifier is None:
         return None
-    rewards = [verifier.reward(r.problem, r.completion.text) for r in rollouts]
+    rewards = verifier.rewards([rollout.answer for rollout in rollouts])
     table_GR = torch.tensor(rewards, dtype=torch.float64).view(-1, RESPONSES)
     advantages = group_advantages(table_GR, "std").flatten().tolist()
     return tuple(

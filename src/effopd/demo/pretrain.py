@@ -42,11 +42,10 @@ def world_writer(world: TinyWorld, model: Any, *, temperature: float = 1.0) -> W
 
 def accuracy(world: TinyWorld, model: Any, problems: list[Problem], temperature: float) -> float:
     """Share of right answers, sampled with fixed seeds (greedy at temperature 0)."""
-    verifier = world.verifier
     rollouts = world_writer(world, model, temperature=temperature).answer(
         problems, range(len(problems))
     )
-    return mean([verifier.reward(r.problem, r.completion.text) for r in rollouts])
+    return mean(world.verifier.rewards([rollout.answer for rollout in rollouts]))
 
 
 def pretrain_base(world: TinyWorld, task: Task, report: Report) -> Any:

@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from effopd.errors import ConfigError
-from effopd.tasks.problem import Problem, Task
+from effopd.tasks.problem import Answer, Problem, Task
 
 OPERATORS = ("+", "-", "*")
 SPECIAL = ("<pad>", "<bos>", "<eos>")
@@ -129,7 +129,6 @@ class TinyWorld:
         return Task(
             train=problems[self.test_problems :],
             test=problems[: self.test_problems],
-            verifier=self.verifier,
         )
 
     def _result(self, value: int, steps: Sequence[tuple[str, int]]) -> int:
@@ -140,12 +139,16 @@ class TinyWorld:
 
 @dataclass(frozen=True, kw_only=True)
 class ChainVerifier:
-    """The first `# v` must be the right value and end the answer."""
+    """The first `# v` must be the right value and end the answer.
 
-    def reward(self, problem: Problem, completion: str) -> float:
-        """1.0 when what follows the first `#` is exactly the reference answer."""
-        _, _, tail = completion.partition("#")
-        return float(tail.strip() == problem.answer)
+    A truncated answer is judged like any other: at the length cap it has said `# v` or it has not.
+    """
+
+    def rewards(self, answers: Sequence[Answer]) -> list[float]:
+        """1.0 for each answer where what follows the first `#` is exactly the reference."""
+        tails = [answer.completion.partition("#")[2] for answer in answers]
+        pairs = zip(tails, answers, strict=True)
+        return [float(tail.strip() == answer.problem.answer) for tail, answer in pairs]
 
 
 def apply(operator: str, left: int, right: int) -> int:

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from effopd.evaluation.judging import Verdicts, judge
 from effopd.evaluation.metrics import mean, standard_error
 from effopd.evaluation.routing import Teachers, routed_reverse_kl
 from effopd.evaluation.scoring import BATCH_SEQUENCES, BATCH_TOKENS
@@ -20,13 +22,15 @@ class Evaluation:
         rollouts: One per problem.
         rewards: One per rollout in [0, 1]; empty without a verifier.
         kl_nats: Per rollout the reverse KL of each token to its teacher; empty without teachers.
+        verdicts: How the checks ended; None where the verifier only gives rewards.
     """
 
     rollouts: tuple[Rollout, ...]
     rewards: tuple[float, ...]
     kl_nats: tuple[tuple[float, ...], ...]
+    verdicts: Verdicts | None = None
 
-    def row(self) -> dict[str, float | int | None]:
+    def row(self) -> dict[str, Any]:
         """The statistics an `evals.jsonl` row holds."""
         tokens = [value for rollout in self.kl_nats for value in rollout]
         return {
@@ -36,6 +40,7 @@ class Evaluation:
             "mean_length": mean_length(self.rollouts),
             "truncated_share": truncated_share(self.rollouts),
             "n": len(self.rollouts),
+            "verdicts": self.verdicts,
         }
 
 
@@ -72,11 +77,7 @@ class Evaluator:
         """
         seeds = [derive_seed(self.seed, "evaluate", i) for i in range(len(self.problems))]
         rollouts = writer.answer(self.problems, seeds)
-        rewards = (
-            [self.verifier.reward(r.problem, r.completion.text) for r in rollouts]
-            if self.verifier
-            else []
-        )
+        judgement = judge(self.verifier, rollouts)
         divergences = (
             routed_reverse_kl(
                 student,
@@ -89,5 +90,8 @@ class Evaluator:
             else []
         )
         return Evaluation(
-            rollouts=tuple(rollouts), rewards=tuple(rewards), kl_nats=tuple(divergences)
+            rollouts=tuple(rollouts),
+            rewards=judgement.rewards,
+            kl_nats=tuple(divergences),
+            verdicts=judgement.verdicts,
         )

@@ -72,7 +72,7 @@ def accuracy_measure(verifier: Verifier) -> Measure:
     """The verifier's reward of each answer."""
 
     def measure(rollouts: Sequence[Rollout]) -> list[float]:
-        return [verifier.reward(r.problem, r.completion.text) for r in rollouts]
+        return verifier.rewards([rollout.answer for rollout in rollouts])
 
     return measure
 

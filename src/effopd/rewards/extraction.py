@@ -6,12 +6,12 @@ that is never closed, means that the completion was cut: there is no answer then
 
 import re
 
-from effopd.tasks.files import last_box
-
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
 _BARE = re.compile(r"\\boxed\s*([0-9]+|[a-zA-Z])")
 """A box around one thing without braces, as TeX allows."""
 _BRACE = re.compile(r"\\[{}]|[{}]")
+_GROUP = re.compile(r"\\boxed\s*\{|\\[{}]|[{}]")
+r"""What opens or closes a group; the braces of `\{` and `\}` are text and skipped."""
 
 _WHOLE = re.compile(r"\(?([A-Ja-j])\)?[.:]?")
 _LISTED = re.compile(r"(?:\(([A-J])\)|([A-J])[).:])\s*(.+)", re.DOTALL)
@@ -40,6 +40,20 @@ def final_answer(completion: str) -> str | None:
         return None
     box = last_box(said)
     return None if box is None else _BOX.sub("", box).strip()
+
+
+def last_box(text: str) -> str | None:
+    r"""Content of the `\boxed{...}` that closes last, whatever its depth; None without one."""
+    box: str | None = None
+    opened: list[int | None] = []
+    for match in _GROUP.finditer(text):
+        token = match.group()
+        if token == "}":
+            start = opened.pop() if opened else None
+            box = box if start is None else text[start : match.start()]
+        elif token not in {r"\{", r"\}"}:
+            opened.append(None if token == "{" else match.end())
+    return box
 
 
 def _is_cut(text: str) -> bool:

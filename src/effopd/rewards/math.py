@@ -10,7 +10,7 @@ from effopd.errors import MissingExtraError
 from effopd.rewards.extraction import final_answer
 from effopd.rewards.verdicts import VERDICTS, Pairs, Verdict, decide
 from effopd.rewards.workers import WorkerPool, WorkerSettings
-from effopd.tasks.problem import Problem
+from effopd.tasks.problem import Answer, Problem
 
 _DEFAULT = WorkerSettings()
 
@@ -43,24 +43,20 @@ class MathVerifier:
         self._counts: Counter[Verdict] = Counter()
         self._lock = threading.Lock()
 
-    def reward(self, problem: Problem, completion: str) -> float:
-        """1.0 when the completion's final answer equals the reference, else 0.0."""
-        return float(self.verdict(problem, completion) == "correct")
+    def rewards(self, answers: Sequence[Answer]) -> list[float]:
+        """1.0 for each answer that equals its reference, else 0.0."""
+        return [float(verdict == "correct") for verdict in self.verdicts(answers)]
 
-    def verdict(self, problem: Problem, completion: str) -> Verdict:
-        """How the check of one completion ended."""
-        return self.verdicts([(problem, completion)])[0]
-
-    def verdicts(self, answers: Sequence[tuple[Problem, str]]) -> list[Verdict]:
-        """The verdicts on many completions, in order; checks run side by side.
+    def verdicts(self, answers: Sequence[Answer]) -> list[Verdict]:
+        """How each check ended, in order; checks run side by side.
 
         Args:
-            answers: Problems with completions. Equal answers to one reference are compared once.
+            answers: Any number; equal ones to one reference are compared once.
 
         Returns:
-            One verdict per completion; they are added to `counts`.
+            One verdict per answer; they are added to `counts`.
         """
-        outcomes = [_outcome(problem.answer, completion) for problem, completion in answers]
+        outcomes = [_outcome(answer) for answer in answers]
         compared = self._compare([pairs for pairs in outcomes if isinstance(pairs, tuple)])
         verdicts = [compared[found] if isinstance(found, tuple) else found for found in outcomes]
         with self._lock:
@@ -70,7 +66,8 @@ class MathVerifier:
     def unreadable(self, problems: Sequence[Problem]) -> list[Problem]:
         """The problems with a reference that no answer but its own text could be compared with.
 
-        Leave them out of a task: every other answer to them is an "error", which earns nothing.
+        Leave them out of a task: every other answer to them is an "error", which earns nothing. A
+        reference that takes too long is not among them, so that the clock decides nothing.
         """
         outcomes = [decide(problem.answer, _PROBE) for problem in problems]
         compared = self._compare([pairs for pairs in outcomes if isinstance(pairs, tuple)])
@@ -78,7 +75,7 @@ class MathVerifier:
         return [
             problem
             for problem, verdict in zip(problems, verdicts, strict=True)
-            if verdict not in {"correct", "wrong"}
+            if verdict == "error"
         ]
 
     @property
@@ -109,6 +106,8 @@ class MathVerifier:
 _PROBE = "0"
 
 
-def _outcome(reference: str, completion: str) -> Verdict | Pairs:
-    answer = final_answer(completion)
-    return "no_answer" if answer is None else decide(reference, answer)
+def _outcome(answer: Answer) -> Verdict | Pairs:
+    if answer.is_truncated:
+        return "truncated"
+    final = final_answer(answer.completion)
+    return "no_answer" if final is None else decide(answer.problem.answer, final)

@@ -19,7 +19,7 @@ from effopd.rewards.notation import (
 )
 from effopd.rewards.numerals import exact_number, numbers_agree
 
-Verdict = Literal["correct", "wrong", "no_answer", "timeout", "memory", "error"]
+Verdict = Literal["correct", "wrong", "no_answer", "truncated", "timeout", "memory", "error"]
 """How a check ended; "error" is an answer or a reference that could not be judged."""
 
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)

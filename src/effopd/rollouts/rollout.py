@@ -7,7 +7,7 @@ from typing import Any
 from effopd.models.policy import Sample
 from effopd.rollouts.engine import Completion, Engine, Request, Sampling
 from effopd.rollouts.prompts import PromptTemplate
-from effopd.tasks.problem import Problem
+from effopd.tasks.problem import Answer, Problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,15 @@ class Rollout:
     def sample(self) -> Sample:
         """The token ids alone."""
         return Sample(prompt_ids=self.prompt_ids, completion_ids=self.completion.token_ids)
+
+    @property
+    def answer(self) -> Answer:
+        """What a verifier checks."""
+        return Answer(
+            problem=self.problem,
+            completion=self.completion.text,
+            is_truncated=self.completion.finish_reason == "length",
+        )
 
 
 def mean_length(rollouts: Sequence[Rollout]) -> float:

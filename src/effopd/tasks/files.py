@@ -1,48 +1,12 @@
 """Problems from a local JSON Lines file."""
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from effopd.errors import ConfigError
-from effopd.tasks.problem import Problem, Task
-
-_BRACE = re.compile(r"\\boxed\s*\{|\\[{}]|[{}]")
-r"""What opens or closes a group; the braces of `\{` and `\}` are text and skipped."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BoxedAnswer:
-    r"""Exact match of the last `\boxed{...}` with the reference, spaces removed.
-
-    A string comparison, nothing symbolic: `1/2` and `0.5` differ. Braces inside the box must
-    balance; a box that is never closed does not count.
-    """
-
-    def reward(self, problem: Problem, completion: str) -> float:
-        """1.0 when the last box holds the reference answer."""
-        box = last_box(completion)
-        return float(box is not None and _squeezed(box) == _squeezed(problem.answer))
-
-
-def last_box(text: str) -> str | None:
-    r"""Content of the `\boxed{...}` that closes last, whatever its depth; None without one."""
-    box: str | None = None
-    opened: list[int | None] = []
-    for match in _BRACE.finditer(text):
-        token = match.group()
-        if token == "}":
-            start = opened.pop() if opened else None
-            box = box if start is None else text[start : match.start()]
-        elif token not in {r"\{", r"\}"}:
-            opened.append(None if token == "{" else match.end())
-    return box
-
-
-def _squeezed(text: str) -> str:
-    return re.sub(r"\s+", "", text)
+from effopd.tasks.problem import Problem, Task, VerifierName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +21,8 @@ class JsonlTask:
         teacher_field: Field with the name of the problem's teacher; "" when there is only one.
         level_field: Field with the difficulty, an integer; "" when there is none.
         template: Text around the question; `{question}` is replaced.
-        verifier: "boxed" for `BoxedAnswer`, "none" for no accuracy.
+        verifier: Who checks answers (docs/rewards.md): "boxed" compares the text of the last box,
+            "math" its value; "none" for no accuracy.
         test_size: Problems held out when `test_path` is None.
     """
 
@@ -69,13 +34,13 @@ class JsonlTask:
     teacher_field: str = ""
     level_field: str = ""
     template: str = "{question}"
-    verifier: Literal["boxed", "none"] = "boxed"
+    verifier: VerifierName = "boxed"
     test_size: int = 256
 
     def __post_init__(self) -> None:
         if "{question}" not in self.template:
             raise ConfigError(f"template must contain {{question}}, got {self.template!r}")
-        if self.verifier == "boxed" and not self.answer_field:
+        if self.verifier != "none" and not self.answer_field:
             raise ConfigError("answer_field must name a field, or set verifier = 'none'")
         if self.test_size < 1:
             raise ConfigError(f"test_size must be at least 1, got {self.test_size}")
@@ -96,10 +61,7 @@ class JsonlTask:
                 f"{self.train_path} has {len(train)} problems, too few to hold out "
                 f"test_size = {self.test_size}: give test_path or lower test_size"
             )
-        return Task(train=train, test=test, verifier=self._verifier())
-
-    def _verifier(self) -> BoxedAnswer | None:
-        return BoxedAnswer() if self.verifier == "boxed" else None
+        return Task(train=train, test=test)
 
     def _read(self, path: Path) -> list[Problem]:
         """The problems of a file; JSON Lines end at a newline and at nothing else."""

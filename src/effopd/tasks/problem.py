@@ -1,8 +1,11 @@
-"""What the student is asked, and who checks the answer."""
+"""What the student is asked, and who checks the answers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, runtime_checkable
+
+VerifierName = Literal["boxed", "math", "none"]
+"""Who checks answers, as settings name it; "none" leaves them unchecked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +27,40 @@ class Problem:
     level: int = 0
 
 
-class Verifier(Protocol):
-    """Checks one completion."""
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What is to be checked.
 
-    def reward(self, problem: Problem, completion: str) -> float:
-        """Reward in [0, 1] of `completion`; it never raises for a bad answer."""
+    Attributes:
+        problem: The problem answered.
+        completion: Text of the answer.
+        is_truncated: Whether it was cut at the length cap.
+    """
+
+    problem: Problem
+    completion: str
+    is_truncated: bool = False
+
+
+class Verifier(Protocol):
+    """Checks many answers at once, so that slow checks run side by side."""
+
+    def rewards(self, answers: Sequence[Answer]) -> list[float]:
+        """One reward in [0, 1] per answer, in order; it never raises for a bad answer."""
+        ...
+
+
+@runtime_checkable
+class CountingVerifier(Verifier, Protocol):
+    """A verifier that says how its checks ended, and that may hold processes."""
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Verdict -> answers that got it so far."""
+        ...
+
+    def close(self) -> None:
+        """Ends its processes."""
         ...
 
 
@@ -39,9 +71,7 @@ class Task:
     Attributes:
         train: Training problems; validation sets of searches are drawn from these.
         test: Held-out problems for the reported accuracy.
-        verifier: None when answers cannot be checked; accuracy is then not reported.
     """
 
     train: Sequence[Problem]
     test: Sequence[Problem]
-    verifier: Verifier | None

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from effopd.errors import ConfigError
+from effopd.evaluation.judging import Verdicts, judge, together
 from effopd.evaluation.metrics import mean
 from effopd.objectives import informative_groups
 from effopd.rollouts.rollout import Rollout, Writer, total_tokens
@@ -20,7 +21,7 @@ from effopd.trainers.settings import TrainSettings
 Informative = Callable[[Sequence[float]], bool]
 """Whether the rewards of one group teach anything."""
 
-Answer = tuple[Rollout, float | None]
+Rewarded = tuple[Rollout, float | None]
 """An answer and its reward."""
 
 
@@ -37,6 +38,7 @@ class Batch:
         reward: Mean reward of everything written; None without rewards.
         refills: Extra portions of prompts it took to fill the batch.
         horizon: Tokens at which answers were cut on purpose; None for whole answers.
+        verdicts: How the checks of everything written ended; None where they were not counted.
     """
 
     step: int
@@ -47,6 +49,7 @@ class Batch:
     reward: float | None = None
     refills: int = 0
     horizon: int | None = None
+    verdicts: Verdicts | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +86,13 @@ class Collector:
         all is informative the last portion is kept, whose advantages are then all zero.
         """
         wanted = self.settings.prompts_per_step * self.settings.responses_per_prompt
-        written: list[Answer] = []
-        kept: list[Answer] = []
+        written: list[Rewarded] = []
+        kept: list[Rewarded] = []
+        verdicts: list[Verdicts | None] = []
         refill = 0
         while True:
-            portion = self._portion(step, refill)
+            portion, counted = self._portion(step, refill)
+            verdicts.append(counted)
             written += portion
             kept += self._informative(portion)
             if len(kept) >= wanted or refill == self.max_refills:
@@ -104,9 +109,10 @@ class Collector:
             reward=mean(rewards) if rewards else None,
             refills=refill,
             horizon=self._horizon(step),
+            verdicts=together(verdicts),
         )
 
-    def _portion(self, step: int, refill: int) -> list[Answer]:
+    def _portion(self, step: int, refill: int) -> tuple[list[Rewarded], Verdicts | None]:
         """Answers to one portion of prompts; refills have prompts and seeds of their own."""
         prompts, responses = self.settings.prompts_per_step, self.settings.responses_per_prompt
         stream = self.seed if refill == 0 else derive_seed(self.seed, "refill", refill)
@@ -114,12 +120,9 @@ class Collector:
         repeated = [problem for problem in problems for _ in range(responses)]
         seeds = [derive_seed(stream, "train", step, i) for i in range(len(repeated))]
         rollouts = self._writer(step).answer(repeated, seeds)
-        return [(rollout, self._reward(rollout)) for rollout in rollouts]
-
-    def _reward(self, rollout: Rollout) -> float | None:
-        if self.verifier is None:
-            return None
-        return self.verifier.reward(rollout.problem, rollout.completion.text)
+        judgement = judge(self.verifier, rollouts)
+        rewards = judgement.rewards or [None] * len(rollouts)
+        return list(zip(rollouts, rewards, strict=True)), judgement.verdicts
 
     def _writer(self, step: int) -> Writer:
         horizon = self._horizon(step)
@@ -131,7 +134,7 @@ class Collector:
     def _horizon(self, step: int) -> int | None:
         return self.settings.horizon.tokens_at(step, self.writer.sampling.max_new_tokens)
 
-    def _informative(self, portion: Sequence[Answer]) -> list[Answer]:
+    def _informative(self, portion: Sequence[Rewarded]) -> list[Rewarded]:
         """The answers whose group is worth keeping."""
         if self.informative is None:
             return list(portion)
@@ -145,5 +148,5 @@ def rewards_differ(rewards: Sequence[float]) -> bool:
     return bool(informative_groups(torch.tensor([rewards], dtype=torch.float64))[0])
 
 
-def _rewards(answers: Sequence[Answer]) -> tuple[float, ...]:
+def _rewards(answers: Sequence[Rewarded]) -> tuple[float, ...]:
     return tuple(reward for _, reward in answers if reward is not None)

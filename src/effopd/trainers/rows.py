@@ -29,6 +29,7 @@ EMPTY_METRICS: Row = dict.fromkeys(
         "importance_mean",
         "importance_capped_share",
         "reward",
+        "verdicts",
         "refills",
         "horizon",
         "clipped_share",
@@ -68,6 +69,7 @@ def batch_statistics(batch: Batch) -> Row:
         "mean_length": mean_length(rollouts),
         "truncated_share": truncated_share(rollouts) if batch.horizon is None else 0.0,
         "reward": batch.reward,
+        "verdicts": batch.verdicts,
         "refills": batch.refills,
         "horizon": batch.horizon,
     }

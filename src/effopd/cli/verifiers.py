@@ -1,0 +1,68 @@
+"""Who checks the answers of a run, made from the name that the settings give."""
+
+from collections.abc import Callable, Sequence
+
+from effopd.demo.world import TinyWorld
+from effopd.errors import ConfigError
+from effopd.rewards.boxed import BoxedAnswer
+from effopd.rewards.math import MathVerifier
+from effopd.tasks.files import JsonlTask
+from effopd.tasks.problem import Problem, Task, Verifier
+
+
+def verifier_for(task: TinyWorld | JsonlTask) -> Verifier | None:
+    """The verifier of a task, which brings it or names it; None checks nothing."""
+    if isinstance(task, TinyWorld):
+        return task.verifier
+    match task.verifier:
+        case "boxed":
+            return BoxedAnswer()
+        case "math":
+            return MathVerifier()
+        case "none":
+            return None
+
+
+def without_unreadable(
+    task: Task, verifier: Verifier | None, report: Callable[[str], None]
+) -> Task:
+    """Leaves out the problems whose reference the verifier cannot compare with an answer.
+
+    They would earn 0 whatever is answered.
+
+    Args:
+        task: Problems.
+        verifier: Who is going to check their answers.
+        report: Told how many were left out, and which.
+
+    Returns:
+        The task with the other problems, in their order.
+
+    Raises:
+        ConfigError: There is no other problem.
+    """
+    if not isinstance(verifier, MathVerifier):
+        return task
+
+    def readable(name: str, problems: Sequence[Problem]) -> Sequence[Problem]:
+        bad = {problem.id for problem in verifier.unreadable(problems)}
+        if not bad:
+            return problems
+        kept = [problem for problem in problems if problem.id not in bad]
+        if not kept:
+            raise ConfigError(
+                f"none of the {len(problems)} {name} problems has a reference answer that "
+                "task.verifier = 'math' can read: use 'boxed', or other problems"
+            )
+        report(
+            f"left out {len(bad)} of {len(problems)} {name} problems, whose reference answers "
+            f"cannot be read as mathematics: {_some(sorted(bad))}"
+        )
+        return kept
+
+    return Task(train=readable("training", task.train), test=readable("test", task.test))
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    shown = ", ".join(names[:most])
+    return f"{shown}, ..." if len(names) > most else shown

@@ -1,0 +1,31 @@
+"""Rewards for an answer in a box, by its text alone."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from effopd.rewards.extraction import final_answer
+from effopd.tasks.problem import Answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxedAnswer:
+    r"""Exact match of the last `\boxed{...}` with the reference, spaces removed.
+
+    A string comparison, nothing symbolic: `1/2` and `0.5` differ. A truncated answer is wrong.
+    """
+
+    def rewards(self, answers: Sequence[Answer]) -> list[float]:
+        """1.0 for each answer whose last box holds the reference."""
+        return [float(_is_right(answer)) for answer in answers]
+
+
+def _is_right(answer: Answer) -> bool:
+    if answer.is_truncated:
+        return False
+    box = final_answer(answer.completion)
+    return box is not None and _squeezed(box) == _squeezed(answer.problem.answer)
+
+
+def _squeezed(text: str) -> str:
+    return re.sub(r"\s+", "", text)
