@@ -106,10 +106,10 @@ def test_teachers_and_levels(tmp_path: Path) -> None:
 NAMED: list[tuple[str | int, int]] = [("math", 1), (7, -2), ("code", 0)]
 
 REFUSED_EXTRAS = [
-    ("{}", "FILE line 2: no field 'by'; the line has 'question', 'answer'"),
+    ("{}", "FILE line 2: no field 'by'; the row has 'question', 'answer'"),
     ('{"by": ""}', "FILE line 2: field 'by' is empty"),
     ('{"by": null}', "FILE line 2: field 'by' must be text or a number, got None"),
-    ('{"by": "m"}', "FILE line 2: no field 'hard'; the line has 'question', 'answer', 'by'"),
+    ('{"by": "m"}', "FILE line 2: no field 'hard'; the row has 'question', 'answer', 'by'"),
     ('{"by": "m", "hard": "1"}', "FILE line 2: field 'hard' must be an integer, got '1'"),
     ('{"by": "m", "hard": 1.0}', "FILE line 2: field 'hard' must be an integer, got 1.0"),
     ('{"by": "m", "hard": true}', "FILE line 2: field 'hard' must be an integer, got True"),
@@ -130,8 +130,8 @@ REFUSED_LINES = [
     ("not json", "FILE line 2 is not JSON: Expecting value: line 1 column 1 (char 0)"),
     ('{"question": "q"', "FILE line 2 is not JSON: Expecting ',' delimiter: line 1 column 17"),
     ('["q", "a"]', "FILE line 2 is not a JSON object"),
-    ('{"question": "q"}', "FILE line 2: no field 'answer'; the line has 'question'"),
-    ('{"answer": "a"}', "FILE line 2: no field 'question'; the line has 'answer'"),
+    ('{"question": "q"}', "FILE line 2: no field 'answer'; the row has 'question'"),
+    ('{"answer": "a"}', "FILE line 2: no field 'question'; the row has 'answer'"),
     ('{"question": null, "answer": "a"}', "field 'question' must be text or a number, got None"),
     ('{"question": "q", "answer": ["a"]}', "field 'answer' must be text or a number, got ['a']"),
     ('{"question": "q", "answer": true}', "field 'answer' must be text or a number, got True"),
@@ -157,14 +157,18 @@ def test_whole_surrogate_pairs_are_text(tmp_path: Path) -> None:
 
 def test_refused_files(tmp_path: Path) -> None:
     assert refused_file(tmp_path, "\n \n") == "FILE holds no problems"
-    assert refused_file(tmp_path, b"\xff\xfe{}").startswith("FILE is not UTF-8: ")
+    assert refused_file(tmp_path, b"\n\xff\xfe{}").startswith("FILE line 2 is not UTF-8: ")
     missing = tmp_path / "gone.jsonl"
     assert refusal(JsonlTask(train_path=str(missing))) == f"no such problem file: {missing}"
     assert refusal(JsonlTask(train_path=str(tmp_path))).startswith(f"cannot read {tmp_path}: ")
 
 
 REFUSED_SETTINGS = [
-    ({"template": "Solve it."}, "template must contain {question}, got 'Solve it.'"),
+    (
+        {"template": "Solve it."},
+        "template must contain {question} or be one of plain, math, code, think_first, "
+        "got 'Solve it.'",
+    ),
     ({"answer_field": ""}, "answer_field must name a field, or set verifier = 'none'"),
     ({"test_size": 0}, "test_size must be at least 1, got 0"),
     ({"test_size": -3}, "test_size must be at least 1, got -3"),

@@ -1,12 +1,14 @@
 """Problems from a local JSON Lines file."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from effopd.errors import ConfigError
+from effopd.tasks.fields import integer_at, text_at
 from effopd.tasks.problem import Problem, Task, VerifierName
+from effopd.tasks.rows import Row, jsonl_rows
+from effopd.tasks.templates import check_template, fill
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,11 +18,12 @@ class JsonlTask:
     Attributes:
         train_path: File of training problems.
         test_path: File of test problems; None holds out the last `test_size` training problems.
-        prompt_field: Field with the question.
+        prompt_field: Field with the question. Fields may be dotted, `extra.question`.
         answer_field: Field with the reference answer; "" when there is none.
         teacher_field: Field with the name of the problem's teacher; "" when there is only one.
         level_field: Field with the difficulty, an integer; "" when there is none.
-        template: Text around the question; `{question}` is replaced.
+        template: Name (docs/data.md) or text of the template around the question; `{question}` is
+            replaced.
         verifier: Who checks answers (docs/rewards.md): "boxed" compares the text of the last box,
             "math" its value; "none" for no accuracy.
         test_size: Problems held out when `test_path` is None.
@@ -38,8 +41,7 @@ class JsonlTask:
     test_size: int = 256
 
     def __post_init__(self) -> None:
-        if "{question}" not in self.template:
-            raise ConfigError(f"template must contain {{question}}, got {self.template!r}")
+        check_template(self.template)
         if self.verifier != "none" and not self.answer_field:
             raise ConfigError("answer_field must name a field, or set verifier = 'none'")
         if self.test_size < 1:
@@ -49,7 +51,7 @@ class JsonlTask:
         """Reads the files.
 
         Raises:
-            ConfigError: A file is missing, damaged or too small.
+            ConfigError: A file is damaged or too small; names the line.
         """
         train = self._read(Path(self.train_path))
         if self.test_path is not None:
@@ -64,64 +66,19 @@ class JsonlTask:
         return Task(train=train, test=test)
 
     def _read(self, path: Path) -> list[Problem]:
-        """The problems of a file; JSON Lines end at a newline and at nothing else."""
-        try:
-            lines = path.read_text(encoding="utf-8").split("\n")
-        except FileNotFoundError:
-            raise ConfigError(f"no such problem file: {path}") from None
-        except OSError as error:
-            raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{path} is not UTF-8: {error}") from None
-        rows = [(i, line) for i, line in enumerate(lines, start=1) if line.strip()]
-        if not rows:
-            raise ConfigError(f"{path} holds no problems")
-        return [self._problem(path, number, line) for number, line in rows]
+        if problems := [self._problem(row) for row in jsonl_rows(path)]:
+            return problems
+        raise ConfigError(f"{path} holds no problems")
 
-    def _problem(self, path: Path, number: int, line: str) -> Problem:
+    def _problem(self, row: Row) -> Problem:
+        values = row.values
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{path} line {number} is not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise ConfigError(f"{path} line {number} is not a JSON object")
-        try:
-            question = _text(row, self.prompt_field)
-            answer = _text(row, self.answer_field) if self.answer_field else ""
-            teacher = _text(row, self.teacher_field) if self.teacher_field else ""
-            level = _integer(row, self.level_field) if self.level_field else 0
+            return Problem(
+                id=row.name,
+                prompt=fill(self.template, text_at(values, self.prompt_field)),
+                answer=text_at(values, self.answer_field) if self.answer_field else "",
+                teacher=text_at(values, self.teacher_field) if self.teacher_field else "",
+                level=integer_at(values, self.level_field) if self.level_field else 0,
+            )
         except ConfigError as error:
-            raise ConfigError(f"{path} line {number}: {error}") from None
-        return Problem(
-            id=f"{path.stem}-{number}",
-            prompt=self.template.replace("{question}", question),
-            answer=answer,
-            teacher=teacher,
-            level=level,
-        )
-
-
-def _text(row: dict[str, Any], field: str) -> str:
-    """A field that holds text or a number, as text that a tokenizer can read."""
-    value = _value(row, field)
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ConfigError(f"field {field!r} must be text or a number, got {value!r:.60}")
-    text = str(value)
-    if not text.strip():
-        raise ConfigError(f"field {field!r} is empty")
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ConfigError(f"field {field!r} holds half a surrogate pair, which is no text")
-    return text
-
-
-def _integer(row: dict[str, Any], field: str) -> int:
-    value = _value(row, field)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"field {field!r} must be an integer, got {value!r:.60}")
-    return value
-
-
-def _value(row: dict[str, Any], field: str) -> Any:
-    if field not in row:
-        raise ConfigError(f"no field {field!r}; the line has {', '.join(map(repr, row))}")
-    return row[field]
+            raise ConfigError(f"{row.place}: {error}") from None

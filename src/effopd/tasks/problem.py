@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
+from effopd.tasks.code_tests import CodeTests
+from effopd.tasks.counts import Counts
+
 VerifierName = Literal["boxed", "math", "none"]
 """Who checks answers, as settings name it; "none" leaves them unchecked."""
 
@@ -18,6 +21,9 @@ class Problem:
         answer: Reference answer the verifier compares with; "" when the task has no verifier.
         teacher: Name of the teacher that scores its answers; "" where there is only one.
         level: Difficulty on the task's own scale, higher is harder; 0 where there is none.
+        system: System message before the prompt; "" for none.
+        source: Where the problem is from, as its data set says; "" where it says nothing.
+        tests: Tests of the program that is asked for; None where answers are texts.
     """
 
     id: str
@@ -25,6 +31,9 @@ class Problem:
     answer: str = ""
     teacher: str = ""
     level: int = 0
+    system: str = ""
+    source: str = ""
+    tests: CodeTests | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +80,9 @@ class Task:
     Attributes:
         train: Training problems; validation sets of searches are drawn from these.
         test: Held-out problems for the reported accuracy.
+        counts: What was read and left out, one per source that counts.
     """
 
     train: Sequence[Problem]
     test: Sequence[Problem]
+    counts: tuple[Counts, ...] = ()
