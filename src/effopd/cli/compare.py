@@ -19,6 +19,7 @@ from effopd.trainers.signals import StopRequest, stop_on_signals
 if TYPE_CHECKING:
     from effopd.config import RunConfig
     from effopd.demo.world import TinyWorld
+    from effopd.tasks.dataset import DatasetTask
     from effopd.tasks.files import JsonlTask
 
 Ending = Literal["finished", "stopped", "failed"]
@@ -181,7 +182,7 @@ def _make_worlds(
     configs: "Mapping[str, RunConfig]",
     stop: StopRequest,
     progress: CompareProgress,
-) -> "dict[TinyWorld | JsonlTask, str]":
+) -> "dict[TinyWorld | JsonlTask | DatasetTask, str]":
     """Makes base and teacher of each tiny world once, so that no two runs do.
 
     Returns:

@@ -18,6 +18,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+data = typer.Typer(
+    help="Look at the problems of a recipe.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(data, name="data")
+
 STOPPED = 75
 """Exit status of a run that was asked to stop, saved, and can be resumed (`EX_TEMPFAIL`)."""
 
@@ -272,6 +279,22 @@ def local_theory(
         from effopd.cli.theory import TheorySettings, theory
 
         theory(run, out, TheorySettings(rank=rank, contexts=contexts, steps=steps))
+
+
+@data.command()
+def preview(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    problems: Annotated[
+        int, typer.Option("--problems", "-n", min=0, help="Training problems to show.")
+    ] = 3,
+    debug: Debug = False,
+) -> None:
+    """Print what student and teacher are shown, and how many problems were left out, and why."""
+    with _errors(debug):
+        from effopd.cli.data import preview as show
+
+        show(recipe, overrides or [], problems)
 
 
 @contextmanager

@@ -1,16 +1,18 @@
 """Who checks the answers of a run, made from the name that the settings give."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from effopd.demo.world import TinyWorld
 from effopd.errors import ConfigError
 from effopd.rewards.boxed import BoxedAnswer
 from effopd.rewards.math import MathVerifier
+from effopd.tasks.dataset import DatasetTask
 from effopd.tasks.files import JsonlTask
 from effopd.tasks.problem import Problem, Task, Verifier
 
 
-def verifier_for(task: TinyWorld | JsonlTask) -> Verifier | None:
+def verifier_for(task: TinyWorld | JsonlTask | DatasetTask) -> Verifier | None:
     """The verifier of a task, which brings it or names it; None checks nothing."""
     if isinstance(task, TinyWorld):
         return task.verifier
@@ -60,7 +62,8 @@ def without_unreadable(
         )
         return kept
 
-    return Task(train=readable("training", task.train), test=readable("test", task.test))
+    train, test = readable("training", task.train), readable("test", task.test)
+    return replace(task, train=train, test=test)
 
 
 def _some(names: Sequence[str], most: int = 5) -> str:

@@ -1,0 +1,61 @@
+"""The problems of a run: read, filtered, and checked against the tokenizer and the verifier."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from effopd.cli.verifiers import without_unreadable
+from effopd.config import RunConfig
+from effopd.errors import ConfigError
+from effopd.rollouts.prompts import PromptTemplate
+from effopd.tasks.counts import Counts
+from effopd.tasks.problem import Problem, Task, Verifier
+
+
+def load_problems(
+    config: RunConfig, tokenizer: Any, verifier: Verifier | None, report: Callable[[str], None]
+) -> Task:
+    """Reads the problems and leaves out those that cannot be used.
+
+    Args:
+        config: Settings.
+        tokenizer: The student's, for the length of prompts.
+        verifier: Who is going to check answers.
+        report: Told what was left out, one line a source.
+
+    Returns:
+        The problems, with the counts of what was left out on the way.
+    """
+    task = without_unreadable(config.task.load(), verifier, report)
+    if config.prompt.too_long == "drop":
+        task = _without_long_prompts(task, config.prompt, tokenizer)
+    else:  # what is refused later is refused now, as far as the longest text tells
+        longest = max((*task.train, *task.test), key=lambda problem: len(problem.prompt))
+        config.prompt.encode(tokenizer, longest)
+    for counts in task.counts:
+        report(str(counts))
+    return task
+
+
+def counts_record(task: Task) -> dict[str, Any]:
+    """The counts of a task as `run.json` has them; nothing where nothing was counted."""
+    return {"problems": [asdict(counts) for counts in task.counts]} if task.counts else {}
+
+
+def _without_long_prompts(task: Task, template: PromptTemplate, tokenizer: Any) -> Task:
+    def kept(name: str, problems: Sequence[Problem]) -> tuple[list[Problem], Counts]:
+        short = template.short_enough(tokenizer, problems)
+        if not short:
+            raise ConfigError(
+                f"all {len(problems)} {name} have more than prompt.max_tokens = "
+                f"{template.max_tokens} tokens"
+            )
+        reason = f"more than {template.max_tokens} tokens"
+        left_out = len(problems) - len(short)
+        dropped = {reason: left_out} if left_out else {}
+        return short, Counts(name=name, read=len(problems), kept=len(short), dropped=dropped)
+
+    train, train_counts = kept("training prompts", task.train)
+    test, test_counts = kept("test prompts", task.test)
+    counts = (*task.counts, train_counts, test_counts)
+    return replace(task, train=train, test=test, counts=counts)
