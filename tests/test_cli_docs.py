@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
+from tests.support.commands import commands
 
-from effopd.cli.main import STOPPED, app
+from effopd.cli.main import STOPPED
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "cli.md").read_text("utf-8")
-COMMANDS: dict[str, Any] = dict(typer.main.get_group(app).commands)
+COMMANDS = commands()
 
 HEADING = re.compile(r"^## effopd (.+)$", re.MULTILINE)
 ROW = re.compile(r"^\| `([^`]+)` \| (.+) \|$", re.MULTILINE)

@@ -5,12 +5,10 @@ import subprocess
 import sys
 
 import pytest
-import typer
-
-from effopd.cli.main import app
+from tests.support.commands import commands
 
 HEAVY = {"transformers", "trl", "verl", "vllm", "pydantic", "matplotlib", "plotly"}
-COMMANDS = [[], *([name] for name in typer.main.get_group(app).commands)]
+COMMANDS = [[], *(name.split() for name in commands())]
 
 
 def imported_by(*arguments: str) -> set[str]:
@@ -34,7 +32,7 @@ def test_import_is_light() -> None:
     assert sorted(imported_by("-c", "import effopd") & HEAVY) == []
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: (command or ["effopd"])[0])
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command) or "effopd")
 def test_help_does_without_torch(command: list[str]) -> None:
     modules = imported_by("-m", "effopd.cli.main", *command, "--help")
     assert "typer" in modules
