@@ -37,7 +37,7 @@ class Study:
 
     out: Path
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    steps: int = 40
+    steps: int = 32
     save_every: int = 4
     lr: float = 3e-4
     answers: int = 256
