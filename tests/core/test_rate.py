@@ -9,14 +9,27 @@ from hypothesis import strategies as st
 
 from effopd.core.extrapolator import Extrapolator, Search
 from effopd.core.past import PastSearch
-from effopd.core.rate import GROWTH, LARGEST_FACTOR, rate_factor
-from effopd.core.scales import GeometricScales
+from effopd.core.rate import GROWTH, LARGEST_FACTOR, RETREAT, rate_change, rate_factor
+from effopd.core.scales import GeometricScales, Trial
 from effopd.core.schedule import EveryN
+from effopd.core.validation import Score
 from effopd.errors import ConfigError
 
 
-def searches(*scales: float) -> list[PastSearch]:
-    return [PastSearch(step=i + 1, accepted_scale=s) for i, s in enumerate(scales)]
+def searches(*changes: float) -> list[PastSearch]:
+    return [
+        PastSearch(step=i, accepted_scale=1.0, rate_change=change)
+        for i, change in enumerate(changes, start=1)
+    ]
+
+
+def trials(tip: float, candidates: dict[float, float | None]) -> list[Trial]:
+    """A search that accepted nothing; None is a point that could not be scored."""
+    found = [Trial(kind="incumbent", scale=1.0, score=Score(value=tip), accepted=None)]
+    for scale, value in candidates.items():
+        score = None if value is None else Score(value=value)
+        found.append(Trial(kind="candidate", scale=scale, score=score, accepted=False))
+    return found
 
 
 def test_before_the_first_search_the_rate_is_the_schedule_s() -> None:
@@ -24,17 +37,66 @@ def test_before_the_first_search_the_rate_is_the_schedule_s() -> None:
 
 
 @given(st.lists(st.sampled_from([0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 256.0]), max_size=30))
-def test_the_factor_is_the_product_of_its_steps_within_bounds(scales: list[float]) -> None:
+def test_the_factor_is_the_product_of_its_steps_within_bounds(changes: list[float]) -> None:
     logarithm, bound = 0.0, math.log(LARGEST_FACTOR)
-    for scale in scales:
-        step = {True: math.log(scale), False: math.log(scale) / 2}[scale > 1]
-        logarithm += math.log(GROWTH) if scale == 1 else step
-        logarithm = min(max(logarithm, -bound), bound)
-    assert rate_factor(searches(*scales)) == pytest.approx(math.exp(logarithm), rel=1e-9)
+    for change in changes:
+        logarithm = min(max(logarithm + math.log(change), -bound), bound)
+    assert rate_factor(searches(*changes)) == pytest.approx(math.exp(logarithm), rel=1e-9)
 
 
-def test_a_search_that_ends_at_the_anchor_is_no_division_by_zero() -> None:
-    assert rate_factor(searches(0.0)) == pytest.approx(LARGEST_FACTOR**-0.5)
+@pytest.mark.parametrize(("scale", "change"), [(8.0, 8.0), (2.0, 2.0), (0.25, 0.5), (0.0, 1 / 32)])
+def test_an_accepted_scale_is_followed(scale: float, change: float) -> None:
+    assert rate_change(trials(-1.0, {}), scale) == change
+
+
+@pytest.mark.parametrize(
+    ("candidates", "change"),
+    [
+        ({2.0: -3.0, 0.5: -2.0}, GROWTH),  # the tip is the best of three
+        ({2.0: -3.0, 0.5: -1.0}, GROWTH),  # as good half-way: a tie is no step too long
+        ({2.0: -3.0}, GROWTH),  # a ladder, which looks ahead only
+        ({2.0: -3.0, 0.5: -0.9}, 1.0),  # better half-way, though not significantly
+        ({2.0: None, 0.5: -2.0}, 1.0),  # what lies ahead could not be scored
+        ({3.0: None}, 1.0),
+        ({2.0: None, 0.5: None}, RETREAT),  # the search was blind on both sides
+        ({2.0: -3.0, 0.5: None}, RETREAT),
+    ],
+)
+def test_the_rate_grows_at_the_tip_only_on_evidence(
+    candidates: dict[float, float | None], change: float
+) -> None:
+    assert rate_change(trials(-1.0, candidates), 1.0) == change
+
+
+def test_a_retest_says_nothing_of_the_rate() -> None:
+    again = Trial(kind="retest-candidate", scale=0.5, score=None, accepted=False)
+    assert rate_change([*trials(-1.0, {2.0: -3.0, 0.5: -2.0}), again], 1.0) == GROWTH
+
+
+def test_a_student_that_overshoots_beyond_trust_gets_a_shorter_rate_until_it_is_seen_again() -> None:
+    """Gradient steps on a steep parabola, scored only near the tip: a runaway if the rate grew."""
+    x = torch.full((1,), 1.0)
+    tip = [0.0]
+
+    def validate(draw: object) -> Score:
+        tip[0] = tip[0] if draw.candidate else x.item()  # type: ignore[attr-defined]
+        is_near = abs(x.item() - tip[0]) < 2.0
+        return Score(value=-(x.item() ** 2) if is_near else math.nan)
+
+    search = Search(
+        schedule=EveryN(n=1),
+        scales=GeometricScales(floor=0.125),
+        learning_rate="follow",
+        guard=None,
+    )
+    extrapolator = Extrapolator({"x": x}, validate, search=search)
+    lr, sizes = 5.0, []
+    for step in range(1, 13):
+        x.sub_(lr * extrapolator.rate_factor * 2 * x)  # stable below a rate of 1
+        sizes.append(abs(x.item()))
+        extrapolator.step(step)
+    assert max(sizes) > 50
+    assert abs(x.item()) < 0.1
 
 
 def bowl(learning_rate: str) -> tuple[Extrapolator, torch.Tensor]:

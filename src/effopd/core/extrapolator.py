@@ -17,7 +17,7 @@ from effopd.core.alpha_memory import AlphaMemory
 from effopd.core.direction import AlphaPLS, Averaged, Relex
 from effopd.core.memory import AverageMemory, Memory, NoMemory
 from effopd.core.past import PastSearch
-from effopd.core.rate import rate_factor
+from effopd.core.rate import rate_change, rate_factor
 from effopd.core.ray import Ray, check_fits, local_
 from effopd.core.relex import RelexMemory
 from effopd.core.search import OnTrial, SearchResult, line_search
@@ -26,7 +26,7 @@ from effopd.core.settings import Search as Search
 from effopd.core.validation import Draw, Score, Validator, as_score
 from effopd.errors import ConfigError, ParameterMismatchError, ValidatorError
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 _STATE_KEYS = {"version", "last_step", "search", "past", "anchor", "history", "recorded"}
 
 
@@ -154,7 +154,9 @@ class Extrapolator:
         self._adjust_momentum_(result.accepted_scale)
         self._memory.record_(self._ray, step, progress, searched=True)
         self._ray.advance_anchor_(self.search.direction.anchor_scale(result.accepted_scale))
-        self._past.append(PastSearch(step=step, accepted_scale=result.accepted_scale))
+        scale = result.accepted_scale
+        change = rate_change(result.trials, scale)
+        self._past.append(PastSearch(step=step, accepted_scale=scale, rate_change=change))
         return result
 
     def _evaluate(self, scale: float, draw: Draw) -> Score:
@@ -197,16 +199,16 @@ class Extrapolator:
         """Everything a resumed run needs to propose the same candidates.
 
         Returns:
-            `version`, `last_step`, `search` (settings), `past` (step and accepted scale of each
-            search) and `recorded` (what the direction noted), all JSON-able; `anchor` and
-            `history` (what the direction remembers, often nothing), name to tensor, each
-            process's own shard when sharded. Tensors are references: save before the next step.
+            `version`, `last_step`, `search` (settings), `past` (step, accepted scale and
+            change of the rate of each search) and `recorded` (what the direction noted), all
+            JSON-able; `anchor` and `history` (what the direction remembers, often nothing), name
+            to tensor, each process's own shard when sharded. Tensors are references: save before the next step.
         """
         return {
             "version": STATE_VERSION,
             "last_step": self._last_step,
             "search": dataclasses.asdict(self.search),
-            "past": [[search.step, search.accepted_scale] for search in self._past],
+            "past": [[s.step, s.accepted_scale, s.rate_change] for s in self._past],
             "anchor": dict(self._ray.anchor),
             "history": self._memory.tensors(),
             "recorded": self._memory.notes(),
@@ -235,7 +237,10 @@ class Extrapolator:
         check_fits(state["anchor"], self._ray.anchor)
         self._memory.load_(state["history"], state["recorded"])
         self._ray.load_anchor_(state["anchor"])
-        self._past = [PastSearch(step=int(s), accepted_scale=float(a)) for s, a in state["past"]]
+        self._past = [
+            PastSearch(step=int(s), accepted_scale=float(a), rate_change=float(r))
+            for s, a, r in state["past"]
+        ]
         self._last_step = int(state["last_step"])
 
 

@@ -10,10 +10,12 @@ class PastSearch:
     Attributes:
         step: Optimizer step of the search.
         accepted_scale: Where it left the parameters; 1.0 is the tip (nothing accepted).
+        rate_change: What a learning rate that follows is multiplied by after it.
     """
 
     step: int
     accepted_scale: float
+    rate_change: float = 1.0
 
     @property
     def is_rejection(self) -> bool:
