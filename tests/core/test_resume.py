@@ -220,6 +220,7 @@ OTHER_SETTINGS = {
     "direction": SinceRaw(),
     "accept": AtLeast(),
     "guard": LengthGuard(longest=3.0),
+    "max_truncation": 0.1,
     "retest": True,
     "momentum": "scale",
     "learning_rate": "follow",

@@ -91,9 +91,11 @@ class Live:
         return load_state(directory, self.saved())
 
     def saved(self) -> Saved:
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         return Saved(
             policy=self.policy,
             optimizer=self.optimizer,
+            moved={n: p for n, p in self.policy.model.named_parameters() if id(p) in held},
             extrapolator=self.extrapolator,
             learner=self.critic or Stateless(),
             average=self.average,

@@ -5,6 +5,7 @@ Source: arXiv 2605.11739, section 4, equations 1 to 4. Departures are named at t
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from effopd.core.alpha_memory import AlphaMemory
 from effopd.core.direction import AlphaPLS, Averaged, Relex
+from effopd.core.factors import Factors
 from effopd.core.memory import AverageMemory, Memory, NoMemory
 from effopd.core.past import PastSearch
 from effopd.core.rate import rate_change, rate_factor
@@ -47,6 +49,7 @@ class Extrapolator:
         optimizer: Needed when `search.momentum` is not "keep".
         mirrors: Low-precision copies of fp32 masters, see `Ray`.
         device: Where the anchor lives; None keeps it next to the parameters.
+        factors: Pairs of parameters whose products are searched, as in LoRA.
         on_trial: Called as `on_trial(index, trial)` after each trial.
 
     Raises:
@@ -63,6 +66,7 @@ class Extrapolator:
         optimizer: torch.optim.Optimizer | None = None,
         mirrors: Mapping[str, Tensor] | None = None,
         device: torch.device | str | None = "cpu",
+        factors: Factors | None = None,
         on_trial: OnTrial | None = None,
     ) -> None:
         self.search = search or Search()
@@ -78,8 +82,13 @@ class Extrapolator:
         self._validate = validate
         self._optimizer = optimizer
         self._on_trial = on_trial
-        self._ray = Ray(parameters, mirrors=mirrors, device=device)
+        self._ray = Ray(parameters, mirrors=mirrors, device=device, factors=factors)
         self._memory = _memory_of(self.search, self._ray)
+        if factors is not None and not isinstance(self._memory, NoMemory):
+            raise ConfigError(
+                f"search.direction {self.search.direction.type!r} averages or fits tensors, which "
+                "factors of a product cannot be: use 'since_accepted', 'since_raw' or 'since_base'"
+            )
         self._past: list[PastSearch] = []
         self._last_step = 0
 
@@ -163,6 +172,10 @@ class Extrapolator:
         """Moves to `point(scale)` and scores it."""
         self._reshard()
         self._ray.move_to_(scale)
+        truncation = self._ray.truncation
+        if truncation > self.search.max_truncation:
+            lost = f"the rank cannot hold {truncation:.2g} of the update"
+            return Score(value=math.nan, reason=lost, truncation=truncation)
         before = self._ray.checksum()
         with torch.no_grad():
             score = as_score(self._validate(draw))
@@ -172,7 +185,7 @@ class Extrapolator:
                 f"{scale:g}). Those that the search moves were restored. Inside, do not step an "
                 "optimizer, cast the model or swap in averaged weights, or put all back exactly."
             )
-        return score
+        return dataclasses.replace(score, truncation=truncation)
 
     def _reshard(self) -> None:
         """Drops gathered copies, without communication.

@@ -3,7 +3,8 @@
 `point(s) = anchor + s * (tip - anchor)`, always from the two fixed endpoints, computed in fp32 and
 rounded once to the live dtype: no drift however many candidates are tried, and `point(1)` is the
 tip bit for bit. The same holds where another displacement replaces `tip - anchor`:
-`point(s) = tip + (s - 1) * displacement`, and the anchor is not touched.
+`point(s) = tip + (s - 1) * displacement`, and the anchor is not touched. Where tensors are factors,
+their products are on the ray, and the live factors hold the nearest product of their rank.
 """
 
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial, Replicate
 
+from effopd.core.factors import Factors
 from effopd.errors import ParameterMismatchError
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -93,9 +95,11 @@ class Ray:
         mirrors: Name to a low-precision copy that must follow its master, for bf16 training with
             fp32 masters. Written with each move, rounded once; at scale 1 it is the rounded master.
         device: Where anchor and tip live; None keeps each next to its live tensor.
+        factors: Pairs of parameters whose products are on the ray.
 
     Raises:
-        ParameterMismatchError: No parameters, a non-floating tensor, or a mirror that does not fit.
+        ParameterMismatchError: No parameters, a non-floating tensor, a mirror that does not fit, or
+            factors that are sharded.
     """
 
     def __init__(
@@ -104,6 +108,7 @@ class Ray:
         *,
         mirrors: Mapping[str, Tensor] | None = None,
         device: torch.device | str | None = "cpu",
+        factors: Factors | None = None,
     ) -> None:
         _check_live(parameters, mirrors or {})
         self._live = dict(parameters)
@@ -112,6 +117,13 @@ class Ray:
         self._tip: dict[str, Tensor] = {}  # defined from capture_tip_ to advance_anchor_
         self._displacement: Mapping[str, Tensor] | None = None  # None: from anchor to tip
         self._scale: float | None = None  # where the live tensors are; None when not known
+        self._factors = factors
+        if factors is not None:
+            factors.check_fit(parameters)
+            if self.is_sharded:
+                raise ParameterMismatchError("products of sharded factors cannot be searched")
+        self.truncation = 0.0
+        """Relative error of the point written last, where rank r could not hold it."""
         self.anchor = self._snapshot()
 
     @property
@@ -157,6 +169,7 @@ class Ray:
     def capture_tip_(self) -> None:
         """Fixes the tip at the live values; the ray starts from the anchor."""
         self._displacement = None
+        self.truncation = 0.0
         if self._tip:
             for name, tip in self._tip.items():
                 tip.copy_(local_(self._live[name]))
@@ -173,6 +186,7 @@ class Ray:
             displacement: Name to tensor of the tip's shape, fp32 or wider, in the anchor's memory.
         """
         assert displacement.keys() == self._tip.keys()
+        assert self._factors is None, "a displacement of factors is none of their product"
         self._displacement = displacement
 
     @torch.no_grad()
@@ -185,11 +199,20 @@ class Ray:
         if scale == self._scale:
             return
         self._scale = None
-        for name, tensor in self._live.items():
-            self._write_point_(local_(tensor), name, scale)
-            if name in self._mirrors:
-                local_(self._mirrors[name]).copy_(local_(tensor))
+        self._write_points_(self.live, scale)
+        for name, mirror in self._mirrors.items():
+            local_(mirror).copy_(local_(self._live[name]))
         self._scale = scale
+
+    def _write_points_(self, out: Mapping[str, Tensor], scale: float) -> None:
+        """Writes `point(scale)` of all tensors; an endpoint is a copy, factors or not."""
+        apart = self._factors if scale not in {0.0, 1.0} else None
+        self.truncation = 0.0
+        for name, tensor in out.items():
+            if apart is None or name not in apart.names:
+                self._write_point_(tensor, name, scale)
+        if apart is not None:
+            self.truncation = apart.write_point_(out, self.anchor, self._tip, scale)
 
     def _write_point_(self, out: Tensor, name: str, scale: float) -> None:
         """Writes `point(scale)` of one tensor into `out`."""
@@ -208,11 +231,11 @@ class Ray:
         """Makes `point(scale)` the anchor; the live tensors stay, the tip is no longer defined."""
         if scale == 1.0:
             self.anchor, self._tip = self._tip, self.anchor
-        for name, anchor in self.anchor.items():
-            if scale == self._scale != 1.0:
+        elif scale == self._scale:
+            for name, anchor in self.anchor.items():
                 anchor.copy_(local_(self._live[name]))
-            elif scale != 1.0:
-                self._write_point_(anchor, name, scale)
+        else:
+            self._write_points_(self.anchor, scale)
         self._displacement = None
         self._scale = None
 

@@ -33,6 +33,9 @@ class Search:
         learning_rate: "keep" leaves it to the optimizer's schedule; "follow" multiplies it by the
             scales that searches ended at, see `Extrapolator.rate_factor`.
         parameters: Selection for `select_parameters` when a module is given.
+        max_truncation: Where products of factors are searched, a point has up to twice their rank
+            and the nearest of their rank is tried. Largest relative error of that, in [0, 1];
+            beyond it a candidate is rejected unseen. 1 tries all.
     """
 
     schedule: PowersOfTwo | EveryN | AtSteps | Adaptive | Foresight = PowersOfTwo()
@@ -44,8 +47,11 @@ class Search:
     momentum: Literal["keep", "reset", "scale"] = "keep"
     learning_rate: Literal["keep", "follow"] = "keep"
     parameters: str = "attention_mlp"
+    max_truncation: float = 1.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.max_truncation <= 1:
+            raise ConfigError(f"max_truncation must be in [0, 1], got {self.max_truncation}")
         if self.learning_rate not in {"keep", "follow"}:
             raise ConfigError(f"learning_rate is 'keep' or 'follow', got {self.learning_rate!r}")
         if self.momentum not in {"keep", "reset", "scale"}:

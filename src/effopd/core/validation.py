@@ -41,6 +41,8 @@ class Score:
         mean_length: Mean completion length in tokens; None when nothing was generated.
         truncated_share: Share of completions cut at the length cap, in [0, 1].
         reason: Why the value is not finite; the search records it.
+        truncation: Relative error of the point that was scored, where factors of a given rank
+            cannot hold it; the search fills it in.
     """
 
     value: float
@@ -50,6 +52,7 @@ class Score:
     mean_length: float | None = None
     truncated_share: float = 0.0
     reason: str = ""
+    truncation: float = 0.0
 
     @property
     def is_finite(self) -> bool:

@@ -21,7 +21,7 @@ from effopd.evaluation.importance import (
     weighted_sums,
 )
 from effopd.evaluation.routing import Teachers, routed_reverse_kl
-from effopd.evaluation.scoring import completion_log_probs
+from effopd.evaluation.scoring import BATCH_TOKENS, completion_log_probs
 from effopd.models.policy import Policy
 from effopd.rollouts.engine import Sampling
 from effopd.rollouts.rollout import Rollout, total_tokens
@@ -183,6 +183,7 @@ class CachedKLValidator:
         teachers: Whom it is compared with.
         settings: Trust bounds, and how to reduce.
         teacher_temperature: Divides the teachers' logits.
+        batch_tokens: Padded tokens per forward pass, at most.
 
     Raises:
         ConfigError: Answers are not sampled from the policy itself, so that ratios of its
@@ -197,6 +198,7 @@ class CachedKLValidator:
         settings: CachedKLValidation,
         *,
         teacher_temperature: float = 1.0,
+        batch_tokens: int = BATCH_TOKENS,
     ) -> None:
         sampling = answers.sampling
         if (sampling.temperature, sampling.top_p, sampling.top_k) != (1.0, 1.0, 0):
@@ -210,6 +212,7 @@ class CachedKLValidator:
         self._teachers = teachers
         self._settings = settings
         self._teacher_temperature = teacher_temperature
+        self._batch_tokens = batch_tokens
         self._cache: _Cache | None = None
 
     def __call__(self, draw: Draw) -> Score:
@@ -258,6 +261,7 @@ class CachedKLValidator:
             self._teachers,
             rollouts,
             teacher_temperature=self._teacher_temperature,
+            batch_tokens=self._batch_tokens,
         )
         if self._settings.weights == "frozen":
             candidate = tip
@@ -273,4 +277,5 @@ class CachedKLValidator:
         )
 
     def _log_probs(self, rollouts: Sequence[Rollout]) -> list[tuple[float, ...]]:
-        return completion_log_probs(self._student, [r.sample for r in rollouts])
+        samples = [rollout.sample for rollout in rollouts]
+        return completion_log_probs(self._student, samples, batch_tokens=self._batch_tokens)

@@ -40,8 +40,8 @@ def completion_log_probs(
     """
     found: list[tuple[float, ...]] = []
     limits = {"batch_sequences": batch_sequences, "batch_tokens": batch_tokens}
-    for batch in completion_batches(samples, **limits):
-        with torch.no_grad(), evaluation_mode(policy):
+    with policy.during(), torch.no_grad(), evaluation_mode(policy):
+        for batch in completion_batches(samples, **limits):
             states = policy.states(batch)
             scored = token_log_probs(
                 states.hidden_ND,
@@ -50,7 +50,7 @@ def completion_log_probs(
                 bias=policy.head_bias_V,
                 temperature=temperature,
             )
-        found += _per_sample(scored.log_probs_N, states.lengths)
+            found += _per_sample(scored.log_probs_N, states.lengths)
     return found
 
 
@@ -82,11 +82,11 @@ def completion_reverse_kl(
     """
     found: list[tuple[float, ...]] = []
     limits = {"batch_sequences": batch_sequences, "batch_tokens": batch_tokens}
-    for batch in completion_batches(samples, **limits):
-        with torch.no_grad(), evaluation_mode(student), evaluation_mode(teacher):
+    with teacher.during(), torch.no_grad(), evaluation_mode(student), evaluation_mode(teacher):
+        for batch in completion_batches(samples, **limits):
             ours, theirs = student.states(batch), teacher.states(batch)
             divergences_N = _divergences(student, ours, teacher, theirs, teacher_temperature)
-        found += _per_sample(divergences_N, ours.lengths)
+            found += _per_sample(divergences_N, ours.lengths)
     return found
 
 

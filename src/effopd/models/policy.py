@@ -3,7 +3,8 @@
 Legend: N completion tokens of a batch, D hidden width, V vocabulary rows, B sequences, T positions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,15 +56,25 @@ class Policy:
             hidden state; checked with a probe.
         tokenizer: Its tokenizer, with a padding token.
         vocabulary_size: Head rows used; fewer than the head has when padding rows are trimmed.
+        during: Entered around every forward pass, for a model that has to be put into a state
+            first. It may be entered within itself.
 
     Raises:
         ParameterMismatchError: The logits are not `hidden @ head.T + bias` (soft-capping, scaling),
             or the head has fewer rows than asked for.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, vocabulary_size: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        vocabulary_size: int | None = None,
+        during: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
+        self.during = during
         self._head = model.get_output_embeddings()
         rows = self._head.weight.shape[0]
         self.vocabulary_size = rows if vocabulary_size is None else vocabulary_size
@@ -124,11 +135,12 @@ class Policy:
         )
 
     def _forward(self, ids_BT: Tensor, attention_BT: Tensor) -> Tensor:
-        hidden_BTD: Tensor = self.model.base_model(
-            input_ids=ids_BT.to(self.device),
-            attention_mask=attention_BT.to(self.device),
-            use_cache=False,
-        ).last_hidden_state
+        with self.during():
+            hidden_BTD: Tensor = self.model.base_model(
+                input_ids=ids_BT.to(self.device),
+                attention_mask=attention_BT.to(self.device),
+                use_cache=False,
+            ).last_hidden_state
         return hidden_BTD
 
     @torch.no_grad()
@@ -137,14 +149,15 @@ class Policy:
 
         The head's output is amplified on its way, as a soft cap does little to small logits.
         """
-        ids_BT = torch.arange(4, device=self.device)[None] % self.vocabulary_size
-        attention_BT = torch.ones_like(ids_BT)
         training = self.model.training
         self.model.eval()
         amplify = self._head.register_forward_hook(lambda head, inputs, logits: 100 * logits)
         try:
-            expected = self.model(input_ids=ids_BT, attention_mask=attention_BT).logits.float()
-            found = self._head(self._forward(ids_BT, attention_BT)).float()
+            with self.during():
+                ids_BT = torch.arange(4, device=self.device)[None] % self.vocabulary_size
+                attention_BT = torch.ones_like(ids_BT)
+                expected = self.model(input_ids=ids_BT, attention_mask=attention_BT).logits.float()
+                found = self._head(self._forward(ids_BT, attention_BT)).float()
         finally:
             amplify.remove()
             self.model.train(training)

@@ -5,8 +5,9 @@ completion depends on its own seed only, two policies given the same seeds are c
 random numbers, and no global generator is touched.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from transformers import (
 )
 
 from effopd.errors import NonFiniteError
+from effopd.models.portions import portions
 from effopd.rollouts.engine import Completion, Request, Sampling
 
 
@@ -32,7 +34,10 @@ class HFEngine:
     Args:
         model: Hugging Face causal language model.
         tokenizer: Its tokenizer; prompts are left-padded with its padding token.
-        batch_size: Requests decoded together.
+        batch_size: Requests decoded together, at most.
+        batch_tokens: Prompt and answer tokens decoded together at most, padding included and every
+            answer counted at the length cap; None for no limit.
+        during: Entered while writing, see `Policy`.
         vocabulary_size: Head rows that are sampled from; None for all. Padding rows beyond the
             vocabulary shared with a teacher must not be.
     """
@@ -43,11 +48,14 @@ class HFEngine:
         tokenizer: Any,
         *,
         batch_size: int = 128,
+        batch_tokens: int | None = None,
+        during: Callable[[], AbstractContextManager[object]] = nullcontext,
         vocabulary_size: int | None = None,
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
-        self._batch_size = batch_size
+        self._batch_size, self._batch_tokens = batch_size, batch_tokens or sys.maxsize
+        self._during = during
         self._vocabulary_size = vocabulary_size
 
     def sync_weights(self) -> None:
@@ -55,12 +63,14 @@ class HFEngine:
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """One completion a request, in order; see `Engine.generate`."""
-        batches = range(0, len(requests), self._batch_size)
-        return [
-            completion
-            for start in batches
-            for completion in self._batch(requests[start : start + self._batch_size], sampling)
-        ]
+        lengths = [len(request.prompt_ids) + sampling.max_new_tokens for request in requests]
+        batches = portions(lengths, tokens=self._batch_tokens, sequences=self._batch_size)
+        with self._during():
+            return [
+                completion
+                for indices in batches
+                for completion in self._batch([requests[i] for i in indices], sampling)
+            ]
 
     def _batch(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         device = self._model.get_input_embeddings().weight.device

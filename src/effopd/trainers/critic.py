@@ -42,7 +42,8 @@ class Critic:
     def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
         for prefix, module in (("body", self._body), ("head", self._head)):
             for name, parameter in module.named_parameters():
-                yield f"{prefix}.{name}", parameter
+                if parameter.requires_grad:  # of a student with adapters, those alone
+                    yield f"{prefix}.{name}", parameter
 
     def values(self, samples: Sequence[Sample]) -> Float[Tensor, " N"]:
         """Values of every completion token, concatenated; with gradient if enabled."""

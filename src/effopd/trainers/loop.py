@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from effopd.core.extrapolator import Extrapolator, Search
+from effopd.core.extrapolator import Search
 from effopd.core.scales import Trial
 from effopd.core.search import SearchResult
 from effopd.core.validation import Validator
-from effopd.errors import ConfigError, NonFiniteError
+from effopd.errors import NonFiniteError
 from effopd.evaluation.evaluator import Evaluation
 from effopd.evaluation.lent_answers import LentAnswers
 from effopd.models.checkpoints import checkpoint_path, prune, write_checkpoint
@@ -34,6 +34,7 @@ from effopd.trainers.rows import (
     trial_row,
 )
 from effopd.trainers.run_directory import RunDirectory
+from effopd.trainers.searching import extrapolator_of
 from effopd.trainers.settings import LoopSettings
 from effopd.trainers.signals import StopRequest
 from effopd.trainers.state import Progress, Saved, load_state, save_state
@@ -93,26 +94,18 @@ class Trainer:
             observer=self.observer,
         )
         self.updater = Updater(student, learner, settings)
-        self.extrapolator = self._extrapolator(search, validate)
+        self.extrapolator = extrapolator_of(
+            student,
+            self.updater,
+            settings,
+            search=search,
+            validate=validate,
+            on_trial=self._log_trial,
+        )
         self.watch = Watch(student, run, settings, self.observer)
         self.progress = Progress()
         self._history: list[Row] = []
         self._clock: dict[str, float] = {}
-
-    def _extrapolator(
-        self, search: Search | None, validate: Validator | None
-    ) -> Extrapolator | None:
-        if search is None:
-            return None
-        if validate is None:
-            raise ConfigError("a search needs a validator: pass validate=, or search=None")
-        return Extrapolator(
-            self.student.model,
-            validate,
-            search=search,
-            optimizer=self.updater.optimizer,
-            on_trial=self._log_trial,
-        )
 
     def resume(self) -> bool:
         """Continues from the newest good checkpoint; False when there is none yet.
@@ -135,6 +128,8 @@ class Trainer:
         return Saved(
             policy=self.student,
             optimizer=self.updater.optimizer,
+            moved=self.updater.moved,
+            masters=self.updater.masters,
             extrapolator=self.extrapolator,
             learner=self.learner,
             average=self.average,

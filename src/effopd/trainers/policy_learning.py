@@ -10,7 +10,7 @@ from torch import Tensor
 
 from effopd.errors import ConfigError
 from effopd.evaluation.routing import Teachers, routed_log_probs
-from effopd.evaluation.scoring import completion_log_probs
+from effopd.evaluation.scoring import BATCH_TOKENS, completion_log_probs
 from effopd.models.policy import Policy
 from effopd.objectives import (
     PolicyGradient,
@@ -86,6 +86,7 @@ class PolicyGradientLearner:
         teachers: Needed when `objective.distillation` is not 0.
         reference: Needed when `objective.kl_coefficient` is not 0.
         critic: Needed for advantages from a critic.
+        scoring_tokens: Padded tokens per forward pass without gradient, at most.
 
     Raises:
         ConfigError: One that is needed is missing.
@@ -101,6 +102,7 @@ class PolicyGradientLearner:
         teachers: Teachers | None = None,
         reference: Policy | None = None,
         critic: Critic | None = None,
+        scoring_tokens: int = BATCH_TOKENS,
     ) -> None:
         needs = {
             "teachers": (objective.needs_teacher, teachers),
@@ -111,7 +113,7 @@ class PolicyGradientLearner:
             if is_needed and given is None:
                 raise ConfigError(f"this policy-gradient objective needs {name}")
         self._objective, self._student, self._longest = objective, student, longest
-        self._reuses_rollouts = reuses_rollouts
+        self._reuses_rollouts, self._scoring_tokens = reuses_rollouts, scoring_tokens
         self._teachers, self._reference, self._critic = teachers, reference, critic
         self._rollouts: Sequence[Rollout] = ()
         self._advantages: TokenScores = ()
@@ -137,14 +139,18 @@ class PolicyGradientLearner:
             if self._critic
             else self._group_advantages(rewards, lengths, batch.responses)
         )
-        self._old = completion_log_probs(self._student, samples) if self._reuses_rollouts else ()
+        self._old = self._log_probs(self._student) if self._reuses_rollouts else ()
         if self._reference is not None and self._objective.needs_reference:
-            self._reference_scores = completion_log_probs(self._reference, samples)
+            self._reference_scores = self._log_probs(self._reference)
         taught = 0
         if self._teachers is not None and self._objective.needs_teacher:
             advantages_N, taught = self._with_teacher(advantages_N)
         self._advantages = _per_rollout(advantages_N, lengths)
         return taught
+
+    def _log_probs(self, policy: Policy) -> TokenScores:
+        samples = [rollout.sample for rollout in self._rollouts]
+        return completion_log_probs(policy, samples, batch_tokens=self._scoring_tokens)
 
     def _group_advantages(self, rewards: Tensor, lengths: Sequence[int], responses: int) -> Tensor:
         advantages_GR = group_advantages(rewards.view(-1, responses), self._objective.group_scale)
@@ -167,7 +173,7 @@ class PolicyGradientLearner:
     def _with_teacher(self, advantages_N: Tensor) -> tuple[Tensor, int]:
         """Adds the distillation advantage `log q - log p` at every token."""
         assert self._teachers is not None
-        scores = routed_log_probs(self._teachers, self._rollouts)
+        scores = routed_log_probs(self._teachers, self._rollouts, batch_tokens=self._scoring_tokens)
         teacher_N = torch.tensor([v for row in scores for v in row], dtype=torch.float64)
         own = self._old or [r.completion.log_probs for r in self._rollouts]
         student_N = torch.tensor([v for row in own for v in row], dtype=torch.float64)

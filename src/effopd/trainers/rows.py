@@ -124,6 +124,7 @@ def trial_row(step: int, index: int, trial: Trial) -> Row:
         "score_se": score.standard_error if score else None,
         "accepted": trial.accepted,
         "reason": trial.reason,
+        "truncation": score.truncation if score else None,
         "tokens": score.tokens if score else 0,
         "seconds": trial.seconds,
     }

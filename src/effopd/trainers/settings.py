@@ -60,6 +60,42 @@ class OptimizerSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MemorySettings:
+    """What is kept in which precision and where; see docs/memory.md for the bytes.
+
+    But for `master_weights` nothing here changes what a run computes, only how fast.
+
+    Attributes:
+        master_weights: Train float32 copies of a student in bfloat16, which is rounded from them.
+        offload_optimizer: Keep masters, gradients and the optimizer's moments on the CPU, where
+            the update is then computed; needs `master_weights`.
+        anchor_device: Where the search keeps anchor and tip: "cpu", or next to what it moves.
+        teacher_offload: Keep the teachers on the CPU except while they score or write.
+        scoring_tokens: Padded tokens per forward pass without gradient, at most.
+        generation_tokens: Prompt and answer tokens, padding included, that are decoded together at
+            most; 0 leaves it to `train.rollout_batch`.
+    """
+
+    master_weights: bool = False
+    offload_optimizer: bool = False
+    anchor_device: Literal["cpu", "student"] = "cpu"
+    teacher_offload: bool = False
+    scoring_tokens: int = 32_768
+    generation_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        if self.offload_optimizer and not self.master_weights:
+            raise ConfigError(
+                "memory.offload_optimizer keeps the masters on the CPU: set memory.master_weights"
+            )
+        if self.scoring_tokens < 1 or self.generation_tokens < 0:
+            raise ConfigError(
+                "memory needs scoring_tokens >= 1 and generation_tokens >= 0, got "
+                f"{self.scoring_tokens} and {self.generation_tokens}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Horizon:
     """Answers cut short while training: only their first tokens are written and learned from.
 
@@ -227,6 +263,7 @@ class LoopSettings:
         evaluation: Held-out evaluation.
         checkpoint: When to save, what to keep.
         monitor: What watches the weights.
+        memory: What is kept where.
     """
 
     seed: int = 0
@@ -235,6 +272,7 @@ class LoopSettings:
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     monitor: MonitorSettings = MonitorSettings()
+    memory: MemorySettings = MemorySettings()
 
     def __post_init__(self) -> None:
         stop, evaluation = self.train.stop, self.evaluation

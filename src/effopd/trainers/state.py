@@ -1,10 +1,11 @@
 """Everything a run needs to continue bit for bit, as safetensors and JSON.
 
 A checkpoint is a Hugging Face directory (`from_pretrained` works) plus `trainer_state.json`,
-`optimizer.safetensors`, and where they exist `anchor.safetensors` and `history.safetensors` (the
-search), `learner.safetensors` (a critic), `average.safetensors` (a teacher that follows the
-student) and `monitor.safetensors`. No random state: every random number is a function of seed and
-step.
+`optimizer.safetensors`, and where they exist `masters.safetensors` (of a student in low precision),
+`anchor.safetensors` and `history.safetensors` (the search), `learner.safetensors` (a critic),
+`average.safetensors` (a teacher that follows the student) and `monitor.safetensors`. Of a student
+with adapters the Hugging Face directory is that of the adapter, in PEFT's format. No random state:
+every random number is a function of seed and step.
 """
 
 import json
@@ -21,6 +22,7 @@ from torch import Tensor
 from effopd.core.extrapolator import Extrapolator
 from effopd.errors import CheckpointError, NonFiniteError
 from effopd.models.loading import ModelSettings, load_model
+from effopd.models.lora import load_adapters_, save_adapters, trains_adapters
 from effopd.models.policy import Policy
 
 VERSION = 2
@@ -77,23 +79,32 @@ class Saved:
     Attributes:
         policy: The student.
         optimizer: Its optimizer.
+        moved: What the optimizer moves, by the names of the student's parameters.
         extrapolator: The search, if there is one.
         learner: The objective, which may hold a critic.
         average: A teacher that follows the student, if there is one.
         monitor: What watches the weights; without state when it is off.
+        masters: Of a student in low precision.
     """
 
     policy: Policy
     optimizer: torch.optim.Optimizer
+    moved: Mapping[str, Tensor]
     extrapolator: Extrapolator | None
     learner: Stateful
     average: Stateful | None
     monitor: Stateful
+    masters: Stateful | None = None
 
     @property
     def others(self) -> dict[str, Stateful]:
         """File name -> what has tensors of its own."""
-        found = {"learner": self.learner, "average": self.average, "monitor": self.monitor}
+        found: dict[str, Stateful | None] = {
+            "masters": self.masters,
+            "learner": self.learner,
+            "average": self.average,
+            "monitor": self.monitor,
+        }
         return {name: part for name, part in found.items() if part is not None and part.state()}
 
 
@@ -103,7 +114,7 @@ def save_state(directory: Path, saved: Saved, progress: Progress) -> None:
     Raises:
         NonFiniteError: A parameter is NaN or infinite; nothing is saved then.
     """
-    policy, optimizer = saved.policy, saved.optimizer
+    policy = saved.policy
     for name, parameter in policy.model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise NonFiniteError(
@@ -111,11 +122,13 @@ def save_state(directory: Path, saved: Saved, progress: Progress) -> None:
                 "a new run (--out) with a smaller optimizer.lr, or from an earlier checkpoint of "
                 "this one (student.path)."
             )
-    policy.model.save_pretrained(directory)
+    if trains_adapters(policy.model):
+        save_adapters(policy.model, directory)
+    else:
+        policy.model.save_pretrained(directory)
     policy.tokenizer.save_pretrained(directory)
     state: dict[str, Any] = {"version": VERSION, "progress": asdict(progress)}
-    names = {id(p): n for n, p in policy.model.named_parameters()}
-    save_file(_optimizer_tensors(optimizer, names), directory / "optimizer.safetensors")
+    save_file(_optimizer_tensors(saved), directory / "optimizer.safetensors")
     if saved.extrapolator is not None:
         search_state = saved.extrapolator.state_dict()
         for name in SEARCH_TENSORS:
@@ -135,15 +148,17 @@ def load_state(directory: Path, saved: Saved) -> Progress:
         CheckpointError: The state is of another version, lacks a part, or is of another model.
     """
     state = _read_state(directory)
-    policy, optimizer, extrapolator = saved.policy, saved.optimizer, saved.extrapolator
+    policy, extrapolator = saved.policy, saved.extrapolator
     if ("search" in state) != (extrapolator is not None):
         raise CheckpointError(
             f"{directory} was written {'with' if 'search' in state else 'without'} a search, this "
             f"run is {'with' if extrapolator else 'without'} one: it belongs to another run"
         )
-    _load_model(policy.model, directory)
-    names = {id(p): n for n, p in policy.model.named_parameters()}
-    _load_optimizer(optimizer, names, load_tensors(directory / "optimizer.safetensors"))
+    if trains_adapters(policy.model):
+        load_adapters_(policy.model, directory)
+    else:
+        _load_model(policy.model, directory)
+    _load_optimizer(saved, load_tensors(directory / "optimizer.safetensors"))
     if extrapolator is not None:
         files = {name: directory / f"{name}.safetensors" for name in SEARCH_TENSORS}
         tensors = {
@@ -206,28 +221,23 @@ def _load_model(model: Any, directory: Path) -> None:
             tensor.copy_(saved[name])
 
 
-def _optimizer_tensors(
-    optimizer: torch.optim.Optimizer, names: Mapping[int, str]
-) -> dict[str, Tensor]:
+def _optimizer_tensors(saved: Saved) -> dict[str, Tensor]:
     """State tensors by `parameter name/key`."""
     return {
-        f"{names[id(parameter)]}/{key}": value.contiguous()
-        for parameter, entries in optimizer.state.items()
-        for key, value in entries.items()
+        f"{name}/{key}": value.contiguous()
+        for name, parameter in saved.moved.items()
+        for key, value in saved.optimizer.state.get(parameter, {}).items()
     }
 
 
-def _load_optimizer(
-    optimizer: torch.optim.Optimizer, names: Mapping[int, str], tensors: Mapping[str, Tensor]
-) -> None:
-    by_name = {names[id(p)]: p for group in optimizer.param_groups for p in group["params"]}
-    optimizer.state.clear()
+def _load_optimizer(saved: Saved, tensors: Mapping[str, Tensor]) -> None:
+    saved.optimizer.state.clear()
     for key, tensor in tensors.items():
         name, _, entry = key.rpartition("/")
-        parameter = by_name.get(name)
+        parameter = saved.moved.get(name)
         if parameter is None or (entry != "step" and tensor.shape != parameter.shape):
             raise CheckpointError(
                 f"the optimizer state does not fit the model: {key} of shape {tuple(tensor.shape)}"
             )
         placed = tensor if entry == "step" else tensor.to(parameter.device)
-        optimizer.state.setdefault(parameter, {})[entry] = placed
+        saved.optimizer.state.setdefault(parameter, {})[entry] = placed

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from effopd.models.policy import Policy
 from effopd.models.portions import portions
@@ -10,12 +11,13 @@ from effopd.rollouts.rollout import Rollout, total_tokens
 from effopd.rollouts.seeds import derive_seed
 from effopd.trainers.batch import Portion, mini_batches
 from effopd.trainers.learning import Learner
+from effopd.trainers.masters import Masters
 from effopd.trainers.rows import Row, Update, finite_update, update_statistics
 from effopd.trainers.settings import LoopSettings
 
 
 class Updater:
-    """AdamW on the trainable parameters of the student.
+    """AdamW on the trainable parameters of the student, or on their float32 masters.
 
     Args:
         student: The policy to train.
@@ -25,9 +27,15 @@ class Updater:
 
     def __init__(self, student: Policy, learner: Learner, settings: LoopSettings) -> None:
         self._student, self._learner, self._settings = student, learner, settings
-        self._trainable = [p for p in student.model.parameters() if p.requires_grad]
+        self.live = {n: p for n, p in student.model.named_parameters() if p.requires_grad}
+        memory = settings.memory
+        self.masters: Masters | None = None
+        if memory.master_weights:
+            self.masters = Masters(self.live, "cpu" if memory.offload_optimizer else None)
+        self.moved: dict[str, Tensor] = dict(self.masters.tensors if self.masters else self.live)
+        """What the optimizer moves: the trainable parameters, or their masters; by name."""
         self.optimizer = torch.optim.AdamW(
-            self._trainable,
+            self.moved.values(),
             betas=settings.optimizer.betas,
             eps=settings.optimizer.eps,
             weight_decay=settings.optimizer.weight_decay,
@@ -73,9 +81,11 @@ class Updater:
             parts.append(part)
         self._student.model.eval()
         clip_norm = self._settings.optimizer.clip_norm
-        norm = torch.nn.utils.clip_grad_norm_(self._trainable, clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.moved.values(), clip_norm)
         update = finite_update(parts, portion, norm.item())
         self.optimizer.step()
+        if self.masters is not None:
+            self.masters.publish_()
         self._learner.after_update()
         return update
 
