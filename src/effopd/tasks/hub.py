@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import PurePosixPath
 from typing import Any
+from zipfile import BadZipFile
 
 from effopd.errors import ConfigError, MissingExtraError
 from effopd.tasks.origins import Origin
@@ -72,13 +73,13 @@ def _split(origin: Origin, cache: str | None) -> Any:
 def _explained(origin: Origin) -> Iterator[None]:
     """What `datasets` cannot load is a wrong setting or a missing network, not a crash."""
     from datasets.exceptions import DatasetsError
-    from httpx import HTTPError
+    from huggingface_hub.errors import HTTPError  # of whichever client it uses
 
     try:
         yield
     except ConfigError:
         raise
-    except (DatasetsError, HTTPError, OSError, ValueError, RuntimeError) as error:
+    except (DatasetsError, HTTPError, BadZipFile, OSError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"cannot load {origin.repo} at {origin.revision or 'its newest commit'}, split "
             f"{origin.split}: {error}"

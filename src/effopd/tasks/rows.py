@@ -141,7 +141,7 @@ def _check_is_file(path: Path) -> None:
 
 def _object(line: bytes, place: str) -> Mapping[str, Any]:
     try:
-        row = json.loads(line.decode(), parse_constant=_refuse_constant)
+        row = json.loads(line.rstrip(b"\r\n").decode(), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{place} is not UTF-8: {error}") from None
     except (ValueError, RecursionError) as error:

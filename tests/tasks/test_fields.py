@@ -1,0 +1,110 @@
+"""Values by dotted names, and what is refused."""
+
+import math
+from typing import Any
+
+import pytest
+
+from effopd.errors import ConfigError
+from effopd.tasks.fields import Conversation, conversation_at, integer_at, level_at, text_at
+
+ROW = {"a": "x", "b": {"c": "y", "d": {"e": 7}}, "b.c": "column", "list": ["z"], "": "empty name"}
+
+
+def test_paths_and_columns_with_a_dot() -> None:
+    assert text_at(ROW, "a") == "x"
+    assert text_at(ROW, "b.d.e") == "7"
+    assert text_at(ROW, "b.c") == "column", "the column of this very name comes first"
+    assert text_at({"b": ROW["b"]}, "b.c") == "y"
+
+
+MISSING = [
+    ("z", "no field 'z'; the row has 'a', 'b', 'b.c', 'list', ''"),
+    ("b.z", "no field 'b.z'; 'b' has 'c', 'd'"),
+    ("b.d.z", "no field 'b.d.z'; 'd' has 'e'"),
+    ("a.z", "no field 'a.z'; 'a' is no object"),
+    ("list.0", "no field 'list.0'; 'list' is no object"),
+]
+
+
+@pytest.mark.parametrize(("field", "message"), MISSING)
+def test_missing_fields_say_what_is_there(field: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        text_at(ROW, field)
+    assert str(error.value) == message
+
+
+def test_a_row_without_fields() -> None:
+    with pytest.raises(ConfigError, match="the row has no fields"):
+        text_at({}, "a")
+
+
+NO_TEXT = [None, True, [], {}, b"x", "", " \n", math.nan, math.inf, "half \ud83d", "\udfff"]
+
+
+@pytest.mark.parametrize("value", NO_TEXT, ids=repr)
+def test_no_text(value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^field 'f' "):
+        text_at({"f": value}, "f")
+
+
+@pytest.mark.parametrize(("value", "text"), [(0, "0"), (4.5, "4.5"), (" x ", " x "), ("😀", "😀")])
+def test_text(value: Any, text: str) -> None:
+    assert text_at({"f": value}, "f") == text
+
+
+@pytest.mark.parametrize("value", [1.0, "1", True, None])
+def test_no_integer(value: Any) -> None:
+    with pytest.raises(ConfigError, match="must be an integer"):
+        integer_at({"f": value}, "f")
+    assert integer_at({"f": -3}, "f") == -3
+
+
+LEVELS = [(3, 3.0), (4.5, 4.5), ("Level 5", 5.0), (" 6.5 ", 6.5), ("-1", -1.0)]
+
+
+@pytest.mark.parametrize(("value", "level"), LEVELS)
+def test_levels(value: Any, level: float) -> None:
+    assert level_at({"f": value}, "f") == level
+
+
+@pytest.mark.parametrize(
+    "value", ["Level ?", "hard", "", None, True, math.nan, -math.inf, "1e9", [1]]
+)
+def test_no_level(value: Any) -> None:
+    with pytest.raises(ConfigError, match="field 'f' must be a number"):
+        level_at({"f": value}, "f")
+
+
+def message(role: Any, content: Any) -> dict[str, Any]:
+    return {"role": role, "content": content}
+
+
+def test_conversations() -> None:
+    user, system = message("user", "q"), message("system", "s")
+    assert conversation_at({"f": "q"}, "f") == Conversation("", "q")
+    assert conversation_at({"f": [user]}, "f") == Conversation("", "q")
+    assert conversation_at({"f": [system, user]}, "f") == Conversation("s", "q")
+
+
+NO_CONVERSATION = [
+    [],
+    [message("system", "s")],
+    [message("user", "q"), message("assistant", "a")],
+    [message("user", "q"), message("user", "q")],
+    [message("user", "q"), message("system", "s")],
+    [message("user", None)],
+    [message("user", "")],
+    [message("system", " "), message("user", "q")],
+    [message("user", "\ud83d")],
+    ["user"],
+    [{"content": "q"}],
+    {"role": "user", "content": "q"},
+    None,
+]
+
+
+@pytest.mark.parametrize("value", NO_CONVERSATION, ids=repr)
+def test_no_conversation(value: Any) -> None:
+    with pytest.raises(ConfigError, match="field 'f'"):
+        conversation_at({"f": value}, "f")

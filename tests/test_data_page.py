@@ -1,0 +1,110 @@
+"""docs/data.md and the settings of data sets, which it shows."""
+
+import re
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from effopd.config import RunConfig, load_config, make_config, to_toml
+from effopd.errors import ConfigError
+from effopd.tasks.dataset import DatasetTask, DataSource
+from effopd.tasks.filters import Filters
+from effopd.tasks.origins import ORIGINS
+from effopd.tasks.templates import TEMPLATES
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "data.md").read_text("utf-8")
+MODELS = {"student": {"path": "student"}, "teacher": {"path": "teacher"}}
+
+
+def config(**settings: Any) -> RunConfig:
+    return make_config(MODELS | settings)
+
+
+def refusal(**settings: Any) -> str:
+    with pytest.raises(ConfigError) as error:
+        config(**settings)
+    return str(error.value)
+
+
+def task(**settings: Any) -> dict[str, Any]:
+    return {"type": "dataset", "train": {"path": "x.jsonl"}} | settings
+
+
+# The page -----------------------------------------------------------------------------------------
+
+
+def test_the_example_is_a_recipe(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    resolved = config(**tomllib.loads(example))
+    assert isinstance(resolved.task, DatasetTask)
+    assert resolved.task.train == DataSource(name="deepmath", hub=True)
+    assert resolved.task.filters.min_level == 6
+    assert resolved.prompt.too_long == "drop"
+    path = tmp_path / "config.toml"
+    path.write_text(to_toml(resolved))
+    assert load_config(path) == resolved
+
+
+def test_the_table_of_data_sets() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| `([\w/-]+)` \| `(\w{40})` \| (.+) \|$", PAGE, re.MULTILINE)
+    named = {name: origin for name, origin in ORIGINS.items() if name != "custom"}
+    assert rows == [(n, o.repo, o.revision, o.licence) for n, o in named.items()]
+
+
+def test_every_setting_template_and_filter_is_described() -> None:
+    words = set(re.findall(r"\w+", PAGE))
+    of_source = {field.name for field in fields(DataSource)}
+    of_filters = {field.name for field in fields(Filters)}
+    assert of_source | of_filters | set(TEMPLATES) <= words
+
+
+# Settings -----------------------------------------------------------------------------------------
+
+
+def test_sections_and_overrides() -> None:
+    resolved = make_config(
+        MODELS | {"task": task()},
+        ["task.train.path=y.jsonl", "task.filters.min_level=3", "task.test_size=7"],
+    )
+    assert resolved.task == DatasetTask(
+        train=DataSource(path="y.jsonl"), test_size=7, filters=Filters(min_level=3)
+    )
+
+
+MISTAKES: list[tuple[dict[str, Any], str]] = [
+    ({"train": {}}, "task.train: give either path, a local file, or hub = true"),
+    (
+        {"train": {"path": "x.jsonl", "promt_field": "q"}},
+        "unknown setting task.train.promt_field; did you mean 'prompt_field'?",
+    ),
+    ({"filters": {"repeated": "maybe"}}, "task.filters.repeated must be 'drop' or 'keep', got"),
+    ({"filters": {"min_level": 3, "max_level": 1}}, "task.filters.min_level must be at most max_"),
+    ({"train": {"path": "x.jsonl", "name": "deepmat"}}, "task.train.name must be 'custom', 'deep"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), MISTAKES, ids=str)
+def test_mistakes_are_named(settings: dict[str, Any], message: str) -> None:
+    assert refusal(task=task(**settings)).startswith(message)
+
+
+def test_train_is_needed() -> None:
+    assert refusal(task={"type": "dataset"}) == "task.train is missing"
+
+
+def test_what_needs_a_verifier() -> None:
+    unchecked = task(verifier="none")
+    assert "needs task.verifier" in refusal(
+        task=unchecked, method="effopd", validation={"type": "accuracy", "prompts": 8}
+    )
+    assert "set task.verifier" in refusal(task=unchecked, method="grpo")
+    assert config(task=unchecked, method="opd").task.verifier == "none"  # type: ignore[union-attr]
+
+
+def test_models_are_needed() -> None:
+    with pytest.raises(ConfigError, match=r"task\.type = 'dataset' needs student\.path"):
+        make_config({"task": task()})

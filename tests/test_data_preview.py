@@ -1,0 +1,203 @@
+"""`effopd data preview`: what student and teacher are shown, by value."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from tests.fakes import WORLD
+from tests.support.tiny import write_models
+from typer.testing import CliRunner
+
+from effopd.cli.data import Rendered, block, side_by_side
+from effopd.cli.main import app
+from effopd.demo.world import make_tokenizer
+from effopd.tasks.code_tests import CodeTests
+from effopd.tasks.problem import Problem
+
+THINKING = (
+    "{{ bos_token }}{% for m in messages %}{{ ' ' + m['content'] }}{% endfor %}"
+    "{% if enable_thinking %} #{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Student and teacher of the tiny world, and a teacher with another chat template."""
+    directory = write_models(tmp_path_factory.mktemp("models"))
+    tokenizer = make_tokenizer(WORLD)
+    tokenizer.chat_template = THINKING
+    for file in (directory / "teacher").iterdir():
+        other = directory / "other" / file.name
+        other.parent.mkdir(exist_ok=True)
+        other.write_bytes(file.read_bytes())
+    tokenizer.save_pretrained(directory / "other")
+    return directory
+
+
+def recipe(tmp_path: Path, models: Path, task: dict[str, Any], **settings: Any) -> Path:
+    raw = {
+        "student": {"path": str(models / "student")},
+        "teacher": {"path": str(models / "teacher")},
+        "task": task,
+        **settings,
+    }
+    path = tmp_path / "run.toml"
+    path.write_text(tomli_w.dumps(raw))
+    return path
+
+
+def problems(path: Path, *questions: str, **fields: Any) -> str:
+    rows = [{"question": each, "answer": "7"} | fields for each in questions]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def dataset(tmp_path: Path, *questions: str, **settings: Any) -> dict[str, Any]:
+    train = {"path": problems(tmp_path / "train.jsonl", *questions)}
+    test = {"path": problems(tmp_path / "test.jsonl", "6 + 6 =")}
+    return {"type": "dataset", "train": train, "test": test, "verifier": "boxed"} | settings
+
+
+def lines(*arguments: object) -> list[str]:
+    found = CliRunner().invoke(app, ["data", "preview", *map(str, arguments)])
+    assert found.exit_code == 0, found.output
+    return found.stdout.splitlines()
+
+
+def test_counts_and_prompts(tmp_path: Path, models: Path) -> None:
+    task = dataset(tmp_path, "3 + 4 =", "3 + 4 =", "1 + 1 =", "6 + 6 =")
+    path = recipe(tmp_path, models, task)
+    assert lines(path) == [
+        f"{tmp_path}/train.jsonl: 2 of 4 rows kept; 1: the prompt of an earlier row; "
+        "1: the prompt of a test problem",
+        f"{tmp_path}/test.jsonl: 1 of 1 rows kept",
+        "2 training problems, 1 test problems",
+        "",
+        "--- train-1",
+        "5 tokens, the same for student and teacher:",
+        "<bos> 3 + 4 =",
+        "reference: 7",
+        "",
+        "--- train-3",
+        "5 tokens, the same for student and teacher:",
+        "<bos> 1 + 1 =",
+        "reference: 7",
+    ]
+    assert lines(path, "-n", 1) == lines(path)[:8]
+    assert lines(path, "--problems", 0) == lines(path)[:3]
+
+
+def test_other_prompts_side_by_side(tmp_path: Path, models: Path) -> None:
+    path = recipe(tmp_path, models, dataset(tmp_path, "3 + 4 ="))
+    override = f"teacher.path={models}/other"
+    assert lines(path, override)[4:] == [
+        "--- train-1", "5 tokens, the same for student and teacher:", "<bos> 3 + 4 =",
+        "reference: 7",
+    ]  # fmt: skip
+    found = lines(path, override, "prompt.enable_thinking=true")
+    assert [" ".join(line.split()) for line in found[5:]] == [
+        "student, 5 tokens: | teacher, 6 tokens:",
+        "<bos> 3 + 4 = | <bos> 3 + 4 = #",
+        "DIFFERENT from token 6 on: the teacher scores the student's tokens, which are not those "
+        "of its own prompt",
+        "reference: 7",
+    ]
+
+
+def test_each_problem_with_its_own_teacher(tmp_path: Path, models: Path) -> None:
+    train = {
+        "path": problems(tmp_path / "train.jsonl", "3 + 4 =", by="second", hard=3, of="drill"),
+        "teacher_field": "by",
+        "level_field": "hard",
+        "source_field": "of",
+    }
+    task = {"type": "dataset", "train": train, "test": train | {"path": str(tmp_path / "t.jsonl")}}
+    problems(tmp_path / "t.jsonl", "6 + 6 =", by="first", hard=1, of="drill")
+    path = recipe(
+        tmp_path,
+        models,
+        task | {"verifier": "none"},
+        teachers={
+            "first": {"path": str(models / "teacher")},
+            "second": {"path": str(models / "other")},
+        },
+        prompt={"enable_thinking": True},
+    )
+    path.write_text(path.read_text().replace("[teacher]", "[reference]"))
+    found = lines(path)
+    assert found[4] == "--- train-1 level 3 drill teacher second"
+    assert "DIFFERENT from token 6 on" in found[7]
+    assert found[8] == "reference: none"
+
+
+def test_long_prompts(tmp_path: Path, models: Path) -> None:
+    task = dataset(tmp_path, "3 + 4 =", "3 + 4 + 5 =")
+    path = recipe(tmp_path, models, task, prompt={"max_tokens": 5})
+    refused = CliRunner().invoke(app, ["data", "preview", str(path)])
+    assert refused.exit_code == 2
+    assert refused.stderr == (
+        "error: prompt train-2 has 7 tokens; allowed are 1 to 5 (prompt.max_tokens, "
+        "prompt.too_long)\n"
+    )
+    assert lines(path, "prompt.too_long=drop", "-n", 0)[2:] == [
+        "training prompts: 1 of 2 rows kept; 1: more than 5 tokens",
+        "test prompts: 1 of 1 rows kept",
+        "1 training problems, 1 test problems",
+    ]
+
+
+def test_unreadable_references_are_named(tmp_path: Path, models: Path) -> None:
+    task = dataset(tmp_path, "3 + 4 =", "1 + 1 =", verifier="math")
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write('{"question": "2 + 2 =", "answer": "the proof is left to the reader"}\n')
+    found = lines(recipe(tmp_path, models, task), "-n", 0)
+    assert "left out 1 of 3 training problems" in found[0]
+    assert "train-3" in found[0]
+    assert found[-1] == "2 training problems, 1 test problems"
+
+
+def test_the_tiny_world_needs_no_models() -> None:
+    found = lines(Path(__file__).parents[1] / "recipes" / "tiny-effopd.toml", "-n", 1)
+    assert found[:2] == ["8192 training problems, 512 test problems", ""]
+    assert "the same for student and teacher" in found[3]
+    assert found[4].startswith("<bos> ")
+
+
+def test_control_characters_are_shown(tmp_path: Path) -> None:
+    hostile = "\x1b[2J\x07 \u202eevil [red]"
+    problem = Problem(id="p-1", prompt="", answer=hostile, source=hostile)
+    same = Rendered(ids=(1,), text=hostile)
+    shown = "␛[2J␇ ⟨202E⟩evil [red]"
+    assert list(block(problem, same, same, width=80)) == [
+        f"--- p-1 {shown}", "1 tokens, the same for student and teacher:", shown,
+        f"reference: {shown}",
+    ]  # fmt: skip
+    other = Rendered(ids=(2,), text=f"{hostile}\ufffe")
+    assert "\x1b" not in "".join(block(problem, same, other, width=80))
+
+
+def test_references_of_programs() -> None:
+    tests = CodeTests(kind="stdin", inputs=("1", "2"), outputs=("1", "2"))
+    same = Rendered(ids=(1,), text="x")
+    problem = Problem(id="p", prompt="x", tests=tests)
+    assert list(block(problem, same, same, width=80))[-1] == "reference: 2 tests, stdin"
+
+
+def test_columns() -> None:
+    assert list(side_by_side("a\n\n" + "b" * 30, "c", 60)) == [
+        f"a{' ' * 27} | c",
+        f"{' ' * 28} |",
+        f"{'b' * 28} |",
+        f"bb{' ' * 26} |",
+    ]
+    narrow = list(side_by_side("b" * 25, "", 10))
+    assert narrow == [f"{'b' * 24} |", f"b{' ' * 23} |"], "never narrower than 24"
+
+
+def test_a_difference_in_length_alone() -> None:
+    problem = Problem(id="p", prompt="x")
+    first, second = Rendered(ids=(1, 2), text="a b"), Rendered(ids=(1, 2, 3), text="a b c")
+    for pair in ((first, second), (second, first)):
+        assert "DIFFERENT from token 3 on" in "\n".join(block(problem, *pair, width=80))
