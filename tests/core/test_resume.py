@@ -207,7 +207,7 @@ KEYS = ["version", "last_step", "search", "past", "anchor", "history", "recorded
 def test_state_names_what_it_holds() -> None:
     state = some_state()
     assert list(state) == KEYS
-    assert (state["version"], state["last_step"]) == (2, 0)
+    assert (state["version"], state["last_step"]) == (3, 0)
     assert (state["past"], state["history"], state["recorded"]) == ([], {}, {})
     assert state["search"] == dataclasses.asdict(Search())
     assert json.loads(json.dumps(state["search"]))["scales"]["type"] == "geometric"
@@ -252,7 +252,7 @@ def test_missing_keys_are_named(key: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 1}, "version 2: .*version 1"),
+        ({"version": 1}, "version 3: .*version 1"),
         ({"anchor": {}}, r"missing \['w'\]"),
         ({"anchor": {"w": torch.ones(2), "v": torch.ones(2)}}, r"extra \['v'\]"),
         ({"anchor": {"w": torch.ones(3)}}, r"tensor w: expected \(2,\)"),
