@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from effopd.cli.parts import Parts
-from effopd.cli.verifiers import verifier_for, without_unreadable
+from effopd.cli.problems import counts_record, load_problems
+from effopd.cli.verifiers import verifier_for
 from effopd.config import RunConfig, differences, to_toml
 from effopd.demo.cache import world_models
 from effopd.demo.world import TinyWorld
@@ -46,7 +47,7 @@ def build_parts(config: RunConfig, report: Callable[[str], None]) -> Parts:
         teachers = {"": teachers.get("") or frozen_copy(student)}
         average = StudentAverage(teachers[""], student, config.self_teacher.decay)
     verifier = verifier_for(config.task)
-    task = without_unreadable(config.task.load(), verifier, report)
+    task = load_problems(config, student.tokenizer, verifier, report)
     return Parts(
         config=config,
         task=task,
@@ -90,7 +91,7 @@ def train(
             return True
         with closing(build_parts(config, observer.on_message)) as parts:
             trainer = build_trainer(parts, run, observer)
-            run.describe(to_toml(config), run_info(config))
+            run.describe(to_toml(config), run_info(config) | counts_record(parts.task))
             trainer.resume()
             if stop is not None:
                 return trainer.run(stop)

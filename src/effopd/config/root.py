@@ -16,6 +16,7 @@ from effopd.models.loading import ModelSettings
 from effopd.objectives import ExOPD, FullVocabularyKL, PolicyGradient, SampledTokenOPD
 from effopd.rollouts.engine import Sampling
 from effopd.rollouts.prompts import PromptTemplate
+from effopd.tasks.dataset import DatasetTask
 from effopd.tasks.files import JsonlTask
 from effopd.trainers.methods import (
     EFFOPD_EPOCHS,
@@ -84,7 +85,7 @@ class RunConfig(BaseModel):
     teachers: dict[str, ModelSettings] = {}
     self_teacher: SelfTeacher | None = None
     reference: ModelSettings | None = None
-    task: Annotated[TinyWorld | JsonlTask, Field(discriminator="type")] = TinyWorld()
+    task: Annotated[TinyWorld | JsonlTask | DatasetTask, Field(discriminator="type")] = TinyWorld()
     prompt: PromptTemplate = PromptTemplate()
     sampling: Sampling = Sampling(max_new_tokens=32)
     objective: Annotated[
