@@ -125,7 +125,7 @@ def test_archives_are_not_unpacked(tmp_path: Path, member: str) -> None:
     root.mkdir()
     with ZipFile(root / "train.zip", "w") as archive:
         archive.writestr(member, '{"question": "q"}\n')
-    with pytest.raises(ConfigError, match="holds other files|No .* data files found"):
+    with pytest.raises(ConfigError, match=r"holds other files|No .* data files found"):
         rows(Origin(repo=str(root)), tmp_path)
     assert not list(tmp_path.glob("**/*.jsonl"))
 
