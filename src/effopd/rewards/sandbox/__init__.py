@@ -1,0 +1,1 @@
+"""The boundary in which programs written by a model run."""

@@ -1,0 +1,1 @@
+"""What runs inside: the standard library only, for it is all there is."""

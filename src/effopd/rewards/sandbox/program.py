@@ -1,0 +1,104 @@
+"""What is run in a sandbox, under which limits, and what comes of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from effopd.errors import ConfigError
+
+Status = Literal[
+    "finished", "runtime_error", "timeout", "memory", "output_limit", "sandbox_error"
+]  # fmt: skip
+"""How a program ended. "sandbox_error" says nothing of the program: the sandbox itself failed,
+also when it was tried again in a fresh one."""
+
+MAX_SOURCE_BYTES = 8 * 1024**2
+MAX_INPUT_BYTES = 256 * 1024**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A program in Python.
+
+    Attributes:
+        source: Its text.
+        entry_point: Name of the function that is called; a method of a class `Solution` serves as
+            well. "" for a script that reads standard input and prints.
+    """
+
+    source: str
+    entry_point: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a program may use on one test.
+
+    Attributes:
+        wall_s: Seconds by the clock.
+        cpu_s: Seconds of processor time, of all its threads together.
+        memory_bytes: Address space beyond what the interpreter takes.
+        output_bytes: Of standard output, of standard error, and of the value that is returned.
+    """
+
+    wall_s: float = 10.0
+    cpu_s: float = 6.0
+    memory_bytes: int = 1024**3
+    output_bytes: int = 8 * 1024**2
+
+    def __post_init__(self) -> None:
+        for name in ("wall_s", "cpu_s"):
+            if not 0 < getattr(self, name) <= 3600:
+                raise ConfigError(f"{name} must be in (0, 3600], got {getattr(self, name)}")
+        if not 16 * 1024**2 <= self.memory_bytes <= 2**40:
+            raise ConfigError(f"memory_bytes must be 16 MiB to 1 TiB, got {self.memory_bytes}")
+        if not 1024 <= self.output_bytes <= 256 * 1024**2:
+            raise ConfigError(f"output_bytes must be 1 KiB to 256 MiB, got {self.output_bytes}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What one test came to.
+
+    Attributes:
+        status: How the program ended.
+        stdout: What it printed; at most `output_bytes`.
+        value: What the function returned, as plain built-ins; None unless finished.
+        seconds: By the clock, without the start of the sandbox.
+        detail: The end of standard error, or what was wrong; printable, for people.
+    """
+
+    status: Status
+    stdout: bytes = b""
+    value: Any = None
+    seconds: float = 0.0
+    detail: str = ""
+
+
+class Sandbox(Protocol):
+    """Runs programs it does not trust. Threads may share one: a program holds one process."""
+
+    @property
+    def kind(self) -> str:
+        """What the boundary is: "bubblewrap", "landlock", "url" or "none"."""
+        ...
+
+    def run(
+        self, program: Program, inputs: Sequence[bytes | list[Any]], limits: Limits
+    ) -> list[Outcome]:
+        """Runs a program once for each input, each time from the start.
+
+        Args:
+            program: What to run.
+            inputs: Standard input of a script, or the list of arguments of a function: plain
+                built-ins.
+            limits: For each input by itself.
+
+        Returns:
+            One outcome per input, in order.
+        """
+        ...
+
+    def close(self) -> None:
+        """Ends its processes; the next run starts others."""
+        ...
