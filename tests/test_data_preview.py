@@ -6,15 +6,20 @@ from typing import Any
 
 import pytest
 import tomli_w
-from tests.fakes import WORLD
+from tests.fakes import TOKENIZER, WORLD
 from tests.support.tiny import write_models
 from typer.testing import CliRunner
 
 from effopd.cli.data import Rendered, block, side_by_side
 from effopd.cli.main import app
+from effopd.cli.problems import counts_record, load_problems
+from effopd.config import load_config
 from effopd.demo.world import make_tokenizer
+from effopd.errors import ConfigError
+from effopd.rewards.math import MathVerifier
+from effopd.rewards.workers import WorkerSettings
 from effopd.tasks.code_tests import CodeTests
-from effopd.tasks.problem import Problem
+from effopd.tasks.problem import Problem, Task
 
 THINKING = (
     "{{ bos_token }}{% for m in messages %}{{ ' ' + m['content'] }}{% endfor %}"
@@ -148,14 +153,49 @@ def test_long_prompts(tmp_path: Path, models: Path) -> None:
     ]
 
 
-def test_unreadable_references_are_named(tmp_path: Path, models: Path) -> None:
-    task = dataset(tmp_path, "3 + 4 =", "1 + 1 =", verifier="math")
+def test_what_is_left_out_is_said_and_recorded(tmp_path: Path, models: Path) -> None:
+    task = dataset(tmp_path, "3 + 4 =", "1 + 1 + 1 =", "3 + 4 =", verifier="math")
     with (tmp_path / "train.jsonl").open("a") as file:
-        file.write('{"question": "2 + 2 =", "answer": "the proof is left to the reader"}\n')
-    found = lines(recipe(tmp_path, models, task), "-n", 0)
-    assert "left out 1 of 3 training problems" in found[0]
-    assert "train-3" in found[0]
-    assert found[-1] == "2 training problems, 1 test problems"
+        file.write(json.dumps({"question": "2 + 2 =", "answer": r"A \cup B \{"}) + "\n")
+    prompt = {"max_tokens": 5, "too_long": "drop"}
+    config = load_config(recipe(tmp_path, models, task, prompt=prompt))
+    said: list[str] = []
+    with MathVerifier(WorkerSettings(processes=1, wall_s=120.0)) as verifier:
+        found = load_problems(config, TOKENIZER, verifier, said.append)
+    assert [problem.id for problem in found.train] == ["train-1"]
+    assert [problem.id for problem in found.test] == ["test-1"]
+    assert "left out 1 of 3 training problems" in said[0]
+    assert said[0].endswith("train-4")
+    assert said[1:] == [str(counts) for counts in found.counts]
+    assert counts_record(found) == {
+        "problems": [
+            {
+                "name": f"{tmp_path}/train.jsonl",
+                "read": 4,
+                "kept": 3,
+                "dropped": {"the prompt of an earlier row": 1},
+            },
+            {"name": f"{tmp_path}/test.jsonl", "read": 1, "kept": 1, "dropped": {}},
+            {
+                "name": "training prompts",
+                "read": 2,
+                "kept": 1,
+                "dropped": {"more than 5 tokens": 1},
+            },
+            {"name": "test prompts", "read": 1, "kept": 1, "dropped": {}},
+        ]
+    }
+    assert counts_record(Task(train=[], test=[])) == {}
+
+
+def test_prompts_that_are_all_too_long(tmp_path: Path, models: Path) -> None:
+    task = dataset(tmp_path, "3 + 4 =", "1 + 1 =")
+    path = recipe(tmp_path, models, task, prompt={"max_tokens": 4, "too_long": "drop"})
+    with pytest.raises(ConfigError) as error:
+        load_problems(load_config(path), TOKENIZER, None, print)
+    assert str(error.value) == (
+        "all 2 training prompts have more than prompt.max_tokens = 4 tokens"
+    )
 
 
 def test_the_tiny_world_needs_no_models() -> None:
