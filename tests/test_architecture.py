@@ -15,7 +15,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "effopd"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 _BELOW_EVALUATION = {
-    "errors", "records", "core", "objectives", "tasks", "models", "rewards", "rollouts",
+    "errors", "records", "core", "objectives", "tasks", "models", "rewards", "servers",
+    "rollouts",
 }  # fmt: skip
 _BELOW_TRAINERS = _BELOW_EVALUATION | {"evaluation", "analysis"}
 _BELOW_CONFIG = _BELOW_TRAINERS | {"trainers", "demo"}
@@ -29,7 +30,8 @@ MAY_IMPORT = {
     "tasks": {"errors"},
     "models": {"errors", "core"},
     "rewards": {"errors", "tasks"},
-    "rollouts": {"errors", "core", "tasks", "models"},
+    "servers": {"errors"},
+    "rollouts": {"errors", "core", "tasks", "models", "servers"},
     "evaluation": _BELOW_EVALUATION,
     "analysis": {"errors", "records", "core", "objectives", "models"},
     "trainers": _BELOW_TRAINERS,

@@ -37,5 +37,9 @@ class RunLockedError(EffopdError, OSError):
     """Another process is already writing to this run directory."""
 
 
+class ServerError(EffopdError, OSError):
+    """An inference server cannot be reached, answers wrongly, or serves another model."""
+
+
 class MissingExtraError(EffopdError, ImportError):
     """An optional dependency is needed for what was asked."""

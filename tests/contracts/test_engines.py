@@ -1,8 +1,12 @@
 """What every engine must do: one table, the same tests."""
 
+import copy
+import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +14,17 @@ import pytest
 import torch
 from tests.fakes import EOS, TOKENIZER, FakeEngine, bigram_table, ids, tiny_model
 from tests.reference.rollout_twin import log_softmax, truncated
+from tests.support.fake_server import serving, settings_of
+from tests.support.fake_vllm import FakeLLM
 
 from effopd.errors import NonFiniteError
 from effopd.rollouts.engine import Completion, Engine, Request, Sampling
 from effopd.rollouts.hf import HFEngine
+from effopd.rollouts.server import ServerEngine
+from effopd.rollouts.vllm import VLLMEngine, VLLMSettings
+from effopd.rollouts.weight_reload import WeightReload
+from effopd.servers.client import Client
+from effopd.servers.flavors import api_of
 
 CAP = 14
 
@@ -27,15 +38,22 @@ class Subject:
         logits: The student's own logits after a prefix, computed without the engine.
         damage_: Puts NaN into the student.
         perturb_: Changes the student a little.
+        knows_scaled: Whether log-probabilities at temperatures other than 0 and 1 are known; else
+            they are NaN.
     """
 
     engine: Engine
     logits: Callable[[Sequence[int]], list[float]]
     damage_: Callable[[], None]
     perturb_: Callable[[], None]
+    knows_scaled: bool = True
 
 
-def fake() -> Subject:
+Place = tuple[ExitStack, Path]
+"""What is closed after the test, and a directory of its own."""
+
+
+def fake(place: Place) -> Subject:
     table = bigram_table()
 
     def set_(value: float) -> None:
@@ -50,28 +68,64 @@ def fake() -> Subject:
     )
 
 
-def hugging_face(batch_size: int, training: bool = False) -> Subject:
-    model = tiny_model().train(training)
+def of_model(model: Any, engine: Engine, *, knows_scaled: bool = True) -> Subject:
+    """A subject whose student is a model."""
     weight = model.lm_head.weight.data
 
     @torch.no_grad()
     def logits(prefix: Sequence[int]) -> list[float]:
         return model(torch.tensor([prefix])).logits[0, -1].double().tolist()
 
-    engine = HFEngine(model, TOKENIZER, batch_size=batch_size)
-    return Subject(engine, logits, lambda: weight[3].fill_(torch.nan), lambda: weight[3].neg_())
+    return Subject(
+        engine,
+        logits,
+        lambda: weight[3].fill_(torch.nan),
+        lambda: weight[3].neg_(),
+        knows_scaled,
+    )
 
 
-SUBJECTS: dict[str, Callable[[], Subject]] = {
+def hugging_face(batch_size: int, training: bool = False) -> Subject:
+    model = tiny_model().train(training)
+    return of_model(model, HFEngine(model, TOKENIZER, batch_size=batch_size))
+
+
+def vllm(place: Place) -> Subject:
+    model, size = tiny_model(), len(TOKENIZER)
+    llm, settings = FakeLLM(model, TOKENIZER), VLLMSettings()
+    engine = VLLMEngine(llm, dict, model, TOKENIZER, vocabulary_size=size, settings=settings)
+    return of_model(model, engine, knows_scaled=False)
+
+
+def server(place: Place, flavor: str) -> Subject:
+    (stack, directory), model, size = place, tiny_model(), len(TOKENIZER)
+    fake_server = stack.enter_context(serving(copy.deepcopy(model), TOKENIZER, flavor=flavor))
+    settings = settings_of(fake_server)
+    client, api = Client(settings), api_of(settings)
+    reload = WeightReload(model, client, api, directory, vocabulary_size=size)
+    engine = ServerEngine(client, api, TOKENIZER, vocabulary_size=size, reload=reload)
+    return of_model(model, engine, knows_scaled=False)
+
+
+SUBJECTS: dict[str, Callable[[Place], Subject]] = {
     "fake": fake,
-    "hf": lambda: hugging_face(batch_size=128),
-    "hf-small-batches": lambda: hugging_face(batch_size=5, training=True),
+    "hf": lambda place: hugging_face(batch_size=128),
+    "hf-small-batches": lambda place: hugging_face(batch_size=5, training=True),
+    "vllm": vllm,
+    "vllm-server": lambda place: server(place, "vllm"),
+    "sglang-server": lambda place: server(place, "sglang"),
 }
+LOOPBACK = pytest.mark.allow_hosts(["127.0.0.1"])
 
 
-@pytest.fixture(params=SUBJECTS)
-def subject(request: pytest.FixtureRequest) -> Subject:
-    return SUBJECTS[request.param]()
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=LOOPBACK if name.endswith("-server") else ()) for name in SUBJECTS
+    ]
+)
+def subject(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Subject]:
+    with ExitStack() as stack:
+        yield SUBJECTS[request.param]((stack, tmp_path))
 
 
 def requests(count: int = 6) -> list[Request]:
@@ -121,6 +175,9 @@ def test_log_probs_are_those_of_the_student(subject: Subject) -> None:
         for request, completion in zip(
             asked, write(subject, asked, temperature=temperature), strict=True
         ):
+            if temperature not in {0.0, 1.0} and not subject.knows_scaled:
+                assert all(map(math.isnan, completion.log_probs))
+                continue
             expected = [
                 log_softmax(subject.logits(prefix), temperature)[token]
                 for prefix, token in zip(

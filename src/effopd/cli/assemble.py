@@ -1,15 +1,18 @@
 """From settings to a run: the only place where everything meets."""
 
+import copy
 import dataclasses
 import re
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from effopd.cli.engines import served_teacher, student_engine
 from effopd.cli.parts import Parts
 from effopd.cli.problems import counts_record, load_problems
 from effopd.cli.verifiers import verifier_for
@@ -17,9 +20,12 @@ from effopd.config import RunConfig, differences, to_toml
 from effopd.demo.cache import world_models
 from effopd.demo.world import TinyWorld
 from effopd.errors import CheckpointError, ConfigError
-from effopd.evaluation.routing import Teachers
+from effopd.evaluation.routing import Teacher, Teachers
+from effopd.models.adapters import CONFIG as ADAPTER_CONFIG
 from effopd.models.checkpoints import checkpoint_path, verify_checkpoint
 from effopd.models.loading import ModelSettings, load_model, load_tokenizer
+from effopd.models.lora import without_adapters
+from effopd.models.offloading import Offloaded
 from effopd.models.policy import Policy
 from effopd.objectives import ExOPD
 from effopd.tasks.problem import Task
@@ -35,9 +41,9 @@ def build_parts(config: RunConfig, report: Callable[[str], None]) -> Parts:
     torch.set_num_threads(config.threads)
     student_settings, teacher_settings = _model_settings(config, report)
     student = _policy(student_settings, config.device)
-    teachers = {
-        name: frozen(_policy(settings, config.teacher_device or config.device))
-        for name, settings in teacher_settings.items()
+    served = served_teacher(config, student, report)
+    teachers: dict[str, Policy] = {
+        name: _scoring_policy(config, settings) for name, settings in teacher_settings.items()
     }
     reference = _reference(config, student)
     others = [*teachers.values(), *([reference] if reference else [])]
@@ -46,6 +52,7 @@ def build_parts(config: RunConfig, report: Callable[[str], None]) -> Parts:
     if config.self_teacher is not None:
         teachers = {"": teachers.get("") or frozen_copy(student)}
         average = StudentAverage(teachers[""], student, config.self_teacher.decay)
+    everyone: dict[str, Teacher] = {**teachers, **({"": served} if served else {})}
     verifier = verifier_for(config.task)
     task = load_problems(config, student.tokenizer, verifier, report)
     return Parts(
@@ -53,9 +60,10 @@ def build_parts(config: RunConfig, report: Callable[[str], None]) -> Parts:
         task=task,
         verifier=verifier,
         student=student,
-        teachers=_known_teachers(teachers, task) if teachers else None,
+        teachers=_known_teachers(everyone, task) if everyone else None,
         reference=reference,
         average=average,
+        engine=student_engine(config, student, student_settings.path, report),
     )
 
 
@@ -198,9 +206,16 @@ def base_settings(config: RunConfig, report: Callable[[str], None]) -> ModelSett
 
 
 def started_from(config: RunConfig, directory: Path) -> RunConfig:
-    """The same settings with another model in the place of the student, loaded in the same way."""
+    """The same settings with another model in the place of the student, loaded in the same way.
+
+    The directory may be a checkpoint of a student with adapters, which holds those alone.
+    """
     original = config.student or ModelSettings(path=str(directory))
-    student = dataclasses.replace(original, path=str(directory), revision=None)
+    if original.lora is not None and (directory / ADAPTER_CONFIG).is_file():
+        lora = dataclasses.replace(original.lora, adapter=str(directory))
+        student = dataclasses.replace(original, lora=lora)
+    else:
+        student = dataclasses.replace(original, path=str(directory), revision=None, lora=None)
     return config.model_copy(update={"student": student})
 
 
@@ -211,13 +226,13 @@ def _model_settings(
     named = dict(config.teachers)
     if config.teacher is not None:
         named[""] = config.teacher
-    brings_teacher = not named and config.self_teacher is None
+    brings_teacher = not (named or config.self_teacher or config.teacher_server)
     if isinstance(config.task, TinyWorld) and brings_teacher:
         named[""] = ModelSettings(path=str(world_models(config.task, report).teacher))
     return base_settings(config, report), named
 
 
-def _known_teachers(policies: dict[str, Policy], task: Task) -> Teachers:
+def _known_teachers(policies: dict[str, Teacher], task: Task) -> Teachers:
     """The teachers, each problem's own among them.
 
     Raises:
@@ -233,11 +248,34 @@ def _policy(settings: ModelSettings, device: str) -> Policy:
     return Policy(load_model(settings, device), load_tokenizer(settings))
 
 
+def _scoring_policy(config: RunConfig, settings: ModelSettings) -> Policy:
+    """A model that only scores: on its device, or there only while it does."""
+    device = config.teacher_device or config.device
+    if not config.memory.teacher_offload:
+        return frozen(_policy(settings, device))
+    return _offloaded(load_model(settings), load_tokenizer(settings), device)
+
+
+def _offloaded(model: Any, tokenizer: Any, device: str, size: int | None = None) -> Policy:
+    """A policy whose model is on the device while it scores, and on the host otherwise."""
+    model.requires_grad_(False)
+    during = Offloaded(model, device)
+    return Policy(model, tokenizer, vocabulary_size=size, during=during)
+
+
 def _reference(config: RunConfig, student: Policy) -> Policy | None:
     """What the objective moves away from or holds on to; the untrained student by default."""
     objective = config.objective
     if not (isinstance(objective, ExOPD) or getattr(objective, "needs_reference", False)):
         return None
     if config.reference is not None:
-        return frozen(_policy(config.reference, config.teacher_device or config.device))
+        return _scoring_policy(config, config.reference)
+    lora = config.student.lora if config.student is not None else None
+    size = student.vocabulary_size
+    if lora is not None and lora.adapter is None:
+        during = partial(without_adapters, student.model)
+        return Policy(student.model, student.tokenizer, vocabulary_size=size, during=during)
+    if config.memory.teacher_offload:
+        copied = copy.deepcopy(student.model).cpu()
+        return _offloaded(copied, student.tokenizer, config.teacher_device or config.device, size)
     return frozen_copy(student)

@@ -11,7 +11,8 @@ from effopd.evaluation.drawn_answers import DrawnAnswers, problems_of_levels
 from effopd.evaluation.evaluator import Evaluation, Evaluator
 from effopd.evaluation.judging import together
 from effopd.evaluation.lent_answers import LentAnswers
-from effopd.evaluation.routing import Teachers
+from effopd.evaluation.routing import Teacher, Teachers
+from effopd.evaluation.served_teacher import ServedTeacher
 from effopd.evaluation.validators import (
     AccuracyValidation,
     RolloutValidator,
@@ -20,8 +21,11 @@ from effopd.evaluation.validators import (
 )
 from effopd.models.policy import Policy
 from effopd.objectives import FullVocabularyKL, PolicyGradient
+from effopd.rollouts.engine import Engine
 from effopd.rollouts.hf import HFEngine
 from effopd.rollouts.rollout import Writer
+from effopd.rollouts.server import ServerEngine
+from effopd.rollouts.vllm import VLLMEngine
 from effopd.tasks.problem import CountingVerifier, Task, Verifier
 from effopd.trainers.collect import Collector, rewards_differ
 from effopd.trainers.critic import Critic
@@ -35,7 +39,10 @@ EVALUATION_SEED = 0
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """The objects of one run; closed at its end, where the verifier may hold processes."""
+    """The objects of one run; closed at its end, where some may hold processes or memory.
+
+    `engine` writes for the student; None where its live model does.
+    """
 
     config: RunConfig
     task: Task
@@ -44,22 +51,34 @@ class Parts:
     teachers: Teachers | None
     reference: Policy | None
     average: StudentAverage | None
+    engine: Engine | None = None
 
     def close(self) -> None:
-        """Ends the verifier's processes."""
+        """Ends the verifier's processes, and gives back the engine's memory."""
         if isinstance(self.verifier, CountingVerifier):
             self.verifier.close()
+        if isinstance(self.engine, VLLMEngine):
+            self.engine.close()
 
-    def writer(self, policy: Policy) -> Writer:
+    def _engine(self, policy: Teacher) -> Engine:
+        if policy is self.student and self.engine is not None:
+            return self.engine
+        size = policy.vocabulary_size
+        if isinstance(policy, ServedTeacher):
+            return ServerEngine(policy.client, policy.api, policy.tokenizer, vocabulary_size=size)
+        return HFEngine(
+            policy.model,
+            policy.tokenizer,
+            batch_size=self.config.train.rollout_batch,
+            batch_tokens=self.config.memory.generation_tokens or None,
+            during=policy.during,
+            vocabulary_size=size,
+        )
+
+    def writer(self, policy: Teacher) -> Writer:
         """Writes with `policy` as the settings say."""
-        size = self.config.train.rollout_batch
         return Writer(
-            engine=HFEngine(
-                policy.model,
-                policy.tokenizer,
-                batch_size=size,
-                vocabulary_size=policy.vocabulary_size,
-            ),
+            engine=self._engine(policy),
             tokenizer=policy.tokenizer,
             template=self.config.prompt,
             sampling=self.config.sampling,
@@ -68,7 +87,12 @@ class Parts:
     def evaluator(self) -> Evaluator:
         """Evaluates on the first test problems."""
         problems = self.task.test[: self.config.evaluation.problems]
-        return Evaluator(problems=problems, verifier=self.verifier, seed=EVALUATION_SEED)
+        return Evaluator(
+            problems=problems,
+            verifier=self.verifier,
+            seed=EVALUATION_SEED,
+            batch_tokens=self.config.memory.scoring_tokens,
+        )
 
     def evaluate_student(self) -> Evaluation:
         """The student as it is now, with its divergence from the teacher if that is asked for."""
@@ -106,7 +130,13 @@ class Parts:
                 self.reference,
                 passes=self.config.train.epochs,
             )
-        return SampledTokenLearner(objective, self.student, self.teachers, self.reference)
+        return SampledTokenLearner(
+            objective,
+            self.student,
+            self.teachers,
+            self.reference,
+            scoring_tokens=self.config.memory.scoring_tokens,
+        )
 
     def _policy_learner(self, objective: PolicyGradient) -> Learner:
         train = self.config.train
@@ -118,6 +148,7 @@ class Parts:
             teachers=self.teachers,
             reference=self.reference,
             critic=Critic(self.student, lr=objective.critic_lr) if objective.needs_critic else None,
+            scoring_tokens=self.config.memory.scoring_tokens,
         )
 
     def collector(self) -> Collector:
@@ -171,9 +202,14 @@ class Parts:
                 self.teachers,
                 settings,
                 teacher_temperature=temperature,
+                batch_tokens=self.config.memory.scoring_tokens,
             )
         measure = teacher_kl_measure(
-            self.student, self.teachers, settings.reduce, teacher_temperature=temperature
+            self.student,
+            self.teachers,
+            settings.reduce,
+            teacher_temperature=temperature,
+            batch_tokens=self.config.memory.scoring_tokens,
         )
         return RolloutValidator(
             answers=self._drawn_answers(), measure=measure, scores_with_teacher=True

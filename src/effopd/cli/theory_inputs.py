@@ -106,7 +106,7 @@ def frozen_loss(parts: Parts, text: Text) -> FrozenLoss:
     assert parts.teachers is not None  # RunConfig checked it
     samples = [rollout.sample for rollout in text.rollouts]
     targets: dict[int, Tensor] = {}
-    for _, teacher, indices in parts.teachers.split(text.rollouts):
+    for _, teacher, indices in parts.teachers.split_local(text.rollouts):
         found = completion_logits(teacher, [samples[i] for i in indices])
         targets.update(zip(indices, found, strict=True))
     temperature = getattr(parts.config.objective, "teacher_temperature", 1.0)

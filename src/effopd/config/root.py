@@ -16,6 +16,8 @@ from effopd.models.loading import ModelSettings
 from effopd.objectives import ExOPD, FullVocabularyKL, PolicyGradient, SampledTokenOPD
 from effopd.rollouts.engine import Sampling
 from effopd.rollouts.prompts import PromptTemplate
+from effopd.rollouts.settings import RolloutSettings
+from effopd.servers.settings import ServerSettings
 from effopd.tasks.dataset import DatasetTask
 from effopd.tasks.files import JsonlTask
 from effopd.trainers.methods import (
@@ -31,6 +33,7 @@ from effopd.trainers.settings import (
     CheckpointSettings,
     EvaluationSettings,
     LoopSettings,
+    MemorySettings,
     OptimizerSettings,
     TrainSettings,
 )
@@ -54,6 +57,7 @@ class RunConfig(BaseModel):
         student: Model to train; the tiny world brings its own.
         teacher: Model that scores; the tiny world brings its own.
         teachers: More teachers by name, for problems that name one (`task.teacher_field`).
+        teacher_server: A server that scores in the place of `teacher` (docs/servers.md).
         self_teacher: Makes the teacher an average of the student's own weights; it starts as
             `teacher`, or as the untrained student.
         reference: What ExOPD moves away from, and what the KL term of GRPO holds on to: the
@@ -61,12 +65,14 @@ class RunConfig(BaseModel):
         task: Problems.
         prompt: From problem to prompt.
         sampling: How the student samples.
+        rollouts: Who writes the student's answers: the live model, vLLM, or a server.
         objective: What is minimised.
         train: How much.
         optimizer: AdamW and its learning rate.
         evaluation: Held-out evaluation.
         checkpoint: When to save.
         monitor: What watches the weights.
+        memory: What is kept in which precision and where.
         search: The search.
         validation: How the search scores candidates.
     """
@@ -83,11 +89,13 @@ class RunConfig(BaseModel):
     student: ModelSettings | None = None
     teacher: ModelSettings | None = None
     teachers: dict[str, ModelSettings] = {}
+    teacher_server: ServerSettings | None = None
     self_teacher: SelfTeacher | None = None
     reference: ModelSettings | None = None
     task: Annotated[TinyWorld | JsonlTask | DatasetTask, Field(discriminator="type")] = TinyWorld()
     prompt: PromptTemplate = PromptTemplate()
     sampling: Sampling = Sampling(max_new_tokens=32)
+    rollouts: RolloutSettings = RolloutSettings()
     objective: Annotated[
         SampledTokenOPD | ExOPD | FullVocabularyKL | PolicyGradient, Field(discriminator="type")
     ] = FullVocabularyKL()
@@ -96,6 +104,7 @@ class RunConfig(BaseModel):
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     monitor: MonitorSettings = MonitorSettings()
+    memory: MemorySettings = MemorySettings()
     search: Search = EFFOPD_SEARCH
     validation: Annotated[
         AccuracyValidation | TeacherKLValidation | CachedKLValidation, Field(discriminator="type")
@@ -104,6 +113,10 @@ class RunConfig(BaseModel):
     @model_validator(mode="after")
     def _is_consistent(self) -> "RunConfig":
         _check_models(self)
+        _check_teacher_server(self)
+        _check_rollouts(self)
+        _check_adapters(self)
+        _check_memory(self)
         _check_verifier(self)
         _check_lent_answers(self)
         if self.search.schedule.type == "foresight" and not self.monitor.every:
@@ -151,6 +164,7 @@ class RunConfig(BaseModel):
             evaluation=self.evaluation,
             checkpoint=self.checkpoint,
             monitor=self.monitor,
+            memory=self.memory,
         )
 
 
@@ -159,12 +173,81 @@ def _check_models(config: RunConfig) -> None:
     if config.task.type != "tiny_world":
         if config.student is None:
             raise ValueError(f"task.type = {config.task.type!r} needs student.path")
-        has_teacher = config.teacher or config.teachers or config.self_teacher
+        local = config.teacher or config.teachers or config.self_teacher
+        has_teacher = local or config.teacher_server
         is_needed = config.needs_teacher or config.train.stop.target > 0
         if is_needed and not has_teacher:
             raise ValueError(f"task.type = {config.task.type!r} needs teacher.path")
     if config.self_teacher is not None and config.teachers:
         raise ValueError("self_teacher is the only teacher: remove [teachers]")
+
+
+def _check_rollouts(config: RunConfig) -> None:
+    """Adapters write with the live model alone: other engines take whole weights."""
+    engine, student = config.rollouts.engine, config.student
+    if engine != "hf" and student is not None and student.lora is not None:
+        raise ValueError(f"rollouts.engine = {engine!r} takes whole weights, not student.lora's")
+
+
+def _check_teacher_server(config: RunConfig) -> None:
+    """A server scores given tokens, at temperature 1; nothing over the whole vocabulary."""
+    if config.teacher_server is None:
+        return
+    if config.teacher is not None or config.self_teacher is not None:
+        raise ValueError("teacher_server takes the place of [teacher] and [self_teacher]: keep one")
+    objective = config.objective
+    if isinstance(objective, FullVocabularyKL):
+        raise ValueError(
+            "objective.type = 'full_kl' needs a teacher's whole vocabulary, teacher_server gives "
+            "log-probabilities of given tokens: use 'sampled_token' or 'exopd'"
+        )
+    if getattr(objective, "teacher_temperature", 1.0) != 1.0:
+        raise ValueError(
+            "objective.teacher_temperature must be 1 with teacher_server: servers score prompts "
+            "with the logits as they are"
+        )
+    if config.searches and config.validation.type != "accuracy":
+        raise ValueError(
+            f"validation.type = {config.validation.type!r} needs a teacher's whole vocabulary, "
+            "teacher_server gives log-probabilities of given tokens: use 'accuracy'"
+        )
+    if config.evaluation.divergence and config.evaluation.problems:
+        raise ValueError(
+            "evaluation.divergence needs a teacher's whole vocabulary, teacher_server gives "
+            "log-probabilities of given tokens: set it to false"
+        )
+
+
+def _check_adapters(config: RunConfig) -> None:
+    """Of a student with adapters, the product of two factors is what is trained and searched."""
+    others = [config.teacher, *config.teachers.values(), config.reference]
+    if any(model is not None and model.lora is not None for model in others):
+        raise ValueError("lora is for the student: merge the adapter of another model into it")
+    if config.student is None or config.student.lora is None:
+        return
+    if config.self_teacher is not None:
+        raise ValueError("self_teacher averages weights, student.lora trains factors: keep one")
+    if config.monitor.every:
+        raise ValueError("monitor watches weights, student.lora trains factors: keep one")
+    if config.memory.master_weights:
+        raise ValueError("memory.master_weights is for weights: adapters are float32 anyway")
+    if config.searches and config.search.direction.type in {"averaged", "relex", "alpha_pls"}:
+        raise ValueError(
+            f"search.direction = {config.search.direction.type!r} averages or fits weights, "
+            "student.lora trains factors: use 'since_accepted', 'since_raw' or 'since_base'"
+        )
+
+
+def _check_memory(config: RunConfig) -> None:
+    """Nothing is kept apart that moves or is not there."""
+    if config.memory.teacher_offload and config.self_teacher is not None:
+        raise ValueError("memory.teacher_offload is for teachers that stay as they are")
+    dtype = config.student.dtype if config.student is not None else "float32"
+    if dtype == "float32" and config.memory.master_weights and not config.memory.offload_optimizer:
+        raise ValueError(
+            "memory.master_weights keeps float32 copies of a student in low precision, this one "
+            "is in float32: set student.dtype = 'bfloat16', or memory.offload_optimizer too"
+        )
 
 
 def _check_lent_answers(config: RunConfig) -> None:

@@ -3,6 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from effopd.errors import ConfigError
 from effopd.evaluation.scoring import (
     BATCH_SEQUENCES,
@@ -10,11 +13,14 @@ from effopd.evaluation.scoring import (
     completion_log_probs,
     completion_reverse_kl,
 )
+from effopd.evaluation.served_teacher import ServedTeacher
 from effopd.models.policy import Policy, Sample
 from effopd.rollouts.rollout import Rollout
 from effopd.tasks.problem import Problem
 
 TokenValues = list[tuple[float, ...]]
+
+Teacher = Policy | ServedTeacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,14 +31,14 @@ class Teachers:
         policies: At least one. "" is the name that problems give which name no teacher.
     """
 
-    policies: Mapping[str, Policy]
+    policies: Mapping[str, Teacher]
 
     def __post_init__(self) -> None:
         if not self.policies:
             raise ConfigError("no teacher was given, expected at least one")
 
     @classmethod
-    def single(cls, policy: Policy) -> "Teachers":
+    def single(cls, policy: Teacher) -> "Teachers":
         """One teacher for all problems that name none."""
         return cls(policies={"": policy})
 
@@ -54,7 +60,7 @@ class Teachers:
             "problem, or add the teacher."
         )
 
-    def split(self, rollouts: Sequence[Rollout]) -> list[tuple[str, Policy, list[int]]]:
+    def split(self, rollouts: Sequence[Rollout]) -> list[tuple[str, Teacher, list[int]]]:
         """Which teacher scores which rollouts.
 
         Returns:
@@ -65,6 +71,36 @@ class Teachers:
         for i, rollout in enumerate(rollouts):
             indices[self.name_for(rollout.problem)].append(i)
         return [(name, self.policies[name], found) for name, found in indices.items() if found]
+
+    def split_local(self, rollouts: Sequence[Rollout]) -> list[tuple[str, Policy, list[int]]]:
+        """`split` for those who need the whole vocabulary of each teacher.
+
+        Raises:
+            ConfigError: A teacher is behind a server.
+        """
+        return [(name, _local(teacher), found) for name, teacher, found in self.split(rollouts)]
+
+    @property
+    def served(self) -> dict[str, ServedTeacher]:
+        """Those behind servers."""
+        return {n: t for n, t in self.policies.items() if isinstance(t, ServedTeacher)}
+
+    def identities(self) -> dict[str, Tensor]:
+        """How teachers behind servers score their fixed texts, to be kept with a checkpoint."""
+        return {
+            f"served_teacher.{name}": torch.tensor(teacher.identity.log_probs, dtype=torch.float64)
+            for name, teacher in self.served.items()
+        }
+
+    def expect(self, identities: Mapping[str, Tensor]) -> None:
+        """Checks that teachers behind servers are those of a checkpoint.
+
+        Args:
+            identities: What `identities` gave then; teachers that are not in it are not checked.
+        """
+        for name, teacher in self.served.items():
+            if (kept := identities.get(f"served_teacher.{name}")) is not None:
+                teacher.expect(kept.tolist())
 
 
 def routed_log_probs(
@@ -77,7 +113,9 @@ def routed_log_probs(
 ) -> TokenValues:
     """`completion_log_probs` of each rollout under its own teacher, in the rollouts' order."""
 
-    def score(teacher: Policy, samples: Sequence[Sample]) -> TokenValues:
+    def score(teacher: Teacher, samples: Sequence[Sample]) -> TokenValues:
+        if isinstance(teacher, ServedTeacher):
+            return teacher.log_probs(samples, temperature=temperature)
         return completion_log_probs(
             teacher,
             samples,
@@ -100,10 +138,10 @@ def routed_reverse_kl(
 ) -> TokenValues:
     """`completion_reverse_kl` of each rollout to its own teacher, in the rollouts' order."""
 
-    def score(teacher: Policy, samples: Sequence[Sample]) -> TokenValues:
+    def score(teacher: Teacher, samples: Sequence[Sample]) -> TokenValues:
         return completion_reverse_kl(
             student,
-            teacher,
+            _local(teacher),
             samples,
             teacher_temperature=teacher_temperature,
             batch_sequences=batch_sequences,
@@ -116,7 +154,7 @@ def routed_reverse_kl(
 def _routed(
     teachers: Teachers,
     rollouts: Sequence[Rollout],
-    score: Callable[[Policy, Sequence[Sample]], TokenValues],
+    score: Callable[[Teacher, Sequence[Sample]], TokenValues],
 ) -> TokenValues:
     """One call of `score` a teacher, put back in order."""
     found: dict[int, tuple[float, ...]] = {}
@@ -124,3 +162,13 @@ def _routed(
         values = score(teacher, [rollouts[i].sample for i in indices])
         found.update(zip(indices, values, strict=True))
     return [found[i] for i in range(len(rollouts))]
+
+
+def _local(teacher: Teacher) -> Policy:
+    if isinstance(teacher, ServedTeacher):
+        raise ConfigError(
+            f"{teacher} gives log-probabilities of given tokens only, and the whole vocabulary is "
+            "needed: use objective.type = 'sampled_token' or 'exopd', validation.type = 'accuracy' "
+            "and evaluation.divergence = false, or a local teacher"
+        )
+    return teacher

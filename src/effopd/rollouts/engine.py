@@ -60,7 +60,8 @@ class Completion:
     Attributes:
         token_ids: Tokens written, the end-of-sequence token included.
         log_probs: Log-probability (nats) of each token under the temperature-scaled policy, before
-            top-p and top-k.
+            top-p and top-k. NaN where an engine cannot say: vLLM and servers give those before
+            temperature, which are the same at 0 and 1 alone.
         finish_reason: "stop" at end of sequence or a stop string, "length" at the cap.
         text: Decoded completion without special tokens.
     """

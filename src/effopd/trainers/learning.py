@@ -12,7 +12,7 @@ from torch import Tensor
 
 from effopd.errors import ConfigError
 from effopd.evaluation.routing import Teachers, routed_log_probs
-from effopd.evaluation.scoring import completion_log_probs
+from effopd.evaluation.scoring import BATCH_TOKENS, completion_log_probs, evaluation_mode
 from effopd.models.policy import Policy, Sample
 from effopd.objectives import (
     ExOPD,
@@ -111,6 +111,7 @@ class SampledTokenLearner(Stateless):
         student: The policy to train.
         teachers: Score the tokens.
         reference: Scores them too, for ExOPD: the untrained student, or the teacher's own base.
+        scoring_tokens: Padded tokens per forward pass of teachers and reference, at most.
     """
 
     def __init__(
@@ -119,6 +120,8 @@ class SampledTokenLearner(Stateless):
         student: Policy,
         teachers: Teachers,
         reference: Policy | None = None,
+        *,
+        scoring_tokens: int = BATCH_TOKENS,
     ) -> None:
         if isinstance(objective, ExOPD) and reference is None:
             raise ConfigError("ExOPD needs a reference: the untrained student, or the teacher's")
@@ -126,6 +129,7 @@ class SampledTokenLearner(Stateless):
         self._student = student
         self._teachers = teachers
         self._reference = reference
+        self._scoring_tokens = scoring_tokens
         self._rollouts: Sequence[Rollout] = ()
         self._teacher_scores: TokenScores = ()
         self._reference_scores: TokenScores = ()
@@ -134,12 +138,25 @@ class SampledTokenLearner(Stateless):
         """See `Learner.prepare`."""
         self._rollouts = batch.rollouts
         self._teacher_scores = routed_log_probs(
-            self._teachers, batch.rollouts, temperature=self._objective.teacher_temperature
+            self._teachers,
+            batch.rollouts,
+            temperature=self._objective.teacher_temperature,
+            batch_tokens=self._scoring_tokens,
         )
         if self._reference is not None:
             samples = [r.sample for r in batch.rollouts]
-            self._reference_scores = completion_log_probs(self._reference, samples)
+            self._reference_scores = completion_log_probs(
+                self._reference, samples, batch_tokens=self._scoring_tokens
+            )
         return sum(map(len, self._teacher_scores))
+
+    def state(self) -> Tensors:
+        """Which teachers it learns from, where they are behind servers."""
+        return self._teachers.identities()
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Checks that they are still the same."""
+        self._teachers.expect(tensors)
 
     def contribution(self, indices: Sequence[int], portion: Portion) -> Contribution:
         """See `Learner.contribution`."""
@@ -211,7 +228,7 @@ class FullVocabularyLearner(Stateless):
         """See `Learner.contribution`."""
         rollouts = [self._rollouts[i] for i in indices]
         loss, divergence = torch.zeros(()), 0.0
-        for _, teacher, members in self._teachers.split(rollouts):
+        for _, teacher, members in self._teachers.split_local(rollouts):
             part = self._divergence(teacher, [rollouts[i] for i in members], portion.tokens)
             loss = part.loss + loss.to(part.loss.device)
             divergence += part.per_token_N.sum().item()
@@ -226,8 +243,8 @@ class FullVocabularyLearner(Stateless):
     ) -> FusedDivergence:
         """The divergence of answers that one teacher scores."""
         samples = [r.sample for r in rollouts]
+        target = self._target(teacher, samples)  # before the student's activations take the memory
         ours = self._student.states(samples)
-        target = self._target(teacher, samples)
         device = ours.hidden_ND.device
         return fused_divergence(
             ours.hidden_ND,
@@ -255,7 +272,8 @@ class FullVocabularyLearner(Stateless):
             return own
         reference, past = self._reference, 1.0 - self._objective.reward_scale
         scale = self._objective.reward_scale / self._objective.teacher_temperature
-        other_ND = reference.states(samples).hidden_ND.to(own.hidden_ND)
+        with evaluation_mode(reference):  # it may be the student without its adapters
+            other_ND = reference.states(samples).hidden_ND.to(own.hidden_ND)
         weight_VD = torch.cat(
             [scale * own.weight_VD, past * reference.head_weight_VD.to(own.weight_VD)], dim=1
         )

@@ -1,0 +1,89 @@
+"""Servers and engines of a run, made from its settings."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from effopd.config import RunConfig
+from effopd.evaluation.served_teacher import ServedTeacher
+from effopd.models.policy import Policy
+from effopd.rollouts.engine import Engine
+from effopd.rollouts.server import ServerEngine
+from effopd.rollouts.vllm import VLLMEngine, open_vllm
+from effopd.rollouts.weight_reload import WeightReload
+from effopd.servers.client import Client
+from effopd.servers.flavors import api_of
+from effopd.servers.handshake import Identity, shake_hands
+
+
+def served_teacher(
+    config: RunConfig, student: Policy, report: Callable[[str], None]
+) -> ServedTeacher | None:
+    """The teacher behind a server, checked against the student; None where there is none.
+
+    Head rows of the student that no token uses are trimmed, as with a local teacher.
+    """
+    if config.teacher_server is None:
+        return None
+    student.vocabulary_size = min(student.vocabulary_size, len(student.tokenizer))
+    teacher = ServedTeacher(
+        config.teacher_server,
+        student.tokenizer,
+        vocabulary_size=student.vocabulary_size,
+        longest=_longest(config),
+        seed=config.seed,
+    )
+    report(f"teacher {teacher}: {_described(teacher.identity)}")
+    return teacher
+
+
+def student_engine(
+    config: RunConfig, student: Policy, start_path: str, report: Callable[[str], None]
+) -> Engine | None:
+    """What writes for the student, with its weights; None where its live model does.
+
+    Args:
+        config: Settings.
+        student: The live student, its vocabulary aligned with the teachers'.
+        start_path: Directory or repository of the model it started from.
+        report: Told what was found.
+
+    Returns:
+        The engine.
+    """
+    settings = config.rollouts
+    if settings.engine == "hf":
+        return None
+    size = student.vocabulary_size
+    engine: VLLMEngine | ServerEngine
+    if settings.engine == "vllm":
+        engine = open_vllm(
+            settings.vllm,
+            start_path,
+            student.model,
+            student.tokenizer,
+            vocabulary_size=size,
+            longest=_longest(config),
+        )
+    else:
+        assert settings.server is not None  # RolloutSettings checked it
+        client, api = Client(settings.server, config.seed), api_of(settings.server)
+        usable = min(size, len(student.tokenizer))
+        identity = shake_hands(client, api, student.tokenizer, usable, _longest(config))
+        report(f"engine {client}: {_described(identity)}")
+        directory = Path(settings.weights_directory)
+        reload = WeightReload(student.model, client, api, directory, vocabulary_size=usable)
+        engine = ServerEngine(client, api, student.tokenizer, vocabulary_size=size, reload=reload)
+    engine.sync_weights()
+    return engine
+
+
+def _longest(config: RunConfig) -> int:
+    return config.prompt.max_tokens + config.sampling.max_new_tokens
+
+
+def _described(identity: Identity) -> str:
+    return (
+        f"context {identity.context} tokens; scores of one text twice differ by "
+        f"{identity.repeat_nats:.2g} nats a token, of its own text as a prompt by "
+        f"{identity.self_score_nats:.2g}"
+    )

@@ -1,0 +1,121 @@
+"""A teacher behind a server: log-probabilities of given tokens, and nothing else.
+
+A server gives no hidden states and no logits, so objectives over the whole vocabulary need a local
+teacher.
+"""
+
+import threading
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from effopd.errors import ConfigError, ServerError
+from effopd.models.policy import Sample
+from effopd.servers.client import Client, Step
+from effopd.servers.flavors import api_of
+from effopd.servers.handshake import Identity, mean_difference, score, shake_hands
+from effopd.servers.settings import ServerSettings
+
+
+class ServedTeacher:
+    """Scores tokens through a server, which may go away and come back meanwhile.
+
+    It is the same model throughout, or an error says that it is not: a fixed text is scored at the
+    start, at the beginning and end of every step, and after every failure.
+
+    Args:
+        settings: The server.
+        tokenizer: Of the student; the server's must be the same.
+        vocabulary_size: Token ids that the student may use are below it.
+        longest: Tokens of the longest prompt and answer together.
+        seed: Decides the jitter of waits; results do not depend on it.
+    """
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        tokenizer: Any,
+        *,
+        vocabulary_size: int,
+        longest: int,
+        seed: int = 0,
+    ) -> None:
+        self.client, self.api = Client(settings, seed), api_of(settings)
+        self.tokenizer, self.vocabulary_size = tokenizer, vocabulary_size
+        self.identity: Identity = shake_hands(
+            self.client, self.api, tokenizer, vocabulary_size, longest
+        )
+        self._verifying = threading.Lock()
+        self._verified_at = self.client.disturbances
+
+    def __str__(self) -> str:
+        return str(self.client)
+
+    def log_probs(
+        self, samples: Sequence[Sample], *, temperature: float = 1.0
+    ) -> list[tuple[float, ...]]:
+        """Log-probability (nats) of every completion token, one tuple a sample.
+
+        Args:
+            samples: What is scored.
+            temperature: 1; servers score prompts at no other.
+
+        Returns:
+            The log-probabilities, in the order of the samples.
+
+        Raises:
+            ConfigError: Another temperature.
+        """
+        if temperature != 1.0:
+            raise ConfigError(
+                f"objective.teacher_temperature must be 1 with teacher_server, got {temperature}: "
+                "servers score prompts with the logits as they are"
+            )
+        step = self.client.step()
+        self._verify(step)
+        sequences = [(s.prompt_ids + s.completion_ids, len(s.prompt_ids)) for s in samples]
+        values = self.client.ask_all(
+            [self.api.score_call(ids) for ids, _ in sequences],
+            [partial(self.api.read_scores, token_ids=i, start=start) for i, start in sequences],
+            step,
+            before_retry=partial(self._verify_after_failure, step),
+        )
+        self._verify(step)
+        return values
+
+    def expect(self, log_probs: Sequence[float]) -> None:
+        """Checks that this is the teacher of an earlier session.
+
+        Args:
+            log_probs: Its `identity.log_probs`.
+
+        Raises:
+            ServerError: It is another one.
+        """
+        if len(log_probs) != len(self.identity.log_probs):
+            raise ServerError(f"{self}: the run was trained with a teacher of another vocabulary")
+        self._compare(log_probs, "when the run was started")
+
+    def _verify_after_failure(self, step: Step) -> None:
+        """Verifies once per disturbance, whoever notices it first."""
+        with self._verifying:
+            seen = self.client.disturbances
+            if seen > self._verified_at:
+                probe = self.identity.probe_ids
+                read = partial(self.api.read_scores, token_ids=probe, start=1)
+                self._compare(self.client.ask_once(self.api.score_call(probe), read, step), "now")
+                self._verified_at = seen
+
+    def _verify(self, step: Step) -> None:
+        """The fixed text is scored as at the start."""
+        self._compare(score(self.client, self.api, self.identity.probe_ids, 1, step), "now")
+
+    def _compare(self, log_probs: Sequence[float], when: str) -> None:
+        nats = mean_difference(self.identity.log_probs, log_probs)
+        tolerance = self.client.settings.tolerance_nats
+        if not nats <= tolerance:
+            raise ServerError(
+                f"{self} is not one model: it scores a fixed text by {nats:.3g} nats a token "
+                f"differently {when} than at the start of this session, allowed are {tolerance:g} "
+                "(teacher_server.tolerance_nats). Serve the first model again, then resume."
+            )

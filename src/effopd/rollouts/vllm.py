@@ -1,0 +1,234 @@
+"""Rollouts by vLLM in this process, beside the student on its GPU.
+
+vLLM is imported by `open_vllm` alone; the engine itself sees an `LLM` object and a class of
+sampling parameters.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from effopd.errors import ConfigError, MissingExtraError, ServerError
+from effopd.rollouts.engine import Completion, Request, Sampling
+from effopd.rollouts.finishing import finished
+from effopd.rollouts.student_probe import StudentProbe
+from effopd.servers.handshake import mean_difference, probe_ids
+
+NamedTensors = Iterable[tuple[str, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VLLMSettings:
+    """How vLLM shares the GPU with the student.
+
+    Attributes:
+        gpu_memory: Share of the GPU's memory that vLLM may use, in (0, 1).
+        sleep: Give the memory of weights and cache back between rollouts; the weights wait in the
+            memory of the CPU.
+        eager: Do without CUDA graphs: slower, but less memory and a quicker start.
+        tolerance_nats: Mean difference of log-probabilities between vLLM and the student beyond
+            which a sync has failed.
+    """
+
+    gpu_memory: float = 0.4
+    sleep: bool = True
+    eager: bool = False
+    tolerance_nats: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not 0 < self.gpu_memory < 1:
+            raise ConfigError(f"gpu_memory must be above 0 and below 1, got {self.gpu_memory}")
+        if not self.tolerance_nats > 0:
+            raise ConfigError(f"tolerance_nats must be positive, got {self.tolerance_nats}")
+
+
+class VLLMEngine:
+    """Writes with a copy of the student's weights, which every sync renews and checks.
+
+    Args:
+        llm: `vllm.LLM`, in this process.
+        sampling_parameters: `vllm.SamplingParams`.
+        model: The live student.
+        tokenizer: Its tokenizer.
+        vocabulary_size: Head rows that count.
+        settings: Sleep and tolerance.
+    """
+
+    def __init__(
+        self,
+        llm: Any,
+        sampling_parameters: Callable[..., Any],
+        model: Any,
+        tokenizer: Any,
+        *,
+        vocabulary_size: int,
+        settings: VLLMSettings,
+    ) -> None:
+        self._llm, self._parameters = llm, sampling_parameters
+        self._model, self._tokenizer, self._settings = model, tokenizer, settings
+        self._vocabulary_size = vocabulary_size
+        self._probe = StudentProbe(model, probe_ids(vocabulary_size), vocabulary_size)
+        self._asleep: set[str] = set()
+        self._sleep()
+
+    def sync_weights(self) -> None:
+        """Copies the student's weights into vLLM and compares both on a fixed text.
+
+        Weights that give NaN are not copied; the next `generate` reports them.
+
+        Raises:
+            ServerError: vLLM has other weights afterwards.
+        """
+        if not self._probe.look():
+            return
+        self._wake("weights")
+        self._llm.collective_rpc(load_weights_, args=(list(self._model.named_parameters()),))
+        self._wake("kv_cache")
+        self._llm.reset_prefix_cache()
+        ids = self._probe.token_ids
+        parameters = self._parameters(max_tokens=1, temperature=0.0, prompt_logprobs=1)
+        (output,) = self._llm.generate([_prompt(ids)], [parameters], use_tqdm=False)
+        nats = mean_difference(self._probe.log_probs, prompt_log_probs(output, ids))
+        if not nats <= self._settings.tolerance_nats:
+            raise ServerError(
+                f"vLLM does not have the student's weights after a sync: log-probabilities differ "
+                f"by {nats:.3g} nats a token on average, allowed are "
+                f"{self._settings.tolerance_nats:g} (rollouts.vllm.tolerance_nats). Its names of "
+                "parameters may not be those of the student: use rollouts.engine = 'hf'."
+            )
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """One completion a request, in order; see `Engine.generate`."""
+        self._probe.check_finite()
+        if not requests:
+            return []
+        self._wake("weights", "kv_cache")
+        outputs = self._llm.generate(
+            [_prompt(request.prompt_ids) for request in requests],
+            [self._parameters(**sampling_arguments(r.seed, sampling)) for r in requests],
+            use_tqdm=False,
+        )
+        self._sleep()
+        return [self._completion(output, sampling) for output in outputs]
+
+    def close(self) -> None:
+        """Gives the GPU's memory back."""
+        self._sleep()
+
+    def _completion(self, output: Any, sampling: Sampling) -> Completion:
+        written = output.outputs[0]
+        ids = tuple(written.token_ids)
+        if max(ids) >= self._vocabulary_size:
+            raise ServerError(
+                f"vLLM wrote token {max(ids)}, the student's vocabulary has "
+                f"{self._vocabulary_size}: the model's head has rows that no token uses"
+            )
+        places = zip(ids, written.logprobs, strict=True)
+        return finished(
+            ids,
+            [place[token].logprob for token, place in places],
+            stopped=written.finish_reason == "stop",
+            sampling=sampling,
+            tokenizer=self._tokenizer,
+        )
+
+    def _wake(self, *parts: str) -> None:
+        asleep = [part for part in parts if part in self._asleep]
+        if asleep:
+            self._llm.wake_up(tags=asleep)
+            self._asleep -= set(asleep)
+
+    def _sleep(self) -> None:
+        """Level 1: weights go to the CPU and come back as they were; the cache is forgotten."""
+        if self._settings.sleep:
+            self._llm.sleep(level=1)
+            self._asleep = {"weights", "kv_cache"}
+
+
+def open_vllm(
+    settings: VLLMSettings,
+    path: str,
+    model: Any,
+    tokenizer: Any,
+    *,
+    vocabulary_size: int,
+    longest: int,
+) -> VLLMEngine:
+    """Starts vLLM in this process with the model in a directory.
+
+    Args:
+        settings: Memory, sleep, tolerance.
+        path: Directory or repository of a model of the student's shape.
+        model: The live student.
+        tokenizer: Its tokenizer.
+        vocabulary_size: Head rows that count.
+        longest: Tokens of the longest prompt and answer together.
+
+    Returns:
+        The engine; it holds the weights in `path` until the first sync.
+
+    Raises:
+        MissingExtraError: vLLM is not installed.
+    """
+    # Weights are handed over as tensors of this process, and scheduling becomes deterministic.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    try:
+        from vllm import LLM, SamplingParams
+    except ImportError as error:
+        raise MissingExtraError(
+            "rollouts.engine = 'vllm' needs vLLM: pip install 'effopd[vllm]', on a machine with a "
+            "GPU"
+        ) from error
+    llm = LLM(
+        model=path,
+        dtype=str(model.dtype).removeprefix("torch."),
+        seed=0,
+        max_model_len=longest + 1,
+        gpu_memory_utilization=settings.gpu_memory,
+        enable_sleep_mode=settings.sleep,
+        enforce_eager=settings.eager,
+        logprobs_mode="raw_logprobs",
+        generation_config="vllm",  # no sampling defaults of the model
+        trust_remote_code=False,
+    )
+    return VLLMEngine(
+        llm,
+        SamplingParams,
+        model,
+        tokenizer,
+        vocabulary_size=vocabulary_size,
+        settings=settings,
+    )
+
+
+def load_weights_(worker: Any, weights: NamedTensors) -> None:
+    """Run by vLLM inside its worker: copies tensors into the model by their checkpoint names."""
+    worker.model_runner.model.load_weights(iter(weights))
+
+
+def sampling_arguments(seed: int, sampling: Sampling) -> dict[str, Any]:
+    """Arguments of `vllm.SamplingParams` for one completion."""
+    return {
+        "seed": seed,
+        "max_tokens": sampling.max_new_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "stop": list(sampling.stop),
+        "include_stop_str_in_output": True,
+        "skip_special_tokens": False,
+        "logprobs": 0,
+    }
+
+
+def prompt_log_probs(output: Any, token_ids: Sequence[int]) -> list[float]:
+    """Log-probabilities of all prompt tokens but the first, from a `vllm.RequestOutput`."""
+    places = zip(token_ids[1:], output.prompt_logprobs[1:], strict=True)
+    return [place[token].logprob for token, place in places]
+
+
+def _prompt(token_ids: Sequence[int]) -> dict[str, list[int]]:
+    return {"prompt_token_ids": list(token_ids)}

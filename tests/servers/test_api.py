@@ -1,0 +1,252 @@
+"""What is asked of vLLM and SGLang, and what is read from what they answer."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from effopd.servers.api import Api, Writing
+from effopd.servers.failures import NotFiniteAnswerError, PassingError
+from effopd.servers.flavors import api_of
+from effopd.servers.settings import ServerSettings
+from effopd.servers.sglang_api import SGLangApi
+from effopd.servers.vllm_api import VLLMApi
+
+VLLM, SGLANG = VLLMApi("qwen"), SGLangApi("qwen")
+WRITING = Writing(
+    prompt_ids=(5, 6),
+    seed=2**62 + 3,
+    max_tokens=9,
+    temperature=0.5,
+    top_p=0.9,
+    top_k=7,
+    stop=("#",),
+)
+
+
+def test_flavors() -> None:
+    found = [
+        api_of(ServerSettings(url="http://h", model="m", flavor=f)) for f in ("vllm", "sglang")
+    ]  # type: ignore[arg-type]
+    assert [type(api) for api in found] == [VLLMApi, SGLangApi]
+
+
+# vLLM ---------------------------------------------------------------------------------------------
+
+
+def test_what_vllm_is_asked_to_write() -> None:
+    call = VLLM.write_call(WRITING)
+    assert call.path == "/v1/completions"
+    assert call.payload == {
+        "model": "qwen", "prompt": [5, 6], "seed": 2**62 + 3, "max_tokens": 9, "temperature": 0.5,
+        "top_p": 0.9, "top_k": 7, "stop": ["#"], "include_stop_str_in_output": True,
+        "skip_special_tokens": False, "logprobs": 0, "return_token_ids": True, "min_p": 0.0,
+        "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
+    }  # fmt: skip
+
+
+def vllm_written(**changes: Any) -> Any:
+    plain = {
+        "token_ids": [7, 8],
+        "logprobs": {"token_logprobs": [-0.5, -1]},
+        "finish_reason": "stop",
+    }
+    return {"choices": [plain | changes]}
+
+
+def test_what_vllm_wrote() -> None:
+    found = VLLM.read_written(vllm_written())
+    assert (found.token_ids, found.log_probs, found.stopped) == ((7, 8), (-0.5, -1.0), True)
+    assert not VLLM.read_written(vllm_written(finish_reason="length")).stopped
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"token_ids": [7]}, "2 log-probabilities for 1 tokens"),
+        ({"token_ids": [7, "8"]}, "no list of numbers"),
+        ({"token_ids": [7, True]}, "no list of numbers"),
+        ({"token_ids": [7, -1]}, "no list of numbers"),
+        ({"token_ids": None}, "no list of numbers"),
+        ({"logprobs": None}, "without logprobs.token_logprobs"),
+        ({"logprobs": {"token_logprobs": 3}}, "no log-probabilities for 2 tokens"),
+        ({"finish_reason": "abort"}, "ended by 'abort'"),
+        ({"finish_reason": None}, "ended by None"),
+    ],
+)
+def test_what_vllm_cannot_have_written(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(PassingError, match=message):
+        VLLM.read_written(vllm_written(**changes))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), None, "-1", True])
+def test_log_probabilities_must_be_finite(value: Any) -> None:
+    with pytest.raises(NotFiniteAnswerError, match="the log-probability of token 1 is"):
+        VLLM.read_written(vllm_written(logprobs={"token_logprobs": [-0.5, value]}))
+    with pytest.raises(NotFiniteAnswerError):
+        SGLANG.read_scores(sglang_scores([[None, 5], [-1, 6], [value, 7]]), (5, 6, 7), 1)
+
+
+def place(token: int, value: float) -> Any:
+    return {str(token): {"logprob": value}, "99": {"logprob": -0.1}}
+
+
+def vllm_scores(**changes: Any) -> Any:
+    plain = {
+        "prompt_token_ids": [5, 6, 7],
+        "prompt_logprobs": [None, place(6, -1.5), place(7, -2.5)],
+    }
+    return {"choices": [plain | changes]}
+
+
+def test_scores_by_vllm() -> None:
+    call = VLLM.score_call((5, 6, 7))
+    assert call.payload == {
+        "model": "qwen", "prompt": [5, 6, 7], "max_tokens": 1, "temperature": 0.0,
+        "prompt_logprobs": 1, "return_token_ids": True,
+    }  # fmt: skip
+    assert VLLM.read_scores(vllm_scores(), (5, 6, 7), 1) == (-1.5, -2.5)
+    assert VLLM.read_scores(vllm_scores(), (5, 6, 7), 2) == (-2.5,)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt_token_ids": [5, 6]}, "other tokens than were asked for"),
+        ({"prompt_token_ids": [1, 5, 6]}, "other tokens than were asked for"),
+        ({"prompt_logprobs": [None, place(6, -1)]}, "2 log-probabilities for 3 tokens"),
+        ({"prompt_logprobs": None}, "no log-probabilities for 3 tokens"),
+        ({"prompt_logprobs": [None, place(6, -1), place(8, -1)]}, "without the one of token 7"),
+        ({"prompt_logprobs": [None, place(6, -1), None]}, "no log-probability of token 7"),
+        ({"prompt_logprobs": [None, place(6, -1), []]}, "without the one of token 7"),
+    ],
+)
+def test_broken_scores_by_vllm(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(PassingError, match=message):
+        VLLM.read_scores(vllm_scores(**changes), (5, 6, 7), 1)
+
+
+def test_reloading_by_vllm() -> None:
+    reload, forget = VLLM.reload_calls("/weights")
+    assert reload.path == "/collective_rpc"
+    assert reload.payload == {
+        "method": "reload_weights",
+        "kwargs": {"weights_path": "/weights", "is_checkpoint_format": True},
+    }
+    assert (forget.path, forget.payload) == ("/reset_prefix_cache", {})
+
+
+# SGLang -------------------------------------------------------------------------------------------
+
+
+def test_what_sglang_is_asked_to_write() -> None:
+    call = SGLANG.write_call(WRITING)
+    assert call.path == "/generate"
+    assert call.payload == {
+        "input_ids": [5, 6],
+        "return_logprob": True,
+        "sampling_params": {
+            "sampling_seed": 3, "max_new_tokens": 9, "temperature": 0.5, "top_p": 0.9, "top_k": 7,
+            "min_p": 0.0, "repetition_penalty": 1.0, "frequency_penalty": 0.0,
+            "presence_penalty": 0.0, "stop": ["#"], "no_stop_trim": True,
+            "skip_special_tokens": False,
+        },
+    }  # fmt: skip
+
+
+def test_sglang_keeps_all_tokens_by_minus_one() -> None:
+    payload = SGLANG.write_call(Writing(prompt_ids=(5,), seed=0, max_tokens=1)).payload
+    assert payload is not None
+    assert payload["sampling_params"]["top_k"] == -1
+
+
+def sglang_written(**changes: Any) -> Any:
+    plain = {
+        "output_token_logprobs": [[-0.5, 7, None], [-1, 8, None]],
+        "finish_reason": {"type": "stop", "matched": 8},
+        "completion_tokens": 2,
+    }
+    return {"meta_info": plain | changes}
+
+
+def test_what_sglang_wrote() -> None:
+    found = SGLANG.read_written(sglang_written())
+    assert (found.token_ids, found.log_probs, found.stopped) == ((7, 8), (-0.5, -1.0), True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"completion_tokens": 3}, "2 log-probabilities for 3 tokens"),
+        ({"completion_tokens": "2"}, "2 log-probabilities for '2' tokens"),
+        ({"output_token_logprobs": [[-0.5]]}, "an answer without 1"),
+        ({"output_token_logprobs": None}, "0 log-probabilities for 2 tokens"),
+        ({"finish_reason": None}, "without type|without finish_reason.type"),
+        ({"finish_reason": {"type": "abort"}}, "ended by 'abort'"),
+    ],
+)
+def test_what_sglang_cannot_have_written(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(PassingError, match=message):
+        SGLANG.read_written(sglang_written(**changes))
+
+
+def sglang_scores(entries: Any) -> Any:
+    return {"meta_info": {"input_token_logprobs": entries}}
+
+
+def test_scores_by_sglang() -> None:
+    call = SGLANG.score_call((5, 6, 7))
+    assert call.payload is not None
+    assert call.payload["logprob_start_len"] == 0
+    assert call.payload["sampling_params"] == {"max_new_tokens": 1, "temperature": 0.0}
+    answer = sglang_scores([[None, 5, None], [-1.5, 6, None], [-2.5, 7, None]])
+    assert SGLANG.read_scores(answer, (5, 6, 7), 2) == (-2.5,)
+    with pytest.raises(PassingError, match="other tokens than were asked for"):
+        SGLANG.read_scores(answer, (5, 6, 8), 1)
+    with pytest.raises(PassingError, match="3 log-probabilities for 2 tokens"):
+        SGLANG.read_scores(answer, (5, 6), 1)
+
+
+def test_reloading_by_sglang() -> None:
+    (reload,) = SGLANG.reload_calls("/weights")
+    assert (reload.path, reload.payload) == (
+        "/update_weights_from_disk",
+        {"model_path": "/weights"},
+    )
+
+
+# Both ---------------------------------------------------------------------------------------------
+
+KEYS = st.sampled_from(
+    ["choices", "token_ids", "prompt_token_ids", "prompt_logprobs", "logprobs", "token_logprobs",
+     "meta_info", "output_token_logprobs", "input_token_logprobs", "finish_reason", "type",
+     "completion_tokens", "tokens", "max_model_len", "6", "logprob"]
+)  # fmt: skip
+ANSWERS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["stop", "x"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=5),
+    max_leaves=25,
+)
+
+
+@pytest.mark.parametrize("api", [VLLM, SGLANG], ids=["vllm", "sglang"])
+@given(answer=ANSWERS)
+def test_any_answer_is_read_or_may_pass(api: Api, answer: Any) -> None:
+    reads = (api.read_written, api.read_tokens, lambda a: api.read_scores(a, (5, 6), 1))
+    for read in reads:
+        try:
+            read(answer)
+        except PassingError:
+            continue
+
+
+@pytest.mark.parametrize("api", [VLLM, SGLANG], ids=["vllm", "sglang"])
+def test_tokens(api: Api) -> None:
+    call = api.tokenize_call("3 + 4")
+    assert call.path == "/tokenize"
+    assert call.payload == {"model": "qwen", "prompt": "3 + 4", "add_special_tokens": False}
+    found = api.read_tokens({"tokens": [5, 6], "count": 2, "max_model_len": 64})
+    assert (found.token_ids, found.context) == ((5, 6), 64)
+    assert json.dumps(call.payload)

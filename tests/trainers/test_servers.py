@@ -1,0 +1,155 @@
+"""K9: runs with a teacher and an engine behind servers, undisturbed, disturbed and resumed."""
+
+import os
+import random
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from tests.support.fake_server import FAULTS, FakeServer, serving, settings_of
+from tests.support.tiny import metrics_of, outcome, sha256, tiny_config, train_tiny, write_models
+
+from effopd.config import RunConfig
+from effopd.errors import ServerError
+from effopd.models.checkpoints import list_checkpoints
+from effopd.models.loading import ModelSettings, load_model, load_tokenizer
+from effopd.records import read_jsonl
+
+pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
+
+SECRET = "sk-canary-9043"
+QUICK = [fault for fault in FAULTS if fault not in {"stall", "slow body", "restart"}]
+
+
+@pytest.fixture(autouse=True)
+def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    monkeypatch.setenv("TEACHER_KEY", SECRET)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(params=["vllm", "sglang"])
+def server(models: Path, request: pytest.FixtureRequest) -> Iterator[FakeServer]:
+    settings = ModelSettings(path=str(models / "teacher"))
+    model, tokenizer = load_model(settings), load_tokenizer(settings)
+    with serving(model, tokenizer, flavor=request.param, key=SECRET) as found:
+        yield found
+
+
+PLAIN: dict[str, Any] = {
+    "method": "opd",
+    "train.steps": 4,
+    "train.prompts_per_step": 6,
+    "evaluation.divergence": False,
+    "evaluation.every": 2,
+    "checkpoint.every": 2,
+    "prompt.max_tokens": 64,
+}
+
+
+def served(models: Path, server: FakeServer, **changes: Any) -> RunConfig:
+    """A run whose teacher is behind the server."""
+    settings = asdict(settings_of(server, api_key_env="TEACHER_KEY", retries=30, backoff_s=0.002))
+    config = PLAIN | {"teacher": None, "teacher_server": settings} | changes
+    return tiny_config(models, config)
+
+
+def weights(run: Path) -> str:
+    return sha256(list_checkpoints(run / "checkpoints")[0] / "model.safetensors")
+
+
+def test_a_served_teacher_teaches_what_a_local_one_does(
+    models: Path, server: FakeServer, tmp_path: Path
+) -> None:
+    train_tiny(served(models, server), tmp_path / "served")
+    train_tiny(tiny_config(models, PLAIN), tmp_path / "local")
+    pairs = zip(metrics_of(tmp_path / "served"), metrics_of(tmp_path / "local"), strict=True)
+    for ours, theirs in pairs:
+        assert ours["reverse_kl"] == pytest.approx(theirs["reverse_kl"], rel=1e-3)
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3, abs=1e-5)
+        assert ours["teacher_tokens"] == theirs["teacher_tokens"]
+    for run in (tmp_path / "served", tmp_path / "local"):
+        assert read_jsonl(run / "evals.jsonl")[0]["model"] == "teacher"
+
+
+def test_faults_change_no_bit(models: Path, server: FakeServer, tmp_path: Path) -> None:
+    config = served(models, server)
+    train_tiny(config, tmp_path / "undisturbed")
+    rng = random.Random(0)
+    plan = {number: rng.choice(QUICK) for number in range(200) if rng.random() < 0.3}
+    server.strike({3: "stall", 40: "restart"} | plan)
+    train_tiny(config, tmp_path / "disturbed")
+    assert len(set(server.struck)) > 5
+    assert outcome(tmp_path / "disturbed") == outcome(tmp_path / "undisturbed")
+
+
+def test_no_record_holds_the_key(
+    models: Path, server: FakeServer, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    _, messages = train_tiny(served(models, server, **{"train.steps": 2}), tmp_path / "run")
+    assert any("teacher tiny at http://127.0.0.1:" in message for message in messages)
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert len(files) > 5
+    everything = [path.read_bytes() for path in files]
+    everything += [text.encode() for text in (*messages, *capfd.readouterr())]
+    assert not [text for text in everything if SECRET.encode() in text]
+
+
+def test_a_resumed_run_recognises_its_teacher(
+    models: Path, server: FakeServer, tmp_path: Path
+) -> None:
+    config, run = served(models, server), tmp_path / "run"
+    train_tiny(served(models, server), tmp_path / "whole")
+    assert train_tiny(config, run, stop_after=2)[0] is False
+    last = list_checkpoints(run / "checkpoints")[0]
+    assert list(load_file(last / "learner.safetensors")) == ["served_teacher."]
+    teacher, student = server.model, ModelSettings(path=str(models / "student"))
+    server.model = load_model(student)
+    with pytest.raises(ServerError, match="differently when the run was started"):
+        train_tiny(config, run)
+    server.model = teacher
+    assert train_tiny(config, run)[0] is True
+    assert weights(run) == weights(tmp_path / "whole")
+
+
+def test_another_teacher_in_the_middle_stops_the_run(
+    models: Path, server: FakeServer, tmp_path: Path
+) -> None:
+    config, run = served(models, server), tmp_path / "run"
+    server.next_model = load_model(ModelSettings(path=str(models / "student")))
+    server.strike({33: "restart"})
+    with pytest.raises(ServerError, match="is not one model"):
+        train_tiny(config, run)
+    assert server.struck == ["restart"]
+
+
+def test_a_student_written_by_a_server_learns_as_by_itself(models: Path, tmp_path: Path) -> None:
+    """The server's engine is the same code with one request at a time: the texts are the same."""
+    settings = ModelSettings(path=str(models / "student"))
+    plain = PLAIN | {
+        "train.steps": 2,
+        "method": "effopd",
+        "validation": {"type": "accuracy", "prompts": 4},
+    }
+    with serving(load_model(settings), load_tokenizer(settings)) as server:
+        engine = {
+            "engine": "server",
+            "server": asdict(settings_of(server)),
+            "weights_directory": str(tmp_path / "weights"),
+        }
+        train_tiny(tiny_config(models, plain | {"rollouts": engine}), tmp_path / "served")
+        reloads = [path for path, _ in server.requests if path == "/collective_rpc"]
+    train_tiny(tiny_config(models, plain), tmp_path / "local")
+    pairs = zip(metrics_of(tmp_path / "served"), metrics_of(tmp_path / "local"), strict=True)
+    for ours, theirs in pairs:
+        assert ours["mean_length"] == theirs["mean_length"]
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3, abs=1e-5)
+    assert len(reloads) > 4
+    assert len(list((tmp_path / "weights").iterdir())) == 1
