@@ -371,6 +371,22 @@ def test_momentum_of_moved_parameters(build, key: str, momentum: str, factor: fl
             assert torch.equal(torch.as_tensor(value), expected), (name, entry)
 
 
+@pytest.mark.parametrize(("momentum", "kept"), [("keep", 1.0), ("reset", 0.0), ("scale", 1.0)])
+def test_going_back_raises_no_momentum(momentum: str, kept: float) -> None:
+    tensor = torch.ones(3)
+    optimizer = torch.optim.SGD([tensor], lr=0.1, momentum=0.9)
+    search = Search(scales=GeometricScales(floor=0.5), momentum=momentum)  # type: ignore[arg-type]
+    extrapolator = Extrapolator(
+        {"w": tensor}, lambda draw: -tensor.sum().item(), search=search, optimizer=optimizer
+    )
+    optimizer.state[tensor]["momentum_buffer"] = torch.ones(3)
+    tensor.add_(1.0)
+    result = extrapolator.step(1)
+    assert result is not None
+    assert result.accepted_scale == 0.5
+    assert optimizer.state[tensor]["momentum_buffer"].tolist() == [kept] * 3
+
+
 def test_momentum_of_a_tensor_with_two_names_is_scaled_once() -> None:
     tensor = nn.Parameter(torch.ones(3))
     optimizer = torch.optim.SGD([tensor], lr=0.1, momentum=0.9)

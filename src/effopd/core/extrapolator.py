@@ -201,7 +201,7 @@ class Extrapolator:
         """Applies the momentum policy after a jump."""
         if self.search.momentum == "keep" or accepted_scale == 1.0 or self._optimizer is None:
             return
-        factor = 0.0 if self.search.momentum == "reset" else 1.0 / accepted_scale
+        factor = 0.0 if self.search.momentum == "reset" else 1.0 / max(accepted_scale, 1.0)
         for tensor in {id(tensor): tensor for tensor in self._live.values()}.values():
             state = self._optimizer.state.get(tensor, {})
             for key in ("exp_avg", "momentum_buffer"):

@@ -29,7 +29,8 @@ class Search:
         guard: Objection to degenerate text; None for none.
         retest: Confirm the winner on fresh prompts.
         momentum: What happens to Adam's first moment of the moved parameters after a jump to scale
-            s: "keep" (released code), "reset" to zero, or "scale" by 1/s. SGD's momentum likewise.
+            s: "keep" (released code), "reset" to zero, or "scale" by 1/s, by 1 where s is below 1:
+            a step that was too long asks for no more momentum. SGD's momentum likewise.
         learning_rate: "keep" leaves it to the optimizer's schedule; "follow" multiplies it by the
             scales that searches ended at, see `Extrapolator.rate_factor`.
         parameters: Selection for `select_parameters` when a module is given.
