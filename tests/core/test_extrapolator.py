@@ -21,7 +21,7 @@ from effopd import (
     SinceRaw,
     Strict,
 )
-from effopd.core.scales import Trial
+from effopd.core.scales import GeometricScales, Trial
 from effopd.errors import ConfigError, NonFiniteError, ValidatorError
 
 EVERY_STEP = Search(schedule=EveryN(n=1), scales=LadderScales(), parameters="attention_mlp")
@@ -375,7 +375,8 @@ def test_momentum_of_moved_parameters(build, key: str, momentum: str, factor: fl
 def test_going_back_raises_no_momentum(momentum: str, kept: float) -> None:
     tensor = torch.ones(3)
     optimizer = torch.optim.SGD([tensor], lr=0.1, momentum=0.9)
-    search = Search(scales=GeometricScales(floor=0.5), momentum=momentum)  # type: ignore[arg-type]
+    scales = GeometricScales(floor=0.5)
+    search = Search(scales=scales, guard=None, momentum=momentum)  # type: ignore[arg-type]
     extrapolator = Extrapolator(
         {"w": tensor}, lambda draw: -tensor.sum().item(), search=search, optimizer=optimizer
     )

@@ -73,7 +73,7 @@ def test_a_retest_says_nothing_of_the_rate() -> None:
     assert rate_change([*trials(-1.0, {2.0: -3.0, 0.5: -2.0}), again], 1.0) == GROWTH
 
 
-def test_a_student_that_overshoots_beyond_trust_gets_a_shorter_rate_until_it_is_seen_again() -> None:
+def test_an_overshoot_beyond_trust_shortens_the_rate_until_it_is_seen() -> None:
     """Gradient steps on a steep parabola, scored only near the tip: a runaway if the rate grew."""
     x = torch.full((1,), 1.0)
     tip = [0.0]

@@ -215,7 +215,8 @@ class Extrapolator:
             `version`, `last_step`, `search` (settings), `past` (step, accepted scale and
             change of the rate of each search) and `recorded` (what the direction noted), all
             JSON-able; `anchor` and `history` (what the direction remembers, often nothing), name
-            to tensor, each process's own shard when sharded. Tensors are references: save before the next step.
+            to tensor, each process's own shard when sharded. Tensors are references: save before
+            the next step.
         """
         return {
             "version": STATE_VERSION,
