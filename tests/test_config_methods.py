@@ -19,6 +19,7 @@ JSONL: dict[str, Any] = {
     "teacher": {"path": "teacher"},
 }
 TAUGHT_BY_NOBODY = {key: value for key, value in JSONL.items() if key != "teacher"}
+ADAPTED = {"student": {"path": "s", "lora": {}}}
 UNCHECKED = JSONL | {"task": JSONL["task"] | {"verifier": "none"}}
 
 
@@ -198,6 +199,46 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
     (
         {"train": {"stop": {"patience": 2}}, "evaluation": {"problems": 0}},
         "train.stop looks at evaluations: set evaluation.problems above 0",
+    ),
+    # Adapters and memory
+    (
+        ADAPTED | {"teacher": {"path": "t", "lora": {}}},
+        "lora is for the student: merge the adapter of another model into it",
+    ),
+    (
+        ADAPTED | {"self_teacher": {}},
+        "self_teacher averages weights, student.lora trains factors: keep one",
+    ),
+    (
+        ADAPTED | {"monitor": {"every": 1}},
+        "monitor watches weights, student.lora trains factors: keep one",
+    ),
+    (
+        ADAPTED | {"memory": {"master_weights": True}},
+        "memory.master_weights is for weights: adapters are float32 anyway",
+    ),
+    (
+        ADAPTED | {"search": {"direction": {"type": "averaged"}}},
+        "search.direction = 'averaged' averages or fits weights, student.lora trains factors: use "
+        "'since_accepted', 'since_raw' or 'since_base'",
+    ),
+    ({"student": {"path": "s", "lora": {"r": 0}}}, "student.lora.r must be at least 1, got 0"),
+    (
+        {"student": {"path": "s", "lora": {"alfa": 4}}},
+        "unknown setting student.lora.alfa; did you mean 'alpha'?",
+    ),
+    (
+        {"memory": {"teacher_offload": True}, "self_teacher": {}},
+        "memory.teacher_offload is for teachers that stay as they are",
+    ),
+    (
+        {"memory": {"master_weights": True}},
+        "memory.master_weights keeps float32 copies of a student in low precision, this one is in "
+        "float32: set student.dtype = 'bfloat16', or memory.offload_optimizer too",
+    ),
+    (
+        {"memory": {"offload_optimizer": True}},
+        "memory.offload_optimizer keeps the masters on the CPU: set memory.master_weights",
     ),
     (
         {"train": {"stop": {"target": 0.9}}, "evaluation": {"teacher": False}},

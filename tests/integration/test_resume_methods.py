@@ -113,6 +113,14 @@ RANK_ONE = {
     "search.schedule": {"type": "every_n", "n": 2},
     "search.direction": {"type": "relex"},
 }
+ADAPTERS = BATCH | {
+    "student.lora": {"r": 2, "alpha": 4.0, "dropout": 0.1},
+    "objective": {"type": "full_kl", "reward_scale": 1.25},
+}
+LOW_PRECISION = BATCH | {
+    "student.dtype": "bfloat16",
+    "memory": {"master_weights": True, "offload_optimizer": True, "teacher_offload": True},
+}
 TWO = {
     "method": "exopd",
     "objective": {"type": "exopd"},
@@ -183,6 +191,21 @@ CASES: dict[str, tuple[Raw, Holds]] = {
         lambda rows, files: [row["horizon"] for row in rows] == [1, 2, 3, None, None],
     ),
     "two teachers": (TWO, lambda rows, files: rows[-1]["reverse_kl"] > 0),
+    "adapters": (
+        ADAPTERS,
+        lambda rows, files: (
+            {"adapter_model.safetensors", "anchor.safetensors"} < files
+            and "model.safetensors" not in files
+            and any(row["accepted_scale"] not in {None, 1.0} for row in rows)
+        ),
+    ),
+    "float32 masters on the CPU": (
+        LOW_PRECISION,
+        lambda rows, files: (
+            "masters.safetensors" in files
+            and any(row["accepted_scale"] not in {None, 1.0} for row in rows)
+        ),
+    ),
 }
 """Settings, and what rows and checkpoint must show for the case to mean something."""
 

@@ -76,13 +76,15 @@ def theory(run: Path, out: Path, settings: TheorySettings, say: Say = print) -> 
         say: Receives progress and the short table.
 
     Raises:
-        ConfigError: `run` holds no resolved settings.
+        ConfigError: `run` holds no resolved settings, or its student has adapters.
     """
     transformers_logging.disable_progress_bar()
     if not (run / "config.toml").is_file():
         raise ConfigError(f"{run} is no run directory: config.toml is missing")
     config = load_config(run / "config.toml", [])
     check_is_distillation(config)
+    if config.student is not None and config.student.lora is not None:
+        raise ConfigError("the local theory is that of weights, this run trains adapters")
     with closing(build_parts(config, say)) as parts:
         text = write_text(parts, settings.contexts, say)
     loss = frozen_loss(parts, text)

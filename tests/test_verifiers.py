@@ -1,0 +1,137 @@
+"""Who checks the answers of a run: made from a name, asked in batches, ended with the run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.tiny import Raw, metrics_of, tiny_config, train_tiny, write_models
+
+from effopd.cli import assemble
+from effopd.cli.assemble import build_parts
+from effopd.cli.run import evaluate_checkpoint
+from effopd.cli.verifiers import verifier_for, without_unreadable
+from effopd.demo.world import ChainVerifier, TinyWorld
+from effopd.errors import ConfigError
+from effopd.records import read_jsonl
+from effopd.rewards.boxed import BoxedAnswer
+from effopd.rewards.math import MathVerifier
+from effopd.rewards.workers import WorkerSettings
+from effopd.tasks.files import JsonlTask
+from effopd.tasks.problem import Problem, Task
+
+pytest.importorskip("math_verify")
+
+UNREADABLE = r"A \cup B \{"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(autouse=True)
+def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+
+
+def problems(*answers: str) -> list[Problem]:
+    return [Problem(id=f"p-{i}", prompt="?", answer=answer) for i, answer in enumerate(answers)]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("boxed", BoxedAnswer), ("math", MathVerifier), ("none", type(None))]
+)
+def test_a_name_becomes_a_verifier(name: Any, kind: type) -> None:
+    assert type(verifier_for(JsonlTask(train_path="x", verifier=name))) is kind
+    assert type(verifier_for(TinyWorld())) is ChainVerifier
+
+
+def test_unreadable_references_are_left_out_and_said() -> None:
+    said: list[str] = []
+    task = Task(train=problems("7", UNREADABLE, "C", UNREADABLE), test=problems("1/2"))
+    with MathVerifier(WorkerSettings(processes=1, wall_s=60.0)) as verifier:
+        found = without_unreadable(task, verifier, said.append)
+        assert [problem.id for problem in found.train] == ["p-0", "p-2"]
+        assert found.test == task.test
+        assert said == [
+            "left out 2 of 4 training problems, whose reference answers cannot be read as "
+            "mathematics: p-1, p-3"
+        ]
+        with pytest.raises(ConfigError, match=r"none of the 1 test problems has a reference"):
+            without_unreadable(Task(train=task.train, test=problems(UNREADABLE)), verifier, print)
+    for other in (None, BoxedAnswer()):
+        assert without_unreadable(task, other, said.append) is task
+    assert len(said) == 1
+
+
+@pytest.fixture
+def closed(monkeypatch: pytest.MonkeyPatch) -> list[MathVerifier]:
+    """The verifiers that were closed."""
+    found: list[MathVerifier] = []
+    close = MathVerifier.close
+
+    def watched(self: MathVerifier) -> None:
+        found.append(self)
+        close(self)
+
+    monkeypatch.setattr(MathVerifier, "close", watched)
+    return found
+
+
+def config_of(models: Path, tmp_path: Path, unreadable: str = UNREADABLE) -> Any:
+    path = tmp_path / "problems.jsonl"
+    answers = ["3", "4", unreadable, "5"] * 6
+    rows = [{"question": f"{i % 7} + 1 =", "answer": answer} for i, answer in enumerate(answers)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings: Raw = {
+        "method": "grpo",
+        "objective": {"type": "policy_gradient"},
+        "train.steps": 2,
+        "train.prompts_per_step": 4,
+        "train.responses_per_prompt": 2,
+        "evaluation.every": 1,
+        "task": {"type": "jsonl", "train_path": str(path), "verifier": "math", "test_size": 4},
+    }
+    return tiny_config(models, settings)
+
+
+def test_a_run_with_mathematics_counts_verdicts_and_ends_its_workers(
+    models: Path, tmp_path: Path, closed: list[MathVerifier], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, run = config_of(models, tmp_path), tmp_path / "run"
+    done, messages = train_tiny(config, run)
+    assert done
+    assert len(closed) == 1
+    assert messages[0].startswith("left out 5 of 20 training problems, whose reference answers")
+    for row in metrics_of(run):
+        assert sum(row["verdicts"].values()) == 8
+        assert set(row["verdicts"]) <= {"no_answer", "truncated"}, "an untrained student"
+    for row in read_jsonl(run / "evals.jsonl"):
+        assert sum(row["verdicts"].values()) == row["n"] == 2
+    evaluate_checkpoint(run, None, None)
+    assert len(closed) == 2
+    said = capsys.readouterr().out
+    shown = [line for line in said.splitlines() if line.startswith("  verdicts")]
+    assert len(shown) == 1
+    assert set(shown[0].split()[1::2]) <= {"no_answer", "truncated"}
+
+
+def test_a_run_that_fails_ends_them_too(
+    models: Path, tmp_path: Path, closed: list[MathVerifier], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: Any) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(assemble, "build_trainer", broken)
+    with pytest.raises(RuntimeError):
+        train_tiny(config_of(models, tmp_path, unreadable="6"), tmp_path / "run")
+    assert len(closed) == 1
+
+
+def test_a_run_without_verdicts_has_none(models: Path, tmp_path: Path) -> None:
+    train_tiny(tiny_config(models, {"train.steps": 1}), tmp_path)
+    assert [row["verdicts"] for row in metrics_of(tmp_path)] == [None]
+    assert {row["verdicts"] for row in read_jsonl(tmp_path / "evals.jsonl")} == {None}
+    parts = build_parts(tiny_config(models), print)
+    parts.close()
