@@ -16,7 +16,13 @@ from safetensors.torch import load_file, save_file
 from tests.fakes import TOKENIZER, ids, tiny_model
 from transformers.utils import logging as transformers_logging
 
-from effopd.errors import ConfigError, EffopdError, ParameterMismatchError
+from effopd.errors import (
+    CheckpointError,
+    ConfigError,
+    EffopdError,
+    NonFiniteError,
+    ParameterMismatchError,
+)
 from effopd.models.loading import ModelSettings, load_model, load_tokenizer, tokenizers_agree
 
 transformers_logging.disable_progress_bar()
@@ -47,7 +53,7 @@ def rewrite_json(path: Path, **changes: Any) -> None:
 def refusal(load: Callable[[ModelSettings], Any], path: Path | str, **more: Any) -> str:
     with pytest.raises(EffopdError) as error:
         load(settings(path, **more))
-    assert isinstance(error.value, ConfigError | ParameterMismatchError)
+    assert isinstance(error.value, ConfigError | ParameterMismatchError | CheckpointError)
     return str(error.value)
 
 
@@ -164,7 +170,7 @@ def test_adapters(copy: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     ["../x.safetensors", "/etc/x.safetensors", "a/../../x.safetensors", "a\\x.safetensors",
-     "..", "", "x.bin", "sub/x.safetensors"],
+     "..", "", "x.bin", "sub/x.safetensors", "x\0.safetensors"],
 )  # fmt: skip
 def test_shards_outside_the_directory(copy: Path, name: str) -> None:
     (copy / "model.safetensors").rename(copy.parent / "x.safetensors")
@@ -177,15 +183,17 @@ def test_shards_outside_the_directory(copy: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "content",
     ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 3}}', '{"weight_map": {"a": [1]}}',
-     '{"weight_map": {"a": "x\\u0000.safetensors"}}', "[" * 100_000, '{"weight_map": null}'],
+     "[" * 100_000, '{"weight_map": null}'],
     ids=lambda text: text[:40],
 )  # fmt: skip
 def test_damaged_shard_index(copy: Path, content: str) -> None:
+    (copy / "model.safetensors").rename(copy / "a.safetensors")
     (copy / "model.safetensors.index.json").write_text(content)
     assert "model.safetensors.index.json is damaged" in refusal(load_model, copy)
 
 
 def test_missing_shard_and_special_files(copy: Path) -> None:
+    (copy / "model.safetensors").rename(copy / "a.safetensors")
     index = copy / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
     assert "gone.safetensors is missing or no regular file" in refusal(load_model, copy)
@@ -249,21 +257,97 @@ def test_tied_embeddings_need_no_head(tmp_path: Path) -> None:
     assert torch.equal(loaded.lm_head.weight, tied.model.embed_tokens.weight)
 
 
+def test_tensors_without_a_place_in_the_model(copy: Path) -> None:
+    change_weights(copy, lambda t: t.update({"model.layers.9.mlp.up_proj.weight": torch.ones(2)}))
+    assert refusal(load_model, copy) == (
+        f"1 tensors in {copy} have no place in the model, for example "
+        "model.layers.9.mlp.up_proj.weight: config.json and weights belong to different models"
+    )
+
+
+def test_a_model_with_fewer_layers_than_its_weights(copy: Path) -> None:
+    rewrite_json(copy / "config.json", num_hidden_layers=1, layer_types=None)
+    assert "have no place in the model, for example model.layers.1." in refusal(load_model, copy)
+
+
+def test_a_head_that_the_config_ties_wrongly(copy: Path) -> None:
+    rewrite_json(copy / "config.json", tie_word_embeddings=True)
+    assert "the two are stored with different values" in refusal(load_model, copy)
+    change_weights(copy, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] * 1}))
+    loaded = load_model(settings(copy))
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+
+
+def test_a_head_that_the_config_does_not_tie(copy: Path) -> None:
+    change_weights(copy, lambda t: t.pop("lm_head.weight"))
+    assert "for example lm_head.weight" in refusal(load_model, copy)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_that_are_not_finite(copy: Path, value: float, dtype: str) -> None:
+    change_weights(copy, lambda t: t["model.norm.weight"].__setitem__(3, value))
+    with pytest.raises(NonFiniteError, match=r"model\.norm\.weight in .* holds a NaN or an inf"):
+        load_model(settings(copy, dtype=dtype))
+
+
+def test_weights_that_overflow_in_the_precision_asked_for(copy: Path) -> None:
+    change_weights(copy, lambda t: t["model.norm.weight"].__setitem__(3, 1e6))
+    load_model(settings(copy))
+    with pytest.raises(NonFiniteError):
+        load_model(settings(copy, dtype="float16"))
+
+
 @pytest.mark.parametrize(
-    ("name", "content"),
-    [("config.json", b"{"), ("config.json", b'{"model_type": "no-such-family"}'),
-     ("model.safetensors", b""), ("model.safetensors", b"\xff" * 100)],
+    ("name", "content", "message"),
+    [("config.json", b"{", "{path}/config.json is damaged ("),
+     ("config.json", b'{"model_type": "no-such-family"}', "cannot load {path}: "),
+     ("config.json", b'{"model_type": 3}', "cannot load {path}: "),
+     ("config.json", b"{}", "cannot load {path}: "),
+     ("generation_config.json", b"[]", "cannot load {path}: "),
+     ("model.safetensors", b"", "{path}/model.safetensors is damaged ("),
+     ("model.safetensors", b"\xff" * 100, "{path}/model.safetensors is damaged (")],
     ids=str,
 )  # fmt: skip
-def test_damaged_files_are_one_message(copy: Path, name: str, content: bytes) -> None:
+def test_damaged_files_are_one_message(copy: Path, name: str, content: bytes, message: str) -> None:
     (copy / name).write_bytes(content)
-    assert refusal(load_model, copy).startswith(f"cannot load {copy}: ")
+    assert refusal(load_model, copy).startswith(message.format(path=copy))
 
 
-def test_truncated_weights(copy: Path) -> None:
-    weights = copy / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-4])
-    assert refusal(load_model, copy).startswith(f"cannot load {copy}: ")
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("tokenizer.json", b""), ("tokenizer.json", b"{}"), ("tokenizer.json", b"[" * 10_000),
+     ("tokenizer.json", b'{"model": {"type": "BPE", "vocab": 3}, "added_tokens": []}'),
+     ("tokenizer_config.json", b"[]"), ("tokenizer_config.json", b"{"),
+     ("tokenizer_config.json", b'{"auto_map": {"AutoTokenizer": []}}')],
+    ids=str,
+)  # fmt: skip
+def test_damaged_tokenizers_are_one_message(copy: Path, name: str, content: bytes) -> None:
+    (copy / name).write_bytes(content)
+    assert refusal(load_tokenizer, copy).startswith(f"cannot load {copy}: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("dtype", "__import__"), ("dtype", "float1024"), ("dtype", 3), ("torch_dtype", "load"),
+     ("num_attention_heads", 7), ("hidden_act", "os.system"), ("rope_scaling", "evil"),
+     ("rope_parameters", [1]), ("layer_types", "evil"), ("rms_norm_eps", "x"),
+     ("attn_implementation", "evil/kernels"), ("_attn_implementation", "evil/kernels"),
+     ("_attn_implementation_internal", "evil/kernels"), ("architectures", ["os.system"])],
+    ids=str,
+)  # fmt: skip
+def test_settings_that_mean_nothing_load_or_are_one_message(
+    copy: Path, name: str, value: Any
+) -> None:
+    rewrite_json(copy / "config.json", **{name: value})
+    try:
+        model = load_model(settings(copy))
+    except (ConfigError, ParameterMismatchError):
+        assert str(copy) in refusal(load_model, copy)
+    else:
+        assert model.dtype == torch.float32
+        assert model.config._attn_implementation == "sdpa"
+        assert torch.equal(model.lm_head.weight, tiny_model().lm_head.weight)
 
 
 def test_repositories_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,6 +355,24 @@ def test_repositories_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) ->
         message = refusal(load, "nobody/no-such-model")
         assert message.startswith("cannot load nobody/no-such-model: ")
     assert "Repo id must be" in refusal(load_model, "runs/models/foo")
+
+
+def test_a_repository_in_the_cache(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "0123456789" * 4
+    snapshot = tmp_path / "models--some--model" / "snapshots" / commit
+    shutil.copytree(saved, snapshot)
+    (tmp_path / "models--some--model" / "refs").mkdir()
+    (tmp_path / "models--some--model" / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert torch.equal(
+        load_model(settings("some/model")).lm_head.weight, tiny_model().lm_head.weight
+    )
+    assert tokenizers_agree(load_tokenizer(settings("some/model", revision=commit)), TOKENIZER)
+    (snapshot / "model.safetensors").rename(snapshot / "a.safetensors")
+    (snapshot / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../x"}}')
+    assert "'../x', which is no file of this directory" in refusal(load_model, "some/model")
 
 
 # Code in a model directory ------------------------------------------------------------------------

@@ -1,20 +1,31 @@
 """Loading Hugging Face causal language models and tokenizers, safely."""
 
+import os
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from effopd.errors import ConfigError, ParameterMismatchError
-from effopd.models.weights import check_weight_files
+from effopd.errors import ConfigError, EffopdError, NonFiniteError, ParameterMismatchError
+from effopd.models.chat_templates import check_chat_template
+from effopd.models.directory import built_from, check_config, check_model, check_texts
+from effopd.models.hub import fetch
+from effopd.models.lora import LoraStudent, add_adapters_
+from effopd.models.weights import is_finite, read_config
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+_OF_TRANSFORMERS = (
+    OSError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError, AssertionError,
+    RuntimeError, ImportError, SafetensorError, StrictDataclassError,
+)  # fmt: skip
+"""What it raises on settings and files that are not what it expects."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +38,7 @@ class ModelSettings:
         dtype: Precision of the weights.
         attention: Attention implementation passed to transformers.
         gradient_checkpointing: Recompute activations in the backward pass.
+        lora: Adapters to train in place of the weights; None trains the weights.
     """
 
     path: str
@@ -34,6 +46,7 @@ class ModelSettings:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     gradient_checkpointing: bool = False
+    lora: LoraStudent | None = None
 
     def __post_init__(self) -> None:
         if not self.path:
@@ -43,19 +56,15 @@ class ModelSettings:
 def load_model(settings: ModelSettings, device: str = "cpu") -> Any:
     """The causal language model in evaluation mode, from safetensors only, no remote code.
 
-    Raises:
-        ConfigError: No such device; a local directory without config.json or safetensors weights;
-            or transformers cannot load it.
-        ParameterMismatchError: Tensors of the model are missing in the weights, or differ in shape.
+    Everything in its directory is checked before transformers opens it (docs/safety.md), and every
+    number of the weights afterwards, which reads them once more.
     """
     _check_device(device)
-    path = _located(settings.path)
-    if Path(path).is_dir():
-        check_weight_files(Path(path))
-    with _explained(path):
+    directory = _located(settings, weights=True)
+    contents = check_model(directory)
+    with _Explained(settings.path), built_from(directory, contents):
         model, report = AutoModelForCausalLM.from_pretrained(
-            path,
-            revision=settings.revision or "main",
+            str(directory),
             dtype=getattr(torch, settings.dtype),
             attn_implementation=settings.attention,
             use_safetensors=True,
@@ -63,35 +72,43 @@ def load_model(settings: ModelSettings, device: str = "cpu") -> Any:
             ignore_mismatched_sizes=True,  # reported, and refused below
             output_loading_info=True,
         )
-    _check_complete(path, report)
+    _check_complete(settings.path, report)
+    _check_tied(settings.path, model)
     if settings.gradient_checkpointing:
         with warnings.catch_warnings():  # renamed in transformers 5.x; this name works in all of it
             warnings.simplefilter("ignore", FutureWarning)
             model.gradient_checkpointing_enable({"use_reentrant": False})
-    return model.to(device).eval()
+    if settings.lora is not None:
+        add_adapters_(model, settings.lora)
+    model = model.to(device).eval()
+    _check_finite(settings.path, model)
+    return model
 
 
 def load_tokenizer(settings: ModelSettings) -> Any:
     """The tokenizer, with a padding token.
 
+    Its files are checked first, and its chat template is tried out with limits
+    (`check_chat_template`).
+
     Raises:
         ConfigError: There is none, or it has no end-of-sequence token.
     """
-    path = _located(settings.path)
-    present = [name for name in _TOKENIZER_FILES if (Path(path) / name).is_file()]
-    if Path(path).is_dir() and not present:  # transformers would make up an empty one
-        raise ConfigError(
+    path, directory = settings.path, _located(settings, weights=False)
+    check_texts(directory)
+    check_config(directory / "config.json", read_config(directory))
+    if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
+        raise ConfigError(  # transformers would make up an empty one
             f"{path} holds no tokenizer ({', '.join(_TOKENIZER_FILES)}): write it there "
             "with tokenizer.save_pretrained(...)"
         )
-    with _explained(path):
-        tokenizer = AutoTokenizer.from_pretrained(
-            path, revision=settings.revision or "main", trust_remote_code=False
-        )
+    with _Explained(path):
+        tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"the tokenizer of {path} has no end-of-sequence token")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    check_chat_template(path, tokenizer)
     return tokenizer
 
 
@@ -100,19 +117,40 @@ def tokenizers_agree(first: Any, second: Any) -> bool:
     return bool(first.get_vocab() == second.get_vocab())
 
 
-@contextmanager
-def _explained(path: str) -> Iterator[None]:
-    """What transformers cannot load is a wrong setting, not a crash."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        if "trust_remote_code" in str(error):
-            raise ConfigError(f"{path} needs code of its own, which effopd never runs") from error
-        raise ConfigError(f"cannot load {path}: {error}") from error
+class _Explained:
+    """What transformers cannot load is a wrong setting, not a crash.
+
+    Args:
+        path: The model as the user named it.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if isinstance(error, EffopdError):
+            return
+        # Damaged files are a bare Exception of tokenizers, and sizes that do not fit anything.
+        if kind is Exception or isinstance(error, _OF_TRANSFORMERS):
+            if "trust_remote_code" in str(error):
+                raise ConfigError(
+                    f"{self._path} needs code of its own, which effopd never runs"
+                ) from error
+            raise ConfigError(
+                f"cannot load {self._path}: {error or type(error).__name__}"
+            ) from error
 
 
 def _check_complete(path: str, report: Mapping[str, Any]) -> None:
-    """Transformers gives tensors that are not in the file random values and goes on."""
+    """Transformers gives tensors that are not in the file random values, and leaves others out."""
     missing = sorted(report["missing_keys"])
     if missing:
         raise ParameterMismatchError(
@@ -125,6 +163,31 @@ def _check_complete(path: str, report: Mapping[str, Any]) -> None:
             f"{name} in {path} has shape {tuple(found)}, the config asks for {tuple(expected)}: "
             "config.json and weights belong to different models"
         )
+    unexpected = sorted(report["unexpected_keys"])
+    if unexpected:
+        raise ParameterMismatchError(
+            f"{len(unexpected)} tensors in {path} have no place in the model, for example "
+            f"{unexpected[0]}: config.json and weights belong to different models"
+        )
+
+
+def _check_tied(path: str, model: Any) -> None:
+    """Transformers unties a head that is stored with other values than the embedding."""
+    ties = model.config.get_text_config().to_dict().get("tie_word_embeddings", False)
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if ties and head is not None and head.weight is not embedding.weight:
+        raise ParameterMismatchError(
+            f"config.json of {path} ties the head to the embedding, but the two are stored with "
+            "different values: set tie_word_embeddings to what the weights are"
+        )
+
+
+def _check_finite(path: str, model: Any) -> None:
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and tensor.itemsize > 1 and not is_finite(tensor):
+            raise NonFiniteError(
+                f"{name} in {path} holds a NaN or an infinity: download or export the model again"
+            )
 
 
 def _check_device(device: str) -> None:
@@ -134,15 +197,18 @@ def _check_device(device: str) -> None:
         raise ConfigError(f"device {device!r} cannot be used: {error}") from None
 
 
-def _located(path: str) -> str:
-    """The path of a model directory, or the repository id as it is."""
-    directory = Path(path).expanduser()
+def _located(settings: ModelSettings, *, weights: bool) -> Path:
+    """The directory of a model, which is downloaded if it is a repository of the Hub."""
+    path, directory = settings.path, Path(settings.path).expanduser()
     if not directory.is_dir():
         if path.startswith((".", "/", "~")):
             raise ConfigError(f"no model directory at {path}")
-        return path
+        directory = fetch(path, settings.revision, weights=weights)
     if (directory / "adapter_config.json").is_file():
-        raise ConfigError(f"{path} is an adapter: merge it into its base model and save that")
-    if not (directory / "config.json").is_file():
+        raise ConfigError(
+            f"{path} is an adapter: merge it into its base model and save that, or give the base "
+            "and train on from the adapter (student.lora.adapter)"
+        )
+    if not os.path.lexists(directory / "config.json"):
         raise ConfigError(f"{path} is no Hugging Face model directory: config.json is missing")
-    return str(directory)
+    return directory

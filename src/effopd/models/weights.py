@@ -6,6 +6,7 @@ back: a model of any size is read in the memory of the tensors held.
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -16,9 +17,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from effopd.errors import CheckpointError, ConfigError, ParameterMismatchError
+from effopd.models.headers import MAX_TENSORS, Stored, read_model_header
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+LARGEST_JSON_BYTES = 64 * 2**20
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -101,7 +104,7 @@ class SafetensorsWeights:
         files: Names of the files to read; None finds those of the model.
 
     Raises:
-        CheckpointError: A file is damaged, or index and shards do not name the same tensors.
+        CheckpointError: Numbers are stored in a way that cannot be read; or as `stored_tensors`.
     """
 
     def __init__(self, directory: Path, files: Sequence[str] | None = None) -> None:
@@ -109,11 +112,14 @@ class SafetensorsWeights:
         self._file_of: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._dtypes: dict[str, torch.dtype] = {}
-        shard_of = {} if files else _find_shards(directory)
-        for name in files or sorted(set(shard_of.values())) or (SINGLE,):
-            self._add(directory / name)
-        if shard_of:
-            _check_same_tensors(directory, shard_of, self._file_of)
+        for name, (path, stored) in stored_tensors(directory, files).items():
+            if stored.kind not in DTYPES:
+                raise CheckpointError(
+                    f"{name} in {path} is stored as {stored.kind}; can be read: "
+                    f"{', '.join(DTYPES)}. Convert the model to one of them"
+                )
+            self._file_of[name] = path
+            self._shapes[name], self._dtypes[name] = stored.shape, DTYPES[stored.kind]
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -142,14 +148,38 @@ class SafetensorsWeights:
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{path}: {name} cannot be read ({error})") from error
 
-    def _add(self, path: Path) -> None:
-        for name, (shape, dtype) in read_header(path).items():
-            if name in self._file_of:
+
+def stored_tensors(
+    directory: Path, files: Sequence[str] | None = None
+) -> dict[str, tuple[Path, Stored]]:
+    """Where every tensor of a model is and how it is stored, from the headers of its files.
+
+    Args:
+        directory: A Hugging Face model directory; config.json is not needed.
+        files: Names of the files to read; None finds those of the model.
+
+    Returns:
+        Name -> file and place in it, in the order of the files and then of the alphabet.
+
+    Raises:
+        CheckpointError: A file is damaged, there are too many tensors, or index and shards do not
+            name the same ones.
+    """
+    shard_of = {} if files else _find_shards(directory)
+    found: dict[str, tuple[Path, Stored]] = {}
+    for file in files or sorted(set(shard_of.values())) or (SINGLE,):
+        for name, stored in read_model_header(directory / file).items():
+            if name in found:
                 raise CheckpointError(
-                    f"{name} is in both {self._file_of[name].name} and {path.name} of "
-                    f"{self._directory}: these shards do not belong together"
+                    f"{name} is in both {found[name][0].name} and {file} of {directory}: "
+                    "these shards do not belong together"
                 )
-            self._file_of[name], self._shapes[name], self._dtypes[name] = path, shape, dtype
+            found[name] = directory / file, stored
+        if len(found) > MAX_TENSORS:
+            raise CheckpointError(f"{directory} holds more than {MAX_TENSORS} tensors")
+    if shard_of:
+        _check_same_tensors(directory, shard_of, found)
+    return found
 
 
 def open_weights(directory: Path) -> Weights:
@@ -181,40 +211,20 @@ def read_object(path: Path) -> dict[str, Any]:
     """The content of a JSON file that holds an object.
 
     Raises:
-        ConfigError: It is missing, no regular file, or no JSON object.
+        ConfigError: It is missing, no regular file, larger than `LARGEST_JSON_BYTES`, or no JSON
+            object.
     """
     if not path.is_file():  # reading a pipe would wait for ever
         raise ConfigError(f"{path} is missing or no regular file")
     try:
+        if path.stat().st_size > LARGEST_JSON_BYTES:
+            raise ValueError(f"more than {LARGEST_JSON_BYTES} bytes")
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is damaged ({error}): download or export it again") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} is damaged: it must hold a JSON object")
     return content
-
-
-def read_header(path: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Shape and dtype of every tensor of one safetensors file.
-
-    Raises:
-        CheckpointError: The file is damaged, or stores numbers of a kind that cannot be read.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            found = {n: (tuple(s.get_shape()), str(s.get_dtype())) for n, s in slices.items()}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path} is damaged ({error}): download or export it again"
-        ) from error
-    for name, (_, kind) in found.items():
-        if kind not in DTYPES:
-            raise CheckpointError(
-                f"{name} in {path} is stored as {kind}; can be read: {', '.join(DTYPES)}. "
-                "Convert the model to one of them"
-            )
-    return {name: (shape, DTYPES[kind]) for name, (shape, kind) in found.items()}
 
 
 def size_bytes(weights: Weights, name: str) -> int:
@@ -258,40 +268,22 @@ def check_rows(name: str, shape: tuple[int, ...], rows: tuple[int, int] | None) 
         raise ParameterMismatchError(f"{name} has shape {shape}: no rows {rows[0]} to {rows[1]}")
 
 
-def check_weight_files(directory: Path) -> None:
-    """Allows only safetensors files that lie in the directory itself.
-
-    A link may lead to the blobs of the Hugging Face cache that the directory is part of.
-
-    Raises:
-        ConfigError: There are none, or the index names a file that is missing or lies elsewhere.
-    """
-    index = directory / INDEX
-    names = set(read_index(index).values()) if index.is_file() else {SINGLE}
-    if not any(directory.glob("*.safetensors")):
-        raise ConfigError(
-            f"{directory} holds no *.safetensors weights (pickled weights are refused): convert "
-            "them with model.save_pretrained(..., safe_serialization=True)"
-        )
-    for name in sorted(names):
-        inside = Path(name).name == name and "\\" not in name and name.endswith(".safetensors")
-        if not inside:
-            raise ConfigError(f"{index} names {name!r}, which is no file of this directory")
-        check_file(directory / name)
-
-
-def check_file(path: Path) -> None:
+def check_file(path: Path, directory: Path | None = None) -> None:
     """Allows a regular file, or a link that stays in the directory or its Hugging Face cache.
+
+    Args:
+        path: The file.
+        directory: The model directory that it is below; None for the one it is in.
 
     Raises:
         ConfigError: It is missing, a pipe or device, or a link that leads elsewhere.
     """
     if not path.is_file():
         raise ConfigError(f"{path} is missing or no regular file")
-    directory, target = path.parent.resolve(), path.resolve()
-    allowed = [directory]
-    if directory.parent.name == "snapshots":  # .../snapshots/REVISION/x -> .../blobs/HASH
-        allowed.append(directory.parent.parent / "blobs")
+    root, target = (directory or path.parent).resolve(), path.resolve()
+    allowed = [path.parent.resolve()]
+    if root.parent.name == "snapshots":  # .../snapshots/REVISION/x -> .../blobs/HASH
+        allowed.append(root.parent.parent / "blobs")
     if target.parent not in allowed:
         raise ConfigError(
             f"{path} is a link that leads out of its directory, to {target}: copy the file there"
@@ -302,43 +294,58 @@ def read_index(index: Path) -> dict[str, str]:
     """Tensor name -> file name, as the index of a sharded checkpoint states.
 
     Raises:
-        ConfigError: It is no such index.
+        ConfigError: It is no such index, or names a file outside its directory.
     """
-    try:
-        shard_of = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"].items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{index} is damaged: {error!r}") from None
-    if not all(isinstance(name, str) and "\0" not in name for name in shard_of.values()):
+    check_file(index)
+    shard_of = read_object(index).get("weight_map")
+    if not isinstance(shard_of, dict) or not shard_of or len(shard_of) > MAX_TENSORS:
+        raise ConfigError(
+            f"{index} is damaged: weight_map must name the files of 1 to {MAX_TENSORS} tensors"
+        )
+    if not all(isinstance(file, str) for file in shard_of.values()):
         raise ConfigError(f"{index} is damaged: file names must be text")
-    if not shard_of:
-        raise ConfigError(f"{index} is damaged: it lists no tensors")
+    for file in sorted(set(shard_of.values())):
+        plain = Path(file).name == file and "\\" not in file and "\0" not in file
+        if not (plain and file.endswith(".safetensors")):
+            raise ConfigError(f"{index} names {file!r:.200}, which is no file of this directory")
     return shard_of
 
 
 def _find_shards(directory: Path) -> dict[str, str]:
-    """Tensor name -> shard; empty when there is one file and no index."""
-    check_weight_files(directory)
+    """Tensor name -> shard; empty when there is one file and no index.
+
+    Only safetensors files that lie in the directory itself, or in the cache that it is part of.
+    """
+    if not any(directory.glob("*.safetensors")):
+        raise ConfigError(
+            f"{directory} holds no *.safetensors weights (pickled weights are refused): convert "
+            "them with model.save_pretrained(..., safe_serialization=True)"
+        )
     index = directory / INDEX
-    if not index.is_file():
+    if not os.path.lexists(index):
+        check_file(directory / SINGLE)
         return {}
-    if (directory / SINGLE).exists():
+    if os.path.lexists(directory / SINGLE):
         raise CheckpointError(
             f"{directory} holds both {SINGLE} and {INDEX}: remove the one that is out of date"
         )
-    return read_index(index)
+    shard_of = read_index(index)
+    for file in sorted(set(shard_of.values())):
+        check_file(directory / file)
+    return shard_of
 
 
 def _check_same_tensors(
-    directory: Path, shard_of: Mapping[str, str], file_of: Mapping[str, Path]
+    directory: Path, shard_of: Mapping[str, str], found: Mapping[str, tuple[Path, Stored]]
 ) -> None:
     """The index lists exactly what the shards hold."""
     for name, shard in shard_of.items():
-        if name not in file_of or file_of[name].name != shard:
+        if name not in found or found[name][0].name != shard:
             raise CheckpointError(
                 f"{INDEX} of {directory} lists {name}, which is not in {shard}: "
                 "complete the download, or export the model again"
             )
-    for name, path in file_of.items():
+    for name, (path, _) in found.items():
         if name not in shard_of:
             raise CheckpointError(
                 f"{path.name} of {directory} holds {name}, which {INDEX} does not list: "

@@ -1,0 +1,89 @@
+"""A chat template is a program of whoever made the model, so it is tried out with limits first.
+
+Transformers renders templates in Jinja's sandbox, which keeps them away from files and code but not
+from endless loops or from all memory. A child process that may use little of either renders a short
+conversation; only what ends there is rendered in this process. A template that waits for a
+particular question to hang is not found out this way.
+"""
+
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+
+from effopd.errors import ConfigError
+
+MEMORY_BYTES = 2**30
+_WALL_PER_CPU = 10
+_QUESTION = [{"role": "user", "content": "What is 2 + 2?"}]
+_OUT_OF_MEMORY = 3
+_known: set[str] = set()
+"""Templates that have ended in time; a set of texts, so that each is tried once a process."""
+
+
+def check_chat_template(path: str, tokenizer: Any, *, cpu_s: int = 5) -> None:
+    """Renders a short question in a child process, with and without thinking.
+
+    A template that refuses the question is none of our business here: what is asked later may suit
+    it. Without `/proc` (not on Linux) memory cannot be limited, and nothing is tried.
+
+    Args:
+        path: The model as the user named it.
+        tokenizer: Hugging Face tokenizer, with or without a template.
+        cpu_s: Processor time that the child has; it is killed after ten times as much wall time.
+
+    Raises:
+        ConfigError: It did not end within the time, or with `MEMORY_BYTES` of memory.
+    """
+    text = repr(tokenizer.chat_template)
+    if tokenizer.chat_template is None or text in _known or sys.platform != "linux":
+        return
+    child = multiprocessing.get_context("fork").Process(target=_render, args=(tokenizer, cpu_s))
+    with warnings.catch_warnings():  # the child touches nothing that other threads may hold
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child.start()
+    child.join(_WALL_PER_CPU * cpu_s)
+    if child.exitcode is None:
+        child.kill()
+        child.join()
+    if child.exitcode in {-signal.SIGXCPU, -signal.SIGKILL}:
+        raise ConfigError(_refusal(path, f"does not end within {cpu_s} s"))
+    if child.exitcode == _OUT_OF_MEMORY:
+        raise ConfigError(_refusal(path, f"takes more than {MEMORY_BYTES} bytes of memory"))
+    _known.add(text)
+
+
+def _refusal(path: str, why: str) -> str:
+    return (
+        f"the chat template of {path} {why} for a short question: replace it in "
+        "chat_template.jinja or tokenizer_config.json, where its makers have a sound one"
+    )
+
+
+def _render(tokenizer: Any, cpu_s: int) -> None:
+    """Of the child: ends it with what came of it, and without any of the parent's clean-up."""
+    status = 0
+    try:
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s))
+        resource.setrlimit(resource.RLIMIT_AS, 2 * (_address_space_bytes() + MEMORY_BYTES,))
+        for thinking in (False, True):
+            tokenizer.apply_chat_template(
+                _QUESTION, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+            )
+    except MemoryError:
+        status = _OUT_OF_MEMORY
+    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RuntimeError):
+        pass
+    finally:
+        os._exit(status)
+
+
+def _address_space_bytes() -> int:
+    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[0]
+    return int(pages) * resource.getpagesize()

@@ -1,0 +1,72 @@
+"""Chat templates are tried out in a child process before they are used."""
+
+import multiprocessing
+import time
+from pathlib import Path
+
+import pytest
+from tests.fakes import TOKENIZER
+
+from effopd.demo.world import CHAT_TEMPLATE
+from effopd.errors import ConfigError
+from effopd.models.chat_templates import check_chat_template
+from effopd.models.loading import ModelSettings, load_tokenizer
+
+LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+MEMORY = {
+    "at-once": "{{ messages[0]['content'] * 1000000000 }}",
+    "in-a-constant": "{{ 'a' * 100000000000 }}",
+    "by-doubling": "{% set n = namespace(s='ab') %}{% for i in range(60) %}"
+    "{% set n.s = n.s ~ n.s %}{% endfor %}{{ n.s }}",
+}
+
+
+def tokenizer_with(template: str | None, tmp_path: Path) -> object:
+    """A tokenizer of its own, since templates are attributes."""
+    TOKENIZER.save_pretrained(tmp_path)
+    loaded = load_tokenizer(ModelSettings(path=str(with_config(tmp_path))))
+    loaded.chat_template = template
+    return loaded
+
+
+def with_config(directory: Path) -> Path:
+    (directory / "config.json").write_text('{"model_type": "qwen3"}')
+    return directory
+
+
+def test_endless_loops_end(tmp_path: Path) -> None:
+    tokenizer = tokenizer_with(LOOPS, tmp_path)
+    before = time.monotonic()
+    for _ in range(2):  # a bad one is not remembered as good
+        with pytest.raises(ConfigError, match="chat template of some/model does not end within 1"):
+            check_chat_template("some/model", tokenizer, cpu_s=1)
+    assert time.monotonic() - before < 30
+
+
+@pytest.mark.parametrize("name", MEMORY)
+def test_memory_is_limited(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"of m (takes more than \d+ bytes|does not end)"):
+        check_chat_template("m", tokenizer_with(MEMORY[name], tmp_path), cpu_s=5)
+
+
+def test_a_model_with_such_a_template_does_not_load(tmp_path: Path) -> None:
+    TOKENIZER.save_pretrained(with_config(tmp_path))
+    (tmp_path / "chat_template.jinja").write_text(MEMORY["in-a-constant"])
+    with pytest.raises(ConfigError, match=r"replace it in chat_template\.jinja"):
+        load_tokenizer(ModelSettings(path=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [None, CHAT_TEMPLATE, "{{ raise_exception('system first') }}", "{{ nothing.at.all }}",
+     "{% for i in range(10**9) %}{% endfor %}", "{{ 1 / 0 }}", "{% if %}",
+     "{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ cycler.__init__.__globals__.os }}"],
+)  # fmt: skip
+def test_templates_that_end_pass_whatever_they_say(tmp_path: Path, template: str | None) -> None:
+    check_chat_template("m", tokenizer_with(template, tmp_path))
+
+
+def test_the_child_leaves_nothing_behind(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    check_chat_template("m", tokenizer_with("{{ 1 }} of its own", tmp_path))
+    assert not multiprocessing.active_children()
+    assert capfd.readouterr() == ("", "")
