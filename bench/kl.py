@@ -104,7 +104,8 @@ def liger(inputs: Inputs) -> Tensor:
     loss = LigerFusedLinearJSDLoss(
         weight_hard_loss=0.0, weight_soft_loss=1.0, beta=1.0, compiled=False
     )
-    labels = torch.zeros(len(inputs.student_hidden), dtype=torch.int64)
+    hidden = inputs.student_hidden
+    labels = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
     return loss(*inputs.tensors(), labels)
 
 

@@ -50,16 +50,25 @@ def ignore(scale: float) -> None:
 
 
 class Released:
-    """The peer: every candidate is made from the one before."""
+    """The peer: every candidate is made from the one before.
+
+    Args:
+        base: First point.
+        copies: Device of the full copies; None keeps them beside the live tensors.
+    """
 
     name = PEER
 
-    def __init__(self, base: Tensors) -> None:
+    def __init__(self, base: Tensors, *, copies: str | None = None) -> None:
+        self.copies = copies
         self.live = {name: tensor.clone() for name, tensor in base.items()}
         self.base = {name: tensor.clone() for name, tensor in base.items()}
 
     def copy(self) -> Tensors:
-        return {name: tensor.detach().clone() for name, tensor in self.live.items()}
+        return {
+            name: tensor.detach().to(self.copies or tensor.device, copy=True)
+            for name, tensor in self.live.items()
+        }
 
     def amplify_(self, factor: float) -> None:
         for name, tensor in self.live.items():
@@ -84,12 +93,18 @@ class Released:
 
 
 class Ours:
-    """`Extrapolator.step` as it is, or without its guard."""
+    """`Extrapolator.step` as it is, or without its guard.
 
-    def __init__(self, base: Tensors, *, guarded: bool) -> None:
+    Args:
+        base: First point.
+        guarded: With the check that the validator changed nothing.
+        anchor: Device of anchor and tip; None keeps them beside the live tensors.
+    """
+
+    def __init__(self, base: Tensors, *, guarded: bool, anchor: str | None = "cpu") -> None:
         self.name = "guarded" if guarded else "unguarded"
         self.live = {name: tensor.clone() for name, tensor in base.items()}
-        self.extrapolator = Extrapolator(self.live, self.validate, search=SEARCH)
+        self.extrapolator = Extrapolator(self.live, self.validate, search=SEARCH, device=anchor)
         if not guarded:
             self.extrapolator._ray.checksum = lambda: 0  # type: ignore[method-assign]
         self.look: Look = ignore
