@@ -111,3 +111,33 @@ def test_stop_strings_of_many_bytes_are_found_when_their_last_byte_is_there(stop
     done = [finish(torch.tensor([list(text[: n + 1])]), None).item() for n in range(len(text))]
     assert done == [False] * (len(text) - 1) + [True]
     assert finish.lengths_B.tolist() == [len(text)]
+
+
+@pytest.mark.parametrize(
+    ("limits", "sizes"),
+    [
+        ({}, [4]),
+        ({"batch_size": 3}, [3, 1]),
+        ({"batch_tokens": 15 + 15}, [2, 1, 1]),  # prompts of 2, 3, 4 and 5 tokens, 12 to write
+        ({"batch_tokens": 3 * 16}, [3, 1]),
+        ({"batch_tokens": 3 * 16, "batch_size": 2}, [2, 2]),
+        ({"batch_tokens": 1}, [1, 1, 1, 1]),
+    ],
+    ids=str,
+)
+def test_requests_are_decoded_together_within_both_limits(
+    limits: dict[str, int], sizes: list[int]
+) -> None:
+    model, found = tiny_model(), []
+
+    def noted(module: Any, args: Any, kwargs: Any) -> None:
+        if kwargs["input_ids"].shape[1] > 1:  # the prompts, not single tokens after them
+            found.append(len(kwargs["input_ids"]))
+
+    expected = tokens_of(model)
+    watch = model.register_forward_pre_hook(noted, with_kwargs=True)
+    engine = HFEngine(model, TOKENIZER, **limits)  # type: ignore[arg-type]
+    assert [c.token_ids for c in engine.generate(REQUESTS, SAMPLING)] == expected
+    watch.remove()
+    assert found == sizes
+    assert engine.generate([], SAMPLING) == []
