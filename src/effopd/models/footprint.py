@@ -1,0 +1,173 @@
+"""Memory and time of the phases of a training step, estimated from the sizes of the models.
+
+Memory that is decided by the settings (weights, gradients, moments, cache) is counted. Activations
+are counted too, by the tensors that a layer keeps for its backward pass; what an allocator wastes
+is not. Times assume `COMPUTE_SHARE` of a GPU's peak and `BANDWIDTH_SHARE` of its bandwidth: they
+tell minutes from hours, no more.
+"""
+
+import re
+from dataclasses import dataclass
+
+from effopd.errors import ConfigError
+from effopd.models.shapes import ModelShape
+
+COMPUTE_SHARE = 0.4
+BANDWIDTH_SHARE = 0.6
+TILE_BYTES = 2**28
+"""One tile [chunk, vocabulary] of the fused divergence; two are there at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """A graphics card.
+
+    Attributes:
+        name: For people.
+        memory_bytes: Its memory.
+        flops: Peak of dense bfloat16 products, operations a second; 0 where not known.
+        bandwidth: Of its memory, bytes a second; 0 where not known.
+    """
+
+    name: str
+    memory_bytes: int
+    flops: float = 0.0
+    bandwidth: float = 0.0
+
+
+GPUS = {
+    "H20": Gpu(name="H20", memory_bytes=96 * 10**9, flops=148e12, bandwidth=4.0e12),
+    "H100": Gpu(name="H100", memory_bytes=80 * 10**9, flops=989e12, bandwidth=3.35e12),
+    "H200": Gpu(name="H200", memory_bytes=141 * 10**9, flops=989e12, bandwidth=4.8e12),
+    "A100": Gpu(name="A100", memory_bytes=80 * 10**9, flops=312e12, bandwidth=2.0e12),
+    "L40S": Gpu(name="L40S", memory_bytes=48 * 10**9, flops=362e12, bandwidth=0.86e12),
+    "RTX4090": Gpu(name="RTX4090", memory_bytes=24 * 10**9, flops=165e12, bandwidth=1.0e12),
+}
+"""Data sheets of the manufacturer, dense figures."""
+_GPU = re.compile(r"\s*(?P<name>[A-Za-z][A-Za-z0-9]*)?\s*(?:(?P<gb>\d{1,4})\s*GB)?\s*", re.I)
+
+
+def gpu_named(text: str) -> Gpu:
+    """The card that is meant by "H100", "H100 80GB", "80GB" or a number of bytes.
+
+    Raises:
+        ConfigError: None of these.
+    """
+    if text.strip().isascii() and text.strip().isdigit() and len(text.strip()) <= 15:
+        found = Gpu(name=f"{text.strip()} bytes", memory_bytes=int(text))
+    elif (match := _GPU.fullmatch(text)) and (match["name"] or match["gb"]):
+        known = GPUS.get((match["name"] or "").upper())
+        memory = int(match["gb"]) * 10**9 if match["gb"] else known.memory_bytes if known else 0
+        found = Gpu(
+            name=text.strip(),
+            memory_bytes=memory,
+            flops=known.flops if known else 0.0,
+            bandwidth=known.bandwidth if known else 0.0,
+        )
+    else:
+        found = Gpu(name=text, memory_bytes=0)
+    if found.memory_bytes < 1:
+        raise ConfigError(
+            f"--gpu must be one of {', '.join(GPUS)}, a name with its memory such as 'H100 80GB', "
+            f"or a number of bytes, got {text!r:.60}"
+        )
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bytes:
+    """Bytes on the device and on the host."""
+
+    device: int = 0
+    host: int = 0
+
+    def __add__(self, other: "Bytes") -> "Bytes":
+        return Bytes(device=self.device + other.device, host=self.host + other.host)
+
+
+def trained_bytes(
+    parameters: int, element_bytes: int, *, masters: bool = False, offload: bool = False
+) -> Bytes:
+    """Weights, masters, gradients and the two moments of trained parameters.
+
+    Args:
+        parameters: How many.
+        element_bytes: Of one weight as the model holds it.
+        masters: Whether float32 copies are trained.
+        offload: Whether copies, gradients and moments are on the host.
+
+    Returns:
+        What stays from step to step.
+    """
+    if not masters:
+        return Bytes(device=4 * element_bytes * parameters)
+    kept = 16 * parameters
+    weights = Bytes(device=element_bytes * parameters)
+    return weights + (Bytes(host=kept) if offload else Bytes(device=kept))
+
+
+def search_bytes(parameters: int, element_bytes: int, *, masters: bool, on_device: bool) -> Bytes:
+    """Anchor and tip of the search, in the precision that is trained."""
+    kept = 2 * (4 if masters else element_bytes) * parameters
+    return Bytes(device=kept) if on_device else Bytes(host=kept)
+
+
+def cache_bytes(shape: ModelShape, tokens: int, element_bytes: int) -> int:
+    """Keys and values of `tokens` tokens, all sequences together."""
+    return shape.cached_per_token * tokens * element_bytes
+
+
+def saved_numbers_per_token(shape: ModelShape) -> int:
+    """Numbers that one layer keeps for its backward pass, for one token.
+
+    The inputs of the two norms, their outputs, queries, keys and values before and after rotation,
+    the attention's output, and gate, its activation, up and their product.
+    """
+    queries, keys = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
+    attention = 2 * queries + 2 * keys + keys  # q twice, k twice, v; the output below
+    network = 4 * shape.width * max(1, shape.experts_used)
+    return 6 * shape.hidden + attention + queries + network
+
+
+def activation_bytes(
+    shape: ModelShape, tokens: int, element_bytes: int, *, checkpointing: bool
+) -> int:
+    """What the forward pass keeps for the backward pass, without the head.
+
+    Args:
+        shape: Of the student.
+        tokens: Of one micro-batch, padding included.
+        element_bytes: Of one number.
+        checkpointing: Whether only the inputs of layers are kept, and one layer is recomputed.
+
+    Returns:
+        Bytes.
+    """
+    layer = saved_numbers_per_token(shape) * tokens * element_bytes
+    if not checkpointing:
+        return shape.layers * layer
+    return layer + shape.layers * shape.hidden * tokens * element_bytes
+
+
+def tile_bytes(shape: ModelShape, tokens: int) -> int:
+    """Two tiles of logits, and the gradient of the hidden states, in float32."""
+    whole = 4 * tokens * shape.vocabulary
+    return 2 * min(whole, TILE_BYTES) + 4 * tokens * shape.hidden
+
+
+def forward_seconds(shape: ModelShape, tokens: int, gpu: Gpu) -> float:
+    """One pass over `tokens` tokens without gradient; the attention's own products left out."""
+    return 2 * shape.active_parameters * tokens / (COMPUTE_SHARE * gpu.flops)
+
+
+def writing_seconds(
+    shape: ModelShape, sequences: int, new_tokens: int, width: int, element_bytes: int, gpu: Gpu
+) -> float:
+    """Answers of one length, `width` sequences at a time: weights and cache are read each token."""
+    width = min(width, sequences)
+    rounds = -(-sequences // width)
+    weights = shape.parameters * element_bytes
+    cache = cache_bytes(shape, width * new_tokens // 2, element_bytes)
+    reading = (weights + cache) / (BANDWIDTH_SHARE * gpu.bandwidth)
+    computing = forward_seconds(shape, width, gpu)
+    return rounds * new_tokens * max(reading, computing)

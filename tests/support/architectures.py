@@ -1,0 +1,74 @@
+"""Random tiny models of many architectures, saved as a user's model directory would be."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+SPECIAL = ("<pad>", "<bos>", "<eos>")
+ROWS = 256 + len(SPECIAL)
+TEMPLATE = (
+    "{% for message in messages %}<bos>{{ message['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}:{% endif %}"
+)
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "qwen2": {},
+    "qwen3": {"head_dim": 8},
+    "llama": {},
+    "gemma": {"head_dim": 8},
+    "mistral": {"sliding_window": None, "head_dim": 8},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {
+        "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8,
+    },
+}  # fmt: skip
+"""`model_type` -> what it needs besides the common sizes."""
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A token for every byte, and three special ones."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {word: i for i, word in enumerate([*SPECIAL, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        padding_side="left",
+        chat_template=TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def make(kind: str, *, seed: int = 0, rows: int = ROWS, **sizes: Any) -> Any:
+    """An untrained model of 16 numbers' width and two layers, or as `sizes` says."""
+    common = {
+        "vocab_size": rows, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 256,
+        "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.25,
+    }  # fmt: skip
+    config = AutoConfig.for_model(kind, **{**common, **ARCHITECTURES[kind], **sizes})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config)
+
+
+def save(directory: Path, kind: str, **options: Any) -> Path:
+    """Saves `make(kind, ...)` with the tokenizer; returns `directory`."""
+    make(kind, **options).save_pretrained(directory)
+    byte_tokenizer().save_pretrained(directory)
+    return directory
+
+
+def write_problems(path: Path, count: int = 12) -> Path:
+    """Sums, one a line."""
+    rows = [{"question": f"{i} + {i} =", "answer": str(2 * i)} for i in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
