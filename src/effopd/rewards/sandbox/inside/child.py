@@ -1,0 +1,177 @@
+"""One test: a fresh process shuts itself in, runs the program, and ends."""
+
+import atexit
+import io
+import os
+import resource
+import signal
+import sys
+import threading
+import traceback
+import types
+from dataclasses import dataclass
+from typing import Any
+
+from . import kernel, values
+
+OUT_OF_MEMORY = 86
+"""Exit status of a program that ran out of memory and was told so by an exception."""
+RESULT = 3
+"""Descriptor to which `SHUT_IN` is written before the program runs, then the value it returns."""
+SHUT_IN = b"+"
+_STACK_BYTES = 64 * 1024**2
+_MAX_FILES = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """What shuts a test in; made once by the server.
+
+    Attributes:
+        ruleset: Descriptor of a Landlock ruleset; None without.
+        instructions: Of the seccomp filter; b"" without.
+        threads: RLIMIT_NPROC; 0 for none.
+        base_bytes: Address space of the server, which a test starts with.
+    """
+
+    ruleset: int | None
+    instructions: bytes
+    threads: int
+    base_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Test:
+    """A program and what it may use; `arguments` are those of its function, encoded."""
+
+    source: bytes
+    entry_point: str
+    arguments: bytes
+    cpu_s: int
+    memory_bytes: int
+
+
+def run_and_exit(test: Test, bounds: Bounds, server: int) -> None:
+    """Runs a test in this process, which is a fresh child of the server, and ends it.
+
+    Descriptors 0 to 2 are those of the program, 3 that of the value it returns.
+    """
+    leave = os._exit
+    status = 1
+    try:
+        _shut_in(test, bounds, server)
+        _claim_streams()
+        status = _run(test)
+    except MemoryError:
+        status = OUT_OF_MEMORY
+    finally:
+        leave(status)
+
+
+def _shut_in(test: Test, bounds: Bounds, server: int) -> None:
+    kernel.die_with_parent(server, signal.SIGKILL)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_DFL)
+    if bounds.ruleset is not None:
+        kernel.landlock_restrict(bounds.ruleset)
+    os.closerange(RESULT + 1, 4096)
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_FSIZE, 0)
+    _limit(resource.RLIMIT_NOFILE, _MAX_FILES)
+    _, hard = resource.getrlimit(resource.RLIMIT_STACK)  # programs may raise it: memory is capped
+    resource.setrlimit(resource.RLIMIT_STACK, (_stack_bytes(hard), hard))
+    _limit(resource.RLIMIT_CPU, test.cpu_s)
+    _limit(resource.RLIMIT_AS, bounds.base_bytes + test.memory_bytes)
+    for name in ("RLIMIT_MEMLOCK", "RLIMIT_MSGQUEUE", "RLIMIT_RTPRIO", "RLIMIT_NICE"):
+        _limit(getattr(resource, name), 0)
+    if bounds.threads:
+        _limit(resource.RLIMIT_NPROC, bounds.threads)
+    if bounds.instructions:
+        kernel.seccomp(bounds.instructions)
+    os.write(RESULT, SHUT_IN)
+    if not test.entry_point:
+        os.close(RESULT)
+
+
+def _stack_bytes(hard: int) -> int:
+    return _STACK_BYTES if hard == resource.RLIM_INFINITY else min(_STACK_BYTES, hard)
+
+
+def _limit(which: int, most: int) -> None:
+    """Lowers a limit for good; one that is lower already stays."""
+    _, hard = resource.getrlimit(which)
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(which, (most, most))
+
+
+def _claim_streams() -> None:
+    def stream(descriptor: int, mode: str) -> io.TextIOWrapper:
+        return open(descriptor, mode, encoding="utf-8", errors="surrogateescape", closefd=False)
+
+    sys.stdin, sys.stdout, sys.stderr = stream(0, "r"), stream(1, "w"), stream(2, "w")
+    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
+    sys.argv = ["program.py"]
+
+
+class _Ending:
+    """Turns whatever a program raises into its exit status."""
+
+    status = 0
+
+    def __enter__(self) -> "_Ending":
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        if isinstance(error, SystemExit):
+            self.status = _exit_status(error)
+        elif error is not None:
+            traceback.print_exception(error, limit=-20)
+            self.status = OUT_OF_MEMORY if isinstance(error, MemoryError) else 1
+        return True
+
+
+def _run(test: Test) -> int:
+    module = types.ModuleType("__main__")
+    sys.modules["__main__"] = module
+    with _Ending() as ending:
+        exec(compile(test.source, "program.py", "exec", dont_inherit=True), module.__dict__)
+        if test.entry_point:
+            _answer(_function(module, test.entry_point), test)
+    return _finish(ending.status)
+
+
+def _function(module: types.ModuleType, name: str) -> Any:
+    """The function to call.
+
+    Raises:
+        NameError: The program defines none.
+    """
+    if name in module.__dict__:
+        return module.__dict__[name]
+    if "Solution" in module.__dict__:
+        return getattr(module.__dict__["Solution"](), name)
+    raise NameError(f"the program defines no {name!r}")
+
+
+def _answer(function: Any, test: Test) -> None:
+    text = values.dump(function(*values.load(test.arguments)))
+    while text:
+        text = text[os.write(RESULT, text) :]
+
+
+def _exit_status(end: SystemExit) -> int:
+    if end.code is None or isinstance(end.code, int):
+        return int(end.code or 0) & 0xFF
+    print(end.code, file=sys.stderr)
+    return 1
+
+
+def _finish(status: int) -> int:
+    """What an interpreter does at the end: threads, exit functions, buffers."""
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return status

@@ -1,0 +1,210 @@
+"""A sandbox behind a URL: SandboxFusion's `/run_code`, or a server that speaks the same.
+
+The boundary is the server's. What it answers is read with caps; whatever it does wrong is a
+"sandbox_error" after a few tries, never a verdict on a program.
+"""
+
+import http.client
+import json
+import time
+import urllib.parse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from effopd.errors import ConfigError
+from effopd.rewards.sandbox.inside import values
+from effopd.rewards.sandbox.outcomes import printable
+from effopd.rewards.sandbox.program import Limits, Outcome, Program, Status
+from effopd.rewards.sandbox.settings import SandboxSettings
+
+_TRIES = 3
+_PAUSE_S = 0.2
+_GRACE_S = 30.0
+"""Seconds that a request may take beyond the program's: a server may have others to run."""
+_VALUES_SOURCE = (Path(__file__).parent / "inside" / "values.py").read_text(encoding="utf-8")
+_HARNESS = """
+def _effopd_call(source, name, arguments):
+    import os, sys, types
+    codec = types.ModuleType("_effopd_values")
+    exec(compile(CODEC, "values.py", "exec"), codec.__dict__)
+    result = os.dup(1)
+    os.dup2(2, 1)
+    program = types.ModuleType("program")
+    sys.modules["program"] = program
+    exec(compile(source, "program.py", "exec"), program.__dict__)
+    function = program.__dict__.get(name)
+    if function is None:
+        function = getattr(program.__dict__["Solution"](), name)
+    text = codec.dump(function(*codec.load(arguments)))
+    while text:
+        text = text[os.write(result, text):]
+_effopd_call(SOURCE, NAME, ARGUMENTS)
+"""
+"""Calls the function and writes its value where standard output was."""
+
+
+class _ServerFault(Exception):  # noqa: N818 - it never leaves this file
+    """What the server did wrong."""
+
+
+class UrlSandbox:
+    """Asks a server; threads may share it, each request has a connection of its own."""
+
+    def __init__(self, settings: SandboxSettings) -> None:
+        self.kind = "url"
+        self._parts = urllib.parse.urlsplit(settings.url)
+
+    def run(
+        self, program: Program, inputs: Sequence[bytes | list[Any]], limits: Limits
+    ) -> list[Outcome]:
+        """One outcome per input; see `Sandbox.run`."""
+        return [self._run_one(program, each, limits) for each in inputs]
+
+    def close(self) -> None:
+        """Nothing to end: no connection outlives its request."""
+
+    def _run_one(self, program: Program, given: bytes | list[Any], limits: Limits) -> Outcome:
+        body = json.dumps(_request(program, given, limits)).encode("ascii")
+        fault = ""
+        for attempt in range(_TRIES):
+            if attempt:
+                time.sleep(_PAUSE_S * 2**attempt)
+            try:
+                return _outcome(self._post(body, limits), limits, bool(program.entry_point))
+            except _ServerFault as error:
+                fault = str(error)
+        return Outcome(status="sandbox_error", detail=printable(fault))
+
+    def _post(self, body: bytes, limits: Limits) -> dict[str, Any]:
+        """The reply to a request.
+
+        Raises:
+            _ServerFault: There is none that can be read.
+        """
+        deadline = time.monotonic() + limits.wall_s + _GRACE_S
+        connection = self._connection(limits.wall_s + _GRACE_S)
+        try:
+            path = self._parts.path.rstrip("/")
+            path = path if path.endswith("/run_code") else path + "/run_code"
+            connection.request("POST", path, body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            if response.status != 200:  # a redirect as well: nobody else was named
+                raise _ServerFault(f"the server answered with status {response.status}")
+            text = _read(response, 12 * limits.output_bytes + 2**16, deadline)
+            reply = json.loads(text)
+        except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
+            raise _ServerFault(f"the server failed: {type(error).__name__} {error}") from error
+        finally:
+            connection.close()
+        if not isinstance(reply, dict):
+            raise _ServerFault("the server answered with something else than an object")
+        return reply
+
+    def _connection(self, timeout_s: float) -> http.client.HTTPConnection:
+        assert self._parts.hostname is not None
+        host, port = self._parts.hostname, self._parts.port
+        if self._parts.scheme == "https":
+            return http.client.HTTPSConnection(host, port, timeout=timeout_s)
+        return http.client.HTTPConnection(host, port, timeout=timeout_s)
+
+
+def _read(response: http.client.HTTPResponse, most_bytes: int, deadline: float) -> bytes:
+    """The body of a reply.
+
+    Raises:
+        _ServerFault: It is too long or too slow.
+    """
+    chunks: list[bytes] = []
+    length = 0
+    while chunk := response.read1(1 << 16):
+        chunks.append(chunk)
+        length += len(chunk)
+        if length > most_bytes:
+            raise _ServerFault(f"the server sent more than {most_bytes} bytes")
+        if time.monotonic() > deadline:
+            raise _ServerFault("the server was too slow")
+    if response.length:  # read1 does not tell a body that was cut off
+        raise _ServerFault("the server sent half a reply")
+    return b"".join(chunks)
+
+
+def _request(program: Program, given: bytes | list[Any], limits: Limits) -> dict[str, Any]:
+    """The request of a test.
+
+    Raises:
+        ConfigError: The input is not of the kind that the program takes, or is no text.
+    """
+    if isinstance(given, bytes) == bool(program.entry_point):
+        raise ConfigError("inputs must be bytes for a script and lists of arguments for a function")
+    if isinstance(given, bytes):
+        try:
+            code, stdin = program.source, given.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"a sandbox behind a URL takes UTF-8 alone: {error}") from error
+    else:
+        stdin = ""
+        named = {
+            "CODEC": _VALUES_SOURCE,
+            "SOURCE": program.source,
+            "NAME": program.entry_point,
+            "ARGUMENTS": values.dump(given),
+        }
+        code = "\n".join(f"{name} = {value!a}" for name, value in named.items()) + _HARNESS
+    return {
+        "code": code,
+        "language": "python",
+        "stdin": stdin,
+        "run_timeout": limits.wall_s,
+        "compile_timeout": limits.wall_s,
+        "memory_limit_MB": limits.memory_bytes // 1024**2,
+    }
+
+
+def _outcome(reply: dict[str, Any], limits: Limits, is_call: bool) -> Outcome:
+    """What a reply says.
+
+    Raises:
+        _ServerFault: It says that the server failed, or nothing.
+    """
+    result = reply.get("run_result")
+    if reply.get("status") not in ("Success", "Failed") or not isinstance(result, dict):
+        raise _ServerFault(f"the server reports {str(reply.get('message', reply))[:300]}")
+    printed, complaint = result.get("stdout") or "", result.get("stderr") or ""
+    seconds, code = result.get("execution_time") or 0.0, result.get("return_code")
+    if not isinstance(printed, str) or not isinstance(complaint, str):
+        raise _ServerFault("the server's output is no text")
+    if not isinstance(seconds, int | float) or not isinstance(code, int | None):
+        raise _ServerFault("the server's times and codes are no numbers")
+    status = _status(result.get("status"), code, complaint)
+    stdout = printed.encode("utf-8", "surrogatepass")
+    if len(stdout) > limits.output_bytes and status == "finished":
+        status = "output_limit"
+    value = None
+    if status == "finished" and is_call:
+        try:
+            value, stdout = values.load(stdout), b""
+        except values.ValueRefusedError as error:
+            status, complaint = "runtime_error", f"no value: {error}"
+    return Outcome(
+        status=status,
+        stdout=stdout[: limits.output_bytes],
+        value=value,
+        seconds=float(seconds),
+        detail=printable(complaint),
+    )
+
+
+def _status(said: Any, code: int | None, complaint: str) -> Status:
+    """The status of a program.
+
+    Raises:
+        _ServerFault: The server does not say how it ended.
+    """
+    if said == "TimeLimitExceeded":
+        return "timeout"
+    if said != "Finished" or code is None:
+        raise _ServerFault(f"the server reports a program as {str(said)[:50]!r}, code {code}")
+    if code == 0:
+        return "finished"
+    return "memory" if "MemoryError" in complaint[-300:] else "runtime_error"
