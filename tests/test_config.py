@@ -277,7 +277,7 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"task": {"type": ["jsonl"]}},
-        "task.type must be one of 'tiny_world', 'jsonl', got ['jsonl']",
+        "task.type must be one of 'tiny_world', 'jsonl', 'dataset', got ['jsonl']",
     ),
     ({"optimizer": 5}, "optimizer must be a section, got 5"),
     ({"search": {"guard": "off"}}, "search.guard must be a section or 'none', got 'off'"),
@@ -315,7 +315,8 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
     ({"task": {"type": "jsonl"}}, "task.train_path is missing"),
     (
         {"task": {"type": "jsonl", "train_path": "x", "template": "Solve."}},
-        "task.template must contain {question}, got 'Solve.'",
+        "task.template must contain {question} or be one of plain, math, code, think_first, got "
+        "'Solve.'",
     ),
     ({"preset": "papr"}, "preset must be 'default', 'paper' or 'release', got 'papr'"),
     ({"preset": ["paper"]}, "preset must be 'default', 'paper' or 'release', got ['paper']"),
