@@ -62,7 +62,7 @@ def _moves_gradient_to(master: Tensor) -> Callable[[Tensor], None]:
 
     def move_(parameter: Tensor) -> None:
         assert parameter.grad is not None
-        gradient = parameter.grad.to(master)
+        gradient = parameter.grad.to(master.device).to(master.dtype)  # wide after the way
         master.grad = gradient if master.grad is None else master.grad.add_(gradient)
         parameter.grad = None
 
