@@ -1,5 +1,7 @@
 """Settings of servers and engines: what contradicts itself is refused before anything is asked."""
 
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +86,16 @@ def test_secrets_in_a_url_reach_no_message(url: str, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["train", str(recipe), "--out", str(tmp_path / "run")])
     assert result.exit_code == 2
     assert SECRET not in result.output
+
+
+def test_the_settings_in_the_documentation_are_settings() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "servers.md").read_text(encoding="utf-8")
+    taught, served, local = [
+        tomllib.loads(block) for block in re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    ]
+    assert make_config(taught).teacher_server is not None
+    assert make_config(served).rollouts.engine == "server"
+    assert make_config(local).rollouts.engine == "vllm"
 
 
 # Engines ------------------------------------------------------------------------------------------

@@ -2,9 +2,13 @@
 
 import random
 import re
+import shutil
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -230,3 +234,36 @@ def test_control_is_asked_once_and_believed(vllm: FakeServer) -> None:
     with pytest.raises(ServerError, match="HTTP 404"):
         client.control(Call(path="/reset_prefix_cache", payload={}), 1.0)
     assert [path for path, _ in vllm.requests] == ["/reset_prefix_cache"] * 2
+
+
+# Roads --------------------------------------------------------------------------------------------
+
+
+def test_proxies_of_the_environment_are_not_used(
+    vllm: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert scores(vllm, retries=0)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl")
+def test_only_trusted_certificates_are_accepted(
+    vllm: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+         "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1", "-addext",
+         "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    listener = vllm._http
+    listener.socket = context.wrap_socket(listener.socket, server_side=True)
+    url = vllm.url.replace("http:", "https:")
+    assert "its certificate is not trusted" in refusal(vllm, url=url, concurrency=1)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    assert len(scores(vllm, url=url)) == len(SEQUENCES)

@@ -2,10 +2,10 @@
 
 A checkpoint is a Hugging Face directory (`from_pretrained` works) plus `trainer_state.json`,
 `optimizer.safetensors`, and where they exist `masters.safetensors` (of a student in low precision),
-`anchor.safetensors` and `history.safetensors` (the search), `learner.safetensors` (a critic),
-`average.safetensors` (a teacher that follows the student) and `monitor.safetensors`. Of a student
-with adapters the Hugging Face directory is that of the adapter, in PEFT's format. No random state:
-every random number is a function of seed and step.
+`anchor.safetensors` and `history.safetensors` (the search), `learner.safetensors` (a critic, or how
+teachers behind servers scored a fixed text), `average.safetensors` (a teacher that follows the
+student) and `monitor.safetensors`. Of a student with adapters the Hugging Face directory is that of
+the adapter, in PEFT's format. No random state: every random number is a function of seed and step.
 """
 
 import json
