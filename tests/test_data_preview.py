@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import tomli_w
 from tests.fakes import TOKENIZER, WORLD
-from tests.support.tiny import write_models
+from tests.support.tiny import tiny_config, train_tiny, write_models
 from typer.testing import CliRunner
 
 from effopd.cli.data import Rendered, block, side_by_side
@@ -186,6 +186,21 @@ def test_what_is_left_out_is_said_and_recorded(tmp_path: Path, models: Path) -> 
         ]
     }
     assert counts_record(Task(train=[], test=[])) == {}
+
+
+def test_a_run_records_the_counts(
+    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+    task = dataset(tmp_path, *[f"{i % 7} + {i // 7} =" for i in range(20)], "0 + 0 =")
+    config = tiny_config(models, {"task": task, "method": "opd", "train.steps": 2})
+    finished, messages = train_tiny(config, tmp_path / "run")
+    assert finished
+    assert f"{tmp_path}/test.jsonl: 1 of 1 rows kept" in messages
+    train, test = json.loads((tmp_path / "run" / "run.json").read_text())["problems"]
+    assert (train["read"], train["kept"]) == (21, 20)
+    assert train["dropped"] == {"the prompt of an earlier row": 1}
+    assert test["kept"] == 1
 
 
 def test_prompts_that_are_all_too_long(tmp_path: Path, models: Path) -> None:

@@ -170,6 +170,7 @@ REFUSED_SETTINGS = [
         "got 'Solve it.'",
     ),
     ({"answer_field": ""}, "answer_field must name a field, or set verifier = 'none'"),
+    ({"verifier": "code"}, "verifier = 'code' needs tests of programs: use type = 'dataset'"),
     ({"test_size": 0}, "test_size must be at least 1, got 0"),
     ({"test_size": -3}, "test_size must be at least 1, got -3"),
 ]

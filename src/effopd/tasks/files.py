@@ -42,6 +42,8 @@ class JsonlTask:
 
     def __post_init__(self) -> None:
         check_template(self.template)
+        if self.verifier == "code":
+            raise ConfigError("verifier = 'code' needs tests of programs: use type = 'dataset'")
         if self.verifier != "none" and not self.answer_field:
             raise ConfigError("answer_field must name a field, or set verifier = 'none'")
         if self.test_size < 1:
