@@ -1,5 +1,6 @@
 """Points of low-rank updates: the factored ones against dense twins in float64."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -269,6 +270,11 @@ def test_the_other_anchors(direction: Any, anchor: str) -> None:
 def test_averages_of_factors_are_refused() -> None:
     with pytest.raises(ConfigError, match="'averaged' averages or fits tensors"):
         Student(likes=4.0, direction=Averaged())
+
+
+def test_a_jump_unseen_has_no_limit() -> None:
+    with pytest.raises(ConfigError, match="takes its one point whatever it is"):
+        dataclasses.replace(Search.expo(), max_truncation=0.5)
 
 
 @pytest.mark.parametrize("limit", [-0.1, 1.1])

@@ -74,6 +74,11 @@ class Search:
                 f"re-test: set guard to None ('none' in a recipe) and retest to False, got guard "
                 f"{self.guard}, retest {self.retest}"
             )
+        if self.max_truncation < 1:
+            raise ConfigError(
+                "accept 'unconditional' takes its one point whatever it is: leave max_truncation "
+                f"at 1, got {self.max_truncation}"
+            )
 
     @classmethod
     def paper(cls) -> "Search":
