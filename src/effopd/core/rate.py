@@ -11,6 +11,7 @@ anchor and tip was better, significantly or not. Where the nearest points are be
 search is blind, and a rate that grows then runs away: too long a step blinds the next search, too.
 """
 
+import math
 from collections.abc import Sequence
 
 from effopd.core.past import PastSearch
@@ -40,7 +41,7 @@ def rate_change(trials: Sequence[Trial], accepted_scale: float) -> float:
     """
     if accepted_scale != 1.0:
         scale = max(accepted_scale, 1 / LARGEST_FACTOR)  # the anchor itself is scale 0
-        return max(scale, scale**0.5)
+        return max(scale, math.sqrt(scale))
     candidates = [trial for trial in trials if trial.kind == "candidate"]
     behind = [trial for trial in candidates if trial.scale < 1]
     if any(trial.score is None for trial in behind):
