@@ -145,7 +145,7 @@ def _evaluate(asked: Request, config: RunConfig, cases: Sequence[Case]) -> None:
             progress.show(row)
 
         if wanted:
-            with closing(build_parts(config, print)) as parts:
+            with closing(build_parts(config, lambda text: print(display_text(text)))) as parts:
                 evaluate_interventions(wanted, _passes(asked, parts), on_row=on_row)
     _write_tables(asked.out, list(known.values()))
     shown = [known[key_of(case.row)] for case in cases]

@@ -10,9 +10,11 @@ from transformers.utils import logging as transformers_logging
 
 from effopd.cli.assemble import build_parts, started_from, train
 from effopd.cli.progress import progress_lines
+from effopd.cli.stand_in import with_stand_ins
 from effopd.config import RunConfig, load_config, to_toml
 from effopd.errors import CheckpointError, ConfigError
 from effopd.models.checkpoints import checkpoint_path, newest_good, verify_checkpoint
+from effopd.records import display_text
 from effopd.trainers.state import load_tensors
 
 
@@ -24,7 +26,7 @@ def run_recipe(
     Returns:
         Whether the last step was reached.
     """
-    config = load_config(recipe, overrides)
+    config = with_stand_ins(load_config(recipe, overrides), recipe)
     if print_config:
         print(to_toml(config), end="")
         return True
@@ -57,13 +59,18 @@ def evaluate_checkpoint(run: Path, step: int | None, problems: int | None) -> No
     if config.evaluation.problems < 1:
         raise ConfigError("there are no test problems to evaluate on: give --problems")
     directory = _checkpoint(run / "checkpoints", step)
-    with closing(build_parts(started_from(config, directory), print)) as parts:
+    with closing(build_parts(started_from(config, directory), _say)) as parts:
         if parts.average is not None:
             parts.average.load_state(load_tensors(directory / "average.safetensors"))
         row = parts.evaluate_student().row()
     print(f"{directory}")
     for name, value in row.items():
         print(f"  {name:16} {_shown(value)}")
+
+
+def _say(text: str) -> None:
+    """One line about names and messages that a model or a file brought along."""
+    print(display_text(text))
 
 
 def _shown(value: Any) -> str:
@@ -81,7 +88,7 @@ def _checkpoint(parent: Path, step: int | None) -> Path:
         return directory
     found, problems = newest_good(parent)
     for problem in problems:
-        print(f"skipping a damaged checkpoint: {problem}")
+        _say(f"skipping a damaged checkpoint: {problem}")
     if found is None:
         raise CheckpointError(f"{parent} holds no undamaged checkpoint: train first")
     return found

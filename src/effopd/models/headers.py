@@ -20,6 +20,8 @@ MAX_HEADER_BYTES = 32 * 2**20
 MAX_TENSORS = 200_000
 """Of one model; the largest ones published store about 70,000."""
 MAX_AXES = 16
+LONGEST_EMPTY = 2**31 - 1
+"""Axis of a tensor without elements, which no size of the file bounds."""
 BITS = {
     "F4": 4,
     **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
@@ -67,8 +69,8 @@ def read_model_header(path: Path) -> dict[str, Stored]:
     """As `read_header`, for weights of a model.
 
     Raises:
-        CheckpointError: A name is not made of letters, digits, `.`, `-` and `_`, or a tensor has no
-            elements.
+        CheckpointError: A name is not made of letters, digits, `.`, `-` and `_`, or a tensor has
+            no elements and an axis longer than `LONGEST_EMPTY`.
     """
     found = read_header(path)
     for name, stored in found.items():
@@ -77,10 +79,9 @@ def read_model_header(path: Path) -> dict[str, Stored]:
                 f"{path} holds a tensor named {name!r:.120}; names of weights have up to 500 "
                 "letters, digits, '.', '-' and '_': export the model again with save_pretrained"
             )
-        if stored.start == stored.end:
+        if stored.start == stored.end and max(stored.shape) > LONGEST_EMPTY:
             raise CheckpointError(
-                f"{name} in {path} has shape {stored.shape} and so no elements: it was saved "
-                "before its parts were gathered; export the model again with all its weights"
+                f"{name} in {path} has shape {stored.shape} and no elements: export the model again"
             )
     return found
 

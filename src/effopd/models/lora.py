@@ -19,6 +19,7 @@ from torch import Tensor
 
 from effopd.errors import CheckpointError, ConfigError, MissingExtraError
 from effopd.models.adapters import CONFIG, WEIGHTS, read_lora_settings
+from effopd.models.headers import read_model_header
 from effopd.models.weights import check_file
 
 ALL_LINEAR = "all-linear"
@@ -160,6 +161,7 @@ def load_adapters_(model: Any, directory: Path) -> None:
     if not (directory / WEIGHTS).is_file():
         raise CheckpointError(f"{directory} holds no {WEIGHTS}: it is no adapter in PEFT's format")
     check_file(directory / WEIGHTS)
+    read_model_header(directory / WEIGHTS)
     own, saved = _tensors(model), load_file(directory / WEIGHTS)
     different = {n for n in own.keys() & saved.keys() if own[n].shape != saved[n].shape}
     different |= own.keys() ^ saved.keys()
