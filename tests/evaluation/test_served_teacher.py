@@ -40,6 +40,7 @@ def test_scores_are_those_of_the_model(server: FakeServer) -> None:
         assert row == pytest.approx(other, abs=1e-5)
 
 
+@pytest.mark.parametrize("server", ["vllm"], indirect=True)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_changes_no_score(server: FakeServer, fault: str) -> None:
     teacher = teacher_of(server, request_s=patience_s(fault))

@@ -65,6 +65,7 @@ def weights(run: Path) -> str:
     return sha256(list_checkpoints(run / "checkpoints")[0] / "model.safetensors")
 
 
+@pytest.mark.parametrize("server", ["sglang"], indirect=True)
 def test_a_served_teacher_teaches_what_a_local_one_does(
     models: Path, server: FakeServer, tmp_path: Path
 ) -> None:
@@ -90,6 +91,7 @@ def test_faults_change_no_bit(models: Path, server: FakeServer, tmp_path: Path) 
     assert outcome(tmp_path / "disturbed") == outcome(tmp_path / "undisturbed")
 
 
+@pytest.mark.parametrize("server", ["vllm"], indirect=True)
 def test_no_record_holds_the_key(
     models: Path, server: FakeServer, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -102,6 +104,7 @@ def test_no_record_holds_the_key(
     assert not [text for text in everything if SECRET.encode() in text]
 
 
+@pytest.mark.parametrize("server", ["vllm"], indirect=True)
 def test_a_resumed_run_recognises_its_teacher(
     models: Path, server: FakeServer, tmp_path: Path
 ) -> None:
@@ -119,6 +122,7 @@ def test_a_resumed_run_recognises_its_teacher(
     assert weights(run) == weights(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("server", ["sglang"], indirect=True)
 def test_another_teacher_in_the_middle_stops_the_run(
     models: Path, server: FakeServer, tmp_path: Path
 ) -> None:
