@@ -15,6 +15,7 @@ from effopd.tasks.code_tests import CodeTests, Rule
 
 Arguments = list[Any]
 
+_HUMANEVAL_RULES: dict[str, Rule] = {"find_zero": "root"}
 _MBPP_RULES: dict[str, Rule] = {
     **dict.fromkeys(
         (
@@ -53,7 +54,7 @@ def from_evalplus(row: Mapping[str, Any]) -> CodeTests:
     atol = row.get("atol", 0)
     if isinstance(atol, bool) or not isinstance(atol, int | float):
         raise ConfigError(f"atol must be a number, got {atol!r:.60}")
-    rules = _MBPP_RULES if benchmark == "Mbpp" else {"find_zero": "root"}
+    rules = _MBPP_RULES if benchmark == "Mbpp" else _HUMANEVAL_RULES
     read = _READERS.get(int(number)) if benchmark == "Mbpp" else None
     return CodeTests(
         kind="call",
