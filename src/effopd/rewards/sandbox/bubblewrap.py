@@ -6,7 +6,7 @@ import subprocess
 from pathlib import PurePath
 
 from effopd.errors import ConfigError
-from effopd.rewards.sandbox.interpreter import CODE, Interpreter
+from effopd.rewards.sandbox.interpreter import CODE, ENVIRONMENT, Interpreter
 
 INSIDE_CODE = "/boundary"
 """Where the package `inside` lies inside."""
@@ -32,7 +32,8 @@ def command(interpreter: Interpreter) -> list[str]:
         *_files(interpreter),
         *("--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev", "--remount-ro", "/dev"),
         *("--dir", "/tmp", "--chdir", "/tmp", "--remount-ro", "/"),
-        *("--clearenv", "--setenv", "PATH", "/usr/bin:/bin", "--setenv", "HOME", "/tmp"),
+        "--clearenv",
+        *(part for pair in ENVIRONMENT.items() for part in ("--setenv", *pair)),
     ]
 
 

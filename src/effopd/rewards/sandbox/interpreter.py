@@ -16,6 +16,15 @@ _SYSTEM_LIBRARIES = (
     "/lib64",
     "/usr/share/zoneinfo",
 )
+ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "HOME": "/tmp",
+    "PYTHONHASHSEED": "0",  # the order of a set must not depend on the process
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
+"""All of it: nothing of this process's own goes inside."""
 CODE = Path(__file__).parent
 """The directory above the package `inside`."""
 

@@ -90,7 +90,7 @@ def _status(ending: Ending, limits: Limits) -> tuple[Status, str]:
 
 def _killed(number: int, ending: Ending, limits: Limits) -> tuple[Status, str]:
     """What a signal says: the kernel's limits end a program by SIGXCPU or SIGKILL."""
-    if number == signal.SIGXCPU or (number == signal.SIGKILL and ending.cpu_s >= limits.cpu_s):
+    if number == signal.SIGXCPU or (number == signal.SIGKILL and ending.cpu_s > limits.cpu_s - 0.1):
         return "timeout", f"more than {limits.cpu_s:g} s of processor time"
     if number == signal.SIGKILL:
         return "memory", "the kernel ended it"

@@ -26,7 +26,7 @@ _REFUSED = """
     set_mempolicy migrate_pages move_pages mlock mlock2 mlockall seccomp landlock_create_ruleset
     landlock_add_rule landlock_restrict_self
 """
-"""Processes, sockets, signals, other processes, mounts, shared memory, the owner and times of files."""
+"""Of processes, sockets, signals, mounts, shared memory, and owners and times of files."""
 _CLONE_THREAD = 0x10000
 _REFUSED_ARGUMENTS = (
     ("prctl", 0, (1,)),  # PR_SET_PDEATHSIG: this process ends with the server

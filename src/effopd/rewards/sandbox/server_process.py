@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from effopd.errors import EffopdError
+from effopd.rewards.sandbox.interpreter import ENVIRONMENT
 
 _START_S = 60.0
 _MAX_LINE_BYTES = 64 * 1024
@@ -104,8 +105,8 @@ class ServerProcess:
         deadline = time.monotonic() + wall_s
         self._send(json.dumps(header).encode("ascii") + b"\n" + body, deadline)
         reply = self._header(deadline)
-        lengths = [reply.get("stdout_bytes"), reply.get("result_bytes")]
-        if not all(isinstance(n, int) and n >= 0 for n in lengths) or sum(lengths) > most_bytes:
+        lengths = [_length(reply, name) for name in ("stdout_bytes", "result_bytes")]
+        if sum(lengths) > most_bytes:
             raise BrokenServerError(f"a server announced {lengths} bytes")
         text = self._take(sum(lengths), deadline)
         return reply, text[: lengths[0]], text[lengths[0] :]
@@ -155,6 +156,13 @@ class ServerProcess:
         self._received += chunk
 
 
+def _length(reply: dict[str, Any], name: str) -> int:
+    length = reply.get(name)
+    if not isinstance(length, int) or length < 0:
+        raise BrokenServerError(f"a server announced {length!r:.50} as {name}")
+    return length
+
+
 def _wait(selector: selectors.BaseSelector, deadline: float) -> None:
     left = deadline - time.monotonic()
     if left <= 0 or not selector.select(left):
@@ -164,13 +172,12 @@ def _wait(selector: selectors.BaseSelector, deadline: float) -> None:
 def _popen(plan: StartPlan) -> "subprocess.Popen[bytes]":
     code = plan.configuration["code"]
     options = ["-P", "-S", "-B", "-X", "utf8"]
-    environment = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "OPENBLAS_NUM_THREADS": "1"}
     return subprocess.Popen(
         [*plan.command, plan.executable, *options, "-c", _BOOT, code],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=environment | {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+        env=ENVIRONMENT,
         cwd="/",
         start_new_session=True,
     )

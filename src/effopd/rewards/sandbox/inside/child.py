@@ -70,7 +70,7 @@ def run_and_exit(test: Test, bounds: Bounds, server: int) -> None:
 
 def _shut_in(test: Test, bounds: Bounds, server: int) -> None:
     kernel.die_with_parent(server, signal.SIGKILL)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGXCPU):
         signal.signal(number, signal.SIG_DFL)
     if bounds.ruleset is not None:
         kernel.landlock_restrict(bounds.ruleset)
@@ -80,7 +80,7 @@ def _shut_in(test: Test, bounds: Bounds, server: int) -> None:
     _limit(resource.RLIMIT_NOFILE, _MAX_FILES)
     _, hard = resource.getrlimit(resource.RLIMIT_STACK)  # programs may raise it: memory is capped
     resource.setrlimit(resource.RLIMIT_STACK, (_stack_bytes(hard), hard))
-    _limit(resource.RLIMIT_CPU, test.cpu_s)
+    resource.setrlimit(resource.RLIMIT_CPU, (test.cpu_s, test.cpu_s + 1))  # SIGXCPU, then SIGKILL
     _limit(resource.RLIMIT_AS, bounds.base_bytes + test.memory_bytes)
     for name in ("RLIMIT_MEMLOCK", "RLIMIT_MSGQUEUE", "RLIMIT_RTPRIO", "RLIMIT_NICE"):
         _limit(getattr(resource, name), 0)
@@ -106,10 +106,14 @@ def _limit(which: int, most: int) -> None:
 
 def _claim_streams() -> None:
     def stream(descriptor: int, mode: str) -> io.TextIOWrapper:
-        return open(descriptor, mode, encoding="utf-8", errors="surrogateescape", closefd=False)
+        raw = io.FileIO(descriptor, mode, closefd=False)
+        buffered = io.BufferedReader(raw) if mode == "r" else io.BufferedWriter(raw)
+        return io.TextIOWrapper(buffered, encoding="utf-8", errors="surrogateescape")
 
-    sys.stdin, sys.stdout, sys.stderr = stream(0, "r"), stream(1, "w"), stream(2, "w")
-    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        opened = stream(descriptor, "w" if descriptor else "r")
+        setattr(sys, name, opened)
+        setattr(sys, f"__{name}__", opened)
     sys.argv = ["program.py"]
 
 

@@ -155,7 +155,7 @@ def _decode_hashed(content: Any, depth: int) -> list[Any]:
 def _decode_dict(content: Any, depth: int) -> dict[Any, Any]:
     pairs = [_decode_list(pair, depth) for pair in _list_of(content)]
     _check_hashes([key for key, _ in pairs])
-    return dict(pairs)  # type: ignore[arg-type]
+    return dict(pairs)
 
 
 def _list_of(content: Any) -> list[Any]:
