@@ -5,15 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM
 
-SPECIAL = ("<pad>", "<bos>", "<eos>")
-ROWS = 256 + len(SPECIAL)
-TEMPLATE = (
-    "{% for message in messages %}<bos>{{ message['content'] }}{% endfor %}"
-    "{% if add_generation_prompt %}:{% endif %}"
-)
+from effopd.cli.stand_in import ROWS, byte_tokenizer
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen2": {},
@@ -29,24 +23,6 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 """`model_type` -> what it needs besides the common sizes."""
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A token for every byte, and three special ones."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {word: i for i, word in enumerate([*SPECIAL, *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<bos>",
-        eos_token="<eos>",
-        padding_side="left",
-        chat_template=TEMPLATE,
-        clean_up_tokenization_spaces=False,
-    )
-
-
 def make(kind: str, *, seed: int = 0, rows: int = ROWS, **sizes: Any) -> Any:
     """An untrained model of 16 numbers' width and two layers, or as `sizes` says."""
     common = {
@@ -54,7 +30,7 @@ def make(kind: str, *, seed: int = 0, rows: int = ROWS, **sizes: Any) -> Any:
         "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 256,
         "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.25,
     }  # fmt: skip
-    config = AutoConfig.for_model(kind, **{**common, **ARCHITECTURES[kind], **sizes})
+    config = AutoConfig.for_model(kind, **{**common, **ARCHITECTURES.get(kind, {}), **sizes})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config)

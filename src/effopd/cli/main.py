@@ -281,6 +281,25 @@ def local_theory(
         theory(run, out, TheorySettings(rank=rank, contexts=contexts, steps=steps))
 
 
+@app.command()
+def doctor(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Use nothing but this disk.")] = False,
+    gpu: Annotated[
+        str | None, typer.Option(help="Card to fit: a name such as 'H100 80GB', or bytes.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Look for what would go wrong in a run, and estimate its memory and time; train nothing."""
+    with _errors(debug):
+        from effopd.cli.doctor import doctor as look
+
+        fine = look(recipe, overrides or [], offline=offline, gpu=gpu, as_json=as_json)
+        raise typer.Exit(0 if fine else 1)
+
+
 @data.command()
 def preview(
     recipe: Recipe,

@@ -9,6 +9,7 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError
 
+from effopd.config.extending import EXTENDS, base_path, check_extends_nothing
 from effopd.config.mistakes import sentences, unknown_settings
 from effopd.config.root import RunConfig
 from effopd.errors import ConfigError
@@ -18,7 +19,7 @@ Raw = dict[str, Any]
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
-    """Reads a TOML recipe.
+    """Reads a TOML recipe, which may extend another one in its directory.
 
     Args:
         path: The recipe.
@@ -30,14 +31,11 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: The file is missing or no TOML, or a setting is wrong.
     """
-    try:
-        raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from None
+    raw = _read(Path(path))
+    if (base := base_path(Path(path), raw)) is not None:
+        below = _read(base)
+        check_extends_nothing(base, below)
+        raw = _merge(below, {key: value for key, value in raw.items() if key != EXTENDS})
     return make_config(raw, overrides)
 
 
@@ -74,6 +72,17 @@ def differences(old_toml: str, new_toml: str) -> list[str]:
     old, new = (dict(_flatten(tomllib.loads(text))) for text in (old_toml, new_toml))
     keys = sorted(old.keys() | new.keys())
     return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in keys if old.get(k) != new.get(k)]
+
+
+def _read(path: Path) -> Raw:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
 
 
 def _defaults(raw: Mapping[str, Any]) -> Raw:

@@ -1,0 +1,117 @@
+"""The paper's experiments: every recipe resolves, and runs with stand-ins, by every method."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from effopd.cli.run import run_recipe
+from effopd.config import RunConfig, load_config
+from effopd.errors import ConfigError
+from effopd.models.shapes import shape_of
+from effopd.objectives import ExOPD, PolicyGradient, SampledTokenOPD
+from effopd.records import read_jsonl
+
+PAPER = Path(__file__).parents[1] / "recipes" / "paper"
+RECIPES = sorted(path for path in PAPER.glob("*.toml") if not path.stem.startswith("base-"))
+DISTILLING = [path for path in RECIPES if not path.stem.startswith("teacher-")]
+METHODS = ("opd", "effopd", "exopd", "alphaopd")
+ONE_OF_EACH = {
+    ("math-4b", "effopd"), ("math-32b", "exopd"), ("code-1.5b", "opd"), ("code-14b", "alphaopd"),
+    ("teacher-8b-base", "ppo"), ("teacher-14b-base", "dapo"), ("teacher-14b", "grpo"),
+}  # fmt: skip
+RUNS = [(path, method) for path in DISTILLING for method in METHODS]
+RUNS += [(path, "") for path in RECIPES if path not in DISTILLING]
+
+
+def method_of(path: Path, method: str) -> str:
+    return method or load_config(path).method
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("stand-ins")
+
+
+@pytest.mark.parametrize(
+    ("path", "method"),
+    [
+        pytest.param(
+            path,
+            method,
+            marks=[] if (path.stem, method_of(path, method)) in ONE_OF_EACH else pytest.mark.slow,
+            id=f"{path.stem}-{method_of(path, method)}",
+        )
+        for path, method in RUNS
+    ],
+)
+def test_two_steps_with_stand_ins(
+    path: Path, method: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EFFOPD_CACHE", str(cache))
+    overrides = ["stand_in=true", *([f"method={method}"] if method else [])]
+    assert run_recipe(path, overrides, tmp_path / "run")
+    assert [row["step"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
+    resolved = load_config(tmp_path / "run" / "config.toml")
+    assert resolved.method == method_of(path, method)
+    assert resolved.student is not None
+    model = json.loads((Path(resolved.student.path) / "config.json").read_text())
+    shapes = json.loads((PAPER / "shapes.json").read_text())
+    student = load_config(path).student
+    assert student is not None
+    assert model["model_type"] == shapes[student.path]["model_type"]
+
+
+def test_sizes_are_those_that_names_promise() -> None:
+    billions = {"1.5b": 1.78, "4b": 4.02, "8b": 8.19, "14b": 14.77, "32b": 32.76}
+    shapes = json.loads((PAPER / "shapes.json").read_text())
+    for path in RECIPES:
+        config = load_config(path)
+        assert config.student is not None
+        shape = shape_of(shapes[config.student.path], path)
+        size = path.stem.split("-")[1]
+        assert shape.parameters / 1e9 == pytest.approx(billions[size], abs=0.01)
+        if config.teacher is not None:
+            assert shape_of(shapes[config.teacher.path], path) == shape
+
+
+def config_of(name: str, *overrides: str) -> RunConfig:
+    return load_config(PAPER / f"{name}.toml", overrides)
+
+
+def test_distillation_has_the_numbers_of_appendix_d() -> None:
+    for path in DISTILLING:
+        config = load_config(path)
+        assert (config.optimizer.lr, config.optimizer.warmup_steps) == (1e-6, 0)
+        assert (config.prompt.max_tokens, config.sampling.max_new_tokens) == (2048, 16_384)
+        assert (config.train.prompts_per_step, config.train.responses_per_prompt) == (1024, 1)
+        assert config.objective == SampledTokenOPD()
+    assert isinstance(config_of("math-4b", "method=exopd").objective, ExOPD)
+
+
+def test_teachers_have_the_numbers_of_appendix_d() -> None:
+    for name, kl, high in (("4b", 1e-3, 0.2), ("14b-base", 0.0, 0.28)):
+        config = config_of(f"teacher-{name}")
+        assert isinstance(config.objective, PolicyGradient)
+        assert (config.objective.kl_coefficient, config.objective.clip_high) == (kl, high)
+        assert config.train.prompts_per_step * config.train.responses_per_prompt == 512
+        assert config.sampling.max_new_tokens == 20_480
+        assert config.train.stop.patience == 5
+
+
+def test_a_recipe_extends_one_in_its_directory(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text("seed = 7\n[optimizer]\nlr = 1e-3\nwarmup_steps = 2\n")
+    path = tmp_path / "run.toml"
+    path.write_text('extends = "base.toml"\n[optimizer]\nlr = 2e-3\n')
+    config = load_config(path, ["seed=8"])
+    assert (config.seed, config.optimizer.lr, config.optimizer.warmup_steps) == (8, 2e-3, 2)
+    (tmp_path / "third.toml").write_text('extends = "run.toml"\n')
+    with pytest.raises(ConfigError, match=r"run\.toml is extended and cannot itself extend"):
+        load_config(tmp_path / "third.toml")
+
+
+@pytest.mark.parametrize("name", ['"../base.toml"', '"/base.toml"', '"base"', "3", '""', '".."'])
+def test_what_cannot_be_extended(name: str, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(f"extends = {name}\n")
+    with pytest.raises(ConfigError, match="extends must name a TOML file in the same directory"):
+        load_config(tmp_path / "run.toml")
