@@ -1,0 +1,176 @@
+# ruff: noqa: E501
+"""Which sandbox is opened, what is refused, and what replies of a server are believed."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.sandboxes import run_script, sandbox_of
+
+from effopd.errors import ConfigError
+from effopd.rewards.sandbox import opening
+from effopd.rewards.sandbox.inside.values import ValueRefusedError, dump, load
+from effopd.rewards.sandbox.opening import open_sandbox
+from effopd.rewards.sandbox.outcomes import Ending, outcome_of, printable
+from effopd.rewards.sandbox.program import Limits
+from effopd.rewards.sandbox.server_process import BrokenServerError, ServerProcess, StartPlan
+from effopd.rewards.sandbox.settings import SandboxSettings
+
+NO_BWRAP = "bubblewrap is not installed"
+
+
+def test_auto_takes_the_strongest() -> None:
+    wanted = "bubblewrap" if shutil.which("bwrap") else "landlock"
+    assert sandbox_of("auto").kind == wanted
+
+
+def test_auto_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    sandbox_of("landlock")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    sandbox = open_sandbox(SandboxSettings())
+    assert sandbox.kind == "landlock"
+    sandbox.close()
+
+
+def test_without_a_boundary_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(opening, "landlock_abi", lambda: 0)
+    with pytest.raises(ConfigError, match="no Landlock"):
+        open_sandbox(SandboxSettings(kind="landlock"))
+    with pytest.raises(ConfigError, match=rf"{NO_BWRAP}.*no Landlock.*apt install bubblewrap"):
+        open_sandbox(SandboxSettings())
+
+
+def test_a_boundary_that_leaks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    sandbox_of("landlock")
+    monkeypatch.setattr(opening.seccomp, "instructions", lambda: b"")
+    with pytest.raises(ConfigError, match="does not hold here"):
+        open_sandbox(SandboxSettings(kind="landlock"))
+
+
+def test_none_warns(capsys: pytest.CaptureFixture[str]) -> None:
+    sandbox = open_sandbox(SandboxSettings(kind="none"))
+    assert "without a sandbox" in capsys.readouterr().err
+    assert sandbox.kind == "none"
+    sandbox.close()
+
+
+REFUSED: list[tuple[type, dict[str, Any], str]] = [
+    (SandboxSettings, {"kind": "docker"}, "kind must be one of"),
+    (SandboxSettings, {"processes": 0}, "processes must be 1 to 1024"),
+    (SandboxSettings, {"packages": ("../x",)}, "packages must be names"),
+    (SandboxSettings, {"kind": "url"}, "url must be given"),
+    (SandboxSettings, {"url": "http://h"}, "url must be given"),
+    (Limits, {"wall_s": 0}, "wall_s must be"),
+    (Limits, {"cpu_s": float("nan")}, "cpu_s must be"),
+    (Limits, {"memory_bytes": 1}, "memory_bytes must be"),
+    (Limits, {"output_bytes": 0}, "output_bytes must be"),
+]
+
+
+@pytest.mark.parametrize(("kind", "fields", "message"), REFUSED)
+def test_settings_check_themselves(kind: type, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        kind(**fields)
+
+
+def test_unknown_package_is_refused() -> None:
+    with pytest.raises(ConfigError, match="packages must be installed"):
+        open_sandbox(SandboxSettings(packages=("no_such_package_here",)))
+
+
+def test_interpreter_is_this_one() -> None:
+    printed = run_script(sandbox_of("auto"), "import sys; print(sys.version)").stdout
+    assert printed.decode().strip() == sys.version
+
+
+FORGERIES = {
+    "silence": "",
+    "no JSON": "print('x', flush=True)",
+    "a list": "print('[]', flush=True)",
+    "lengths": 'print(\'{"stdout_bytes": -1, "result_bytes": 0}\', flush=True)',
+    "long lengths": 'print(\'{"stdout_bytes": 1000000000, "result_bytes": 0}\', flush=True)',
+    "no lengths": "print('{}', flush=True)",
+    "endless line": "import sys\nwhile True: sys.stdout.write('x' * 65536)",
+    "dies": "import sys; sys.exit('dead')",
+}
+
+
+@pytest.mark.parametrize("source", FORGERIES.values(), ids=FORGERIES)
+def test_forged_reply_breaks_the_server_alone(tmp_path: Path, source: str) -> None:
+    fake = tmp_path / "fake"
+    fake.write_text(f"#!{sys.executable}\n{source}\n")
+    fake.chmod(0o755)
+    plan = StartPlan(command=(), executable=str(fake), configuration={"code": ""})
+    with pytest.raises(BrokenServerError):
+        ServerProcess(plan)
+
+
+def test_only_the_kernel_says_how_it_ended() -> None:
+    fields: dict[str, Any] = {
+        "is_shut_in": True, "stopped": "", "cpu_s": 0.0, "seconds": 0.1, "detail": "",
+        "stdout": b"", "result": b"1",
+    }  # fmt: skip
+    for status, wanted in [(0, "finished"), (256, "runtime_error"), (11, "runtime_error"),
+                           (9, "memory"), (24, "timeout"), (86 << 8, "memory")]:  # fmt: skip
+        outcome = outcome_of(Ending(**fields, exit_status=status), Limits(), is_call=True)
+        assert outcome.status == wanted
+        assert outcome.value == (1 if wanted == "finished" else None)
+
+
+def test_detail_obeys_no_terminal() -> None:
+    assert printable("\x1b[2J\u202eabc\x07\nd") == "[2J abc \nd"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"", b"[", b"nul", b"{}", b'{"tuple": 1}', b'{"int": "zz"}', b'{"int": 5}', b'{"float": "1"}',
+        b'{"float": "infinity"}', b'{"a": 1, "b": 2}', b'{"dict": [[1]]}', b'{"dict": [[[1], 2]]}',
+        b'{"set": [[1]]}', b'{"bytes": "0"}', b'{"bytes": 1}', b'{"complex": [1]}', b'{"dict": 1}',
+        b'{"complex": [{"tuple": []}, 1]}', b'{"complex": 5}', b"Infinity", b"-1e999", b"1 2",
+        b'{"int": "' + b"f" * 300_000 + b'"}', b"[" * 120 + b"]" * 120,
+    ],
+)  # fmt: skip
+def test_bad_value_is_refused(text: bytes) -> None:
+    with pytest.raises(ValueRefusedError):
+        load(text)
+
+
+def test_value_round_trip_keeps_types() -> None:
+    value = [(1, -(2**70)), {"a": {1.5, float("inf")}}, frozenset({b"x"}), bytearray(b"y"), 1j, ""]
+    assert load(dump(value)) == value
+    assert repr(load(dump(value))) == repr(value)
+
+
+@pytest.mark.skipif(not Path("/usr/bin/setpriv").exists(), reason="no setpriv here")
+@pytest.mark.skipif(not shutil.which("bwrap"), reason="no bubblewrap here")
+def test_bubblewrap_for_others_than_root() -> None:
+    """A user namespace, tried by a plain user with the interpreter of the system."""
+    if not Path("/usr/bin/python3").exists():
+        pytest.skip("no interpreter that others than root may run")
+    script = """
+from effopd.rewards.sandbox import bubblewrap
+from effopd.rewards.sandbox.interpreter import this_interpreter
+import subprocess, os
+i = this_interpreter(())
+command = bubblewrap.command(i)
+assert "--unshare-user" in command or os.geteuid() == 0
+out = subprocess.run([*command, i.executable, "-c", "import os; print(os.listdir('/proc')[:0], os.path.exists('/etc/passwd'))"], capture_output=True, text=True)
+print(out.stdout, out.stderr[-300:])
+"""
+    source = str(Path(opening.__file__).parents[3])
+    if not Path(source).is_dir() or not (Path(source).stat().st_mode & 0o005):
+        pytest.skip("others than root may not read this checkout")
+    done = subprocess.run(
+        ["/usr/bin/setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups",
+         "/usr/bin/python3", "-c", script],
+        capture_output=True, text=True, check=False, env={"PYTHONPATH": source, "PATH": "/usr/bin"},
+        cwd="/",
+    )  # fmt: skip
+    if "Permission denied" in done.stderr or "No permissions" in done.stdout:
+        pytest.skip("plain users get no namespaces here")
+    assert done.stdout.split()[:2] == ["[]", "False"], done
