@@ -106,7 +106,7 @@ NO_VALUE = {
     "decimal": "from decimal import Decimal\ndef f(): return Decimal('1e999999999')",
     "deep": "def f():\n    x = []\n    for _ in range(100000): x = [x]\n    return x",
     "cyclic": "def f():\n    x = []\n    x.append(x)\n    return x",
-    "long integer": "def f(): return 10 ** 10_000_000",
+    "long integer": "def f(): return 1 << 33_219_281",
     "exits": "import sys\ndef f(): sys.exit(0)",
     "exits hard": "import os\ndef f(): os._exit(0)",
     "forged garbage": "import os\ndef f(): os.write(3, b'{\"x\": 1}'); os._exit(0)",
