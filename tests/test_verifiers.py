@@ -15,6 +15,7 @@ from effopd.demo.world import ChainVerifier, TinyWorld
 from effopd.errors import ConfigError
 from effopd.records import read_jsonl
 from effopd.rewards.boxed import BoxedAnswer
+from effopd.rewards.code import CodeChecking
 from effopd.rewards.math import MathVerifier
 from effopd.rewards.workers import WorkerSettings
 from effopd.tasks.files import JsonlTask
@@ -43,8 +44,8 @@ def problems(*answers: str) -> list[Problem]:
     ("name", "kind"), [("boxed", BoxedAnswer), ("math", MathVerifier), ("none", type(None))]
 )
 def test_a_name_becomes_a_verifier(name: Any, kind: type) -> None:
-    assert type(verifier_for(JsonlTask(train_path="x", verifier=name))) is kind
-    assert type(verifier_for(TinyWorld())) is ChainVerifier
+    assert type(verifier_for(JsonlTask(train_path="x", verifier=name), CodeChecking())) is kind
+    assert type(verifier_for(TinyWorld(), CodeChecking())) is ChainVerifier
 
 
 def test_unreadable_references_are_left_out_and_said() -> None:

@@ -53,7 +53,7 @@ def build_parts(config: RunConfig, report: Callable[[str], None]) -> Parts:
         teachers = {"": teachers.get("") or frozen_copy(student)}
         average = StudentAverage(teachers[""], student, config.self_teacher.decay)
     everyone: dict[str, Teacher] = {**teachers, **({"": served} if served else {})}
-    verifier = verifier_for(config.task)
+    verifier = verifier_for(config.task, config.code)
     task = load_problems(config, student.tokenizer, verifier, report)
     return Parts(
         config=config,

@@ -104,7 +104,7 @@ def _reference(problem: Problem) -> str:
 def _problems(config: RunConfig, tokenizer: Any) -> Task:
     """The problems as a run would have them, counts printed."""
     with ExitStack() as stack:
-        verifier = verifier_for(config.task)
+        verifier = verifier_for(config.task, config.code)
         if isinstance(verifier, CountingVerifier):
             stack.enter_context(closing(verifier))
         return load_problems(config, tokenizer, verifier, lambda line: print(display_text(line)))

@@ -213,7 +213,7 @@ def _problems(patient: Patient) -> Iterator[Finding]:
         yield Finding(level=level, check="problems", text=why)
         return
     assert config.student is not None
-    verifier = verifier_for(config.task)
+    verifier = verifier_for(config.task, config.code)
     said: list[str] = []
     try:
         task = load_problems(config, load_tokenizer(config.student), verifier, said.append)

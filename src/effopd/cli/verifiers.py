@@ -6,14 +6,25 @@ from dataclasses import replace
 from effopd.demo.world import TinyWorld
 from effopd.errors import ConfigError
 from effopd.rewards.boxed import BoxedAnswer
+from effopd.rewards.code import CodeChecking, CodeVerifier
 from effopd.rewards.math import MathVerifier
 from effopd.tasks.dataset import DatasetTask
 from effopd.tasks.files import JsonlTask
 from effopd.tasks.problem import Problem, Task, Verifier
 
 
-def verifier_for(task: TinyWorld | JsonlTask | DatasetTask) -> Verifier | None:
-    """The verifier of a task, which brings it or names it; None checks nothing."""
+def verifier_for(
+    task: TinyWorld | JsonlTask | DatasetTask, checking: CodeChecking
+) -> Verifier | None:
+    """The verifier of a task, which brings it or names it; None checks nothing.
+
+    Args:
+        task: Settings of the problems.
+        checking: How programs are checked.
+
+    Returns:
+        The verifier; close it at the end where it is a `CountingVerifier`.
+    """
     if isinstance(task, TinyWorld):
         return task.verifier
     match task.verifier:
@@ -21,6 +32,8 @@ def verifier_for(task: TinyWorld | JsonlTask | DatasetTask) -> Verifier | None:
             return BoxedAnswer()
         case "math":
             return MathVerifier()
+        case "code":
+            return CodeVerifier(checking)
         case "none":
             return None
 

@@ -14,6 +14,7 @@ from effopd.evaluation.cached_kl import CachedKLValidation
 from effopd.evaluation.validators import AccuracyValidation, TeacherKLValidation
 from effopd.models.loading import ModelSettings
 from effopd.objectives import ExOPD, FullVocabularyKL, PolicyGradient, SampledTokenOPD
+from effopd.rewards.code import CodeChecking
 from effopd.rollouts.engine import Sampling
 from effopd.rollouts.prompts import PromptTemplate
 from effopd.rollouts.settings import RolloutSettings
@@ -65,6 +66,7 @@ class RunConfig(BaseModel):
         reference: What ExOPD moves away from, and what the KL term of GRPO holds on to: the
             untrained student by default; the teacher's own base for ExOPD's base correction.
         task: Problems.
+        code: How programs are checked where `task.verifier` is "code".
         prompt: From problem to prompt.
         sampling: How the student samples.
         rollouts: Who writes the student's answers: the live model, vLLM, or a server.
@@ -96,6 +98,7 @@ class RunConfig(BaseModel):
     self_teacher: SelfTeacher | None = None
     reference: ModelSettings | None = None
     task: Annotated[TinyWorld | JsonlTask | DatasetTask, Field(discriminator="type")] = TinyWorld()
+    code: CodeChecking = CodeChecking()
     prompt: PromptTemplate = PromptTemplate()
     sampling: Sampling = Sampling(max_new_tokens=32)
     rollouts: RolloutSettings = RolloutSettings()

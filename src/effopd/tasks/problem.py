@@ -7,7 +7,7 @@ from typing import Literal, Protocol, runtime_checkable
 from effopd.tasks.code_tests import CodeTests
 from effopd.tasks.counts import Counts
 
-VerifierName = Literal["boxed", "math", "none"]
+VerifierName = Literal["boxed", "math", "code", "none"]
 """Who checks answers, as settings name it; "none" leaves them unchecked."""
 
 

@@ -1,0 +1,192 @@
+"""Rewards for programs: each runs on the inputs of its problem, and its results are compared here.
+
+What is expected never enters the process that runs a program, and its exit status, its messages and
+its files decide nothing: a program earns its reward by the right results alone.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal, Self, get_args
+
+from effopd.errors import ConfigError, EffopdError
+from effopd.rewards.code_comparison import is_expected
+from effopd.rewards.code_extraction import assembled, continuation_of, program_of
+from effopd.rewards.sandbox.opening import open_sandbox
+from effopd.rewards.sandbox.program import Limits, Outcome, Program, Sandbox
+from effopd.rewards.sandbox.settings import SandboxSettings
+from effopd.tasks.code_tests import CodeTests
+from effopd.tasks.problem import Answer
+
+CodeVerdict = Literal[
+    "passed", "wrong_answer", "runtime_error", "timeout", "memory", "output_limit",
+    "no_answer", "truncated",
+]  # fmt: skip
+"""How the check of a program ended: the first test that it did not pass decides."""
+
+
+class SandboxError(EffopdError, RuntimeError):
+    """The sandbox failed where it was tried again, too: nothing is known of the program."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeChecking:
+    """How programs are checked.
+
+    Attributes:
+        sandbox: Where they run.
+        limits: What a program may use on one test.
+        reward: "all" is 1 for a program that passes every test, else 0, and stops at the first
+            failure. "share" is the share of the tests that it passes.
+    """
+
+    sandbox: SandboxSettings = SandboxSettings()
+    limits: Limits = Limits()
+    reward: Literal["all", "share"] = "all"
+
+    def __post_init__(self) -> None:
+        if self.reward not in {"all", "share"}:
+            raise ConfigError(f"reward must be 'all' or 'share', got {self.reward!r}")
+
+
+_DEFAULT = CodeChecking()
+_PORTION = 16
+"""Tests in one call of the sandbox: a failure among them spares the later ones."""
+
+
+class CodeVerifier:
+    """Runs the last Python block of a completion on the tests of its problem.
+
+    Programs run side by side, one a process of the sandbox. Close the verifier, or use it in a
+    `with` statement, to end the processes early; they end with this process anyway.
+    """
+
+    def __init__(self, settings: CodeChecking = _DEFAULT) -> None:
+        """Opens the sandbox, so that one that does not hold is known at once.
+
+        Args:
+            settings: Sandbox, limits and kind of reward.
+        """
+        self.settings = settings
+        self._sandbox: Sandbox = open_sandbox(settings.sandbox)
+        self._expected: dict[CodeTests, tuple[Any, ...]] = {}
+        self._counts: Counter[CodeVerdict] = Counter()
+        self._lock = threading.Lock()
+
+    @property
+    def sandbox_kind(self) -> str:
+        """Which boundary is used, for records."""
+        return self._sandbox.kind
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Verdicts so far."""
+        with self._lock:
+            return {verdict: self._counts[verdict] for verdict in get_args(CodeVerdict)}
+
+    def rewards(self, answers: Sequence[Answer]) -> list[float]:
+        """One reward in [0, 1] per answer, in order.
+
+        A SandboxError, raised by the check of any answer, ends the call: a program of which nothing
+        is known must not be scored.
+        """
+        with ThreadPoolExecutor(self.settings.sandbox.processes) as pool:
+            checked = list(pool.map(self._check, answers))
+        with self._lock:
+            self._counts.update(verdict for verdict, _ in checked)
+        return [reward for _, reward in checked]
+
+    def close(self) -> None:
+        """Ends the processes; another check would start them again."""
+        self._sandbox.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check(self, answer: Answer) -> tuple[CodeVerdict, float]:
+        tests = answer.problem.tests
+        if tests is None:
+            raise ConfigError(f"problem {answer.problem.id} has no tests: it asks for no program")
+        if answer.is_truncated:
+            return "truncated", 0.0
+        written = program_of(answer.completion)
+        if written is None and tests.preamble:
+            written = continuation_of(answer.completion)
+        if written is None:
+            return "no_answer", 0.0
+        verdicts = self._verdicts(tests, assembled(tests.preamble, written))
+        passed = sum(verdict == "passed" for verdict in verdicts)
+        failed: CodeVerdict = next((v for v in verdicts if v != "passed"), "passed")
+        if self.settings.reward == "share":
+            return failed, passed / len(tests.inputs)
+        return failed, float(failed == "passed")
+
+    def _verdicts(self, tests: CodeTests, source: str) -> list[CodeVerdict]:
+        """One verdict a test; none after a failure that decides."""
+        expected = self._outputs(tests)
+        program = Program(source=source, entry_point=tests.entry_point)
+        verdicts: list[CodeVerdict] = []
+        for start in range(0, len(tests.inputs), _PORTION):
+            outcomes = self._run(program, tests, slice(start, start + _PORTION))
+            for index, outcome in enumerate(outcomes, start):
+                verdicts.append(_verdict(tests, index, expected[index], outcome))
+            if self.settings.reward == "all" and any(v != "passed" for v in verdicts):
+                break
+        return verdicts
+
+    def _outputs(self, tests: CodeTests) -> tuple[Any, ...]:
+        """What is expected, computed by the reference where the problem does not say it.
+
+        Raises:
+            SandboxError: The reference does not run.
+        """
+        if tests.outputs:
+            return tests.outputs
+        with self._lock:
+            known = self._expected.get(tests)
+        if known is None:
+            program = Program(source=tests.reference, entry_point=tests.entry_point)
+            outcomes = self._run(program, tests, slice(None))
+            failed = next((each for each in outcomes if each.status != "finished"), None)
+            if failed is not None:
+                raise SandboxError(
+                    f"the reference solution of {tests.entry_point or 'a problem'} came to "
+                    f"{failed.status} {failed.detail[-200:]}: give it more in limits, allow the "
+                    "packages that it imports (sandbox.packages), or leave the problem out"
+                )
+            known = tuple(_result(tests, each) for each in outcomes)
+            with self._lock:
+                self._expected[tests] = known
+        return known
+
+    def _run(self, program: Program, tests: CodeTests, which: slice) -> list[Outcome]:
+        """Runs a program on some of the tests.
+
+        Raises:
+            SandboxError: The sandbox failed.
+        """
+        inputs = [each.encode() if tests.kind == "stdin" else each for each in tests.inputs[which]]
+        outcomes = self._sandbox.run(program, inputs, self.settings.limits)
+        broken = next((each for each in outcomes if each.status == "sandbox_error"), None)
+        if broken is not None:
+            raise SandboxError(
+                f"a program could not be checked ({broken.detail[-200:]}): it is neither right nor "
+                "wrong. See the sandbox and the memory of this machine, then go on"
+            )
+        return outcomes
+
+
+def _verdict(tests: CodeTests, index: int, expected: Any, outcome: Outcome) -> CodeVerdict:
+    if outcome.status in {"finished", "sandbox_error"}:
+        right = is_expected(tests, index, expected, _result(tests, outcome))
+        return "passed" if right else "wrong_answer"
+    return next(known for known in get_args(CodeVerdict) if known == outcome.status)
+
+
+def _result(tests: CodeTests, outcome: Outcome) -> Any:
+    return outcome.stdout if tests.kind == "stdin" else outcome.value

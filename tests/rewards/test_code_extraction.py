@@ -1,0 +1,120 @@
+"""Which text of a completion is its program, and what stands around it."""
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from effopd.rewards.code_extraction import assembled, continuation_of, program_of
+
+PYTHON, OTHER = "```python\nx = 1\n```", "```python\nx = 2\n```"
+
+
+@pytest.mark.parametrize(
+    ("completion", "program"),
+    [
+        (PYTHON, "x = 1"),
+        (f"First.\n{PYTHON}\nThat is it.", "x = 1"),
+        (f"{PYTHON}\nBetter:\n{OTHER}", "x = 2"),
+        ("```py\nx = 3\n```", "x = 3"),
+        ("```Python3\nx = 3\n```", "x = 3"),
+        ("```{.python}\nx = 3\n```", "x = 3"),
+        ('```python title="a.py"\nx = 3\n```', "x = 3"),
+        ("``` python\nx = 3\n```", "x = 3"),
+        ("```\nx = 3\n```", "x = 3"),
+        (f"{PYTHON}\nIt prints\n```\n1\n```", "x = 1"),
+        ("```cpp\nint x;\n```", None),
+        (f"{PYTHON}\n```cpp\nint x;\n```", "x = 1"),
+        ("```cpp\nint x;\n```\n```\nx = 3\n```", "x = 3"),
+        ("~~~python\nx = 3\n~~~", "x = 3"),
+        ("````python\ns = '''\n```\n'''\n````", "s = '''\n```\n'''"),
+        ("```python\nx = '```'\n```", "x = '```'"),
+        ("```python\nif x:\n    y = 1\n\n```", "if x:\n    y = 1\n"),
+        ("1. So:\n   ```python\n   if x:\n       y = 1\n   ```", "if x:\n    y = 1"),
+        ("```python\r\nx = 3\r\n```\r\n", "x = 3"),
+        ("", None),
+        ("x = 1", None),
+        ("Use `x = 1`.", None),
+        ("```x = 1```", None),
+        ("```python\n```", None),
+        ("```python\n   \n```", None),
+        ("```python\nx = 1", None),
+        (f"{PYTHON}\n```python\nx = 2", None),
+        (f"{PYTHON}\n```cpp\nint", None),
+        ("```python\nx = 1\n~~~", None),
+        ("````python\nx = 1\n```", None),
+        (f"<think>{OTHER}</think>\n{PYTHON}", "x = 1"),
+        (f"thinking ```python </think>\n{PYTHON}", "x = 1"),
+        (f"{PYTHON}\n<think>\n{OTHER}", "x = 1"),
+        (f"<think>\n{PYTHON}\n</think>\nDone.", None),
+        (f"<think>\n{PYTHON}", None),
+    ],
+)
+def test_last_python_block_outside_the_thinking(completion: str, program: str | None) -> None:
+    assert program_of(completion) == program
+
+
+@pytest.mark.parametrize(
+    ("completion", "source"),
+    [
+        ("    return 1\n", "    return 1\n"),
+        ("<think>hm</think>    return 1", "    return 1"),
+        (PYTHON, None),
+        ("    return 1\n```", None),
+        (" \n", None),
+        ("", None),
+    ],
+)
+def test_a_completion_without_a_fence_can_be_source(completion: str, source: str | None) -> None:
+    assert continuation_of(completion) == source
+
+
+def test_parts_of_a_source_in_order() -> None:
+    assert assembled("import a", "x = 1", "y = 2") == "import a\nx = 1\ny = 2"
+    assert assembled("", "x = 1") == "x = 1"
+
+
+def test_future_statements_come_first() -> None:
+    program = "from __future__ import annotations\nx: Y = 1"
+    source = assembled("import a", program, "")
+    assert source == "from __future__ import annotations\nimport a\npass\nx: Y = 1"
+    compile(source, "program", "exec")
+    assert assembled("", program) == program
+
+
+BLOCK = st.text(alphabet="ab =:\n", min_size=1).filter(lambda text: bool(text.strip()))
+FENCED = st.text(alphabet="`~ \npython<think>/x", max_size=80)
+
+
+@given(text=BLOCK, before=st.text(alphabet="ab \n.", max_size=20))
+@settings(deadline=None)
+def test_a_fenced_text_is_found_as_written(text: str, before: str) -> None:
+    assert program_of(f"{before}\n```python\n{text}\n```") == text
+
+
+@given(text=FENCED)
+@settings(deadline=None)
+def test_any_text_has_a_program_or_none(text: str) -> None:
+    for found in (program_of(text), continuation_of(text)):
+        assert found is None or found.strip()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "`" * 200_000,
+        "```" + " " * 200_000 + "`",
+        " " * 200_000 + "```",
+        "```\n" * 50_000,
+        "<think>" * 30_000,
+        "from __future__ import a\n" * 8_000,
+    ],
+    ids=["ticks", "spaces", "indent", "fences", "thoughts", "futures"],
+)
+def test_long_text_costs_little(text: str) -> None:
+    began = time.perf_counter()
+    program_of(text)
+    continuation_of(text)
+    assembled("import a", text)
+    assert time.perf_counter() - began < 5
