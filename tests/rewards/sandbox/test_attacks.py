@@ -77,7 +77,7 @@ def assert_held(outcome: Outcome, count: int | None = None) -> None:
 HELD = {
     "a01 passwd": "attempt(read, '/etc/passwd')",
     "a02 shadow": "attempt(read, '/etc/shadow')",
-    "a05 list home": "attempt(os.listdir, '/root/.ssh'); attempt(os.listdir, '/home')",
+    "a05 list home": "attempt(os.listdir, '/root'); attempt(os.listdir, '/home')",
     "a07 environ": """
         attempt(read, '/proc/1/environ'); attempt(read, f'/proc/{os.getppid()}/environ')
         attempt(read, '/proc/self/environ')""",
