@@ -71,6 +71,7 @@ def test_no_path_of_one_machine() -> None:
     found = [
         f"{file.relative_to(ROOT)}: {match.group()}"
         for file in text_files()
+        if file.name != "test_attacks.py"  # where such paths are what is attacked
         if (match := MACHINE_PATH.search(file.read_text("utf-8")))
     ]
     assert not found
