@@ -254,7 +254,9 @@ def assert_restores_and_recovers(
 
 
 @pytest.mark.parametrize(
-    ("action", "error"), [(fail, OSError), (interrupt, KeyboardInterrupt)], ids=str
+    ("action", "error"),
+    [(fail, OSError), (interrupt, KeyboardInterrupt)],
+    ids=["failure", "interrupt"],
 )
 def test_an_exception_restores_the_tip(
     action: Callable[[], object], error: type[BaseException]
