@@ -1,6 +1,8 @@
 """Chat templates are tried out in a child process before they are used."""
 
-import multiprocessing
+import os
+import sys
+import threading
 import time
 from pathlib import Path
 
@@ -66,7 +68,29 @@ def test_templates_that_end_pass_whatever_they_say(tmp_path: Path, template: str
     check_chat_template("m", tokenizer_with(template, tmp_path))
 
 
+def children() -> str:
+    """Process ids of this thread's children."""
+    return Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text()
+
+
 def test_the_child_leaves_nothing_behind(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = children()
     check_chat_template("m", tokenizer_with("{{ 1 }} of its own", tmp_path))
-    assert not multiprocessing.active_children()
+    assert children() == before
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_thread_that_reads_standard_input_does_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the processes of a comparison, which end when their input does."""
+    read_end, write_end = os.pipe()
+    with open(read_end) as stream:
+        monkeypatch.setattr(sys, "stdin", stream)
+        thread = threading.Thread(target=stream.readline, daemon=True)
+        thread.start()
+        before = time.monotonic()
+        check_chat_template("m", tokenizer_with("{{ 2 }} of its own", tmp_path))
+        assert time.monotonic() - before < 30
+        os.close(write_end)
+        thread.join()

@@ -6,11 +6,11 @@ conversation; only what ends there is rendered in this process. A template that 
 particular question to hang is not found out this way.
 """
 
-import multiprocessing
 import os
 import resource
 import signal
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -44,19 +44,33 @@ def check_chat_template(path: str, tokenizer: Any, *, cpu_s: int = 5) -> None:
     text = repr(tokenizer.chat_template)
     if tokenizer.chat_template is None or text in _known or sys.platform != "linux":
         return
-    child = multiprocessing.get_context("fork").Process(target=_render, args=(tokenizer, cpu_s))
-    with warnings.catch_warnings():  # the child touches nothing that other threads may hold
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child.start()
-    child.join(_WALL_PER_CPU * cpu_s)
-    if child.exitcode is None:
-        child.kill()
-        child.join()
-    if child.exitcode in {-signal.SIGXCPU, -signal.SIGKILL}:
+    status = _rendered(tokenizer, cpu_s)
+    if status in {-signal.SIGXCPU, -signal.SIGKILL}:
         raise ConfigError(_refusal(path, f"does not end within {cpu_s} s"))
-    if child.exitcode == _OUT_OF_MEMORY:
+    if status == _OUT_OF_MEMORY:
         raise ConfigError(_refusal(path, f"takes more than {MEMORY_BYTES} bytes of memory"))
     _known.add(text)
+
+
+def _rendered(tokenizer: Any, cpu_s: int) -> int:
+    """Exit status of a child that renders.
+
+    A bare fork: what `multiprocessing` does at the start of a child waits for a thread of ours that
+    reads standard input.
+    """
+    with warnings.catch_warnings():  # the child touches nothing that other threads may hold
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        _render(tokenizer, cpu_s)
+    deadline = time.monotonic() + _WALL_PER_CPU * cpu_s
+    ended, status = os.waitpid(child, os.WNOHANG)
+    while not ended:
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.005)
+        ended, status = os.waitpid(child, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status)
 
 
 def _refusal(path: str, why: str) -> str:
