@@ -16,7 +16,7 @@ demo: .venv/.installed ## Train the tiny world with and without the search, writ
 	$(BIN)/effopd demo
 
 test: .venv/.installed ## Run the tests (a few minutes; no network, no GPU needed)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 test-all: .venv/.installed ## Run the slow tests too, and the GPU tests where there is one
 	$(BIN)/python -m pytest -m 'not network'
