@@ -28,7 +28,8 @@ def held(act, *args):
     except OSError:
         return 1
     return 0
-print(held(open, "/etc/passwd"), held(open, os.path.join("/tmp", "effopd-probe"), "w"), held(os.fork),
+probe = os.path.join("/tmp", "effopd-probe")
+print(held(open, "/etc/passwd"), held(open, probe, "w"), held(os.fork),
       held(_socket.socket), held(os.kill, os.getppid(), 0))
 """
 """Acts that every boundary on this machine refuses; a child that forks prints twice."""
