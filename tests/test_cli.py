@@ -60,7 +60,7 @@ def test_without_arguments_the_commands_are_listed() -> None:
     [
         ("demo", ["Train a tiny student with and without the search", "--out", "--seed"]),
         ("train", ["Train as a recipe says", "RUN.toml", "--out", "--print-config"]),
-        ("eval", ["Evaluate a checkpoint", "RUN", "--step", "--problems"]),
+        ("eval", ["Evaluate a model on benchmarks", "MODEL", "--bench", "--step", "--problems"]),
         ("report", ["Draw one or several runs", "RUN...", "--out"]),
     ],
 )

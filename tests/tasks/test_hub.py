@@ -109,7 +109,7 @@ def test_what_is_not_there(
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["train.csv", "train.txt", "train.tar", "train.zip"])
+@pytest.mark.parametrize("name", ["train.arrow", "train.txt", "train.tar", "train.zip"])
 def test_other_files_are_refused(tmp_path: Path, name: str) -> None:
     root = tmp_path / "repo"
     root.mkdir()

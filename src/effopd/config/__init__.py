@@ -1,6 +1,19 @@
-"""The settings of a run: TOML in, frozen dataclasses out. The only package that knows pydantic."""
+"""The settings of runs and evaluations: TOML in, frozen dataclasses out.
 
+The only package that knows pydantic.
+"""
+
+from effopd.config.evaluation import EvalConfig, eval_toml, make_eval_config
 from effopd.config.reading import differences, load_config, make_config, to_toml
 from effopd.config.root import RunConfig
 
-__all__ = ["RunConfig", "differences", "load_config", "make_config", "to_toml"]
+__all__ = [
+    "EvalConfig",
+    "RunConfig",
+    "differences",
+    "eval_toml",
+    "load_config",
+    "make_config",
+    "make_eval_config",
+    "to_toml",
+]

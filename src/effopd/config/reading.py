@@ -35,7 +35,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     if (base := base_path(Path(path), raw)) is not None:
         below = _read(base)
         check_extends_nothing(base, below)
-        raw = _merge(below, {key: value for key, value in raw.items() if key != EXTENDS})
+        raw = merged(below, {key: value for key, value in raw.items() if key != EXTENDS})
     return make_config(raw, overrides)
 
 
@@ -45,18 +45,18 @@ def make_config(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunCon
     Raises:
         ConfigError: An unknown key, a wrong value, or a contradiction; names the key.
     """
-    merged = dict(raw)
+    whole = dict(raw)
     for override in overrides:
-        merged = _merge(merged, _parse_override(override))
-    merged = _merge(_defaults(merged), merged)
-    if isinstance(merged["search"], Mapping) and merged["search"].get("guard") == "none":
-        merged["search"] = {**merged["search"], "guard": None}
-    if mistakes := list(unknown_settings(merged, RunConfig)):
+        whole = merged(whole, parse_override(override))
+    whole = merged(_defaults(whole), whole)
+    if isinstance(whole["search"], Mapping) and whole["search"].get("guard") == "none":
+        whole["search"] = {**whole["search"], "guard": None}
+    if mistakes := list(unknown_settings(whole, RunConfig)):
         raise ConfigError("\n".join(mistakes))
     try:  # as JSON, where strict does not mean that a list is no tuple and a table no dataclass
-        return RunConfig.model_validate_json(json.dumps(merged, default=str), strict=True)
+        return RunConfig.model_validate_json(json.dumps(whole, default=str), strict=True)
     except ValidationError as error:
-        raise ConfigError("\n".join(sentences(error, merged))) from None
+        raise ConfigError("\n".join(sentences(error, whole))) from None
 
 
 def to_toml(config: RunConfig) -> str:
@@ -64,7 +64,7 @@ def to_toml(config: RunConfig) -> str:
     dumped = config.model_dump()
     if dumped["search"]["guard"] is None:
         dumped["search"]["guard"] = "none"
-    return tomli_w.dumps(_without_none(dumped))
+    return tomli_w.dumps(without_none(dumped))
 
 
 def differences(old_toml: str, new_toml: str) -> list[str]:
@@ -101,20 +101,25 @@ def _longest(raw: Mapping[str, Any]) -> int:
     return RunConfig().sampling.max_new_tokens
 
 
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> Raw:
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> Raw:
     """`above` over `below`; a section that changes its `type` replaces the whole section."""
-    merged = dict(below)
+    found = dict(below)
     for key, value in above.items():
-        old = merged.get(key)
+        old = found.get(key)
         if isinstance(old, Mapping) and isinstance(value, Mapping):
             replaced = "type" in value and value["type"] != old.get("type")
-            merged[key] = value if replaced else _merge(old, value)
+            found[key] = value if replaced else merged(old, value)
         else:
-            merged[key] = value
-    return merged
+            found[key] = value
+    return found
 
 
-def _parse_override(text: str) -> Raw:
+def parse_override(text: str) -> Raw:
+    """The nested mapping of `section.key=value`, whose value is TOML or else text.
+
+    Raises:
+        ConfigError: It is written otherwise.
+    """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"override {text!r} must look like section.key=value")
@@ -127,10 +132,11 @@ def _parse_override(text: str) -> Raw:
     return parsed
 
 
-def _without_none(value: Any) -> Any:
+def without_none(value: Any) -> Any:
+    """A nested mapping without what is None, which TOML cannot write."""
     if isinstance(value, dict):
-        return {k: _without_none(v) for k, v in value.items() if v is not None}
-    return [_without_none(v) for v in value] if isinstance(value, list | tuple) else value
+        return {k: without_none(v) for k, v in value.items() if v is not None}
+    return [without_none(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def _flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

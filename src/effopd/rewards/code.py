@@ -92,11 +92,19 @@ class CodeVerifier:
         A SandboxError, raised by the check of any answer, ends the call: a program of which nothing
         is known must not be scored.
         """
+        return [reward for _, reward in self._checked(answers)]
+
+    def verdicts(self, answers: Sequence[Answer]) -> list[CodeVerdict]:
+        """How each check ended, in order; raises as `rewards` does."""
+        return [verdict for verdict, _ in self._checked(answers)]
+
+    def _checked(self, answers: Sequence[Answer]) -> list[tuple[CodeVerdict, float]]:
+        """Verdict and reward of each answer; verdicts are added to `counts`."""
         with ThreadPoolExecutor(self.settings.sandbox.processes) as pool:
             checked = list(pool.map(self._check, answers))
         with self._lock:
             self._counts.update(verdict for verdict, _ in checked)
-        return [reward for _, reward in checked]
+        return checked
 
     def close(self) -> None:
         """Ends the processes; another check would start them again."""

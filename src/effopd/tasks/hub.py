@@ -11,7 +11,7 @@ from effopd.errors import ConfigError, MissingExtraError
 from effopd.tasks.origins import Origin
 from effopd.tasks.rows import Row, needed_columns
 
-_SUFFIXES = {".parquet", ".json", ".jsonl"}
+_SUFFIXES = {".parquet", ".json", ".jsonl", ".csv"}
 
 
 def hub_rows(
@@ -61,7 +61,7 @@ def _split(origin: Origin, cache: str | None) -> Any:
     others = [name for name in files if PurePosixPath(name).suffix not in _SUFFIXES]
     if others or not files:
         raise ConfigError(
-            f"{origin.repo} holds other files than parquet and JSON Lines"
+            f"{origin.repo} holds other files than parquet, JSON Lines and CSV"
             + (f", such as {PurePosixPath(others[0]).name}" if others else "")
             + ": name the right ones in files, or export them and give path"
         )

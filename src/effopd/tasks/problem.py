@@ -73,6 +73,14 @@ class CountingVerifier(Verifier, Protocol):
         ...
 
 
+class JudgingVerifier(CountingVerifier, Protocol):
+    """A verifier that gives each answer a verdict: "correct" or "passed" earns it."""
+
+    def verdicts(self, answers: Sequence[Answer]) -> Sequence[str]:
+        """How each check ended, in order."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """Disjoint problems to train on and to test on.

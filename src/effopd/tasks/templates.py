@@ -1,7 +1,8 @@
 """Text around a question: the prompts of the paper, by name.
 
 `math` is the template of arXiv 2605.11739, appendix D; `code` asks for Python as Eurus-2-RL-Data
-and arXiv 2602.12125 do. Rows of Eurus already end with all but the last sentence of it.
+and arXiv 2602.12125 do. Rows of Eurus already end with all but the last sentence of it. `choice` is
+what arXiv 2602.12125 asks for with GPQA, `complete` puts the stub of HumanEval+ and MBPP+ in.
 """
 
 from collections.abc import Mapping
@@ -18,6 +19,11 @@ TEMPLATES: Mapping[str, str] = {
     + "\n\nWrite Python code to solve the problem. Present the code in \n"
     + f"```python\nYour code\n```\nat the end.\n{_THINK_FIRST}",
     "think_first": f"{QUESTION}\n{_THINK_FIRST}",
+    "choice": QUESTION
+    + "\n\nPlease reason step-by-step and put your choice letter without any other text with "
+    + "\\boxed{} in the end.",
+    "complete": "Write a self-contained Python program that does what this one asks for, in a "
+    + f"Markdown code block:\n```python\n{QUESTION}\n```",
 }
 """Name in settings -> template."""
 

@@ -1,0 +1,81 @@
+"""The settings of `effopd eval --bench`, from overrides alone."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from effopd.config.mistakes import sentences, unknown_settings
+from effopd.config.reading import merged, parse_override, without_none
+from effopd.errors import ConfigError
+from effopd.models.loading import ModelSettings
+from effopd.rewards.code import CodeChecking
+from effopd.rollouts.engine import Sampling
+from effopd.rollouts.prompts import PromptTemplate
+from effopd.rollouts.vllm import VLLMSettings
+
+
+class EvalConfig(BaseModel):
+    """How a model answers the questions of benchmarks.
+
+    Attributes:
+        model: The model; None for the benchmarks' own solutions.
+        seed: Decides every sample, and the order of options of questions that have some.
+        samples: Answers to each question.
+        batch: Answers that are written, checked and recorded together: what a kill costs at most.
+        device: PyTorch device of the model.
+        threads: CPU threads of PyTorch.
+        engine: Who writes: the model in this process ("hf"), or vLLM with its weights.
+        generation_tokens: Prompt and answer tokens that "hf" decodes together, at most, every
+            answer counted at its cap; 0 for no limit.
+        prompt: From question to prompt.
+        sampling: How answers are sampled; the defaults are those of arXiv 2605.11739.
+        code: How programs are checked.
+        vllm: How vLLM uses the GPU.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: ModelSettings | None = None
+    seed: int = 42
+    samples: int = Field(default=1, ge=1)
+    batch: int = Field(default=128, ge=1)
+    device: str = "cpu"
+    threads: int = Field(default=1, ge=1)
+    engine: Literal["hf", "vllm"] = "hf"
+    generation_tokens: int = Field(default=0, ge=0)
+    prompt: PromptTemplate = PromptTemplate()
+    sampling: Sampling = Sampling(max_new_tokens=16384)
+    code: CodeChecking = CodeChecking()
+    vllm: VLLMSettings = VLLMSettings()
+
+
+def make_eval_config(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> EvalConfig:
+    """Validated settings from a nested mapping.
+
+    Args:
+        raw: Settings.
+        overrides: `section.key=value` with a TOML value.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ConfigError: An unknown key or a wrong value; names the key.
+    """
+    given = dict(raw)
+    for override in overrides:
+        given = merged(given, parse_override(override))
+    if mistakes := list(unknown_settings(given, EvalConfig)):
+        raise ConfigError("\n".join(mistakes))
+    try:
+        return EvalConfig.model_validate_json(json.dumps(given, default=str), strict=True)
+    except ValidationError as error:
+        raise ConfigError("\n".join(sentences(error, given))) from None
+
+
+def eval_toml(config: EvalConfig) -> str:
+    """All settings, defaults included."""
+    return tomli_w.dumps(without_none(config.model_dump()))

@@ -1,0 +1,159 @@
+"""Answers to the questions of a benchmark, checked, and what they say together."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from effopd.errors import RecordError
+from effopd.evaluation.metrics import mean
+from effopd.evaluation.statistics import Estimate, average, majority, pass_at_k
+from effopd.rewards.extraction import final_answer
+from effopd.rollouts.rollout import Rollout
+from effopd.tasks.problem import JudgingVerifier
+
+RIGHT = {"correct", "passed"}
+"""Verdicts that earn an answer its reward of 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graded:
+    """One answer, checked.
+
+    Attributes:
+        question: Id of the problem.
+        sample: Which answer to it, from 0.
+        seed: Seed of its sampling.
+        prompt_tokens: Tokens of the prompt.
+        tokens: Tokens written.
+        truncated: Whether it was cut at the length cap.
+        verdict: How the check ended.
+        answer: What is in its last box; None without one, and for programs.
+        completion: The text.
+    """
+
+    question: str
+    sample: int
+    seed: int
+    prompt_tokens: int
+    tokens: int
+    truncated: bool
+    verdict: str
+    answer: str | None
+    completion: str
+
+    @property
+    def reward(self) -> float:
+        """1 for a right answer, else 0."""
+        return float(self.verdict in RIGHT)
+
+    def row(self) -> dict[str, Any]:
+        """As `samples.jsonl` has it."""
+        return asdict(self) | {"reward": self.reward}
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "Graded":
+        """What `row` wrote.
+
+        Raises:
+            RecordError: A field is missing.
+        """
+        try:
+            return cls(**{field.name: row[field.name] for field in fields(cls)})
+        except KeyError as error:
+            raise RecordError(f"a sample has no field {error}: it was written otherwise") from None
+
+
+def grade(
+    verifier: JudgingVerifier, rollouts: Sequence[Rollout], samples: Sequence[int],
+    seeds: Sequence[int],
+) -> list[Graded]:  # fmt: skip
+    """Checks answers side by side.
+
+    Args:
+        verifier: Who checks.
+        rollouts: The answers.
+        samples: Which answer to its question each one is.
+        seeds: Seeds they were sampled with.
+
+    Returns:
+        One a rollout, in order.
+    """
+    verdicts = verifier.verdicts([rollout.answer for rollout in rollouts])
+    return [
+        Graded(
+            question=rollout.problem.id,
+            sample=sample,
+            seed=seed,
+            prompt_tokens=len(rollout.prompt_ids),
+            tokens=len(rollout.completion.token_ids),
+            truncated=rollout.completion.finish_reason == "length",
+            verdict=verdict,
+            answer=_boxed(rollout),
+            completion=rollout.completion.text,
+        )
+        for rollout, sample, seed, verdict in zip(rollouts, samples, seeds, verdicts, strict=True)
+    ]
+
+
+def _boxed(rollout: Rollout) -> str | None:
+    return None if rollout.problem.tests else final_answer(rollout.completion.text)
+
+
+def by_question(graded: Sequence[Graded]) -> list[list[Graded]]:
+    """Answers grouped by question, in the order in which questions come up; samples sorted."""
+    groups: dict[str, list[Graded]] = {}
+    for each in graded:
+        groups.setdefault(each.question, []).append(each)
+    return [sorted(group, key=lambda each: each.sample) for group in groups.values()]
+
+
+def rewards_of(groups: Sequence[Sequence[Graded]]) -> list[list[float]]:
+    """Rewards in the shape of `effopd.evaluation.statistics`."""
+    return [[each.reward for each in group] for group in groups]
+
+
+def summarise(graded: Sequence[Graded], *, votes: bool) -> dict[str, Any]:
+    """Accuracies with errors, lengths, and how checks ended.
+
+    Args:
+        graded: All answers to all questions, equally many to each.
+        votes: Whether answers can be compared by their text, as programs cannot.
+
+    Returns:
+        JSON values: `questions`, `samples`; `avg` (avg@n), `pass` (k -> pass@k), `maj` (maj@n, None
+        without votes or with one sample) with `mean`, `standard_error` and `interval` each;
+        `truncated_share`, `no_answer_share`, `mean_tokens`, `tokens`, `verdicts`.
+    """
+    groups = by_question(graded)
+    rewards = rewards_of(groups)
+    samples = len(groups[0])
+    voting = votes and samples > 1
+    answers = [[each.answer for each in group] for group in groups]
+    return {
+        "questions": len(groups),
+        "samples": samples,
+        "avg": _json(average(rewards)),
+        "pass": {str(k): _json(pass_at_k(rewards, k)) for k in _numbers(samples)},
+        "maj": _json(majority(answers, rewards)) if voting else None,
+        "truncated_share": mean([float(each.truncated) for each in graded]),
+        "no_answer_share": mean([float(each.verdict == "no_answer") for each in graded]),
+        "mean_tokens": mean([float(each.tokens) for each in graded]),
+        "tokens": sum(each.tokens for each in graded),
+        "verdicts": dict(Counter(each.verdict for each in graded).most_common()),
+    }
+
+
+def _numbers(samples: int) -> list[int]:
+    """Powers of two up to the number of samples, and that number."""
+    powers = [2**i for i in range(samples.bit_length())]
+    return powers if powers[-1] == samples else [*powers, samples]
+
+
+def _json(estimate: Estimate) -> dict[str, Any]:
+    return {
+        "mean": estimate.mean,
+        "standard_error": estimate.standard_error,
+        "interval": list(estimate.interval) if estimate.interval else None,
+        "sampling_error": estimate.sampling_error,
+    }
