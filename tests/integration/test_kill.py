@@ -119,6 +119,24 @@ def test_twenty_kills_at_random_moments(
             assert_ends_like(undisturbed, config, out)
 
 
+def test_a_student_with_adapters_is_killed_too(tmp_path: Path) -> None:
+    """Factors, their optimizer and the anchor of their product come back as they were."""
+    pytest.importorskip("peft")
+    settings = {
+        "train.steps": 5, "checkpoint.every": 2, "optimizer.lr": 1e-2,
+        "student.lora": {"r": 2, "alpha": 4.0},
+    }  # fmt: skip
+    config = tiny_config(write_models(tmp_path / "models"), settings)
+    assert train_tiny(config, tmp_path / "undisturbed")[0]
+    assert any(row["accepted"] for row in search_rows(tmp_path / "undisturbed"))
+    counts = events_in_each_phase(config, tmp_path / "counted")
+    rng = random.Random(1)
+    for phase in ("update", "search", "records", "save"):
+        out, event = tmp_path / phase, rng.randrange(1, int(0.9 * counts[phase]))
+        assert train_and_die(config, out, phase, event) == -signal.SIGKILL
+        assert_ends_like(tmp_path / "undisturbed", config, out)
+
+
 def train_and_die(config: RunConfig, out: Path, phase: str, event: int) -> int:
     """Exit status of a child that kills itself at an event of a phase."""
 

@@ -14,6 +14,7 @@ import tomli_w
 from effopd.config import EvalConfig, differences, eval_toml
 from effopd.errors import ConfigError
 from effopd.evaluation.graded import Graded
+from effopd.models.fingerprint import weights_fingerprint
 from effopd.models.loading import ModelSettings
 from effopd.records import JsonlWriter, read_jsonl, write_json_atomic, write_text_atomic
 from effopd.tasks.benchmarks import Questions
@@ -147,15 +148,9 @@ def digest_of(questions: Questions) -> str:
 
 
 def _files_of(settings: ModelSettings) -> str:
-    """Changes with name, size or time of a weight file; "" for a repository of the hub."""
+    """Changes with the weights; "" for a repository of the hub."""
     places = [settings.path, settings.lora.adapter if settings.lora else None]
-    found = [
-        (path.name, path.stat().st_size, path.stat().st_mtime_ns)
-        for place in places
-        if place
-        for path in sorted(Path(place).expanduser().glob("*.safetensors"))
-    ]
-    return hashlib.blake2b(repr(found).encode(), digest_size=16).hexdigest() if found else ""
+    return weights_fingerprint(Path(place).expanduser() for place in places if place)
 
 
 def _check_same(directory: Path, settings: str) -> None:

@@ -1,6 +1,5 @@
 """What `effopd intervene` does: changed checkpoints, and how good they are."""
 
-import hashlib
 import re
 import time
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from effopd.cli.intervention_scores import Case, Passes, Row, evaluate_intervent
 from effopd.cli.parts import Parts
 from effopd.config import RunConfig, differences, load_config, to_toml
 from effopd.errors import ConfigError
+from effopd.models.fingerprint import weights_fingerprint
 from effopd.models.layout import read_heads
 from effopd.models.updates import open_update
 from effopd.records import JsonlWriter, display_text, read_jsonl, write_text_atomic
@@ -128,7 +128,8 @@ def _config(asked: Request, recipe: Path) -> RunConfig:
 def _evaluate(asked: Request, config: RunConfig, cases: Sequence[Case]) -> None:
     """Evaluates what the tables lack, one row at a time, and writes the tables."""
     _check_same_evaluation(asked, config)
-    files = _fingerprint(asked)
+    directories = [asked.base, asked.tuned, *([asked.other] if asked.other else [])]
+    files = weights_fingerprint(directories)
     journal = asked.out / "interventions.jsonl"
     known = {key_of(row): row for row in (read_jsonl(journal) if journal.exists() else [])}
     finished = {key for key, row in known.items() if row["files"] == files}
@@ -176,14 +177,6 @@ def _check_same_evaluation(asked: Request, config: RunConfig) -> None:
             + "\n  ".join(changed)
             + "\nEvaluate in the same way, or choose another directory (--out)."
         )
-
-
-def _fingerprint(asked: Request) -> str:
-    """Changes when a weight file of one of the models does, by name, size and time."""
-    directories = [asked.base, asked.tuned, *([asked.other] if asked.other else [])]
-    files = [path for each in directories for path in sorted(each.glob("*.safetensors"))]
-    found = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return hashlib.blake2b(repr(found).encode(), digest_size=8).hexdigest()
 
 
 def _write_tables(out: Path, rows: Sequence[Row]) -> None:
