@@ -65,7 +65,7 @@ def phases(config: RunConfig, sizes: Sizes, gpu: Gpu | None) -> Iterator[Phase]:
         portion = max(longest, config.memory.scoring_tokens)
         there = max(_scored(each, own, portion, config) for each, own in sizes.scoring)
         seconds = (
-            sum(forward_seconds(each, tokens, timed) for each, _ in sizes.scoring)
+            sum(forward_seconds(each, tokens, timed, longest) for each, _ in sizes.scoring)
             if timed
             else None
         )
@@ -74,7 +74,7 @@ def phases(config: RunConfig, sizes: Sizes, gpu: Gpu | None) -> Iterator[Phase]:
     if config.searches:
         prompts = config.validation.prompts
         trial = Bytes(device=_scored(shape, sizes.student_settings, longest, config))
-        seconds = forward_seconds(shape, prompts * longest, timed) if timed else None
+        seconds = forward_seconds(shape, prompts * longest, timed, longest) if timed else None
         if timed and config.validation.type != "cached_kl":
             seconds = writing_seconds(
                 shape, prompts, config.sampling.max_new_tokens, width, element, timed
@@ -101,7 +101,7 @@ def _update(
     there = activation_bytes(shape, portion, _element(settings), checkpointing=checkpointing)
     there += tile_bytes(shape, portion)
     passes = _PER_TRAINED_TOKEN[checkpointing] * config.train.epochs
-    seconds = passes * forward_seconds(shape, tokens, gpu) if gpu else None
+    seconds = passes * forward_seconds(shape, tokens, gpu, longest) if gpu else None
     return Phase(name="update", memory=kept + Bytes(device=there), seconds=seconds)
 
 

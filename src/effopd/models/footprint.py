@@ -125,7 +125,7 @@ def saved_numbers_per_token(shape: ModelShape) -> int:
     """
     queries, keys = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
     attention = 2 * queries + 2 * keys + keys  # q twice, k twice, v; the output below
-    network = 4 * shape.width * max(1, shape.experts_used)
+    network = 4 * (shape.width * max(1, shape.experts_used) + shape.shared_width)
     return 6 * shape.hidden + attention + queries + network
 
 
@@ -155,9 +155,26 @@ def tile_bytes(shape: ModelShape, tokens: int) -> int:
     return 2 * min(whole, TILE_BYTES) + 4 * tokens * shape.hidden
 
 
-def forward_seconds(shape: ModelShape, tokens: int, gpu: Gpu) -> float:
-    """One pass over `tokens` tokens without gradient; the attention's own products left out."""
-    return 2 * shape.active_parameters * tokens / (COMPUTE_SHARE * gpu.flops)
+def forward_operations(shape: ModelShape, tokens: int, length: int = 0) -> int:
+    """Multiplications and additions of one pass over `tokens` tokens without gradient.
+
+    Args:
+        shape: Of the model.
+        tokens: Of all sequences together.
+        length: Of one sequence, where the attention's own products count: each token looks at
+            half of them on average. They are left out with 0.
+
+    Returns:
+        `tokens * (2 * active_parameters + length * layers * heads * (key + value width))`.
+    """
+    value_width = shape.head_width if shape.latent is None else shape.latent.value
+    looked_at = length * shape.layers * shape.heads * (shape.head_width + value_width)
+    return tokens * (2 * shape.active_parameters + looked_at)
+
+
+def forward_seconds(shape: ModelShape, tokens: int, gpu: Gpu, length: int = 0) -> float:
+    """One pass over `tokens` tokens in sequences of `length`, without gradient."""
+    return forward_operations(shape, tokens, length) / (COMPUTE_SHARE * gpu.flops)
 
 
 def writing_seconds(
