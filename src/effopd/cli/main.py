@@ -215,6 +215,28 @@ def doctor(
         raise typer.Exit(0 if fine else 1)
 
 
+@app.command()
+def plan(
+    models: Annotated[
+        str,
+        typer.Argument(
+            help="Model directory, config.json or size (1.5B, 4B, 14B, 32B, 671B); with commas.",
+            metavar="MODEL",
+        ),
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings, for example gpus=64 gpu=H100.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Estimate memory, traffic and time of a run with the search on a cluster; load nothing."""
+    with errors(debug):
+        from effopd.cli.planning import plan as estimate
+
+        estimate(models, overrides or [], as_json=as_json)
+
+
 @data.command()
 def preview(
     recipe: Recipe,
