@@ -1,7 +1,10 @@
 """Time of a planned run: steps, searches, and how many steps a search has to save."""
 
 import math
+from bisect import bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 
 from effopd.cli.planning_memory import COMPUTE_BYTES, Job, MemoryPlan, TrafficPlan
 from effopd.cli.planning_searches import SimulatedSearch, simulated_searches
@@ -106,15 +109,21 @@ def time_plan(job: Job, memory: MemoryPlan, traffic: TrafficPlan) -> TimePlan:
     )
 
 
-@dataclass(frozen=True)
 class _Spent:
-    """Searches with their cost in steps."""
+    """What searches cost, in steps.
 
-    searches: list[tuple[SimulatedSearch, float]]
+    Args:
+        costs: Each search and its cost, in order.
+    """
+
+    def __init__(self, costs: Iterable[tuple[SimulatedSearch, float]]) -> None:
+        pairs = [(search.step, cost) for search, cost in costs]
+        self._steps = [step for step, _ in pairs]
+        self._totals = [0.0, *accumulate(cost for _, cost in pairs)]
 
     def until(self, steps: int) -> float:
         """Cost of those in the first `steps` steps."""
-        return math.fsum(cost for search, cost in self.searches if search.step <= steps)
+        return self._totals[bisect_right(self._steps, steps)]
 
 
 def steps_to_save(spent: _Spent, steps: int) -> int | None:

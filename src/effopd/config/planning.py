@@ -66,8 +66,8 @@ class PlanConfig(BaseModel):
     responses_per_prompt: Count = 1
     epochs: Count = 1
     micro_batch_tokens: Count = 18432
-    steps: int = Field(default=40, ge=1, le=100_000)
-    steps_with_search: int = Field(default=10, ge=1, le=100_000)
+    steps: int = Field(default=40, ge=1, le=10_000)
+    steps_with_search: int = Field(default=10, ge=1, le=10_000)
     search: Search = Search.paper()
     validation: Annotated[
         AccuracyValidation | TeacherKLValidation | CachedKLValidation, Field(discriminator="type")
