@@ -208,6 +208,10 @@ class Extrapolator:
                 if isinstance(state.get(key), Tensor):
                     local_(state[key]).mul_(factor)
 
+    def checksum(self) -> int:
+        """Of this process's live parameters: tells whether a saved state belongs to them."""
+        return self._ray.checksum()
+
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs to propose the same candidates.
 
