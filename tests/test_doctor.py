@@ -59,6 +59,27 @@ def test_recipes_of_the_paper_pass_offline(path: Path) -> None:
     assert problems(found(path)) == []
 
 
+def sandbox(*overrides: str, offline: bool = True) -> list[Finding]:
+    """What is said of the sandbox for a recipe that runs programs."""
+    findings = examine(PAPER / "code-4b.toml", overrides, offline=offline, gpu=None)
+    return [each for each in findings if each.check == "sandbox"]
+
+
+def test_programs_need_a_sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path without bubblewrap stands for a machine without it."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (away,) = sandbox("code.sandbox.kind=bubblewrap")
+    (here,) = sandbox("code.sandbox.kind=bubblewrap", offline=False)
+    assert (away.level, here.level) == ("warning", "problem")
+    assert "bubblewrap" in here.text
+    assert not sandbox("task.verifier=none", "validation.type=teacher_kl")
+
+
+def test_a_sandbox_elsewhere_is_not_tried() -> None:
+    (finding,) = sandbox("code.sandbox.kind=url", "code.sandbox.url=http://127.0.0.1:9")
+    assert (finding.level, finding.text) == ("warning", "not tried: http://127.0.0.1:9")
+
+
 def test_a_card_that_is_too_small(recipe: Path) -> None:
     assert {check for check, _ in problems(found(recipe, gpu="1000"))} == {
         "writing",

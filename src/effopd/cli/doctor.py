@@ -23,6 +23,7 @@ from effopd.models.loading import ModelSettings, load_tokenizer, tokenizers_agre
 from effopd.models.shapes import ModelShape, shape_of
 from effopd.objectives import ExOPD
 from effopd.records import display_text
+from effopd.rewards.sandbox.opening import open_sandbox
 from effopd.tasks.problem import CountingVerifier, Problem
 
 Level = Literal["ok", "warning", "problem"]
@@ -90,7 +91,7 @@ def examine(
         return
     yield Finding(level="ok", check="settings", text=f"{config.name}, {config.train.steps} steps")
     patient = Patient(config=config, recipe=recipe, offline=offline, gpu=gpu)
-    for look in (_models, _tokenizers, _problems, _servers, _estimates):
+    for look in (_models, _tokenizers, _sandbox, _problems, _servers, _estimates):
         yield from _caught(look, patient)
 
 
@@ -199,6 +200,25 @@ def _compared(
         text = f"{name} would get another prompt (enable_thinking = {thinking}): {seen.text!r}"
         remedy = "the teacher scores the student's tokens: give both one chat template"
         yield Finding(level="warning", check="chat template", text=text, remedy=remedy)
+
+
+def _sandbox(patient: Patient) -> Iterator[Finding]:
+    """A boundary for programs, shown to hold; offline a recipe may be meant for another machine."""
+    task = patient.config.task
+    if isinstance(task, TinyWorld) or task.verifier != "code":
+        return
+    settings = patient.config.code.sandbox
+    if settings.kind in {"url", "none"}:
+        text = "programs run without a boundary" if settings.kind == "none" else settings.url
+        yield Finding(level="warning", check="sandbox", text=f"not tried: {text}")
+        return
+    try:
+        open_sandbox(settings).close()
+    except EffopdError as error:
+        level: Level = "warning" if patient.offline else "problem"
+        yield Finding(level=level, check="sandbox", text=str(error))
+    else:
+        yield Finding(level="ok", check="sandbox", text="programs that try to get out fail")
 
 
 def _problems(patient: Patient) -> Iterator[Finding]:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import tomllib
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -47,14 +48,13 @@ class EvaluationRecords:
                 f"{directory} cannot hold an evaluation: {error}. Choose another one (--out)."
             ) from None
         take_lock(self._lock, directory, holder="the evaluation that writes to it")
-        try:
+        with ExitStack() as opened:
+            opened.callback(os.close, self._lock)
             _check_same(directory, settings)
             write_text_atomic(directory / SETTINGS, settings)
             self._writer = JsonlWriter(directory / SAMPLES)
             self._known = {(each.question, each.sample): each for each in read_samples(directory)}
-        except BaseException:
-            os.close(self._lock)
-            raise
+            opened.pop_all()  # closed at the end, not here
 
     def __enter__(self) -> Self:
         return self
