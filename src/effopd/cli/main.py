@@ -6,7 +6,27 @@ from typing import Annotated
 import typer
 
 from effopd.cli import analysis_commands
-from effopd.cli.options import STOPPED, Debug, Overrides, Recipe, Runs, errors
+from effopd.cli.options import (
+    STOPPED,
+    Against,
+    BenchmarkFiles,
+    Benchmarks,
+    CheckpointStep,
+    Debug,
+    EvaluatedRun,
+    EvaluationOut,
+    EvaluationOverrides,
+    EvaluationTarget,
+    Every,
+    Limit,
+    Overrides,
+    OwnSolutions,
+    Recipe,
+    Runs,
+    Samples,
+    TestProblems,
+    errors,
+)
 
 app = typer.Typer(
     help="Fast on-policy distillation of language models.",
@@ -59,44 +79,19 @@ def train(
 
 @app.command(name="eval")
 def evaluate(
-    target: Annotated[
-        str | None,
-        typer.Argument(
-            help="Model directory or repository; without --bench a run.", metavar="MODEL"
-        ),
-    ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings, for example sampling.temperature=0.6.")
-    ] = None,
-    bench: Annotated[
-        str | None, typer.Option(help="Benchmarks, for example aime24,math500,humaneval+.")
-    ] = None,
-    samples: Annotated[
-        int, typer.Option("--samples", "-n", min=1, help="Answers to each question.")
-    ] = 1,
-    data_files: Annotated[
-        list[str] | None, typer.Option("--data", help="NAME=FILE instead of the hub; repeatable.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Where answers go; runs/eval-MODEL by default.")
-    ] = None,
-    run: Annotated[Path | None, typer.Option(help="Evaluate the checkpoints of this run.")] = None,
-    every: Annotated[int, typer.Option(min=1, help="Of a run: steps between checkpoints.")] = 1,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="First so many questions of each benchmark.")
-    ] = None,
-    against: Annotated[
-        Path | None, typer.Option(help="Another evaluation, to compare with question by question.")
-    ] = None,
-    own_solutions: Annotated[
-        bool, typer.Option("--own-solutions", help="Check the benchmarks' own solutions instead.")
-    ] = False,
-    step: Annotated[
-        int | None, typer.Option(help="Without --bench: checkpoint; the newest by default.")
-    ] = None,
-    problems: Annotated[
-        int | None, typer.Option(help="Without --bench: test problems; the run's by default.")
-    ] = None,
+    target: EvaluationTarget = None,
+    overrides: EvaluationOverrides = None,
+    bench: Benchmarks = None,
+    samples: Samples = 1,
+    data_files: BenchmarkFiles = None,
+    out: EvaluationOut = None,
+    run: EvaluatedRun = None,
+    every: Every = 1,
+    limit: Limit = None,
+    against: Against = None,
+    own_solutions: OwnSolutions = False,
+    step: CheckpointStep = None,
+    problems: TestProblems = None,
     debug: Debug = False,
 ) -> None:
     """Evaluate a model on benchmarks, or a checkpoint of a run on its test problems. Resumes."""
