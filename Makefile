@@ -3,11 +3,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 BENCH := .venv-bench/bin
+VERL := .venv-verl/bin
 PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check docs reproduce bench clean
+.PHONY: help demo test test-all test-verl check docs reproduce bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +21,9 @@ test: .venv/.installed ## Run the tests (a few minutes; no network, no GPU neede
 
 test-all: .venv/.installed ## Run the slow tests too, and the GPU tests where there is one
 	$(BIN)/python -m pytest -m 'not network'
+
+test-verl: .venv-verl/.installed ## Run verl with the search for real, on the CPU, in an environment of its own
+	OMP_NUM_THREADS=1 $(VERL)/python -m pytest tests/verl
 
 check: .venv/.installed ## Lint, formatting, types, documentation
 	$(BIN)/ruff check
@@ -55,4 +59,10 @@ clean: ## Remove caches and built pages; environments and runs/ stay
 	@$(PYTHON) -m venv .venv-bench
 	@$(BENCH)/python $(PIP) -r bench/requirements.txt
 	@$(BENCH)/python $(PIP) --no-deps liger-kernel==0.8.5
+	@touch $@
+
+.venv-verl/.installed: tests/verl/requirements.txt pyproject.toml constraints.txt
+	@echo 'Installing effopd and verl into .venv-verl ...'
+	@$(PYTHON) -m venv .venv-verl
+	@$(VERL)/python $(PIP) -e . -r tests/verl/requirements.txt
 	@touch $@
