@@ -15,7 +15,7 @@ TEACHER = "effopd_teacher"
 
 
 @ray.remote
-class SeededAgentLoopWorker(AgentLoopWorkerTQ.__ray_actor_class__):  # type: ignore[misc]
+class SeededAgentLoopWorker(AgentLoopWorkerTQ.__ray_actor_class__):
     """Agent loops whose validation answers depend on weights, prompt and seed alone.
 
     verl samples validation by `val_kwargs`, greedily by default, from the generator that training

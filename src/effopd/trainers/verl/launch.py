@@ -15,7 +15,7 @@ from effopd.trainers.verl.support import TRAINER_MODE, check_supported
 
 
 @ray.remote
-class SearchingTaskRunner(TaskRunnerV1.__ray_actor_class__):  # type: ignore[misc]
+class SearchingTaskRunner(TaskRunnerV1.__ray_actor_class__):
     """verl's task runner, which knows the plug-in's trainer."""
 
     def run(self, config: DictConfig) -> None:

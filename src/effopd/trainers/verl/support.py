@@ -19,6 +19,13 @@ UNSEEDED_ROLLOUTS = {"sglang", "trtllm"}
 ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 FSDP, MODEL = f"{ACTOR}.fsdp_config", "actor_rollout_ref.model"
 
+SAMPLES_OF_THE_STUDENT: Mapping[str, tuple[int | None, ...]] = {
+    "temperature": (1,),
+    "top_p": (1,),
+    "top_k": (-1, 0, None),
+}
+"""Sampling parameter -> values that leave the student's distribution as it is."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Requirement:
@@ -209,12 +216,11 @@ def _teacher_problems(config: Mapping[str, Any]) -> list[str]:
             "likeliest tokens, not for the student's: use 'k1', or score by "
             "effopd.validation.type = 'reward'"
         )
-    sampling = {"temperature": {1}, "top_p": {1}, "top_k": {-1, 0, None}}
-    for name, values in sampling.items():
+    for name, values in SAMPLES_OF_THE_STUDENT.items():
         value = lookup(config, f"{ROLLOUT}.{name}")
         if value not in values:
             problems.append(
                 f"{ROLLOUT}.{name} = {value!r} samples another distribution than the student's: "
-                f"set it to {next(iter(values))}, or use effopd.validation.type = 'reward'"
+                f"set it to {values[0]}, or use effopd.validation.type = 'reward'"
             )
     return problems
