@@ -79,7 +79,7 @@ class MathVerifier:
         ]
 
     @property
-    def counts(self) -> Mapping[Verdict, int]:
+    def counts(self) -> Mapping[str, int]:
         """Verdicts so far: what timed out and what failed apart from what was wrong."""
         with self._lock:
             return {verdict: self._counts[verdict] for verdict in VERDICTS}

@@ -216,7 +216,7 @@ _QUESTION = Form(origin=Origin(prompt_field="question", template="math"))
 _LETTER = Origin(template="choice")
 
 
-def _on_hub(form: Form, repo: str, revision: str, **settings: str) -> Form:
+def _on_hub(form: Form, repo: str, revision: str, **settings: Any) -> Form:
     return replace(form, origin=replace(form.origin, repo=repo, revision=revision, **settings))
 
 

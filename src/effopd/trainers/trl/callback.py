@@ -1,11 +1,12 @@
 """The search as a callback of TRL's trainers."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from accelerate.optimizer import AcceleratedOptimizer
-from torch import nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 from trl import GRPOTrainer
@@ -27,7 +28,7 @@ from effopd.trainers.trl.unnoticed import unnoticed
 from effopd.trainers.trl.validators import Reward, TeacherKL, TrainerValidator
 
 
-class EffOPDCallback(TrainerCallback):  # type: ignore[misc]
+class EffOPDCallback(TrainerCallback):
     """Looks ahead after updates of a DistillationTrainer or a GRPOTrainer.
 
         trainer = DistillationTrainer(...)
@@ -105,7 +106,7 @@ class EffOPDCallback(TrainerCallback):  # type: ignore[misc]
         """Takes the anchor, from the weights or from the checkpoint that is resumed."""
         trainer = self.trainer
         model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
-        parameters = dict(select_parameters(model, self.search.parameters))
+        parameters = select_parameters(model, self.search.parameters)
         check_sharded(trainer, parameters)
         pairs = factor_pairs(model)
         self._extrapolator = Extrapolator(
@@ -234,7 +235,7 @@ def _optimizer(trainer: Any) -> Any:
     return optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
 
 
-def _shards(trainer: Any, parameters: dict[str, nn.Parameter]) -> tuple[int, int]:
+def _shards(trainer: Any, parameters: Mapping[str, Tensor]) -> tuple[int, int]:
     """Which part of the anchor this process has, and how many there are."""
     if any(isinstance(parameter, DTensor) for parameter in parameters.values()):
         return trainer.accelerator.process_index, trainer.accelerator.num_processes

@@ -1,11 +1,11 @@
 """What the plug-in was tested with, and what it refuses, with the reason."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
 
 from accelerate.utils import is_peft_model
-from torch import nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers.utils.quantization_config import QuantizationMethod
 from trl import DistillationTrainer, GRPOTrainer
@@ -61,7 +61,7 @@ def check_trainer(trainer: Any, search: Search, *, own_validator: bool) -> None:
         raise ConfigError("the search cannot run here:\n" + "\n".join(f"- {r}" for r in reasons))
 
 
-def check_sharded(trainer: Any, parameters: dict[str, nn.Parameter]) -> None:
+def check_sharded(trainer: Any, parameters: Mapping[str, Tensor]) -> None:
     """Refuses FSDP that was asked for and did not happen.
 
     Raises:

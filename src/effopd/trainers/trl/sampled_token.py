@@ -18,7 +18,7 @@ from effopd.objectives import (
 from effopd.trainers.trl.policies import policy_of
 
 
-class SampledTokenTrainer(DistillationTrainer):  # type: ignore[misc]
+class SampledTokenTrainer(DistillationTrainer):
     """A DistillationTrainer whose loss pushes each sampled token by `log q - log p`.
 
     Teacher and student are compared at the sampled token only, where the trainer of TRL compares
@@ -36,6 +36,8 @@ class SampledTokenTrainer(DistillationTrainer):  # type: ignore[misc]
     Source: equation (9) and section 5 of arXiv 2605.11739. Departure: TRL writes one answer a
     prompt.
     """
+
+    _last_loaded_step: int
 
     def __init__(self, *args: Any, objective: SampledTokenOPD | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
