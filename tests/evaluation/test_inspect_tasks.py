@@ -8,17 +8,20 @@ import pytest
 pytest.importorskip("inspect_ai", reason="inspect-ai is not installed")
 
 from inspect_ai import eval as run_inspect
-from inspect_ai.model import ModelOutput, get_model
+from inspect_ai.model import ModelOutput, ModelUsage, get_model
 
 from effopd.evaluation.inspect_tasks import TASKS, benchmark_task
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # it calls what it depends on by old names
 def test_answers_are_scored_by_the_verifier(tmp_path: Path) -> None:
     rows = [{"problem": f"{i} / 2?", "answer": f"\\frac{{{i}}}{{2}}"} for i in (1, 2, 3)]
     path = tmp_path / "own.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     answers = [r"\boxed{0.5}", r"\boxed{1}", r"\boxed{4}"]
     outputs = [ModelOutput.from_content("mockllm/model", text) for text in answers]
+    for output in outputs:  # given, so that no tokenizer is downloaded to count them
+        output.usage = ModelUsage(input_tokens=1, output_tokens=1, total_tokens=2)
     (log,) = run_inspect(
         benchmark_task("halves", str(path)),
         model=get_model("mockllm/model", custom_outputs=outputs),
