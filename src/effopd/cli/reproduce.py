@@ -15,7 +15,7 @@ from effopd.reports.reproduction_figures import write_reproduction_pngs
 WORKERS = 2
 
 Unit = tuple[Study, str, int]
-"""Study, what to do, seed."""
+"""Study, what to do, seed (of a world: its place)."""
 
 SETUP = """A Qwen3 model of {parameters} parameters ({layers} layers) is taught modular arithmetic
 from noisy demonstrations: it samples badly what it knows. GRPO and DAPO sharpen it; OPD distils
@@ -55,11 +55,11 @@ def reproduce_study(study: Study, page: Path) -> None:
 
 
 def _train(study: Study) -> None:
-    """The base, then reinforcement learning, then distillation from it, then the comparison."""
+    """The worlds' models, reinforcement learning, distillation from it, the comparison."""
     from effopd.cli.reproduction.methods import compare_methods
-    from effopd.cli.reproduction.runs import base_directory
+    from effopd.cli.reproduction.runs import worlds
 
-    base_directory(study)
+    _in_parallel(_make_world, [(study, "world", i) for i in range(len(worlds(study)))])
     for stage in (REWARDED, [name for name in METHODS if name not in REWARDED]):
         _in_parallel(_train_one, [(study, name, seed) for name in stage for seed in study.seeds])
     compare_methods(study)
@@ -88,6 +88,16 @@ def measures(study: Study) -> dict[str, Callable[..., Row]]:
     if not study.quick:
         found["difficulty"] = lambda scene: methods.difficulty_record(scene.study, scene.seed)
     return found
+
+
+def _make_world(unit: Unit) -> str:
+    """Base and teacher of a world; cached ones are taken."""
+    from effopd.cli.reproduction.runs import worlds
+    from effopd.demo.cache import world_models
+
+    study, _, index = unit
+    world_models(worlds(study)[index], print)
+    return f"made the models of world {index + 1}"
 
 
 def _train_one(unit: Unit) -> str:

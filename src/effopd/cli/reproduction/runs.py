@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from effopd.cli.assemble import train
+from effopd.cli.plan import load_plan
 from effopd.cli.reproduction.study import REWARDED, Study
 from effopd.config import RunConfig, make_config
 from effopd.demo.cache import world_models
@@ -18,6 +19,14 @@ RESPONSES = 8
 def base_directory(study: Study) -> Path:
     """The base model that all runs start from; trained unless it is cached."""
     return world_models(TinyWorld(**study.world), print).base
+
+
+def worlds(study: Study) -> list[TinyWorld]:
+    """The worlds of the study and of its comparison, each once."""
+    cells = load_plan(study.plan, quick=study.quick).cells()
+    tasks = [make_config(cell.settings).task for cell in cells]
+    found = [TinyWorld(**study.world), *(task for task in tasks if isinstance(task, TinyWorld))]
+    return list(dict.fromkeys(found))
 
 
 def run_settings(study: Study, method: str, seed: int) -> RunConfig:
