@@ -29,6 +29,9 @@ class Device(types.ModuleType):
     max_memory_allocated = max_memory_reserved = memory_allocated = memory_reserved = zero
     current_device = zero
 
+    get_rng_state = staticmethod(torch.get_rng_state)
+    set_rng_state = staticmethod(torch.set_rng_state)
+
     def mem_get_info(self) -> tuple[int, int]:
         return 0, 0
 
