@@ -55,7 +55,9 @@ class HFServer:
     async def sleep(self) -> None:
         self.is_asleep = True
 
-    async def wake_up(self, tags: list[str] | None = None) -> None:
+    async def wake_up(self, tags: list[str]) -> None:
+        if "weights" in tags and not self.is_asleep:
+            raise RuntimeError("weights were sent to a server that was not put to sleep")
         self.is_asleep = False
 
     async def load_weights(self, weights: dict[str, torch.Tensor], global_steps: int) -> None:
