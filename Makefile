@@ -41,6 +41,7 @@ bench: .venv-bench/.installed ## Measure against the peers of bench/requirements
 	$(BENCH)/python bench/kl.py
 	$(BENCH)/python bench/search.py
 	$(BENCH)/python -W ignore bench/spectra.py
+	$(BENCH)/python bench/code.py
 
 clean: ## Remove caches and built pages; environments and runs/ stay
 	rm -rf site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
