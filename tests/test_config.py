@@ -315,8 +315,8 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
     ({"task": {"type": "jsonl"}}, "task.train_path is missing"),
     (
         {"task": {"type": "jsonl", "train_path": "x", "template": "Solve."}},
-        "task.template must contain {question} or be one of plain, math, code, think_first, got "
-        "'Solve.'",
+        "task.template must contain {question} or be one of plain, math, code, think_first, "
+        "choice, complete, got 'Solve.'",
     ),
     ({"preset": "papr"}, "preset must be 'default', 'paper' or 'release', got 'papr'"),
     ({"preset": ["paper"]}, "preset must be 'default', 'paper' or 'release', got ['paper']"),

@@ -13,7 +13,7 @@ from inspect_ai.model import ModelOutput, ModelUsage, get_model
 from effopd.evaluation.inspect_tasks import TASKS, benchmark_task
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # it calls what it depends on by old names
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what inspect-ai depends on
 def test_answers_are_scored_by_the_verifier(tmp_path: Path) -> None:
     rows = [{"problem": f"{i} / 2?", "answer": f"\\frac{{{i}}}{{2}}"} for i in (1, 2, 3)]
     path = tmp_path / "own.jsonl"

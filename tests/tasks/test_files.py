@@ -166,8 +166,8 @@ def test_refused_files(tmp_path: Path) -> None:
 REFUSED_SETTINGS = [
     (
         {"template": "Solve it."},
-        "template must contain {question} or be one of plain, math, code, think_first, "
-        "got 'Solve it.'",
+        "template must contain {question} or be one of plain, math, code, think_first, choice, "
+        "complete, got 'Solve it.'",
     ),
     ({"answer_field": ""}, "answer_field must name a field, or set verifier = 'none'"),
     ({"verifier": "code"}, "verifier = 'code' needs tests of programs: use type = 'dataset'"),
