@@ -90,8 +90,6 @@ class TrainerAnswers:
             finite = finite and sampled
             pairs = zip(prompt_ids, completion_ids, strict=True)
             samples += [Sample(prompt_ids=tuple(p), completion_ids=tuple(c)) for p, c in pairs]
-        if trainer.use_vllm:
-            trainer._last_loaded_step = -1  # the weights change after this
         return WrittenAnswers(rows=rows, samples=samples, finite=finite)
 
     def is_truncated(self, sample: Sample) -> bool:

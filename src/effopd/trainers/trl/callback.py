@@ -27,6 +27,9 @@ from effopd.trainers.trl.compatibility import check_sharded, check_trainer, chec
 from effopd.trainers.trl.unnoticed import unnoticed
 from effopd.trainers.trl.validators import Reward, TeacherKL, TrainerValidator
 
+_WEIGHTS = "weights"
+"""Key of a saved state: checksum of the parameters that it belongs to."""
+
 
 class EffOPDCallback(TrainerCallback):
     """Looks ahead after updates of a DistillationTrainer or a GRPOTrainer.
@@ -129,7 +132,7 @@ class EffOPDCallback(TrainerCallback):
         if result is None:
             return
         if self.trainer.use_vllm:
-            self.trainer._last_loaded_step = -1
+            self.trainer._last_loaded_step = -1  # the engine has the last candidate's weights
         if result.accepted_scale != 1.0 and isinstance(self.trainer, GRPOTrainer):
             self.trainer._buffered_inputs = None  # written by weights that are gone
 
@@ -149,18 +152,14 @@ class EffOPDCallback(TrainerCallback):
         """Writes the search's state beside the checkpoint that was just saved."""
         directory = self._checkpoint(state.global_step) / sidecar.FOLDER
         shard, shards = self._shards
-        search_state = self.extrapolator.state_dict()
-        main = self.trainer.accelerator.is_main_process
-        if shards > 1 or main:
-            weights = self.extrapolator.checksum()
-            sidecar.save_tensors(
-                directory, search_state, shard=shard, shards=shards, weights=weights
+        if shards > 1 or self.trainer.accelerator.is_main_process:
+            weights = {_WEIGHTS: self.extrapolator.checksum()}
+            sidecar.save(
+                directory, self.extrapolator.state_dict() | weights, shard=shard, shards=shards
             )
         self.trainer.accelerator.wait_for_everyone()
         if self._writer is not None:
-            sidecar.save_rest(
-                directory, search_state, shards=shards, recorded_bytes=self._writer.offset
-            )
+            sidecar.finish(directory, shards=shards, recorded_bytes=self._writer.offset)
 
     def _scorer(self) -> Validator:
         if self._answers is None:
@@ -179,16 +178,16 @@ class EffOPDCallback(TrainerCallback):
         if self._start_anew and not (directory / sidecar.STATE).is_file():
             return None
         shard, shards = self._shards
-        state, rest = sidecar.load(directory, shard=shard, shards=shards)
+        state, recorded_bytes = sidecar.load(directory, shard=shard, shards=shards)
+        weights = state.pop(_WEIGHTS)
         self.extrapolator.load_state_dict(state)
-        if rest["weights"] != self.extrapolator.checksum():
+        if weights != self.extrapolator.checksum():
             raise CheckpointError(
                 f"{directory} belongs to other weights than those that training resumes with: name "
                 "the checkpoint that trainer.train(resume_from_checkpoint=...) was given with "
                 "resume_from="
             )
-        recorded: int = rest["recorded_bytes"]
-        return recorded
+        return recorded_bytes
 
     def _checkpoint(self, step: int) -> Path:
         return Path(self.trainer._get_output_dir(trial=None)) / f"checkpoint-{step}"
