@@ -45,9 +45,9 @@ class DrawnAnswers:
 
     def draw_problems(self, draw: Draw) -> list[Problem]:
         """The problems of a draw: a pure function of seed and draw."""
-        which = f"{draw.step}/{draw.fresh}" if self.resample or draw.fresh else "fixed"
-        rng = random.Random(f"{self.seed}/validation/{which}")
-        return rng.sample(list(self.problems), min(self.prompts, len(self.problems)))
+        count = min(self.prompts, len(self.problems))
+        chosen = drawn_places(draw, len(self.problems), count, self.seed, resample=self.resample)
+        return [self.problems[i] for i in chosen]
 
     def write(self, draw: Draw) -> list[Rollout]:
         """One answer a problem, by the student as it is now.
@@ -81,6 +81,23 @@ class DrawnAnswers:
         sampling = self.writer.sampling
         cap = max(1, round(self.prefix * sampling.max_new_tokens))
         return replace(self.writer, sampling=replace(sampling, max_new_tokens=cap))
+
+
+def drawn_places(draw: Draw, total: int, count: int, seed: int, *, resample: bool) -> list[int]:
+    """Which of the training prompts a draw takes: a pure function of the arguments.
+
+    Args:
+        draw: The draw.
+        total: Prompts there are.
+        count: Prompts to take, at most `total`.
+        seed: Of the run.
+        resample: New ones for every search; False keeps one fixed set (re-tests are fresh).
+
+    Returns:
+        Distinct places below `total`.
+    """
+    which = f"{draw.step}/{draw.fresh}" if resample or draw.fresh else "fixed"
+    return random.Random(f"{seed}/validation/{which}").sample(range(total), count)
 
 
 def weighted_truncated_share(rollouts: Sequence[Rollout], weights: Sequence[float] | None) -> float:

@@ -1,6 +1,5 @@
 """What a trainer's student writes for a draw, by the trainer's own generation."""
 
-import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from trl import GRPOTrainer
 
 from effopd.core.validation import Draw
 from effopd.errors import ConfigError
+from effopd.evaluation.drawn_answers import drawn_places
 from effopd.models.policy import Sample
 from effopd.rollouts.seeds import derive_seed
 
@@ -66,9 +66,8 @@ class TrainerAnswers:
         """This process's rows: a pure function of seed, draw and process."""
         processes = self.trainer.accelerator.num_processes
         share = min(-(-self.prompts // processes), len(self.dataset) // processes)
-        which = f"{draw.step}/{draw.fresh}" if self.resample or draw.fresh else "fixed"
-        rng = random.Random(f"{self.seed}/validation/{which}")
-        chosen = rng.sample(range(len(self.dataset)), share * processes)
+        size = len(self.dataset)
+        chosen = drawn_places(draw, size, share * processes, self.seed, resample=self.resample)
         return [
             self.dataset[i] for i in chosen[self.trainer.accelerator.process_index :: processes]
         ]

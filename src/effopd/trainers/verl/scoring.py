@@ -1,11 +1,11 @@
 """From answers of the rollout servers to the score of a candidate; knows nothing of verl."""
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from effopd.core.validation import Draw, Score
 from effopd.errors import ValidatorError
+from effopd.evaluation.drawn_answers import drawn_places
 from effopd.evaluation.metrics import mean
 from effopd.trainers.verl.settings import RewardValidation, ServedKLValidation, Validation
 
@@ -40,9 +40,8 @@ def drawn_prompts(available: int, validation: Validation, seed: int, draw: Draw)
     Returns:
         Distinct indices below `available`, at most `validation.prompts`.
     """
-    which = f"{draw.step}/{draw.fresh}" if validation.resample or draw.fresh else "fixed"
-    rng = random.Random(f"{seed}/validation/{which}")
-    return rng.sample(range(available), min(validation.prompts, available))
+    count = min(validation.prompts, available)
+    return drawn_places(draw, available, count, seed, resample=validation.resample)
 
 
 def score_of(answers: Sequence[ServedAnswer], validation: Validation) -> Score:
