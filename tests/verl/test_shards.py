@@ -1,6 +1,7 @@
 """The state of a search next to verl's checkpoint."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -70,3 +71,31 @@ def test_a_damaged_file_is_refused(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="cannot be read"):
         load_shard(path)
+
+
+def test_no_flipped_bit_goes_unnoticed(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    _, extrapolator = searched(3)
+    save_shard(path, extrapolator.state_dict())
+    whole = path.read_bytes()
+    refused = 0
+    for i in range(len(whole)):
+        path.write_bytes(whole[:i] + bytes([whole[i] ^ 1 << i % 8]) + whole[i + 1 :])
+        try:
+            found = load_shard(path)
+        except CheckpointError:
+            refused += 1
+        else:  # blanks that fill up the header
+            assert whole[i : i + 1] == b" "
+            assert_same(found, extrapolator.state_dict())
+    assert refused >= len(whole) - 8
+
+
+def assert_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    assert found.keys() == wanted.keys()
+    for key, value in wanted.items():
+        if key in {"anchor", "history"}:
+            assert found[key].keys() == value.keys()
+            assert all(torch.equal(found[key][name], tensor) for name, tensor in value.items())
+        else:
+            assert found[key] == value
