@@ -20,7 +20,7 @@ from torch.testing import assert_close
 from effopd import AtLeast, Draw, EveryN, LadderScales, PairedMargin, Search
 from effopd.errors import CheckpointError, NonFiniteError
 from effopd.records import read_jsonl
-from effopd.trainers.trl import EffOPDCallback
+from effopd.trainers.trl import FOLLOWING, EffOPDCallback
 
 REJECTS = Search(schedule=EveryN(n=1), accept=PairedMargin(z=1e9), guard=None)
 ACCEPTS = Search(
@@ -176,7 +176,16 @@ def test_rates_follow_for_one_update_and_return_to_the_schedule(tmp_path: Path) 
     assert used[0] == (3e-3, 1.0)
     assert used[1][1] > 1
     assert [lr for lr, _ in used] == pytest.approx([3e-3 * factor for _, factor in used])
-    assert [row["learning_rate"] for row in logs(trainer)[:-1]] == [3e-3] * 3
+    rows = logs(trainer)[:-1]
+    assert [row["learning_rate"] for row in rows] == [3e-3] * 3
+    assert [row["effopd/rate_factor"] for row in rows] == [factor for _, factor in used]
+
+
+def test_the_rate_follows_by_default_where_the_teacher_scores(tmp_path: Path) -> None:
+    assert FOLLOWING.learning_rate == "follow"
+    assert EffOPDCallback(distillation(tmp_path)).search == FOLLOWING
+    assert EffOPDCallback(distillation(tmp_path), validate=lambda draw: 0.0).search == Search()
+    assert EffOPDCallback(reinforcement(tmp_path)).search == Search()
 
 
 # Resumed ------------------------------------------------------------------------------------------
@@ -193,17 +202,17 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Ten
     return output, weights(trainer)
 
 
-def killed(output: Path) -> None:
+def killed(output: Path, search: Search = POWERS) -> None:
     """A run that ends after step 3, at which it saved and did not search."""
     trainer = distillation(output, **LONG)
     trainer.add_callback(Killed(after=3))
     with pytest.raises(KeyboardInterrupt):
-        trained(trainer, search=POWERS)
+        trained(trainer, search=search)
 
 
-def resumed(output: Path, **options: Any) -> Any:
+def resumed(output: Path, search: Search = POWERS, **options: Any) -> Any:
     trainer = distillation(output, **LONG)
-    trainer.add_callback(EffOPDCallback(trainer, prompts=8, search=POWERS, **options))
+    trainer.add_callback(EffOPDCallback(trainer, prompts=8, search=search, **options))
     trainer.train(resume_from_checkpoint=str(output / "checkpoint-3"))
     return trainer
 
@@ -221,6 +230,17 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     assert {row["step"] for row in trials(tmp_path)} == {1, 2, 4, 8}
     for name, tensor in weights(trainer).items():
         assert torch.equal(tensor, whole[1][name]), name
+
+
+def test_a_rate_that_follows_is_resumed_too(tmp_path: Path) -> None:
+    undisturbed = trained(distillation(tmp_path / "whole", **LONG), search=FOLLOWING)
+    killed(tmp_path / "cut", FOLLOWING)
+    trainer = resumed(tmp_path / "cut", FOLLOWING)
+    assert without_seconds(tmp_path / "cut") == without_seconds(tmp_path / "whole")
+    assert logs(trainer)[:8] == logs(undisturbed)[:8]
+    assert logs(trainer)[3]["effopd/rate_factor"] != 1
+    for name, tensor in weights(undisturbed).items():
+        assert torch.equal(weights(trainer)[name], tensor), name
 
 
 def test_without_its_state_a_resumed_run_would_be_another(

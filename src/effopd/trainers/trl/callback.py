@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,19 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
-from trl import GRPOTrainer
+from trl import DistillationTrainer, GRPOTrainer
 
 from effopd.core.extrapolator import Extrapolator
 from effopd.core.factors import Factors
 from effopd.core.scales import Trial
+from effopd.core.schedule import PowersOfTwo
 from effopd.core.selection import select_parameters
 from effopd.core.settings import Search
 from effopd.core.validation import Validator
 from effopd.errors import CheckpointError, ConfigError
 from effopd.models.lora import factor_pairs
 from effopd.records import JsonlWriter, truncate_jsonl
+from effopd.trainers.methods import EFFOPD_SEARCH
 from effopd.trainers.rows import trial_row
 from effopd.trainers.trl import sidecar
 from effopd.trainers.trl.answers import TrainerAnswers
@@ -27,6 +30,14 @@ from effopd.trainers.trl.compatibility import check_sharded, check_trainer, chec
 from effopd.trainers.trl.unnoticed import unnoticed
 from effopd.trainers.trl.validators import Reward, TeacherKL, TrainerValidator
 
+FOLLOWING = replace(EFFOPD_SEARCH, schedule=PowersOfTwo())
+"""The default for a DistillationTrainer: both ways from the tip, with a learning rate that follows.
+
+Measured in docs/trl.md. After powers of two instead of every update, since a search here writes
+answers of its own.
+"""
+RATE_FACTOR = "effopd/rate_factor"
+"""Key in TRL's logs of what the learning rate is multiplied by, where it follows."""
 _WEIGHTS = "weights"
 """Key of a saved state: checksum of the parameters that it belongs to."""
 
@@ -40,13 +51,15 @@ class EffOPDCallback(TrainerCallback):
 
     Candidates are scored by what the student writes on prompts of the training set, with the
     trainer's own engine: minus the divergence from the teacher, or the reward. Searching leaves no
-    trace in generators, metrics, token counts and control flags; a run that rejects everything
-    equals one without the callback bit for bit. Every trial is a row of `effopd/search.jsonl` in
-    the trainer's output directory, and every checkpoint has the search's state in `effopd/`.
+    trace in generators, metrics, token counts and control flags; a run that rejects everything, at
+    a learning rate that does not follow, equals one without the callback bit for bit. Every trial
+    is a row of `effopd/search.jsonl` in the trainer's output directory, and every checkpoint has
+    the search's state in `effopd/`.
 
     Args:
         trainer: The trainer, before training.
-        search: Settings.
+        search: Settings. None is `FOLLOWING` for a DistillationTrainer that is scored by its
+            teacher, and `Search()`, which leaves the learning rate alone, for any other score.
         validate: A score of your own, called as `validate(draw)` with the student's weights in
             place; the same on every process. None scores as above.
         dataset: Where validation prompts come from: rows with a `prompt`, and the columns that the
@@ -81,7 +94,8 @@ class EffOPDCallback(TrainerCallback):
     ) -> None:
         if not allow_untested_versions:
             check_versions()
-        self.search = search or Search()
+        taught = isinstance(trainer, DistillationTrainer) and validate is None
+        self.search = search or (FOLLOWING if taught else Search())
         check_trainer(trainer, self.search, own_validator=validate is not None)
         self.trainer = trainer
         self._validate = validate
@@ -137,8 +151,10 @@ class EffOPDCallback(TrainerCallback):
             self.trainer._buffered_inputs = None  # written by weights that are gone
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Multiplies the learning rate of this update where the search says so."""
+        """Multiplies the learning rate of this update where the search says so, and logs it."""
         groups, factor = self.trainer.optimizer.param_groups, self.extrapolator.rate_factor
+        if self.search.learning_rate == "follow":
+            self.trainer._metrics["train"][RATE_FACTOR].append(factor)
         self._rates = [group["lr"] for group in groups]
         for group in groups:
             group["lr"] = group["lr"] * factor
