@@ -17,7 +17,7 @@ demo: .venv/.installed ## Train the tiny world with and without the search, writ
 	$(BIN)/effopd demo
 
 test: .venv/.installed ## Run the tests (10 to 15 minutes on two cores; no network, no GPU needed)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 test-all: .venv/.installed ## Run the slow tests too, and the GPU tests where there is one
 	$(BIN)/python -m pytest -m 'not network'

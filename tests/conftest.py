@@ -14,22 +14,6 @@ import torch
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
-LONGEST = (
-    "test_reproduce.py",
-    "test_compare.py",
-    "test_trl_example.py",
-    "test_trl_ranks.py",
-    "test_kill.py",
-    "test_input_safety.py",
-    "test_analysis_page.py",
-)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files come first, so that in the end no process works alone."""
-    order = {name: i for i, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.path.name, len(order)))
-
 
 @pytest.fixture(autouse=True)
 def _same_seed() -> None:
