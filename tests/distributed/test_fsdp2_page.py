@@ -6,7 +6,6 @@ Run as a script, this file is one rank: the page's own text with a watched searc
 import json
 import os
 import re
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.support.ranks import torchrun
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -187,28 +187,12 @@ Rank = tuple[dict[str, Any], dict[str, Tensor], str]
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Rank]:
     """Report and tensors of each rank, and what all of them printed."""
     folder = tmp_path_factory.mktemp("fsdp2")
-    source = Path(effopd.__file__).parents[1]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(map(str, (source, ROOT))),
-        "OMP_NUM_THREADS": "1",
-        "GLOO_SOCKET_IFNAME": "lo",
-    }
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    finished = subprocess.run(
-        [*launcher, "--local-addr=127.0.0.1", f"--nproc-per-node={RANKS}", __file__, str(folder)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
+    printed = torchrun(__file__, folder, RANKS)
     return [
         (
             json.loads((folder / f"rank{rank}.json").read_text()),
             load_file(folder / f"rank{rank}.safetensors"),
-            finished.stdout,
+            printed,
         )
         for rank in range(RANKS)
     ]
