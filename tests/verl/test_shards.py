@@ -9,7 +9,8 @@ from torch import nn
 
 from effopd import Averaged, EveryN, Extrapolator, Search
 from effopd.errors import CheckpointError
-from effopd.trainers.verl.shards import load_shard, save_shard, shard_path
+from effopd.trainers.search_file import save_shard
+from effopd.trainers.verl.shards import load_shard, shard_path
 
 SEARCH = Search(parameters="all", schedule=EveryN(n=2), direction=Averaged(beta=0.5))
 

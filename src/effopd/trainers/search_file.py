@@ -17,11 +17,25 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from effopd.core.extrapolator import Extrapolator
 from effopd.errors import CheckpointError
 from effopd.trainers.state import SEARCH_TENSORS
 
 METADATA = "effopd"
 DIGEST = "xxh3_128"
+WEIGHTS = "weights"
+
+
+def search_state(extrapolator: Extrapolator) -> dict[str, Any]:
+    """The state of a search, with a checksum of the weights that it belongs to."""
+    return extrapolator.state_dict() | {WEIGHTS: extrapolator.checksum()}
+
+
+def restore_search(extrapolator: Extrapolator, state: dict[str, Any]) -> bool:
+    """Loads what `search_state` gave; whether the weights are those that it belongs to."""
+    weights = state.pop(WEIGHTS, None)
+    extrapolator.load_state_dict(state)
+    return weights == extrapolator.checksum()
 
 
 def save_shard(path: Path, state: dict[str, Any]) -> None:
@@ -29,7 +43,7 @@ def save_shard(path: Path, state: dict[str, Any]) -> None:
 
     Args:
         path: Final name.
-        state: What `Extrapolator.state_dict` returned, and plain values of the caller's.
+        state: What `search_state` returned.
     """
     tensors = {
         f"{part}/{name}": tensor.contiguous()
@@ -51,7 +65,7 @@ def read_shard(path: Path) -> dict[str, Any]:
         path: The file.
 
     Returns:
-        A state for `Extrapolator.load_state_dict`, with the caller's values.
+        A state for `restore_search`.
 
     Raises:
         CheckpointError: It cannot be read, or is not what was written.

@@ -24,6 +24,7 @@ from effopd.models.lora import factor_pairs
 from effopd.records import JsonlWriter, truncate_jsonl
 from effopd.trainers.methods import EFFOPD_SEARCH
 from effopd.trainers.rows import trial_row
+from effopd.trainers.search_file import restore_search, search_state
 from effopd.trainers.trl import sidecar
 from effopd.trainers.trl.answers import TrainerAnswers
 from effopd.trainers.trl.compatibility import check_sharded, check_trainer, check_versions
@@ -38,8 +39,6 @@ answers of its own.
 """
 RATE_FACTOR = "effopd/rate_factor"
 """Key in TRL's logs of what the learning rate is multiplied by, where it follows."""
-_WEIGHTS = "weights"
-"""Key of a saved state: checksum of the parameters that it belongs to."""
 
 
 class EffOPDCallback(TrainerCallback):
@@ -169,10 +168,7 @@ class EffOPDCallback(TrainerCallback):
         directory = self._checkpoint(state.global_step) / sidecar.FOLDER
         shard, shards = self._shards
         if shards > 1 or self.trainer.accelerator.is_main_process:
-            weights = {_WEIGHTS: self.extrapolator.checksum()}
-            sidecar.save(
-                directory, self.extrapolator.state_dict() | weights, shard=shard, shards=shards
-            )
+            sidecar.save(directory, search_state(self.extrapolator), shard=shard, shards=shards)
         self.trainer.accelerator.wait_for_everyone()
         if self._writer is not None:
             sidecar.finish(directory, shards=shards, recorded_bytes=self._writer.offset)
@@ -195,9 +191,7 @@ class EffOPDCallback(TrainerCallback):
             return None
         shard, shards = self._shards
         state, recorded_bytes = sidecar.load(directory, shard=shard, shards=shards)
-        weights = state.pop(_WEIGHTS)
-        self.extrapolator.load_state_dict(state)
-        if weights != self.extrapolator.checksum():
+        if not restore_search(self.extrapolator, state):
             raise CheckpointError(
                 f"{directory} belongs to other weights than those that training resumes with: name "
                 "the checkpoint that trainer.train(resume_from_checkpoint=...) was given with "

@@ -25,7 +25,7 @@ def save(directory: Path, state: dict[str, Any], *, shard: int, shards: int) -> 
 
     Args:
         directory: `checkpoint-N/effopd`.
-        state: `Extrapolator.state_dict()`, and plain values.
+        state: What `search_state` returned.
         shard: Which part this is, from 0.
         shards: Parts in all.
     """

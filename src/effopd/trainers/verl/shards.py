@@ -5,7 +5,6 @@ from typing import Any
 
 from effopd.errors import CheckpointError
 from effopd.trainers.search_file import read_shard
-from effopd.trainers.search_file import save_shard as save_shard
 
 
 def shard_path(directory: Path, rank: int, world_size: int) -> Path:
@@ -20,7 +19,7 @@ def load_shard(path: Path) -> dict[str, Any]:
         path: The file.
 
     Returns:
-        A state for `Extrapolator.load_state_dict`.
+        A state for `restore_search`.
 
     Raises:
         CheckpointError: It is missing or damaged.

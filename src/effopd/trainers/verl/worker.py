@@ -1,7 +1,6 @@
 """verl's worker with a search over its shard of the parameters."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +13,9 @@ from effopd.core.selection import select_parameters
 from effopd.core.settings import Search
 from effopd.core.validation import Score
 from effopd.errors import CheckpointError, ParameterMismatchError
+from effopd.trainers.search_file import restore_search, save_shard, search_state
 from effopd.trainers.verl.asked import AskedSearch, Step
-from effopd.trainers.verl.shards import load_shard, save_shard, shard_path
-
-WEIGHTS = "weights"
-"""Key of a saved state: checksum of the parameters that it belongs to."""
+from effopd.trainers.verl.shards import load_shard, shard_path
 
 
 class SearchingWorker(ActorRolloutRefWorker):
@@ -67,8 +64,8 @@ class SearchingWorker(ActorRolloutRefWorker):
     ) -> None:
         """The checkpoint of verl, and this rank's state of the search next to it."""
         super().save_checkpoint(local_path, hdfs_path, global_step, max_ckpt_to_keep)
-        state = self._extrapolator.state_dict() | {WEIGHTS: self._extrapolator.checksum()}
-        save_shard(shard_path(Path(local_path), self.rank, self.world_size), state)
+        path = shard_path(Path(local_path), self.rank, self.world_size)
+        save_shard(path, search_state(self._extrapolator))
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def load_checkpoint(
@@ -82,12 +79,7 @@ class SearchingWorker(ActorRolloutRefWorker):
         path = shard_path(Path(local_path), self.rank, self.world_size)
         state = load_shard(path)
         super().load_checkpoint(local_path, hdfs_path, del_local_after_load)
-        self._load_search(path, state)
-
-    def _load_search(self, path: Path, state: dict[str, Any]) -> None:
-        weights = state.pop(WEIGHTS, None)
-        self._extrapolator.load_state_dict(state)
-        if self._extrapolator.checksum() != weights:
+        if not restore_search(self._extrapolator, state):
             raise CheckpointError(
                 f"{path} belongs to other weights than those next to it: the checkpoint was put "
                 "together from several. Resume from an earlier one."
