@@ -21,3 +21,9 @@ def _same_seed() -> None:
     np.random.seed(0)
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(True)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--write-golden", action="store_true", help="write tests/golden/outcomes.json anew"
+    )
