@@ -7,6 +7,7 @@ that asks. What the server replies of how a job ended is what the kernel told it
 
 import dataclasses
 import gc
+import importlib.machinery
 import importlib.util
 import json
 import os
@@ -65,8 +66,6 @@ def _prepare(configuration: dict[str, Any]) -> child.Bounds:
     sys.path += configuration["paths"]
     for name in (*_WARM, *configuration["packages"]):
         importlib.import_module(name)
-    for path in configuration["paths"]:  # looked at again from inside, where less can be seen
-        sys.path_importer_cache.pop(path, None)
     _add_quitters()
     ruleset = None
     if configuration["is_landlocked"]:
@@ -74,7 +73,7 @@ def _prepare(configuration: dict[str, Any]) -> child.Bounds:
     if configuration["is_user_new"]:
         _become(_free_user())
         kernel.die_with_parent(configuration["parent"] or os.getppid(), signal.SIGKILL)
-    importlib.util.find_spec("_absent")  # lists the library, which a child may read but not list
+    _remember_library(configuration["paths"])
     kernel.no_new_privileges()
     kernel.keep_memory_private()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -89,6 +88,19 @@ def _prepare(configuration: dict[str, Any]) -> child.Bounds:
         watched_threads=configuration["watched_threads"],
         base_bytes=base_bytes,
     )
+
+
+def _remember_library(package_paths: list[str]) -> None:
+    """Has finders keep the list of the library, which a child may read but not list.
+
+    Where packages lie, children look for themselves: they see those that were asked for.
+    """
+    importlib.util.find_spec("_absent")  # looks everywhere
+    for path, finder in list(sys.path_importer_cache.items()):
+        if path in package_paths:
+            del sys.path_importer_cache[path]
+        elif isinstance(finder, importlib.machinery.FileFinder):
+            setattr(finder, "_fill_cache", lambda: None)  # noqa: B010 - mypy knows no such name
 
 
 def _ruleset(configuration: dict[str, Any]) -> int:
