@@ -69,7 +69,7 @@ class MathVerifier:
         Leave them out of a task: every other answer to them is an "error", which earns nothing. A
         reference that takes too long is not among them, so that the clock decides nothing.
         """
-        outcomes = [decide(problem.answer, _PROBE) for problem in problems]
+        outcomes = [decide(problem.answer, _PROBE, problem.rules) for problem in problems]
         compared = self._compare([pairs for pairs in outcomes if isinstance(pairs, tuple)])
         verdicts = [compared[found] if isinstance(found, tuple) else found for found in outcomes]
         return [
@@ -138,4 +138,6 @@ def _outcome(answer: Answer) -> Verdict | Pairs:
     if answer.is_truncated:
         return "truncated"
     final = final_answer(answer.completion)
-    return "no_answer" if final is None else decide(answer.problem.answer, final)
+    return (
+        "no_answer" if final is None else decide(answer.problem.answer, final, answer.problem.rules)
+    )
