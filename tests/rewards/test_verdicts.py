@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from effopd.rewards.notation import split_unit, squeezed, tidy, wording
+from effopd.rewards.notation import squeezed, tidy, wording
 from effopd.rewards.numerals import exact_number, numbers_agree
+from effopd.rewards.units import split_unit
 from effopd.rewards.verdicts import MAX_CHARACTERS, VERDICTS, decide
 
 LATEX = st.text(alphabet=r"\frac{}()[]^_$%,.+-=<>|/! 0123456789abexyπ√½²°", max_size=60)

@@ -4,11 +4,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
+from effopd.errors import ConfigError
 from effopd.tasks.code_tests import CodeTests
 from effopd.tasks.counts import Counts
 
 VerifierName = Literal["boxed", "math", "code", "none"]
 """Who checks answers, as settings name it; "none" leaves them unchecked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerRules:
+    r"""How a data set writes its reference answers in mathematics.
+
+    Attributes:
+        log_base: What `\log` without a base means: "e", the natural logarithm, or "10".
+        relative_error: Relative error that an answer may have where the reference is rounded, that
+            is, written with a decimal point or a power of ten; 0 for none beyond the seventh digit.
+    """
+
+    log_base: Literal["e", "10"] = "e"
+    relative_error: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.log_base not in {"e", "10"}:
+            raise ConfigError(f"log_base must be 'e' or '10', got {self.log_base!r}")
+        if not 0 <= self.relative_error < 0.5:
+            raise ConfigError(f"relative_error must be in [0, 0.5), got {self.relative_error}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +45,7 @@ class Problem:
         system: System message before the prompt; "" for none.
         source: Where the problem is from, as its data set says; "" where it says nothing.
         tests: Tests of the program that is asked for; None where answers are texts.
+        rules: How its reference is written.
     """
 
     id: str
@@ -34,6 +56,7 @@ class Problem:
     system: str = ""
     source: str = ""
     tests: CodeTests | None = None
+    rules: AnswerRules = AnswerRules()
 
 
 @dataclass(frozen=True, kw_only=True)
