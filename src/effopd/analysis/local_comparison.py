@@ -20,6 +20,7 @@ from effopd.analysis.local_theory import (
 )
 from effopd.analysis.quadratic import FrozenLoss
 from effopd.errors import ConfigError
+from effopd.precision import float32_products
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +126,7 @@ class Comparison:
     leading: LocalTheory
     base_loss: float
 
+    @float32_products()
     def quadratic_loss(self, update_P: Float[Tensor, " P"]) -> float:
         """Loss of the base plus `1/2 D^T A D - b^T D`; one product with A."""
         change = float(update_P @ self.loss.curvature_product(update_P)) / 2
@@ -166,6 +168,7 @@ class Comparison:
                 predicted_loss=self.base_loss + self.krylov.change(rate, step),
             )
 
+    @float32_products()
     def checkpoint(self, step: int, update_P: Float[Tensor, " P"]) -> CheckpointRow:
         """Compares the displacement of a checkpoint from the base."""
         norm = float(update_P.norm())
@@ -185,6 +188,7 @@ class Comparison:
             flow_loss=self.loss.loss(flow_P),
         )
 
+    @float32_products()
     def search(self, step: int, accepted_scale: float, tip_P: Tensor, anchor_P: Tensor) -> ScaleRow:
         """Compares the scale at which a search ended.
 
@@ -243,6 +247,7 @@ def compare_trajectory(
     return descents, [comparison.checkpoint(step, d) for step, d in checkpoints.items()]
 
 
+@float32_products()
 def cosine(first_P: Tensor, second_P: Tensor) -> float | None:
     """Cosine of two vectors; None where one is zero."""
     norms = float(first_P.norm() * second_P.norm())

@@ -18,6 +18,7 @@ from torch import Tensor
 from effopd.analysis.lanczos import EigenPairs, Krylov, Product, ritz_pairs
 from effopd.analysis.quadratic import ParameterSpace
 from effopd.errors import ConfigError, ParameterMismatchError
+from effopd.precision import float32_products
 
 MATTERS = 0.01
 """Share of the remaining loss above which a direction counts for the largest stable factor."""
@@ -143,11 +144,13 @@ class LocalTheory:
     def _flow_norm(self, time: float) -> float:
         return float((flow_gain(self.values_k, time) * self.coefficients_k).norm())
 
+    @float32_products()
     def _along(self, gains_k: Tensor) -> Tensor:
         weights_k = gains_k * self.coefficients_k
         return weights_k.to(self.vectors_kP) @ self.vectors_kP
 
 
+@float32_products()
 def leading_theory(pairs: EigenPairs, drive_P: Float[Tensor, " P"]) -> LocalTheory:
     """The prediction from the leading eigenpairs of A, equations 46 to 49."""
     coefficients_k = pairs.vectors_kP @ drive_P
@@ -160,6 +163,7 @@ def leading_theory(pairs: EigenPairs, drive_P: Float[Tensor, " P"]) -> LocalTheo
     )
 
 
+@float32_products()
 def krylov_theory(krylov: Krylov) -> LocalTheory:
     """The prediction from the Krylov space of b: exact for as many steps as the space has.
 
@@ -213,6 +217,7 @@ class Parabola:
         return None if self.factor is None else 1.0 + self.factor
 
 
+@float32_products()
 def quadratic_parabola(
     product: Product, drive_P: Tensor, tip_P: Tensor, update_P: Tensor
 ) -> Parabola:

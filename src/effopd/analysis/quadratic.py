@@ -25,6 +25,7 @@ from torch.func import functional_call, jvp, vjp
 from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
 from effopd.models.policy import Policy, Sample
 from effopd.models.portions import portions
+from effopd.precision import float32_products
 
 BATCH_TOKENS = 4096
 """Padded tokens in one pass through the model, at most."""
@@ -130,6 +131,7 @@ class FrozenLoss:
     however far the teacher; A is the curvature only for a teacher near the base.
     """
 
+    @float32_products()
     def __init__(
         self,
         student: Policy,
@@ -154,6 +156,7 @@ class FrozenLoss:
         with torch.no_grad():
             self._base_log_probs = [self._log_probs(b, self.base_P) for b in self._batches]
 
+    @float32_products()
     def loss(self, update_P: Tensor | None = None) -> float:
         """Mean reverse KL (nats a token) at base + update, equation 24 on frozen contexts."""
         total = 0.0
@@ -163,6 +166,7 @@ class FrozenLoss:
                 total += float(_divergences(batch, log_probs_NV).sum())
         return total / self.contexts
 
+    @float32_products()
     def gradient(self, update_P: Tensor | None = None) -> Float[Tensor, " P"]:
         """Gradient of `loss` at base + update.
 
@@ -178,6 +182,7 @@ class FrozenLoss:
         """`b = E_c[J^T F r]` with `r = z* - z_0`, equation 51: minus the gradient at the base."""
         return -self.gradient()
 
+    @float32_products()
     def curvature_product(self, vector_P: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
         """`A v = E_c[J^T F J v]`, equation 33: one pass with tangents and one backward a batch."""
         total_P = torch.zeros_like(self.base_P)
@@ -187,6 +192,7 @@ class FrozenLoss:
             total_P += self._pull_back(batch)(covector_NV)
         return total_P / self.contexts
 
+    @float32_products()
     def hessian_product(self, vector_P: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
         """`H v` with the Hessian of `loss` at the base: A where the teacher is the base model.
 
@@ -209,6 +215,7 @@ class FrozenLoss:
             total += float((residual_NV * fisher_product(log_probs_NV, residual_NV)).sum())
         return total / (2 * self.contexts)
 
+    @float32_products()
     def context_gradients(
         self, chosen: Sequence[int], covectors: Covectors
     ) -> Float[Tensor, "n P"]:
@@ -307,6 +314,7 @@ def fisher_product(
 
 
 @torch.no_grad()
+@float32_products()
 def completion_logits(
     policy: Policy, samples: Sequence[Sample], *, batch_tokens: int = BATCH_TOKENS
 ) -> list[Float[Tensor, "N V"]]:

@@ -23,8 +23,6 @@ TOLERANCE = 5e-10
 """Largest relative error of the effective rank that the Gram matrix may cause."""
 PIECE = 2**22
 """Elements of an update that are widened to float64 at a time, 32 MiB."""
-CACHED = 2**16
-"""The same where nothing but a sum is wanted: what stays in the processor's cache."""
 STRIP = 256
 """Rows of the Gram matrix that are computed at a time, up to the diagonal."""
 EPSILON = torch.finfo(torch.float64).eps
@@ -170,23 +168,6 @@ def power_of_two(update_mn: Float[Tensor, "m n"]) -> int:
             " damaged or training diverged"
         )
     return min(max(math.frexp(largest)[1], -1000), 1000)
-
-
-def squared_norm(matrix_mn: Float[Tensor, "m n"], scale: float) -> float:
-    """Sum of the squared entries of `matrix / scale`, accumulated in float64, some rows at a time.
-
-    Args:
-        matrix_mn: Of any floating dtype.
-        scale: A power of two, such as that of `power_of_two`.
-
-    Returns:
-        The sum.
-    """
-    total = 0.0
-    for part in matrix_mn.split(max(1, CACHED // matrix_mn.shape[1])):
-        row = part.to(torch.float64, copy=True).flatten().mul_(1 / scale)
-        total += torch.dot(row, row).item()
-    return total
 
 
 def value_entropy(values_p: Float64[Tensor, "p"]) -> float:
