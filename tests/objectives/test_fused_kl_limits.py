@@ -1,15 +1,13 @@
 """What the fused divergences refuse, what they leave alone, and how much memory they take."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from tests.reference.objectives_models import Models, close, models
+from tests.reference.objectives_models import Models, models
 from tests.reference.objectives_storages import Storages
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
 from effopd.objectives import fused_divergence
