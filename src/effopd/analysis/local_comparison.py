@@ -205,7 +205,13 @@ class Comparison:
         return ScaleRow(
             step=step,
             accepted_scale=accepted_scale,
-            theory=quadratic_parabola(product, self.drive_P, tip_P, update_P),
+            theory=quadratic_parabola(
+                product,
+                self.drive_P,
+                tip_P,
+                update_P,
+                largest=float(self.leading.values_k.max()),
+            ),
             fitted=fitted_parabola(losses[0.0], losses[1.0], losses[2.0]),
             least_scale=min(finite, key=finite.__getitem__),
             stable_scale=1.0 + self._stable_factor(tip_P, update_P),
@@ -217,7 +223,7 @@ class Comparison:
 
         The gap of a direction is what is left to its optimum `beta_i / lambda_i`.
         """
-        positive_k = self.leading.values_k > 0
+        positive_k = self.leading.positive_k
         values_k = self.leading.values_k[positive_k]
         vectors_kP = self.leading.vectors_kP[positive_k]
         optimum_k = self.leading.coefficients_k[positive_k] / values_k

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.func import functional_call, jvp, vjp
+from torch.overrides import TorchFunctionMode
 
 from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
 from effopd.models.policy import Policy, Sample
@@ -112,8 +113,8 @@ class FrozenLoss:
     """Mean reverse KL to the target on frozen contexts, with its quadratic at the base.
 
     The model is copied, put into evaluation mode and given plain attention, the one that has
-    forward-mode derivatives. Modules that compute in fp32 whatever their input, such as the
-    normalisation of Qwen3, do so here too: products are then exact to about 1e-7.
+    forward-mode derivatives. In float64 everything is, also what models compute in fp32 whatever
+    their input, such as norms and attention: A has the zeros in its spectrum that it should have.
 
     Args:
         student: The base model; its tensors that require gradients are the trained ones.
@@ -274,7 +275,10 @@ class FrozenLoss:
     def _logits_of(self, batch: ContextBatch) -> Callable[[dict[str, Tensor]], Tensor]:
         def logits(tensors: dict[str, Tensor]) -> Tensor:
             inputs = {"input_ids": batch.ids_BT, "attention_mask": batch.attention_BT}
-            output = functional_call(self._model, tensors, kwargs={**inputs, "use_cache": False})
+            with _NeverNarrower():
+                output = functional_call(
+                    self._model, tensors, kwargs={**inputs, "use_cache": False}
+                )
             logits_NV: Tensor = output.logits[batch.predicts_BT]
             return logits_NV[:, : self._vocabulary]
 
@@ -303,6 +307,22 @@ class FrozenLoss:
             target_log_probs_NV=targets_NV.log_softmax(-1),
             tokens_N=torch.tensor(tokens, device=self.device),
         )
+
+
+class _NeverNarrower(TorchFunctionMode):
+    """What would make float32 of a float64 tensor leaves it float64."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64:
+            if func is Tensor.float:
+                return args[0]
+            args = [torch.float64 if each is torch.float32 else each for each in args]
+            if kwargs.get("dtype") is torch.float32:
+                kwargs = {**kwargs, "dtype": torch.float64}
+        return func(*args, **kwargs)
 
 
 def fisher_product(

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from effopd.core.rounding import above_rounding
 from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
 
 TOLERANCE = 5e-10
@@ -134,9 +135,9 @@ def numerical_rank(values: Float64[Tensor, "k"], shape: tuple[int, int]) -> int:
         shape: (m, n).
 
     Returns:
-        The number above `max(m, n) * 2**-52` of the largest one.
+        The number that `above_rounding` counts, with `max(m, n)` for a size.
     """
-    return int((values > max(shape) * EPSILON * values[:1]).sum())
+    return int(above_rounding(values, max(shape)).sum())
 
 
 def power_of_two(update_mn: Float[Tensor, "m n"]) -> int:
