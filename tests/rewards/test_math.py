@@ -161,6 +161,15 @@ def test_a_reference_that_is_no_formula_is_an_error_not_a_wrong_answer(
     assert judged(verifier, [(unreadable[0].answer, unreadable[0].answer)]) == ["correct"]
 
 
+def test_answers_are_grouped_by_value(verifier: MathVerifier) -> None:
+    before = dict(verifier.counts)
+    halves = [r"\frac{1}{2}", "3", "0.5", None, r"\dfrac{1}{2}", "3", "", "x+1", "1+x", "{"]
+    assert verifier.groups(halves) == [0, 1, 0, None, 0, 1, None, 2, 2, 3]
+    assert verifier.groups(["073", "73", "74", "73.0", "74"]) == [0, 0, 1, 0, 1]
+    assert verifier.groups([]) == []
+    assert dict(verifier.counts) == before
+
+
 def test_rewards_and_counts() -> None:
     with MathVerifier(WorkerSettings(processes=1, wall_s=120.0)) as verifier:
         completions = [boxed("7"), boxed("8"), "7", boxed(""), boxed("9^9^9^9"), boxed("7.0")]

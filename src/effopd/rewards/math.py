@@ -78,6 +78,34 @@ class MathVerifier:
             if verdict == "error"
         ]
 
+    def groups(self, answers: Sequence[str | None]) -> list[int | None]:
+        """Which answers of one question have the same value, for votes among samples.
+
+        Args:
+            answers: Contents of boxes, in the order of the samples; None and "" are no answer.
+
+        Returns:
+            Per answer the number of its group, counted from 0 in the order in which groups first
+            come up; None without an answer. `counts` stays as it is.
+        """
+        group_of: dict[str, int] = {}
+        left = list(dict.fromkeys(answer for answer in answers if answer and answer.strip()))
+        for group in range(len(left)):
+            if not left:
+                break
+            outcomes = [decide(left[0], answer) for answer in left]
+            compared = self._compare([pairs for pairs in outcomes if isinstance(pairs, tuple)])
+            found = [compared[each] if isinstance(each, tuple) else each for each in outcomes]
+            same = [
+                answer == left[0] or verdict == "correct"
+                for answer, verdict in zip(left, found, strict=True)
+            ]
+            group_of |= {
+                answer: group for answer, is_same in zip(left, same, strict=True) if is_same
+            }
+            left = [answer for answer, is_same in zip(left, same, strict=True) if not is_same]
+        return [group_of.get(answer) if answer else None for answer in answers]
+
     @property
     def counts(self) -> Mapping[str, int]:
         """Verdicts so far: what timed out and what failed apart from what was wrong."""
