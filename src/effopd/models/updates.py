@@ -19,6 +19,7 @@ from effopd.models.weights import (
     open_weights,
     wide_dtype,
 )
+from effopd.precision import float32_products
 
 
 class Update(Protocol):
@@ -135,7 +136,8 @@ class AdapterUpdate:
             update = _subtract(name, part, self._base.read(name, rows))
         if name in self._adapter.factored:
             left_mr, right_rn = self._adapter.factors(name)
-            update = (left_mr[slice(*rows)] if rows else left_mr) @ right_rn + update
+            with float32_products():
+                update = (left_mr[slice(*rows)] if rows else left_mr) @ right_rn + update
         shape = (rows[1] - rows[0], *self.shapes[name][1:]) if rows else self.shapes[name]
         update = update.to(wide_dtype(self._base.dtype(name), update.dtype))
         return _checked(name, update if update.shape == shape else update.expand(shape).clone())
