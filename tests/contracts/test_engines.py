@@ -18,6 +18,7 @@ from tests.support.fake_server import serving, settings_of
 from tests.support.fake_vllm import FakeLLM
 
 from effopd.errors import NonFiniteError
+from effopd.models.end_tokens import end_token_ids
 from effopd.rollouts.engine import Completion, Engine, Request, Sampling
 from effopd.rollouts.hf import HFEngine
 from effopd.rollouts.server import ServerEngine
@@ -103,7 +104,8 @@ def server(place: Place, flavor: str) -> Subject:
     settings = settings_of(fake_server)
     client, api = Client(settings), api_of(settings)
     reload = WeightReload(model, client, api, directory, vocabulary_size=size)
-    engine = ServerEngine(client, api, TOKENIZER, vocabulary_size=size, reload=reload)
+    ends = end_token_ids(TOKENIZER, model)
+    engine = ServerEngine(client, api, TOKENIZER, vocabulary_size=size, ends=ends, reload=reload)
     return of_model(model, engine, knows_scaled=False)
 
 

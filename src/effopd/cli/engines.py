@@ -72,7 +72,14 @@ def student_engine(
         report(f"engine {client}: {_described(identity)}")
         directory = Path(settings.weights_directory)
         reload = WeightReload(student.model, client, api, directory, vocabulary_size=usable)
-        engine = ServerEngine(client, api, student.tokenizer, vocabulary_size=size, reload=reload)
+        engine = ServerEngine(
+            client,
+            api,
+            student.tokenizer,
+            vocabulary_size=size,
+            ends=student.end_ids,
+            reload=reload,
+        )
     engine.sync_weights()
     return engine
 

@@ -26,6 +26,7 @@ def load_problems(
     Returns:
         The problems, with the counts of what was left out on the way.
     """
+    config.prompt.check_arguments(tokenizer)
     task = without_unreadable(config.task.load(), verifier, report)
     if config.prompt.too_long == "drop":
         task = _without_long_prompts(task, config.prompt, tokenizer)
@@ -34,6 +35,8 @@ def load_problems(
         config.prompt.encode(tokenizer, longest)
     for counts in task.counts:
         report(str(counts))
+        if counts.example:
+            report(f"the first row that cannot be read: {counts.example}")
     return task
 
 

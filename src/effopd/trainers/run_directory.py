@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +55,22 @@ class RunDirectory:
         write_text_atomic(self.path / "config.toml", config_toml)
         write_json_atomic(self.path / "run.json", {"schema": 1, **info})
 
+    def date(self) -> str:
+        """The day on which the run started, "2026-01-31"; today where none is recorded."""
+        return str(self._info().get("date") or date.today())
+
     def finished(self) -> dict[str, Any] | None:
         """Step and reason of the end as `run.json` has them; None while the run is not over."""
-        path = self.path / "run.json"
-        try:
-            found: dict[str, Any] | None = json.loads(path.read_text("utf-8")).get("finished")
-        except (OSError, ValueError, AttributeError):
-            return None  # written anew when the run goes on
+        found: dict[str, Any] | None = self._info().get("finished")
         return found
+
+    def _info(self) -> dict[str, Any]:
+        """Content of `run.json`; nothing where it is damaged: it is written anew."""
+        try:
+            found = json.loads((self.path / "run.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def finish(self, step: int, reason: str) -> None:
         """Notes in `run.json` that the run is over, and why."""
