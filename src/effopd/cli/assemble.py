@@ -2,9 +2,10 @@
 
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
+from datetime import date
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +17,7 @@ from effopd.cli.engines import served_teacher, student_engine
 from effopd.cli.parts import Parts
 from effopd.cli.problems import counts_record, load_problems
 from effopd.cli.verifiers import verifier_for
-from effopd.config import RunConfig, differences, to_toml
+from effopd.config import RunConfig, differences, load_config, to_toml
 from effopd.demo.cache import world_models
 from effopd.demo.world import TinyWorld
 from effopd.errors import CheckpointError, ConfigError
@@ -33,7 +34,7 @@ from effopd.rollouts.prompts import lend_template_, prompt_remarks
 from effopd.tasks.problem import Task
 from effopd.trainers.ending import LAST_STEP
 from effopd.trainers.loop import Observer, Trainer
-from effopd.trainers.run_directory import RunDirectory
+from effopd.trainers.run_directory import RunDirectory, recorded_date
 from effopd.trainers.signals import StopRequest, stop_on_signals
 from effopd.trainers.teachers import StudentAverage, align_vocabularies, frozen, frozen_copy
 
@@ -72,6 +73,24 @@ def build_parts(config: RunConfig, report: Callable[[str], None]) -> Parts:
         average=average,
         engine=student_engine(config, student, student_settings.path, report),
     )
+
+
+def config_of_run(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The settings of a run as it was trained, the date in its prompts included.
+
+    Raises:
+        ConfigError: The directory holds none.
+    """
+    if not (run / "config.toml").is_file():
+        raise ConfigError(f"{run} is no run directory: config.toml is missing")
+    config = load_config(run / "config.toml", overrides)
+    return _dated(config, recorded_date(run))
+
+
+def _dated(config: RunConfig, day: str | None) -> RunConfig:
+    """The settings with the day that prompts are to have, unless they name one themselves."""
+    prompt = replace(config.prompt, date=config.prompt.date or day)
+    return config.model_copy(update={"prompt": prompt})
 
 
 def _report_templates(
@@ -128,18 +147,17 @@ def train(
     run = RunDirectory(out)
     try:
         _check_same_config(run, config)
-        prompt = replace(config.prompt, date=config.prompt.date or run.date())
         if (finished := _finished(run, config)) is not None:
             observer.on_message(
                 f"{out} is finished ({finished}), nothing was changed. Raise train.steps to go "
                 "on after the last step, or choose another directory (--out)."
             )
             return True
-        dated = config.model_copy(update={"prompt": prompt})
+        dated = _dated(config, recorded_date(out) or str(date.today()))
         with closing(build_parts(dated, observer.on_message)) as parts:
             trainer = build_trainer(parts, run, observer)
             info = run_info(config) | counts_record(parts.task)
-            info |= {"date": prompt.date, "end_tokens": _end_tokens(parts.student)}
+            info |= {"date": dated.prompt.date, "end_tokens": _end_tokens(parts.student)}
             run.describe(to_toml(config), info)
             trainer.resume()
             if stop is not None:

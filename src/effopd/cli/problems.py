@@ -42,7 +42,11 @@ def load_problems(
 
 def counts_record(task: Task) -> dict[str, Any]:
     """The counts of a task as `run.json` has them; nothing where nothing was counted."""
-    return {"problems": [asdict(counts) for counts in task.counts]} if task.counts else {}
+    found = [
+        {k: v for k, v in asdict(c).items() if v or k not in {"answered", "example"}}
+        for c in task.counts
+    ]
+    return {"problems": found} if found else {}
 
 
 def _without_long_prompts(task: Task, template: PromptTemplate, tokenizer: Any) -> Task:

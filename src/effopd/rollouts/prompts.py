@@ -20,6 +20,10 @@ _RESERVED = {
     "tokenizer_kwargs", "tools", "truncation",
 }  # fmt: skip
 """Arguments of `apply_chat_template` that are not the template's, or not the settings'."""
+_DATE_FORMS = [
+    f"%{flag}{letter}" for flag in ("-", "") for letter in "aAbBcdeDfFHIjmMpSTuUVwWxXyYGZz%"
+]
+"""What `strftime` may be asked for."""
 _GENERATION_TAG = re.compile(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}")
 
 
@@ -111,7 +115,7 @@ class PromptTemplate:
         if unread := self.unread(tokenizer):
             raise ConfigError(
                 f"prompt.template_kwargs has {unread[0]!r}, which the chat template of "
-                f"{tokenizer.name_or_path} never reads: correct the name, or remove it"
+                f"{_named(tokenizer)} never reads: correct the name, or remove it"
             )
 
     def _ids(self, tokenizer: Any, problem: Problem) -> tuple[int, ...]:
@@ -120,29 +124,36 @@ class PromptTemplate:
             return tuple(tokenizer(problem.prompt)["input_ids"])
         if tokenizer.chat_template is None:
             raise ConfigError(
-                f"the tokenizer of {tokenizer.name_or_path} has no chat template: write one to "
-                "chat_template.jinja there, or set prompt.chat = false"
+                f"{_named(tokenizer)} has no chat template: set prompt.chat = false, or write one "
+                "to chat_template.jinja in its directory"
             )
         try:
             encoded = tokenizer.apply_chat_template(
                 messages,
                 add_generation_prompt=True,
                 enable_thinking=self.enable_thinking,
-                strftime_now=self._strftime,
+                chat_template=self._dated(tokenizer),
                 return_dict=True,
                 **self.template_kwargs,
             )
         except TEMPLATE_ERRORS as error:
             raise ConfigError(
-                f"the chat template of {tokenizer.name_or_path} refuses prompt {problem.id}: "
-                f"{error}"
+                f"the chat template of {_named(tokenizer)} refuses prompt {problem.id}: {error}"
             ) from None
         return tuple(encoded["input_ids"])
 
-    def _strftime(self, form: str) -> str:
-        """The date as a template writes it, in the place of one that changes at midnight."""
+    def _dated(self, tokenizer: Any) -> str | None:
+        """The chat template with its clock stopped at the date; None where it has no clock.
+
+        Transformers passes a template no functions, so a macro takes the place of `strftime_now`.
+        """
+        text = str(tokenizer.get_chat_template())
+        if "strftime_now" not in text:
+            return None
         day = date.fromisoformat(self.date) if self.date else date.today()
-        return datetime.combine(day, time()).strftime(form)
+        written = [(form, f"{datetime.combine(day, time()):{form}}") for form in _DATE_FORMS]
+        replaced = "".join(f"|replace({form!r},{value!r})" for form, value in written)
+        return f"{{% macro strftime_now(form) %}}{{{{ form{replaced} }}}}{{% endmacro %}}\n{text}"
 
     def _messages(self, problem: Problem) -> list[dict[str, str]]:
         """The chat: a system message of the settings or of the data, earlier turns, the prompt."""
@@ -164,6 +175,10 @@ class PromptTemplate:
         return [
             {"role": role, "content": text} for role, text in (*found, ("user", problem.prompt))
         ]
+
+
+def _named(tokenizer: Any) -> str:
+    return tokenizer.name_or_path or "the tokenizer"
 
 
 def lend_template_(student: Any, teacher: Any) -> bool:

@@ -1,7 +1,7 @@
 """How many problems were read, and why some of them are not there."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class Counts:
     kept: int
     dropped: Mapping[str, int]
     answered: int = 0
-    example: str = ""
+    example: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         """One line, for a terminal."""

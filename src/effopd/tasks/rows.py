@@ -14,7 +14,8 @@ MAX_LINE_BYTES = 128 * 1024**2
 """Longest line that is read; the largest problems with tests are a few MiB."""
 _BATCH_ROWS = 64
 _MARK = "\ufeff"
-_WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
+_WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE, b"{\0", b"\0{", b"\0\0\0{")
+"""How JSON in UTF-16 or UTF-32 begins, with a byte order mark and without."""
 
 
 class Row(NamedTuple):
@@ -145,10 +146,10 @@ def _check_is_file(path: Path) -> None:
 
 
 def _object(line: bytes, place: str) -> Mapping[str, Any]:
-    if line.startswith(_WIDE_MARKS) or b"\x00" in line[:4]:
+    if line.startswith(_WIDE):
         raise ConfigError(
-            f"{place} is not UTF-8 but UTF-16 or UTF-32: save the file as UTF-8, for example with "
-            "iconv -f UTF-16 -t UTF-8"
+            f"{place} is not UTF-8: the file is in UTF-16 or UTF-32, save it as UTF-8, for example "
+            "with iconv -f UTF-16 -t UTF-8"
         )
     try:
         row = json.loads(line.rstrip(b"\r\n").decode(), parse_constant=_refuse_constant)

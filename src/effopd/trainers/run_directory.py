@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Mapping
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -55,22 +54,10 @@ class RunDirectory:
         write_text_atomic(self.path / "config.toml", config_toml)
         write_json_atomic(self.path / "run.json", {"schema": 1, **info})
 
-    def date(self) -> str:
-        """The day on which the run started, "2026-01-31"; today where none is recorded."""
-        return str(self._info().get("date") or date.today())
-
     def finished(self) -> dict[str, Any] | None:
         """Step and reason of the end as `run.json` has them; None while the run is not over."""
-        found: dict[str, Any] | None = self._info().get("finished")
+        found: dict[str, Any] | None = _info(self.path).get("finished")
         return found
-
-    def _info(self) -> dict[str, Any]:
-        """Content of `run.json`; nothing where it is damaged: it is written anew."""
-        try:
-            found = json.loads((self.path / "run.json").read_text("utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
 
     def finish(self, step: int, reason: str) -> None:
         """Notes in `run.json` that the run is over, and why."""
@@ -177,3 +164,18 @@ class RunDirectory:
         if name not in self._writers:
             self._writers[name] = JsonlWriter(self._log(name))
         return self._writers[name]
+
+
+def recorded_date(run: Path) -> str | None:
+    """The day on which a run started, "2026-01-31"; None where its `run.json` names none."""
+    found: str | None = _info(run).get("date")
+    return found
+
+
+def _info(run: Path) -> dict[str, Any]:
+    """Content of `run.json`; nothing where it is damaged: it is written anew."""
+    try:
+        found = json.loads((run / "run.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
