@@ -80,7 +80,7 @@ def _read(path: Path) -> Raw:
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 ({error}): save it as UTF-8") from None
+        raise ConfigError(f"{path} is not UTF-8: {error}; save it as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not TOML: {error}") from None
 
