@@ -36,6 +36,12 @@ def with_config(directory: Path) -> Path:
     return directory
 
 
+def test_a_byte_order_mark_before_a_template_is_read_over(tmp_path: Path) -> None:
+    TOKENIZER.save_pretrained(with_config(tmp_path))
+    (tmp_path / "chat_template.jinja").write_text("\ufeff{{ 'x' }}", encoding="utf-8")
+    assert load_tokenizer(ModelSettings(path=str(tmp_path))).chat_template == "{{ 'x' }}"
+
+
 def test_endless_loops_end(tmp_path: Path) -> None:
     tokenizer = tokenizer_with(LOOPS, tmp_path)
     before = time.monotonic()

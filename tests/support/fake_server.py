@@ -167,7 +167,7 @@ class FakeServer:
             eos = self.tokenizer.eos_token_id
             choice |= {"prompt_logprobs": [None, *places], "token_ids": [eos]}
         else:
-            keys = ("temperature", "top_p", "top_k", "stop")
+            keys = ("temperature", "top_p", "top_k", "stop", "stop_token_ids")
             settings = {key: asked[key] for key in keys}
             written = self._write(ids, asked["seed"], asked["max_tokens"], settings)
             choice |= {
@@ -186,7 +186,9 @@ class FakeServer:
             meta["input_token_logprobs"] = [[v, i, None] for v, i in zip(scores, ids, strict=True)]
             meta["output_token_logprobs"] = [[0.0, 0, None]]
         else:
-            settings = {key: parameters[key] for key in ("temperature", "top_p", "stop")}
+            settings = {
+                key: parameters[key] for key in ("temperature", "top_p", "stop", "stop_token_ids")
+            }
             settings["top_k"] = max(0, parameters["top_k"])
             most, seed = parameters["max_new_tokens"], parameters["sampling_seed"]
             written = self._write(ids, seed, most, settings)
@@ -205,8 +207,10 @@ class FakeServer:
 
     def _write(self, ids: Sequence[int], seed: int, most: int, settings: dict[str, Any]) -> Any:
         request = Request(prompt_ids=tuple(ids), seed=seed)
+        ends = settings.pop("stop_token_ids")
         sampling = Sampling(max_new_tokens=most, **settings)
         with self._computing:
+            self.model.generation_config.eos_token_id = ends
             written = HFEngine(self.model, self.tokenizer).generate([request], sampling)[0]
         return replace(
             written, log_probs=tuple(value - self.shift_nats for value in written.log_probs)

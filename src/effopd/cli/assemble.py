@@ -1,10 +1,11 @@
 """From settings to a run: the only place where everything meets."""
 
 import copy
-import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import replace
+from datetime import date
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +17,7 @@ from effopd.cli.engines import served_teacher, student_engine
 from effopd.cli.parts import Parts
 from effopd.cli.problems import counts_record, load_problems
 from effopd.cli.verifiers import verifier_for
-from effopd.config import RunConfig, differences, to_toml
+from effopd.config import RunConfig, differences, load_config, to_toml
 from effopd.demo.cache import world_models
 from effopd.demo.world import TinyWorld
 from effopd.errors import CheckpointError, ConfigError
@@ -27,11 +28,13 @@ from effopd.models.loading import ModelSettings, load_model, load_tokenizer
 from effopd.models.lora import without_adapters
 from effopd.models.offloading import Offloaded
 from effopd.models.policy import Policy
+from effopd.models.positions import position_limit
 from effopd.objectives import ExOPD
+from effopd.rollouts.prompts import lend_template_, prompt_remarks
 from effopd.tasks.problem import Task
 from effopd.trainers.ending import LAST_STEP
 from effopd.trainers.loop import Observer, Trainer
-from effopd.trainers.run_directory import RunDirectory
+from effopd.trainers.run_directory import RunDirectory, recorded_date
 from effopd.trainers.signals import StopRequest, stop_on_signals
 from effopd.trainers.teachers import StudentAverage, align_vocabularies, frozen, frozen_copy
 
@@ -46,8 +49,12 @@ def build_parts(config: RunConfig, report: Callable[[str], None]) -> Parts:
         name: _scoring_policy(config, settings) for name, settings in teacher_settings.items()
     }
     reference = _reference(config, student)
-    others = [*teachers.values(), *([reference] if reference else [])]
-    align_vocabularies(student, *others)
+    scoring = {f"teachers.{name}" if name else "the teacher": p for name, p in teachers.items()}
+    others = scoring | ({"the reference": reference} if reference else {})
+    for remark in align_vocabularies(student, others):
+        report(remark)
+    for name, policy in scoring.items():
+        _report_templates(config, name, student.tokenizer, policy.tokenizer, report)
     average = None
     if config.self_teacher is not None:
         teachers = {"": teachers.get("") or frozen_copy(student)}
@@ -55,6 +62,7 @@ def build_parts(config: RunConfig, report: Callable[[str], None]) -> Parts:
     everyone: dict[str, Teacher] = {**teachers, **({"": served} if served else {})}
     verifier = verifier_for(config.task, config.code)
     task = load_problems(config, student.tokenizer, verifier, report)
+    _report_prompts(config, student, task, report)
     return Parts(
         config=config,
         task=task,
@@ -65,6 +73,54 @@ def build_parts(config: RunConfig, report: Callable[[str], None]) -> Parts:
         average=average,
         engine=student_engine(config, student, student_settings.path, report),
     )
+
+
+def config_of_run(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The settings of a run as it was trained, the date in its prompts included.
+
+    Raises:
+        ConfigError: The directory holds none.
+    """
+    if not (run / "config.toml").is_file():
+        raise ConfigError(f"{run} is no run directory: config.toml is missing")
+    config = load_config(run / "config.toml", overrides)
+    return _dated(config, recorded_date(run))
+
+
+def _dated(config: RunConfig, day: str | None) -> RunConfig:
+    """The settings with the day that prompts are to have, unless they name one themselves."""
+    prompt = replace(config.prompt, date=config.prompt.date or day)
+    return config.model_copy(update={"prompt": prompt})
+
+
+def _report_templates(
+    config: RunConfig, name: str, student: Any, teacher: Any, report: Callable[[str], None]
+) -> None:
+    """Lends a teacher the student's chat template if need be; tokenizers are given."""
+    if config.prompt.chat and lend_template_(student, teacher):
+        report(f"{name} has no chat template: its own evaluation uses the student's")
+    elif unread := config.prompt.unread(teacher):
+        report(
+            f"the chat template of {name} never reads {', '.join(map(repr, unread))} "
+            "(prompt.template_kwargs): in its own evaluation they have no effect"
+        )
+
+
+def _report_prompts(
+    config: RunConfig, student: Policy, task: Task, report: Callable[[str], None]
+) -> None:
+    """Says what would go wrong with prompts and answers, and refuses tokens that are not shared."""
+    for problem in (task.train[0], task.test[0]):
+        student.check_known(config.prompt.encode(student.tokenizer, problem))
+    for remark in prompt_remarks(
+        config.prompt,
+        student.tokenizer,
+        [*task.train, *task.test],
+        ends=student.end_ids,
+        cap=config.sampling.max_new_tokens,
+        positions=position_limit(student.model.config.to_dict()),
+    ):
+        report(remark)
 
 
 def train(
@@ -97,9 +153,12 @@ def train(
                 "on after the last step, or choose another directory (--out)."
             )
             return True
-        with closing(build_parts(config, observer.on_message)) as parts:
+        dated = _dated(config, recorded_date(out) or str(date.today()))
+        with closing(build_parts(dated, observer.on_message)) as parts:
             trainer = build_trainer(parts, run, observer)
-            run.describe(to_toml(config), run_info(config) | counts_record(parts.task))
+            info = run_info(config) | counts_record(parts.task)
+            info |= {"date": dated.prompt.date, "end_tokens": _end_tokens(parts.student)}
+            run.describe(to_toml(config), info)
             trainer.resume()
             if stop is not None:
                 return trainer.run(stop)
@@ -141,6 +200,11 @@ def run_info(config: RunConfig) -> dict[str, Any]:
         "seed": config.seed,
         "versions": {package: version(package) for package in packages},
     }
+
+
+def _end_tokens(student: Policy) -> dict[str, int]:
+    """The tokens at which the student's answers end, by name."""
+    return {student.tokenizer.convert_ids_to_tokens(i): i for i in student.end_ids}
 
 
 def _check_same_config(run: RunDirectory, config: RunConfig) -> None:
@@ -212,10 +276,10 @@ def started_from(config: RunConfig, directory: Path) -> RunConfig:
     """
     original = config.student or ModelSettings(path=str(directory))
     if original.lora is not None and (directory / ADAPTER_CONFIG).is_file():
-        lora = dataclasses.replace(original.lora, adapter=str(directory))
-        student = dataclasses.replace(original, lora=lora)
+        lora = replace(original.lora, adapter=str(directory))
+        student = replace(original, lora=lora)
     else:
-        student = dataclasses.replace(original, path=str(directory), revision=None, lora=None)
+        student = replace(original, path=str(directory), revision=None, lora=None)
     return config.model_copy(update={"student": student})
 
 

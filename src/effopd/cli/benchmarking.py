@@ -11,7 +11,7 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from effopd.cli.answering import Answerer, open_answerer
-from effopd.cli.assemble import started_from
+from effopd.cli.assemble import config_of_run, started_from
 from effopd.cli.compare_progress import duration
 from effopd.cli.evaluation_records import (
     EvaluationRecords,
@@ -21,7 +21,7 @@ from effopd.cli.evaluation_records import (
     settings_of,
 )
 from effopd.cli.evaluation_tables import comparison_lines, summary_lines
-from effopd.config import EvalConfig, load_config, make_eval_config
+from effopd.config import EvalConfig, make_eval_config
 from effopd.errors import ConfigError
 from effopd.evaluation.graded import Graded, by_question, grade, rewards_of, summarise
 from effopd.evaluation.statistics import compare
@@ -148,9 +148,7 @@ def _subjects(asked: BenchRequest) -> Iterator[Subject]:
         out = asked.out or Path("runs") / f"eval-{name}"
         yield Subject(title=name, config=make_eval_config(raw, asked.settings), out=out)
         return
-    if not (asked.run / "config.toml").is_file():
-        raise ConfigError(f"{asked.run} is no run directory: config.toml is missing")
-    config = load_config(asked.run / "config.toml")
+    config = config_of_run(asked.run)
     found = [(_step(path), path) for path in reversed(list_checkpoints(asked.run / "checkpoints"))]
     chosen = [(step, path) for step, path in found if step % asked.every == 0]
     if not chosen:

@@ -144,6 +144,8 @@ def digest_of(questions: Questions) -> str:
         problem = question.problem
         digest.update(repr((problem.system, problem.prompt, problem.answer)).encode())
         digest.update(repr(problem.tests).encode())
+        if problem.turns:
+            digest.update(repr(problem.turns).encode())
     return digest.hexdigest()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-from effopd.cli.assemble import build_parts, started_from, train
+from effopd.cli.assemble import build_parts, config_of_run, started_from, train
 from effopd.cli.progress import progress_lines
 from effopd.cli.stand_in import with_stand_ins
 from effopd.config import RunConfig, load_config, to_toml
@@ -52,10 +52,8 @@ def evaluate_checkpoint(run: Path, step: int | None, problems: int | None) -> No
         CheckpointError: There is no undamaged checkpoint.
     """
     transformers_logging.disable_progress_bar()
-    if not (run / "config.toml").is_file():
-        raise ConfigError(f"{run} is no run directory: config.toml is missing")
     overrides = [] if problems is None else [f"evaluation.problems={problems}"]
-    config = load_config(run / "config.toml", overrides)
+    config = config_of_run(run, overrides)
     if config.evaluation.problems < 1:
         raise ConfigError("there are no test problems to evaluate on: give --problems")
     directory = _checkpoint(run / "checkpoints", step)

@@ -108,6 +108,8 @@ def load_tokenizer(settings: ModelSettings) -> Any:
         raise ConfigError(f"the tokenizer of {path} has no end-of-sequence token")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if isinstance(tokenizer.chat_template, str):  # a byte order mark would be in every prompt
+        tokenizer.chat_template = tokenizer.chat_template.removeprefix("\ufeff")
     check_chat_template(path, tokenizer)
     return tokenizer
 

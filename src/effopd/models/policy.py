@@ -3,7 +3,7 @@
 Legend: N completion tokens of a batch, D hidden width, V vocabulary rows, B sequences, T positions.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from effopd.errors import ParameterMismatchError
+from effopd.models.end_tokens import end_token_ids, token_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +93,11 @@ class Policy:
         return weight.device
 
     @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens at which its answers end."""
+        return end_token_ids(self.tokenizer, self.model)
+
+    @property
     def head_weight_VD(self) -> Float[Tensor, "V D"]:
         """Rows of the output head that belong to the vocabulary."""
         return self._rows(self._head.weight)
@@ -118,6 +124,7 @@ class Policy:
             The N = sum of completion lengths states, in order.
         """
         sequences = [s.prompt_ids + s.completion_ids for s in samples]
+        self.check_known(token for sequence in sequences for token in sequence)
         width = max(map(len, sequences))
         ids_BT = torch.full((len(samples), width), self.tokenizer.pad_token_id)
         attention_BT = torch.zeros(len(samples), width, dtype=torch.long)
@@ -133,6 +140,21 @@ class Policy:
             torch.tensor(targets, dtype=torch.long, device=hidden_BTD.device),
             tuple(len(s.completion_ids) for s in samples),
         )
+
+    def check_known(self, token_ids: Iterable[int]) -> None:
+        """Refuses tokens beyond the vocabulary.
+
+        Raises:
+            ParameterMismatchError: One is; names it.
+        """
+        largest = max(token_ids, default=0)
+        if largest >= self.vocabulary_size:
+            raise ParameterMismatchError(
+                f"a prompt or an answer holds {token_names(self.tokenizer, (largest,))}, token "
+                f"{largest}, which is not among the {self.vocabulary_size} that student and "
+                "teacher share: leave it out of data and chat template, or choose a teacher that "
+                "has it"
+            )
 
     def _forward(self, ids_BT: Tensor, attention_BT: Tensor) -> Tensor:
         with self.during():

@@ -38,7 +38,8 @@ class Problem:
 
     Attributes:
         id: Unique within its task; recorded with every rollout.
-        prompt: Text shown to the student, before any chat template.
+        prompt: Text shown to the student, before any chat template; of a conversation, its last
+            question.
         answer: Reference answer the verifier compares with; "" when the task has no verifier.
         teacher: Name of the teacher that scores its answers; "" where there is only one.
         level: Difficulty on the task's own scale, higher is harder; 0 where there is none.
@@ -46,6 +47,7 @@ class Problem:
         source: Where the problem is from, as its data set says; "" where it says nothing.
         tests: Tests of the program that is asked for; None where answers are texts.
         rules: How its reference is written.
+        turns: Earlier questions of a conversation, each with its answer.
     """
 
     id: str
@@ -57,6 +59,7 @@ class Problem:
     source: str = ""
     tests: CodeTests | None = None
     rules: AnswerRules = AnswerRules()
+    turns: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,11 +56,7 @@ class RunDirectory:
 
     def finished(self) -> dict[str, Any] | None:
         """Step and reason of the end as `run.json` has them; None while the run is not over."""
-        path = self.path / "run.json"
-        try:
-            found: dict[str, Any] | None = json.loads(path.read_text("utf-8")).get("finished")
-        except (OSError, ValueError, AttributeError):
-            return None  # written anew when the run goes on
+        found: dict[str, Any] | None = _info(self.path).get("finished")
         return found
 
     def finish(self, step: int, reason: str) -> None:
@@ -168,3 +164,18 @@ class RunDirectory:
         if name not in self._writers:
             self._writers[name] = JsonlWriter(self._log(name))
         return self._writers[name]
+
+
+def recorded_date(run: Path) -> str | None:
+    """The day on which a run started, "2026-01-31"; None where its `run.json` names none."""
+    found: str | None = _info(run).get("date")
+    return found
+
+
+def _info(run: Path) -> dict[str, Any]:
+    """Content of `run.json`; nothing where it is damaged: it is written anew."""
+    try:
+        found = json.loads((run / "run.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
