@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from effopd.errors import ConfigError, EffopdError, NonFiniteError, ParameterMismatchError
 from effopd.models.chat_templates import check_chat_template
+from effopd.models.devices import real_device
 from effopd.models.directory import built_from, check_config, check_model, check_texts
 from effopd.models.hub import fetch
 from effopd.models.lora import LoraStudent, add_adapters_
@@ -59,7 +60,7 @@ def load_model(settings: ModelSettings, device: str = "cpu") -> Any:
     Everything in its directory is checked before transformers opens it (docs/safety.md), and every
     number of the weights afterwards, which reads them once more.
     """
-    _check_device(device)
+    device = real_device(device)
     directory = _located(settings, weights=True)
     contents = check_model(directory)
     with _Explained(settings.path), built_from(directory, contents):
@@ -188,13 +189,6 @@ def _check_finite(path: str, model: Any) -> None:
             raise NonFiniteError(
                 f"{name} in {path} holds a NaN or an infinity: download or export the model again"
             )
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {device!r} cannot be used: {error}") from None
 
 
 def _located(settings: ModelSettings, *, weights: bool) -> Path:
