@@ -63,7 +63,7 @@ def load_model(settings: ModelSettings, device: str = "cpu") -> Any:
     device = real_device(device)
     directory = _located(settings, weights=True)
     contents = check_model(directory)
-    with _Explained(settings.path), built_from(directory, contents):
+    with Explained(settings.path), built_from(directory, contents):
         model, report = AutoModelForCausalLM.from_pretrained(
             str(directory),
             dtype=getattr(torch, settings.dtype),
@@ -103,7 +103,7 @@ def load_tokenizer(settings: ModelSettings) -> Any:
             f"{path} holds no tokenizer ({', '.join(_TOKENIZER_FILES)}): write it there "
             "with tokenizer.save_pretrained(...)"
         )
-    with _Explained(path):
+    with Explained(path):
         tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"the tokenizer of {path} has no end-of-sequence token")
@@ -118,7 +118,7 @@ def tokenizers_agree(first: Any, second: Any) -> bool:
     return bool(first.get_vocab() == second.get_vocab())
 
 
-class _Explained:
+class Explained:
     """What transformers cannot load is a wrong setting, not a crash.
 
     Args:
