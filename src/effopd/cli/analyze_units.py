@@ -31,7 +31,6 @@ from effopd.analysis.trajectories import (
 )
 from effopd.analysis.updates import place_paths, place_statistics
 from effopd.cli.analyze_inputs import Inputs
-from effopd.errors import ConfigError
 from effopd.models.layout import Place, matrices, places, read_heads
 from effopd.models.updates import Update, read_place
 from effopd.records import Row
@@ -163,19 +162,6 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "trajectories": Measurement(measure=measure_trajectory, whole_series=True, matrices_only=True),
 }
 """By the name of the file of finished units."""
-
-
-def check_device(device: str) -> None:
-    """Refuses a device that cannot be computed on.
-
-    Raises:
-        ConfigError: It is unknown or not there.
-    """
-    try:
-        torch.zeros(1, dtype=torch.float64, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        first = str(error).splitlines()[0]
-        raise ConfigError(f"--device {device}: cannot be computed on ({first})") from None
 
 
 def _update(subject: Subject, unit: Unit) -> Update:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from effopd.cli.devices import placed
 from effopd.cli.engines import served_teacher, student_engine
 from effopd.cli.parts import Parts
 from effopd.cli.problems import counts_record, load_problems
@@ -41,6 +42,7 @@ from effopd.trainers.teachers import StudentAverage, align_vocabularies, frozen,
 
 def build_parts(config: RunConfig, report: Callable[[str], None]) -> Parts:
     """Loads task and models; trains the tiny world's models if they are not cached."""
+    config = placed(config)
     torch.set_num_threads(config.threads)
     student_settings, teacher_settings = _model_settings(config, report)
     student = _policy(student_settings, config.device)
@@ -144,6 +146,7 @@ def train(
     Raises:
         ConfigError: `out` holds a run with other settings.
     """
+    config = placed(config)
     run = RunDirectory(out)
     try:
         _check_same_config(run, config)
@@ -198,6 +201,7 @@ def run_info(config: RunConfig) -> dict[str, Any]:
         "preset": config.preset,
         "lr": config.optimizer.lr,
         "seed": config.seed,
+        "device": config.device,
         "versions": {package: version(package) for package in packages},
     }
 

@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 from effopd.cli.answering import Answerer, open_answerer
 from effopd.cli.assemble import config_of_run, started_from
 from effopd.cli.compare_progress import duration
+from effopd.cli.devices import placed
 from effopd.cli.evaluation_records import (
     EvaluationRecords,
     Finished,
@@ -146,7 +147,7 @@ def _subjects(asked: BenchRequest) -> Iterator[Subject]:
         name = "own-solutions" if asked.own_solutions else Path(asked.model or "").name
         raw: Row = {} if asked.own_solutions else {"model": {"path": asked.model}}
         out = asked.out or Path("runs") / f"eval-{name}"
-        yield Subject(title=name, config=make_eval_config(raw, asked.settings), out=out)
+        yield Subject(title=name, config=placed(make_eval_config(raw, asked.settings)), out=out)
         return
     config = config_of_run(asked.run)
     found = [(_step(path), path) for path in reversed(list_checkpoints(asked.run / "checkpoints"))]
@@ -165,7 +166,8 @@ def _subjects(asked: BenchRequest) -> Iterator[Subject]:
             "device": config.device,
         }
         out = (asked.out or asked.run / "benchmarks") / path.name
-        yield Subject(title=path.name, config=make_eval_config(raw, asked.settings), out=out)
+        settings = placed(make_eval_config(raw, asked.settings))
+        yield Subject(title=path.name, config=settings, out=out)
 
 
 def _step(checkpoint: Path) -> int:

@@ -97,12 +97,13 @@ def run_compare(request: Request) -> Ending:
 
 def _resolve(cells: Sequence[PlannedCell], out: Path, ledger: Ledger) -> "dict[str, RunConfig]":
     """Checked settings by run, all of them those of the runs that are already there."""
+    from effopd.cli.devices import placed
     from effopd.config import make_config, to_toml
 
     configs, mistakes = {}, dict[str, list[str]]()
     for cell in cells:
         try:
-            configs[cell.name] = make_config(cell.settings)
+            configs[cell.name] = placed(make_config(cell.settings))
         except ConfigError as error:
             mistakes.setdefault(str(error), []).append(cell.name)
     if mistakes:

@@ -12,6 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from effopd.analysis.applying import write_intervened
 from effopd.cli.assemble import build_parts, started_from
+from effopd.cli.devices import placed
 from effopd.cli.intervention_kinds import Source, interventions
 from effopd.cli.intervention_scores import Case, Passes, Row, evaluate_interventions, key_of
 from effopd.cli.parts import Parts
@@ -122,7 +123,7 @@ def _config(asked: Request, recipe: Path) -> RunConfig:
             "the recipe's teacher is an average of the student, which only a run has: take a "
             "recipe that names a teacher"
         )
-    return started_from(config, asked.base)
+    return placed(started_from(config, asked.base))
 
 
 def _evaluate(asked: Request, config: RunConfig, cases: Sequence[Case]) -> None:

@@ -52,7 +52,8 @@ class RunConfig(BaseModel):
         preset: Where `search`, `validation` and `objective` start from: "default" measured best,
             "paper" the paper to the letter, "release" the released code (docs/presets.md).
         seed: Seed of prompts, sampling and validation sets.
-        device: PyTorch device of the student.
+        device: PyTorch device of the student; "auto" is a GPU where there is one, else the CPU.
+            Records hold the device that was taken.
         teacher_device: Device of the teacher; the student's by default.
         threads: CPU threads of PyTorch; results are reproducible for a fixed number.
         stand_in: Try the run out: two short steps on the CPU with tiny untrained models of the
@@ -87,7 +88,7 @@ class RunConfig(BaseModel):
     method: Method = "effopd"
     preset: Preset = "default"
     seed: int = 0
-    device: str = "cpu"
+    device: str = "auto"
     teacher_device: str | None = None
     threads: int = Field(default=1, ge=1)
     stand_in: bool = False

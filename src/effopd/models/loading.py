@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from effopd.errors import ConfigError, EffopdError, NonFiniteError, ParameterMismatchError
 from effopd.models.chat_templates import check_chat_template
+from effopd.models.devices import real_device
 from effopd.models.directory import built_from, check_config, check_model, check_texts
 from effopd.models.hub import fetch
 from effopd.models.lora import LoraStudent, add_adapters_
@@ -59,10 +60,10 @@ def load_model(settings: ModelSettings, device: str = "cpu") -> Any:
     Everything in its directory is checked before transformers opens it (docs/safety.md), and every
     number of the weights afterwards, which reads them once more.
     """
-    _check_device(device)
+    device = real_device(device)
     directory = _located(settings, weights=True)
     contents = check_model(directory)
-    with _Explained(settings.path), built_from(directory, contents):
+    with Explained(settings.path), built_from(directory, contents):
         model, report = AutoModelForCausalLM.from_pretrained(
             str(directory),
             dtype=getattr(torch, settings.dtype),
@@ -102,7 +103,7 @@ def load_tokenizer(settings: ModelSettings) -> Any:
             f"{path} holds no tokenizer ({', '.join(_TOKENIZER_FILES)}): write it there "
             "with tokenizer.save_pretrained(...)"
         )
-    with _Explained(path):
+    with Explained(path):
         tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"the tokenizer of {path} has no end-of-sequence token")
@@ -119,7 +120,7 @@ def tokenizers_agree(first: Any, second: Any) -> bool:
     return bool(first.get_vocab() == second.get_vocab())
 
 
-class _Explained:
+class Explained:
     """What transformers cannot load is a wrong setting, not a crash.
 
     Args:
@@ -190,13 +191,6 @@ def _check_finite(path: str, model: Any) -> None:
             raise NonFiniteError(
                 f"{name} in {path} holds a NaN or an infinity: download or export the model again"
             )
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {device!r} cannot be used: {error}") from None
 
 
 def _located(settings: ModelSettings, *, weights: bool) -> Path:
