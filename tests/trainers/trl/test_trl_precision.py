@@ -212,7 +212,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, dtype: torch.dty
         return trainer
 
     whole, expected = weights(trained()), rows(tmp_path)
-    again = trained(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    checkpoint = tmp_path / "checkpoint-2"
+    assert [path.name for path in checkpoint.glob("*.safetensors")] == ["model.safetensors"]
+    again = trained(resume_from_checkpoint=str(checkpoint))
     found = rows(tmp_path)
     assert [r | {"seconds": 0} for r in found] == [r | {"seconds": 0} for r in expected]
     for name, tensor in weights(again).items():
