@@ -15,7 +15,7 @@ from effopd.config import RunConfig, load_config, to_toml
 from effopd.errors import CheckpointError, ConfigError
 from effopd.models.checkpoints import checkpoint_path, newest_good, verify_checkpoint
 from effopd.records import display_text
-from effopd.trainers.state import load_tensors
+from effopd.trainers.state import load_tensors, state_file
 
 
 def run_recipe(
@@ -59,7 +59,7 @@ def evaluate_checkpoint(run: Path, step: int | None, problems: int | None) -> No
     directory = _checkpoint(run / "checkpoints", step)
     with closing(build_parts(started_from(config, directory), _say)) as parts:
         if parts.average is not None:
-            parts.average.load_state(load_tensors(directory / "average.safetensors"))
+            parts.average.load_state(load_tensors(state_file(directory, "average")))
         row = parts.evaluate_student().row()
     print(f"{directory}")
     for name, value in row.items():

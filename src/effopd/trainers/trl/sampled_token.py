@@ -43,7 +43,7 @@ class SampledTokenTrainer(DistillationTrainer):
         super().__init__(*args, **kwargs)
         self.objective = objective or SampledTokenOPD()
         for model in (self.model, self.teacher_model):
-            policy_of(self.accelerator.unwrap_model(model), self._tokenizer)  # checks the head
+            policy_of(self, model)  # checks the head
         self._engine_log_probs: list[list[float]] = []
         if self.use_vllm:
             self.vllm_generation.logprobs = 0  # that of the sampled token
