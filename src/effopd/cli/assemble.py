@@ -46,6 +46,13 @@ def build_parts(config: RunConfig, report: Callable[[str], None]) -> Parts:
         name: _scoring_policy(config, settings) for name, settings in teacher_settings.items()
     }
     reference = _reference(config, student)
+    for settings, policy in [
+        (student_settings, student), *((teacher_settings[n], p) for n, p in teachers.items())
+    ]:  # fmt: skip
+        if settings.attention == "auto" and _attention(policy) == "eager":
+            report(
+                f"{settings.path} has no 'sdpa' attention: it runs with 'eager', which is slower"
+            )
     others = [*teachers.values(), *([reference] if reference else [])]
     align_vocabularies(student, *others)
     average = None
@@ -99,7 +106,8 @@ def train(
             return True
         with closing(build_parts(config, observer.on_message)) as parts:
             trainer = build_trainer(parts, run, observer)
-            run.describe(to_toml(config), run_info(config) | counts_record(parts.task))
+            info = run_info(config) | {"attention": _attention(parts.student)}
+            run.describe(to_toml(config), info | counts_record(parts.task))
             trainer.resume()
             if stop is not None:
                 return trainer.run(stop)
@@ -242,6 +250,11 @@ def _known_teachers(policies: dict[str, Teacher], task: Task) -> Teachers:
     for problem in (*task.train, *task.test):
         teachers.name_for(problem)
     return teachers
+
+
+def _attention(policy: Policy) -> str:
+    """The implementation that a model runs with."""
+    return str(policy.model.config._attn_implementation)
 
 
 def _policy(settings: ModelSettings, device: str) -> Policy:

@@ -5,15 +5,13 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
-from effopd.errors import ConfigError, EffopdError, NonFiniteError, ParameterMismatchError
+from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
+from effopd.models.architecture import Attention, Explained, read_architecture
 from effopd.models.chat_templates import check_chat_template
 from effopd.models.directory import built_from, check_config, check_model, check_texts
 from effopd.models.hub import fetch
@@ -21,11 +19,6 @@ from effopd.models.lora import LoraStudent, add_adapters_
 from effopd.models.weights import is_finite, read_config
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-_OF_TRANSFORMERS = (
-    OSError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError, AssertionError,
-    RuntimeError, ImportError, SafetensorError, StrictDataclassError,
-)  # fmt: skip
-"""What it raises on settings and files that are not what it expects."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +29,8 @@ class ModelSettings:
         path: Directory or Hugging Face repository id.
         revision: Commit, tag or branch of a repository.
         dtype: Precision of the weights.
-        attention: Attention implementation passed to transformers.
+        attention: Implementation in transformers; "auto" is "sdpa" where the architecture has it,
+            else "eager".
         gradient_checkpointing: Recompute activations in the backward pass.
         lora: Adapters to train in place of the weights; None trains the weights.
     """
@@ -44,7 +38,7 @@ class ModelSettings:
     path: str
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    attention: Attention = "auto"
     gradient_checkpointing: bool = False
     lora: LoraStudent | None = None
 
@@ -62,11 +56,12 @@ def load_model(settings: ModelSettings, device: str = "cpu") -> Any:
     _check_device(device)
     directory = _located(settings, weights=True)
     contents = check_model(directory)
-    with _Explained(settings.path), built_from(directory, contents):
-        model, report = AutoModelForCausalLM.from_pretrained(
+    found = read_architecture(directory, attention=settings.attention, path=settings.path)
+    with Explained(settings.path), built_from(directory, contents):
+        model, report = found.loader.from_pretrained(
             str(directory),
             dtype=getattr(torch, settings.dtype),
-            attn_implementation=settings.attention,
+            attn_implementation=found.attention,
             use_safetensors=True,
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # reported, and refused below
@@ -102,7 +97,7 @@ def load_tokenizer(settings: ModelSettings) -> Any:
             f"{path} holds no tokenizer ({', '.join(_TOKENIZER_FILES)}): write it there "
             "with tokenizer.save_pretrained(...)"
         )
-    with _Explained(path):
+    with Explained(path):
         tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"the tokenizer of {path} has no end-of-sequence token")
@@ -115,38 +110,6 @@ def load_tokenizer(settings: ModelSettings) -> Any:
 def tokenizers_agree(first: Any, second: Any) -> bool:
     """Whether both map the same strings to the same ids."""
     return bool(first.get_vocab() == second.get_vocab())
-
-
-class _Explained:
-    """What transformers cannot load is a wrong setting, not a crash.
-
-    Args:
-        path: The model as the user named it.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if isinstance(error, EffopdError):
-            return
-        # Damaged files are a bare Exception of tokenizers, and sizes that do not fit anything.
-        if kind is Exception or isinstance(error, _OF_TRANSFORMERS):
-            if "trust_remote_code" in str(error):
-                raise ConfigError(
-                    f"{self._path} needs code of its own, which effopd never runs"
-                ) from error
-            raise ConfigError(
-                f"cannot load {self._path}: {error or type(error).__name__}"
-            ) from error
 
 
 def _check_complete(path: str, report: Mapping[str, Any]) -> None:
