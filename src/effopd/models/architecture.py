@@ -38,12 +38,14 @@ class Architecture:
     Attributes:
         loader: Transformers' class whose `from_pretrained` loads it; one with a vision tower is
             loaded whole, and trained on text.
-        name: Of the class of the model.
+        model_class: Class of the model.
+        config: Its configuration.
         attention: Implementation that is used.
     """
 
     loader: Any
-    name: str
+    model_class: Any
+    config: Any
     attention: Attention
 
 
@@ -93,7 +95,9 @@ def read_architecture(
             f"{', '.join(name for name, has in supported.items() if has)}. Leave attention at "
             "'auto', as in student.attention = \"auto\""
         )
-    return Architecture(loader=loader, name=model_class.__name__, attention=attention)
+    if config.sub_configs.get("text_config") is model_class.config_class:
+        config = config.get_text_config()  # only its language model is loaded
+    return Architecture(loader=loader, model_class=model_class, config=config, attention=attention)
 
 
 def check_uncapped(config: Any, path: str) -> None:

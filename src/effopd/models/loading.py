@@ -2,21 +2,22 @@
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig
 
 from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
-from effopd.models.architecture import Attention, Explained, read_architecture
+from effopd.models.architecture import Architecture, Attention, Explained, read_architecture
 from effopd.models.chat_templates import check_chat_template
 from effopd.models.directory import built_from, check_config, check_model, check_texts
 from effopd.models.hub import fetch
 from effopd.models.lora import LoraStudent, add_adapters_
-from effopd.models.weights import is_finite, read_config
+from effopd.models.names import described_prefixes, draft_layers, extra, plain_names
+from effopd.models.weights import is_finite, open_weights, read_config, stored_tensors
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
@@ -47,28 +48,45 @@ class ModelSettings:
             raise ConfigError("path must be a model directory or a Hugging Face repository id")
 
 
-def load_model(settings: ModelSettings, device: str = "cpu") -> Any:
+def load_model(
+    settings: ModelSettings, device: str = "cpu", report: Callable[[str], None] = lambda text: None
+) -> Any:
     """The causal language model in evaluation mode, from safetensors only, no remote code.
 
     Everything in its directory is checked before transformers opens it (docs/safety.md), and every
     number of the weights afterwards, which reads them once more.
+
+    Args:
+        settings: Which model.
+        device: Where it goes.
+        report: Receives sentences about what differs from the usual: attention, names, tensors
+            that are in the files and not in the model.
     """
     _check_device(device)
-    directory = _located(settings, weights=True)
+    path, directory = settings.path, _located(settings, weights=True)
     contents = check_model(directory)
-    found = read_architecture(directory, attention=settings.attention, path=settings.path)
-    with Explained(settings.path), built_from(directory, contents):
-        model, report = found.loader.from_pretrained(
-            str(directory),
-            dtype=getattr(torch, settings.dtype),
-            attn_implementation=found.attention,
-            use_safetensors=True,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # reported, and refused below
-            output_loading_info=True,
+    found = read_architecture(directory, attention=settings.attention, path=path)
+    if found.attention == "eager" != settings.attention:
+        report(
+            f"{path}: {found.model_class.__name__} has no 'sdpa' attention and runs with 'eager'"
         )
-    _check_complete(settings.path, report)
-    _check_tied(settings.path, model)
+    options: dict[str, Any] = {
+        "dtype": getattr(torch, settings.dtype),
+        "attn_implementation": found.attention,
+        "ignore_mismatched_sizes": True,  # reported, and refused below
+        "output_loading_info": True,
+    }
+    prefixes = described_prefixes(plain_names(stored_tensors(directory), path))
+    with Explained(path), built_from(directory, contents):
+        if prefixes:
+            report(f"{path}: {prefixes}")
+            model, info = _load_renamed(directory, found, options)
+        else:
+            model, info = found.loader.from_pretrained(
+                str(directory), use_safetensors=True, trust_remote_code=False, **options
+            )
+    _check_complete(path, info, draft_layers(read_config(directory)), report)
+    _check_tied(path, model)
     if settings.gradient_checkpointing:
         with warnings.catch_warnings():  # renamed in transformers 5.x; this name works in all of it
             warnings.simplefilter("ignore", FutureWarning)
@@ -76,7 +94,7 @@ def load_model(settings: ModelSettings, device: str = "cpu") -> Any:
     if settings.lora is not None:
         add_adapters_(model, settings.lora)
     model = model.to(device).eval()
-    _check_finite(settings.path, model)
+    _check_finite(path, model)
     return model
 
 
@@ -112,26 +130,49 @@ def tokenizers_agree(first: Any, second: Any) -> bool:
     return bool(first.get_vocab() == second.get_vocab())
 
 
-def _check_complete(path: str, report: Mapping[str, Any]) -> None:
+def _load_renamed(
+    directory: Path, found: Architecture, options: Mapping[str, Any]
+) -> tuple[Any, Mapping[str, Any]]:
+    """A model whose tensors are stored under the names that wrappers gave them."""
+    weights = open_weights(directory)
+    model, info = found.model_class.from_pretrained(
+        None,
+        config=found.config,
+        state_dict={name: weights.read(name) for name in weights.shapes},
+        **options,
+    )
+    model.name_or_path = model.config._name_or_path = str(directory)
+    if os.path.lexists(directory / "generation_config.json"):
+        model.generation_config = GenerationConfig.from_pretrained(str(directory))
+    return model, info
+
+
+def _check_complete(
+    path: str, info: Mapping[str, Any], drafts: range, report: Callable[[str], None]
+) -> None:
     """Transformers gives tensors that are not in the file random values, and leaves others out."""
-    missing = sorted(report["missing_keys"])
+    unexpected = sorted(name for name in info["unexpected_keys"] if extra(name, drafts) is None)
+    missing = sorted(info["missing_keys"])
     if missing:
+        instead = f" (it holds {unexpected[0]}, which has no place in it)" if unexpected else ""
         raise ParameterMismatchError(
-            f"{len(missing)} tensors of the model are not in {path}, for example {missing[0]}: "
-            "complete the download, or export the whole model"
+            f"{len(missing)} tensors of the model are not in {path}, for example {missing[0]}"
+            f"{instead}: complete the download, or export the whole model"
         )
-    if report["mismatched_keys"]:
-        name, found, expected = sorted(report["mismatched_keys"])[0]
+    if info["mismatched_keys"]:
+        name, found, expected = sorted(info["mismatched_keys"])[0]
         raise ParameterMismatchError(
             f"{name} in {path} has shape {tuple(found)}, the config asks for {tuple(expected)}: "
             "config.json and weights belong to different models"
         )
-    unexpected = sorted(report["unexpected_keys"])
     if unexpected:
         raise ParameterMismatchError(
             f"{len(unexpected)} tensors in {path} have no place in the model, for example "
             f"{unexpected[0]}: config.json and weights belong to different models"
         )
+    for why in sorted({str(extra(name, drafts)) for name in info["unexpected_keys"]}):
+        names = sorted(name for name in info["unexpected_keys"] if extra(name, drafts) == why)
+        report(f"{path}: {len(names)} tensors are not loaded, {why} ({names[0]})")
 
 
 def _check_tied(path: str, model: Any) -> None:

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from effopd.errors import CheckpointError, ConfigError, ParameterMismatchError
 from effopd.models.headers import MAX_TENSORS, Stored, read_model_header
+from effopd.models.names import plain_names
+from effopd.models.tying import tied_copy
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -149,6 +151,34 @@ class SafetensorsWeights:
             raise CheckpointError(f"{path}: {name} cannot be read ({error})") from error
 
 
+class NamedWeights:
+    """Other weights under other names, or some of them.
+
+    Args:
+        weights: What to read.
+        names: New name to the name in `weights`.
+    """
+
+    def __init__(self, weights: Weights, names: Mapping[str, str]) -> None:
+        self._weights, self._names = weights, names
+        self._shapes = {name: weights.shapes[there] for name, there in names.items()}
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of every tensor, in the order of the names."""
+        return MappingProxyType(self._shapes)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The stored dtype of one tensor."""
+        check_name(name, self._shapes, "the weights")
+        return self._weights.dtype(self._names[name])
+
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
+        """The tensor, or some of its rows."""
+        check_name(name, self._shapes, "the weights")
+        return self._weights.read(self._names[name], rows)
+
+
 def stored_tensors(
     directory: Path, files: Sequence[str] | None = None
 ) -> dict[str, tuple[Path, Stored]]:
@@ -183,10 +213,15 @@ def stored_tensors(
 
 
 def open_weights(directory: Path) -> Weights:
-    """The weights of a model directory.
+    """The weights of a model directory, by the names that transformers has for them.
+
+    What wrappers of trainers add to names is left out, and so is a stored head that is the
+    embedding.
 
     Raises:
-        ConfigError: There is no such directory, it holds an adapter, or its weights are quantized.
+        ConfigError: There is no such directory, it holds an adapter, merged or not, or its weights
+            are quantized.
+        ParameterMismatchError: config.json ties head and embedding, and their values differ.
     """
     if not directory.is_dir():
         raise ConfigError(f"no model directory at {directory}")
@@ -194,12 +229,19 @@ def open_weights(directory: Path) -> Weights:
         raise ConfigError(
             f"{directory} is an adapter: name its base model first and open both together"
         )
-    if (directory / "config.json").is_file() and read_config(directory).get("quantization_config"):
+    config = read_config(directory) if (directory / "config.json").is_file() else {}
+    if config.get("quantization_config"):
         raise ConfigError(
             f"{directory} holds quantized weights, whose numbers are not the model's: "
             "dequantize the model and save that"
         )
-    return SafetensorsWeights(directory)
+    stored = SafetensorsWeights(directory)
+    names = plain_names(stored.shapes, directory)
+    weights = NamedWeights(stored, {plain: name for name, plain in names.items()})
+    copy = tied_copy(weights, config, directory)
+    if copy is None:
+        return weights
+    return NamedWeights(weights, {name: name for name in weights.shapes if name != copy})
 
 
 def read_config(directory: Path) -> dict[str, Any]:
