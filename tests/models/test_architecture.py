@@ -10,6 +10,7 @@ from tests.support.architectures import make
 from transformers import AutoConfig
 
 from effopd.cli.stand_in import byte_tokenizer
+from effopd.core.selection import RELEASED_NAMES, select_parameters
 from effopd.errors import ConfigError, ParameterMismatchError
 from effopd.models.architecture import read_architecture
 from effopd.models.policy import Policy, Sample
@@ -152,3 +153,50 @@ def test_an_architecture_that_transformers_does_not_know(tmp_path: Path) -> None
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama9"}))
     with pytest.raises(ConfigError, match="llama9"):
         read_architecture(tmp_path)
+
+
+# What a search moves ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("lfm2", {"layer_types": ["conv", "full_attention"]}),
+        ("falcon_h1", STATE_SPACE),
+        ("opt", {"ffn_dim": 32, "word_embed_proj_dim": 16}),
+        ("granitemoehybrid", {
+            "layer_types": ["mamba", "attention"], "mamba_n_heads": 2, "mamba_d_head": 16,
+            "mamba_d_state": 8, "mamba_chunk_size": 8, "num_local_experts": 2,
+            "num_experts_per_tok": 1, "shared_intermediate_size": 16,
+        }),
+        ("jamba", {
+            "num_experts": 2, "num_experts_per_tok": 1, "attn_layer_period": 2,
+            "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1,
+            "mamba_dt_rank": 4, "use_mamba_kernels": False,
+        }),
+        ("mamba", {"state_size": 8}),
+        ("mpt", {"d_model": 16, "n_layers": 2, "n_heads": 2}),
+        ("gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_a_search_moves_every_matrix_but_embeddings_and_head(
+    kind: str, settings: dict[str, Any]
+) -> None:
+    model = make(kind, **settings)
+    outside = {
+        id(parameter)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Embedding) or module is model.get_output_embeddings()
+        for parameter in module.parameters()
+    }
+    matrices = {n for n, p in model.named_parameters() if p.ndim > 1 and id(p) not in outside}
+    assert set(select_parameters(model, "matrices")) == matrices
+    assert set(select_parameters(model)) >= matrices
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama", "mistral", "mixtral", "qwen3_moe"])
+def test_of_the_usual_architectures_it_moves_what_the_release_does(kind: str) -> None:
+    model = make(kind)
+    released = [name for name, _ in model.named_parameters() if RELEASED_NAMES.search(name)]
+    assert list(select_parameters(model)) == released
