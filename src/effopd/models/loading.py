@@ -17,6 +17,7 @@ from effopd.models.directory import built_from, check_config, check_model, check
 from effopd.models.hub import fetch
 from effopd.models.lora import LoraStudent, add_adapters_
 from effopd.models.names import described_prefixes, draft_layers, extra, plain_names
+from effopd.models.paths import contents_instead
 from effopd.models.weights import is_finite, open_weights, read_config, stored_tensors
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -205,8 +206,6 @@ def _located(settings: ModelSettings, *, weights: bool) -> Path:
     """The directory of a model, which is downloaded if it is a repository of the Hub."""
     path, directory = settings.path, Path(settings.path).expanduser()
     if not directory.is_dir():
-        if path.startswith((".", "/", "~")):
-            raise ConfigError(f"no model directory at {path}")
         directory = fetch(path, settings.revision, weights=weights)
     if (directory / "adapter_config.json").is_file():
         raise ConfigError(
@@ -214,5 +213,8 @@ def _located(settings: ModelSettings, *, weights: bool) -> Path:
             "and train on from the adapter (student.lora.adapter)"
         )
     if not os.path.lexists(directory / "config.json"):
-        raise ConfigError(f"{path} is no Hugging Face model directory: config.json is missing")
+        instead = "" if any(directory.glob("*.safetensors")) else f"; {contents_instead(directory)}"
+        raise ConfigError(
+            f"{path} is no Hugging Face model directory: config.json is missing{instead}"
+        )
     return directory

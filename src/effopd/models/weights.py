@@ -7,6 +7,7 @@ back: a model of any size is read in the memory of the tensors held.
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -19,11 +20,14 @@ from torch import Tensor
 from effopd.errors import CheckpointError, ConfigError, ParameterMismatchError
 from effopd.models.headers import MAX_TENSORS, Stored, read_model_header
 from effopd.models.names import plain_names
+from effopd.models.paths import contents_instead, no_such_directory
 from effopd.models.tying import tied_copy
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 LARGEST_JSON_BYTES = 64 * 2**20
+_CACHED = re.compile(r"/models--[^/]+/blobs/([0-9a-f]{40}|[0-9a-f]{64})$")
+"""Where the Hugging Face cache has a file of a model."""
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -224,7 +228,7 @@ def open_weights(directory: Path) -> Weights:
         ParameterMismatchError: config.json ties head and embedding, and their values differ.
     """
     if not directory.is_dir():
-        raise ConfigError(f"no model directory at {directory}")
+        raise ConfigError(no_such_directory(directory))
     if (directory / "adapter_config.json").is_file():
         raise ConfigError(
             f"{directory} is an adapter: name its base model first and open both together"
@@ -311,7 +315,10 @@ def check_rows(name: str, shape: tuple[int, ...], rows: tuple[int, int] | None) 
 
 
 def check_file(path: Path, directory: Path | None = None) -> None:
-    """Allows a regular file, or a link that stays in the directory or its Hugging Face cache.
+    """Allows a regular file, or a link that stays in the directory or leads to a cache's blobs.
+
+    Downloads into a directory of one's own used to be links into the Hugging Face cache, and are
+    followed wherever that is: its files are named by their hash and are nothing but downloads.
 
     Args:
         path: The file.
@@ -326,9 +333,10 @@ def check_file(path: Path, directory: Path | None = None) -> None:
     allowed = [path.parent.resolve()]
     if root.parent.name == "snapshots":  # .../snapshots/REVISION/x -> .../blobs/HASH
         allowed.append(root.parent.parent / "blobs")
-    if target.parent not in allowed:
+    if target.parent not in allowed and _CACHED.search(str(target)) is None:
         raise ConfigError(
-            f"{path} is a link that leads out of its directory, to {target}: copy the file there"
+            f"{path} is a link that leads out of its directory, to {target}: copy the file there, "
+            "or give the directory that holds the files themselves"
         )
 
 
@@ -360,8 +368,7 @@ def _find_shards(directory: Path) -> dict[str, str]:
     """
     if not any(directory.glob("*.safetensors")):
         raise ConfigError(
-            f"{directory} holds no *.safetensors weights (pickled weights are refused): convert "
-            "them with model.save_pretrained(..., safe_serialization=True)"
+            f"{directory} holds no *.safetensors weights; {contents_instead(directory)}"
         )
     index = directory / INDEX
     if not os.path.lexists(index):
