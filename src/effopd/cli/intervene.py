@@ -20,7 +20,7 @@ from effopd.config import RunConfig, differences, load_config, to_toml
 from effopd.errors import ConfigError
 from effopd.models.fingerprint import weights_fingerprint
 from effopd.models.layout import read_heads
-from effopd.models.updates import open_update
+from effopd.models.updates import open_update, say_left_out
 from effopd.records import JsonlWriter, display_text, read_jsonl, write_text_atomic
 from effopd.reports.table_files import write_table
 from effopd.reports.tables import text_table
@@ -70,6 +70,8 @@ def _cases(asked: Request) -> list[Case]:
     other = None if asked.other is None else open_update(asked.base, asked.other)
     heads = read_heads(asked.base)
     source = Source(update=open_update(asked.base, asked.tuned), other=other, heads=heads)
+    for update in (source.update, *([other] if other else [])):
+        say_left_out(update, lambda text: print(display_text(text)))
     return [
         Case(
             intervention=intervention,
