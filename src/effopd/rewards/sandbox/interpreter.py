@@ -24,6 +24,7 @@ ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
     "HOME": "/tmp",
     "PYTHONHASHSEED": "0",  # the order of a set must not depend on the process
+    "MALLOC_ARENA_MAX": "1",  # each other one takes 64 MiB of address space
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",

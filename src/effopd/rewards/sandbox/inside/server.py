@@ -73,7 +73,7 @@ def _prepare(configuration: dict[str, Any]) -> child.Bounds:
     if configuration["is_user_new"]:
         _become(_free_user())
         kernel.die_with_parent(configuration["parent"] or os.getppid(), signal.SIGKILL)
-    _remember_library(configuration["paths"])
+    _remember_library([_reachable(path) for path in configuration["paths"]])
     kernel.no_new_privileges()
     kernel.keep_memory_private()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
