@@ -280,7 +280,8 @@ def _content(face: str, content: str) -> str:
         return f"{{{bare}}}" if len(bare) > 1 else f" {bare}"
     if re.fullmatch(r"(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|ln|log|exp|max|min|gcd|lcm", bare):
         return f"\\{bare} "
-    if not re.search("[a-zA-Z]", bare):
+    is_formula = re.search(r"\\(?!cdot|times|Omega|mu|%)[a-zA-Z]", bare) and not has_word
+    if is_formula or not re.search("[a-zA-Z]", bare):
         return content
     inside = re.sub(r"\^\s*\{\s*(-?\d+)\s*\}", r"^\1", bare)
     inside = re.sub(r"\\cdot|\\times|\\,|[{}\\]", " ", inside)

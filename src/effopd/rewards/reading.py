@@ -260,9 +260,9 @@ class _Reader:
             return Node("call", name, (node,))
         if token.isalpha():
             return self.letters(token)
-        if token.startswith(("\\text", "\\operatorname")):
+        if token.startswith(("\\text", "\\operatorname")) and token.endswith("}"):
             return self.word(token)
-        if token.startswith("\\begin"):
+        if token.startswith("\\begin") and token.endswith("}"):
             return self.matrix(token)
         if token.startswith("\\") and token[1:].isalpha():
             return self.command(token[1:])
