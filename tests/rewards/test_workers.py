@@ -381,7 +381,7 @@ def test_a_worker_that_cannot_start_says_how_to_see_why(monkeypatch: pytest.Monk
     assert pool._workers == []
 
 
-PARENT = """
+PARENT = r"""
 from effopd.rewards.workers import WorkerPool, WorkerSettings
 pool = WorkerPool(WorkerSettings(processes=2, wall_s=2.0))
 pool.verdicts([(("x", "y"),)] * 2)

@@ -192,7 +192,11 @@ def _wrappers(draw: Draw) -> Rows:
         yield str(n), wrap % n, True
     for wrap in draw.sample(wraps, 4):
         yield str(n), wrap % (n + 1), False
-        yield rf"\frac{{{n}}}{{{m}}}", wrap.replace(r"\text{", r"\textbf{") % rf"\frac{{{n}}}{{{m}}}", True
+        yield (
+            rf"\frac{{{n}}}{{{m}}}",
+            wrap.replace(r"\text{", r"\textbf{") % rf"\frac{{{n}}}{{{m}}}",
+            True,
+        )
     yield str(n), rf"{n}\\", True
     yield rf"x^2+{n}", r"\begin{aligned} f(x) &= x^2+%s \end{aligned}" % n, True
 
@@ -257,7 +261,7 @@ def _units(draw: Draw) -> Rows:
     yield f"{n}.8", rf"{n}.8 \frac{{\text{{m}}}}{{\text{{s}}^2}}", True
     yield rf"{n}.8\ \text{{m/s}}^2", rf"{n}.8 \frac{{\text{{m}}}}{{\text{{s}}^2}}", True
     yield f"{n}.71", rf"{n}.71\ \text{{cm}}^3/\text{{mole}}", True
-    yield rf"12\text{{ m}}^2", r"12 \text{ square meters}", True
+    yield r"12\text{ m}^2", r"12 \text{ square meters}", True
     yield f"{n}d", f"{n}m", False
 
 
@@ -286,14 +290,14 @@ def _plain(draw: Draw) -> Rows:
     yield rf"e^{{-{n}x}}", f"exp(-{n}*x)", True
     yield r"\infty", "infinity", True
     yield rf"{n} \cdot 10^{{-3}}", f"{n}e-3", True
-    yield rf"\tan^2 x", "tan(x)^2", True
+    yield r"\tan^2 x", "tan(x)^2", True
 
 
 def _algebra(draw: Draw) -> Rows:
     a, b = draw.randint(2, 12), draw.randint(2, 12)
     yield f"(x+{a})(x-{b})", f"x^2+{a - b}x-{a * b}".replace("+-", "-"), True
     yield f"(x+{a})(x-{b})", f"x^2+{a - b}x+{a * b}".replace("+-", "-"), False
-    yield rf"\sin^2 x", r"1-\cos^2 x", True
+    yield r"\sin^2 x", r"1-\cos^2 x", True
     yield rf"\sin {a}x", rf"\sin {a}y", False
     yield rf"{a}x^2+{b}", rf"{b}+{a}x^2", True
     yield rf"{a}x^2+{b}", rf"{a}x^2-{b}", False

@@ -81,6 +81,7 @@ def read_row(row: Row, origin: Origin, verifier: VerifierName) -> Candidate | Un
         level=0 if level is None else math.floor(level),
         source=source,
         tests=tests,
+        rules=origin.rules,
     )
     return Candidate(problem=problem, question=question, level=level)
 
