@@ -232,7 +232,10 @@ class _Reader:
         """What stands without powers behind it."""
         token = self.tokens.take()
         if token[:1].isdigit() or token[:1] == ".":
-            return self.digits(token)
+            if self.tokens.next == "_":
+                self.tokens.take()
+                return Node("symbol", f"{token}_{self.tokens.index()}")
+            return Node("decimal" if "." in token else "number", "", (Fraction(token),))
         if token in {"(", "[", r"\{", "{"}:
             return self.bracketed(token)
         if token in known.FENCES:
@@ -251,12 +254,6 @@ class _Reader:
         if token.startswith("\\") and token[1:].isalpha():
             return self.command(token[1:])
         raise NoFormulaError(f"does not begin with {token!r}")
-
-    def digits(self, token: str) -> Node:
-        if self.tokens.next == "_":
-            self.tokens.take()
-            return Node("symbol", f"{token}_{self.tokens.index()}")
-        return Node("decimal" if "." in token else "number", "", (Fraction(token),))
 
     def bracketed(self, opening: str) -> Node:
         """Brackets: grouping around one formula; a point, interval or set around several."""
