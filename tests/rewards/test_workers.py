@@ -22,7 +22,7 @@ pytest.importorskip("math_verify")
 
 EQUAL = ((r"\sqrt8", r"2\sqrt2"),)
 UNEQUAL = ((r"\sqrt8", r"3\sqrt2"),)
-ENDLESS = (("7", r"7^{10^{10}}+x"),)
+ENDLESS = (("7", r"\sin(\pi^{10^{8}})"),)
 
 HANGS = {
     "tower": "9^9^9^9",
@@ -44,6 +44,7 @@ HANGS = {
     "backslashes": "\\" * 50_000,
     "roots": r"\sqrt{" * 39 + "2" + "}" * 39,
     "powers of 10": r"10^{10^{9}} + \sqrt{2}",
+    "sine": r"\sin(\pi^{10^{8}})",
 }
 """Answers that keep a computer algebra system busy; the reference is 7."""
 
@@ -166,8 +167,9 @@ def test_every_hang_costs_one_verdict_within_the_wall() -> None:
         taken = time.monotonic() - began
         counts = verifier.counts
     assert "correct" not in verdicts.values()
-    endless = ("factorial", "binomial", "product", "modulo", "gamma", "powers of 10")
-    assert {verdicts[name] for name in endless} == {"timeout"}
+    assert verdicts["sine"] == "timeout"
+    large = ("factorial", "factorials", "binomial", "modulo", "gamma", "powers", "powers of 10")
+    assert {verdicts[name] for name in large} == {"wrong"}  # compared without being computed
     refused = ("tower", "parentheses", "terms", "elements", "digits", "fractions")
     assert {verdicts[name] for name in refused} == {"error"}
     assert verdicts["boxes"] == "no_answer"
@@ -379,13 +381,13 @@ def test_a_worker_that_cannot_start_says_how_to_see_why(monkeypatch: pytest.Monk
     assert pool._workers == []
 
 
-PARENT = """
+PARENT = r"""
 from effopd.rewards.workers import WorkerPool, WorkerSettings
 pool = WorkerPool(WorkerSettings(processes=2, wall_s=2.0))
 pool.verdicts([(("x", "y"),)] * 2)
 print(*(worker.process.pid for worker in pool._workers), flush=True)
 while True:
-    pool.verdicts([(("7", r"7^{10^{10}}+x"),)])
+    pool.verdicts([(("7", r"\sin(\pi^{10^{8}})"),)])
 """
 
 

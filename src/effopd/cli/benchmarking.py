@@ -22,9 +22,10 @@ from effopd.cli.evaluation_records import (
     settings_of,
 )
 from effopd.cli.evaluation_tables import comparison_lines, summary_lines
+from effopd.cli.verifiers import some
 from effopd.config import EvalConfig, make_eval_config
 from effopd.errors import ConfigError
-from effopd.evaluation.graded import Graded, by_question, grade, rewards_of, summarise
+from effopd.evaluation.graded import Graded, by_question, grade, readable, rewards_of, summarise
 from effopd.evaluation.statistics import compare
 from effopd.models.checkpoints import list_checkpoints, verify_checkpoint
 from effopd.records import display_text, write_json_atomic
@@ -176,6 +177,14 @@ def _step(checkpoint: Path) -> int:
 
 def _loaded(asked: BenchRequest, name: str, seed: int) -> Questions:
     questions = load_benchmark(name, asked.file_of.get(name, ""), seed=seed, limit=asked.limit)
+    if questions.verifier == "math":
+        with MathVerifier() as verifier:
+            questions, left_out = readable(verifier, questions)
+        if left_out:
+            _say(
+                f"{name}: left out {len(left_out)} questions, whose reference answers cannot be "
+                f"read as mathematics: {some(left_out)}"
+            )
     _say(f"{name}: {len(questions.questions)} questions of {questions.source}")
     if questions.counts.dropped:
         _say(f"  {questions.counts}")
@@ -205,6 +214,8 @@ def _evaluate(
             summary = summarise(answers, votes=questions.verifier == "math")
             summary |= {"source": questions.source, "licence": questions.licence}
             summary["left_out"] = dict(questions.counts.dropped)
+            if questions.rules.relative_error:
+                summary["relative_error"] = questions.rules.relative_error
             records.finish(summary)
             summaries[questions.name] = summary
             _show_misses(subject, answers)

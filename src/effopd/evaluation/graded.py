@@ -2,14 +2,16 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from effopd.errors import RecordError
+from effopd.errors import ConfigError, RecordError
 from effopd.evaluation.metrics import mean
 from effopd.evaluation.statistics import Estimate, average, majority, pass_at_k
 from effopd.rewards.extraction import final_answer
+from effopd.rewards.math import MathVerifier
 from effopd.rollouts.rollout import Rollout
+from effopd.tasks.benchmarks import Questions
 from effopd.tasks.problem import JudgingVerifier
 
 RIGHT = {"correct", "passed"}
@@ -94,6 +96,42 @@ def grade(
         )
         for rollout, sample, seed, verdict in zip(rollouts, samples, seeds, verdicts, strict=True)
     ]
+
+
+def readable(verifier: JudgingVerifier, questions: Questions) -> tuple[Questions, list[str]]:
+    """Leaves out the questions of mathematics with a reference that nothing can be compared with.
+
+    Args:
+        verifier: Who is going to check answers.
+        questions: A benchmark.
+
+    Returns:
+        The other questions, with the number of those left out in their counts, and the ids of those
+        left out, which end in the number of their row.
+
+    Raises:
+        ConfigError: No question is left.
+    """
+    if not isinstance(verifier, MathVerifier):
+        return questions, []
+    bad = {p.id for p in verifier.unreadable([each.problem for each in questions.questions])}
+    kept = tuple(each for each in questions.questions if each.problem.id not in bad)
+    if not kept:
+        raise ConfigError(
+            f"no reference answer of {questions.name} ({questions.source}) can be read as "
+            "mathematics: each row needs the answer alone, or a solution with the answer in "
+            r"\boxed{...}"
+        )
+    if not bad:
+        return questions, []
+    reason = "reference that cannot be read as mathematics"
+    counts = replace(
+        questions.counts,
+        kept=questions.counts.kept - len(bad),
+        dropped={**questions.counts.dropped, reason: len(bad)},
+    )
+    left_out = [each.problem.id for each in questions.questions if each.problem.id in bad]
+    return replace(questions, questions=kept, counts=counts), left_out
 
 
 def _boxed(rollout: Rollout) -> str | None:

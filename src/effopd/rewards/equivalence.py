@@ -92,9 +92,9 @@ def _split(text: str) -> list[str]:
 
 def same(reference: Node, answer: Node, error: float = 0.0) -> bool:
     """Whether two formulas are the same answer, `error` apart at most where decimals are."""
-    if reference.kind == answer.kind == "qualified" and reference.name != answer.name:
-        if "all" not in {reference.name, answer.name}:
-            return False
+    conditions = {node.name for node in (reference, answer) if node.kind == "qualified"} - {"all"}
+    if len(conditions) > 1:
+        return False
     reference, answer = _plain(reference), _plain(answer)
     if not _agrees_with_itself(answer):
         return False
@@ -191,11 +191,11 @@ def _side(equation: Node) -> Node:
     """What an equation says: its last side, or the last before a side that is about the same."""
     signs = equation.name.split()
     if "~" in signs and signs.index("~") > 0:
-        return equation.args[signs.index("~")]  # type: ignore[no-any-return]
+        return equation.args[signs.index("~")]
     named = is_name(equation.args[0], equation.args[-1])
     if "~" in signs and not named:
-        return equation.args[0]  # type: ignore[no-any-return]
-    return equation.args[-1]  # type: ignore[no-any-return]
+        return equation.args[0]
+    return equation.args[-1]
 
 
 def is_name(left: Node, right: Node) -> bool:
@@ -360,7 +360,7 @@ def _entries(node: Node) -> tuple[Node, ...]:
     if node.name != "matrix":
         return node.args
     if len(node.args) == 1:
-        return node.args[0].args  # type: ignore[no-any-return]
+        return node.args[0].args
     if len(node.args[0].args) == 1:
         return tuple(row.args[0] for row in node.args)
     return node.args

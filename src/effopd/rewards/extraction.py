@@ -50,6 +50,12 @@ def final_answer(completion: str) -> str | None:
     return None if box is None else _BOX.sub("", box).strip()
 
 
+def reference_answer(reference: str) -> str:
+    r"""What a reference says: what its last box holds, or all of it when it has none."""
+    box = last_box(reference.replace(r"\fbox", r"\boxed")) if "box" in reference else None
+    return reference if box is None else _BOX.sub("", box).strip()
+
+
 def last_box(text: str) -> str | None:
     r"""Content of the `\boxed{...}` that closes last, whatever its depth; None without one."""
     box: str | None = None

@@ -12,6 +12,11 @@ from fractions import Fraction
 from effopd.rewards.extraction import unwrapped
 from effopd.rewards.vocabulary import words
 
+_GREEK_LETTERS = "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ"
+_GREEK_NAMES = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau "
+    "upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega"
+)
 _SYMBOLS = str.maketrans({
     "−": "-", "–": "-", "‐": "-", "‑": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ",
     "÷": "/", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ",
@@ -23,11 +28,7 @@ _SYMBOLS = str.maketrans({
     "…": r"\ldots ", "ℓ": r"\ell ", "→": r"\to ", "∨": r"\lor ", "∧": r"\land ", "ℵ": r"\aleph ",
     "⟨": "(", "⟩": ")", "¬": r"\neg ",
 } | {
-    letter: f"\\{name} " for letter, name in zip(
-        "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ",
-        ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi", "pi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Phi", "Psi", "Omega"],
-        strict=True,
-    )
+    letter: f"\\{name} " for letter, name in zip(_GREEK_LETTERS, _GREEK_NAMES.split(), strict=True)
 })  # fmt: skip
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ", "0123456789-n")
 _LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
@@ -87,8 +88,8 @@ _FIRST: tuple[tuple[str, _Replacement], ...] = (
     (rf"\\not\s*\\in{_COMMAND}", r"\\notin "),
     (r"\\begin\s*\{(?:small|[bBvVp]?)(matrix)\*?\}", r"\\begin{pmatrix}"),
     (r"\\end\s*\{(?:small|[bBvVp]?)(matrix)\*?\}", r"\\end{pmatrix}"),
-    (rf"\\(mathrm|mathbf|boldsymbol|mathit|{'|'.join(sorted(_SETS))})\s*([a-zA-Z](?![a-zA-Z])|\\[a-zA-Z]+)",
-     r"\\\1{\2}"),
+    (rf"\\(mathrm|mathbf|boldsymbol|mathit|{'|'.join(sorted(_SETS))})\s*"
+     r"([a-zA-Z](?![a-zA-Z])|\\[a-zA-Z]+)", r"\\\1{\2}"),
     (r"\{\s*\\rm\s+([^{}]*)\}", r"\\text{\1}"),
 )  # fmt: skip
 _LATER: tuple[tuple[str, _Replacement], ...] = (
@@ -121,11 +122,10 @@ _REALS = re.compile(
     r"\s*\}?|(?:\\text\s*\{\s*)?all reals?\s*\}?"
 )
 _PERCENT = re.compile(r"(.*?)\s*(?:\\?%|\\text\{\s*(?:\\?%|per ?cent)\s*\}|per ?cent)", re.DOTALL)
-_NUMERALS = {
-    name: str(base) for base, name in enumerate(
-        ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen"], start=2,
-    )
-}  # fmt: skip
+_NUMERAL_NAMES = (
+    "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+)
+_NUMERALS = {name: str(base) for base, name in enumerate(_NUMERAL_NAMES.split(), start=2)}
 _BASE = re.compile(
     r"\(?([0-9][0-9A-Za-z]*)\)?\s*(?:_\s*(?:\{\s*(?:\\text\s*\{)?|\\text\s*\{)?\s*(?:base\s*)?"
     r"|(?:\\text\s*\{)?\s*(?:in\s+)?base\s*\}?\s*)(\d+|[a-z]+)\s*\}*"
@@ -137,7 +137,7 @@ _SHORT = words(
 )
 _FORMULA_WORD = re.compile(
     r"\\?(?:arc|a)?(?:sin|cos|tan|cot|sec|csc)h?|ln|log|exp|sqrt|pi|alpha|beta|gamma|delta|theta|"
-    r"lambda|omega|sigma|infinity|inf|oo|[a-zA-Z]"
+    r"lambda|omega|sigma|infinity|infty|inf|oo|[a-zA-Z]"
 )
 _SAME_WORDS = (
     ("none", "no solution", "no solutions", "there is no solution", "there are no solutions",
@@ -204,7 +204,7 @@ def wording(text: str) -> str | None:
     and some phrases mean the same.
     """
     words = unwrapped(text)
-    if not _WORDS.fullmatch(words):
+    if not _WORDS.fullmatch(words) or re.match("[b-zB-HJ-Z] ", words):
         return None
     if all(_FORMULA_WORD.fullmatch(word) for word in re.findall("[A-Za-z]+", words)):
         return None
@@ -280,7 +280,8 @@ def _content(face: str, content: str) -> str:
         return f"{{{bare}}}" if len(bare) > 1 else f" {bare}"
     if re.fullmatch(r"(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|ln|log|exp|max|min|gcd|lcm", bare):
         return f"\\{bare} "
-    if not re.search("[a-zA-Z]", bare):
+    is_formula = re.search(r"\\(?!cdot|times|Omega|mu|%)[a-zA-Z]", bare) and not has_word
+    if is_formula or not re.search("[a-zA-Z]", bare):
         return content
     inside = re.sub(r"\^\s*\{\s*(-?\d+)\s*\}", r"^\1", bare)
     inside = re.sub(r"\\cdot|\\times|\\,|[{}\\]", " ", inside)

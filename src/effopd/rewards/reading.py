@@ -10,22 +10,17 @@ import re
 from fractions import Fraction
 from functools import lru_cache
 
-from effopd.rewards.formula import Node, NoFormulaError, negative, number, product, reciprocal
-from effopd.rewards.tokens import Tokens
-from effopd.rewards.vocabulary import (
-    ACCENTS,
-    FENCES,
-    FUNCTIONS,
-    JOINTS,
-    NAMED,
-    OPAQUE,
-    RELATIONS,
-    SAME,
-    STEPS,
-    STOPS,
-    SYMBOLS,
-    TIMES,
+from effopd.rewards import vocabulary as known
+from effopd.rewards.formula import (
+    Node,
+    NoFormulaError,
+    negative,
+    number,
+    product,
+    reciprocal,
+    transposed,
 )
+from effopd.rewards.tokens import Tokens
 
 
 @lru_cache(maxsize=256)  # the samples of one problem share its reference
@@ -60,10 +55,10 @@ class _Reader:
     def listing(self) -> Node:
         """Statements joined by commas or words."""
         items, joints = [self.statement()], []
-        while self.tokens.next in JOINTS:
-            joint = JOINTS[self.tokens.take()]
-            while self.tokens.next in JOINTS:  # `1, or 2`
-                joint = JOINTS[self.tokens.take()]
+        while self.tokens.next in known.JOINTS:
+            joint = known.JOINTS[self.tokens.take()]
+            while self.tokens.next in known.JOINTS:  # `1, or 2`
+                joint = known.JOINTS[self.tokens.take()]
             if self.tokens.next == "" or self.tokens.condition():
                 break
             joints.append(joint)
@@ -75,29 +70,18 @@ class _Reader:
 
     def statement(self) -> Node:
         """A formula, or a chain of relations between some."""
-        sides, signs = [self.named() or self.sets()], []
-        while self.tokens.next in RELATIONS or (
+        name = self.tokens.name_of_equation()
+        sides, signs = [Node("symbol", name) if name else self.sets()], []
+        while self.tokens.next in known.RELATIONS or (
             self.tokens.next == ":" and self.tokens.peek(1) == "="
         ):
             if self.tokens.take() == ":":
                 self.tokens.take()
                 signs.append("=")
             else:
-                signs.append(RELATIONS[self.tokens.peek(-1)])
+                signs.append(known.RELATIONS[self.tokens.peek(-1)])
             sides.append(self.sets())
         return Node("relation", " ".join(signs), tuple(sides)) if signs else sides[0]
-
-    def named(self) -> Node | None:
-        """What an equation begins with when it names a function: `P(x) =`, or words."""
-        head = self.tokens.ahead(12)
-        if match := re.match(
-            r"(\\?[a-zA-Z]+(?: _ (?:\{ \w+ \}|\w+))?(?: ')*) \( [\w ,\\]* \) =", head
-        ):
-            self.tokens.skip(match.group().count(" "))
-            return Node("symbol", match.group(1).replace(" ", ""))
-        if re.match(r"[A-Za-z]{3,} =", head) and not head.startswith("exp "):
-            return Node("symbol", self.tokens.take())
-        return None
 
     def sets(self) -> Node:
         """Unions, intersections and differences, from the left."""
@@ -128,7 +112,7 @@ class _Reader:
     def product(self) -> Node:
         factors = [self.factor()]
         while True:
-            if self.tokens.next in TIMES:
+            if self.tokens.next in known.TIMES:
                 self.tokens.take()
                 factors.append(self.signed())
             elif self.tokens.next in {"/", r"\div"}:
@@ -162,7 +146,7 @@ class _Reader:
             return token not in self.fences
         if token.startswith("\\end"):
             return False
-        return token not in STOPS and not self.tokens.condition()
+        return token not in known.STOPS and not self.tokens.condition()
 
     def mixed(self, whole: Node) -> Node | None:
         r"""A mixed number: an integer before a fraction of integers, `3\frac12` or `3 1/2`."""
@@ -214,7 +198,7 @@ class _Reader:
             self.tokens.ahead(2),
         ):
             self.tokens.index()
-            return _transposed(node)
+            return transposed(node)
         return Node("pow", "", (node, self.argument(whole=True)))
 
     def degrees(self, node: Node) -> Node:
@@ -237,10 +221,10 @@ class _Reader:
             return self.base()
         if token[:1].isdigit() and not whole:
             self.tokens.split(1)
-        elif token.isalpha() and len(token) > 1 and token not in SYMBOLS | {"pi"}:
+        elif token.isalpha() and len(token) > 1 and token not in known.SYMBOLS | {"pi"}:
             self.tokens.split(1)
             return self.letter(self.tokens.take())
-        if token in STOPS:
+        if token in known.STOPS:
             raise NoFormulaError(f"nothing to apply to before {token!r}")
         return self.base()
 
@@ -248,31 +232,28 @@ class _Reader:
         """What stands without powers behind it."""
         token = self.tokens.take()
         if token[:1].isdigit() or token[:1] == ".":
-            return self.digits(token)
+            if self.tokens.next == "_":
+                self.tokens.take()
+                return Node("symbol", f"{token}_{self.tokens.index()}")
+            return Node("decimal" if "." in token else "number", "", (Fraction(token),))
         if token in {"(", "[", r"\{", "{"}:
             return self.bracketed(token)
-        if token in FENCES:
+        if token in known.FENCES:
             return self.fenced(token)
-        if token in STEPS:
-            close, name = STEPS[token]
+        if token in known.STEPS:
+            close, name = known.STEPS[token]
             node = self.sums()
             self.tokens.expect(close)
             return Node("call", name, (node,))
         if token.isalpha():
             return self.letters(token)
-        if token.startswith(("\\text", "\\operatorname")):
+        if token.startswith(("\\text", "\\operatorname")) and token.endswith("}"):
             return self.word(token)
-        if token.startswith("\\begin"):
+        if token.startswith("\\begin") and token.endswith("}"):
             return self.matrix(token)
         if token.startswith("\\") and token[1:].isalpha():
             return self.command(token[1:])
         raise NoFormulaError(f"does not begin with {token!r}")
-
-    def digits(self, token: str) -> Node:
-        if self.tokens.next == "_":
-            self.tokens.take()
-            return Node("symbol", f"{token}_{self.tokens.index()}")
-        return Node("decimal" if "." in token else "number", "", (Fraction(token),))
 
     def bracketed(self, opening: str) -> Node:
         """Brackets: grouping around one formula; a point, interval or set around several."""
@@ -309,18 +290,18 @@ class _Reader:
         self.fences.append(opening)
         node = self.sums()
         self.fences.pop()
-        self.tokens.expect(FENCES[opening])
+        self.tokens.expect(known.FENCES[opening])
         return Node("call", "abs" if opening in {"|", r"\lvert"} else "norm", (node,))
 
     def letters(self, token: str) -> Node:
         """A name in plain letters: a known one, or else one symbol a letter."""
-        if token in FUNCTIONS | NAMED or token in {"sqrt", "binom"}:
-            if self.tokens.next == "{" or (token in NAMED and self.tokens.next != "("):
+        if token in known.FUNCTIONS | known.NAMED or token in {"sqrt", "binom"}:
+            if self.tokens.next == "{" or (token in known.NAMED and self.tokens.next != "("):
                 raise NoFormulaError(f"{token!r} lacks its backslash")
             return self.command(token)
-        if (token in SYMBOLS | {"pi"} and len(token) > 2) or token == "pi":
+        if (token in known.SYMBOLS | {"pi"} and len(token) > 2) or token == "pi":
             return self.command(token)
-        if token.lower() in {"infinity", "inf"} or token == "oo":
+        if token.lower() in {"infinity", "infty", "inf"} or token == "oo":
             return Node("constant", r"\infty")
         head = next(
             (name for name in ("sin", "cos", "tan", "ln", "log") if token.startswith(name)), ""
@@ -349,7 +330,7 @@ class _Reader:
             self.tokens.skip(5)
             return self.applied(f"{name}^-1")
         content = self.tokens.ahead(3)
-        is_applied = (name[0] in OPAQUE and name[1:2] != "_") or re.match(
+        is_applied = (name[0] in known.OPAQUE and name[1:2] != "_") or re.match(
             r"\( (\d+|\\?[a-zA-Z]) [),]", content
         )
         return (
@@ -366,7 +347,7 @@ class _Reader:
     def word(self, token: str) -> Node:
         """A word in a command of its own: a function by that name, or a symbol."""
         word = token[token.index("{") + 1 : -1].strip()
-        if word in FUNCTIONS | NAMED:
+        if word in known.FUNCTIONS | known.NAMED:
             return self.command(word)
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9.' -]*", word):
             raise NoFormulaError(f"{word!r} is no name")
@@ -374,11 +355,11 @@ class _Reader:
 
     def command(self, name: str) -> Node:
         """What follows a command, or a plain name of one."""
-        if name in FUNCTIONS:
-            return self.function(SAME.get(name, name))
-        if name in NAMED:
+        if name in known.FUNCTIONS:
+            return self.function(known.SAME.get(name, name))
+        if name in known.NAMED:
             arguments = self.applied(name).args if self.tokens.next == "(" else (self.argument(),)
-            return Node("call", SAME.get(name, name), arguments)
+            return Node("call", known.SAME.get(name, name), arguments)
         if name == "frac":
             above, below = self.argument(), self.argument()
             return product(above, reciprocal(below))
@@ -400,9 +381,9 @@ class _Reader:
             return Node("set")
         if name in {"zeta", "Gamma"} and self.tokens.next == "(":
             return self.applied(f"\\{name}")
-        if name in ACCENTS:
+        if name in known.ACCENTS:
             return self.indexed(f"\\{name}{{{self.tokens.index()}}}")
-        if name in SYMBOLS:
+        if name in known.SYMBOLS:
             return self.indexed(f"\\{name}")
         raise NoFormulaError(f"unknown command \\{name}")
 
@@ -438,7 +419,10 @@ class _Reader:
         return Node("pow", "", (applied, power)) if power else applied
 
     def begins_function(self) -> bool:
-        return self.tokens.next.removeprefix("\\") in FUNCTIONS or self.tokens.next in {"(", "["}
+        return self.tokens.next.removeprefix("\\") in known.FUNCTIONS or self.tokens.next in {
+            "(",
+            "[",
+        }
 
     def matrix(self, token: str) -> Node:
         """Rows of entries, as a sequence of sequences."""
@@ -464,10 +448,3 @@ class _Reader:
         if not rows or len({len(row) for row in rows}) > 1:
             raise NoFormulaError("rows of different lengths")
         return Node("seq", "matrix", tuple(Node("seq", "row", tuple(row)) for row in rows))
-
-
-def _transposed(node: Node) -> Node:
-    if node.name != "matrix":
-        return node
-    columns = zip(*(row.args for row in node.args), strict=True)
-    return Node("seq", "matrix", tuple(Node("seq", "row", column) for column in columns))

@@ -42,7 +42,7 @@ _SWAPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!=", "=": "="}
 
 
 def region(node: Node) -> Region | None:
-    """The set of real numbers that a formula is; None when it is none, or has no numbers as ends."""
+    """The set of real numbers that a formula is; None for others and for letters as ends."""
     if node.kind == "qualified":
         return region(node.args[0])
     if node.kind == "seq" and len(node.args) == 2 and node.name[:1] in "([":

@@ -15,10 +15,23 @@ _CONDITION = re.compile(
 )
 
 
+_NAMED = re.compile(r"(\\?[a-zA-Z]+(?: _ (?:\{ \w+ \}|\w+))?(?: ')*) \( [\w ,\\]* \) =")
+_SENTENCE = re.compile(
+    r"(?<![\\a-zA-Z{_])(?!(?:for|all|any|every|each|where|with|if|when|and|or|in|such|that)\b)"
+    r"(?:[A-Za-z]{2,} [A-Za-z]{3,}|[A-Za-z]{3,} [A-Za-z]{2,})(?![a-zA-Z(])"
+)
+_FORMULA = re.compile(
+    r"(?:for|where|with|if|when|and|or|in|pi|infinity|theta|a?r?c?(?:sin|cos|tan)h?|ln|log|exp)"
+)
+
+
 class Tokens:
     """The tokens of a text. Words that join statements come without their command."""
 
     def __init__(self, text: str) -> None:
+        for words in _SENTENCE.findall(text):
+            if not any(_FORMULA.fullmatch(word) for word in words.split()):
+                raise NoFormulaError(f"{words!r} are words")
         self._all: list[str] = _TOKEN.findall(text)
         self._at = 0
 
@@ -79,8 +92,16 @@ class Tokens:
             parts.append(re.sub(r"\\text\s*\{(.*)\}", r"\1", token))
         return "".join(part for part in parts if part not in "{}")
 
+    def name_of_equation(self) -> str:
+        """What an equation begins with when it names a function, `P(x) =`, or words; passed by."""
+        head = self.ahead(12)
+        if match := _NAMED.match(head):
+            self.skip(match.group().count(" "))
+            return match.group(1).replace(" ", "")
+        return self.take() if re.match(r"(?!exp )[A-Za-z]{3,} =", head) else ""
+
     def condition(self) -> str:
-        """What follows as a condition in words, such as "for all x"; "" when something else does."""
+        """What follows as a condition in words, such as "for all x"; "" otherwise."""
         if not self.next.startswith(("\\text", "for", "where", "with", "if", "when")):
             return ""
         words = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1 ", " ".join(self._all[self._at :]))

@@ -9,6 +9,7 @@ letters. A number is never computed that does not fit in memory.
 """
 
 import hashlib
+import math
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
@@ -17,6 +18,7 @@ import mpmath
 from mpmath import mp
 
 from effopd.rewards.formula import Node
+from effopd.rewards.vocabulary import words
 
 _PRIME = 98629203427514219405270466091295473637
 """p = 4 q + 1 with q prime: no small power of a number is 1, and -1 has a root."""
@@ -116,11 +118,9 @@ def _exact(node: Node) -> Fraction | None:
         if len(known) < len(parts):
             return None
         if node.kind == "add":
-            value = sum(known, Fraction(0))
+            value = sum(known, start=Fraction(0))
         elif node.kind == "mul":
-            value = Fraction(1)
-            for part in known:
-                value *= part
+            value = math.prod(known, start=Fraction(1))
         else:
             base, exponent = known
             bits = max(base.numerator.bit_length(), base.denominator.bit_length())
@@ -155,8 +155,8 @@ def residue(node: Node) -> tuple[int, bool]:
         return sum(values) % _PRIME, is_rational
     if node.kind == "mul":
         result = 1
-        for value in values:
-            result = result * value % _PRIME
+        for factor in values:
+            result = result * factor % _PRIME
         return result, is_rational
     if node.kind == "pow" and (power := _integer_power(node, values[0])) is not None:
         return power, parts[0][1]
@@ -337,13 +337,10 @@ def _generic(name: str, parts: list[Any]) -> Any:
     return total
 
 
+_TRIGONOMETRY = words("sin cos tan cot sec csc sinh cosh tanh coth sech csch")
 _CALLS = {
-    **{
-        name: getattr(mpmath, name)
-        for name in ["sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "coth", "sech", "csch", "ln", "erf", "floor", "ceil", "re", "im"]
-    },
-    **{f"arc{name}": getattr(mpmath, f"a{name}") for name in (
-        ["sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "coth", "sech", "csch"])},
+    **{name: getattr(mpmath, name) for name in _TRIGONOMETRY | words("ln erf floor ceil re im")},
+    **{f"arc{name}": getattr(mpmath, f"a{name}") for name in _TRIGONOMETRY},
     "abs": abs,
     "norm": abs,
     "arg": mpmath.arg,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Literal, get_args
 
-from effopd.rewards.extraction import choice_letter, last_box, unwrapped
+from effopd.rewards.extraction import choice_letter, reference_answer, unwrapped
 from effopd.rewards.notation import (
     split_base,
     split_percent,
@@ -28,12 +28,15 @@ Verdict = Literal["correct", "wrong", "no_answer", "truncated", "timeout", "memo
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 Pairs = tuple[tuple[str, str] | tuple[str, str, float], ...]
-"""(reference, answer) in tidy LaTeX, with the relative error that is allowed where there is one; the
-answer is right when one pair is equal."""
+"""(reference, answer) in tidy LaTeX, with the relative error that is allowed where there is one.
+
+The answer is right when one pair is equal."""
 
 MAX_CHARACTERS = 2000
 _MAX_DIGITS = 1000
 _MAX_DEPTH = 40
+_MOST_WORDS = 8
+"""A reference of more words is a sentence, which no answer repeats."""
 _LONG_NUMBER = re.compile(rf"\d{{{_MAX_DIGITS + 1}}}")
 _TOWER = re.compile(r"(?:\^[\s{(]*(?:\d+|[a-zA-Z])[\s!]*){3}")
 """Three exponents on top of one another."""
@@ -49,8 +52,7 @@ def decide(reference: str, answer: str, rules: AnswerRules = _STRICT) -> Verdict
     same text, letters of a multiple-choice question, refusal of what is too long or too deep,
     percents, words, bases, units, numbers. A reference with a box in it is what the box holds.
     """
-    boxed = last_box(reference)
-    reference = reference if boxed is None else boxed
+    reference = reference_answer(reference)
     if max(len(reference), len(answer)) > MAX_CHARACTERS:
         return "correct" if squeezed(reference) == squeezed(answer) else "error"
     reference, answer = (with_logarithm(tidy(text), rules.log_base) for text in (reference, answer))
@@ -122,7 +124,8 @@ def _hundredth(text: str) -> str:
 
 def _decide_one(reference: str, answer: str, error: float) -> Verdict | Pairs:
     if (words := wording(reference)) is not None:
-        return _verdict(wording(answer) == words)
+        is_sentence = len(reference.split()) > _MOST_WORDS
+        return "error" if is_sentence else _verdict(wording(answer) == words)
     if wording(answer) is not None:
         return "wrong"
     (digits, base), (given_digits, given_base) = split_base(reference), split_base(answer)
@@ -150,11 +153,11 @@ def _without_currency(text: str) -> str:
 
 
 def _first(outcomes: Sequence[Verdict | Pairs]) -> Verdict | Pairs:
-    """Correct as soon as one is; else all that is open; else wrong."""
+    """Correct as soon as one is; else all that is open; else an error, if there is one."""
     if "correct" in outcomes:
         return "correct"
     pairs = tuple(pair for outcome in outcomes if isinstance(outcome, tuple) for pair in outcome)
-    return pairs or "wrong"
+    return pairs or ("error" if "error" in outcomes else "wrong")
 
 
 def _verdict(is_right: bool) -> Verdict:

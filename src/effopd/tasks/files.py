@@ -8,14 +8,14 @@ from typing import Any, Literal
 from effopd.errors import ConfigError
 from effopd.tasks.counts import Counts
 from effopd.tasks.fields import conversation_at, integer_at, text_at
-from effopd.tasks.problem import Problem, Task, VerifierName
+from effopd.tasks.problem import AnswerRules, Problem, Task, VerifierName
 from effopd.tasks.rows import Row, jsonl_rows
 from effopd.tasks.templates import check_template, fill
 
 
 @dataclass(frozen=True, kw_only=True)
 class JsonlTask:
-    """Training and test problems from JSON Lines files.
+    r"""Training and test problems from JSON Lines files.
 
     Attributes:
         train_path: File of training problems.
@@ -29,6 +29,8 @@ class JsonlTask:
             replaced.
         verifier: Who checks answers (docs/rewards.md): "boxed" compares the text of the last box,
             "math" its value; "none" for no accuracy.
+        log_base: What `\log` without a base means in references, "e" or "10".
+        relative_error: Relative error that answers to rounded references may have.
         test_size: Problems held out when `test_path` is None.
     """
 
@@ -41,10 +43,13 @@ class JsonlTask:
     level_field: str = ""
     template: str = "{question}"
     verifier: VerifierName = "boxed"
+    log_base: Literal["e", "10"] = "e"
+    relative_error: float = 0.0
     test_size: int = 256
 
     def __post_init__(self) -> None:
         check_template(self.template)
+        AnswerRules(log_base=self.log_base, relative_error=self.relative_error)
         if self.verifier == "code":
             raise ConfigError("verifier = 'code' needs tests of programs: use type = 'dataset'")
         if self.verifier != "none" and not self.answer_field:
@@ -94,6 +99,7 @@ class JsonlTask:
                 answer=answer,
                 teacher=text_at(values, self.teacher_field) if self.teacher_field else "",
                 level=integer_at(values, self.level_field) if self.level_field else 0,
+                rules=AnswerRules(log_base=self.log_base, relative_error=self.relative_error),
             )
         except ConfigError as error:
             raise ConfigError(f"{row.place}: {error}") from None

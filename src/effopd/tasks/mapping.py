@@ -97,6 +97,7 @@ def read_row(row: Row, origin: Origin, verifier: VerifierName) -> Candidate | Un
         source=source,
         tests=tests,
         turns=said.turns,
+        rules=origin.rules,
     )
     return Candidate(problem=problem, question=said.asked, level=level, answered=said.answered)
 
