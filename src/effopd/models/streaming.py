@@ -39,6 +39,9 @@ _COPIED = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
 )
 _KINDS = {dtype: kind for kind, dtype in DTYPES.items()}
 
