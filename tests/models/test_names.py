@@ -299,6 +299,7 @@ def test_what_the_logits_need_is_never_left_out() -> None:
         "model.layers.1.self_attn.q_proj.weight", "model.layers.0.mlp.score_proj.weight",
         "model.norm.weight", "model.embed_tokens.weight", "lm_head.weight", "lm_head.bias",
         "model.layers.0.self_attn.q_proj.bias", "model.layers.1.conv.conv.weight",
+        "model.layers.1.mlp.score.weight", "model.layers.0.connector.weight",
     ):  # fmt: skip
         assert extra(name, drafts=range(2, 3)) is None, name
 

@@ -17,7 +17,15 @@ from effopd.models.devices import real_device
 from effopd.models.directory import built_from, check_config, check_model, check_texts
 from effopd.models.hub import fetch
 from effopd.models.lora import LoraStudent, add_adapters_
-from effopd.models.names import described_prefixes, draft_layers, extra, plain_names
+from effopd.models.names import (
+    BUFFER,
+    by_reason,
+    described_prefixes,
+    draft_layers,
+    extra,
+    in_tower,
+    plain_names,
+)
 from effopd.models.paths import contents_instead
 from effopd.models.weights import is_finite, open_weights, read_config, stored_tensors
 
@@ -78,7 +86,8 @@ def load_model(
         "ignore_mismatched_sizes": True,  # reported, and refused below
         "output_loading_info": True,
     }
-    prefixes = described_prefixes(plain_names(stored_tensors(directory), path))
+    names = plain_names(stored_tensors(directory), path)
+    prefixes = described_prefixes(names)
     with Explained(path), built_from(directory, contents):
         if prefixes:
             report(f"{path}: {prefixes}")
@@ -87,12 +96,20 @@ def load_model(
             model, info = found.loader.from_pretrained(
                 str(directory), use_safetensors=True, trust_remote_code=False, **options
             )
-    _check_complete(path, info, draft_layers(read_config(directory)), report)
+    drafts = draft_layers(read_config(directory))
+    _check_complete(path, info, drafts)
     _check_tied(path, model)
+    has = {extra(name) for name in model.state_dict()}
+    for why, apart in by_reason({n: extra(n, drafts) for n in names.values()}).items():
+        if why != BUFFER and why not in has:
+            report(f"{path}: {len(apart)} tensors are not loaded, {why} ({apart[0]})")
     if settings.gradient_checkpointing:
         with warnings.catch_warnings():  # renamed in transformers 5.x; this name works in all of it
             warnings.simplefilter("ignore", FutureWarning)
             model.gradient_checkpointing_enable({"use_reentrant": False})
+    for name, parameter in model.named_parameters():
+        if in_tower(name):  # it has no gradient on text
+            parameter.requires_grad_(False)
     if settings.lora is not None:
         add_adapters_(model, settings.lora)
     model = model.to(device).eval()
@@ -151,9 +168,7 @@ def _load_renamed(
     return model, info
 
 
-def _check_complete(
-    path: str, info: Mapping[str, Any], drafts: range, report: Callable[[str], None]
-) -> None:
+def _check_complete(path: str, info: Mapping[str, Any], drafts: range) -> None:
     """Transformers gives tensors that are not in the file random values, and leaves others out."""
     unexpected = sorted(name for name in info["unexpected_keys"] if extra(name, drafts) is None)
     missing = sorted(info["missing_keys"])
@@ -174,9 +189,6 @@ def _check_complete(
             f"{len(unexpected)} tensors in {path} have no place in the model, for example "
             f"{unexpected[0]}: config.json and weights belong to different models"
         )
-    for why in sorted({str(extra(name, drafts)) for name in info["unexpected_keys"]}):
-        names = sorted(name for name in info["unexpected_keys"] if extra(name, drafts) == why)
-        report(f"{path}: {len(names)} tensors are not loaded, {why} ({names[0]})")
 
 
 def _check_tied(path: str, model: Any) -> None:

@@ -41,11 +41,13 @@ _BUFFERS = re.compile(
     r"(^|\.)(rotary_emb|rotary_pos_emb|rope)\.(inv_freq|original_inv_freq|cos_cached|sin_cached)$"
     r"|(^|\.)inv_freq$|(^|\.)position_ids$|\.attn\.(masked_)?bias$|\.attention\.(masked_)?bias$"
 )
+BUFFER = "a buffer that is computed anew"
+_TOWER = "of a tower for images or sound"
 _EXTRAS: Mapping[str, Collection[str]] = {
     "a value or reward head": {
         "v_head", "value_head", "score", "reward_head", "regression_head", "classifier",
     },
-    "of a tower for images or sound": {
+    _TOWER: {
         "vision_tower", "vision_model", "visual", "vision_encoder", "vision_embed_tokens",
         "multi_modal_projector", "mm_projector", "embed_vision", "audio_tower", "embed_audio",
         "image_newline", "connector", "vision_adapter",
@@ -149,6 +151,20 @@ def is_head(name: str) -> bool:
     return name.endswith(".weight") and name.split(".")[-2] in _HEADS
 
 
+def by_reason(reasons: Mapping[str, str | None]) -> dict[str, list[str]]:
+    """Reason to the names that have it, in their order; names without one are left out."""
+    found: dict[str, list[str]] = {}
+    for name, why in reasons.items():
+        if why is not None:
+            found.setdefault(why, []).append(name)
+    return found
+
+
+def in_tower(name: str) -> bool:
+    """Whether a tensor reads images or sound, and has no part in text."""
+    return extra(name) == _TOWER
+
+
 def draft_layers(config: Mapping[str, Any]) -> range:
     """Numbers of layers that only draft tokens, as DeepSeek-V3 stores them after its own.
 
@@ -173,10 +189,10 @@ def extra(name: str, drafts: Collection[int] = ()) -> str | None:
         Words for a list.
     """
     if _BUFFERS.search(name):
-        return "a buffer that is computed anew"
-    parts = set(name.split("."))
+        return BUFFER
+    above = set(re.split(r"\.\d+\.", name)[0].split("."))  # what holds the layers
     for what, modules in _EXTRAS.items():
-        if not parts.isdisjoint(modules):
+        if not above.isdisjoint(modules):
             return what
     layer = _LAYER.search(name)
     if layer is not None and int(layer[1]) in drafts:

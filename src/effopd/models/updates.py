@@ -12,7 +12,7 @@ from torch import Tensor
 from effopd.errors import NonFiniteError, ParameterMismatchError
 from effopd.models.adapters import CONFIG, LoraAdapter
 from effopd.models.layout import Place, place_of
-from effopd.models.names import counterparts, draft_layers, extra, is_head
+from effopd.models.names import by_reason, counterparts, draft_layers, extra, is_head
 from effopd.models.tying import equals_embedding
 from effopd.models.weights import (
     Weights,
@@ -196,10 +196,7 @@ def say_left_out(update: Update, say: Callable[[str], None], where: str = "") ->
         say: Receives the sentences.
         where: Which update it is, in front of each.
     """
-    reasons: dict[str, list[str]] = {}
-    for name, why in update.left_out.items():
-        reasons.setdefault(why, []).append(name)
-    for why, names in reasons.items():
+    for why, names in by_reason(update.left_out).items():
         shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         say(f"{where}{len(names)} tensors not compared, {why} ({shown})")
 
