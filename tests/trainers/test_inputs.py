@@ -154,3 +154,17 @@ def test_rows_that_are_left_out_say_why(tmp_path: Path) -> None:
         f"the first row that cannot be read: {tmp_path}/p.jsonl line 13: field 'prompt' has a part "
         "of type 'image'; prompts are text alone"
     ) in messages
+
+
+def test_engines_that_would_write_tokens_of_the_student_alone_are_refused(tmp_path: Path) -> None:
+    save_chat(tmp_path / "student", chat_tokenizer("<pad>"), chat_model(SIZE + 1))
+    config = run_config(tmp_path, rollouts={"engine": "vllm"})
+    message = "'vllm' may write any of the student's 260 tokens, of which the teacher knows 259"
+    with pytest.raises(ConfigError, match=message):
+        said(config, tmp_path / "run")
+
+
+def test_too_few_prompts_say_what_was_left_out(tmp_path: Path) -> None:
+    config = run_config(tmp_path, [PLAIN[0]] * 8)
+    with pytest.raises(ConfigError, match=r"lower test_size \(.*7: the prompt of an earlier row\)"):
+        said(config, tmp_path / "run")

@@ -206,7 +206,8 @@ def _evaluate(
             missing = records.missing(questions, config.samples)
             if missing:
                 answerer = answerer or stack.enter_context(open_answerer(config))
-                answerer.check(questions)
+                for remark in answerer.check(questions):
+                    _say(f"{questions.name}: {remark}")
                 _answer(answerer, config, questions, records, missing, stop)
             if stop:
                 return None

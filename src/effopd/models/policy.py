@@ -137,7 +137,7 @@ class Policy:
             The N = sum of completion lengths states, in order.
         """
         sequences = [s.prompt_ids + s.completion_ids for s in samples]
-        self.check_known(token for sequence in sequences for token in sequence)
+        self.check_known(map(max, sequences))
         width = max(map(len, sequences))
         ids_BT = torch.full((len(samples), width), self.tokenizer.pad_token_id)
         attention_BT = torch.zeros(len(samples), width, dtype=torch.long)

@@ -176,9 +176,10 @@ class DatasetTask:
         kept, counts = self._select(self.train, checks)
         if self.test is None:
             if len(kept) <= self.test_size:
+                left_out = f" ({counts})" if counts.dropped else ""
                 raise ConfigError(
                     f"{len(kept)} problems of {self.train.title} are too few to hold out "
-                    f"test_size = {self.test_size}: give test or lower test_size"
+                    f"test_size = {self.test_size}: give test or lower test_size{left_out}"
                 )
             kept, held_out = kept[: -self.test_size], kept[-self.test_size :]
         task = Task(
