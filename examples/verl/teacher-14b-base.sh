@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs on: 32 x H20 96GB, 4 nodes of 8; at most 0 hours a step.
+# Runs on: 32 x H20 96GB, 4 nodes of 8; at most 0.6 hours a step.
 # Qwen/Qwen3-14B-Base becomes a teacher by DAPO: rl.sh with the sizes of arXiv 2605.11739, appendix D.2.
 set -euo pipefail
 

@@ -92,15 +92,17 @@ def _visited(
         except EffopdError:  # no card here: `devices` says so
             gpu = None
     patient = Patient(config=config, recipe=recipe, offline=offline, gpu=gpu)
-    refused = set[str]()
+    said = set[str]()
     for check in CHECKS:
         try:
-            yield from check(patient)
+            for finding in check(patient):
+                yield finding
+                said.add(finding.text)
         except (EffopdError, OSError) as error:
             # What one check refuses is its finding, once; the others still have their turn.
-            if str(error) not in refused:
+            if str(error) not in said:
                 yield Finding(level="problem", check=check.__name__, text=str(error))
-            refused.add(str(error))
+            said.add(str(error))
 
 
 def _is_plan(recipe: Path) -> bool:

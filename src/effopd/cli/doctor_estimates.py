@@ -62,8 +62,8 @@ class Estimate:
     def phases(self) -> Iterator[Phase]:
         """The phases of a step in their order, each with what is on the device throughout."""
         yield self._writing()
-        if self._scoring and not isinstance(self.config.objective, FullVocabularyKL):
-            yield self._phase("scoring", self._scored_bytes, self._scoring_seconds(self._tokens))
+        if self._scoring:
+            yield self._scored()
         yield self._update()
         if self.config.searches:
             yield self._trial()
@@ -130,6 +130,11 @@ class Estimate:
         return found
 
     @property
+    def _scores_elsewhere(self) -> bool:
+        """Whether teachers have a device of their own, which is not judged."""
+        return self.config.teacher_device not in {None, self.config.device}
+
+    @property
     def _critic_bytes(self) -> int:
         """Weights, gradients and moments of PPO's critic, in the student's precision."""
         objective = self.config.objective
@@ -149,7 +154,7 @@ class Estimate:
         if self.config.searches:
             on_device = memory.anchor_device == "student"
             kept += search_bytes(trained, element, masters=masters, on_device=on_device)
-        for shape, size in self._scoring:
+        for shape, size in [] if self._scores_elsewhere else self._scoring:
             if memory.teacher_offload:
                 head = shape.vocabulary * shape.hidden * size
                 kept += Bytes(device=head, host=shape.parameters * size)
@@ -258,32 +263,36 @@ class Estimate:
         logits = (4 + 4 + 8) * width * shape.vocabulary
         return max(reading, cache + cache // max(1, shape.layers)) + logits
 
-    @property
-    def _scored_bytes(self) -> int:
-        """The largest pass of a teacher or the reference over a portion, without gradient."""
-        portion = max(self.longest, self.config.memory.scoring_tokens)
-        return max(self._passed_bytes(*each, portion) for each in self._scoring)
+    def _scored(self) -> Phase:
+        """The largest pass of a teacher or the reference over a portion, without gradient.
+
+        Where the divergence is over the whole vocabulary, each micro-batch is scored for itself.
+        """
+        tokens, passes = self.config.memory.scoring_tokens, 1
+        if isinstance(self.config.objective, FullVocabularyKL):
+            tokens, passes = self.config.train.micro_batch_tokens, self.config.train.epochs
+        portion = max(self.longest, tokens)
+        device = max(self._passed_bytes(*each, portion) for each in self._scoring)
+        gpu, seconds = self._timed, None
+        if gpu is not None:
+            seconds = passes * sum(
+                forward_seconds(shape, self._tokens, gpu, self.longest)
+                for shape, _ in self._scoring
+            )
+        return self._phase("scoring", device, seconds)
 
     def _passed_bytes(self, shape: ModelShape, element: int, tokens: int) -> int:
-        """A pass without gradient, and the weights that come for it."""
+        """A pass of a teacher or the reference, and the weights that come for it."""
+        if self._scores_elsewhere:
+            return 0
         came = 0
         if self.config.memory.teacher_offload:
             came = (shape.parameters - shape.vocabulary * shape.hidden) * element
         masks = mask_bytes(tokens, self.longest)
         return passing_bytes(shape, tokens, element) + tile_bytes(shape, tokens) + masks + came
 
-    def _scoring_seconds(self, tokens: int) -> float | None:
-        gpu = self._timed
-        if gpu is None:
-            return None
-        return sum(forward_seconds(shape, tokens, gpu, self.longest) for shape, _ in self._scoring)
-
     def _update(self) -> Phase:
-        """Forward and backward of a micro-batch, or later the optimizer's step.
-
-        Where the divergence is over the whole vocabulary, a teacher passes over the micro-batch
-        first, and leaves its hidden states.
-        """
+        """Forward and backward of a micro-batch, or later the optimizer's step."""
         shape, element, memory = self._shape, self._element, self.config.memory
         portion = max(self.longest, self.config.train.micro_batch_tokens)
         checkpointing = self._student.gradient_checkpointing
@@ -298,12 +307,8 @@ class Estimate:
         gpu, seconds = self._timed, None
         if gpu is not None:
             seconds = passes * forward_seconds(shape, self._tokens, gpu, self.longest)
-        if isinstance(self.config.objective, FullVocabularyKL) and self._scoring:
-            first = max(self._passed_bytes(*each, portion) for each in self._scoring)
-            left = sum(each.hidden * size * portion for each, size in self._scoring)
-            device = max(first, device + left)
-            if (scoring := self._scoring_seconds(self._tokens)) is not None and seconds is not None:
-                seconds += self.config.train.epochs * scoring
+        if isinstance(self.config.objective, FullVocabularyKL):  # hidden states of who scored it
+            device += sum(each.hidden * size * portion for each, size in self._scoring)
         trained, own = self._trained
         step = 0 if memory.offload_optimizer else trained * (4 if memory.master_weights else own)
         return self._phase("update", max(device, step), seconds)  # AdamW's step on a GPU has a copy
@@ -335,7 +340,7 @@ class Estimate:
             here = self._decoded_bytes(shape, element, width)
             if self.config.memory.teacher_offload:
                 here += (shape.parameters - shape.vocabulary * shape.hidden) * element
-            device = max(device, here)
+            device = max(device, 0 if self._scores_elsewhere else here)
             if gpu is not None:
                 new = self.config.sampling.max_new_tokens
                 seconds += writing_seconds(shape, answers, new, width, element, gpu, launched=True)

@@ -60,7 +60,7 @@ def _time(config: RunConfig, seconds: float | None) -> Iterator[Finding]:
     if seconds is None:
         return
     steps, whole = config.train.steps, config.train.steps * seconds
-    text = f"at most {seconds / 3600:.2g} hours a step, every answer as long as it may be; "
+    text = f"at most {seconds / 3600:.1f} hours a step, every answer as long as it may be; "
     text += f"{duration(whole)} for {steps} steps"
     if whole <= _LONG_DAYS * _DAY_S:
         yield Finding(level="ok", check="time", text=text)

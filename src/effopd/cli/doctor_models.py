@@ -35,7 +35,8 @@ def devices(patient: Patient) -> Iterator[Finding]:
     judged = f"; judged for {patient.gpu.name}" if patient.gpu is not None else ""
     text = f"{found} (device = {asked!r}{', ' if why else ''}{why}){judged}"
     student = patient.models.get("student")
-    large = student is not None and student.shape.parameters > _LARGE
+    shape = None if student is None else student.known_shape
+    large = shape is not None and shape.parameters > _LARGE
     if found == "cpu" and large and not elsewhere:
         remedy = "run it on a machine with a GPU, and name that card here with --gpu"
         yield Finding(level="warning", check="device", text=text, remedy=remedy)

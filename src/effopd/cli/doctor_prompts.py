@@ -23,7 +23,8 @@ _QUESTION = Problem(id="doctor", prompt="What is 2 + 2?", answer="4")
 
 def tokenizers(patient: Patient) -> Iterator[Finding]:
     """Tokens, ends and rendered prompts of every model, the others against the student's."""
-    rows = {model.shape.vocabulary for model in patient.models.values()}
+    shapes = [model.known_shape for model in patient.models.values()]
+    rows = {shape.vocabulary for shape in shapes if shape is not None}
     if len(rows) > 1:
         text = f"heads have {', '.join(map(str, sorted(rows)))} rows; those without a token are cut"
         yield Finding(level="warning", check="vocabulary", text=text)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from effopd.cli.shipped_shapes import model_config
 from effopd.config import RunConfig
+from effopd.errors import EffopdError
 from effopd.models.counted import model_shape
 from effopd.models.footprint import Gpu
 from effopd.models.hub import fetch
@@ -65,6 +66,14 @@ class Model:
     def shape(self) -> ModelShape:
         """Sizes, of any architecture that transformers knows."""
         return model_shape(*self.content)
+
+    @property
+    def known_shape(self) -> ModelShape | None:
+        """Its sizes; None where nothing says them, which the check of the models is about."""
+        try:
+            return self.shape
+        except EffopdError:
+            return None
 
     @cached_property
     def tokenizer(self) -> Any:
