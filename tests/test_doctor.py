@@ -138,3 +138,11 @@ def test_json_and_verdict(recipe: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert not doctor(recipe, ["train.steps=0"], offline=True, gpu=None, as_json=False)
     with pytest.raises(ConfigError, match="--gpu must be"):
         doctor(recipe, [], offline=True, gpu="abacus", as_json=False)
+
+
+def test_a_student_in_float16_needs_masters(recipe: Path) -> None:
+    (found_problem,) = problems(found(recipe, "student.dtype=float16"))
+    assert found_problem[0] == "settings"
+    assert "memory.master_weights" in found_problem[1]
+    for remedy in ("memory.master_weights=true", "student.lora={r=2}"):
+        assert problems(found(recipe, "student.dtype=float16", remedy)) == []
