@@ -83,10 +83,26 @@ def test_an_unknown_old_setting_is_refused() -> None:
 def test_a_run_may_move_to_a_gpu(device: str) -> None:
     found = changes(to_toml(make_config({})), make_config({"device": device}), steps_done=5)
     assert found.refused == []
-    assert found.allowed == [f"device: cpu -> {device} (changes rounding only)"]
+    assert found.told == [f"device: cpu -> {device} (changes rounding only)"]
 
 
 def test_a_monitor_may_be_turned_off_and_not_on() -> None:
     off, on = make_config({}), make_config({"monitor": {"every": 2}})
     assert changes(to_toml(on), off, steps_done=1).refused == []
     assert changes(to_toml(off), on, steps_done=1).refused == ["monitor.every: 0 -> 2"]
+
+
+def test_runs_of_a_comparison_may_differ_in_how_they_are_computed_alone() -> None:
+    old = to_toml(make_config({}))
+    new = make_config(
+        {
+            "memory": {"scoring_tokens": 64, "teacher_offload": True},
+            "train": {"steps": 99, "prompts_per_step": 9},
+            "evaluation": {"problems": 3},
+        }
+    )
+    assert changes(old, new, steps_done=0).of_comparisons == [
+        "train.prompts_per_step: 128 -> 9",
+        "evaluation.problems: 256 -> 3",
+        "train.steps: 64 -> 99",
+    ]

@@ -169,14 +169,14 @@ def _allowed_changes(run: RunDirectory, config: RunConfig) -> Sequence[str]:
     if found.refused:
         lines = [f"{run.path} holds a run with other settings:", *found.refused]
         why = " ".join(["", *reasons(found.refused, config, done)])
-        others = ["\nThese may change:", *found.allowed] if found.allowed else []
+        others = ["\nThese may change:", *found.told] if found.allowed else []
         raise ConfigError(
             "\n  ".join(lines)
             + "\nContinue with the old settings, or start a new run in another directory (--out)."
             + why
             + "\n  ".join(others)
         )
-    return found.allowed
+    return found.told
 
 
 def _finished(run: RunDirectory, config: RunConfig) -> str | None:

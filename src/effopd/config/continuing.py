@@ -120,11 +120,23 @@ class Changes:
 
     Attributes:
         refused: What changes the run.
-        allowed: What does not, with what it does change.
+        allowed: What does not, and what it does change.
     """
 
     refused: Sequence[str]
-    allowed: Sequence[str]
+    allowed: Mapping[str, Effect]
+
+    @property
+    def told(self) -> list[str]:
+        """What is allowed, for people."""
+        return [f"{line} (changes {effect})" for line, effect in self.allowed.items()]
+
+    @property
+    def of_comparisons(self) -> list[str]:
+        """What the runs of a comparison must have in common: all but how they are computed."""
+        measured = (n for n, e in self.allowed.items() if e == "what is measured and recorded")
+        longer = (name for name in self.allowed if name.startswith("train.steps:"))
+        return [*self.refused, *measured, *longer]
 
 
 def effect_of(setting: str) -> Effect | None:
@@ -153,16 +165,17 @@ def changes(old_toml: str, config: RunConfig, *, steps_done: int) -> Changes:
     with suppress(ConfigError):  # a setting that there no longer is: shown as a difference
         raw = tomllib.loads(to_toml(make_config(raw)))
     old, new = settings_of(raw), settings_of(tomllib.loads(to_toml(config)))
-    refused, allowed = [], []
+    refused: list[str] = []
+    allowed: dict[str, Effect] = {}
     for name in sorted(old.keys() | new.keys()):
         before, after = old.get(name), new.get(name)
         if before == after or (name.split(".")[-1] in _PLACES and _same_place(before, after)):
             continue
         line, effect = f"{name}: {before} -> {after}", _effect(name, config, after, steps_done)
-        if effect in {"the run", None}:
+        if effect is None or effect == "the run":
             refused.append(line)
         else:
-            allowed.append(f"{line} (changes {effect})")
+            allowed[line] = effect
     return Changes(refused=refused, allowed=allowed)
 
 
