@@ -221,13 +221,6 @@ def test_an_end_of_the_generation_settings_counts(recipe: Path) -> None:
 
 
 def test_precisions_that_cannot_learn(recipe: Path) -> None:
-    low = "student.dtype=float16"
-    assert any(
-        "memory.master_weights" in str(each)
-        for each in found(recipe, low)
-        if each.level == "problem"
-    )
-    assert problems(found(recipe, low, "memory.master_weights=true")) == []
     small = found(recipe, "student.dtype=bfloat16", "optimizer.lr=1e-6")
     assert any("round updates of 1e-06 away" in each.text for each in small)
 
@@ -352,3 +345,11 @@ def test_the_page_is_for_people(recipe: Path) -> None:
     lines = page(found(LARGE, "memory.offload_optimizer=false", gpu="H100 80GB")).splitlines()
     remedies = [line for line in lines if "-> set memory" in line]
     assert len(remedies) == 1  # not once for each phase
+
+
+def test_a_student_in_float16_needs_masters(recipe: Path) -> None:
+    (found_problem,) = problems(found(recipe, "student.dtype=float16"))
+    assert found_problem[0] == "settings"
+    assert "memory.master_weights" in found_problem[1]
+    for remedy in ("memory.master_weights=true", "student.lora={r=2}"):
+        assert problems(found(recipe, "student.dtype=float16", remedy)) == []

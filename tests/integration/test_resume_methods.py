@@ -308,7 +308,8 @@ def test_updates_of_a_step_are_as_many_as_asked_for(
     train_tiny(config_of("ppo, several updates", models, problems), tmp_path)
     last = list_checkpoints(tmp_path / "checkpoints")[0]
     counts = {
-        name: {value.item() for key, value in load_file(last / "trainer" / f"{name}.safetensors").items()
+        name: {value.item()
+               for key, value in load_file(last / "trainer" / f"{name}.safetensors").items()
                if key.endswith("/step")}
         for name in ("optimizer", "learner")
     }  # fmt: skip

@@ -1,7 +1,6 @@
 """From settings to a run: the only place where everything meets."""
 
 import copy
-import re
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -18,7 +17,7 @@ from effopd.cli.engines import served_teacher, student_engine
 from effopd.cli.parts import Parts
 from effopd.cli.problems import counts_record, load_problems
 from effopd.cli.verifiers import verifier_for
-from effopd.config import RunConfig, differences, load_config, to_toml
+from effopd.config import RunConfig, changes, load_config, reasons, to_toml
 from effopd.demo.cache import world_models
 from effopd.demo.world import TinyWorld
 from effopd.errors import CheckpointError, ConfigError
@@ -150,7 +149,7 @@ def train(
     config = placed(config)
     run = RunDirectory(out)
     try:
-        _check_same_config(run, config)
+        changed = _allowed_changes(run, config)
         if (finished := _finished(run, config)) is not None:
             observer.on_message(
                 f"{out} is finished ({finished}), nothing was changed. Raise train.steps to go "
@@ -160,10 +159,13 @@ def train(
         dated = _dated(config, recorded_date(out) or str(date.today()))
         with closing(build_parts(dated, observer.on_message)) as parts:
             trainer = build_trainer(parts, run, observer)
+            for line in changed:
+                observer.on_message(f"goes on with {line}")
+            trainer.resume()
             info = run_info(config) | counts_record(parts.task)
             info |= {"date": dated.prompt.date, "end_tokens": _end_tokens(parts.student)}
-            run.describe(to_toml(config), info | {"attention": _attention(parts.student)})
-            trainer.resume()
+            info |= {"attention": _attention(parts.student)}
+            run.describe(to_toml(config), info, trainer.progress.step, changed)
             if stop is not None:
                 return trainer.run(stop)
             with stop_on_signals() as request:
@@ -212,10 +214,11 @@ def _end_tokens(student: Policy) -> dict[str, int]:
     return {student.tokenizer.convert_ids_to_tokens(i): i for i in student.end_ids}
 
 
-def _check_same_config(run: RunDirectory, config: RunConfig) -> None:
-    """A run continues under its own settings, but for more steps at a constant rate.
+def _allowed_changes(run: RunDirectory, config: RunConfig) -> Sequence[str]:
+    """How the settings differ from the run's, where that does not change the run.
 
-    Settings of a monitor that is off do not matter, so it may be turned off on the way.
+    Raises:
+        ConfigError: Something changes it, or the run's settings are not known.
     """
     path = run.path / "config.toml"
     if not path.is_file():
@@ -224,29 +227,25 @@ def _check_same_config(run: RunDirectory, config: RunConfig) -> None:
                 f"{run.path} holds records or checkpoints but no config.toml, so their settings "
                 "are not known: restore the file, or choose another directory (--out)"
             )
-        return
+        return ()
+    done = len(run.rows("metrics"))
     try:
-        changed = differences(path.read_text(encoding="utf-8"), to_toml(config))
+        found = changes(path.read_text(encoding="utf-8"), config, steps_done=done)
     except ValueError as error:
         raise ConfigError(
             f"{path} is damaged ({error}): restore it, or choose another directory (--out)"
         ) from None
-    if config.optimizer.decay == "none":
-        changed = [line for line in changed if not _is_longer(line)]
-    if not config.monitor.every:
-        changed = [line for line in changed if not line.startswith("monitor.")]
-    if changed:
+    if found.refused:
+        lines = [f"{run.path} holds a run with other settings:", *found.refused]
+        why = " ".join(["", *reasons(found.refused, config, done)])
+        others = ["\nThese may change:", *found.told] if found.allowed else []
         raise ConfigError(
-            f"{run.path} holds a run with other settings:\n  "
-            + "\n  ".join(changed)
+            "\n  ".join(lines)
             + "\nContinue with the old settings, or start a new run in another directory (--out)."
+            + why
+            + "\n  ".join(others)
         )
-
-
-def _is_longer(difference: str) -> bool:
-    """Whether `train.steps: OLD -> NEW` asks for more steps."""
-    steps = re.fullmatch(r"train\.steps: (\d+) -> (\d+)", difference)
-    return steps is not None and int(steps[1]) < int(steps[2])
+    return found.told
 
 
 def _finished(run: RunDirectory, config: RunConfig) -> str | None:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +49,27 @@ class RunDirectory:
         """Whether something was recorded or saved here."""
         return bool(list_checkpoints(self.checkpoints)) or any(map(Path.exists, self._logs()))
 
-    def describe(self, config_toml: str, info: Mapping[str, Any]) -> None:
-        """Writes `config.toml` and `run.json`."""
+    def describe(
+        self,
+        config_toml: str,
+        info: Mapping[str, Any],
+        step: int = 0,
+        changes: Sequence[str] = (),
+    ) -> None:
+        """Writes `config.toml` and `run.json`.
+
+        Args:
+            config_toml: The settings from now on.
+            info: What `run.json` says of the run.
+            step: Steps done.
+            changes: How the settings differ from those before; those of earlier calls are kept.
+        """
+        resumed = _info(self.path).get("resumed", [])
+        if changes:
+            resumed = [*resumed, {"step": step, "changes": list(changes)}]
+        history = {"resumed": resumed} if resumed else {}
         write_text_atomic(self.path / "config.toml", config_toml)
-        write_json_atomic(self.path / "run.json", {"schema": 1, **info})
+        write_json_atomic(self.path / "run.json", {"schema": 1, **info, **history})
 
     def finished(self) -> dict[str, Any] | None:
         """Step and reason of the end as `run.json` has them; None while the run is not over."""
