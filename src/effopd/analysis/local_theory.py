@@ -103,7 +103,7 @@ class LocalTheory:
 
     @cached_property
     def positive_k(self) -> Bool[Tensor, " k"]:
-        """Which eigenvalues are positive for certain: above 0 and `above_rounding` for P numbers."""
+        """Which eigenvalues are certainly positive: above 0, and `above_rounding` for P numbers."""
         return (self.values_k > 0) & self._above_rounding(self.values_k)
 
     def _above_rounding(self, values: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class LocalTheory:
     def optimum(self) -> Float[Tensor, " P"]:
         """`sum_(lambda_i > 0) (beta_i / lambda_i) u_i`, equation 43: where descent ends.
 
-        The pseudo-inverse of A: values that are zero up to rounding, see `positive_k`, are left out.
+        The pseudo-inverse of A leaves out values that are zero up to rounding, see `positive_k`.
         """
         return self._along(torch.where(self.positive_k, 1 / self.values_k, 0.0))
 

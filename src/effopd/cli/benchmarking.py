@@ -285,8 +285,7 @@ def _compare(
     rows = {}
     for questions, other in zip(benchmarks, others, strict=True):
         own = read_finished(subject.out / questions.name)
-        result = compare(_paired(own.graded), _paired(other.graded))
-        rows[questions.name] = asdict(result) | {"interval": result.interval}
+        rows[questions.name] = asdict(compare(_paired(own.graded), _paired(other.graded)))
     name = f"against-{against.resolve().name}.json"
     write_json_atomic(subject.out / name, {"schema": 1, "comparisons": rows})
     print("\n".join(comparison_lines(rows, str(against))))

@@ -156,7 +156,7 @@ def summarise(graded: Sequence[Graded], *, votes: bool) -> dict[str, Any]:
 
     Args:
         graded: All answers to all questions, equally many to each.
-        votes: Whether answers can be compared by their text, as programs cannot.
+        votes: Whether answers can be compared by their value, as programs cannot.
 
     Returns:
         JSON values: `questions`, `samples`; `avg` (avg@n), `pass` (k -> pass@k), `maj` (maj@n, None
@@ -192,6 +192,6 @@ def _json(estimate: Estimate) -> dict[str, Any]:
     return {
         "mean": estimate.mean,
         "standard_error": estimate.standard_error,
-        "interval": list(estimate.interval) if estimate.interval else None,
+        "interval": None if estimate.interval is None else list(estimate.interval),
         "sampling_error": estimate.sampling_error,
     }
