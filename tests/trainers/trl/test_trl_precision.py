@@ -239,21 +239,59 @@ def untrained(family: str, **more: Any) -> Any:
     return AutoModelForCausalLM.from_config(config).eval()
 
 
+def distilled(tmp_path: Path, **models: Any) -> DistillationTrainer:
+    """TRL's trainer of one step at bf16."""
+    args = DistillationConfig(**arguments(tmp_path, max_steps=1, bf16=True, beta=1.0))
+    models = {"model": tiny_model(0), "teacher_model": tiny_model(1)} | models
+    return DistillationTrainer(
+        **models, args=args, train_dataset=prompts(), processing_class=TOKENIZER
+    )
+
+
 @pytest.mark.parametrize("whose", ["model", "teacher_model"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_capped_and_scaled_logits_are_refused_with_a_remedy(
-    tmp_path: Path, family: str, whose: str
-) -> None:
-    capped = untrained(family, **FAMILIES[family])
-    models = {"model": tiny_model(0), "teacher_model": tiny_model(1)} | {whose: capped}
-    more: dict[str, Any] = {"train_dataset": prompts(), "processing_class": TOKENIZER}
-    args = DistillationConfig(**arguments(tmp_path, max_steps=1, bf16=True))
-    trainer = DistillationTrainer(**models, args=args, **more)
+def test_capped_logits_are_refused_with_a_remedy(tmp_path: Path, whose: str) -> None:
+    capped = untrained("gemma2", **FAMILIES["gemma2"])
+    trainer = distilled(tmp_path, **{whose: capped})
     trainer.add_callback(EffOPDCallback(trainer, prompts=4))
-    with pytest.raises(ParameterMismatchError, match=r"(?s)soft-capped or scaled.*validate="):
+    with pytest.raises(ParameterMismatchError, match=r"(?s)soft-caps its logits.*validate="):
         trainer.train()
-    with pytest.raises(ParameterMismatchError, match="soft-capped or scaled"):
-        SampledTokenTrainer(**models, args=args, **more)
+    with pytest.raises(ParameterMismatchError, match="soft-caps its logits"):
+        SampledTokenTrainer(
+            **{"model": tiny_model(0), "teacher_model": tiny_model(1)} | {whose: capped},
+            args=DistillationConfig(**arguments(tmp_path, max_steps=1, bf16=True)),
+            train_dataset=prompts(),
+            processing_class=TOKENIZER,
+        )
+
+
+@pytest.mark.parametrize("family", ["granite", "cohere"])
+def test_scaled_logits_are_scored(tmp_path: Path, family: str) -> None:
+    """The score of the tip is that of the same weights with the scale folded into the head."""
+    scores = []
+    for folded in (False, True):
+        torch.manual_seed(0)
+        model = untrained(family, tie_word_embeddings=False, **FAMILIES[family])
+        with torch.no_grad():
+            model.get_output_embeddings().weight.mul_(30)
+        if folded:
+            model = fold_scale_(model, family)
+        out = tmp_path / str(folded)
+        trainer = distilled(out, model=model)
+        trainer.add_callback(EffOPDCallback(trainer, search=EVERY, prompts=4))
+        trainer.train()
+        scores.append(rows(out)[0]["score"])
+    assert scores[0] < -0.01
+    assert scores[0] == pytest.approx(scores[1], rel=0.02)
+
+
+def fold_scale_(model: Any, family: str) -> Any:
+    """The same policy without a scale in its config.json."""
+    name, scale = ("logits_scaling", 1 / 4.0) if family == "granite" else ("logit_scale", 0.0625)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(scale)
+    setattr(model.config, name, 1.0)
+    setattr(model, name, 1.0)
+    return model
 
 
 def test_heads_that_are_tied_or_have_a_bias_are_scored(tmp_path: Path) -> None:
@@ -294,7 +332,7 @@ def test_the_tolerance_is_that_of_the_lowest_precision(
 def test_a_cap_shows_under_autocast_too(dtype: torch.dtype) -> None:
     with torch.autocast("cpu", dtype=dtype):
         Policy(tiny_model(), TOKENIZER)
-        with pytest.raises(ParameterMismatchError, match="soft-capped"):
+        with pytest.raises(ParameterMismatchError, match="soft-caps"):
             Policy(untrained("gemma2", final_logit_softcapping=50.0), TOKENIZER)
 
 
