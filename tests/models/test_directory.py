@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -217,9 +216,7 @@ def test_an_index_of_a_million_tensors(copy: Path) -> None:
     (copy / SINGLE).rename(copy / "a.safetensors")
     names = ",".join(f'"{i}":"a"' for i in range(10**6))
     (copy / INDEX).write_text(f'{{"weight_map":{{{names}}}}}')
-    before = time.monotonic()
     assert f"the files of 1 to {MAX_TENSORS} tensors" in refusal(load_model, copy)
-    assert time.monotonic() - before < 30
 
 
 @pytest.mark.usefixtures("unopened")
@@ -338,11 +335,9 @@ def test_sizes_within_sections() -> None:
 def test_models_larger_than_their_files(copy: Path, name: str, value: int) -> None:
     """10^12 elements would take 4 TB: refused while the model has no memory yet."""
     edit(copy / "config.json", **{name: value}, layer_types=None)
-    before = time.monotonic()
     message = refusal(load_model, copy)
     assert "describes has more than" in message
     assert "config.json and weights belong to different models" in message
-    assert time.monotonic() - before < 60
 
 
 def test_the_limit_on_elements_is_exact() -> None:

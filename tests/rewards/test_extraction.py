@@ -1,10 +1,9 @@
 """Which box of a completion is its answer, and which letter an answer names."""
 
-import time
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.growth import grows_linearly
 
 from effopd.rewards.extraction import choice_letter, final_answer, last_box
 
@@ -100,14 +99,9 @@ def test_a_closed_box_after_any_text_is_the_answer(before: str, after: str) -> N
     assert final_answer(before + r"\boxed{7 + 1}" + after) == "7 + 1"
 
 
-@pytest.mark.parametrize(
-    "completion",
-    [r"\boxed{" * 5000, "{" * 200_000, "\\" * 50_000 + r"\boxed{1}", r"\boxed{1} " * 50_000],
-)
-def test_hostile_completions_take_linear_time(completion: str) -> None:
-    before = time.process_time()
-    final_answer(completion)
-    assert time.process_time() - before < 2.0
+@pytest.mark.parametrize("repeated", [r"\boxed{", "{", "\\", r"\boxed{1} "])
+def test_hostile_completions_take_linear_time(repeated: str) -> None:
+    assert grows_linearly(lambda size: final_answer(repeated * size + r"\boxed{1}"), 3000)
 
 
 # The box that closes last ------------------------------------------------------------------------
@@ -154,7 +148,7 @@ def test_any_balanced_content_is_found(content: str, before: str, after: str) ->
     assert last_box(f"{before} \\boxed{{{content}}}{after}") == content
 
 
-@pytest.mark.timeout(20)
-@pytest.mark.parametrize("text", ["\\boxed{" * 50_000, "\\" * 200_000, "{}" * 100_000])
-def test_long_hostile_text_is_quick(text: str) -> None:
-    assert last_box(text) is None
+@pytest.mark.parametrize("repeated", ["\\boxed{", "\\", "{}"])
+def test_long_hostile_text_is_quick(repeated: str) -> None:
+    assert last_box(repeated * 50_000) is None
+    assert grows_linearly(lambda size: last_box(repeated * size), 3000)
