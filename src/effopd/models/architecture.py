@@ -56,19 +56,34 @@ def read_architecture(
 
     Args:
         directory: With a config.json; weights need not be there.
-        attention: Implementation asked for; "auto" is "sdpa" where the architecture has it, else
-            "eager".
+        attention: See `architecture_of`.
         path: The model as the user named it; None for the directory.
 
     Raises:
-        ConfigError: Transformers does not know the architecture or it is no language model, it
-            lacks the attention asked for, or config.json is damaged.
-        ParameterMismatchError: Its logits are soft-capped.
+        ConfigError: config.json is damaged, transformers does not know the architecture, or as
+            `architecture_of`.
+        ParameterMismatchError: Likewise.
     """
     path = path or str(directory)
     check_config(directory / "config.json", read_config(directory))
     with Explained(path):
         config = AutoConfig.from_pretrained(str(directory), trust_remote_code=False)
+    return architecture_of(config, path, attention)
+
+
+def architecture_of(config: Any, path: str, attention: Attention = "auto") -> Architecture:
+    """How a model is loaded, by its configuration.
+
+    Args:
+        config: Of transformers.
+        path: The model, for messages.
+        attention: Implementation asked for; "auto" is "sdpa" where the architecture has it, else
+            "eager".
+
+    Raises:
+        ConfigError: It is no language model, or lacks the attention asked for.
+        ParameterMismatchError: Its logits are soft-capped.
+    """
     check_uncapped(config, path)
     for loader in _LOADERS:
         with Explained(path):
