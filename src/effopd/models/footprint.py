@@ -128,16 +128,19 @@ def cache_bytes(shape: ModelShape, tokens: int, element_bytes: int) -> int:
     return shape.cached_per_token * tokens * element_bytes
 
 
-def saved_numbers_per_token(shape: ModelShape) -> int:
-    """Numbers that one layer keeps for its backward pass, for one token.
+def saved_bytes_per_token(shape: ModelShape, element_bytes: int) -> int:
+    """What one layer keeps for its backward pass, for one token.
 
-    The inputs of the two norms, their outputs, queries, keys and values before and after rotation,
-    the attention's output, and gate, its activation, up and their product.
+    Of each norm the input in float32, and what it is before and after its weight; queries, keys and
+    values as attention takes them, keys and values repeated for each head where heads share them;
+    the attention's output, twice; gate, its activation, up and their product.
     """
     queries, keys = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
-    attention = 2 * queries + 2 * keys + keys  # q twice, k twice, v; the output below
+    repeated = 2 * queries if shape.kv_heads < shape.heads else 0
     network = 4 * (shape.width * max(1, shape.experts_used) + shape.shared_width)
-    return 6 * shape.hidden + attention + queries + network
+    normed = 2 * shape.hidden + (queries + keys if shape.qk_norm else 0)
+    kept = 3 * queries + 2 * keys + repeated + network
+    return element_bytes * kept + (4 + 2 * element_bytes) * normed
 
 
 def activation_bytes(
@@ -154,7 +157,7 @@ def activation_bytes(
     Returns:
         Bytes.
     """
-    layer = saved_numbers_per_token(shape) * tokens * element_bytes
+    layer = saved_bytes_per_token(shape, element_bytes) * tokens
     if not checkpointing:
         return shape.layers * layer
     return layer + shape.layers * shape.hidden * tokens * element_bytes
@@ -163,9 +166,9 @@ def activation_bytes(
 def gradient_bytes(shape: ModelShape, tokens: int, element_bytes: int) -> int:
     """Gradients of activations while the backward pass of one layer runs.
 
-    Those of gate, up and their product, and of the layer's input and output.
+    Those of gate, its activation, up and their product, and of the layer's input and output.
     """
-    network = 3 * (shape.width * max(1, shape.experts_used) + shape.shared_width)
+    network = 4 * (shape.width * max(1, shape.experts_used) + shape.shared_width)
     return (network + 2 * shape.hidden) * tokens * element_bytes
 
 
@@ -173,10 +176,10 @@ def passing_bytes(shape: ModelShape, tokens: int, element_bytes: int) -> int:
     """What a pass without gradient holds at a time, without weights and head.
 
     The residual stream, its sum and its norm, two float32 copies within the norm, and the larger
-    of attention (queries and keys twice, values) and network (gate, up and their product).
+    of attention (queries and keys twice, values) and network (gate, its activation, up, product).
     """
     queries, keys = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
-    network = 3 * (shape.width * max(1, shape.experts_used) + shape.shared_width)
+    network = 4 * (shape.width * max(1, shape.experts_used) + shape.shared_width)
     numbers = 4 * shape.hidden + max(2 * queries + 3 * keys, network)
     return tokens * (numbers * element_bytes + 2 * shape.hidden * 4)
 
