@@ -17,13 +17,12 @@ _ALLOWED = """
     mmap munmap mremap mprotect madvise brk msync membarrier get_mempolicy
     map_shadow_stack arch_prctl
     futex futex_waitv set_robust_list get_robust_list set_tid_address rseq gettid getpid getppid
-    sched_yield sched_getaffinity sched_getparam sched_getscheduler sched_get_priority_max
-    sched_get_priority_min getcpu
+    sched_yield sched_getaffinity sched_get_priority_max sched_get_priority_min getcpu
     rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigsuspend rt_sigtimedwait
     sigaltstack restart_syscall pause alarm setitimer getitimer
     nanosleep clock_nanosleep clock_gettime clock_getres gettimeofday time times
-    getuid geteuid getgid getegid getresuid getresgid getgroups getpgrp getpgid getsid
-    getpriority getrlimit setrlimit getrusage sysinfo uname getrandom
+    getuid geteuid getgid getegid getresuid getresgid getgroups getpgrp
+    getrlimit setrlimit getrusage sysinfo uname getrandom
     wait4 waitid exit exit_group
 """
 """What an interpreter and its libraries use on files, memory, threads and clocks of their own."""
