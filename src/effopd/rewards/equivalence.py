@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from effopd.rewards.formula import Node, NoFormulaError, negative, product
+from effopd.rewards.formula import Node, NoFormulaError, negative, number, product
 from effopd.rewards.reading import read
 from effopd.rewards.regions import linear_root, region, same_region
 from effopd.rewards.values import equal_values, has, letters, real_value, residue
@@ -109,6 +109,8 @@ def same(reference: Node, answer: Node, error: float = 0.0) -> bool:
         return same_region(spans[0], spans[1], error)
     if reference.kind == answer.kind == "relation":
         return _same_relation(reference, answer, error)
+    if {reference.kind, answer.kind} == {"seq", "relation"}:
+        return any(_each(*pair, error) for pair in _bounds(reference, answer))
     if "set" in {reference.kind, answer.kind}:
         return _matched(_items(reference), _items(answer), error)
     if reference.kind == answer.kind and reference.kind in {"union", "intersection"}:
@@ -134,7 +136,11 @@ def _plain(node: Node) -> Node:
     if node.kind == "qualified":
         return _plain(node.args[0])
     if node.kind == "list":
-        items = [item for item in node.args if not _is_condition(item)] or list(node.args)
+        items = list(node.args)
+        while len(items) > 1 and _is_condition(items[-1]):
+            del items[-1]
+            while len(items) > 1 and items[-1].kind == "symbol" and _is_equation(items[0]):
+                del items[-1]  # `a, b \in \mathbb{R}`
         items = [_plain(item) for item in items]
         return items[0] if len(items) == 1 else node._replace(args=tuple(items))
     if node.kind == "relation":
@@ -212,6 +218,9 @@ def is_name(left: Node, right: Node) -> bool:
 def _same_equation(reference: Node, answer: Node, error: float) -> bool:
     """At least one of them is an equation."""
     if not _is_equation(reference):
+        is_named = is_name(answer.args[0], answer.args[-1])
+        if not is_named and answer.args[-1] == number(0) and letters(answer):
+            return False  # an equation to solve
         return same(reference, _side(answer), error)
     has_name = is_name(reference.args[0], reference.args[-1])
     if not _is_equation(answer):
@@ -220,9 +229,8 @@ def _same_equation(reference: Node, answer: Node, error: float) -> bool:
         if is_name(reference.args[-1], reference.args[0]) and len(reference.args) == 2:
             return same(reference.args[0], answer, error)
         return False
-    if has_name and is_name(answer.args[0], answer.args[-1]):
-        if not _same_name(reference.args[0], answer.args[0]):
-            return False
+    is_named = has_name and is_name(answer.args[0], answer.args[-1])
+    if is_named and _same_name(reference.args[0], answer.args[0]):
         return same(_side(reference), _side(answer), error)
     if len(reference.args) != len(answer.args) or len(reference.args) > 2:
         return _each(reference.args, answer.args, error)
@@ -302,6 +310,17 @@ def _same_relation(reference: Node, answer: Node, error: float) -> bool:
     if signs[0] == signs[1].translate(_FLIPPED):
         return _proportional(wanted, negative(given), positive=True)
     return False
+
+
+def _bounds(one: Node, other: Node) -> Iterator[tuple[list[Node], list[Node]]]:
+    """The ends of an interval and of `a < x < b`, where both are open or closed alike."""
+    interval, chain = (one, other) if one.kind == "seq" else (other, one)
+    signs = chain.name.split()
+    if len(interval.args) != 2 or len(signs) != 2:
+        return
+    brackets = ("(" if signs[0] == "<" else "[") + (")" if signs[1] == "<" else "]")
+    if interval.name == brackets and set(signs) <= {"<", "<="} and chain.args[1].kind == "symbol":
+        yield list(interval.args), [chain.args[0], chain.args[2]]
 
 
 # Lists, sets, tuples ------------------------------------------------------------------------------
@@ -415,5 +434,8 @@ def _equal_by_math_verify(reference: str, answer: str) -> bool:
         for text in (reference, answer)
     )
     if not wanted:
-        raise UnreadableReferenceError(reference)
-    return bool(given) and bool(verify(wanted[0], given[0], timeout_seconds=None))
+        try:
+            read(reference)
+        except NoFormulaError as error:
+            raise UnreadableReferenceError(f"{reference}: {error}") from None
+    return bool(wanted) and bool(given) and bool(verify(wanted[0], given[0], timeout_seconds=None))

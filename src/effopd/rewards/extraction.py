@@ -95,7 +95,7 @@ def choice_letter(answer: str) -> str | None:
     `B`, `(B)`, `B.`, `b`, `B) 12 m` and `the answer is B` choose B; `B or C` and a sentence that
     begins with `A` choose nothing.
     """
-    text = unwrapped(answer)
+    text = re.sub("[{}]", "", unwrapped(answer)).strip()
     if whole := _WHOLE.fullmatch(text):
         return whole.group(1).upper()
     if said := _SAID.fullmatch(text):

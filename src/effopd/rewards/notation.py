@@ -59,7 +59,9 @@ _FIRST: tuple[tuple[str, _Replacement], ...] = (
     (rf"\\[dt]binom{_COMMAND}", r"\\binom"),
     (r"\\\\\s*\[\s*-?[\d.]+\s*[a-z]{2}\s*\]", r"\\\\"),
     (r"(?<=[\w)\]}])\*\*(?=[\w({\\-])(?!.*\*\*\s*$)", "^"),
-    (r"(?<=\d)(?:\{,\}|,\\!)\s*(?=\d)", ","),
+    (r"(?<=\d)(?:\{,\}|,\\!)\s*(?=\d{3})", ""),
+    (r"\{([^{}]*)\\choose(?![a-zA-Z])([^{}]*)\}", r"\\binom{\1}{\2}"),
+    (rf"\\imath{_COMMAND}", "i"),
     (r"\\!\s*|(?<=\d)\\,\s*(?=\d)|(?<!\\)\\[()\[\]]|\*\*|``|''$|\\nolinebreak", ""),
     (rf"\\text(?:dollar|cent)s?{_COMMAND}|\\dollar{_COMMAND}", "$"),
     (rf"\\(?:euro|texteuro){_COMMAND}\s*", "€"),
@@ -97,6 +99,9 @@ _LATER: tuple[tuple[str, _Replacement], ...] = (
     (r"(?<![\w\\.])(\d+(?:\.\d*)?|\.\d+)[eE]([+-]?\d+)(?!\w)", r"\1\\times 10^{\2}"),
     (r"\^\s*([a-zA-Z])(?![a-zA-Z])", r"^{\1}"),
     (r"(?<![a-zA-Z\\])([eE])_", r"\\text{\1}_"),  # a letter with an index, not Euler's number
+    (r"\\mathbb\{R\}\s*[\^_]\s*\{?\s*(?:\+|>\s*0)\s*\}?", r"(0,\\infty)"),
+    (r"\\mathbb\{R\}\s*[\^_]\s*\{?\s*(?:-|<\s*0)\s*\}?", r"(-\\infty,0)"),
+    (r",?\s*\(\s*[a-z](?:\s*,\s*[a-z])*\s*\\in\s*\\mathbb\{[A-Z]\}[^()]*\)$", ""),
     (r"\](\s*[^\[\],]+),([^\[\],]+)\[$", r"(\1,\2)"),
     (r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{(\d+)\}", lambda match: _repeating(*match.groups())),
     (r"(?<![\d.,(])(\d{1,3})((?: \d{3})+)(?![\d/,]| ?/|\.\d)",
@@ -126,10 +131,7 @@ _NUMERAL_NAMES = (
     "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
 )
 _NUMERALS = {name: str(base) for base, name in enumerate(_NUMERAL_NAMES.split(), start=2)}
-_BASE = re.compile(
-    r"\(?([0-9][0-9A-Za-z]*)\)?\s*(?:_\s*(?:\{\s*(?:\\text\s*\{)?|\\text\s*\{)?\s*(?:base\s*)?"
-    r"|(?:\\text\s*\{)?\s*(?:in\s+)?base\s*\}?\s*)(\d+|[a-z]+)\s*\}*"
-)
+_BASE = re.compile(r"([0-9][0-9A-Za-z]*?)(?:_(?:base)?|(?:in)?base)(\d+|[a-z]+)")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z ,.'’&\"-]*[A-Za-z]{2}[A-Za-z .!'\"-]*|(?i:no|yes)[.!]*")
 _SHORT = words(
     "yes odd all any one two six ten red sun mon tue wed thu fri sat jan feb mar apr may jun jul "
@@ -143,9 +145,9 @@ _SAME_WORDS = (
     ("none", "no solution", "no solutions", "there is no solution", "there are no solutions",
      "no real solution", "no real solutions"),
     ("infinitely many", "infinitely many solutions", "infinite solutions"),
-    ("dne", "does not exist", "the limit does not exist"),
-    ("diverges", "divergent", "the series diverges"),
-    ("converges", "convergent", "the series converges"),
+    ("dne", "does not exist", "limit does not exist"),
+    ("diverges", "divergent", "series diverges"),
+    ("converges", "convergent", "series converges"),
 )  # fmt: skip
 _PHRASES = {phrase.replace(" ", ""): group[0] for group in _SAME_WORDS for phrase in group}
 
@@ -189,7 +191,7 @@ def split_percent(text: str) -> str | None:
 
 def split_base(text: str) -> tuple[str, str]:
     r"""Digits and the base they are written in, as in `1011_2`; the base is "" without one."""
-    match = _BASE.fullmatch(text.strip())
+    match = _BASE.fullmatch(re.sub(r"\\text|[{}()\s]", "", text))
     base = match and _NUMERALS.get(match.group(2), match.group(2))
     if match is None or base is None or not base.isdigit():
         return text, ""
@@ -208,7 +210,7 @@ def wording(text: str) -> str | None:
         return None
     if all(_FORMULA_WORD.fullmatch(word) for word in re.findall("[A-Za-z]+", words)):
         return None
-    key = re.sub(r"[^a-z]", "", words.lower())
+    key = re.sub(r"^(?:an?|the)\s|[^a-z]", "", words.lower())
     if len(words) == 3 and words == text and words.islower() and key not in _SHORT:
         return None
     return _PHRASES.get(key, key)

@@ -115,7 +115,7 @@ class _Reader:
             if self.tokens.next in known.TIMES:
                 self.tokens.take()
                 factors.append(self.signed())
-            elif self.tokens.next in {"/", r"\div"}:
+            elif self.tokens.next in {"/", r"\div"} or self.is_ratio():
                 self.tokens.take()
                 factors.append(reciprocal(self.signed()))
             elif self.tokens.next in {r"\otimes", r"\circ"}:
@@ -133,6 +133,11 @@ class _Reader:
                     factors.append(self.factor())
             else:
                 return factors[0] if len(factors) == 1 else product(*factors)
+
+    def is_ratio(self) -> bool:
+        """Whether a colon divides: between numbers or letters, and not in a set builder."""
+        inside = self.fences[-1] if self.fences else ""
+        return self.tokens.next == ":" and self.tokens.peek(1).isalnum() and inside != "|"
 
     def signed(self) -> Node:
         """A factor after a sign of multiplication, which may have a sign of its own."""
@@ -262,10 +267,8 @@ class _Reader:
         if opening in {r"\{"} and self.tokens.next == r"\}":
             items: tuple[Node, ...] = ()
         else:
-            cycle = (
-                re.match(r"((?:\d+ )+\d+) \)", self.tokens.ahead(40)) if opening == "(" else None
-            )
-            if cycle:  # a permutation: `(1 2 3)`
+            cycle = re.match(r"((?:\d+ )+\d+) \)", self.tokens.ahead(40))
+            if cycle and opening == "(":  # a permutation: `(1 2 3)`
                 self.tokens.skip(cycle.group().count(" ") + 1)
                 self.fences.pop()
                 entries = cycle.group(1).split(" ")
@@ -274,9 +277,6 @@ class _Reader:
             if opening == r"\{" and self.tokens.next in {"|", r"\mid", ":"}:
                 self.tokens.take()
                 inner = Node("such", "", (inner, self.listing()))
-            if opening == "{" and self.tokens.next == r"\choose":
-                self.tokens.take()
-                inner = Node("call", "binom", (inner, self.listing()))
             items = inner.args if inner.kind == "list" and inner.name == "," else (inner,)
         self.fences.pop()
         close = self.tokens.expect(*closing)
@@ -349,9 +349,9 @@ class _Reader:
         word = token[token.index("{") + 1 : -1].strip()
         if word in known.FUNCTIONS | known.NAMED:
             return self.command(word)
-        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9.' -]*", word):
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9.'-]*", word):
             raise NoFormulaError(f"{word!r} is no name")
-        return self.indexed(word.replace(" ", "-"))
+        return self.indexed(word)
 
     def command(self, name: str) -> Node:
         """What follows a command, or a plain name of one."""

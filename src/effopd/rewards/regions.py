@@ -4,6 +4,7 @@ A region is a sorted list of disjoint spans between two cuts. A cut lies just be
 number, so that open and closed ends need no cases of their own.
 """
 
+from fractions import Fraction
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -56,7 +57,7 @@ def region(node: Node) -> Region | None:
         return _such(node)
     if node.kind == "relation":
         return _related(node)
-    if node.kind == "list" and all(part.kind == "relation" for part in node.args):
+    if node.kind == "list" and node.args[0].kind == "relation":
         return _listed(node)
     if node.kind in {"union", "intersection", "difference"}:
         parts = [region(part) for part in node.args]
@@ -129,10 +130,13 @@ def _step(left: Node, sign: str, right: Node) -> Region | None:
     variables = letters(left) | letters(right)
     if len(variables) != 1 or sign not in _SWAPPED:
         return None
-    solved = linear_root(Node("add", "", (left, negative(right))), next(iter(variables)))
+    if left.kind == "call" and left.name == "abs" and not letters(right):
+        return _absolute(left.args[0], sign, right)
+    formula, variable = Node("add", "", (left, negative(right))), next(iter(variables))
+    solved = linear_root(formula, variable)
     slope = real_value(solved[1]) if solved else None
     if solved is None or not slope:
-        return None
+        return _quadratic(formula, sign, variable)
     root = solved[0]
     if slope < 0:
         sign = _SWAPPED[sign]
@@ -149,6 +153,47 @@ def _step(left: Node, sign: str, right: Node) -> Region | None:
         "=": [(before, after)],
     }[sign]
     return Region(tuple(spans), variables)
+
+
+def _absolute(inside: Node, sign: str, bound: Node) -> Region | None:
+    """`|u| < c` and its like."""
+    size = real_value(bound)
+    if size is None or size < 0 or sign not in {"<", "<=", ">", ">="}:
+        return None
+    above = _step(inside, sign, bound)
+    below = _step(inside, _SWAPPED[sign], negative(bound))
+    if above is None or below is None:
+        return None
+    return _both(above, below) if sign[0] == "<" else _union(above, below)
+
+
+def _quadratic(formula: Node, sign: str, variable: str) -> Region | None:
+    """Where `a x^2 + b x + c` with two real roots has a sign."""
+    zero, one, minus = (substituted(formula, variable, k) for k in (0, 1, -1))
+    half = number(Fraction(1, 2))
+    a = Node("add", "", (product(half, Node("add", "", (one, minus))), negative(zero)))
+    b = product(half, Node("add", "", (one, negative(minus))))
+    x = Node("symbol", variable)
+    parabola = Node("add", "", (product(a, x, x), product(b, x), zero))
+    square = Node("add", "", (product(b, b), product(number(-4), a, zero)))
+    curvature, discriminant = real_value(a), real_value(square)
+    if not curvature or discriminant is None or discriminant <= 0:
+        return None
+    if not equal_values(parabola, formula):
+        return None
+    width = Node("pow", "", (square, half))
+    if curvature < 0:
+        sign, width = _SWAPPED[sign], negative(width)
+    low, high = (
+        product(Node("add", "", (negative(b), each)), reciprocal(product(number(2), a)))
+        for each in (negative(width), width)
+    )
+    if sign in {"=", "!="}:
+        return None
+    above, below = _step(x, sign, high), _step(x, _SWAPPED[sign], low)
+    if above is None or below is None:
+        return None
+    return _both(above, below) if sign[0] == "<" else _union(above, below)
 
 
 def linear_root(formula: Node, variable: str) -> tuple[Node, Node] | None:
@@ -177,10 +222,22 @@ def substituted(node: Node, variable: str, value: int) -> Node:
 
 def _listed(node: Node) -> Region | None:
     """Relations joined by "or", "and", or by commas, which mean what is not trivial."""
-    parts = [region(part) for part in node.args]
-    known = [part for part in parts if part is not None]
-    if len(known) < len(parts) or all(part.name == "=" for part in node.args):
+    first = node.args[0]
+    items = [
+        # `x \ne 2, 3` says it of both
+        first._replace(args=(first.args[0], part))
+        if part.kind != "relation" and first.name == "!="
+        else part
+        for part in node.args
+    ]
+    if any(part.kind != "relation" for part in items) or all(part.name == "=" for part in items):
         return None
+    parts = [region(part) for part in items]
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return None
+    if all(part.name == "!=" for part in items):
+        return reduce(_both, known)
     both, either = reduce(_both, known), _union(*known)
     if node.name == ",":
         return both if either.spans == _LINE.spans else either

@@ -29,7 +29,7 @@ class Tokens:
     """The tokens of a text. Words that join statements come without their command."""
 
     def __init__(self, text: str) -> None:
-        for words in _SENTENCE.findall(text):
+        for words in _SENTENCE.findall(re.sub(r"\\text\s*\{[^{}]*\}", "", text)):
             if not any(_FORMULA.fullmatch(word) for word in words.split()):
                 raise NoFormulaError(f"{words!r} are words")
         self._all: list[str] = _TOKEN.findall(text)
@@ -94,6 +94,8 @@ class Tokens:
 
     def name_of_equation(self) -> str:
         """What an equation begins with when it names a function, `P(x) =`, or words; passed by."""
+        if self.next.startswith("\\text") and self.peek(1) == "=":
+            return re.sub(r"\\text\s*\{\s*|\s*\}", "", self.take())
         head = self.ahead(12)
         if match := _NAMED.match(head):
             self.skip(match.group().count(" "))

@@ -96,7 +96,14 @@ def real_value(node: Node) -> Any:
                 if abs(value.imag) > mpmath.mpf(10) ** -40 * max(1, abs(value.real)):
                     return None
                 value = value.real
-    except (ArithmeticError, UndecidedError, UndefinedError, NotImplementedError, ValueError):
+    except (
+        ArithmeticError,
+        NotImplementedError,
+        TypeError,
+        UndecidedError,
+        UndefinedError,
+        ValueError,
+    ):
         return None
     return None if mpmath.isnan(value) else value
 

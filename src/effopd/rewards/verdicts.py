@@ -6,6 +6,7 @@ microseconds. The rest is left to the symbolic comparison in a process of its ow
 
 import re
 from collections.abc import Sequence
+from decimal import Decimal
 from fractions import Fraction
 from typing import Literal, get_args
 
@@ -102,6 +103,8 @@ def _without_percents(reference: str, answer: str) -> tuple[tuple[str, str], ...
     """
     wanted, given = split_percent(reference), split_percent(answer)
     if wanted is not None:
+        if re.search("[$€£¥]", answer):
+            return ()
         if given is not None:
             return ((wanted, given),)
         return (wanted, answer), (_hundredth(wanted), answer)
@@ -117,6 +120,8 @@ def _hundredth(text: str) -> str:
     number = exact_number(text)
     if number is None:
         return rf"\frac{{{text}}}{{100}}"
+    if "." in text:
+        return f"{Decimal(text.replace(',', '').replace(' ', '')) / 100:f}"
     number /= 100
     sign = "-" if number < 0 else ""
     return rf"{sign}\frac{{{abs(number.numerator)}}}{{{number.denominator}}}"

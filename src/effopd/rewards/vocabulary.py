@@ -15,7 +15,7 @@ SYMBOLS = (
     | {name.capitalize() for name in _GREEK}
     | words(
         "ell hbar aleph beth partial nabla imath jmath wp top bot odot oplus bullet dots ldots "
-        "cdots prime Pr dim deg ker"
+        "cdots prime ast star Pr dim deg ker"
     )
 )
 """Commands that are letters, or count as such."""
