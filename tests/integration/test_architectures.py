@@ -22,6 +22,7 @@ from effopd.core.selection import select_parameters
 from effopd.errors import ParameterMismatchError
 from effopd.models.checkpoints import list_checkpoints
 from effopd.models.loading import ModelSettings, load_model, load_tokenizer
+from effopd.models.lora import LoraStudent
 from effopd.models.names import in_tower
 from effopd.models.policy import Policy, Sample
 from effopd.models.updates import open_update
@@ -119,6 +120,16 @@ def test_a_model_with_a_tower_for_images_is_trained_on_text(kind: str, tmp_path:
     assert open_update(tmp_path / "student", checkpoint).left_out == {}
     searched = load_model(ModelSettings(path=str(checkpoint)))
     assert towers.isdisjoint(select_parameters(searched))
+
+
+@pytest.mark.parametrize("modules", [["all-linear"], ["q_proj", "k_proj"]])
+def test_adapters_are_put_into_the_language_model_alone(modules: list[str], tmp_path: Path) -> None:
+    directory = save_vision(tmp_path, "gemma3")
+    lora = LoraStudent(r=2, target_modules=tuple(modules))
+    model = load_model(ModelSettings(path=str(directory), lora=lora))
+    adapted = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert adapted
+    assert all("lora_" in name and ".language_model." in name for name in adapted)
 
 
 @pytest.mark.parametrize("kind", VISION)

@@ -143,9 +143,10 @@ def test_attention_that_is_there_is_taken_as_asked(tmp_path: Path) -> None:
 # Other architectures ------------------------------------------------------------------------------
 
 
-def test_an_architecture_that_is_no_language_model(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"'vit', which is no language model") as refusal:
-        read_architecture(config_only(tmp_path, "vit"))
+@pytest.mark.parametrize("kind", ["vit", "florence2", "speech_to_text", "qwen2_5_omni"])
+def test_an_architecture_that_is_no_language_model(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"'{kind}', which is no language model") as refusal:
+        read_architecture(config_only(tmp_path, kind))
     assert len(str(refusal.value)) < 400 + len(str(tmp_path))
 
 

@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 from tests.support.checkpoints import save_adapter, save_family
 from torch import Tensor
 
+from effopd.analysis.applying import intervened
+from effopd.analysis.scalings import WholeScaling
 from effopd.cli.extrapolate import extrapolate
 from effopd.errors import CheckpointError, ConfigError, ParameterMismatchError
 from effopd.models.loading import ModelSettings, load_model
@@ -211,6 +213,12 @@ def test_a_copy_of_the_embedding_is_left_out(
     assert "lm_head.weight" not in stored(tmp_path / "point")
 
 
+def test_a_place_holder_for_a_tied_head_is_left_out(tied: tuple[Path, Path]) -> None:
+    expected = updates_of(*tied)
+    rewritten(tied[1], lambda tensors: tensors | {"lm_head.weight": torch.zeros(0)})
+    assert_same(updates_of(*tied), expected)
+
+
 @pytest.mark.parametrize("side", [0, 1])
 def test_a_tied_head_with_other_values_is_the_reason(side: int, tied: tuple[Path, Path]) -> None:
     rewritten(tied[side], lambda t: t | {"lm_head.weight": t["model.embed_tokens.weight"] + 1})
@@ -292,6 +300,25 @@ def test_points_keep_what_was_not_compared(pair: tuple[Path, Path], tmp_path: Pa
     rewritten(pair[1], lambda tensors: tensors | {"v_head.summary.weight": torch.ones(3)})
     extrapolate(*pair, [3.0], tmp_path / "point", select="all")
     assert torch.equal(stored(tmp_path / "point")["v_head.summary.weight"], torch.ones(3))
+
+
+def test_a_live_model_takes_what_it_has(tmp_path: Path) -> None:
+    """Value heads and buffers of both checkpoints, and other leading parts, are in its way."""
+    base = save_family(tmp_path / "base", "gpt2", seed=0)
+    tuned = save_family(tmp_path / "tuned", "gpt2", seed=1)
+    model, expected = (load_model(ModelSettings(path=str(each))) for each in (base, tuned))
+    for directory in (base, tuned):
+        rewritten(
+            directory,
+            lambda t: (
+                {n.removeprefix("transformer."): x for n, x in t.items()}
+                | {"v_head.weight": torch.ones(3), "h.0.attn.bias": torch.ones(1, 1, 8, 8)}
+            ),
+        )
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with intervened(model, WholeScaling(scale=1.0).apply(open_update(base, tuned))):
+        assert_same(model.state_dict(), expected.state_dict())
+    assert_same(model.state_dict(), before)
 
 
 def test_what_the_logits_need_is_never_left_out() -> None:

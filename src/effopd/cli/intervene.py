@@ -67,11 +67,12 @@ def run_intervene(asked: Request) -> None:
 
 
 def _cases(asked: Request) -> list[Case]:
+    update = open_update(asked.base, asked.tuned)
     other = None if asked.other is None else open_update(asked.base, asked.other)
     heads = read_heads(asked.base)
-    source = Source(update=open_update(asked.base, asked.tuned), other=other, heads=heads)
-    for update in (source.update, *([other] if other else [])):
-        say_left_out(update, lambda text: print(display_text(text)))
+    source = Source(update=update, other=other, heads=heads)
+    for each in (update, *([other] if other else [])):
+        say_left_out(each, lambda text: print(display_text(text)))
     return [
         Case(
             intervention=intervention,

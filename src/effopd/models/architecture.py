@@ -88,7 +88,8 @@ def architecture_of(config: Any, path: str, attention: Attention = "auto") -> Ar
     for loader in _LOADERS:
         with Explained(path):
             model_class = loader._model_mapping.get(type(config), None)
-        if model_class is not None:
+        reads_apart = loader is not AutoModelForCausalLM and config.is_encoder_decoder
+        if model_class is not None and not reads_apart:
             break
     else:
         raise ConfigError(
