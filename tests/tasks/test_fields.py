@@ -125,6 +125,11 @@ def test_conversations_of_sharegpt() -> None:
     assert conversation_at({"f": value}, "f") == Conversation("s", (("q", "a"),), "r", True)
 
 
+def test_the_usual_field_of_messages_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"has 'messages', 'id'; set prompt_field = 'messages'"):
+        conversation_at({"messages": [FIRST], "id": 1}, "question")
+
+
 def test_parts_are_joined_and_an_empty_system_message_is_none() -> None:
     parts = [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]
     value = [message("system", ""), message("user", parts)]

@@ -168,3 +168,16 @@ def test_too_few_prompts_say_what_was_left_out(tmp_path: Path) -> None:
     config = run_config(tmp_path, [PLAIN[0]] * 8)
     with pytest.raises(ConfigError, match=r"lower test_size \(.*7: the prompt of an earlier row\)"):
         said(config, tmp_path / "run")
+
+
+def test_a_shape_of_conversation_that_the_template_refuses_stops_before_the_run(
+    tmp_path: Path,
+) -> None:
+    refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    save_chat(tmp_path / "student", chat_tokenizer(chat=refusal + CHATML))
+    system = {"role": "system", "content": "s"}
+    rows: list[Any] = [*PLAIN]
+    rows[3] = {"prompt": [system, {"role": "user", "content": "q"}]}
+    with pytest.raises(ConfigError, match="refuses prompt p-4: no system"):
+        said(run_config(tmp_path, rows), tmp_path / "run")
+    assert not (tmp_path / "run" / "run.json").exists()

@@ -30,9 +30,11 @@ def load_problems(
     task = without_unreadable(config.task.load(), verifier, report)
     if config.prompt.too_long == "drop":
         task = _without_long_prompts(task, config.prompt, tokenizer)
-    else:  # what is refused later is refused now, as far as the longest text tells
-        longest = max((*task.train, *task.test), key=lambda problem: len(problem.prompt))
-        config.prompt.encode(tokenizer, longest)
+    else:  # what is refused later is refused now, as far as the longest and each shape tell
+        everything = (*task.train, *task.test)
+        shapes = {(bool(problem.system), len(problem.turns)): problem for problem in everything}
+        for problem in (max(everything, key=lambda each: each.characters), *shapes.values()):
+            config.prompt.encode(tokenizer, problem)
     for counts in task.counts:
         report(str(counts))
         if counts.example:

@@ -223,7 +223,7 @@ def prompt_remarks(
     """
     if template.chat:
         yield from end_token_remarks(tokenizer, ends)
-    longest = max(problems, key=lambda problem: len(problem.prompt))
+    longest = max(problems, key=lambda problem: problem.characters)
     prompts = [template.encode(tokenizer, problem) for problem in (problems[0], longest)]
     last = next((i for i in reversed(prompts[0]) if tokenizer.decode([i]).strip()), None)
     if last in ends:

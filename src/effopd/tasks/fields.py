@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from effopd.errors import ConfigError
 
+_USUAL = ("messages", "conversations")
+"""What fields with chat messages are mostly called."""
 _TURNS = ("user", "assistant")
 _ROLES = {
     "system": "system",
@@ -108,7 +110,12 @@ def conversation_at(row: Mapping[str, Any], field: str) -> Conversation:
         ConfigError: It is neither, a message comes out of turn, or one is no text (an image, a
             call of a tool).
     """
-    value = value_at(row, field)
+    usual = next((name for name in _USUAL if name in row), None)
+    try:
+        value = value_at(row, field)
+    except ConfigError as error:
+        remedy = f"; set prompt_field = {usual!r}" if usual else ""
+        raise ConfigError(f"{error}{remedy}") from None
     if not isinstance(value, list):
         return Conversation("", (), _text(value, f"field {field!r}"))
     messages = [_message(each, f"field {field!r}") for each in value]

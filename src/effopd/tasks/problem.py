@@ -61,6 +61,12 @@ class Problem:
     rules: AnswerRules = AnswerRules()
     turns: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def characters(self) -> int:
+        """Of all that is said before the answer."""
+        said = (self.system, *(text for turn in self.turns for text in turn), self.prompt)
+        return sum(map(len, said))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
