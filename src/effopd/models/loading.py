@@ -18,8 +18,9 @@ from effopd.models.chat_templates import check_chat_template
 from effopd.models.directory import built_from, check_config, check_model, check_texts
 from effopd.models.hub import fetch
 from effopd.models.lora import LoraStudent, add_adapters_
-from effopd.models.weights import is_finite, read_config
+from effopd.models.weights import is_finite, read_config, read_object
 
+_GENERATION_CONFIG = "generation_config.json"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _OF_TRANSFORMERS = (
     OSError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError, AssertionError,
@@ -62,6 +63,8 @@ def load_model(settings: ModelSettings, device: str = "cpu") -> Any:
     _check_device(device)
     directory = _located(settings, weights=True)
     contents = check_model(directory)
+    if (directory / _GENERATION_CONFIG).exists():
+        read_object(directory / _GENERATION_CONFIG)  # transformers passes over one that is damaged
     with _Explained(settings.path), built_from(directory, contents):
         model, report = AutoModelForCausalLM.from_pretrained(
             str(directory),
