@@ -14,6 +14,7 @@ from tests.support.chat import (
     save_chat,
 )
 
+from effopd.errors import ConfigError
 from effopd.models.end_tokens import end_token_ids, end_token_ids_in, end_token_remarks
 from effopd.models.loading import ModelSettings, load_model, load_tokenizer
 from effopd.rollouts.engine import Request, Sampling
@@ -75,10 +76,18 @@ def test_without_generation_settings_the_configuration_counts(tmp_path: Path) ->
     assert end_token_ids(tokenizer, model) == end_token_ids_in(tmp_path, tokenizer) == (0, 2)
 
 
+@pytest.mark.parametrize("content", ["{", "\ufeff{}", "[]"])
+def test_damaged_generation_settings_are_refused(tmp_path: Path, content: str) -> None:
+    """Transformers passes over them, and their end tokens would be lost without a word."""
+    (save_chat(tmp_path) / "generation_config.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"generation_config\.json is damaged"):
+        loaded(tmp_path)
+
+
 def test_of_several_towers_the_text_counts(tmp_path: Path) -> None:
     (save_chat(tmp_path, BASE) / "generation_config.json").unlink()
-    edited(tmp_path, "config.json", eos_token_id=None, text_config={"eos_token_id": 2})
-    assert end_token_ids_in(tmp_path, BASE) == (0, 2)
+    edited(tmp_path, "config.json", eos_token_id=[5], text_config={"eos_token_id": 2})
+    assert end_token_ids_in(tmp_path, BASE) == (0, 5, 2)
 
 
 def test_a_visible_end_token_is_no_part_of_the_text() -> None:

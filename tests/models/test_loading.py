@@ -304,7 +304,7 @@ def test_weights_that_overflow_in_the_precision_asked_for(copy: Path) -> None:
      ("config.json", b'{"model_type": "no-such-family"}', "cannot load {path}: "),
      ("config.json", b'{"model_type": 3}', "cannot load {path}: "),
      ("config.json", b"{}", "cannot load {path}: "),
-     ("generation_config.json", b"[]", "cannot load {path}: "),
+     ("generation_config.json", b"[]", "{path}/generation_config.json is damaged: it must hold"),
      ("model.safetensors", b"", "{path}/model.safetensors is damaged ("),
      ("model.safetensors", b"\xff" * 100, "{path}/model.safetensors is damaged (")],
     ids=str,

@@ -18,12 +18,11 @@ def end_token_ids(tokenizer: Any, model: Any) -> tuple[int, ...]:
         model: Hugging Face causal language model.
 
     Returns:
-        The tokenizer's end-of-sequence token first, then those of the generation settings and of
-        the configuration that are tokens of the tokenizer.
+        The tokenizer's end-of-sequence token first, then those of the generation settings, of the
+        configuration, and of its part for text, that are tokens of the tokenizer.
     """
-    found = [getattr(model.generation_config, "eos_token_id", None)]
-    found.append(getattr(model.config.get_text_config(), "eos_token_id", None))
-    return _known(tokenizer, found)
+    parts = (model.generation_config, model.config, model.config.get_text_config())
+    return _known(tokenizer, [getattr(part, "eos_token_id", None) for part in parts])
 
 
 def end_token_ids_in(directory: Path, tokenizer: Any) -> tuple[int, ...]:
@@ -31,9 +30,8 @@ def end_token_ids_in(directory: Path, tokenizer: Any) -> tuple[int, ...]:
     config, path = read_config(directory), directory / "generation_config.json"
     generation = read_object(path) if path.exists() else {}
     text = config.get("text_config")
-    of_text = text.get("eos_token_id") if isinstance(text, Mapping) else None
-    values = [generation.get("eos_token_id"), of_text or config.get("eos_token_id")]
-    return _known(tokenizer, values)
+    parts = (generation, config, text if isinstance(text, Mapping) else {})
+    return _known(tokenizer, [part.get("eos_token_id") for part in parts])
 
 
 def token_names(tokenizer: Any, ids: tuple[int, ...]) -> str:

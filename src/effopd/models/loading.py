@@ -27,8 +27,15 @@ from effopd.models.names import (
     plain_names,
 )
 from effopd.models.paths import contents_instead
-from effopd.models.weights import is_finite, open_weights, read_config, stored_tensors
+from effopd.models.weights import (
+    is_finite,
+    open_weights,
+    read_config,
+    read_object,
+    stored_tensors,
+)
 
+_GENERATION_CONFIG = "generation_config.json"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
@@ -75,6 +82,8 @@ def load_model(
     device = real_device(device)
     path, directory = settings.path, _located(settings, weights=True)
     contents = check_model(directory)
+    if (directory / _GENERATION_CONFIG).exists():
+        read_object(directory / _GENERATION_CONFIG)  # transformers passes over one that is damaged
     found = read_architecture(directory, attention=settings.attention, path=path)
     if found.attention == "eager" != settings.attention:
         report(
