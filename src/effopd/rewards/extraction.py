@@ -53,7 +53,7 @@ def final_answer(completion: str) -> str | None:
 def reference_answer(reference: str) -> str:
     r"""What a reference says: what its last box holds, or all of it when it has none."""
     box = last_box(reference.replace(r"\fbox", r"\boxed")) if "box" in reference else None
-    return reference if box is None else _BOX.sub("", box).strip()
+    return _BOX.sub("", box).strip() if box and box.strip() else reference
 
 
 def last_box(text: str) -> str | None:

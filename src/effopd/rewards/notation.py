@@ -33,12 +33,24 @@ _SYMBOLS = str.maketrans({
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ", "0123456789-n")
 _LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 
-_COMMAND = r"(?![a-zA-Z])"
-_LAYOUT = words(
-    "left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr middle displaystyle "
-    "textstyle scriptstyle limits nolimits large Large LARGE huge Huge normalsize small tiny bf "
-    "boldmath centering strut mathstrut noindent hfill hfil null"
-)
+_RENAMED = {
+    "langle": "(", "rangle": ")", "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]",
+    "vert": "|", "lvert": "|", "rvert": "|", "Vert": r"\|", "lVert": r"\|", "rVert": r"\|",
+    "dfrac": r"\frac", "tfrac": r"\frac", "cfrac": r"\frac", "dbinom": r"\binom",
+    "tbinom": r"\binom", "imath": "i", "percent": r"\%", "varnothing": r"\emptyset",
+    "smallsetminus": r"\setminus", "backslash": r"\setminus", "dots": r"\ldots",
+    "cdots": r"\ldots", "quad": " ", "qquad": " ", "thinspace": " ", "medspace": " ",
+    "thickspace": " ", "nolinebreak": " ", "dollar": "$", "textdollar": "$", "euro": "€",
+    "texteuro": "€", "pounds": "£", "textsterling": "£", "yen": "¥", "lt": "<", "gt": ">",
+} | dict.fromkeys(
+    words(
+        "left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr middle "
+        "displaystyle textstyle scriptstyle limits nolimits large Large LARGE huge Huge normalsize "
+        "small tiny bf boldmath centering strut mathstrut noindent hfill hfil null"
+    ),
+    "",
+)  # fmt: skip
+"""Commands that are written otherwise, or have to do with layout alone."""
 _FACES = words(
     "mathbf boldsymbol bm pmb mathit mathnormal underline uline ensuremath emph mathop mathstrut "
     "mathrel mathbin overset underset text textbf textit textrm textsf texttt textnormal textup "
@@ -48,53 +60,43 @@ _HIDDEN = words("phantom hphantom vphantom hspace vspace label tag hskip")
 _SETS = words("mathbb mathcal mathscr mathfrak vec hat bar")
 
 _Replacement = str | Callable[[re.Match[str]], str]
-_FIRST: tuple[tuple[str, _Replacement], ...] = (
-    (r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ]+", lambda match: f"^{{{match.group().translate(_RAISED)}}}"),
-    (r"[₀₁₂₃₄₅₆₇₈₉]+", lambda match: f"_{{{match.group().translate(_LOWERED)}}}"),
-    (r"√\s*(\d+|[a-z])", r"\\sqrt{\1}"),
-    (r"√\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+_Rules = tuple[tuple[str, _Replacement], ...]
+_IN_LATEX: _Rules = (
     (r"\\(?:left|right)\s*\.", ""),
-    (rf"\\(?:{'|'.join(sorted(_LAYOUT, reverse=True))}){_COMMAND}\*?", ""),
-    (rf"\\(?:d|t|c)frac{_COMMAND}", r"\\frac"),
-    (rf"\\[dt]binom{_COMMAND}", r"\\binom"),
+    (r"\\([a-zA-Z]+)\*?", lambda match: _RENAMED.get(match.group(1), match.group())),
     (r"\\\\\s*\[\s*-?[\d.]+\s*[a-z]{2}\s*\]", r"\\\\"),
-    (r"(?<=[\w)\]}])\*\*(?=[\w({\\-])(?!.*\*\*\s*$)", "^"),
-    (r"(?<=\d)(?:\{,\}|,\\!)\s*(?=\d{3})", ""),
+    (r"(?<=\d),\\!\s*(?=\d{3})", ""),
     (r"\{([^{}]*)\\choose(?![a-zA-Z])([^{}]*)\}", r"\\binom{\1}{\2}"),
-    (rf"\\imath{_COMMAND}", "i"),
-    (r"\\!\s*|(?<=\d)\\,\s*(?=\d)|(?<!\\)\\[()\[\]]|\*\*|``|''$|\\nolinebreak", ""),
-    (rf"\\text(?:dollar|cent)s?{_COMMAND}|\\dollar{_COMMAND}", "$"),
-    (rf"\\(?:euro|texteuro){_COMMAND}\s*", "€"),
-    (rf"\\(?:pounds|textsterling){_COMMAND}\s*", "£"),
-    (rf"(?<!\\)\\[,;:> \n]|~|\\q?quad{_COMMAND}|\\(?:thin|med|thick)space{_COMMAND}", " "),
-    (r"\{,\}", ","),
-    (rf"\\langle{_COMMAND}", "("),
-    (rf"\\rangle{_COMMAND}", ")"),
-    (rf"\\lbrace{_COMMAND}", r"\\{"),
-    (rf"\\rbrace{_COMMAND}", r"\\}"),
-    (rf"\\(?:lbrack){_COMMAND}", "["),
-    (rf"\\(?:rbrack){_COMMAND}", "]"),
-    (rf"\\[lr]?vert{_COMMAND}", "|"),
-    (rf"\\[lr]?Vert{_COMMAND}", r"\\|"),
-    (rf"\\(?:percent){_COMMAND}", r"\\%"),
-    (rf"\\varnothing{_COMMAND}|\\\{{\s*\\\}}", r"\\emptyset"),
-    (rf"\\(?:smallsetminus|backslash){_COMMAND}", r"\\setminus"),
-    (rf"\\(?:dots|cdots){_COMMAND}|\.\.\.", r"\\ldots"),
+    (r"\\!\s*|(?<=\d)\\,\s*(?=\d)|(?<!\\)\\[()\[\]]", ""),
+    (r"(?<!\\)\\[,;:> \n]", " "),
+    (r"\\\{\s*\\\}", r"\\emptyset"),
     (r"\^\s*\{\s*((?:\\prime\s*)+)\}", lambda match: "'" * match.group(1).count("prime")),
-    (rf"\^\s*\\prime{_COMMAND}", "'"),
-    (r"\^\s*\{\s*('+)\s*\}", r"\1"),
-    (r"<=|=<", r"\\le "),
-    (r">=", r"\\ge "),
-    (r"!=|/=", r"\\ne "),
-    (rf"\\not\s*=|\\not\s*\\eq{_COMMAND}", r"\\ne "),
-    (rf"\\not\s*\\in{_COMMAND}", r"\\notin "),
-    (r"\\begin\s*\{(?:small|[bBvVp]?)(matrix)\*?\}", r"\\begin{pmatrix}"),
-    (r"\\end\s*\{(?:small|[bBvVp]?)(matrix)\*?\}", r"\\end{pmatrix}"),
+    (r"\^\s*\\prime(?![a-zA-Z])", "'"),
+    (r"\\not\s*(?:=|\\eq(?![a-zA-Z]))", r"\\ne "),
+    (r"\\not\s*\\in(?![a-zA-Z])", r"\\notin "),
+    (r"\\(begin|end)\s*\{(?:small|[bBvVp])?matrix\*?\}", r"\\\1{pmatrix}"),
     (rf"\\(mathrm|mathbf|boldsymbol|mathit|{'|'.join(sorted(_SETS))})\s*"
      r"([a-zA-Z](?![a-zA-Z])|\\[a-zA-Z]+)", r"\\\1{\2}"),
     (r"\{\s*\\rm\s+([^{}]*)\}", r"\\text{\1}"),
 )  # fmt: skip
-_LATER: tuple[tuple[str, _Replacement], ...] = (
+_ANYWHERE: _Rules = (
+    (r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ]+", lambda match: f"^{{{match.group().translate(_RAISED)}}}"),
+    (r"[₀₁₂₃₄₅₆₇₈₉]+", lambda match: f"_{{{match.group().translate(_LOWERED)}}}"),
+    (r"√\s*(\d+|[a-z])", r"\\sqrt{\1}"),
+    (r"√\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+    (r"(?<=[\w)\]}])\*\*(?=[\w({\\-])(?!.*\*\*\s*$)", "^"),
+    (r"\*\*|``|''$", ""),
+    (r"(?<=\d)\{,\}\s*(?=\d{3})", ""),
+    (r"\{,\}", ","),
+    ("~", " "),
+    (r"\.\.\.", r"\\ldots"),
+    (r"\^\s*\{\s*('+)\s*\}", r"\1"),
+    (r"<=|=<", r"\\le "),
+    (r">=", r"\\ge "),
+    (r"!=|/=", r"\\ne "),
+)  # fmt: skip
+_LATER: _Rules = (
+    (r"(?<![a-zA-Z\\])(?:np|numpy|math|sympy)\.(?=[a-z])", ""),
     (r"\^\s*\{?\s*\\text\s*\{(?:st|nd|rd|th)\}\s*\}?", ""),
     (r"(?<![\w\\.])(\d+(?:\.\d*)?|\.\d+)[eE]([+-]?\d+)(?!\w)", r"\1\\times 10^{\2}"),
     (r"\^\s*([a-zA-Z])(?![a-zA-Z])", r"^{\1}"),
@@ -107,10 +109,12 @@ _LATER: tuple[tuple[str, _Replacement], ...] = (
     (r"(?<![\d.,(])(\d{1,3})((?: \d{3})+)(?![\d/,]| ?/|\.\d)",
      lambda match: match.group().replace(" ", "")),
 )  # fmt: skip
-_COMPILED = tuple(
-    tuple((re.compile(pattern), replacement) for pattern, replacement in rules)
-    for rules in (_FIRST, _LATER)
-)
+_COMPILED = [
+    [(re.compile(pattern), replacement) for pattern, replacement in rules]
+    for rules in (_IN_LATEX, _ANYWHERE, _LATER)
+]
+_BARE = re.compile(r"[+-]?(?:\d+(?:\.\d+)?|[A-Za-z])")
+"""What is tidy already."""
 
 _OPENED = re.compile(
     rf"\\(?P<color>textcolor|colorbox|color)\s*(?:\[[^\[\]]*\]\s*)?\{{[^{{}}]*\}}\s*"
@@ -159,16 +163,25 @@ def tidy(text: str) -> str:
     `1e3` becomes `1\times 10^{3}`; `0.\overline{3}` becomes a fraction; commas and spaces between
     thousands go, and a dot at the end. Words are in `\text{...}`, whatever command they were in.
     """
-    text = "".join(_plain(character) for character in text).translate(_SYMBOLS)
-    text = _without_dollars(text)
-    for pattern, replacement in _COMPILED[0]:
-        text = pattern.sub(replacement, text)
-    text = _faced(_unaligned(text))
-    text = re.sub(r"\s+", " ", text)
-    for pattern, replacement in _COMPILED[1]:
-        text = pattern.sub(replacement, text)
+    if _BARE.fullmatch(text):
+        return text
+    if not (text.isascii() and text.isprintable()):
+        text = "".join(_plain(character) for character in text).translate(_SYMBOLS)
+    text = _without_dollars(text) if "$" in text else text
+    if "\\" in text:
+        text = _rewritten(text, _COMPILED[0])
+    text = _rewritten(text, _COMPILED[1])
+    if "\\" in text:
+        text = _faced(_unaligned(text))
+    text = _rewritten(re.sub(r"\s+", " ", text), _COMPILED[2])
     text = _unbraced(re.sub(r"(?:\s|\\\\|[.;])+$", "", text).lstrip())
-    return r"\mathbb{R}" if _REALS.fullmatch(text) else _joined(text)
+    return r"\mathbb{R}" if "real" in text and _REALS.fullmatch(text) else _joined(text)
+
+
+def _rewritten(text: str, rules: list[tuple[re.Pattern[str], _Replacement]]) -> str:
+    for pattern, replacement in rules:
+        text = pattern.sub(replacement, text)
+    return text
 
 
 def squeezed(text: str) -> str:

@@ -38,6 +38,8 @@ _MAX_DIGITS = 1000
 _MAX_DEPTH = 40
 _MOST_WORDS = 8
 """A reference of more words is a sentence, which no answer repeats."""
+_SOLID = re.compile(r"[({\[]?[+-]?(?:\\d?frac\{)?[0-9A-Za-z]")
+"""What a text begins with that surely holds an answer."""
 _LONG_NUMBER = re.compile(rf"\d{{{_MAX_DIGITS + 1}}}")
 _TOWER = re.compile(r"(?:\^[\s{(]*(?:\d+|[a-zA-Z])[\s!]*){3}")
 """Three exponents on top of one another."""
@@ -53,6 +55,8 @@ def decide(reference: str, answer: str, rules: AnswerRules = _STRICT) -> Verdict
     same text, letters of a multiple-choice question, refusal of what is too long or too deep,
     percents, words, bases, units, numbers. A reference with a box in it is what the box holds.
     """
+    if reference == answer and _SOLID.match(reference):
+        return "correct"
     reference = reference_answer(reference)
     if max(len(reference), len(answer)) > MAX_CHARACTERS:
         return "correct" if squeezed(reference) == squeezed(answer) else "error"
@@ -61,7 +65,7 @@ def decide(reference: str, answer: str, rules: AnswerRules = _STRICT) -> Verdict
         return "no_answer"
     if not reference:
         return "error"
-    if squeezed(reference) == squeezed(answer) or _bare(reference) == _bare(answer):
+    if reference == answer or _bare(reference) == _bare(answer):
         return "correct"
     if letter := _choice(reference):
         return _verdict(choice_letter(answer) == letter)
@@ -72,8 +76,8 @@ def decide(reference: str, answer: str, rules: AnswerRules = _STRICT) -> Verdict
 
 
 def _bare(text: str) -> str:
-    """Text without the commands around words and all spaces."""
-    return re.sub(r"\s+", "", unwrapped(text))
+    """Text without the commands around words and the spaces that mean nothing."""
+    return squeezed(unwrapped(text) if "text" in text else text)
 
 
 def _choice(reference: str) -> str | None:
