@@ -35,14 +35,14 @@ def looks_local(path: str) -> bool:
     )
 
 
-def no_such_directory(path: str | Path) -> str:
-    """Why a path is no model directory, and what is near it."""
+def no_such_directory(path: str | Path, wanted: str = "model directory") -> str:
+    """Why a path is no directory of the kind that is wanted, and what is near it."""
     found = Path(path).expanduser()
     if found.suffix == ".gguf":
         return f"{path} is no model directory. {_GGUF}"
     if found.is_file():
         return f"{path} is a file: give the model directory that it is in, {found.parent}"
-    return f"no model directory at {path}{_nearest(found)}"
+    return f"no {wanted} at {path}{_nearest(found)}"
 
 
 def contents_instead(directory: Path) -> str:
