@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tests.support.architectures import ROWS, make, save, write_problems
+from transformers import AutoTokenizer
 
 from effopd.cli.doctor import doctor, examine, page
 from effopd.cli.doctor_visit import Finding
@@ -183,12 +184,35 @@ def test_an_architecture_that_nobody_knows_is_one_problem(
 
 
 def test_attention_that_an_architecture_does_not_have(recipe: Path) -> None:
+    changed = student(recipe, "gpt_oss", num_local_experts=4, num_experts_per_tok=2, head_dim=8)
+    assert problems(found(changed)) == []
+    assert "GptOssForCausalLM runs with attention 'eager'" in [e.text for e in found(changed)]
+    ((check, text),) = problems(found(changed, "student.attention=sdpa"))
+    assert check == "student"
+    assert "has no attention 'sdpa'; it has flash_attention_2, eager" in text
+    flash = problems(found(changed, "student.attention=flash_attention_2"))
+    assert [text.split(",")[0] for _, text in flash] == [
+        "flash_attention_2 computes in bfloat16 or float16"
+    ]
+
+
+def test_logits_that_are_capped(recipe: Path) -> None:
     changed = student(recipe, "gemma2", head_dim=8)
-    assert ("student", "Gemma2ForCausalLM has no attention 'sdpa'") in problems(found(changed))
-    eager = ("student.attention=eager", "teacher.attention=eager")
-    assert problems(found(changed, *eager)) == []
-    flash = found(changed, "student.attention=flash_attention_2", eager[1])
-    assert any("computes in bfloat16" in text for _, text in problems(flash))
+    assert [
+        (check, "soft-caps its logits" in text) for check, text in problems(found(changed))
+    ] == [
+        ("student", True),
+        ("teacher", True),
+    ]
+
+
+def test_a_teacher_with_other_tokens(recipe: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(recipe.parent / "teacher")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>"]})
+    tokenizer.save_pretrained(recipe.parent / "teacher")
+    said = {each.level: each.text for each in found(recipe) if each.check == "tokenizers"}
+    assert list(said) == ["warning"]
+    assert "only the teacher has '<think>'" in said["warning"]
 
 
 @pytest.mark.parametrize(
@@ -207,7 +231,7 @@ def test_a_prompt_that_ends_as_an_answer_does(recipe: Path) -> None:
     path.write_text(path.read_text() + "<eos>")
     ((check, text),) = problems(found(recipe))
     assert check == "prompt"
-    assert text.endswith("already ends with '<eos>', with which answers end")
+    assert text.startswith("prompts end with '<eos>', at which answers end; the chat template")
 
 
 def test_an_end_of_the_generation_settings_counts(recipe: Path) -> None:

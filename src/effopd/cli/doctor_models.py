@@ -2,19 +2,19 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from effopd.cli.doctor_visit import Finding, Level, Model, Patient
 from effopd.errors import EffopdError
+from effopd.models.architecture import architecture_of
 from effopd.models.counted import described_by
 from effopd.models.devices import AUTO, real_device
 from effopd.models.directory import check_model
+from effopd.models.positions import position_limit
 
 _LARGE = 500_000_000
 """Parameters above which a CPU is no place to train."""
-_POSITIONS = ("max_position_embeddings", "n_positions")
 _ROTARY = ("rope_parameters", "rope_theta", "rope_scaling")
 
 
@@ -51,7 +51,7 @@ def models(patient: Patient) -> Iterator[Finding]:
             yield _size(patient, model)
             content, path = model.content
             described = described_by(content, path)
-            yield from _attention(model, described)
+            yield from _architecture(model, described)
             yield from _positions(patient, model, described)
             yield from _precision(patient, model, described)
         except EffopdError as error:
@@ -79,15 +79,17 @@ def _size(patient: Patient, model: Model) -> Finding:
     return Finding(level="ok", check=model.name, text=size)
 
 
-def _attention(model: Model, described: PreTrainedConfig) -> Iterator[Finding]:
-    """Whether the architecture has the attention that the settings ask for."""
-    asked, known = model.settings.attention, MODEL_FOR_CAUSAL_LM_MAPPING[type(described)]
-    kinds = known if isinstance(known, tuple) else (known,)
-    flag = {"sdpa": "_supports_sdpa", "flash_attention_2": "_supports_flash_attn"}.get(asked)
-    if flag is not None and not any(getattr(kind, flag, False) for kind in kinds):
-        text = f"{kinds[0].__name__} has no attention {asked!r}"
-        remedy = f'set {model.name}.attention = "eager"'
-        yield Finding(level="problem", check=model.name, text=text, remedy=remedy)
+def _architecture(model: Model, described: PreTrainedConfig) -> Iterator[Finding]:
+    """Whether it can be trained and scored, with the attention that the settings ask for."""
+    asked = model.settings.attention
+    try:
+        found = architecture_of(described, model.settings.path, asked)
+    except EffopdError as error:
+        yield Finding(level="problem", check=model.name, text=str(error))
+    else:
+        if found.attention != asked:
+            text = f"{found.model_class.__name__} runs with attention {found.attention!r}"
+            yield Finding(level="ok", check=model.name, text=text)
     if asked == "flash_attention_2" and model.settings.dtype == "float32":
         text = "flash_attention_2 computes in bfloat16 or float16, the model is in float32"
         remedy = f'set {model.name}.dtype = "bfloat16"'
@@ -96,11 +98,9 @@ def _attention(model: Model, described: PreTrainedConfig) -> Iterator[Finding]:
 
 def _positions(patient: Patient, model: Model, described: PreTrainedConfig) -> Iterator[Finding]:
     """Prompt and answer against the positions that the model was trained on."""
-    text_config, (content, _) = described.get_text_config(), model.content
-    stated = {**content, **content.get("text_config", {})}
-    known: Any = next((stated[name] for name in _POSITIONS if stated.get(name)), None)
+    text_config, known = described.get_text_config(), position_limit(model.content[0])
     prompt, answer = patient.config.prompt.max_tokens, patient.config.sampling.max_new_tokens
-    if not isinstance(known, int) or prompt + answer <= known:
+    if known is None or prompt + answer <= known:
         return
     learned = not any(getattr(text_config, name, None) is not None for name in _ROTARY)
     by_vllm = model.name == "student" and patient.config.rollouts.engine == "vllm"

@@ -1,9 +1,7 @@
 """What the doctor sees of tokenizers, problems, and who checks or serves."""
 
-import json
 from collections.abc import Iterator
 from glob import glob
-from pathlib import Path
 from typing import Any
 
 from effopd.cli.data import Rendered, rendered
@@ -11,9 +9,11 @@ from effopd.cli.doctor_visit import Finding, Level, Model, Patient
 from effopd.cli.problems import load_problems
 from effopd.cli.verifiers import verifier_for
 from effopd.demo.world import TinyWorld
-from effopd.errors import EffopdError
-from effopd.models.loading import tokenizers_agree
+from effopd.errors import EffopdError, ParameterMismatchError
+from effopd.models.end_tokens import end_token_ids_in, token_names
+from effopd.models.vocabularies import shared_vocabulary
 from effopd.rewards.sandbox.opening import open_sandbox
+from effopd.rollouts.prompts import lend_template_, prompt_remarks
 from effopd.tasks.dataset import DataSource
 from effopd.tasks.files import JsonlTask
 from effopd.tasks.problem import CountingVerifier, Problem
@@ -39,54 +39,51 @@ def tokenizers(patient: Patient) -> Iterator[Finding]:
     for name, model in patient.models.items():
         if name != "student" and model.tokenizer is not None:
             yield from _compared(patient, model, student.tokenizer, own)
-    yield from _prompt(student, own)
+    yield from _prompt(patient, student, own)
 
 
 def _compared(patient: Patient, model: Model, student: Any, own: Rendered) -> Iterator[Finding]:
     """Tokens, special tokens and rendered prompts of another model against the student's."""
     other, name = model.tokenizer, model.name
-    if not tokenizers_agree(student, other):
-        text = f"{name} has other tokens than the student"
-        remedy = "use models that share a tokenizer"
-        yield Finding(level="problem", check="tokenizers", text=text, remedy=remedy)
+    try:
+        shared = shared_vocabulary(student, other, name if "." in name else f"the {name}")
+    except ParameterMismatchError as error:
+        yield Finding(level="problem", check="tokenizers", text=str(error))
         return
-    yield Finding(level="ok", check="tokenizers", text=f"{name} has the student's tokens")
+    if shared.remark:
+        yield Finding(level="warning", check="tokenizers", text=shared.remark)
+    else:
+        yield Finding(level="ok", check="tokenizers", text=f"{name} has the student's tokens")
     if student.eos_token_id != other.eos_token_id:
         text = f"the student ends with {student.eos_token!r}, {name} with {other.eos_token!r}"
         yield Finding(level="warning", check="special tokens", text=text)
+    if patient.config.prompt.chat and lend_template_(student, other):
+        text = f"{name} has no chat template: its own evaluation uses the student's"
+        yield Finding(level="ok", check="chat template", text=text)
     seen = rendered(patient.config, other, _QUESTION)
     if seen.ids != own.ids:
-        thinking = patient.config.prompt.enable_thinking
-        text = f"{name} would get another prompt (enable_thinking = {thinking}): {seen.text!r}"
+        text = f"{name} would get another prompt: {seen.text!r}"
         remedy = "the teacher scores the student's tokens: give both one chat template"
         yield Finding(level="warning", check="chat template", text=text, remedy=remedy)
 
 
-def _prompt(student: Model, own: Rendered) -> Iterator[Finding]:
-    """The prompt as the student gets it, which must not end as an answer does."""
-    tokenizer = student.tokenizer
-    text = f"{own.text!r}, ends with {tokenizer.eos_token!r}, pads with {tokenizer.pad_token!r}"
-    if own.ids[-1] not in _end_ids(student):
-        yield Finding(level="ok", check="prompt", text=text)
-        return
-    end = tokenizer.decode([own.ids[-1]])
-    yield Finding(
-        level="problem",
-        check="prompt",
-        text=f"{own.text!r} already ends with {end!r}, with which answers end",
-        remedy="turn add_eos_token off in tokenizer_config.json, or take a chat template that "
-        "opens the answer (add_generation_prompt)",
-    )
-
-
-def _end_ids(model: Model) -> set[int]:
-    """Tokens that end an answer: the tokenizer's, and those of generation_config.json."""
-    found = {model.tokenizer.eos_token_id}
-    path = (model.directory or Path()) / "generation_config.json"
-    if path.is_file():
-        listed = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-        found |= set(listed if isinstance(listed, list) else [listed])
-    return {each for each in found if isinstance(each, int)}
+def _prompt(patient: Patient, student: Model, own: Rendered) -> Iterator[Finding]:
+    """The prompt as the student gets it, where its answers end, and what is odd about both."""
+    assert student.directory is not None  # its tokenizer is from there
+    tokenizer, config = student.tokenizer, patient.config
+    ends = end_token_ids_in(student.directory, tokenizer)
+    text = f"{own.text!r}; answers end with {token_names(tokenizer, ends)}"
+    yield Finding(level="ok", check="prompt", text=f"{text}, {tokenizer.pad_token!r} pads")
+    for remark in prompt_remarks(
+        config.prompt,
+        tokenizer,
+        [_QUESTION],
+        ends=ends,
+        cap=config.sampling.max_new_tokens,
+        positions=None,  # what the settings allow is looked at with the model
+    ):
+        level: Level = "problem" if own.ids[-1] in ends else "warning"
+        yield Finding(level=level, check="prompt", text=remark)
 
 
 def sandbox(patient: Patient) -> Iterator[Finding]:

@@ -155,11 +155,6 @@ def load_tokenizer(settings: ModelSettings) -> Any:
     return tokenizer
 
 
-def tokenizers_agree(first: Any, second: Any) -> bool:
-    """Whether both map the same strings to the same ids."""
-    return bool(first.get_vocab() == second.get_vocab())
-
-
 def _load_renamed(
     directory: Path, found: Architecture, options: Mapping[str, Any]
 ) -> tuple[Any, Mapping[str, Any]]:

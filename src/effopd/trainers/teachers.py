@@ -112,7 +112,7 @@ def align_vocabularies(student: Policy, others: Mapping[str, Policy]) -> list[st
         shared = shared_vocabulary(student.tokenizer, other.tokenizer, name)
         if shared.size is None:
             rows = (student.vocabulary_size, other.vocabulary_size)
-            sizes.append(aligned_vocabulary_size(*rows, len(student.tokenizer), True))
+            sizes.append(aligned_vocabulary_size(*rows, len(student.tokenizer)))
             continue
         for whose, policy in (("the student", student), (name, other)):
             if policy.vocabulary_size <= (last := max(policy.tokenizer.get_vocab().values())):
