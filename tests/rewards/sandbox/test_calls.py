@@ -117,12 +117,20 @@ def test_time_is_counted_for_each_call(jobs: list[int]) -> None:
     assert jobs == [6]
 
 
-def test_time_cannot_be_won_by_telling_of_calls(sandbox: Sandbox) -> None:
-    """Each call that is told of has a limit, and there are no more than were asked for."""
-    source = (
-        "import os\nfor _ in range(1000): os.eventfd_write(5, 1)\ndef f(x):\n    while True: pass"
-    )
-    outcomes = calls(sandbox, source, [0, 1], Limits(wall_s=0.4, cpu_s=5.0))
+def test_time_is_won_by_values_alone(sandbox: Sandbox) -> None:
+    """What a program writes to have more time is taken for what its calls came to."""
+    source = """
+import os, time
+def f(x):
+    for _ in range(20):
+        time.sleep(0.2)
+        os.write(3, b"0\\n")
+    return x
+"""
+    outcomes = calls(sandbox, source, [1, 2, 3], BRIEF)
+    assert [(each.status, each.value) for each in outcomes] == [("finished", 0)] * 3
+    source = "import os\ntry: os.eventfd_write(5, 1); os.write(5, b'1')\nexcept OSError: pass\n"
+    outcomes = calls(sandbox, source + "def f(x):\n    while True: pass", [1, 2], BRIEF)
     assert [each.status for each in outcomes] == ["timeout"] * 2
 
 

@@ -17,11 +17,11 @@ from . import kernel, values
 
 OUT_OF_MEMORY = 86
 """Exit status of a program that ran out of memory and was told so by an exception."""
-RESULT, REQUEST, LAPS = 3, 4, 5
+RESULT, REQUEST = 3, 4
 """Descriptors beyond the three of the program.
 
 To the first `SHUT_IN` is written before the program runs, then a line for each value that its
-function returns; the second is a file with the request; to the third each finished call is told.
+function returns; the second is a file with the request.
 """
 SHUT_IN = b"+"
 _STACK_BYTES = 64 * 1024**2
@@ -91,7 +91,7 @@ def run_and_exit(numbers: dict[str, Any], bounds: Bounds, server: int) -> None:
         request = Request.read(numbers["first"])
         _shut_in(numbers["cpu_limit_s"], numbers["memory_bytes"], bounds, server)
         os.write(RESULT, SHUT_IN)
-        os.closerange(LAPS + 1 if request.entry_point else RESULT, 4096)
+        os.closerange(REQUEST + 1 if request.entry_point else RESULT, 4096)
         _claim_streams()
         status = _run(request)
     except MemoryError:
@@ -200,7 +200,6 @@ def _answer(code: types.CodeType, entry_point: str, arguments: bytes) -> None:
     text = values.dump(function(*values.load(arguments))) + b"\n"
     while text:
         text = text[os.write(RESULT, text) :]
-    os.eventfd_write(LAPS, 1)
     module.__dict__.clear()  # functions and their globals hold each other
 
 

@@ -47,10 +47,10 @@ def serve() -> None:
     gc.collect()
     gc.freeze()  # children share these pages for as long as they do not count references there
     while True:
-        packet, descriptors, _, _ = socket.recv_fds(control, _MOST_BYTES, child.LAPS + 1)
+        packet, descriptors, _, _ = socket.recv_fds(control, _MOST_BYTES, child.REQUEST + 1)
         if not packet:
             return
-        if descriptors:  # else a job was to be stopped that had just ended
+        if descriptors:  # else it is about a job that has just ended
             reply = _run(json.loads(packet), descriptors, bounds)
             control.send(json.dumps(reply).encode("ascii"))
 
@@ -167,16 +167,14 @@ def _run(request: dict[str, Any], descriptors: list[int], bounds: child.Bounds) 
     process = os.fork()
     if process == 0:
         _become_child(request, descriptors, bounds, server)
-    laps = descriptors[child.LAPS]
-    for descriptor in descriptors[: child.LAPS]:
+    for descriptor in descriptors:
         os.close(descriptor)
     watched = os.pidfd_open(process)
-    stopped, laps_done = _watch(process, watched, laps, request, bounds.watched_threads)
+    stopped, laps_done = _watch(process, watched, request, bounds.watched_threads)
     if stopped:
         signal.pidfd_send_signal(watched, signal.SIGKILL)
     _, exit_status, used = os.wait4(process, 0)
     os.close(watched)
-    os.close(laps)
     return {
         "stopped": stopped,
         "laps": laps_done,
@@ -201,21 +199,18 @@ def _become_child(
 
 
 def _watch(
-    process: int, watched: int, laps: int, request: dict[str, Any], most_threads: int
+    process: int, watched: int, request: dict[str, Any], most_threads: int
 ) -> tuple[str, int]:
-    """Waits until a child has ended, or says why it has to be, and how many calls it finished.
+    """Waits until a child has ended, or says why it has to be, and of how many calls it was told.
 
-    Each call has its limits of time for itself. It is told through a counter that is read one by
-    one, so that nothing a program writes there comes into this process.
+    Each call has its limits of time for itself. It ends when the one that asks has its value.
     """
     clock = ~process << 3 | _PROCESS_CLOCK
     done, began_s, used_s = 0, time.monotonic(), 0.0
     poller = select.poll()
-    for descriptor in (watched, _CONTROL, laps):
+    for descriptor in (watched, _CONTROL):
         poller.register(descriptor, select.POLLIN)
     while True:
-        if done == request["calls"] - 1:  # the end of the last is the end of the child
-            poller.register(laps, 0)
         wall_left_s = began_s + request["wall_s"] - time.monotonic()
         cpu_left_s = used_s + request["cpu_s"] - _clock_s(clock)
         wait_s = max(0.0, min(wall_left_s, cpu_left_s / _PROCESSORS))
@@ -223,12 +218,12 @@ def _watch(
         if watched in events:
             return "", done
         if _CONTROL in events:
-            if os.read(_CONTROL, _MOST_BYTES):
+            packet = os.read(_CONTROL, _MOST_BYTES)
+            if not packet:  # the one that asks has ended; the kernel ends the child with this
+                os._exit(0)
+            if packet == b"stop":
                 return "asked", done
-            os._exit(0)  # the one that asks has ended; the kernel ends the child with this process
-        if laps in events:
-            os.eventfd_read(laps)
-            done, began_s, used_s = done + 1, time.monotonic(), _clock_s(clock)
+            done, began_s, used_s = done + int(packet), time.monotonic(), _clock_s(clock)
         elif wall_left_s <= 0 or cpu_left_s <= 0:
             return ("wall" if wall_left_s <= 0 else "cpu"), done
         elif most_threads and _threads(process) > most_threads:
