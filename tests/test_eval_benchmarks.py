@@ -400,7 +400,7 @@ def test_results_name_the_relative_error_of_roundings(tmp_path: Path) -> None:
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert (
-        read_json(tmp_path / "out" / "results.json")["results"]["minerva"]["relative_error"] == 0.01
+        read_json(tmp_path / "out" / "results.json")["results"]["minerva"]["relative_error"] == 1e-4
     )
 
 

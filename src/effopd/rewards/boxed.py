@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from effopd.rewards.extraction import final_answer, reference_answer
+from effopd.rewards.extraction import final_answer, unboxed
 from effopd.tasks.problem import Answer
 
 
@@ -25,7 +25,7 @@ def _is_right(answer: Answer) -> bool:
     if answer.is_truncated:
         return False
     box = final_answer(answer.completion)
-    return box is not None and _squeezed(box) == _squeezed(reference_answer(answer.problem.answer))
+    return box is not None and _squeezed(box) == _squeezed(unboxed(answer.problem.answer))
 
 
 def _squeezed(text: str) -> str:

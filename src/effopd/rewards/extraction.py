@@ -50,10 +50,10 @@ def final_answer(completion: str) -> str | None:
     return None if box is None else _BOX.sub("", box).strip()
 
 
-def reference_answer(reference: str) -> str:
+def unboxed(text: str) -> str:
     r"""What a reference says: what its last box holds, or all of it when it has none."""
-    box = last_box(reference.replace(r"\fbox", r"\boxed")) if "box" in reference else None
-    return _BOX.sub("", box).strip() if box and box.strip() else reference
+    box = last_box(text.replace(r"\fbox", r"\boxed")) if "box" in text else None
+    return _BOX.sub("", box).strip() if box and box.strip() else text
 
 
 def last_box(text: str) -> str | None:

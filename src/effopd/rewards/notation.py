@@ -85,7 +85,8 @@ _ANYWHERE: _Rules = (
     (r"√\s*(\d+|[a-z])", r"\\sqrt{\1}"),
     (r"√\s*\(([^()]*)\)", r"\\sqrt{\1}"),
     (r"(?<=[\w)\]}])\*\*(?=[\w({\\-])(?!.*\*\*\s*$)", "^"),
-    (r"\*\*|``|''$", ""),
+    (r"\*\*", ""),
+    (r"``(.*)''", r"\1"),
     (r"(?<=\d)\{,\}\s*(?=\d{3})", ""),
     (r"\{,\}", ","),
     ("~", " "),
@@ -113,7 +114,7 @@ _COMPILED = [
     [(re.compile(pattern), replacement) for pattern, replacement in rules]
     for rules in (_IN_LATEX, _ANYWHERE, _LATER)
 ]
-_BARE = re.compile(r"[+-]?(?:\d+(?:\.\d+)?|[A-Za-z])")
+_BARE = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]+)?|[A-Za-z])")
 """What is tidy already."""
 
 _OPENED = re.compile(

@@ -10,7 +10,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Literal, get_args
 
-from effopd.rewards.extraction import choice_letter, reference_answer, unwrapped
+from effopd.rewards.extraction import choice_letter, unboxed, unwrapped
 from effopd.rewards.notation import (
     split_base,
     split_percent,
@@ -57,7 +57,7 @@ def decide(reference: str, answer: str, rules: AnswerRules = _STRICT) -> Verdict
     """
     if reference == answer and _SOLID.match(reference):
         return "correct"
-    reference = reference_answer(reference)
+    reference, answer = unboxed(reference), unboxed(answer)
     if max(len(reference), len(answer)) > MAX_CHARACTERS:
         return "correct" if squeezed(reference) == squeezed(answer) else "error"
     reference, answer = (with_logarithm(tidy(text), rules.log_base) for text in (reference, answer))
