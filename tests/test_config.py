@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import tomli_w
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from effopd.config import RunConfig, differences, load_config, make_config, to_toml
@@ -214,7 +214,6 @@ def test_resolved_settings_do_not_follow_later_defaults() -> None:
         assert line in text.splitlines()
 
 
-@settings(deadline=None, max_examples=50)
 @given(
     lr=st.floats(min_value=5e-324, max_value=1e308),
     seed=st.integers(-(2**63), 2**63 - 1),

@@ -1,7 +1,7 @@
 """The boxed answer, by its text."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from effopd.rewards.boxed import BoxedAnswer
@@ -36,7 +36,6 @@ def test_rewards(answer: str, completion: str, reward: float) -> None:
     assert BoxedAnswer().rewards(given) == [reward, 0.0]
 
 
-@settings(deadline=None, max_examples=200)
 @given(text=st.text(alphabet="\\boxed{} 1", max_size=60))
 def test_any_text_has_a_reward(text: str) -> None:
     asked = Problem(id="p", prompt="?", answer="1")

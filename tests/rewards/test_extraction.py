@@ -142,7 +142,6 @@ balanced = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=100)
 @given(content=balanced, before=st.text(max_size=20), after=st.text(alphabet="ab1 .{", max_size=9))
 def test_any_balanced_content_is_found(content: str, before: str, after: str) -> None:
     assert last_box(f"{before} \\boxed{{{content}}}{after}") == content
