@@ -16,6 +16,7 @@ from effopd.cli.analyze_pool import default_workers, measured
 from effopd.cli.analyze_tables import SOURCES, never_moved
 from effopd.cli.analyze_units import MEASUREMENTS, Subject, check_device
 from effopd.errors import ConfigError
+from effopd.models.updates import say_left_out
 from effopd.records import Row, display_text
 from effopd.reports.analysis import load_analysis
 from effopd.reports.analysis_page import write_analysis
@@ -68,7 +69,8 @@ def measure(request: AnalysisRequest) -> None:
     subject = Subject(inputs, request.device)
     _tell(subject, what)
     with AnalysisDirectory(request.out) as directory:
-        directory.describe(analysis_info(request, inputs, what))
+        info = analysis_info(request, inputs, what)
+        directory.describe(info | {"not_compared": subject.not_compared})
         for name in what:
             if name in SOURCES:
                 _measure(directory, subject, name, request.workers or default_workers())
@@ -146,5 +148,7 @@ def _tell(subject: Subject, what: Sequence[str]) -> None:
     names = [moment.label for moment in subject.moments]
     shown = ", ".join(names if len(names) <= 4 else [names[0], names[1], "...", names[-1]])
     print(display_text(f"{len(names)} checkpoints of {subject.inputs.base}: {shown}"))
+    for label, update in zip(names, subject.updates, strict=True):
+        say_left_out(update, lambda text: print(display_text(text)), f"{label}: ")
     if not subject.draws_tsne and not {"trajectories", "behavior"}.isdisjoint(what):
         print("no t-SNE pictures: scikit-learn is missing (pip install 'effopd[analysis]')")

@@ -48,7 +48,12 @@ class Subject:
     def __init__(self, inputs: Inputs, device: str) -> None:
         self.inputs, self.device = inputs, device
         *self.updates, self.final = inputs.updates()
-        shapes = self.final.shapes
+        every = [update.shapes.keys() for update in self.updates]
+        shapes = {
+            name: shape
+            for name, shape in self.final.shapes.items()
+            if all(name in names for names in every)
+        }
         found = places(shapes, read_heads(inputs.base))
         self.places = [place for place in found if math.prod(place.shape) > 0]
         self.by_label = {place.label: place for place in self.places}
@@ -58,6 +63,12 @@ class Subject:
         """The checkpoints as tables name them."""
         series = self.inputs.checkpoints
         return moments([each.label for each in series], [each.step for each in series])
+
+    @cached_property
+    def not_compared(self) -> dict[str, dict[str, str]]:
+        """Checkpoint to the tensors that only it or only the base has, and why."""
+        pairs = zip(self.inputs.checkpoints, self.updates, strict=True)
+        return {each.label: dict(update.left_out) for each, update in pairs if update.left_out}
 
     @cached_property
     def draws_tsne(self) -> bool:

@@ -82,7 +82,7 @@ def open_answerer(config: EvalConfig) -> Iterator[Answerer]:
         return
     torch.set_num_threads(config.threads)
     tokenizer = load_tokenizer(config.model)
-    model = load_model(config.model, config.device)
+    model = load_model(config.model, config.device, print)
     rows = model.get_output_embeddings().weight.shape[0]
     size = min(rows, len(tokenizer))
 

@@ -39,12 +39,13 @@ def build_parts(config: RunConfig, report: Callable[[str], None]) -> Parts:
     """Loads task and models; trains the tiny world's models if they are not cached."""
     torch.set_num_threads(config.threads)
     student_settings, teacher_settings = _model_settings(config, report)
-    student = _policy(student_settings, config.device)
+    student = _policy(student_settings, config.device, report)
     served = served_teacher(config, student, report)
     teachers: dict[str, Policy] = {
-        name: _scoring_policy(config, settings) for name, settings in teacher_settings.items()
+        name: _scoring_policy(config, settings, report)
+        for name, settings in teacher_settings.items()
     }
-    reference = _reference(config, student)
+    reference = _reference(config, student, report)
     others = [*teachers.values(), *([reference] if reference else [])]
     align_vocabularies(student, *others)
     average = None
@@ -101,7 +102,8 @@ def train(
             for line in changed:
                 observer.on_message(f"goes on with {line}")
             trainer.resume()
-            info = run_info(config) | counts_record(parts.task)
+            info = run_info(config) | {"attention": _attention(parts.student)}
+            info |= counts_record(parts.task)
             run.describe(to_toml(config), info, trainer.progress.step, changed)
             if stop is not None:
                 return trainer.run(stop)
@@ -243,16 +245,23 @@ def _known_teachers(policies: dict[str, Teacher], task: Task) -> Teachers:
     return teachers
 
 
-def _policy(settings: ModelSettings, device: str) -> Policy:
-    return Policy(load_model(settings, device), load_tokenizer(settings))
+def _attention(policy: Policy) -> str:
+    """The implementation that a model runs with."""
+    return str(policy.model.config._attn_implementation)
 
 
-def _scoring_policy(config: RunConfig, settings: ModelSettings) -> Policy:
+def _policy(settings: ModelSettings, device: str, report: Callable[[str], None]) -> Policy:
+    return Policy(load_model(settings, device, report), load_tokenizer(settings))
+
+
+def _scoring_policy(
+    config: RunConfig, settings: ModelSettings, report: Callable[[str], None]
+) -> Policy:
     """A model that only scores: on its device, or there only while it does."""
     device = config.teacher_device or config.device
     if not config.memory.teacher_offload:
-        return frozen(_policy(settings, device))
-    return _offloaded(load_model(settings), load_tokenizer(settings), device)
+        return frozen(_policy(settings, device, report))
+    return _offloaded(load_model(settings, report=report), load_tokenizer(settings), device)
 
 
 def _offloaded(model: Any, tokenizer: Any, device: str, size: int | None = None) -> Policy:
@@ -262,13 +271,13 @@ def _offloaded(model: Any, tokenizer: Any, device: str, size: int | None = None)
     return Policy(model, tokenizer, vocabulary_size=size, during=during)
 
 
-def _reference(config: RunConfig, student: Policy) -> Policy | None:
+def _reference(config: RunConfig, student: Policy, report: Callable[[str], None]) -> Policy | None:
     """What the objective moves away from or holds on to; the untrained student by default."""
     objective = config.objective
     if not (isinstance(objective, ExOPD) or getattr(objective, "needs_reference", False)):
         return None
     if config.reference is not None:
-        return _scoring_policy(config, config.reference)
+        return _scoring_policy(config, config.reference, report)
     lora = config.student.lora if config.student is not None else None
     size = student.vocabulary_size
     if lora is not None and lora.adapter is None:

@@ -19,7 +19,7 @@ from effopd.config import RunConfig, differences, load_config, to_toml
 from effopd.errors import ConfigError
 from effopd.models.fingerprint import weights_fingerprint
 from effopd.models.layout import read_heads
-from effopd.models.updates import open_update
+from effopd.models.updates import open_update, say_left_out
 from effopd.records import JsonlWriter, display_text, read_jsonl, write_text_atomic
 from effopd.reports.table_files import write_table
 from effopd.reports.tables import text_table
@@ -66,9 +66,12 @@ def run_intervene(asked: Request) -> None:
 
 
 def _cases(asked: Request) -> list[Case]:
+    update = open_update(asked.base, asked.tuned)
     other = None if asked.other is None else open_update(asked.base, asked.other)
     heads = read_heads(asked.base)
-    source = Source(update=open_update(asked.base, asked.tuned), other=other, heads=heads)
+    source = Source(update=update, other=other, heads=heads)
+    for each in (update, *([other] if other else [])):
+        say_left_out(each, lambda text: print(display_text(text)))
     return [
         Case(
             intervention=intervention,

@@ -109,10 +109,10 @@ def _model(section: Mapping[str, Any], recipe: Path, name: str) -> dict[str, Any
     content, path = model_config(section["path"], recipe)
     config = tiny_config(content, path, ROWS if name == "student" else TEACHER_ROWS)
     kept = {key: value for key, value in section.items() if key != "revision"}
-    attention = kept.get("attention", "sdpa")
+    attention = kept.get("attention", "auto")
     return kept | {
         "path": str(_saved(config, seed=int(name == "teacher"))),
-        "attention": "sdpa" if attention == "flash_attention_2" else attention,
+        "attention": "auto" if attention == "flash_attention_2" else attention,
     }
 
 

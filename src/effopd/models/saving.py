@@ -18,6 +18,9 @@ TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
 )
 CONFIG, GENERATION = "config.json", "generation_config.json"
 _TEMPLATES = "additional_chat_templates"

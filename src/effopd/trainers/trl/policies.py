@@ -36,8 +36,8 @@ def policy_of(trainer: Any, model: Any) -> Policy:
             return Policy(plain, trainer._tokenizer)
         except ParameterMismatchError as error:
             raise ParameterMismatchError(
-                f"{error} where the head is multiplied by apart from the model: pass validate= "
-                "with a score of your own, and train with TRL's DistillationTrainer"
+                f"{error}. In TRL, a DistillationTrainer trains such models, and the search takes a "
+                "score of your own (validate=)"
             ) from None
 
 
