@@ -59,6 +59,7 @@ def test_a_checkpoint_holds_the_adapter_alone(models: Path, run: Path) -> None:
     names = {path.relative_to(last).as_posix() for path in last.rglob("*")}
     assert {"adapter_config.json", "adapter_model.safetensors"} < names
     assert "trainer/optimizer.safetensors" in names
+    assert [path.name for path in last.glob("*.safetensors")] == ["adapter_model.safetensors"]
     assert "model.safetensors" not in names
     config = json.loads((last / "adapter_config.json").read_text())
     assert (config["r"], config["base_model_name_or_path"]) == (4, str(models / "student"))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,17 @@ def test_what_changes_rounding_goes_on_and_says_so(
     assert "goes on with memory.scoring_tokens: 32768 -> 64 (changes rounding only)" in said
     assert len(said) == 5
     assert "goes on with train.steps: 8 -> 4 (changes no number)" in messages
+
+
+def test_a_run_without_a_checkpoint_may_save_more_often(models: Path, tmp_path: Path) -> None:
+    """Three steps are more than the two between checkpoints now, and none is missing."""
+    train_tiny(tiny_config(models), tmp_path, stop_after=3)
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00003")
+    config = tiny_config(models, {"checkpoint.every": 2, "train.steps": 4})
+    done, messages = train_tiny(config, tmp_path)
+    assert done
+    assert "no checkpoint yet: starting again from step 0" in messages
+    assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
 
 
 def test_each_change_is_kept(models: Path, half: Path, tmp_path: Path) -> None:

@@ -203,18 +203,15 @@ class Policy:
         finally:
             amplify.remove()
             model.train(training)
-        largest = expected.abs().max()
-        apart = {
-            factor: ((factor * found - expected).abs().max() / largest).item()
-            for factor in ((1.0,) if config is None else logit_factors(config))
-        }
-        factor = min(apart, key=lambda each: apart[each])
-        if apart[factor] > tolerance:  # never so where the weights hold NaN
+        factors = (1.0,) if config is None else logit_factors(config)
+        factor = min(factors, key=lambda each: (each * found - expected).abs().max().item())
+        apart = ((factor * found - expected).abs().max() / (factor * found).abs().max()).item()
+        if apart > tolerance:  # never so where the weights hold NaN
             raise ParameterMismatchError(
                 f"the logits of {name} are not its head applied to its last hidden state (largest "
-                f"relative difference {apart[factor]:.2g}), nor that times a setting of its "
-                f"config.json ({', '.join(FACTORS)}): such an architecture is not supported. "
-                f"Neither are logits that are soft-capped ({', '.join(CAPS)})"
+                f"relative difference {apart:.2g}), nor that times a setting of its config.json "
+                f"({', '.join(FACTORS)}): such an architecture is not supported. Neither are "
+                f"logits that are soft-capped ({', '.join(CAPS)})"
             )
         return factor
 

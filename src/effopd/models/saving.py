@@ -41,8 +41,11 @@ def save_model(model: Any, directory: Path) -> None:
     source = _source(model.name_or_path, CONFIG)
     if source is None:
         return
-    described = AutoConfig.from_pretrained(str(source), trust_remote_code=False)
-    raw = json.loads((source / CONFIG).read_text(encoding="utf-8"))
+    try:
+        described = AutoConfig.from_pretrained(str(source), trust_remote_code=False)
+        raw = json.loads((source / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return  # it was replaced while the model trained: what was written above is right
     same = type(described) is type(model.config) and _content(described) == _content(model.config)
     if same and raw.get("architectures") == [type(model).__name__]:
         names = [name for name in _DTYPES if name in raw] or ["torch_dtype"]

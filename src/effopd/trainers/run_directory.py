@@ -2,6 +2,7 @@
 
 import json
 import os
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ class RunDirectory:
         """The checkpoint to continue from, None to begin at step 0, and what to tell the user.
 
         Args:
-            every: Steps between checkpoints.
+            every: Steps between checkpoints from now on; those until now are in `config.toml`.
 
         Returns:
             The newest undamaged checkpoint, and sentences.
@@ -100,7 +101,7 @@ class RunDirectory:
             skipped = [f"skipping a damaged checkpoint: {problem}" for problem in problems]
             return directory, [*skipped, f"resuming from {directory.name}"]
         recorded = len(self.rows("metrics"))
-        if problems or recorded > every:
+        if problems or recorded > max(every, self._checkpoints_every()):
             raise CheckpointError(
                 f"{self.checkpoints} holds no undamaged checkpoint, but {recorded} steps are "
                 "recorded. Restore a checkpoint, or start again in another directory (--out)."
@@ -164,6 +165,12 @@ class RunDirectory:
         for writer in self._writers.values():
             writer.close()
         os.close(self._lock)
+
+    def _checkpoints_every(self) -> int:
+        """Steps between checkpoints so far; 0 where that is not known."""
+        path = self.path / "config.toml"
+        text = path.read_text("utf-8") if path.exists() else ""
+        return int(tomllib.loads(text).get("checkpoint", {}).get("every", 0))
 
     def _refused(self, log: str, error: OSError) -> RecordError:
         return RecordError(

@@ -115,6 +115,17 @@ def noted_dtypes(module: nn.Module) -> Iterator[set[torch.dtype]]:
         handle.remove()
 
 
+def batch_of(sample: Sample) -> dict[str, Tensor]:
+    """What the trainer's loss is computed from."""
+    return {
+        "prompt_ids": torch.tensor([sample.prompt_ids]),
+        "completion_ids": torch.tensor([sample.completion_ids]),
+        "prompt_mask": torch.ones(1, len(sample.prompt_ids), dtype=torch.long),
+        "completion_mask": torch.ones(1, len(sample.completion_ids), dtype=torch.long),
+        "num_items_in_batch": torch.tensor(float(len(sample.completion_ids))),
+    }
+
+
 @pytest.mark.parametrize("dtypes", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_score_is_computed_as_the_loss_is(tmp_path: Path, kind: str, dtypes: str) -> None:
@@ -126,13 +137,7 @@ def test_the_score_is_computed_as_the_loss_is(tmp_path: Path, kind: str, dtypes:
     trainer.train()
     score = TeacherKL.of(trainer)
     sample = Sample(prompt_ids=(1, 5, 6), completion_ids=(8, 9, 2))
-    batch = {
-        "prompt_ids": torch.tensor([sample.prompt_ids]),
-        "completion_ids": torch.tensor([sample.completion_ids]),
-        "prompt_mask": torch.ones(1, 3, dtype=torch.long),
-        "completion_mask": torch.ones(1, 3, dtype=torch.long),
-        "num_items_in_batch": torch.tensor(3.0),
-    }
+    batch = batch_of(sample)
     for model in models:
         layer = model.model.layers[0].self_attn.q_proj
         with noted_dtypes(layer) as in_loss:
@@ -223,8 +228,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, dtype: torch.dty
 
 # Heads --------------------------------------------------------------------------------------------
 
-FAMILIES: dict[str, dict[str, Any]] = {
-    "gemma2": {"final_logit_softcapping": 30.0, "query_pre_attn_scalar": 8},
+CAPPED = {"final_logit_softcapping": 30.0, "query_pre_attn_scalar": 8}
+SCALED: dict[str, dict[str, Any]] = {
     "granite": {"logits_scaling": 4.0},
     "cohere": {"logit_scale": 0.0625},
 }
@@ -239,59 +244,35 @@ def untrained(family: str, **more: Any) -> Any:
     return AutoModelForCausalLM.from_config(config).eval()
 
 
-def distilled(tmp_path: Path, **models: Any) -> DistillationTrainer:
-    """TRL's trainer of one step at bf16."""
-    args = DistillationConfig(**arguments(tmp_path, max_steps=1, bf16=True, beta=1.0))
-    models = {"model": tiny_model(0), "teacher_model": tiny_model(1)} | models
-    return DistillationTrainer(
-        **models, args=args, train_dataset=prompts(), processing_class=TOKENIZER
-    )
-
-
 @pytest.mark.parametrize("whose", ["model", "teacher_model"])
 def test_capped_logits_are_refused_with_a_remedy(tmp_path: Path, whose: str) -> None:
-    capped = untrained("gemma2", **FAMILIES["gemma2"])
-    trainer = distilled(tmp_path, **{whose: capped})
+    capped = untrained("gemma2", **CAPPED)
+    models = {"model": tiny_model(0), "teacher_model": tiny_model(1)} | {whose: capped}
+    more: dict[str, Any] = {"train_dataset": prompts(), "processing_class": TOKENIZER}
+    args = DistillationConfig(**arguments(tmp_path, max_steps=1, bf16=True))
+    trainer = DistillationTrainer(**models, args=args, **more)
     trainer.add_callback(EffOPDCallback(trainer, prompts=4))
     with pytest.raises(ParameterMismatchError, match=r"(?s)soft-caps its logits.*validate="):
         trainer.train()
     with pytest.raises(ParameterMismatchError, match="soft-caps its logits"):
-        SampledTokenTrainer(
-            **{"model": tiny_model(0), "teacher_model": tiny_model(1)} | {whose: capped},
-            args=DistillationConfig(**arguments(tmp_path, max_steps=1, bf16=True)),
-            train_dataset=prompts(),
-            processing_class=TOKENIZER,
-        )
+        SampledTokenTrainer(**models, args=args, **more)
 
 
-@pytest.mark.parametrize("family", ["granite", "cohere"])
-def test_scaled_logits_are_scored(tmp_path: Path, family: str) -> None:
-    """The score of the tip is that of the same weights with the scale folded into the head."""
-    scores = []
-    for folded in (False, True):
-        torch.manual_seed(0)
-        model = untrained(family, tie_word_embeddings=False, **FAMILIES[family])
-        with torch.no_grad():
-            model.get_output_embeddings().weight.mul_(30)
-        if folded:
-            model = fold_scale_(model, family)
-        out = tmp_path / str(folded)
-        trainer = distilled(out, model=model)
-        trainer.add_callback(EffOPDCallback(trainer, search=EVERY, prompts=4))
-        trainer.train()
-        scores.append(rows(out)[0]["score"])
-    assert scores[0] < -0.01
-    assert scores[0] == pytest.approx(scores[1], rel=0.02)
-
-
-def fold_scale_(model: Any, family: str) -> Any:
-    """The same policy without a scale in its config.json."""
-    name, scale = ("logits_scaling", 1 / 4.0) if family == "granite" else ("logit_scale", 0.0625)
-    with torch.no_grad():
-        model.get_output_embeddings().weight.mul_(scale)
-    setattr(model.config, name, 1.0)
-    setattr(model, name, 1.0)
-    return model
+@pytest.mark.parametrize("family", SCALED)
+def test_scaled_logits_are_scored_as_trained(tmp_path: Path, family: str) -> None:
+    trainer = DistillationTrainer(
+        model=untrained(family, **SCALED[family]),
+        teacher_model=tiny_model(1),
+        args=DistillationConfig(**arguments(tmp_path, max_steps=1, bf16=True, beta=1.0)),
+        train_dataset=prompts(),
+        processing_class=TOKENIZER,
+    )
+    trainer.train()
+    score = TeacherKL.of(trainer)
+    sample = Sample(prompt_ids=(1, 5, 6), completion_ids=(8, 9, 2))
+    loss = trainer.compute_loss(trainer.model, batch_of(sample))
+    (values,) = completion_reverse_kl(score.student, score.teacher, [sample])
+    assert mean(values) == pytest.approx(loss.item(), rel=1e-5)
 
 
 def test_heads_that_are_tied_or_have_a_bias_are_scored(tmp_path: Path) -> None:
@@ -328,17 +309,25 @@ def test_the_tolerance_is_that_of_the_lowest_precision(
         assert head_tolerance(torch.zeros(1, 1, dtype=weight)) == expected
 
 
+def soft_capped(module: nn.Module, inputs: Any, outputs: Any) -> Any:
+    """A cap that no configuration tells of."""
+    outputs.logits = 50 * torch.tanh(outputs.logits / 50)
+    return outputs
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_cap_shows_under_autocast_too(dtype: torch.dtype) -> None:
     with torch.autocast("cpu", dtype=dtype):
         Policy(tiny_model(), TOKENIZER)
-        with pytest.raises(ParameterMismatchError, match="soft-caps"):
-            Policy(untrained("gemma2", final_logit_softcapping=50.0), TOKENIZER)
+        capped = tiny_model()
+        capped.register_forward_hook(soft_capped)
+        with pytest.raises(ParameterMismatchError, match="soft-capped"):
+            Policy(capped, TOKENIZER)
 
 
 def test_a_score_of_your_own_trains_any_head(tmp_path: Path) -> None:
     trainer = DistillationTrainer(
-        model=untrained("gemma2", **FAMILIES["gemma2"]),
+        model=untrained("gemma2", **CAPPED),
         teacher_model=tiny_model(1),
         args=DistillationConfig(**arguments(tmp_path, max_steps=1, bf16=True)),
         train_dataset=prompts(),

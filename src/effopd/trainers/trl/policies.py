@@ -36,8 +36,8 @@ def policy_of(trainer: Any, model: Any) -> Policy:
             return Policy(plain, trainer._tokenizer)
         except ParameterMismatchError as error:
             raise ParameterMismatchError(
-                f"{error}. Or train with TRL's DistillationTrainer, and pass validate= with a "
-                "score of your own to the callback"
+                f"{error}. In TRL, a DistillationTrainer trains such models, and the search takes "
+                "a score of your own (validate=)"
             ) from None
 
 
