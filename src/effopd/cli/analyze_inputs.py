@@ -113,8 +113,8 @@ def find_inputs(
     for path in (base, *checkpoints, *([final] if final else [])):
         if not path.is_dir():
             raise ConfigError(
-                f"{no_such_directory(path, 'directory')}: give a model directory, an adapter or a run. A model "
-                "of the Hugging Face Hub has to be downloaded first"
+                f"{no_such_directory(path, 'directory')}: give a model directory, an adapter or a "
+                "run. A model of the Hugging Face Hub has to be downloaded first"
             )
     runs = [path for path in (base, *checkpoints) if is_run(path)]
     if len(runs) > 1:
