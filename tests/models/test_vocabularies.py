@@ -47,6 +47,7 @@ def test_an_id_with_two_meanings_is_refused_by_name() -> None:
         "student and the teacher have different tokenizers: 1 of 260 tokens have other ids "
         "(id 259 is '<pad>' for the student and '<think>' for the teacher)"
     )
+    assert "Leave these added tokens out of one of the two tokenizers" in str(error.value)
 
 
 def test_a_token_with_two_ids_is_refused() -> None:

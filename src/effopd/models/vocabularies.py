@@ -47,6 +47,7 @@ def shared_vocabulary(student: Any, other: Any, name: str) -> SharedVocabulary:
     if ours == theirs:
         return SharedVocabulary()
     our_tokens, their_tokens = ({i: t for t, i in each.items()} for each in (ours, theirs))
+    added = {*student.added_tokens_decoder, *other.added_tokens_decoder}
     both = our_tokens.keys() & their_tokens.keys()
     differ = {i for i in both if our_tokens[i] != their_tokens[i]}
     differ |= {ours[t] for t in ours.keys() & theirs.keys() if ours[t] != theirs[t]}
@@ -56,13 +57,15 @@ def shared_vocabulary(student: Any, other: Any, name: str) -> SharedVocabulary:
             + (f"{their_tokens[i]!r} for {name}" if i in both else f"unknown to {name}")
             for i in sorted(differ)[:_SHOWN]
         )
+        remedy = "Choose a teacher of the student's family."
+        if differ <= added:
+            remedy = "Leave these added tokens out of one of the two tokenizers. " + remedy
         raise ParameterMismatchError(
             f"student and {name} have different tokenizers: {len(differ)} of {len(ours)} tokens "
             f"have other ids ({named}), so that a token-wise comparison would be meaningless. "
-            "Choose a teacher of the student's family."
+            + remedy
         )
     alone = our_tokens.keys() ^ their_tokens.keys()
-    added = {*student.added_tokens_decoder, *other.added_tokens_decoder}
     size = min(alone)
     mine = _named(our_tokens, our_tokens.keys() - both)
     its = _named(their_tokens, their_tokens.keys() - both)
