@@ -1,21 +1,15 @@
 """One test: a fresh process shuts itself in, runs the program, and ends."""
 
-import atexit
-import io
 import os
 import resource
 import signal
 import sys
-import threading
-import traceback
 import types
 from dataclasses import dataclass
 from typing import Any
 
-from . import kernel, values
+from . import conventions, kernel, values
 
-OUT_OF_MEMORY = 86
-"""Exit status of a program that ran out of memory and was told so by an exception."""
 RESULT = 3
 """Descriptor to which `SHUT_IN` is written before the program runs, then the value it returns."""
 SHUT_IN = b"+"
@@ -60,10 +54,10 @@ def run_and_exit(test: Test, bounds: Bounds, server: int) -> None:
     status = 1
     try:
         _shut_in(test, bounds, server)
-        _claim_streams()
+        conventions.begin()
         status = _run(test)
     except MemoryError:
-        status = OUT_OF_MEMORY
+        status = conventions.OUT_OF_MEMORY
     finally:
         leave(status)
 
@@ -104,44 +98,16 @@ def _limit(which: int, most: int) -> None:
     resource.setrlimit(which, (most, most))
 
 
-def _claim_streams() -> None:
-    def stream(descriptor: int, mode: str) -> io.TextIOWrapper:
-        raw = io.FileIO(descriptor, mode, closefd=False)
-        buffered = io.BufferedReader(raw) if mode == "r" else io.BufferedWriter(raw)
-        return io.TextIOWrapper(buffered, encoding="utf-8", errors="surrogateescape")
-
-    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
-        opened = stream(descriptor, "w" if descriptor else "r")
-        setattr(sys, name, opened)
-        setattr(sys, f"__{name}__", opened)
-    sys.argv = ["program.py"]
-
-
-class _Ending:
-    """Turns whatever a program raises into its exit status."""
-
-    status = 0
-
-    def __enter__(self) -> "_Ending":
-        return self
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
-        if isinstance(error, SystemExit):
-            self.status = _exit_status(error)
-        elif error is not None:
-            traceback.print_exception(error, limit=-20)
-            self.status = OUT_OF_MEMORY if isinstance(error, MemoryError) else 1
-        return True
-
-
 def _run(test: Test) -> int:
     module = types.ModuleType("__main__")
+    module.__file__ = "program.py"
     sys.modules["__main__"] = module
-    with _Ending() as ending:
+    with conventions.Ending() as ending:
         exec(compile(test.source, "program.py", "exec", dont_inherit=True), module.__dict__)
         if test.entry_point:
             _answer(_function(module, test.entry_point), test)
-    return _finish(ending.status)
+    del module
+    return conventions.end(ending.status)
 
 
 def _function(module: types.ModuleType, name: str) -> Any:
@@ -161,21 +127,3 @@ def _answer(function: Any, test: Test) -> None:
     text = values.dump(function(*values.load(test.arguments)))
     while text:
         text = text[os.write(RESULT, text) :]
-
-
-def _exit_status(end: SystemExit) -> int:
-    if end.code is None or isinstance(end.code, int):
-        return int(end.code or 0) & 0xFF
-    print(end.code, file=sys.stderr)
-    return 1
-
-
-def _finish(status: int) -> int:
-    """What an interpreter does at the end: threads, exit functions, buffers."""
-    for thread in threading.enumerate():
-        if thread is not threading.main_thread() and not thread.daemon:
-            thread.join()
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    return status
