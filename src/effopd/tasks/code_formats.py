@@ -25,13 +25,15 @@ HARNESS_IMPORTS = "\n".join(
     [
         *(f"from {module} import *" for module in (*_MODULES, "builtins")),
         f"import {', '.join(_MODULES)}",
+        "sys.setrecursionlimit(50000)",
         "",
     ]
 )
-"""What the graders of APPS, Eurus and LiveCodeBench import before a solution."""
+"""What the graders of APPS, Eurus and LiveCodeBench do before a solution."""
 
 DECIMAL_ERROR = 1e-6
-"""Absolute or relative error of printed decimal fractions, as Codeforces' usual checker allows."""
+"""Absolute or relative error of printed decimal fractions, as the judges of Codeforces and AtCoder
+usually allow; most of what LiveCodeBench prints is AtCoder's."""
 
 
 def from_input_output(given: str | Mapping[str, Any]) -> CodeTests:
