@@ -18,7 +18,7 @@ VALUE_ERROR = 1e-6
 """Absolute error that every float may have: EvalPlus' where the problem gives none."""
 RELATIVE_ERROR = 1e-7
 
-_INTEGER = re.compile(rb"-?(?:0|[1-9][0-9]*)")
+_INTEGER = re.compile(rb"0|-?[1-9][0-9]*")
 _REAL = re.compile(
     rb"-?(?:0|[1-9][0-9]*)?\.[0-9]+(?:[eE][+-]?[0-9]{1,3})?|-?[1-9][eE][+-][0-9]{2,3}"
 )
