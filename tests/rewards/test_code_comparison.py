@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -12,6 +13,7 @@ from tests.reference import code_twin
 
 from effopd.errors import ConfigError
 from effopd.rewards.code_comparison import equal_values, is_expected, same_lines, same_tokens
+from effopd.rewards.code_extraction import program_of
 from effopd.tasks.code_formats import from_codeforces, from_input_output
 from effopd.tasks.code_tests import CodeTests, Rule
 from effopd.tasks.livecodebench import from_livecodebench
@@ -495,6 +497,17 @@ def test_nesting_beyond_recursion_is_wrong() -> None:
         deep = [deep]
     assert not is_expected(called("value"), 0, deep, [[]] * 3)
     assert not is_expected(called("value"), 0, deep, [deep])
+
+
+def test_the_example_of_the_page() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "code.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    exec(program_of(page) or "", names)
+    seventh = str(1 / 7).encode()
+    found = [is_expected(names[name], 0, "0.1428571", seventh) for name in ("tests", "strict")]
+    assert found == [True, False]
+    assert is_expected(names["loose"], 0, "0.1428571", b"0.143")
+    assert not is_expected(names["tests"], 0, "0.1428571", b"0.143")
 
 
 def test_elements_may_repeat_and_collide() -> None:

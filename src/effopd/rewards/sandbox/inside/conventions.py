@@ -65,9 +65,9 @@ def begin() -> None:
 def end(status: int) -> int:
     """Does what the interpreter does at the end; nothing else may refer to the program's module.
 
-    Threads are waited for, exit functions run, every file that is open is flushed, and objects
-    with `__del__` are destroyed. Taking the whole interpreter apart would do the same, and costs
-    ten times what a short test does.
+    Threads are waited for, exit functions run, every file that is open is flushed, and objects of
+    the program are destroyed. Taking the whole interpreter apart would do the same, and costs ten
+    times what a short test does.
 
     Returns:
         The exit status of a program that came to `status` so far.
@@ -76,7 +76,8 @@ def end(status: int) -> int:
         threading._shutdown()  # type: ignore[attr-defined]  # ends executors, joins threads
     atexit._run_exitfuncs()
     status = status or _flushed((sys.stdout, sys.stderr))
-    _flushed(each for each in gc.get_objects() if issubclass(type(each), _io._IOBase))
+    with Ending():  # there may be no memory for the list of all objects
+        _flushed(each for each in gc.get_objects() if issubclass(type(each), _io._IOBase))
     sys.modules.pop("__main__", None)
     gc.collect()
     return status or _flushed((sys.stdout, sys.stderr))
