@@ -497,6 +497,7 @@ def test_nesting_beyond_recursion_is_wrong() -> None:
         deep = [deep]
     assert not is_expected(called("value"), 0, deep, [[]] * 3)
     assert not is_expected(called("value"), 0, deep, [deep])
+    assert not is_expected(called("set"), 0, deep, [deep])
 
 
 def test_the_example_of_the_page() -> None:
