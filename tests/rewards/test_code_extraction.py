@@ -67,7 +67,7 @@ PYTHON, OTHER = "```python\nx = 1\n```", "```python\nx = 2\n```"
         ("<answer>\n```python\nx = 3\n```</answer>", "x = 3"),
         ("<answer>```\nx = 3\n```</answer>", "x = 3"),
         ("```python\nx = 3\n```<|endoftext|>", "x = 3"),
-        ("So (```python\nx = 3\n```).", None),
+        ("So (```python\nx = 3\n```).", "x = 3"),
         ("So: **```python\nx = 3\n```**.", "x = 3"),
         ("Here: ```python\nx = 3\n```", "x = 3"),
         ("Here:```python\nx = 3\n```\nDone.", "x = 3"),

@@ -2,8 +2,8 @@
 
 Fences are Markdown's, as models write them: a line that ends in three or more backticks, or in them
 and the name of Python, opens a block, whatever stands before them; a line of at least as many
-closes it, and punctuation and tags may follow. A Python block or one in another language that is never closed means
-that the completion was cut: there is no program then, whatever came before.
+closes it, and punctuation and tags may follow. A Python block or one in another language that is
+never closed means that the completion was cut: there is no program then, whatever came before.
 """
 
 import re
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 _MARKS = re.compile(r"[ \t]*(`{3,}|~{3,})")
 _BULLET = re.compile(r"[ \t]*(?:(?:[-*+]|[0-9]{1,9}[.)])[ \t]*)?")
-_TAGS = re.compile(r"[\s.,;:!*]*(?:<[^<>]*>\s*)*")
+_TAGS = re.compile(r"[\s.,;:!*)]*(?:<[^<>]*>\s*)*")
 _NAME = re.compile(r"[\s{.]*([\w.+#-]*)")
 _PYTHON = re.compile(r"(?:python|py|pypy)[0-9.]*")
 _NO_LANGUAGES = {
