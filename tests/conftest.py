@@ -15,9 +15,21 @@ import torch
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hides the GPUs of this machine, which "auto" would take, where no test asks for one."""
+    if "not gpu" in config.option.markexpr:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.fixture(autouse=True)
 def _same_seed() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(True)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--write-golden", action="store_true", help="write tests/golden/outcomes.json anew"
+    )

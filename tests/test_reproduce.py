@@ -71,7 +71,6 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     )
 
 
-@pytest.mark.timeout(600)
 def test_everything_is_trained_measured_and_written_once(study: Study, tmp_path: Path) -> None:
     page = tmp_path / "docs" / "reproduction.md"
     reproduce_study(study, page)

@@ -15,6 +15,8 @@ REWARDS = [
     (r"\frac{1}{2}", r"\boxed{ \frac{1} {2} }", 1.0),
     (r"\frac{\sqrt{2}}{3}", r"\boxed{\frac{\sqrt{2}}{3}}", 1.0),
     ("1/2", r"\boxed{0.5}", 0.0),
+    (r"We add: 1 + 2 = 3. The sum is \boxed{3}.", r"\boxed{3}", 1.0),
+    (r"We add: 1 + 2 = 3. The sum is \boxed{3}.", r"\boxed{1}", 0.0),
     ("04", r"\boxed{4}", 0.0),
     ("x y", "\\boxed{x\ty}", 1.0),
     ("a", r"\boxed{A}", 0.0),

@@ -1,10 +1,11 @@
 """Which text of a completion is its program, and what stands around it."""
 
-import time
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.growth import grows_linearly
 
 from effopd.rewards.code_extraction import (
     assembled,
@@ -184,17 +185,17 @@ def test_any_text_has_a_program_or_none(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "`" * 200_000,
-        "```" + " " * 200_000 + "`",
-        " " * 200_000 + "```",
-        "```\n" * 50_000,
-        "<think>" * 30_000,
-        "from __future__ import a\n" * 8_000,
-        "a`" * 100_000,
-        "```" + "<a>" * 60_000,
-        "```" + "<" * 200_000,
-        "```{" + "." * 200_000,
-        "```\n" + "a```\n" * 40_000,
+        lambda size: "`" * 8 * size,
+        lambda size: "```" + " " * 8 * size + "`",
+        lambda size: " " * 8 * size + "```",
+        lambda size: "```\n" * 2 * size,
+        lambda size: "<think>" * size,
+        lambda size: "from __future__ import a\n" * (size // 2),
+        lambda size: "a`" * 4 * size,
+        lambda size: "```" + "<a>" * 3 * size,
+        lambda size: "```" + "<" * 8 * size,
+        lambda size: "```{" + "." * 8 * size,
+        lambda size: "```\n" + "a```\n" * 2 * size,
     ],
     ids=[
         "ticks",
@@ -210,9 +211,9 @@ def test_any_text_has_a_program_or_none(text: str) -> None:
         "endings",
     ],
 )
-def test_long_text_costs_little(text: str) -> None:
-    began = time.perf_counter()
-    program_of(text)
-    continuation_of(text)
-    assembled("import a", text)
-    assert time.perf_counter() - began < 5
+def test_long_text_costs_little(text: Callable[[int], str]) -> None:
+    def read(size: int) -> None:
+        written_program(text(size), continues_prompt=True)
+        assembled("import a", text(size))
+
+    assert grows_linearly(read, 1000)

@@ -80,7 +80,7 @@ def write_intervened(directory: Path, source: Path, changed: Changed) -> Footpri
     Args:
         directory: To be made; an existing one is replaced once the new one is complete.
         source: The base's directory; its config and tokenizer are copied.
-        changed: What `Intervention.apply` gave, of the tensors in `source`.
+        changed: What `Intervention.apply` gave, of tensors in `source`; others are the base's.
 
     Returns:
         What was changed.
@@ -88,6 +88,8 @@ def write_intervened(directory: Path, source: Path, changed: Changed) -> Footpri
     footprint, modules = Footprint(), tensor_places(changed.update)
 
     def write(name: str, base: Tensor) -> Tensor:
+        if name not in changed.shapes:
+            return base
         found = changed.read(name)
         footprint.add(changed.update, name, found, modules.get(name, []))
         return found

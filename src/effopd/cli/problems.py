@@ -26,6 +26,7 @@ def load_problems(
     Returns:
         The problems, with the counts of what was left out on the way.
     """
+    config.prompt.check_arguments(tokenizer)
     task = without_unreadable(config.task.load(), verifier, report)
     if config.prompt.too_long == "drop":
         task = _without_long_prompts(task, config.prompt, tokenizer)
@@ -34,12 +35,18 @@ def load_problems(
         config.prompt.encode(tokenizer, longest)
     for counts in task.counts:
         report(str(counts))
+        if counts.example:
+            report(f"the first row that cannot be read: {counts.example}")
     return task
 
 
 def counts_record(task: Task) -> dict[str, Any]:
     """The counts of a task as `run.json` has them; nothing where nothing was counted."""
-    return {"problems": [asdict(counts) for counts in task.counts]} if task.counts else {}
+    found = [
+        {k: v for k, v in asdict(c).items() if v or k not in {"answered", "example"}}
+        for c in task.counts
+    ]
+    return {"problems": found} if found else {}
 
 
 def _without_long_prompts(task: Task, template: PromptTemplate, tokenizer: Any) -> Task:

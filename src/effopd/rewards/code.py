@@ -15,7 +15,7 @@ from effopd.errors import ConfigError, EffopdError
 from effopd.rewards.code_comparison import is_expected
 from effopd.rewards.code_extraction import assembled, written_program
 from effopd.rewards.sandbox.opening import open_sandbox
-from effopd.rewards.sandbox.program import Limits, Outcome, Program, Sandbox
+from effopd.rewards.sandbox.program import GoesOn, Limits, Outcome, Program, Sandbox
 from effopd.rewards.sandbox.settings import SandboxSettings
 from effopd.tasks.code_tests import CodeTests
 from effopd.tasks.problem import Answer
@@ -52,8 +52,6 @@ class CodeChecking:
 
 
 _DEFAULT = CodeChecking()
-_PORTION = 16
-"""Tests in one call of the sandbox: a failure among them spares the later ones."""
 
 
 class CodeVerifier:
@@ -137,12 +135,12 @@ class CodeVerifier:
         expected = self._outputs(tests)
         program = Program(source=source, entry_point=tests.entry_point)
         verdicts: list[CodeVerdict] = []
-        for start in range(0, len(tests.inputs), _PORTION):
-            outcomes = self._run(program, tests, slice(start, start + _PORTION))
-            for index, outcome in enumerate(outcomes, start):
-                verdicts.append(_verdict(tests, index, expected[index], outcome))
-            if self.settings.reward == "all" and any(v != "passed" for v in verdicts):
-                break
+
+        def goes_on(index: int, outcome: Outcome) -> bool:
+            verdicts.append(_verdict(tests, index, expected[index], outcome))
+            return self.settings.reward == "share" or verdicts[-1] == "passed"
+
+        self._run(program, tests, goes_on)
         return verdicts
 
     def _outputs(self, tests: CodeTests) -> tuple[Any, ...]:
@@ -157,7 +155,7 @@ class CodeVerifier:
             known = self._expected.get(tests)
         if known is None:
             program = Program(source=tests.reference, entry_point=tests.entry_point)
-            outcomes = self._run(program, tests, slice(None))
+            outcomes = self._run(program, tests, lambda _, outcome: outcome.status == "finished")
             failed = next((each for each in outcomes if each.status != "finished"), None)
             if failed is not None:
                 raise SandboxError(
@@ -170,25 +168,29 @@ class CodeVerifier:
                 self._expected[tests] = known
         return known
 
-    def _run(self, program: Program, tests: CodeTests, which: slice) -> list[Outcome]:
-        """Runs a program on some of the tests.
+    def _run(self, program: Program, tests: CodeTests, goes_on: GoesOn) -> list[Outcome]:
+        """Runs a program on the tests, as long as it goes on.
 
         Raises:
             SandboxError: The sandbox failed.
         """
-        inputs = [each.encode() if tests.kind == "stdin" else each for each in tests.inputs[which]]
-        outcomes = self._sandbox.run(program, inputs, self.settings.limits)
-        broken = next((each for each in outcomes if each.status == "sandbox_error"), None)
-        if broken is not None:
+        inputs = [each.encode() if tests.kind == "stdin" else each for each in tests.inputs]
+        outcomes = self._sandbox.run(
+            program,
+            inputs,
+            self.settings.limits,
+            lambda index, each: each.status != "sandbox_error" and goes_on(index, each),
+        )
+        if outcomes[-1].status == "sandbox_error":
             raise SandboxError(
-                f"a program could not be checked ({broken.detail[-200:]}): it is neither right nor "
-                "wrong. See the sandbox and the memory of this machine, then go on"
+                f"a program could not be checked ({outcomes[-1].detail[-200:]}): it is neither "
+                "right nor wrong. See the sandbox and the memory of this machine, then go on"
             )
         return outcomes
 
 
 def _verdict(tests: CodeTests, index: int, expected: Any, outcome: Outcome) -> CodeVerdict:
-    if outcome.status in {"finished", "sandbox_error"}:
+    if outcome.status == "finished":
         right = is_expected(tests, index, expected, _result(tests, outcome))
         return "passed" if right else "wrong_answer"
     return next(known for known in get_args(CodeVerdict) if known == outcome.status)

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,18 +49,31 @@ class RunDirectory:
         """Whether something was recorded or saved here."""
         return bool(list_checkpoints(self.checkpoints)) or any(map(Path.exists, self._logs()))
 
-    def describe(self, config_toml: str, info: Mapping[str, Any]) -> None:
-        """Writes `config.toml` and `run.json`."""
+    def describe(
+        self,
+        config_toml: str,
+        info: Mapping[str, Any],
+        step: int = 0,
+        changes: Sequence[str] = (),
+    ) -> None:
+        """Writes `config.toml` and `run.json`.
+
+        Args:
+            config_toml: The settings from now on.
+            info: What `run.json` says of the run.
+            step: Steps done.
+            changes: How the settings differ from those before; those of earlier calls are kept.
+        """
+        resumed = _info(self.path).get("resumed", [])
+        if changes:
+            resumed = [*resumed, {"step": step, "changes": list(changes)}]
+        history = {"resumed": resumed} if resumed else {}
         write_text_atomic(self.path / "config.toml", config_toml)
-        write_json_atomic(self.path / "run.json", {"schema": 1, **info})
+        write_json_atomic(self.path / "run.json", {"schema": 1, **info, **history})
 
     def finished(self) -> dict[str, Any] | None:
         """Step and reason of the end as `run.json` has them; None while the run is not over."""
-        path = self.path / "run.json"
-        try:
-            found: dict[str, Any] | None = json.loads(path.read_text("utf-8")).get("finished")
-        except (OSError, ValueError, AttributeError):
-            return None  # written anew when the run goes on
+        found: dict[str, Any] | None = _info(self.path).get("finished")
         return found
 
     def finish(self, step: int, reason: str) -> None:
@@ -168,3 +181,18 @@ class RunDirectory:
         if name not in self._writers:
             self._writers[name] = JsonlWriter(self._log(name))
         return self._writers[name]
+
+
+def recorded_date(run: Path) -> str | None:
+    """The day on which a run started, "2026-01-31"; None where its `run.json` names none."""
+    found: str | None = _info(run).get("date")
+    return found
+
+
+def _info(run: Path) -> dict[str, Any]:
+    """Content of `run.json`; nothing where it is damaged: it is written anew."""
+    try:
+        found = json.loads((run / "run.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

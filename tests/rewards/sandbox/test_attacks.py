@@ -36,6 +36,7 @@ def call(number, *args):
     ctypes.set_errno(0)
     answer = libc.syscall(number, *args)
     print("held" if answer < 0 else "out", ctypes.get_errno(), number)
+library = next(path + "/os.py" for path in sys.path if os.path.exists(path + "/os.py"))
 def read(path):
     with open(path, "rb") as file:
         return file.read(100)
@@ -112,6 +113,39 @@ HELD = {
     "a57 odd files": "attempt(os.mkfifo, '/tmp/f'); attempt(os.symlink, '/etc/passwd', 'out'); attempt(os.truncate, '/tmp/g', 2**40)",
     "signals by fcntl": "import fcntl; attempt(fcntl.fcntl, 0, fcntl.F_SETOWN, os.getppid()); attempt(fcntl.fcntl, 0, 10, 9)",
     "outlive the server": "call(157, 1, 0, 0, 0, 0)",
+    "packages of the interpreter": """
+        version = "python%d.%d" % sys.version_info[:2]
+        for base in (sys.base_prefix, "/proc/self/cwd", "/proc/self/root" + sys.base_prefix, "."):
+            for part in (f"lib/{version}/site-packages", "lib/python3/dist-packages", "bin", ""):
+                attempt(os.listdir, os.path.join(base, part))
+            attempt(read, os.path.join(base, f"lib/{version}/site-packages/pip/__init__.py"))""",
+    "packages by import": """
+        version = "python%d.%d" % sys.version_info[:2]
+        for base in (sys.base_prefix, "/proc/self/cwd"):
+            sys.path.insert(0, os.path.join(base, "lib", version, "site-packages"))
+        import importlib
+        importlib.invalidate_caches()
+        attempt(importlib.import_module, "pip")
+        attempt(importlib.import_module, "setuptools")""",
+    "packages of other interpreters": """
+        for directory in ("python3/dist-packages", "python3", "python3.11", "pypy3", "node_modules"):
+            for above in ("/usr/lib/", "/lib/", "/usr/local/lib/", "/usr/lib64/"):
+                if above + directory != os.path.dirname(library):
+                    attempt(os.listdir, above + directory)""",
+    "changed libraries": "attempt(write, library); attempt(os.truncate, library, 0); attempt(os.rename, library, '/tmp/x')",
+    "attributes by number": """
+        at = library.encode()
+        call(463, -100, at, 0, b"user.x", at, 16); call(464, -100, at, 0, b"user.x", at, 16)
+        call(465, -100, at, 0, at, 16); call(466, -100, at, 0, b"user.x")
+        call(468, -100, at, at, 24, 0); call(469, -100, at, at, 24, 0)""",
+    "calls that no kernel has yet": "for number in (470, 480, 500, 999, 1023, 4095, 2**20): call(number, 0, 0, 0, 0, 0, 0)",
+    "inode flags": "import fcntl; attempt(fcntl.ioctl, os.open(library, os.O_RDONLY), 0x40086602, bytes(8))",
+    "locks on shared files": "import fcntl; attempt(fcntl.flock, os.open(library, os.O_RDONLY), fcntl.LOCK_SH); attempt(fcntl.lockf, os.open(library, os.O_RDONLY), fcntl.LOCK_SH)",
+    "pages of others": "import mmap; f = os.open(library, os.O_RDONLY); call(27, 0, 4096, 0); call(451, f, 0, 0, 0)",
+    "a vfork by clone": "call(56, 0x4100 | 17, 0, 0, 0, 0); call(56, 0x10000 | 0x10000000, 0, 0, 0, 0)",
+    "own filter and rules": "call(317, 1, 0, 0); call(444, 0, 0, 1); call(446, 3, 0); call(157, 22, 2, 0, 0, 0)",
+    "a socket pair": "import socket; attempt(socket.socketpair)",
+    "mounts seen by number": "call(457, 0, 0, 0, 0); call(458, 0, 0, 0, 0); call(428, -100, b'/', 0)",
 }  # fmt: skip
 
 
@@ -214,6 +248,16 @@ def test_a27_no_descriptor_but_three(sandbox: Sandbox) -> None:
 # Resources ----------------------------------------------------------------------------------------
 
 ENDS = {
+    "call of another architecture": (
+        """
+        import mmap
+        code = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+        code.write(bytes.fromhex("b814000000 cd80 c3"))  # getpid of i386
+        address = ctypes.addressof(ctypes.c_char.from_buffer(code))
+        ctypes.CFUNCTYPE(ctypes.c_int)(address)()
+        print("out")""",
+        {"runtime_error"},
+    ),
     "a31 threads": (
         """
         threading.stack_size(65536)

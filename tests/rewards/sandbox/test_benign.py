@@ -2,6 +2,7 @@
 """Honest programs run as they would anywhere; every sandbox passes the same table."""
 
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from tests.support.sandboxes import QUICK, run_script, sandbox_of
 from effopd.errors import ConfigError
 from effopd.rewards.sandbox.opening import open_sandbox
 from effopd.rewards.sandbox.program import Limits, Program, Sandbox
-from effopd.rewards.sandbox.settings import SandboxSettings
+from effopd.rewards.sandbox.settings import Kind, SandboxSettings
 
 SCRIPTS = {
     "print": ("print(1)", b"", b"1\n"),
@@ -58,6 +59,9 @@ SCRIPTS = {
     "main guard": ("def main(): print('m')\nif __name__ == '__main__': main()", b"", b"m\n"),
     "exit function": ("import atexit; atexit.register(print, 'last'); print('first')", b"", b"first\nlast\n"),
     "dataclass and pickle": ("import dataclasses, pickle\n@dataclasses.dataclass\nclass A:\n    x: int\nprint(pickle.loads(pickle.dumps(A(3))))", b"", b"A(x=3)\n"),
+    "imports after caches are dropped": ("import importlib; importlib.invalidate_caches(); import wave, xml.sax; print(1)", b"", b"1\n"),
+    "clocks and names": ("import threading, time, os, select; threading.current_thread().name = 'x'; time.sleep(0.001); os.sched_getaffinity(0); select.epoll().close(); print(os.get_terminal_size if os.isatty(0) else 1)", b"", b"1\n"),
+    "alarm": ("import signal, time\ndef f(*_): raise TimeoutError\nsignal.signal(signal.SIGALRM, f); signal.setitimer(signal.ITIMER_REAL, 0.05)\ntry: time.sleep(60)\nexcept TimeoutError: print('late')", b"", b"late\n"),
     "urandom": ("import secrets; print(len(secrets.token_bytes(8)), open('/dev/null', 'w').write('x'))", b"", b"8 1\n"),
 }  # fmt: skip
 
@@ -170,6 +174,24 @@ def test_declared_package_is_there() -> None:
     outcome = sandbox.run(Program(source=source, entry_point="f"), [[]], limits)[0]
     sandbox.close()
     assert outcome.value == [[0, 1, 2], 2.5, 1.0], outcome
+
+
+@pytest.mark.parametrize("kind", ["bubblewrap", "landlock"])
+def test_a_declared_package_brings_no_other(kind: Kind) -> None:
+    sandbox_of(kind)
+    sandbox = open_sandbox(SandboxSettings(kind=kind, packages=("numpy",)))
+    neighbours = Path(pytest.__file__).parents[1]
+    source = f"""
+import os, numpy.fft, numpy.random
+for act in (lambda: __import__("pytest"), lambda: os.listdir({str(neighbours)!r}),
+            lambda: open({str(neighbours / "pytest" / "__init__.py")!r})):
+    try: act()
+    except (ImportError, OSError) as error: print(type(error).__name__)
+"""
+    outcome = run_script(sandbox, source)
+    sandbox.close()
+    assert outcome.stdout.split()[0] == b"ModuleNotFoundError", outcome
+    assert len(outcome.stdout.split()) == 3
 
 
 def test_packages_are_absent_unless_declared() -> None:

@@ -91,10 +91,8 @@ FORGERIES = {
     "silence": "",
     "no JSON": "print('x', flush=True)",
     "a list": "print('[]', flush=True)",
-    "lengths": 'print(\'{"stdout_bytes": -1, "result_bytes": 0}\', flush=True)',
-    "long lengths": 'print(\'{"stdout_bytes": 1000000000, "result_bytes": 0}\', flush=True)',
-    "no lengths": "print('{}', flush=True)",
-    "endless line": "import sys\nwhile True: sys.stdout.write('x' * 65536)",
+    "not ready": "print('{\"ready\": 1}', flush=True)",
+    "endless": "import sys\nwhile True: sys.stdout.write('x' * 65536)",
     "dies": "import sys; sys.exit('dead')",
 }
 
@@ -109,16 +107,26 @@ def test_forged_reply_breaks_the_server_alone(tmp_path: Path, source: str) -> No
         ServerProcess(plan)
 
 
+ENDING: dict[str, Any] = {
+    "stopped": "", "laps": 0, "exit_status": 0, "cpu_s": 0.0, "seconds": 0.1,
+}  # fmt: skip
+
+
 def test_only_the_kernel_says_how_it_ended() -> None:
-    fields: dict[str, Any] = {
-        "is_shut_in": True, "stopped": "", "cpu_s": 0.0, "seconds": 0.1, "detail": "",
-        "stdout": b"", "result": b"1",
-    }  # fmt: skip
     for status, wanted in [(0, "finished"), (256, "runtime_error"), (11, "runtime_error"),
                            (9, "memory"), (24, "timeout"), (86 << 8, "memory")]:  # fmt: skip
-        outcome = outcome_of(Ending(**fields, exit_status=status), Limits(), is_call=True)
-        assert outcome.status == wanted
-        assert outcome.value == (1 if wanted == "finished" else None)
+        ending = Ending(**ENDING | {"exit_status": status}, detail="", stdout=b"1")
+        assert outcome_of(ending, Limits(), is_call=False).status == wanted
+        assert outcome_of(ending, Limits(), is_call=True).status != "finished"
+
+
+@pytest.mark.parametrize(
+    "changed", [{"laps": "many"}, {"cpu_s": None}, {"exit_status": float("inf")}, {"seconds": []}]
+)
+def test_an_ending_that_is_no_number_is_none(changed: dict[str, Any]) -> None:
+    assert Ending.read(ENDING, "", b"", b"") is not None
+    assert Ending.read(ENDING | changed, "", b"", b"") is None
+    assert Ending.read({}, "", b"", b"") is None
 
 
 def test_detail_obeys_no_terminal() -> None:

@@ -10,6 +10,7 @@ from effopd.rewards.sandbox.interpreter import CODE, ENVIRONMENT, Interpreter
 
 INSIDE_CODE = "/boundary"
 """Where the package `inside` lies inside."""
+_INSIDE = INSIDE_CODE + "/inside"
 
 
 def command(interpreter: Interpreter) -> list[str]:
@@ -54,19 +55,20 @@ def _files(interpreter: Interpreter) -> list[str]:
     """Each path where it is outside, so that the interpreter finds its own library."""
     arguments: list[str] = []
     made: set[str] = {"/"}
-    for path in (*sorted(interpreter.readable), INSIDE_CODE + "/inside"):
+    shown = (*interpreter.system, *interpreter.own)
+    for path in (*sorted(shown), *interpreter.hidden, *interpreter.packages, _INSIDE):
         above = [str(each) for each in reversed(PurePath(path).parents)]
         for directory in [each for each in above if each not in made]:
             made.add(directory)
-            if not _is_below(directory, interpreter.readable) and not os.path.islink(directory):
+            if not _is_below(directory, shown) and not os.path.islink(directory):
                 arguments += ["--perms", "0755", "--dir", directory]
-        if os.path.islink(path):
+        if path in interpreter.hidden:
+            arguments += ["--perms", "0755", "--tmpfs", path]
+        elif os.path.islink(path):
             arguments += ["--symlink", os.readlink(path), path]
-        elif path.startswith(INSIDE_CODE):
-            arguments += ["--ro-bind", str(CODE / "inside"), path]
         else:
-            arguments += ["--ro-bind", path, path]
-    return arguments
+            arguments += ["--ro-bind", str(CODE / "inside") if path == _INSIDE else path, path]
+    return arguments + [part for path in interpreter.hidden for part in ("--remount-ro", path)]
 
 
 def _is_below(directory: str, paths: tuple[str, ...]) -> bool:

@@ -1,37 +1,35 @@
-"""Sandboxes on this machine: fork servers, each inside a boundary, that run one test at a time."""
+"""Sandboxes on this machine: fork servers, each inside a boundary, that run one job at a time."""
 
 import contextlib
+import json
+import math
+import os
 import threading
+import time
 import weakref
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from effopd.errors import ConfigError
 from effopd.rewards.sandbox.inside import values
-from effopd.rewards.sandbox.outcomes import Ending, outcome_of, refused
+from effopd.rewards.sandbox.outcomes import outcome_of, refused, value_outcome
 from effopd.rewards.sandbox.program import (
     MAX_INPUT_BYTES,
     MAX_SOURCE_BYTES,
+    GoesOn,
     Limits,
     Outcome,
     Program,
 )
-from effopd.rewards.sandbox.server_process import BrokenServerError, ServerProcess, StartPlan
+from effopd.rewards.sandbox.server_process import (
+    BrokenServerError,
+    Job,
+    ServerProcess,
+    StartPlan,
+    file_of,
+)
 
 _TRIES = 3
-_GRACE_S = 10.0
-"""How much longer than a test may take its answer is waited for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Request:
-    """One test, as bytes."""
-
-    header: dict[str, Any]
-    source: bytes
-    given: bytes
-    limits: Limits
 
 
 class LocalSandbox:
@@ -49,23 +47,35 @@ class LocalSandbox:
         self._finalizer = weakref.finalize(self, _end_all, self._idle)
 
     def run(
-        self, program: Program, inputs: Sequence[bytes | list[Any]], limits: Limits
+        self,
+        program: Program,
+        inputs: Sequence[bytes | list[Any]],
+        limits: Limits,
+        goes_on: GoesOn | None = None,
     ) -> list[Outcome]:
         """One outcome per input; see `Sandbox.run`."""
-        with self._places, contextlib.ExitStack() as held:
+        run = _Run(program, inputs, limits, goes_on)
+        with self._places, file_of(run.request) as request, contextlib.ExitStack() as held:
             server: ServerProcess | None = None
-            outcomes = []
-            for each in inputs:
-                request = _request(program, each, limits)
-                if isinstance(request, Outcome):
-                    outcomes.append(request)
-                    continue
-                outcome, server = self._try(server, request, held)
-                outcomes.append(outcome)
+            failures = 0
+            while not run.is_over:
+                try:
+                    if server is None:
+                        server = self._lease()
+                        held.callback(server.end)
+                    run.advance(server, request)
+                    failures = 0
+                except BrokenServerError as error:
+                    if server is not None:
+                        server.end()
+                    server, failures = None, failures + 1
+                    if failures == _TRIES:
+                        run.add(Outcome(status="sandbox_error", detail=str(error)))
+                        failures = 0
             if server is not None:
                 held.pop_all()
                 self._idle.append(server)
-        return outcomes
+        return run.outcomes
 
     def adopt(self, server: ServerProcess) -> None:
         """Takes over a server that was started by the same plan."""
@@ -74,25 +84,6 @@ class LocalSandbox:
     def close(self) -> None:
         """Ends the servers; the next run starts others."""
         _end_all(self._idle)
-
-    def _try(
-        self, server: ServerProcess | None, request: _Request, held: contextlib.ExitStack
-    ) -> tuple[Outcome, ServerProcess | None]:
-        """An outcome, from a fresh server where the one at hand fails."""
-        detail = ""
-        for _ in range(_TRIES):
-            if server is None:
-                server = self._lease()
-                held.callback(server.end)
-            try:
-                ending = _ask(server, request)
-            except BrokenServerError as error:
-                detail = str(error)
-                server.end()
-                server = None
-                continue
-            return outcome_of(ending, request.limits, bool(request.header["entry_point"])), server
-        return Outcome(status="sandbox_error", detail=detail), None
 
     def _lease(self) -> ServerProcess:
         while self._idle:
@@ -104,51 +95,124 @@ class LocalSandbox:
         return ServerProcess(self._plan)
 
 
-def _ask(server: ServerProcess, request: _Request) -> Ending:
-    """How a test ended.
+class _Run:
+    """A program, its inputs, and what came of those on which it ran.
 
-    Raises:
-        BrokenServerError: The server failed, not the program.
+    A script has a child for each input. Calls are made one after another in one child, in which
+    each has its limits of time for itself; one that fails after others, by what they may have left
+    behind, is made once more in a child of its own.
     """
-    header, stdout, result = server.ask(
-        request.header,
-        request.source + request.given,
-        wall_s=request.limits.wall_s + _GRACE_S,
-        most_bytes=2 * (request.limits.output_bytes + 2**17),
-    )
-    ending = Ending.read(header, stdout, result)
-    if not ending.is_shut_in:
-        raise BrokenServerError(f"a test could not be shut in: {ending.detail[-300:]}")
-    return ending
 
+    def __init__(
+        self,
+        program: Program,
+        inputs: Sequence[bytes | list[Any]],
+        limits: Limits,
+        goes_on: GoesOn | None,
+    ) -> None:
+        """Encodes the program and the arguments.
 
-def _request(program: Program, given: bytes | list[Any], limits: Limits) -> _Request | Outcome:
-    """The bytes of a test; the outcome of a program that is no text.
+        Raises:
+            ConfigError: An input is not of the kind that the program takes, or is too long.
+        """
+        self.outcomes: list[Outcome] = []
+        self.request = b""
+        self._inputs, self._limits, self._goes_on = inputs, limits, goes_on
+        self._is_script, self._is_wanted = not program.entry_point, True
+        if any(isinstance(each, bytes) != self._is_script for each in inputs):
+            raise ConfigError(
+                "inputs must be bytes for a script and lists of arguments for a function"
+            )
+        arguments = [] if self._is_script else [values.dump(each) for each in inputs]
+        if any(len(each) > MAX_INPUT_BYTES for each in (arguments or inputs)):
+            raise ConfigError(f"an input must have at most {MAX_INPUT_BYTES} bytes")
+        try:
+            source = program.source.encode("utf-8")
+        except UnicodeEncodeError:
+            self._refuse("the program is not Unicode text")
+            return
+        if len(source) > MAX_SOURCE_BYTES:
+            self._refuse(f"the program has more than {MAX_SOURCE_BYTES} bytes")
+            return
+        header = json.dumps(
+            {
+                "entry_point": program.entry_point,
+                "source_bytes": len(source),
+                "arguments_bytes": [len(each) for each in arguments],
+            }
+        ).encode("ascii")
+        self.request = b"".join([len(header).to_bytes(8, "big"), header, source, *arguments])
 
-    Raises:
-        ConfigError: The input is not of the kind that the program takes, or is too long.
-    """
-    if isinstance(given, bytes) == bool(program.entry_point):
-        raise ConfigError("inputs must be bytes for a script and lists of arguments for a function")
-    try:
-        source = program.source.encode("utf-8")
-    except UnicodeEncodeError:
-        return refused("the program is not Unicode text")
-    if len(source) > MAX_SOURCE_BYTES:
-        return refused(f"the program has more than {MAX_SOURCE_BYTES} bytes")
-    encoded = given if isinstance(given, bytes) else values.dump(given)
-    if len(encoded) > MAX_INPUT_BYTES:
-        raise ConfigError(f"an input must have at most {MAX_INPUT_BYTES} bytes")
-    header = {
-        "entry_point": program.entry_point,
-        "source_bytes": len(source),
-        "input_bytes": len(encoded),
-        "wall_s": limits.wall_s,
-        "cpu_s": max(1, -(-int(limits.cpu_s * 1000) // 1000)),
-        "memory_bytes": limits.memory_bytes,
-        "output_bytes": limits.output_bytes,
-    }
-    return _Request(header=header, source=source, given=encoded, limits=limits)
+    @property
+    def is_over(self) -> bool:
+        """Whether no further outcome is wanted."""
+        return not self._is_wanted or len(self.outcomes) == len(self._inputs)
+
+    def add(self, outcome: Outcome) -> None:
+        """The outcome of the next input."""
+        self.outcomes.append(outcome)
+        if self._goes_on is not None:
+            self._is_wanted = self._goes_on(len(self.outcomes) - 1, outcome)
+
+    def advance(self, server: ServerProcess, request: int) -> None:
+        """Adds the outcome of at least one input.
+
+        Raises:
+            BrokenServerError: The server failed; outcomes that were added are right.
+        """
+        first = len(self.outcomes)
+        if self._is_script:
+            given = self._inputs[first]
+            assert isinstance(given, bytes)
+            with file_of(given) as file:
+                ending = server.run(self._job(request, file, 1, None))
+            self.add(outcome_of(ending, self._limits, is_call=False))
+            return
+        began_s = time.monotonic()
+        failed: Outcome | None = None
+
+        def take(line: bytes) -> bool:
+            nonlocal began_s, failed
+            now_s = time.monotonic()
+            outcome = value_outcome(line, now_s - began_s)
+            began_s = now_s
+            if outcome.status != "finished":
+                failed = outcome
+                return False
+            self.add(outcome)
+            return not self.is_over
+
+        with open(os.devnull, "rb") as nothing:
+            calls = len(self._inputs) - first
+            ending = server.run(self._job(request, nothing.fileno(), calls, take))
+        done = len(self.outcomes) - first
+        is_certain = not done or (ending.stopped in {"wall", "cpu"} and ending.laps == done)
+        if is_certain and not self.is_over:
+            self.add(failed or outcome_of(ending, self._limits, is_call=True))
+
+    def _job(
+        self, request: int, given: int, calls: int, take: Callable[[bytes], bool] | None
+    ) -> Job:
+        limits = self._limits
+        numbers = {
+            "first": len(self._inputs) - calls,
+            "calls": calls,
+            "wall_s": limits.wall_s,
+            "cpu_s": limits.cpu_s,
+            "cpu_limit_s": calls * math.ceil(limits.cpu_s),
+            "memory_bytes": limits.memory_bytes,
+        }
+        return Job(
+            request=request,
+            given=given,
+            numbers=numbers,
+            output_bytes=limits.output_bytes,
+            take=take,
+        )
+
+    def _refuse(self, detail: str) -> None:
+        while not self.is_over:
+            self.add(refused(detail))
 
 
 def _end_all(servers: list[ServerProcess]) -> None:

@@ -104,15 +104,17 @@ def _plan(interpreter: Interpreter, packages: tuple[str, ...], kind: str) -> Sta
     if kind == "landlock" and abi < 1:
         raise ConfigError("this kernel has no Landlock, or it is off: Linux 5.13 or newer has it")
     is_namespaced = kind == "bubblewrap"
+    threads = _most_threads(is_root or is_namespaced) if is_bound else 0
     configuration = {
         "code": bubblewrap.INSIDE_CODE if is_namespaced else str(CODE),
         "paths": list(interpreter.package_paths),
         "packages": list(packages),
-        "readable": list(interpreter.readable),
+        "readable": interpreter.granted(),
         "is_landlocked": is_bound and abi > 0,
-        "drops_user": is_bound and is_root,
+        "is_user_new": is_bound and is_root,
         "instructions": seccomp.instructions().hex() if is_bound else "",
-        "threads": _most_threads(is_root or is_namespaced) if is_bound else 0,
+        "threads": threads,
+        "watched_threads": _MOST_THREADS if threads > _MOST_THREADS else 0,
     }
     return StartPlan(
         command=tuple(bubblewrap.command(interpreter)) if is_namespaced else (),
@@ -122,11 +124,14 @@ def _plan(interpreter: Interpreter, packages: tuple[str, ...], kind: str) -> Sta
 
 
 def _most_threads(is_alone: bool) -> int:
-    """RLIMIT_NPROC, which counts all threads of a user, here and elsewhere."""
+    """RLIMIT_NPROC, which counts all threads of a user in a namespace.
+
+    Where a program has neither for itself, its server counts its threads, and this is far above.
+    """
     if is_alone:
         return _MOST_THREADS
     own = [path for path in Path("/proc").glob("[0-9]*") if _owner(path) == os.geteuid()]
-    return 4 * _MOST_THREADS + sum(_threads(path) for path in own)
+    return 16 * _MOST_THREADS + sum(_threads(path) for path in own)
 
 
 def _owner(path: Path) -> int | None:

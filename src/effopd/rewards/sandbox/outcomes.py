@@ -14,60 +14,65 @@ _MAX_DETAIL = 2000
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """How the process of a test ended.
+    """How the process of a job ended.
 
     Attributes:
-        is_shut_in: Whether the boundary stood before the program ran.
-        stopped: "timeout" or "output_limit" when the server ended it, else "".
+        stopped: Why it had to be ended: "wall", "cpu", "threads" or "output_limit", "asked" when
+            it was no longer wanted; else "".
+        laps: Calls that it finished, as its server counted.
         exit_status: As `waitpid` has it.
         cpu_s: Processor time it took.
         seconds: By the clock.
         detail: The end of its standard error.
-        stdout: What it printed.
-        result: What it wrote as its value.
+        stdout: What a script printed.
     """
 
-    is_shut_in: bool
     stopped: str
+    laps: int
     exit_status: int
     cpu_s: float
     seconds: float
     detail: str
     stdout: bytes
-    result: bytes
 
     @classmethod
-    def read(cls, header: dict[str, Any], stdout: bytes, result: bytes) -> "Ending":
-        """An ending from the reply of a server; what is missing counts as not shut in."""
-        return cls(
-            is_shut_in=header.get("is_shut_in") is True,
-            stopped=str(header.get("stopped", "")),
-            exit_status=int(header.get("exit_status", 0)),
-            cpu_s=float(header.get("cpu_s", 0.0)),
-            seconds=float(header.get("seconds", 0.0)),
-            detail=str(header.get("detail", "")),
-            stdout=stdout,
-            result=result,
-        )
+    def read(
+        cls, reply: dict[str, Any], stopped: str, stdout: bytes, stderr: bytes
+    ) -> "Ending | None":
+        """An ending from the reply of a server, unless something is missing or no number."""
+        try:
+            return cls(
+                stopped=stopped or str(reply["stopped"]),
+                laps=int(reply["laps"]),
+                exit_status=int(reply["exit_status"]),
+                cpu_s=float(reply["cpu_s"]),
+                seconds=float(reply["seconds"]),
+                detail=stderr.decode("utf-8", "replace"),
+                stdout=stdout,
+            )
+        except (KeyError, TypeError, ValueError, OverflowError):
+            return None
 
 
 def outcome_of(ending: Ending, limits: Limits, is_call: bool) -> Outcome:
-    """The outcome of a test that ran in its boundary."""
-    stdout = ending.stdout[: limits.output_bytes]
+    """The outcome of a script, or of the call that was under way when a process ended."""
     status, detail = _status(ending, limits)
-    value = None
-    if status == "finished" and is_call:
-        try:
-            value = load(ending.result)
-        except ValueRefusedError as error:
-            status, detail = "runtime_error", f"no value: {error}"
+    if is_call and status == "finished":
+        status, detail = "runtime_error", "it ended before its function returned a value"
     return Outcome(
         status=status,
-        stdout=stdout,
-        value=value,
+        stdout=ending.stdout[: limits.output_bytes],
         seconds=ending.seconds,
         detail=printable(detail),
     )
+
+
+def value_outcome(line: bytes, seconds: float) -> Outcome:
+    """The outcome of a call that came to a value."""
+    try:
+        return Outcome(status="finished", value=load(line), seconds=seconds)
+    except ValueRefusedError as error:
+        return refused(f"no value: {error}")
 
 
 def refused(detail: str) -> Outcome:
@@ -76,8 +81,12 @@ def refused(detail: str) -> Outcome:
 
 
 def _status(ending: Ending, limits: Limits) -> tuple[Status, str]:
-    if ending.stopped == "timeout":
+    if ending.stopped == "wall":
         return "timeout", f"more than {limits.wall_s:g} s"
+    if ending.stopped == "cpu":
+        return "timeout", f"more than {limits.cpu_s:g} s of processor time"
+    if ending.stopped == "threads":
+        return "runtime_error", "too many threads"
     if ending.stopped == "output_limit":
         return "output_limit", f"more than {limits.output_bytes} bytes"
     if os.WIFSIGNALED(ending.exit_status):

@@ -1,6 +1,6 @@
 """What is run in a sandbox, under which limits, and what comes of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -62,7 +62,7 @@ class Outcome:
 
     Attributes:
         status: How the program ended.
-        stdout: What it printed; at most `output_bytes`.
+        stdout: What a script printed; at most `output_bytes`.
         value: What the function returned, as plain built-ins; None unless finished.
         seconds: By the clock, without the start of the sandbox.
         detail: The end of standard error, or what was wrong; printable, for people.
@@ -75,6 +75,10 @@ class Outcome:
     detail: str = ""
 
 
+GoesOn = Callable[[int, Outcome], bool]
+"""(place of an input, its outcome) -> whether the program is run on the next."""
+
+
 class Sandbox(Protocol):
     """Runs programs it does not trust. Threads may share one: a program holds one process."""
 
@@ -84,18 +88,25 @@ class Sandbox(Protocol):
         ...
 
     def run(
-        self, program: Program, inputs: Sequence[bytes | list[Any]], limits: Limits
+        self,
+        program: Program,
+        inputs: Sequence[bytes | list[Any]],
+        limits: Limits,
+        goes_on: GoesOn | None = None,
     ) -> list[Outcome]:
         """Runs a program once for each input, each time from the start.
+
+        Calls of a function may share a process; the program is then executed before each.
 
         Args:
             program: What to run.
             inputs: Standard input of a script, or the list of arguments of a function: plain
                 built-ins.
             limits: For each input by itself.
+            goes_on: Is asked after each outcome; without it, all inputs are run.
 
         Returns:
-            One outcome per input, in order.
+            One outcome per input that was run, in order.
         """
         ...
 

@@ -1,48 +1,56 @@
-"""The system calls that a program may not make, as a filter that the kernel runs."""
+"""The system calls that a program may make, as a filter that the kernel runs."""
 
+import platform
 import sys
 import tempfile
 
 from effopd.errors import ConfigError, MissingExtraError
 
-_REFUSED = """
-    fork vfork execve execveat socket socketpair connect bind listen accept accept4 sendto
-    sendmsg sendmmsg recvfrom recvmsg recvmmsg shutdown getsockname getpeername setsockopt
-    getsockopt kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_open pidfd_getfd
-    pidfd_send_signal ptrace process_vm_readv process_vm_writev process_madvise kcmp
-    io_uring_setup io_uring_enter io_uring_register bpf perf_event_open keyctl add_key
-    request_key userfaultfd fanotify_init fanotify_mark inotify_init inotify_init1 memfd_create
-    memfd_secret mount umount2 pivot_root chroot move_mount open_tree fsopen fsconfig fsmount
-    fspick mount_setattr setns unshare open_by_handle_at name_to_handle_at quotactl swapon
-    swapoff acct shmget shmat shmctl shmdt semget semop semtimedop semctl msgget msgsnd msgrcv
-    msgctl mq_open mq_unlink mq_timedsend mq_timedreceive mq_notify mq_getsetattr mknod mknodat
-    chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat utime utimes utimensat
-    futimesat setxattr lsetxattr fsetxattr removexattr lremovexattr fremovexattr truncate
-    fallocate setuid setgid setreuid setregid setresuid setresgid setfsuid setfsgid setgroups
-    capset sched_setscheduler sched_setattr sched_setparam setpriority ioprio_set setsid setpgid
-    personality reboot kexec_load kexec_file_load init_module finit_module delete_module iopl
-    ioperm modify_ldt settimeofday clock_settime clock_adjtime adjtimex sethostname
-    setdomainname syslog vhangup lookup_dcookie uselib nfsservctl ustat sysfs mbind
-    set_mempolicy migrate_pages move_pages mlock mlock2 mlockall seccomp landlock_create_ruleset
-    landlock_add_rule landlock_restrict_self
+_ALLOWED = """
+    read readv pread64 preadv preadv2 write writev pwrite64 pwritev pwritev2 lseek
+    open openat close close_range dup dup2 dup3 pipe pipe2 eventfd eventfd2
+    stat lstat fstat newfstatat fstatat64 statx statfs fstatfs access faccessat faccessat2
+    readlink readlinkat getdents getdents64 getcwd chdir fchdir umask
+    fsync fdatasync ftruncate fadvise64
+    poll ppoll select pselect6 epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait
+    epoll_pwait2
+    mmap munmap mremap mprotect madvise brk msync membarrier get_mempolicy
+    map_shadow_stack arch_prctl
+    futex futex_waitv set_robust_list get_robust_list set_tid_address rseq gettid getpid getppid
+    sched_yield sched_getaffinity sched_getparam sched_getscheduler sched_get_priority_max
+    sched_get_priority_min getcpu
+    rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigsuspend rt_sigtimedwait
+    sigaltstack restart_syscall pause alarm setitimer getitimer
+    nanosleep clock_nanosleep clock_gettime clock_getres gettimeofday time times
+    getuid geteuid getgid getegid getresuid getresgid getgroups getpgrp getpgid getsid
+    getpriority getrlimit setrlimit getrusage sysinfo uname getrandom
+    wait4 waitid exit exit_group
 """
-"""Of processes, sockets, signals, mounts, shared memory, and owners and times of files."""
-_CLONE_THREAD = 0x10000
-_REFUSED_ARGUMENTS = (
-    ("prctl", 0, (1,)),  # PR_SET_PDEATHSIG: this process ends with the server
-    ("fcntl", 1, (8, 10, 15)),  # F_SETOWN, F_SETSIG, F_SETOWN_EX: signals to other processes
-    ("ioctl", 1, (0x5412, 0x541C, 0x8901, 0x8902)),  # TIOCSTI, TIOCLINUX, FIOSETOWN, SIOCSPGRP
+"""What an interpreter and its libraries use on files, memory, threads and clocks of their own."""
+_ALLOWED_ARGUMENTS: tuple[tuple[str, int, tuple[int, ...]], ...] = (
+    ("prctl", 0, (15, 16, 0x53564D41)),  # names of threads and of mappings
+    # F_DUPFD to F_SETFL, F_DUPFD_CLOEXEC, F_SETPIPE_SZ, F_GETPIPE_SZ, F_GET_SEALS
+    ("fcntl", 1, (*range(5), 1030, 1031, 1032, 1034)),
+    # TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX, TCGETS2
+    ("ioctl", 1, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451, 0x802C542A)),
+    ("prlimit64", 0, (0,)),  # of this process
+    ("sched_setaffinity", 0, (0,)),
 )
-"""(system call, place of the argument, values that are refused)."""
-_OWN_PROCESS_ONLY = ("prlimit64", "sched_setaffinity")
-"""Their first argument is a process; 0 is the one that calls."""
-_EPERM, _ENOSYS = 1, 38
+"""(system call, place of the argument, values that are allowed): its lower 32 bits count."""
+_THREAD_FLAGS = 0x00010F00
+"""CLONE_VM, CLONE_FS, CLONE_FILES, CLONE_SIGHAND and CLONE_THREAD: a thread has them all."""
+_NEW_NAMESPACES = 0x7E020080
+_ENOSYS = 38
 
 
-def instructions() -> bytes:
-    """The filter of a test, as classic BPF for this machine.
+def instructions(machine: str = "") -> bytes:
+    """The filter of a program, as classic BPF.
 
-    All else is allowed. System calls of another architecture end the program.
+    What is not listed does not exist for a program, and neither does what later kernels bring.
+    System calls of another architecture end it.
+
+    Args:
+        machine: Another than this one, for tests: "x86_64" or "aarch64".
 
     Raises:
         ConfigError: libseccomp is missing, or this is no Linux.
@@ -56,20 +64,27 @@ def instructions() -> bytes:
         raise MissingExtraError("a sandbox needs pyseccomp: pip install 'effopd[code]'") from error
     except (OSError, RuntimeError) as error:
         raise ConfigError(f"libseccomp is missing ({error}): apt install libseccomp2") from error
-    found = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
-    for name in _REFUSED.split():
-        if pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name) != -1:
-            found.add_rule(pyseccomp.ERRNO(_EPERM), name)
-    for name, place, values in _REFUSED_ARGUMENTS:
+    allowed = pyseccomp.SyscallFilter(pyseccomp.ERRNO(_ENOSYS))
+    architecture = pyseccomp.Arch.NATIVE
+    if machine not in ("", platform.machine()):
+        architecture = getattr(pyseccomp.Arch, machine.upper())
+        allowed.add_arch(architecture)
+        allowed.remove_arch(pyseccomp.Arch.NATIVE)
+
+    def allow(name: str, *conditions: pyseccomp.Arg) -> None:
+        if pyseccomp.resolve_syscall(architecture, name) >= 0:  # others are of other machines
+            allowed.add_rule(
+                pyseccomp.ALLOW, pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name), *conditions
+            )
+
+    for name in _ALLOWED.split():
+        allow(name)
+    for name, place, values in _ALLOWED_ARGUMENTS:
         for value in values:
-            refused = pyseccomp.Arg(place, pyseccomp.MASKED_EQ, 0xFFFFFFFF, value)
-            found.add_rule(pyseccomp.ERRNO(_EPERM), name, refused)
-    for name in _OWN_PROCESS_ONLY:
-        found.add_rule(pyseccomp.ERRNO(_EPERM), name, pyseccomp.Arg(0, pyseccomp.NE, 0))
-    no_thread = pyseccomp.Arg(0, pyseccomp.MASKED_EQ, _CLONE_THREAD, 0)
-    found.add_rule(pyseccomp.ERRNO(_EPERM), "clone", no_thread)
-    found.add_rule(pyseccomp.ERRNO(_ENOSYS), "clone3")  # libc then uses clone
+            allow(name, pyseccomp.Arg(place, pyseccomp.MASKED_EQ, 0xFFFFFFFF, value))
+    mask = _THREAD_FLAGS | _NEW_NAMESPACES  # clone3 is missing: libc then uses clone
+    allow("clone", pyseccomp.Arg(0, pyseccomp.MASKED_EQ, mask, _THREAD_FLAGS))
     with tempfile.TemporaryFile() as file:
-        found.export_bpf(file)
+        allowed.export_bpf(file)
         file.seek(0)
         return file.read()

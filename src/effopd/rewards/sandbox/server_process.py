@@ -1,23 +1,30 @@
-"""A fork server as its user sees it: started, asked, ended."""
+"""A fork server as its user sees it: started, given jobs, ended."""
 
 import contextlib
+import fcntl
 import json
 import os
-import selectors
+import select
+import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from effopd.errors import EffopdError
+from effopd.rewards.sandbox.inside.child import SHUT_IN
 from effopd.rewards.sandbox.interpreter import ENVIRONMENT
+from effopd.rewards.sandbox.outcomes import Ending
 
 _START_S = 60.0
-_MAX_LINE_BYTES = 64 * 1024
+_GRACE_S = 10.0
+"""How much longer than a job may take its end is waited for."""
+_MAX_PACKET_BYTES = 64 * 1024
 _CHUNK_BYTES = 1 << 18
+_DETAIL_BYTES = 2000
 _BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from inside.server import serve; serve()"
 
 
@@ -40,22 +47,42 @@ class StartPlan:
     configuration: dict[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a fresh child of a server does.
+
+    Attributes:
+        request: Descriptor of the file with the program, for the child.
+        given: Descriptor of its standard input.
+        numbers: What the server is told: the limits of each call, and which calls.
+        output_bytes: Most that is taken of each stream, and of the value of a call.
+        take: Is given the line of each call as it comes; False ends the job. None for a script,
+            whose output is kept instead.
+    """
+
+    request: int
+    given: int
+    numbers: dict[str, Any]
+    output_bytes: int
+    take: Callable[[bytes], bool] | None
+
+
 class ServerProcess:
     """One fork server. Starting it raises BrokenServerError when it does not come to work."""
 
     def __init__(self, plan: StartPlan) -> None:
         self._owner = os.getpid()
-        self._process = _in_lasting_thread(lambda: _popen(plan))
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._in, self._out = self._process.stdin.fileno(), self._process.stdout.fileno()
-        for descriptor in (self._in, self._out):
-            os.set_blocking(descriptor, False)
-        self._received = bytearray()
-        is_namespaced = bool(plan.command)
-        configuration = plan.configuration | {"parent": 0 if is_namespaced else os.getpid()}
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = _in_lasting_thread(lambda: _popen(plan, theirs))
+        parent = 0 if plan.command else os.getpid()  # in a namespace of its own it sees none
+        configuration = json.dumps(plan.configuration | {"parent": parent}).encode("ascii")
         try:
-            self.hello, _, _ = self._exchange(configuration, b"", _START_S, 2 * _MAX_LINE_BYTES)
+            with file_of(configuration) as file:
+                self._send(b"configuration", [file])
+            self.hello = self._receive(time.monotonic() + _START_S)
+            if self.hello.get("ready") is not True:
+                raise BrokenServerError("a server is not ready")
         except BrokenServerError as error:
             self.end()
             raise BrokenServerError(f"{error}: {self._complaint()}") from None
@@ -65,21 +92,35 @@ class ServerProcess:
         """Whether this process started it and it still runs."""
         return self._owner == os.getpid() and self._process.poll() is None
 
-    def ask(
-        self, header: dict[str, Any], body: bytes, *, wall_s: float, most_bytes: int
-    ) -> tuple[dict[str, Any], bytes, bytes]:
-        """The reply to a request: what the server says, what was printed, what was returned.
+    def run(self, job: Job) -> Ending:
+        """Has a fresh child do a job.
 
-        Args:
-            header: The request.
-            body: Bytes that follow it.
-            wall_s: Seconds until the server counts as lost.
-            most_bytes: Length of a reply that is read.
-
-        Returns:
-            The header of the reply and its two bodies.
+        Raises:
+            BrokenServerError: The server failed, not the program.
         """
-        return self._exchange(header, body, wall_s, most_bytes)
+        deadline = time.monotonic() + job.numbers["calls"] * job.numbers["wall_s"] + _GRACE_S
+        with contextlib.ExitStack() as opened:
+            pipes = [os.pipe() for _ in range(3)]
+            for read, _ in pipes:
+                opened.callback(os.close, read)
+                os.set_blocking(read, False)
+            laps = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_SEMAPHORE)
+            theirs = [*(write for _, write in pipes), job.request, laps]
+            try:
+                self._send(json.dumps(job.numbers).encode("ascii"), [job.given, *theirs])
+            finally:
+                for each in (laps, *(write for _, write in pipes)):
+                    os.close(each)
+            streams = _Streams([read for read, _ in pipes], job)
+            self._follow(streams, deadline)
+            reply = self._receive(deadline)
+            streams.read_rest()
+        ending = Ending.read(reply, streams.stopped, bytes(streams.stdout), bytes(streams.stderr))
+        if ending is None:
+            raise BrokenServerError(f"a server said of an ending {reply!r:.200}")
+        if not streams.is_shut_in:
+            raise BrokenServerError(f"a program could not be shut in: {ending.detail[-300:]}")
+        return ending
 
     def end(self) -> None:
         """Ends it and all it runs; in a forked process, does nothing to it."""
@@ -87,95 +128,135 @@ class ServerProcess:
             return
         self._process.kill()
         self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            assert stream is not None
-            with contextlib.suppress(BrokenPipeError):
-                stream.close()
+        self._control.close()
 
-    def _complaint(self) -> str:
-        assert self._process.stderr is not None
-        os.set_blocking(self._process.stderr.fileno(), False)
-        with self._process.stderr as stream:
-            said = (stream.read(_MAX_LINE_BYTES) or b"").decode("utf-8", "replace").strip()
-        return said.rsplit("\n", maxsplit=1)[-1][-500:]
+    def _follow(self, streams: "_Streams", deadline: float) -> None:
+        """Reads what a program writes until the server tells of its end."""
+        poller = select.poll()
+        for descriptor in (*streams.descriptors, self._control.fileno()):
+            poller.register(descriptor, select.POLLIN)
+        was_stopped = False
+        while True:
+            left_s = deadline - time.monotonic()
+            events = {descriptor for descriptor, _ in poller.poll(max(0.0, left_s * 1000))}
+            if not events:
+                raise BrokenServerError("a server did not answer in time")
+            for descriptor in events - {self._control.fileno()}:
+                if not streams.read(descriptor):
+                    poller.unregister(descriptor)
+            if self._control.fileno() in events:
+                return
+            if streams.stopped and not was_stopped:
+                was_stopped = True
+                self._send(b"stop", [])
 
-    def _exchange(
-        self, header: dict[str, Any], body: bytes, wall_s: float, most_bytes: int
-    ) -> tuple[dict[str, Any], bytes, bytes]:
-        deadline = time.monotonic() + wall_s
-        self._send(json.dumps(header).encode("ascii") + b"\n" + body, deadline)
-        reply = self._header(deadline)
-        lengths = [_length(reply, name) for name in ("stdout_bytes", "result_bytes")]
-        if sum(lengths) > most_bytes:
-            raise BrokenServerError(f"a server announced {lengths} bytes")
-        text = self._take(sum(lengths), deadline)
-        return reply, text[: lengths[0]], text[lengths[0] :]
-
-    def _send(self, message: bytes, deadline: float) -> None:
-        left = memoryview(message)
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._in, selectors.EVENT_WRITE)
-            while left:
-                _wait(selector, deadline)
-                try:
-                    left = left[os.write(self._in, left[:_CHUNK_BYTES]) :]
-                except BlockingIOError:
-                    continue
-                except BrokenPipeError:
-                    raise BrokenServerError("a server ended") from None
-
-    def _header(self, deadline: float) -> dict[str, Any]:
-        while b"\n" not in self._received:
-            if len(self._received) > _MAX_LINE_BYTES:
-                raise BrokenServerError("a server replied with too long a line")
-            self._receive(deadline)
-        line, _, rest = bytes(self._received).partition(b"\n")
-        self._received = bytearray(rest)
+    def _send(self, packet: bytes, descriptors: list[int]) -> None:
+        self._control.settimeout(_START_S)
         try:
-            reply = json.loads(line)
+            socket.send_fds(self._control, [packet], descriptors)
+        except OSError:
+            raise BrokenServerError("a server ended") from None
+
+    def _receive(self, deadline: float) -> dict[str, Any]:
+        self._control.settimeout(max(0.001, deadline - time.monotonic()))
+        try:
+            packet = self._control.recv(_MAX_PACKET_BYTES)
+        except TimeoutError:
+            raise BrokenServerError("a server did not answer in time") from None
+        except OSError:
+            packet = b""
+        if not packet:
+            raise BrokenServerError("a server ended")
+        try:
+            reply = json.loads(packet)
         except (ValueError, RecursionError):
             reply = None
         if not isinstance(reply, dict):
             raise BrokenServerError("a server replied with something else than an object")
         return reply
 
-    def _take(self, count: int, deadline: float) -> bytes:
-        while len(self._received) < count:
-            self._receive(deadline)
-        text = bytes(self._received[:count])
-        del self._received[:count]
-        return text
-
-    def _receive(self, deadline: float) -> None:
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._out, selectors.EVENT_READ)
-            _wait(selector, deadline)
-        chunk = os.read(self._out, _CHUNK_BYTES)
-        if not chunk:
-            raise BrokenServerError("a server ended")
-        self._received += chunk
+    def _complaint(self) -> str:
+        assert self._process.stderr is not None
+        os.set_blocking(self._process.stderr.fileno(), False)
+        with self._process.stderr as stream:
+            said = (stream.read(_MAX_PACKET_BYTES) or b"").decode("utf-8", "replace").strip()
+        return said.rsplit("\n", maxsplit=1)[-1][-500:]
 
 
-def _length(reply: dict[str, Any], name: str) -> int:
-    length = reply.get(name)
-    if not isinstance(length, int) or length < 0:
-        raise BrokenServerError(f"a server announced {length!r:.50} as {name}")
-    return length
+class _Streams:
+    """What a program writes: its output, its errors, and the lines of its calls."""
+
+    def __init__(self, descriptors: list[int], job: Job) -> None:
+        self.descriptors = descriptors
+        self.is_shut_in = False
+        self.stopped = ""
+        self.stdout = bytearray()
+        self.stderr = bytearray()
+        self._line = bytearray()
+        self._written = dict.fromkeys(descriptors, 0)
+        self._most_bytes, self._take = job.output_bytes, job.take
+
+    def read(self, descriptor: int) -> bool:
+        """Takes what has come; False when there will be no more."""
+        try:
+            chunk = os.read(descriptor, _CHUNK_BYTES)
+        except BlockingIOError:
+            return False
+        self._written[descriptor] += len(chunk)
+        if self.stopped:
+            return bool(chunk)
+        if descriptor == self.descriptors[2]:
+            self._read_lines(chunk)
+        elif descriptor == self.descriptors[1]:
+            self.stderr = (self.stderr + chunk)[-_DETAIL_BYTES:]
+        elif self._take is None:
+            self.stdout += chunk
+        if self._written[descriptor] > self._most_bytes:
+            self.stopped = self.stopped or "output_limit"
+        return bool(chunk)
+
+    def read_rest(self) -> None:
+        """Takes what is left of a program that has ended; never waits."""
+        for descriptor in self.descriptors:
+            while self.read(descriptor):
+                pass
+
+    def _read_lines(self, chunk: bytes) -> None:
+        if chunk and not self.is_shut_in:
+            self.is_shut_in = chunk.startswith(SHUT_IN)
+            chunk = chunk[len(SHUT_IN) :]
+        *ends, rest = chunk.split(b"\n")
+        for end in ends:
+            line, self._line = bytes(self._line + end), bytearray()
+            self._written[self.descriptors[2]] = len(rest)
+            if not self.stopped and not (self._take and self._take(line)):
+                self.stopped = "asked"
+        self._line += rest
 
 
-def _wait(selector: selectors.BaseSelector, deadline: float) -> None:
-    left = deadline - time.monotonic()
-    if left <= 0 or not selector.select(left):
-        raise BrokenServerError("a server did not answer in time")
+@contextlib.contextmanager
+def file_of(content: bytes) -> Iterator[int]:
+    """A descriptor of a file in memory that holds these bytes, for good, and is read at 0."""
+    descriptor = os.memfd_create("file", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
+    try:
+        left = memoryview(content)
+        while left:
+            left = left[os.write(descriptor, left) :]
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
-def _popen(plan: StartPlan) -> "subprocess.Popen[bytes]":
+def _popen(plan: StartPlan, control: socket.socket) -> "subprocess.Popen[bytes]":
     code = plan.configuration["code"]
     options = ["-P", "-S", "-B", "-X", "utf8"]
     return subprocess.Popen(
         [*plan.command, plan.executable, *options, "-c", _BOOT, code],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+        stdin=control.fileno(),
+        stdout=control.fileno(),
         stderr=subprocess.PIPE,
         env=ENVIRONMENT,
         cwd="/",

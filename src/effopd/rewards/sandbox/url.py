@@ -15,7 +15,7 @@ from typing import Any
 from effopd.errors import ConfigError
 from effopd.rewards.sandbox.inside import values
 from effopd.rewards.sandbox.outcomes import printable
-from effopd.rewards.sandbox.program import Limits, Outcome, Program, Status
+from effopd.rewards.sandbox.program import GoesOn, Limits, Outcome, Program, Status
 from effopd.rewards.sandbox.settings import SandboxSettings
 
 _TRIES = 3
@@ -59,10 +59,19 @@ class UrlSandbox:
         self._parts = urllib.parse.urlsplit(settings.url)
 
     def run(
-        self, program: Program, inputs: Sequence[bytes | list[Any]], limits: Limits
+        self,
+        program: Program,
+        inputs: Sequence[bytes | list[Any]],
+        limits: Limits,
+        goes_on: GoesOn | None = None,
     ) -> list[Outcome]:
         """One outcome per input; see `Sandbox.run`."""
-        return [self._run_one(program, each, limits) for each in inputs]
+        outcomes = []
+        for place, each in enumerate(inputs):
+            outcomes.append(self._run_one(program, each, limits))
+            if goes_on is not None and not goes_on(place, outcomes[-1]):
+                break
+        return outcomes
 
     def close(self) -> None:
         """Nothing to end: no connection outlives its request."""

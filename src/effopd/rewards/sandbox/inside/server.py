@@ -1,48 +1,58 @@
-"""The fork server: waits inside the boundary, and has each test run in a fresh child.
+"""The fork server: waits inside the boundary, and has each job run in a fresh child.
 
-A request is a line of JSON and then as many bytes as it says; so is a reply. The candidate runs in
-children only, none of which can reach this process; what a reply says of how a test ended is what
-the kernel told this process.
+It knows nothing of any program. A request is a packet of numbers that comes with descriptors; the
+child it forks reads the program from one of them and writes to the others, which end in the process
+that asks. What the server replies of how a job ended is what the kernel told it.
 """
 
+import dataclasses
 import gc
-import importlib
+import importlib.machinery
+import importlib.util
 import json
 import os
 import resource
 import select
 import signal
+import socket
 import sys
 import time
-from dataclasses import dataclass, field
 from typing import Any
 
 from . import child, kernel
 
-_NOBODY = 65534
 _WARM = (
     "collections", "heapq", "bisect", "itertools", "functools", "math", "random", "re", "string",
     "decimal", "fractions", "operator", "copy", "typing", "statistics", "queue", "datetime",
     "array", "cmath", "hashlib", "threading", "json", "time", "io", "enum", "_strptime",
 )  # fmt: skip
 """Imported once, so that no test has to."""
-_CHUNK_BYTES = 1 << 16
-_DETAIL_BYTES = 2000
+_CONTROL = 0
+"""Descriptor of the packet socket to the one that asks."""
+_FREE_USERS = 1_879_048_192
+_MOST_BYTES = 1 << 12
+_PROCESS_CLOCK = 2
+_PROCESSORS = os.cpu_count() or 1
+_LOOK_S = 0.05
 
 
 def serve() -> None:
-    """Answers requests on standard input until it ends."""
-    configuration = json.loads(sys.stdin.buffer.readline())
-    bounds = _prepare(configuration)
-    _reply({"ready": True, "version": sys.version, "abi": kernel.landlock_abi()})
-    while line := sys.stdin.buffer.readline():
-        request = json.loads(line)
-        source = sys.stdin.buffer.read(request["source_bytes"])
-        given = sys.stdin.buffer.read(request["input_bytes"])
-        run = _start(request, source, given, bounds)
-        del given
-        run.watch()
-        _reply(run.summary(), bytes(run.stdout), bytes(run.result[1:]))
+    """Answers requests until the one that asks has ended."""
+    control = socket.socket(fileno=os.dup(_CONTROL))
+    _, files, _, _ = socket.recv_fds(control, _MOST_BYTES, 1)
+    with open(files[0], "rb") as file:
+        bounds = _prepare(json.load(file))
+    hello = {"ready": True, "version": sys.version, "abi": kernel.landlock_abi()}
+    control.send(json.dumps(hello).encode("ascii"))
+    gc.collect()
+    gc.freeze()  # children share these pages, and look for files among their own objects alone
+    while True:
+        packet, descriptors, _, _ = socket.recv_fds(control, _MOST_BYTES, child.LAPS + 1)
+        if not packet:
+            return
+        if descriptors:  # else a job was to be stopped that had just ended
+            reply = _run(json.loads(packet), descriptors, bounds)
+            control.send(json.dumps(reply).encode("ascii"))
 
 
 def _prepare(configuration: dict[str, Any]) -> child.Bounds:
@@ -60,9 +70,10 @@ def _prepare(configuration: dict[str, Any]) -> child.Bounds:
     ruleset = None
     if configuration["is_landlocked"]:
         ruleset = _ruleset(configuration)
-    if configuration["drops_user"]:
-        _become_nobody()
+    if configuration["is_user_new"]:
+        _become(_free_user())
         kernel.die_with_parent(configuration["parent"] or os.getppid(), signal.SIGKILL)
+    _remember_library([_reachable(path) for path in configuration["paths"]])
     kernel.no_new_privileges()
     kernel.keep_memory_private()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -70,13 +81,26 @@ def _prepare(configuration: dict[str, Any]) -> child.Bounds:
     sys.setrecursionlimit(1000)
     with open("/proc/self/statm", encoding="ascii") as statm:
         base_bytes = int(statm.read().split()[0]) * resource.getpagesize()
-    gc.freeze()  # a test looks for open files among its own objects alone
     return child.Bounds(
         ruleset=ruleset,
         instructions=bytes.fromhex(configuration["instructions"]),
         threads=configuration["threads"],
+        watched_threads=configuration["watched_threads"],
         base_bytes=base_bytes,
     )
+
+
+def _remember_library(package_paths: list[str]) -> None:
+    """Has finders keep the list of the library, which a child may read but not list.
+
+    Where packages lie, children look for themselves: they see those that were asked for.
+    """
+    importlib.util.find_spec("_absent")  # looks everywhere
+    for path, finder in list(sys.path_importer_cache.items()):
+        if path in package_paths:
+            del sys.path_importer_cache[path]
+        elif isinstance(finder, importlib.machinery.FileFinder):
+            setattr(finder, "_fill_cache", lambda: None)  # noqa: B010 - mypy knows no such name
 
 
 def _ruleset(configuration: dict[str, Any]) -> int:
@@ -92,13 +116,24 @@ def _ruleset(configuration: dict[str, Any]) -> int:
     return kernel.landlock_ruleset(abi, readable, ["/dev/null"])
 
 
-def _become_nobody() -> None:
+def _free_user() -> int:
+    """The number of a user that nobody has, so that the kernel counts this server's threads alone.
+
+    Of those that systemd leaves unused; in a namespace with few, of those for dynamic users.
+    """
+    with open("/proc/self/uid_map", encoding="ascii") as ranges:
+        end = max(int(first) + int(count) for first, _, count in map(str.split, ranges))
+    first, last = (_FREE_USERS, 2**31 - 2**16) if end >= 2**31 else (max(1, end - 4096), end - 2)
+    return first + int.from_bytes(os.urandom(8), "big") % (last - first)
+
+
+def _become(user: int) -> None:
     """Gives up root; files of this interpreter stay in reach by way of the working directory."""
     os.chdir(sys.base_prefix)
     before = list(sys.path)
     os.setgroups([])
-    os.setresgid(_NOBODY, _NOBODY, _NOBODY)
-    os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
     for module in list(sys.modules.values()):
         if isinstance(found := module.__dict__.get("__path__"), list):
             found[:] = [_reachable(path) for path in found]
@@ -122,120 +157,37 @@ def _add_quitters() -> None:
         setattr(builtins, name, Quitter(name, "Ctrl-D"))
 
 
-# One test -----------------------------------------------------------------------------------------
+# One job ------------------------------------------------------------------------------------------
 
 
-@dataclass(kw_only=True)
-class _Run:
-    """A child under way, and what has come out of it."""
-
-    process: int
-    watched: int
-    streams: dict[int, bytearray]
-    most_bytes: int
-    started: float
-    deadline: float
-    stdout: bytearray = field(default_factory=bytearray)
-    stderr: bytearray = field(default_factory=bytearray)
-    result: bytearray = field(default_factory=bytearray)
-    stopped: str = ""
-    exit_status: int = 0
-    cpu_s: float = 0.0
-    seconds: float = 0.0
-
-    def watch(self) -> None:
-        """Reads until the child has ended or has to be ended."""
-        poller = select.poll()
-        for descriptor in (*self.streams, self.watched):
-            poller.register(descriptor, select.POLLIN)
-        poller.register(0, 0)  # tells only of the end of the one that asks
-        has_ended = False
-        while not has_ended and not self.stopped:
-            left_ms = (self.deadline - time.monotonic()) * 1000
-            events = dict(poller.poll(max(0, left_ms) + 1))
-            if not events and time.monotonic() >= self.deadline:
-                self.stopped = "timeout"
-            if events.pop(0, 0):
-                os._exit(0)  # the kernel ends the child with this process
-            has_ended = self.watched in events
-            for descriptor in events.keys() & self.streams.keys():
-                if not self._read(descriptor):
-                    poller.unregister(descriptor)
-        self._end()
-
-    def _read(self, descriptor: int) -> bool:
-        """Takes what has come; False when there will be no more."""
-        try:
-            chunk = os.read(descriptor, _CHUNK_BYTES)
-        except BlockingIOError:
-            return False
-        kept = self.streams[descriptor]
-        kept += chunk
-        if len(kept) > self.most_bytes:
-            self.stopped = "output_limit"
-        return bool(chunk)
-
-    def _end(self) -> None:
-        self.seconds = time.monotonic() - self.started
-        if self.stopped:
-            signal.pidfd_send_signal(self.watched, signal.SIGKILL)
-        _, self.exit_status, used = os.wait4(self.process, 0)
-        self.cpu_s = used.ru_utime + used.ru_stime
-        for descriptor in self.streams:  # never waits: nobody else needs to have closed it
-            while not self.stopped and self._read(descriptor):
-                pass
-            os.close(descriptor)
-        os.close(self.watched)
-
-    def summary(self) -> dict[str, Any]:
-        """How it ended, for the one that asked."""
-        return {
-            "is_shut_in": self.result[:1] == child.SHUT_IN,
-            "stopped": self.stopped,
-            "exit_status": self.exit_status,
-            "cpu_s": self.cpu_s,
-            "seconds": self.seconds,
-            "detail": self.stderr[-_DETAIL_BYTES:].decode("utf-8", "replace"),
-        }
-
-
-def _start(request: dict[str, Any], source: bytes, given: bytes, bounds: child.Bounds) -> _Run:
-    is_script = not request["entry_point"]
-    test = child.Test(
-        source=source,
-        entry_point=request["entry_point"],
-        arguments=b"" if is_script else given,
-        cpu_s=request["cpu_s"],
-        memory_bytes=request["memory_bytes"],
-    )
-    standard_input = _as_file(given if is_script else b"")
-    pipes = [os.pipe() for _ in range(3)]
+def _run(request: dict[str, Any], descriptors: list[int], bounds: child.Bounds) -> dict[str, Any]:
+    """Has a child do a job, and says how it ended."""
     started = time.monotonic()
     server = os.getpid()
     process = os.fork()
     if process == 0:
-        _become_child(test, bounds, server, [standard_input, *(write for _, write in pipes)])
-    os.close(standard_input)
-    for _, write in pipes:
-        os.close(write)
-    buffers = [bytearray(), bytearray(), bytearray()]
-    for read, _ in pipes:
-        os.set_blocking(read, False)
-    return _Run(
-        process=process,
-        watched=os.pidfd_open(process),
-        streams={read: buffer for (read, _), buffer in zip(pipes, buffers, strict=True)},
-        most_bytes=request["output_bytes"] + 1,
-        started=started,
-        deadline=started + request["wall_s"],
-        stdout=buffers[0],
-        stderr=buffers[1],
-        result=buffers[2],
-    )
+        _become_child(request, descriptors, bounds, server)
+    laps = descriptors[child.LAPS]
+    for descriptor in descriptors[: child.LAPS]:
+        os.close(descriptor)
+    watched = os.pidfd_open(process)
+    stopped, laps_done = _watch(process, watched, laps, request, bounds.watched_threads)
+    if stopped:
+        signal.pidfd_send_signal(watched, signal.SIGKILL)
+    _, exit_status, used = os.wait4(process, 0)
+    os.close(watched)
+    os.close(laps)
+    return {
+        "stopped": stopped,
+        "laps": laps_done,
+        "exit_status": exit_status,
+        "cpu_s": used.ru_utime + used.ru_stime,
+        "seconds": time.monotonic() - started,
+    }
 
 
 def _become_child(
-    test: child.Test, bounds: child.Bounds, server: int, descriptors: list[int]
+    request: dict[str, Any], descriptors: list[int], bounds: child.Bounds, server: int
 ) -> None:
     """Puts the descriptors where the program has them, above all that are open, then in place."""
     ruleset = bounds.ruleset
@@ -244,36 +196,56 @@ def _become_child(
         ruleset = os.dup2(ruleset, 110)
     for place, each in enumerate(high):
         os.dup2(each, place)
-    child.run_and_exit(
-        test,
-        child.Bounds(
-            ruleset=ruleset,
-            instructions=bounds.instructions,
-            threads=bounds.threads,
-            base_bytes=bounds.base_bytes,
-        ),
-        server,
-    )
+    bounds = dataclasses.replace(bounds, ruleset=ruleset)
+    child.run_and_exit(request, bounds, server)
 
 
-def _as_file(content: bytes) -> int:
-    """A descriptor that reads these bytes: a file in memory, which nobody has to feed."""
-    descriptor = os.memfd_create("stdin", os.MFD_ALLOW_SEALING)
-    left = memoryview(content)
-    while left:
-        left = left[os.write(descriptor, left) :]
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    import fcntl
+def _watch(
+    process: int, watched: int, laps: int, request: dict[str, Any], most_threads: int
+) -> tuple[str, int]:
+    """Waits until a child has ended, or says why it has to be, and how many calls it finished.
 
-    seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
-    return descriptor
+    Each call has its limits of time for itself. It is told through a counter that is read one by
+    one, so that nothing a program writes there comes into this process.
+    """
+    clock = ~process << 3 | _PROCESS_CLOCK
+    done, began_s, used_s = 0, time.monotonic(), 0.0
+    poller = select.poll()
+    for descriptor in (watched, _CONTROL, laps):
+        poller.register(descriptor, select.POLLIN)
+    while True:
+        if done == request["calls"] - 1:  # the end of the last is the end of the child
+            poller.register(laps, 0)
+        wall_left_s = began_s + request["wall_s"] - time.monotonic()
+        cpu_left_s = used_s + request["cpu_s"] - _clock_s(clock)
+        wait_s = max(0.0, min(wall_left_s, cpu_left_s / _PROCESSORS))
+        events = dict(poller.poll(min(wait_s, _LOOK_S if most_threads else wait_s) * 1000 + 1))
+        if watched in events:
+            return "", done
+        if _CONTROL in events:
+            if os.read(_CONTROL, _MOST_BYTES):
+                return "asked", done
+            os._exit(0)  # the one that asks has ended; the kernel ends the child with this process
+        if laps in events:
+            os.eventfd_read(laps)
+            done, began_s, used_s = done + 1, time.monotonic(), _clock_s(clock)
+        elif wall_left_s <= 0 or cpu_left_s <= 0:
+            return ("wall" if wall_left_s <= 0 else "cpu"), done
+        elif most_threads and _threads(process) > most_threads:
+            return "threads", done
 
 
-def _reply(header: dict[str, Any], stdout: bytes = b"", result: bytes = b"") -> None:
-    header |= {"stdout_bytes": len(stdout), "result_bytes": len(result)}
-    out = sys.stdout.buffer
-    out.write(json.dumps(header).encode("ascii") + b"\n")
-    out.write(stdout)
-    out.write(result)
-    out.flush()
+def _clock_s(clock: int) -> float:
+    """Processor time of a process by its clock; of one that has just ended, none."""
+    try:
+        return time.clock_gettime(clock)
+    except OSError:
+        return 0.0
+
+
+def _threads(process: int) -> int:
+    try:
+        with open(f"/proc/{process}/stat", encoding="ascii", errors="replace") as stat:
+            return int(stat.read().rpartition(")")[2].split()[17])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
