@@ -167,6 +167,13 @@ def test_recursion_goes_as_deep_as_in_the_graders(verifier: CodeVerifier) -> Non
     assert verdict(verifier, answer(FORMS["livecodebench"]("", "40000"), source))[0] == "passed"
 
 
+def test_integers_of_any_length_are_arguments_and_values(verifier: CodeVerifier) -> None:
+    nines, power = "9" * 5000, "1" + "0" * 5000
+    tests = from_input_output({"fn_name": "f", "inputs": [f"[{nines}]"], "outputs": [power]})
+    assert verdict(verifier, answer(tests, "def f(x): return x[0] + 1"))[0] == "passed"
+    assert verdict(verifier, answer(tests, "def f(x): return x[0]"))[0] == "wrong_answer"
+
+
 STUB = CodeTests(
     kind="call", inputs=([2, 3],), outputs=(5,), entry_point="add", rule="value",
     preamble='def add(a, b):\n    """Adds."""\n',
