@@ -269,5 +269,6 @@ def test_some_reference_solutions_pass(verifier: CodeVerifier, file: str) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", ["humaneval_plus_60.jsonl", "mbpp_plus_60.jsonl"])
-def test_every_reference_solution_passes(verifier: CodeVerifier, file: str) -> None:
-    assert verifier.rewards(solutions(file)) == [1.0] * 60
+def test_every_reference_solution_passes(kind: Kind, file: str) -> None:
+    with CodeVerifier(CodeChecking(sandbox=SandboxSettings(kind=kind))) as verifier:
+        assert verifier.rewards(solutions(file)) == [1.0] * 60
