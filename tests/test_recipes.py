@@ -65,6 +65,26 @@ def test_a_recipe_passes_the_doctor_on_the_machine_it_names(path: Path) -> None:
     assert f", {header['host']} GB on the host" in said["writing"]
 
 
+PAPER = [path for path in RUNNING if path.parent.stem == "paper"]
+OTHERS = [
+    (path, change)
+    for path in PAPER
+    for change in ("method=opd", "method=exopd", "method=alphaopd", "preset=default")
+    if not path.stem.startswith("teacher-")
+] + [(path, "method=dapo") for path in PAPER if path.stem == "teacher-8b-base"]
+
+
+@pytest.mark.parametrize(
+    ("path", "change"), OTHERS, ids=[f"{path.stem}-{change}" for path, change in OTHERS]
+)
+def test_its_other_methods_fit_there_too(path: Path, change: str) -> None:
+    header = HEADER.match(path.read_text(encoding="utf-8"))
+    assert header is not None
+    findings = list(examine(path, [change], offline=True, gpu=gpu_named(header["card"])))
+    assert [each for each in findings if each.level == "problem"] == []
+    assert not [each for each in findings if each.remedy.startswith("set ")]
+
+
 def test_remarks_that_were_true_once_are_gone() -> None:
     texts = {path.name: path.read_text(encoding="utf-8") for path in SHIPPED}
     assert [name for name, text in texts.items() if any(words in text for words in STALE)] == []

@@ -1,9 +1,10 @@
 """What the doctor says about memory, time and disk, and which settings would make a run fit."""
 
+import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from effopd.cli.doctor_estimates import Estimate, step_seconds
@@ -116,72 +117,92 @@ def remedy(estimate: Estimate, gpu: Gpu) -> str:
 
     But for the precision: a student in float32 may become one in bfloat16 with float32 masters.
     """
-    chosen = _savings(estimate, gpu)
+    savings = list(_savings(estimate, gpu))
+    chosen = [saving[-1] for saving in savings]
     if not fits(_after(estimate, chosen), gpu):
         return _LARGER
-    for name in list(chosen):  # what costs most time comes first, and goes first if it may
-        fewer = {other: change for other, change in chosen.items() if other != name}
+    # What costs most time comes first, and goes first if it may.
+    for saving in savings:
+        fewer = [each for each in chosen if each is not saving[-1]]
         if fits(_after(estimate, fewer), gpu):
             chosen = fewer
-    return f"set {' '.join(chosen)}"
+    # Of what stays, the most generous value that fits.
+    for saving in (each for each in savings if each[-1] in chosen):
+        place = chosen.index(saving[-1])
+        for each in saving:
+            chosen[place] = each
+            if fits(_after(estimate, chosen), gpu):
+                break
+    return f"set {' '.join(saving.settings for saving in chosen)}"
 
 
-def _after(estimate: Estimate, changes: dict[str, Change]) -> Estimate:
+@dataclass(frozen=True, kw_only=True)
+class Saving:
+    """Overrides that save memory, and what they do to the settings."""
+
+    settings: str
+    change: Change
+
+
+def _after(estimate: Estimate, chosen: Sequence[Saving]) -> Estimate:
     config = estimate.config
-    for change in changes.values():
-        config = change(config)
+    for saving in chosen:
+        config = saving.change(config)
     return replace(estimate, config=config)
 
 
-def _savings(estimate: Estimate, gpu: Gpu) -> dict[str, Change]:
-    """What can be saved that is not saved yet: the override, and what it does."""
+def _savings(estimate: Estimate, gpu: Gpu) -> Iterator[list[Saving]]:
+    """What can be saved that is not saved yet; each with its values from the most generous on."""
     config, longest = estimate.config, estimate.longest
     student = config.student
     assert student is not None
-    found: dict[str, Change] = {}
     if student.lora is None and not config.memory.offload_optimizer:
-        names = "memory.master_weights=true memory.offload_optimizer=true"
-        change = _in("memory", master_weights=True, offload_optimizer=True)
+        masters = _in("memory", master_weights=True, offload_optimizer=True)
         if student.dtype == "float32":
             low = _in("student", dtype="bfloat16")
-            found[f"student.dtype=bfloat16 {names}"] = lambda c: low(change(c))
+            names, change = f"{low.settings} {masters.settings}", masters.change
+            yield [Saving(settings=names, change=lambda config: low.change(change(config)))]
         else:
-            found[names] = change
+            yield [masters]
     if config.memory.anchor_device == "student":
-        found["memory.anchor_device=cpu"] = _in("memory", anchor_device="cpu")
+        yield [_in("memory", anchor_device="cpu")]
     if not config.memory.teacher_offload and config.self_teacher is None:
-        found["memory.teacher_offload=true"] = _in("memory", teacher_offload=True)
+        yield [_in("memory", teacher_offload=True)]
     if not student.gradient_checkpointing:
-        name = "student.gradient_checkpointing=true"
-        found[name] = _in("student", gradient_checkpointing=True)
+        yield [_in("student", gradient_checkpointing=True)]
     if config.train.micro_batch_tokens > longest:
-        name = f"train.micro_batch_tokens={longest}"
-        found[name] = _in("train", micro_batch_tokens=longest)
+        yield [_in("train", micro_batch_tokens=longest)]
     if config.memory.scoring_tokens > longest:
-        found[f"memory.scoring_tokens={longest}"] = _in("memory", scoring_tokens=longest)
+        yield [_in("memory", scoring_tokens=longest)]
     if config.rollouts.engine == "vllm":
-        share = -(-estimate.engine_needs * 100 // gpu.memory_bytes) / 100 + 0.05
-        vllm = replace(config.rollouts.vllm, gpu_memory=min(0.95, share), sleep=True)
-        name = f"rollouts.vllm.gpu_memory={vllm.gpu_memory:.2f} rollouts.vllm.sleep=true"
-        found[name] = _in("rollouts", vllm=vllm)
-    together = _most_together(_after(estimate, found), gpu)
-    found[f"memory.generation_tokens={together}"] = _in("memory", generation_tokens=together)
-    return found
+        least = math.ceil(100 * estimate.engine_needs / gpu.memory_bytes)
+        shares = [share / 100 for share in (*range(90, least, -5), min(least, 99))]
+        yield [_share(config, share) for share in shares]
+    together = [2**n for n in range(config.train.rollout_batch.bit_length() - 1, -1, -1)]
+    yield [_in("memory", generation_tokens=answers * longest) for answers in together]
 
 
-def _in(section: str, **values: object) -> Change:
+def _in(section: str, **values: bool | int | str) -> Saving:
     """Sets values of one section."""
-    return lambda config: config.model_copy(
-        update={section: replace(getattr(config, section), **values)}
+    named = [f"{section}.{name}={_toml(value)}" for name, value in values.items()]
+
+    def change(config: RunConfig) -> RunConfig:
+        return config.model_copy(update={section: replace(getattr(config, section), **values)})
+
+    return Saving(settings=" ".join(named), change=change)
+
+
+def _share(config: RunConfig, share: float) -> Saving:
+    """Another share for vLLM, which it gives back while it sleeps."""
+    vllm = replace(config.rollouts.vllm, gpu_memory=share, sleep=True)
+    sleep = "" if config.rollouts.vllm.sleep else " rollouts.vllm.sleep=true"
+    return Saving(
+        settings=f"rollouts.vllm.gpu_memory={share:g}{sleep}",
+        change=lambda config: config.model_copy(
+            update={"rollouts": replace(config.rollouts, vllm=vllm)}
+        ),
     )
 
 
-def _most_together(estimate: Estimate, gpu: Gpu) -> int:
-    """Tokens that transformers can write together: those of 2**n answers, the most that fit."""
-    tokens, most = estimate.longest, estimate.longest * estimate.config.train.rollout_batch
-    while 2 * tokens <= most:
-        change = _in("memory", generation_tokens=2 * tokens)
-        if not fits(replace(estimate, config=change(estimate.config)), gpu):
-            break
-        tokens *= 2
-    return tokens
+def _toml(value: bool | int | str) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
