@@ -229,7 +229,7 @@ class _Reader:
     def base(self) -> Node:
         """What stands without powers behind it."""
         token = self.tokens.take()
-        if token[:1].isdigit() or token[:1] == ".":
+        if token[:1].isdigit() or (token[:1] == "." and token[1:]):
             if self.tokens.next == "_":
                 self.tokens.take()
                 return Node("symbol", f"{token}_{self.tokens.index()}")

@@ -303,7 +303,10 @@ def _height(node: Node) -> float:
         exponent = exact_integer(node.args[1])
         return heights[0] * (abs(exponent) if exponent is not None else 1) + heights[1]
     if node.kind == "call" and node.name in {"factorial", "binom"}:
-        return max((abs(exact_integer(part) or 0) for part in node.args), default=0) * 4.0
+        counts = [exact_integer(part) for part in node.args]
+        known = [abs(count) for count in counts if count is not None]
+        if len(known) == len(counts):
+            return max(known, default=0) * 4.0
     return sum(heights)
 
 
