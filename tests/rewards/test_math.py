@@ -150,6 +150,8 @@ MORE = [
     (r"\pi+10^{-60}", r"\pi", False, "irrational ones to as many digits as it takes"),
     (r"\sqrt{2}^2-2", "0", True, "irrational ones to as many digits as it takes"),
     ("e^{-200}", "2e^{-200}", False, "small numbers are compared by relative error"),
+    (r"\pi^{100}", r"\pi^{100}+1", False, "irrational ones to as many digits as it takes"),
+    (r"\pi+e^{-200}", r"\pi", False, "irrational ones to as many digits as it takes"),
     ("6-5i", "z = 6-5i", True, "a name may stand before any formula"),
     ("2i,-2i", "x=2i,-2i", True, "a name may stand before a list"),
     ("f(x)=x+1", "x+1", True, "a name may be a function"),
@@ -162,6 +164,10 @@ MORE = [
     (r"(-\infty,2)\cup(3,\infty)", r"x<2 \text{ or } x>3", True, "relations may be joined"),
     (r"(-\infty,2)\cup(3,\infty)", r"x<2 \text{ or } x\ge3", False, "their ends count"),
     (r"(2,\infty)", r"\{x \mid x>2\}", True, "a set builder is its condition"),
+    (r"(-2,2)", "x^2<4", True, "quadratic relations are solved"),
+    (r"(-\infty,1)\cup(3,\infty)", "|x-2|>1", True, "relations with absolute values are solved"),
+    (r"(1,2)", "]1,2[", True, "open ends have two spellings"),
+    ("(a,b)", "a<x<b", True, "ends may be letters"),
     ("p > 1", r"\{p: p>1\}", True, "a set builder is its condition"),
     ("x > 1", "y > 1", False, "two letters differ"),
     ("2x < 6", r"(-\infty, 3)", True, "linear relations are solved"),
@@ -201,6 +207,8 @@ MORE = [
     ("No", r"\text{No.}", True, "short words are words"),
     ("52_8", "(52)_8", True, "bases have several spellings"),
     ("52_8", r"52\text{ base }8", True, "bases have several spellings"),
+    ("3:2", "6:4", True, "ratios are compared by value"),
+    ("52_8", r"52 \text{ (base 8)}", True, "bases have several spellings"),
     ("52_8", r"52_{\text{nine}}", False, "two bases differ"),
     (r"\mathbb{Z}", r"\mathbb Z", True, "one token needs no braces"),
     (r"2^{\aleph_0}", r"2^{\aleph_{0}}", True, "one token needs no braces"),
@@ -328,7 +336,7 @@ def test_the_documented_example_prints_what_it_says() -> None:
     assert len(promised) == 3
 
 
-# Pairs in groups, and the settings of a data set ---------------------------------------------------
+# Pairs in groups, and the settings of a data set --------------------------------------------------
 
 
 def test_hard_pairs_are_judged_right(verifier: MathVerifier) -> None:

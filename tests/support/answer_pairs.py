@@ -198,7 +198,7 @@ def _wrappers(draw: Draw) -> Rows:
             True,
         )
     yield str(n), rf"{n}\\", True
-    yield rf"x^2+{n}", r"\begin{aligned} f(x) &= x^2+%s \end{aligned}" % n, True
+    yield rf"x^2+{n}", rf"\begin{{aligned}} f(x) &= x^2+{n} \end{{aligned}}", True
 
 
 def _words(draw: Draw) -> Rows:
@@ -227,8 +227,8 @@ def _bases(draw: Draw) -> Rows:
 
 def _spellings(draw: Draw) -> Rows:
     n, k = draw.randint(2, 30), draw.randint(2, 9)
-    yield r"\mathbb{Z}_{%d}" % n, r"\mathbb Z_{%d}" % n, True
-    yield r"\mathbb{Z}_{%d}" % n, r"\mathbb{Z}_{%d}" % (n + 1), False
+    yield rf"\mathbb{{Z}}_{{{n}}}", rf"\mathbb Z_{{{n}}}", True
+    yield rf"\mathbb{{Z}}_{{{n}}}", rf"\mathbb{{Z}}_{{{n + 1}}}", False
     yield r"\mathbb{Z}", draw.choice([r"\mathbb{Q}", r"\mathbb{N}", "Z^2"]), False
     yield r"2^{\aleph_0}", r"2^{\aleph_{0}}", True
     yield r"2^{\aleph_0}", r"\aleph_0", False

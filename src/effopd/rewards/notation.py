@@ -42,6 +42,8 @@ _RENAMED = {
     "cdots": r"\ldots", "quad": " ", "qquad": " ", "thinspace": " ", "medspace": " ",
     "thickspace": " ", "nolinebreak": " ", "dollar": "$", "textdollar": "$", "euro": "€",
     "texteuro": "€", "pounds": "£", "textsterling": "£", "yen": "¥", "lt": "<", "gt": ">",
+    "overline": r"\bar", "widehat": r"\hat", "widetilde": r"\tilde", "checkmark": "",
+    "blacksquare": "",
 } | dict.fromkeys(
     words(
         "left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr middle "
@@ -90,6 +92,8 @@ _ANYWHERE: _Rules = (
     (r"(?<=\d)\{,\}\s*(?=\d{3})", ""),
     (r"\{,\}", ","),
     ("~", " "),
+    (r"(?<=\d)\s*[xX]\s*(?=10\s*\^)", r"\\times "),
+    (r"(?<![\\a-zA-Z])log(2|10)\(", r"\\log_{\1}("),
     (r"\.\.\.", r"\\ldots"),
     (r"\^\s*\{\s*('+)\s*\}", r"\1"),
     (r"<=|=<", r"\\le "),
@@ -105,7 +109,10 @@ _LATER: _Rules = (
     (r"\\mathbb\{R\}\s*[\^_]\s*\{?\s*(?:\+|>\s*0)\s*\}?", r"(0,\\infty)"),
     (r"\\mathbb\{R\}\s*[\^_]\s*\{?\s*(?:-|<\s*0)\s*\}?", r"(-\\infty,0)"),
     (r",?\s*\(\s*[a-z](?:\s*,\s*[a-z])*\s*\\in\s*\\mathbb\{[A-Z]\}[^()]*\)$", ""),
-    (r"\](\s*[^\[\],]+),([^\[\],]+)\[$", r"(\1,\2)"),
+    (r"^\]([^\[\],]+),([^\[\],]+)([\[\]])$", r"(\1,\2\3"),
+    (r"^([(\[])([^\[\],]+),([^\[\],]+)\[$", r"\1\2,\3)"),
+    (r"^\s*=|^[\"`]+|[\"`]+$", ""),
+    (r"\\mathbb\{R\}\s*\^\s*\{?\s*\*\s*\}?", r"\\mathbb{R}\\setminus\\{0\\}"),
     (r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{(\d+)\}", lambda match: _repeating(*match.groups())),
     (r"(?<![\d.,(])(\d{1,3})((?: \d{3})+)(?![\d/,]| ?/|\.\d)",
      lambda match: match.group().replace(" ", "")),

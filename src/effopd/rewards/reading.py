@@ -41,8 +41,6 @@ class _Reader:
         self.fences: list[str] = []
         self.calls = 0
 
-    # From lists down to factors -------------------------------------------------------------------
-
     def whole(self) -> Node:
         """A list or less, with what is said behind it about when it holds."""
         node = self.listing()
@@ -166,8 +164,6 @@ class _Reader:
             return Node("add", "", (whole, number(Fraction(int(match[1]), int(match[2]) or 1))))
         return None
 
-    # Factors --------------------------------------------------------------------------------------
-
     def factor(self) -> Node:
         node = self.base()
         while True:
@@ -186,9 +182,6 @@ class _Reader:
             elif self.tokens.next in {r"\degree"}:
                 self.tokens.take()
                 node = self.degrees(node)
-            elif self.tokens.next == "_" and node.kind == "seq":
-                self.tokens.take()
-                node = Node("call", f"base_{self.tokens.index()}", (node,))
             else:
                 return node
 
@@ -236,7 +229,7 @@ class _Reader:
     def base(self) -> Node:
         """What stands without powers behind it."""
         token = self.tokens.take()
-        if token[:1].isdigit() or token[:1] == ".":
+        if token[:1].isdigit() or (token[:1] == "." and token[1:]):
             if self.tokens.next == "_":
                 self.tokens.take()
                 return Node("symbol", f"{token}_{self.tokens.index()}")
@@ -358,7 +351,13 @@ class _Reader:
         if name in known.FUNCTIONS:
             return self.function(known.SAME.get(name, name))
         if name in known.NAMED:
-            arguments = self.applied(name).args if self.tokens.next == "(" else (self.argument(),)
+            if self.tokens.next in {"(", r"\{"}:
+                inner = self.base()
+                arguments = inner.args if inner.kind in {"seq", "set"} else (inner,)
+            else:
+                arguments = (self.argument(),)
+            if name in {"max", "min", "gcd", "lcm"}:
+                arguments = tuple(sorted(arguments, key=repr))
             return Node("call", known.SAME.get(name, name), arguments)
         if name == "frac":
             above, below = self.argument(), self.argument()

@@ -12,7 +12,7 @@ _NAMES = {
     "km": "kilometer kilometre", "nm": "nanometer nanometre", "in": "inch", "ft": "foot feet",
     "yd": "yard", "mi": "mile", "mg": "milligram", "g": "gram", "kg": "kilogram",
     "lb": "lbs pound", "oz": "ounce", "ton": "tonne", "ms": "millisecond", "s": "sec second",
-    "min": "minute", "h": "hr hour", "day": "", "week": "", "month": "", "year": "yr",
+    "min": "minute", "h": "hr hrs hour", "day": "", "week": "", "month": "", "year": "yr yrs",
     "ml": "mL milliliter millilitre", "L": "l liter litre", "gal": "gallon", "acre": "",
     "dollar": "USD buck", "cent": "", "euro": "EUR", "GBP": "", "yen": "JPY", "rupee": "Rs",
     "degree": "deg", "rad": "radian", "sr": "steradian", "Hz": "hertz", "kHz": "kilohertz",
@@ -89,7 +89,7 @@ def units_agree(reference: str, answer: str) -> bool:
 
     Words that are no units, as in `18 eggs per day`, agree when they share one.
     """
-    if not reference or not answer or reference == answer:
+    if not reference or not answer or reference == answer or {reference, answer} == {"GBP", "lb"}:
         return True
     ours, theirs = (set(unit.split(" ")) for unit in (reference, answer))
     if "degree" in (reference, answer):

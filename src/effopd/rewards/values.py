@@ -232,12 +232,33 @@ def _equal_at_points(reference: Node, answer: Node, tolerance: float) -> bool:
                 wanted, given = _values_at(reference, answer, (trial, span), 3 * digits)
                 if abs(wanted - given) > mpmath.mpf(10) ** (15 - 3 * digits):
                     return False
+            if not (
+                tolerance or compared or _is_confirmed(reference, answer, (trial, span), digits)
+            ):
+                return False
         except (ArithmeticError, UndefinedError, NotImplementedError, TypeError, ValueError):
             continue  # no value at this point
         compared += 1
     if compared and is_too_high and not tolerance:
         raise UndecidedError("equal to 40 digits, but numbers have thousands")
     return compared >= (2 if names else 1)
+
+
+def _is_confirmed(reference: Node, answer: Node, place: tuple[int, Any], digits: int) -> bool:
+    """Whether values that agree still do with many more digits, and with all before the point.
+
+    Raises:
+        UndecidedError: They have too many.
+    """
+    size = max(abs(value) for value in _values_at(reference, answer, place, digits))
+    before_point = int(mpmath.log10(size)) if size > 1 else 0
+    if before_point > _MAX_HEIGHT:
+        raise UndecidedError("equal to 40 digits, but numbers have thousands")
+    more = 10 * digits + 2 * before_point
+    wanted, given = _values_at(reference, answer, place, more)
+    with mp.workdps(more):
+        error = abs(wanted - given)
+        return bool(error <= mpmath.mpf(10) ** (15 + before_point - more))
 
 
 def _values_at(reference: Node, answer: Node, place: tuple[int, Any], digits: int) -> list[Any]:
@@ -282,7 +303,10 @@ def _height(node: Node) -> float:
         exponent = exact_integer(node.args[1])
         return heights[0] * (abs(exponent) if exponent is not None else 1) + heights[1]
     if node.kind == "call" and node.name in {"factorial", "binom"}:
-        return max((abs(exact_integer(part) or 0) for part in node.args), default=0) * 4.0
+        counts = [exact_integer(part) for part in node.args]
+        known = [abs(count) for count in counts if count is not None]
+        if len(known) == len(counts):
+            return max(known, default=0) * 4.0
     return sum(heights)
 
 

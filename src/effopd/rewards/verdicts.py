@@ -124,8 +124,8 @@ def _hundredth(text: str) -> str:
     number = exact_number(text)
     if number is None:
         return rf"\frac{{{text}}}{{100}}"
-    if "." in text:
-        return f"{Decimal(text.replace(',', '').replace(' ', '')) / 100:f}"
+    if re.fullmatch(r"[+-]?\d+\.\d*", text, re.ASCII):  # stays a decimal, which may be rounded
+        return f"{Decimal(text) / 100:f}"
     number /= 100
     sign = "-" if number < 0 else ""
     return rf"{sign}\frac{{{abs(number.numerator)}}}{{{number.denominator}}}"
