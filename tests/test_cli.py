@@ -235,6 +235,14 @@ def test_eval_prints_the_row_of_a_checkpoint(run: tuple[Path, Any]) -> None:
     assert float(values["reverse_kl"]) > 0
 
 
+def test_eval_of_a_run_takes_settings(run: tuple[Path, Any]) -> None:
+    directory, _ = run
+    result = effopd("eval", directory / "out", "evaluation.problems=2", "device=auto")
+    assert "n                2\n" in result.stdout
+    message = refusal(2, "eval", directory / "out", "device=nowhere")
+    assert message.startswith("device 'nowhere' cannot be used: ")
+
+
 def test_eval_of_a_step_that_was_not_kept(run: tuple[Path, Any]) -> None:
     directory, _ = run
     message = refusal(1, "eval", directory / "out", "--step", "2")

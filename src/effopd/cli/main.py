@@ -101,7 +101,7 @@ def evaluate(
 
             if target is None:
                 raise typer.BadParameter("give a run, or a model and --bench")
-            evaluate_checkpoint(Path(target), step, problems)
+            evaluate_checkpoint(Path(target), step, problems, overrides or [])
             return
         from effopd.cli.benchmarking import BenchRequest, run_benchmarks
 

@@ -44,16 +44,24 @@ def run_config(config: RunConfig, out: Path, *, resume_hint: str) -> bool:
     return finished
 
 
-def evaluate_checkpoint(run: Path, step: int | None, problems: int | None) -> None:
+def evaluate_checkpoint(
+    run: Path, step: int | None, problems: int | None, overrides: Sequence[str] = ()
+) -> None:
     """Evaluates one checkpoint of a run and prints the result.
+
+    Args:
+        run: Run directory.
+        step: The checkpoint; None for the newest.
+        problems: Test problems; None for the run's.
+        overrides: Settings other than the run's, such as the device.
 
     Raises:
         ConfigError: `run` holds no resolved settings, or there is nothing to evaluate on.
         CheckpointError: There is no undamaged checkpoint.
     """
     transformers_logging.disable_progress_bar()
-    overrides = [] if problems is None else [f"evaluation.problems={problems}"]
-    config = config_of_run(run, overrides)
+    asked = [] if problems is None else [f"evaluation.problems={problems}"]
+    config = config_of_run(run, [*overrides, *asked])
     if config.evaluation.problems < 1:
         raise ConfigError("there are no test problems to evaluate on: give --problems")
     directory = _checkpoint(run / "checkpoints", step)
