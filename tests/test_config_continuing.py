@@ -81,7 +81,8 @@ def test_an_unknown_old_setting_is_refused() -> None:
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
 def test_a_run_may_move_to_a_gpu(device: str) -> None:
-    found = changes(to_toml(make_config({})), make_config({"device": device}), steps_done=5)
+    ran = to_toml(make_config({"device": "cpu"}))
+    found = changes(ran, make_config({"device": device}), steps_done=5)
     assert found.refused == []
     assert found.told == [f"device: cpu -> {device} (changes rounding only)"]
 

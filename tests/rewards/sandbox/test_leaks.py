@@ -68,7 +68,7 @@ def marks():
 @pytest.fixture(params=["bubblewrap", "landlock"])
 def kind(request: pytest.FixtureRequest) -> Kind:
     sandbox_of(request.param)  # skips where there is none
-    return request.param  # type: ignore[no-any-return]
+    return request.param
 
 
 @pytest.fixture
