@@ -7,8 +7,12 @@ VERL := .venv-verl/bin
 PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 export NO_MKDOCS_2_WARNING := 1
 
+ifndef SEED
+SEED := $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
+endif
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-verl check docs reproduce bench clean
+.PHONY: help demo test test-all fuzz test-verl check docs reproduce bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +25,11 @@ test: .venv/.installed ## Run the tests (10 to 15 minutes on two cores; no netwo
 
 test-all: .venv/.installed ## Run the slow tests too, and the GPU tests where there is one
 	$(BIN)/python -m pytest -m 'not network'
+
+fuzz: .venv/.installed ## Look for new failing examples of the Hypothesis tests, three minutes; SEED=N repeats a run
+	@echo 'make fuzz SEED=$(SEED)'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist load -m 'hypothesis and not slow and not gpu and not network' \
+	  --hypothesis-profile=fuzz --hypothesis-seed=$(SEED)
 
 test-verl: .venv-verl/.installed ## Run verl with the search for real, on the CPU, in an environment of its own
 	OMP_NUM_THREADS=1 $(VERL)/python -m pytest tests/verl

@@ -1,6 +1,7 @@
 """Verdicts on mathematical answers per second, on one core, against math-verify in the process.
 
     python bench/rewards.py [--json] [--data ../shared/data] [--answers 500] [--repeats 3]
+    python bench/rewards.py --pairs 10 [--json]
 
 Five sets of completions, each judged against its reference:
 
@@ -22,6 +23,10 @@ The lines `start` and `hang` are seconds: until the first verdict of a new worke
 hanging answer at a wall of one second to the next verdict.
 
 ratio: how many times more verdicts a second than the peer.
+
+`--pairs` measures accuracy instead, on the hard pairs of `tests/support/answer_pairs.py`, each
+pattern so many times with other numbers: a line for each group with the right answers, how many of
+them each side accepts, the wrong answers, and how many of those.
 """
 
 import argparse
@@ -42,8 +47,10 @@ from effopd.rewards.workers import WorkerSettings
 from effopd.tasks.problem import Answer, Problem
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
-HANGING = "7^{10^{10}}"
+HANGING = r"\sin(\pi^{10^{8}})"
 SHOWN = ("setting", "answers", "ours", "peer", "ratio", "correct", "peer_correct", "unjudged")
+
+ACCURACY = ("setting", "right", "right_ours", "right_peer", "wrong", "wrong_ours", "wrong_peer")
 
 Answers = list[Answer]
 
@@ -139,18 +146,50 @@ def waits() -> Iterator[dict[str, Any]]:
         yield {"name": "rewards", "setting": name, "ours": round(seconds, 2), "unit": "s"} | nothing
 
 
+def accuracies(copies: int) -> Iterator[dict[str, Any]]:
+    """A line for each group of pairs, and one for all of them."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from tests.support.answer_pairs import pairs
+
+    hard = pairs(copies)
+    answers = [answer_to(pair.reference, boxed(pair.answer)) for pair in hard]
+    with MathVerifier(WorkerSettings(processes=1, wall_s=5.0)) as verifier:
+        ours = [verdict == "correct" for verdict in verifier.verdicts(answers)]
+    judged = list(zip(hard, ours, peer_verdicts(answers), strict=True))
+    for group in [*dict.fromkeys(pair.group for pair in hard), "all"]:
+        chosen = [row for row in judged if group in {row[0].group, "all"}]
+        right = [row for row in chosen if row[0].is_right]
+        wrong = [row for row in chosen if not row[0].is_right]
+        yield {
+            "name": "rewards",
+            "setting": group,
+            "peer_name": "math-verify",
+            "peer_version": version("math-verify"),
+            "right": len(right),
+            "right_ours": sum(ours for _, ours, _ in right),
+            "right_peer": sum(peer for _, _, peer in right),
+            "wrong": len(wrong),
+            "wrong_ours": sum(ours for _, ours, _ in wrong),
+            "wrong_peer": sum(peer for _, _, peer in wrong),
+        }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--data", type=Path, default=DATA, help="folder with math and gsm8k .jsonl")
     parser.add_argument("--answers", type=int, default=500, help="completions in a set, at most")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=0, help="accuracy, so many copies a pattern")
     options = parser.parse_args()
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # workers inherit it
+    shown, found = SHOWN, rows(options.data, options.answers, options.repeats)
+    if options.pairs:
+        shown, found = ACCURACY, accuracies(options.pairs)
     if not options.json:
-        print("  ".join(f"{column:>12}" for column in SHOWN))
-    for each in rows(options.data, options.answers, options.repeats):
-        line = "  ".join(f"{each.get(column, '')!s:>12}" for column in SHOWN)
+        print("  ".join(f"{column:>12}" for column in shown))
+    for each in found:
+        line = "  ".join(f"{each.get(column, '')!s:>12}" for column in shown)
         print(json.dumps(each) if options.json else line)
         sys.stdout.flush()
 

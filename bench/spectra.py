@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from effopd.analysis.leading import leading_metrics
 from effopd.analysis.spectra import spectral_metrics
 from effopd.analysis.updates import place_statistics
 from effopd.models.layout import matrices, places
@@ -149,22 +148,6 @@ def spectrum(precision: str, repeats: int) -> Iterator[Row]:
             yield row("spectrum", setting, "CPU s", ours, seconds, name, "torch")
         theirs = relative(effective_rank(torch.linalg.svdvals(update)), true)
         yield row("spectrum", setting, "error of eff. rank", error, theirs, "svdvals", "torch")
-
-
-def topk(precision: str, repeats: int) -> Iterator[Row]:
-    """Top-1 % norm ratio of 4096 x 12288 and of its transpose."""
-    wide = spiky(4096, 12288, seed=1)
-    exact = spectral_metrics(wide, top=[0.01]).top_ratios[0.01]
-    leading_metrics(wide[:256, :512])  # warms up
-    for update in (wide, wide.T.contiguous()):
-        ours = cpu_seconds(lambda update=update: leading_metrics(update), 2 * repeats)
-        found = leading_metrics(update)
-        error, stated = relative(found.top_ratios[0.01], exact), found.relative_error
-        assert error <= stated <= 1e-5, f"{error:.1e}, stated {stated:.1e}"
-        setting = f"{update.shape[0]} x {update.shape[1]} fp32 matmul {precision}, 1 thread"
-        seconds = cpu_seconds(lambda update=update: torch.linalg.svdvals(update), 1)
-        yield row("topk", setting, "CPU s", ours, seconds, "svdvals", "torch")
-        yield row("topk", setting, "stated error", stated, 1e-5, "goal", "goal")
 
 
 # Models -------------------------------------------------------------------------------------------
@@ -339,7 +322,6 @@ def extraordinary() -> Iterator[Row]:
 
 BENCHMARKS = {
     "spectrum": spectrum,
-    "topk": topk,
     "table1-1.5b": table1,
     "32b-layer": layer_32b,
     "tools": tools,

@@ -36,7 +36,6 @@ settings = DistillationConfig(
     beta=1.0,  # reverse KL
     save_steps=16,
     use_cpu=options.cpu,
-    bf16=not options.cpu,
     report_to="none",
 )
 trainer = DistillationTrainer(

@@ -2,6 +2,7 @@
 
 import os
 import random
+import time
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", NO_COLOR="1", TERM="dumb")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # more threads are slower for tiny tensors
@@ -11,8 +12,40 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic mat
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+# The same examples at every run, however slow the machine is; `make fuzz` looks for new ones.
+FUZZ_CPU_S = 150.0  # of a process, after which `make fuzz` begins no other test
+settings.register_profile(
+    "tests",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile(
+    "fuzz", settings.get_profile("tests"), derandomize=False, max_examples=1000, print_blob=True
+)
+settings.load_profile("tests")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Fuzzing takes its tests in an order of its own, so that each has its turn some time."""
+    if settings.get_current_profile_name() == "fuzz":
+        random.Random(str(config.getoption("--hypothesis-seed"))).shuffle(items)
+
+
+def pytest_runtest_setup() -> None:
+    if settings.get_current_profile_name() == "fuzz" and time.process_time() > FUZZ_CPU_S:
+        pytest.skip(f"the {FUZZ_CPU_S:g} CPU s of fuzzing are over")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hides the GPUs of this machine, which "auto" would take, where no test asks for one."""
+    if "not gpu" in config.option.markexpr:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(autouse=True)
@@ -21,3 +54,9 @@ def _same_seed() -> None:
     np.random.seed(0)
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(True)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--write-golden", action="store_true", help="write tests/golden/outcomes.json anew"
+    )

@@ -541,7 +541,7 @@ def test_what_is_measured() -> None:
         (["--what", "spectrum"], 2, "did you mean spectra?"),
         (["--what", "behavior"], 2, "give --recipe RUN.toml"),
         (["--what", "norms", "--recipe", "x.toml"], 2, "--recipe is for behavior"),
-        (["--device", "tpu9"], 2, "--device tpu9: cannot be computed on"),
+        (["--device", "tpu9"], 2, "device 'tpu9' cannot be used: "),
         (["--final", "nowhere"], 2, "no directory at nowhere"),
     ],
 )

@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "effopd"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 _BELOW_EVALUATION = {
-    "errors", "records", "core", "objectives", "tasks", "models", "rewards", "servers",
+    "errors", "precision", "records", "core", "objectives", "tasks", "models", "rewards", "servers",
     "rollouts",
 }  # fmt: skip
 _BELOW_TRAINERS = _BELOW_EVALUATION | {"evaluation", "analysis"}
@@ -25,15 +25,16 @@ MAY_IMPORT = {
     "__init__": {"errors", "core"},
     "errors": set(),
     "records": {"errors"},
-    "core": {"errors"},
-    "objectives": {"errors"},
+    "precision": set(),
+    "core": {"errors", "precision"},
+    "objectives": {"errors", "precision"},
     "tasks": {"errors"},
-    "models": {"errors", "core"},
+    "models": {"errors", "precision", "core"},
     "rewards": {"errors", "tasks"},
     "servers": {"errors"},
     "rollouts": {"errors", "core", "tasks", "models", "servers"},
     "evaluation": _BELOW_EVALUATION,
-    "analysis": {"errors", "records", "core", "objectives", "models"},
+    "analysis": {"errors", "precision", "records", "core", "objectives", "models"},
     "trainers": _BELOW_TRAINERS,
     "demo": _BELOW_TRAINERS - {"analysis"} | {"trainers"},
     "reports": {"errors", "records"},
@@ -45,6 +46,7 @@ MAY_IMPORT = {
 THIRD_PARTY = {
     "__init__": set(),
     "errors": set(),
+    "precision": {"torch"},
     "core": {"torch", "jaxtyping"},
     "objectives": {"torch", "jaxtyping"},
 }

@@ -1,12 +1,13 @@
 """Settings: what a recipe says is what the run gets, and every mistake has a message."""
 
 import math
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tomli_w
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from effopd.config import RunConfig, differences, load_config, make_config, to_toml
@@ -213,7 +214,6 @@ def test_resolved_settings_do_not_follow_later_defaults() -> None:
         assert line in text.splitlines()
 
 
-@settings(deadline=None, max_examples=50)
 @given(
     lr=st.floats(min_value=5e-324, max_value=1e308),
     seed=st.integers(-(2**63), 2**63 - 1),
@@ -390,8 +390,30 @@ def test_files_that_are_no_recipes(tmp_path: Path) -> None:
     assert refused_file(path).startswith("FILE is not TOML: ")
     path.write_text("[train]\nsteps = 1\nsteps = 2\n")
     assert refused_file(path).startswith("FILE is not TOML: Cannot overwrite a value")
-    path.write_bytes(b"label = '\xff'")
-    assert refused_file(path).startswith("FILE is not UTF-8: ")
+    for content in (b"label = '\xff'", "label = 'a'".encode("utf-16")):
+        path.write_bytes(content)
+        assert refused_file(path).startswith("FILE is not UTF-8: ")
+        assert refused_file(path).endswith("; save it as UTF-8")
+
+
+def test_a_byte_order_mark_before_a_recipe_is_read_over(tmp_path: Path) -> None:
+    path, base = tmp_path / "run.toml", tmp_path / "base.toml"
+    base.write_text("seed = 7", encoding="utf-8-sig")
+    path.write_text("extends = 'base.toml'\nlabel = 'a'", encoding="utf-8-sig")
+    assert (load_config(path).seed, load_config(path).label) == (7, "a")
+
+
+def test_arguments_of_the_chat_template() -> None:
+    raw = {"prompt": {"template_kwargs": {"reasoning_effort": "low"}}}
+    config = make_config(raw, ["prompt.template_kwargs={thinking=false}"])
+    assert config.prompt.template_kwargs == {"reasoning_effort": "low", "thinking": False}
+    assert make_config(tomllib.loads(to_toml(config))) == config
+    dated = make_config({}, ["prompt.date=2024-07-26"])
+    assert dated.prompt.date == "2024-07-26"
+    assert make_config(tomllib.loads(to_toml(dated))) == dated
+    with pytest.raises(ConfigError) as error:
+        make_config({}, ["prompt.template_kwargs={tools=[]}"])
+    assert str(error.value) == ("prompt.template_kwargs must not hold 'tools', which effopd sets")
 
 
 def test_numbers_mean_what_they_say(tmp_path: Path) -> None:

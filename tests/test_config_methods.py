@@ -237,6 +237,22 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
         "float32: set student.dtype = 'bfloat16', or memory.offload_optimizer too",
     ),
     (
+        {"student": {"path": "s", "dtype": "float16"}},
+        "student.dtype = 'float16' cannot be trained itself, its weights are NaN after one update: "
+        "set memory.master_weights = true, which trains float32 copies, or student.dtype = "
+        "'bfloat16'",
+    ),
+    (
+        {
+            "method": "ppo",
+            "student": {"path": "s", "dtype": "float16"},
+            "memory": {"master_weights": True},
+        },
+        "student.dtype = 'float16' cannot be trained itself, its weights are NaN after one update, "
+        "and the critic, a copy of it, has no float32 copies: set student.dtype = 'bfloat16' or "
+        "'float32'",
+    ),
+    (
         {"memory": {"offload_optimizer": True}},
         "memory.offload_optimizer keeps the masters on the CPU: set memory.master_weights",
     ),

@@ -38,7 +38,7 @@ def task(**settings: Any) -> dict[str, Any]:
 
 
 def test_the_example_is_a_recipe(tmp_path: Path) -> None:
-    (example,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    example, arguments = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
     resolved = config(**tomllib.loads(example))
     assert isinstance(resolved.task, DatasetTask)
     assert resolved.task.train == DataSource(name="deepmath", hub=True)
@@ -47,6 +47,8 @@ def test_the_example_is_a_recipe(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text(to_toml(resolved))
     assert load_config(path) == resolved
+    given = config(**(tomllib.loads(example) | tomllib.loads(arguments))).prompt.template_kwargs
+    assert given == {"thinking": True, "reasoning_effort": "low"}
 
 
 def test_the_table_of_data_sets() -> None:

@@ -1,18 +1,23 @@
 """What the doctor finds, and that what it lets pass is what runs."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.architectures import ROWS, save, write_problems
+import torch
+from tests.support.architectures import ROWS, make, save, write_problems
+from transformers import AutoTokenizer
 
-from effopd.cli.doctor import Finding, doctor, examine
+from effopd.cli.doctor import doctor, examine, page
+from effopd.cli.doctor_visit import Finding
+from effopd.cli.stand_in import byte_tokenizer
 from effopd.errors import ConfigError
+from effopd.models.devices import card_of
 from effopd.models.footprint import gpu_named
 
 PAPER = Path(__file__).parents[1] / "recipes" / "paper"
-RECIPES = sorted(path for path in PAPER.glob("*.toml") if not path.stem.startswith("base-"))
 
 
 @pytest.fixture
@@ -54,11 +59,6 @@ def test_a_sound_run_has_no_problem(recipe: Path) -> None:
     assert "10 to train on, 2 held out" in text
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_recipes_of_the_paper_pass_offline(path: Path) -> None:
-    assert problems(found(path)) == []
-
-
 def sandbox(*overrides: str, offline: bool = True) -> list[Finding]:
     """What is said of the sandbox for a recipe that runs programs."""
     findings = examine(PAPER / "code-4b.toml", overrides, offline=offline, gpu=None)
@@ -86,6 +86,7 @@ def test_a_card_that_is_too_small(recipe: Path) -> None:
         "scoring",
         "update",
         "one trial of the search",
+        "evaluation of the teacher",
     }
 
 
@@ -138,3 +139,241 @@ def test_json_and_verdict(recipe: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert not doctor(recipe, ["train.steps=0"], offline=True, gpu=None, as_json=False)
     with pytest.raises(ConfigError, match="--gpu must be"):
         doctor(recipe, [], offline=True, gpu="abacus", as_json=False)
+
+
+# Any architecture ---------------------------------------------------------------------------------
+
+
+def student(recipe: Path, kind: str, **sizes: Any) -> Path:
+    """The recipe with another architecture as student and teacher."""
+    for name in ("student", "teacher"):
+        shutil.rmtree(recipe.parent / name)
+        save(recipe.parent / name, kind, seed=int(name == "teacher"), **sizes)
+    return recipe
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "olmo2": {},
+    "phi3": {},
+    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 256},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_an_architecture_without_a_formula_is_looked_at_like_any(recipe: Path, kind: str) -> None:
+    findings = found(student(recipe, kind, **OTHERS[kind]), gpu="H100")
+    assert problems(findings) == []
+    named = {each.check: each.text for each in reversed(findings)}
+    assert {"student", "tokenizers", "prompt", "problems", "writing", "update", "time"} <= {*named}
+    count = sum(p.numel() for p in make(kind, **OTHERS[kind]).parameters())
+    assert f"{count / 1e9:.3g} billion parameters" in named["student"]
+
+
+@pytest.mark.parametrize("code", [{}, {"auto_map": {"AutoModelForCausalLM": "own.Own"}}])
+def test_an_architecture_that_nobody_knows_is_one_problem(
+    recipe: Path, code: dict[str, Any]
+) -> None:
+    path = recipe.parent / "teacher" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "own"} | code))
+    findings = found(recipe, gpu="80GB")
+    ((check, text),) = problems(findings)
+    assert (check, "knows no model_type 'own'" in text) == ("teacher", True)
+    assert ("never run" in text) == bool(code)
+    assert {"device", "student", "problems"} <= {each.check for each in findings}
+
+
+def test_attention_that_an_architecture_does_not_have(recipe: Path) -> None:
+    changed = student(recipe, "gpt_oss", num_local_experts=4, num_experts_per_tok=2, head_dim=8)
+    assert problems(found(changed)) == []
+    assert "GptOssForCausalLM runs with attention 'eager'" in [e.text for e in found(changed)]
+    ((check, text),) = problems(found(changed, "student.attention=sdpa"))
+    assert check == "student"
+    assert "has no attention 'sdpa'; it has flash_attention_2, eager" in text
+    flash = problems(found(changed, "student.attention=flash_attention_2"))
+    assert [text.split(",")[0] for _, text in flash] == [
+        "flash_attention_2 computes in bfloat16 or float16"
+    ]
+
+
+def test_logits_that_are_capped(recipe: Path) -> None:
+    changed = student(recipe, "gemma2", head_dim=8)
+    assert [
+        (check, "soft-caps its logits" in text) for check, text in problems(found(changed))
+    ] == [
+        ("student", True),
+        ("teacher", True),
+    ]
+
+
+def test_a_teacher_with_other_tokens(recipe: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(recipe.parent / "teacher")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>"]})
+    tokenizer.save_pretrained(recipe.parent / "teacher")
+    said = {each.level: each.text for each in found(recipe) if each.check == "tokenizers"}
+    assert list(said) == ["warning"]
+    assert "only the teacher has '<think>'" in said["warning"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "level"),
+    [("qwen3", 100, None), ("qwen3", 257, "warning"), ("gpt2", 257, "problem")],
+)
+def test_lengths_against_positions(recipe: Path, kind: str, answer: int, level: str | None) -> None:
+    changed = student(recipe, kind, **OTHERS.get(kind, {}))
+    findings = found(changed, "prompt.max_tokens=100", f"sampling.max_new_tokens={answer}")
+    said = [each.level for each in findings if "beyond its 256 positions" in each.text]
+    assert said == ([] if level is None else [level, level])
+
+
+def test_a_prompt_that_ends_as_an_answer_does(recipe: Path) -> None:
+    path = recipe.parent / "student" / "chat_template.jinja"
+    path.write_text(path.read_text() + "<eos>")
+    ((check, text),) = problems(found(recipe))
+    assert check == "prompt"
+    assert text.startswith("prompts end with '<eos>', at which answers end; the chat template")
+
+
+def test_an_end_of_the_generation_settings_counts(recipe: Path) -> None:
+    directory = recipe.parent / "student"
+    (directory / "generation_config.json").write_text('{"eos_token_id": [2, 61]}')
+    text = (directory / "chat_template.jinja").read_text()
+    end = byte_tokenizer().decode([61])
+    for name in ("student", "teacher"):
+        (recipe.parent / name / "chat_template.jinja").write_text(text + end)
+    assert any(check == "prompt" for check, _ in problems(found(recipe)))
+
+
+def test_precisions_that_cannot_learn(recipe: Path) -> None:
+    small = found(recipe, "student.dtype=bfloat16", "optimizer.lr=1e-6")
+    assert any("round updates of 1e-06 away" in each.text for each in small)
+
+
+# Devices and cards --------------------------------------------------------------------------------
+
+
+def device(recipe: Path, *overrides: str, offline: bool = False, gpu: str | None = None) -> Finding:
+    card = gpu_named(gpu) if gpu else None
+    findings = examine(recipe, overrides, offline=offline, gpu=card)
+    return next(each for each in findings if each.check == "device")
+
+
+def test_the_device_is_said(recipe: Path) -> None:
+    here = device(recipe)
+    assert (here.level, "device = 'auto'" in here.text) == ("ok", True)
+    assert here.text.startswith("cuda" if torch.cuda.is_available() else "cpu")
+    assert device(recipe, "device=cuda:77").level == "problem"
+    assert device(recipe, "device=cuda:77", offline=True).level == "warning"
+    judged = device(recipe, "device=cuda:77", gpu="H100 80GB")
+    assert (judged.level, "judged for H100 80GB" in judged.text) == ("ok", True)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_the_card_of_a_machine_without_one() -> None:
+    with pytest.raises(ConfigError, match="--gpu auto takes the card of this machine, which has"):
+        card_of("cpu")
+
+
+# What makes a run fit -----------------------------------------------------------------------------
+
+LARGE = PAPER / "math-4b.toml"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("memory.offload_optimizer=false",),
+        ("rollouts.engine=hf", "memory.generation_tokens=0"),
+        ("student.dtype=float32", "memory.master_weights=false", "memory.offload_optimizer=false"),
+        ("student.gradient_checkpointing=false", "train.micro_batch_tokens=200000"),
+        ("rollouts.vllm.gpu_memory=0.95",),
+        ("rollouts.vllm.gpu_memory=0.05",),
+        ("memory.scoring_tokens=4000000",),
+        ("method=exopd", "memory.anchor_device=student", "memory.offload_optimizer=false"),
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_the_settings_named_make_it_fit(overrides: tuple[str, ...]) -> None:
+    findings = found(LARGE, *overrides, gpu="H100 80GB")
+    remedies = {each.remedy for each in findings if each.level == "problem"}
+    assert len(remedies) == 1
+    (remedy,) = remedies
+    assert remedy.startswith("set ")
+    after = found(LARGE, *overrides, *remedy.removeprefix("set ").split(), gpu="H100 80GB")
+    assert problems(after) == []
+
+
+def test_what_no_setting_fits_goes_to_several_cards() -> None:
+    findings = found(LARGE, gpu="RTX 4090 8GB")
+    remedies = {each.remedy for each in findings if each.level == "problem"}
+    assert any("examples/verl" in remedy for remedy in remedies)
+
+
+def test_longer_answers_take_more_of_everything() -> None:
+    def numbers(*overrides: str) -> dict[str, float]:
+        texts = {each.check: each.text for each in found(LARGE, *overrides, gpu="H100 80GB")}
+        phases = ("scoring", "update", "evaluation of the teacher")
+        return {name: float(texts[name].split()[0]) for name in phases}
+
+    short, long = numbers(), numbers("sampling.max_new_tokens=34000", "memory.generation_tokens=0")
+    assert all(long[name] > short[name] for name in short)
+    beyond = found(LARGE, "sampling.max_new_tokens=40000", gpu="H100 80GB")
+    assert (
+        "student",
+        "prompts of 2048 and answers of 40000 tokens go beyond its 40960 positions",
+    ) in problems(beyond)
+
+
+# Plans, missing files and the page ----------------------------------------------------------------
+
+
+def test_a_plan_is_looked_at_run_by_run(tmp_path: Path) -> None:
+    path = tmp_path / "plan.toml"
+    text = """
+name = "p"
+seeds = [0, 1]
+lrs = [1e-4]
+[worlds.w.task]
+type = "tiny_world"
+[methods.opd]
+settings = { method = "opd" }
+[methods.bad]
+settings = { method = "opd", train = { steps = 0 } }
+"""
+    path.write_text(text)
+    findings = found(path)
+    assert [check for check, _ in problems(findings)] == [
+        f"w/bad/lr-1e-04/seed-{seed}" for seed in (0, 1)
+    ]
+    path.write_text(text.split("[methods.bad]")[0])
+    assert problems(found(path)) == []
+    assert any("a plan of 2 runs" in each.text for each in found(path))
+    assert problems(found(path, "seed=3")) != []
+    path.write_text(text.replace('name = "p"', ""))
+    assert [check for check, _ in problems(found(path))] == ["settings"]
+
+
+def test_files_that_are_not_there(recipe: Path) -> None:
+    ((check, text),) = problems(found(recipe, "task.train_path=nowhere.jsonl"))
+    assert (check, "nowhere.jsonl" in text) == ("problems", True)
+    assert problems(found(recipe.with_name("other.toml")))[0][0] == "settings"
+    away = found(PAPER / "math-4b.toml", "task={type='jsonl', train_path='nowhere.jsonl'}")
+    assert any(each.text == "no file at nowhere.jsonl" for each in away)
+
+
+def test_the_page_is_for_people(recipe: Path) -> None:
+    text = page(found(recipe, "train.steps=0"))
+    assert text.splitlines()[-1] == "1 problem"
+    sound = page(found(recipe, gpu="80GB"))
+    assert sound.splitlines()[-1].endswith("nothing stands in the way of the run")
+    lines = page(found(LARGE, "memory.offload_optimizer=false", gpu="H100 80GB")).splitlines()
+    remedies = [line for line in lines if "-> set memory" in line]
+    assert len(remedies) == 1  # not once for each phase
+
+
+def test_a_student_in_float16_needs_masters(recipe: Path) -> None:
+    (found_problem,) = problems(found(recipe, "student.dtype=float16"))
+    assert found_problem[0] == "settings"
+    assert "memory.master_weights" in found_problem[1]
+    for remedy in ("memory.master_weights=true", "student.lora={r=2}"):
+        assert problems(found(recipe, "student.dtype=float16", remedy)) == []

@@ -346,6 +346,64 @@ def test_other_questions_are_not_compared(
     assert "holds no finished evaluation" in refusal(*nothing)
 
 
+# References that cannot be read -------------------------------------------------------------------
+
+
+def references(path: Path, *answers: str) -> Path:
+    rows = [{"problem": f"{i}?", "answer": answer} for i, answer in enumerate(answers)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_unreadable_references_are_left_out_and_named(tmp_path: Path) -> None:
+    rows = references(tmp_path / "own.jsonl", "1", r"A \cup B \{", "2", r"\frac{sqrt{7}}{2}")
+    result = effopd(
+        "eval",
+        "--own-solutions",
+        "--bench",
+        "own",
+        "--data",
+        f"own={rows}",
+        "--out",
+        tmp_path / "out",
+    )
+    assert result.exit_code == 0, result.output
+    assert "own: left out 2 questions" in result.stdout
+    assert "own-2, own-4" in result.stdout
+    found = read_json(tmp_path / "out" / "results.json")["results"]["own"]
+    assert (found["questions"], found["avg"]["mean"]) == (2, 1.0)
+    assert found["left_out"] == {"reference that cannot be read as mathematics": 2}
+    assert "relative_error" not in found
+
+
+def test_a_benchmark_of_sentences_is_refused(tmp_path: Path) -> None:
+    rows = references(tmp_path / "own.jsonl", "Answer: 1", "The sum is 2")
+    message = refusal(
+        "eval",
+        "--own-solutions",
+        "--bench",
+        "own",
+        "--data",
+        f"own={rows}",
+        "--out",
+        tmp_path / "out",
+    )
+    assert "no reference answer of own" in message
+    assert r"\boxed{...}" in message
+
+
+def test_results_name_the_relative_error_of_roundings(tmp_path: Path) -> None:
+    rows = references(tmp_path / "minerva.jsonl", "0.5613", "1.39e9")
+    result = effopd(
+        "eval", "--own-solutions", "--bench", "minerva", "--data", f"minerva={rows}",
+        "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert (
+        read_json(tmp_path / "out" / "results.json")["results"]["minerva"]["relative_error"] == 1e-4
+    )
+
+
 # The files of the paper ---------------------------------------------------------------------------
 
 FILES = {

@@ -17,7 +17,6 @@ def imported_by(*arguments: str) -> set[str]:
         [sys.executable, "-X", "importtime", *arguments],
         capture_output=True,
         text=True,
-        timeout=120,
         env=os.environ | {"COLUMNS": "100"},
         check=False,
     )

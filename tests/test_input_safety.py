@@ -40,7 +40,6 @@ def effopd(
         capture_output=True,
         text=True,
         check=False,
-        timeout=240,
         env={**os.environ, **(environment or {})},
     )
 

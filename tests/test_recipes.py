@@ -1,15 +1,18 @@
 """Every shipped recipe parses, survives its resolved copy, and holds the numbers it promises."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from effopd.cli.doctor import examine
 from effopd.cli.plan import load_plan
 from effopd.config import RunConfig, load_config, make_config, to_toml
 from effopd.core.extrapolator import Search
 from effopd.evaluation.validators import AccuracyValidation
+from effopd.models.footprint import gpu_named
 from effopd.objectives import SampledTokenOPD
 from effopd.tasks.files import JsonlTask
 
@@ -33,6 +36,58 @@ def test_recipe_round_trips(recipe: Path, preset: str | None, tmp_path: Path) ->
     again = resolved(config, tmp_path)
     assert again == config
     assert to_toml(again) == to_toml(config)
+
+
+SHIPPED = sorted((Path(__file__).parents[1] / "recipes").rglob("*.toml"))
+RUNNING = [path for path in SHIPPED if not path.stem.startswith("base-")]
+HEADER = re.compile(
+    r"# Runs on: (?:the CPU[.;]|(?P<card>[A-Z0-9]+ \d+GB) with (?P<host>\d+(?:\.\d)?) GB of host "
+    r"memory; at most (?P<hours>\d+\.\d) hours a step\.)"
+)
+STALE = ("other than transformers", "no fp32 copy", "Not supported yet", "has no copy")
+
+
+@pytest.mark.parametrize("path", RUNNING, ids=lambda path: path.stem)
+def test_a_recipe_passes_the_doctor_on_the_machine_it_names(path: Path) -> None:
+    header = HEADER.match(path.read_text(encoding="utf-8"))
+    assert header is not None, f"the first line of {path} does not name what it runs on"
+    card = gpu_named(header["card"]) if header["card"] else None
+    findings = list(examine(path, [], offline=True, gpu=card))
+    assert [each for each in findings if each.level == "problem"] == []
+    assert not [each for each in findings if each.remedy.startswith("set ")]
+    if card is None:
+        assert [each.text for each in findings if each.check == "device"] == [
+            "cpu (device = 'cpu')"
+        ]
+        return
+    said = {each.check: each.text for each in findings}
+    assert f"at most {header['hours']} hours a step" in said["time"]
+    assert f", {header['host']} GB on the host" in said["writing"]
+
+
+PAPER = [path for path in RUNNING if path.parent.stem == "paper"]
+OTHERS = [
+    (path, change)
+    for path in PAPER
+    for change in ("method=opd", "method=exopd", "method=alphaopd", "preset=default")
+    if not path.stem.startswith("teacher-")
+] + [(path, "method=dapo") for path in PAPER if path.stem == "teacher-8b-base"]
+
+
+@pytest.mark.parametrize(
+    ("path", "change"), OTHERS, ids=[f"{path.stem}-{change}" for path, change in OTHERS]
+)
+def test_its_other_methods_fit_there_too(path: Path, change: str) -> None:
+    header = HEADER.match(path.read_text(encoding="utf-8"))
+    assert header is not None
+    findings = list(examine(path, [change], offline=True, gpu=gpu_named(header["card"])))
+    assert [each for each in findings if each.level == "problem"] == []
+    assert not [each for each in findings if each.remedy.startswith("set ")]
+
+
+def test_remarks_that_were_true_once_are_gone() -> None:
+    texts = {path.name: path.read_text(encoding="utf-8") for path in SHIPPED}
+    assert [name for name, text in texts.items() if any(words in text for words in STALE)] == []
 
 
 def test_there_are_recipes() -> None:
@@ -102,9 +157,10 @@ def test_qwen_recipe_asks_for_a_boxed_answer() -> None:
 
 
 def test_qwen_recipe_keeps_weights_that_can_learn() -> None:
-    """An update of 1e-6 vanishes in a bfloat16 weight of usual size; the loop keeps no copy."""
+    """An update of 1e-6 vanishes in a bfloat16 weight of usual size, not in its float32 master."""
     config = load_config(QWEN)
     assert config.student is not None
-    weight = torch.tensor(0.02, dtype=getattr(torch, config.student.dtype))
+    assert (config.student.dtype, config.memory.master_weights) == ("bfloat16", True)
+    weight = torch.tensor(0.02, dtype=torch.float32)
     assert weight - config.optimizer.lr != weight
     assert weight.bfloat16() - config.optimizer.lr == weight.bfloat16()

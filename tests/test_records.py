@@ -44,7 +44,6 @@ def write(path, *rows):
 
 
 @given(rows=rows_strategy)
-@settings(max_examples=60, deadline=None)
 def test_rows_come_back_as_they_were_written(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("records") / "rows.jsonl"
     offset = write(path, *rows)

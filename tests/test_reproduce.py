@@ -2,10 +2,13 @@
 
 import json
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from effopd.cli import reproduce
 from effopd.cli.reproduce import measures, reproduce_study
 from effopd.cli.reproduction.study import Study
 from effopd.demo.world import TinyWorld, make_model, make_tokenizer
@@ -24,7 +27,7 @@ WORLD = {
 }
 PLAN = """
 name = "small"
-seeds = [0, 1]
+seeds = [1]
 lrs = [3e-4]
 [common]
 teacher = { path = "TEACHER" }
@@ -44,8 +47,14 @@ settings = { method = "alphaopd", search = { schedule = { steps = [2] } } }
 [methods.effopd]
 settings = { method = "effopd", validation = { prompts = 4 } }
 [quick]
-seeds = [0, 1]
+seeds = [1]
 """
+
+
+def one_by_one(function: Callable[[Any], str], units: Iterable[Any]) -> None:
+    """In this process: that of each unit takes longer to start than the unit itself."""
+    for unit in units:
+        function(unit)
 
 
 @pytest.fixture
@@ -59,7 +68,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     make_tokenizer(TinyWorld(**WORLD)).save_pretrained(teacher)
     return Study(
         out=tmp_path / "out",
-        seeds=(0, 1),
+        seeds=(1,),
         steps=4,
         save_every=2,
         answers=16,
@@ -71,8 +80,10 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     )
 
 
-@pytest.mark.timeout(600)
-def test_everything_is_trained_measured_and_written_once(study: Study, tmp_path: Path) -> None:
+def test_everything_is_trained_measured_and_written_once(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reproduce, "_in_parallel", one_by_one)
     page = tmp_path / "docs" / "reproduction.md"
     reproduce_study(study, page)
     written = {
@@ -96,7 +107,16 @@ def test_everything_is_trained_measured_and_written_once(study: Study, tmp_path:
     trained = [p for p in written if "measurements" in p.parts or p.name == "metrics.jsonl"]
     changed = {path for path in trained if again[path] != written[path]}
     assert changed == {study.measurement("scaling", 1)}
-    assert os.environ["OMP_NUM_THREADS"] == "1"
+
+
+def test_units_run_in_processes_of_one_thread_until_one_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setattr(reproduce, "WORKERS", 1)
+    with pytest.raises(TypeError, match="str expected, not int"):
+        reproduce._in_parallel(os.getenv, ["OMP_NUM_THREADS", 3, "HOME"])
+    assert capsys.readouterr().out == "[1/3] 1\n"
 
 
 def test_a_study_checks_itself(tmp_path: Path) -> None:

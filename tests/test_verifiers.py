@@ -66,6 +66,19 @@ def test_unreadable_references_are_left_out_and_said() -> None:
     assert len(said) == 1
 
 
+def test_sentences_are_refused_without_the_advice_to_compare_texts() -> None:
+    with MathVerifier(WorkerSettings(processes=1, wall_s=60.0)) as verifier:
+        solved = Task(train=problems(r"We add 1 and 2. It is \boxed{3}."), test=problems("1/2"))
+        assert without_unreadable(solved, verifier, print).train == solved.train
+        for answers, remedy in (
+            (("Answer: 3", "The sum is 4"), r"holds the answer alone, or .*\\boxed\{...\}"),
+            ((UNREADABLE,), "use 'boxed', which compares texts"),
+        ):
+            task = Task(train=problems(*answers), test=problems("1/2"))
+            with pytest.raises(ConfigError, match=remedy):
+                without_unreadable(task, verifier, print)
+
+
 @pytest.fixture
 def closed(monkeypatch: pytest.MonkeyPatch) -> list[MathVerifier]:
     """The verifiers that were closed."""

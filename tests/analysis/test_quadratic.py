@@ -29,7 +29,7 @@ SAMPLES = [
 ]
 VOCABULARY = len(TOKENIZER)
 TRAINED = re.compile(r"layers\.0\.self_attn\.(k_proj|q_norm)|layers\.1\.self_attn\.v|model\.norm")
-RELATIVE = 1e-6  # some modules of the model compute in fp32
+RELATIVE = 1e-10
 
 
 def policy(seed: int, sharpness: float = 2.0) -> Policy:

@@ -18,6 +18,7 @@ from tests.support.fake_server import serving, settings_of
 from tests.support.fake_vllm import FakeLLM
 
 from effopd.errors import NonFiniteError
+from effopd.models.end_tokens import end_token_ids
 from effopd.rollouts.engine import Completion, Engine, Request, Sampling
 from effopd.rollouts.hf import HFEngine
 from effopd.rollouts.server import ServerEngine
@@ -49,8 +50,24 @@ class Subject:
     knows_scaled: bool = True
 
 
-Place = tuple[ExitStack, Path]
-"""What is closed after the test, and a directory of its own."""
+@dataclass(frozen=True)
+class Place:
+    """What a subject is made with.
+
+    Attributes:
+        stack: Closed after the test.
+        directory: Of the test alone.
+        ends: End tokens that the generation settings of the student name.
+    """
+
+    stack: ExitStack
+    directory: Path
+    ends: tuple[int, ...] = (EOS,)
+
+    def student(self) -> Any:
+        model = tiny_model()
+        model.generation_config.eos_token_id = list(self.ends)
+        return model
 
 
 def fake(place: Place) -> Subject:
@@ -85,32 +102,33 @@ def of_model(model: Any, engine: Engine, *, knows_scaled: bool = True) -> Subjec
     )
 
 
-def hugging_face(batch_size: int, training: bool = False) -> Subject:
-    model = tiny_model().train(training)
+def hugging_face(place: Place, batch_size: int, training: bool = False) -> Subject:
+    model = place.student().train(training)
     return of_model(model, HFEngine(model, TOKENIZER, batch_size=batch_size))
 
 
 def vllm(place: Place) -> Subject:
-    model, size = tiny_model(), len(TOKENIZER)
+    model, size = place.student(), len(TOKENIZER)
     llm, settings = FakeLLM(model, TOKENIZER), VLLMSettings()
     engine = VLLMEngine(llm, dict, model, TOKENIZER, vocabulary_size=size, settings=settings)
     return of_model(model, engine, knows_scaled=False)
 
 
 def server(place: Place, flavor: str) -> Subject:
-    (stack, directory), model, size = place, tiny_model(), len(TOKENIZER)
-    fake_server = stack.enter_context(serving(copy.deepcopy(model), TOKENIZER, flavor=flavor))
+    model, size = place.student(), len(TOKENIZER)
+    fake_server = place.stack.enter_context(serving(copy.deepcopy(model), TOKENIZER, flavor=flavor))
     settings = settings_of(fake_server)
     client, api = Client(settings), api_of(settings)
-    reload = WeightReload(model, client, api, directory, vocabulary_size=size)
-    engine = ServerEngine(client, api, TOKENIZER, vocabulary_size=size, reload=reload)
+    reload = WeightReload(model, client, api, place.directory, vocabulary_size=size)
+    ends = end_token_ids(TOKENIZER, model)
+    engine = ServerEngine(client, api, TOKENIZER, vocabulary_size=size, ends=ends, reload=reload)
     return of_model(model, engine, knows_scaled=False)
 
 
 SUBJECTS: dict[str, Callable[[Place], Subject]] = {
     "fake": fake,
-    "hf": lambda place: hugging_face(batch_size=128),
-    "hf-small-batches": lambda place: hugging_face(batch_size=5, training=True),
+    "hf": lambda place: hugging_face(place, batch_size=128),
+    "hf-small-batches": lambda place: hugging_face(place, batch_size=5, training=True),
     "vllm": vllm,
     "vllm-server": lambda place: server(place, "vllm"),
     "sglang-server": lambda place: server(place, "sglang"),
@@ -118,14 +136,13 @@ SUBJECTS: dict[str, Callable[[Place], Subject]] = {
 LOOPBACK = pytest.mark.allow_hosts(["127.0.0.1"])
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(name, marks=LOOPBACK if name.endswith("-server") else ()) for name in SUBJECTS
-    ]
-)
+NAMES = [pytest.param(n, marks=LOOPBACK if n.endswith("-server") else ()) for n in SUBJECTS]
+
+
+@pytest.fixture(params=NAMES)
 def subject(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Subject]:
     with ExitStack() as stack:
-        yield SUBJECTS[request.param]((stack, tmp_path))
+        yield SUBJECTS[request.param](Place(stack, tmp_path))
 
 
 def requests(count: int = 6) -> list[Request]:
@@ -198,6 +215,22 @@ def test_end_of_sequence_is_the_last_token_and_the_cap_holds(subject: Subject) -
         assert len(completion.log_probs) == len(completion.token_ids) <= CAP
         assert ended or len(completion.token_ids) == CAP
         assert completion.text == TOKENIZER.decode(completion.token_ids, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_every_end_token_of_the_student_ends_an_answer(name: str, tmp_path: Path) -> None:
+    """Those of its generation settings too, whatever the tokenizer and the engine know."""
+    ends = {EOS, *ids("3")}
+    with ExitStack() as stack:
+        subject = SUBJECTS[name](Place(stack, tmp_path, tuple(ends)))
+        completions = write(subject, requests(16))
+    assert {c.token_ids[-1] for c in completions if c.finish_reason == "stop"} == ends
+    for completion in completions:
+        *before, last = completion.token_ids
+        assert not ends & {*before}
+        assert (completion.finish_reason == "stop") is (last in ends)
+        said = before if last in ends else completion.token_ids
+        assert completion.text == TOKENIZER.decode(said, skip_special_tokens=True)
 
 
 def test_end_of_sequence_at_the_cap_is_a_stop(subject: Subject) -> None:

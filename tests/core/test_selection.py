@@ -97,13 +97,39 @@ def test_names_and_numbers_of_axes_are_enough() -> None:
         ("layers.0.feed_forward.w1.weight", True),
         ("layers.0.ffn.w1.weight", True),
         ("encoder.Attention.out.bias", True),
-        ("layers.0.linear.weight", False),
+        ("layers.0.linear.weight", True),  # a matrix of the layers, under whatever name
+        ("h.11.mixer.in_proj.weight", True),
+        ("model.blocks.3.x.lora_A.default.weight", True),
         ("wte.weight", False),
+        ("embeddings.0.weight", False),
+        ("layers.weight", False),
     ],
 )
 def test_names_of_other_architectures(name: str, moves: bool) -> None:
     model = module_with({name: (2, 2), "always.attn.weight": (2, 2)})
     assert (name in select_parameters(model)) is moves
+
+
+@pytest.mark.parametrize("selection", ["attention_mlp", "matrices"])
+@pytest.mark.parametrize(
+    ("name", "shape", "moves"),
+    [
+        ("conv.conv.weight", (8, 1, 3), True),
+        ("mamba.A_log", (8, 4), True),
+        ("mamba.dt_bias", (8,), False),
+        ("input_layernorm.weight", (4,), False),
+        ("block_sparse_moe.router.weight", (2, 4), True),
+        ("experts.down", (2, 4, 8), True),
+        ("fc1.weight", (8, 4), True),
+        ("fc1.bias", (8,), False),
+    ],
+)
+def test_every_matrix_of_the_layers_moves(
+    name: str, shape: tuple[int, ...], moves: bool, selection: str
+) -> None:
+    name = f"model.layers.1.{name}"
+    model = module_with({name: shape, "model.layers.0.self_attn.q_proj.weight": (4, 4)})
+    assert (name in select_parameters(model, selection)) is moves
 
 
 def test_frozen_parameters_never_move(qwen3: nn.Module) -> None:

@@ -251,7 +251,6 @@ def test_refused_settings(settings: dict[str, Any], message: str) -> None:
     assert str(error.value) == message
 
 
-@pytest.mark.timeout(60)
 def test_the_largest_allowed_world_is_drawn() -> None:
     world = TinyWorld(modulus=3, operations=2, train_problems=100, test_problems=21)
     assert len({p.prompt for p in (*world.load().train, *world.load().test)}) == 121

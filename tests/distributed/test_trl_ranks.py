@@ -31,7 +31,7 @@ def whole(trainer: Any) -> dict[str, Tensor]:
 
 
 def ddp(rank: int, folder: Path) -> dict[str, Any]:
-    """A run whose searches reject, and one whose searches accept."""
+    """A run whose searches reject, and one whose searches accept, both at bf16=True."""
     from tests.support.trl import distillation
     from torch.nn.parallel import DistributedDataParallel
 
@@ -43,7 +43,7 @@ def ddp(rank: int, folder: Path) -> dict[str, Any]:
     rules = {"rejected": PairedMargin(z=1e9), "accepted": AtLeast(), "plain": None}
     for name, rule in rules.items():
         output = folder / name
-        trainer = distillation(output, max_steps=3, save_strategy="steps", save_steps=3)
+        trainer = distillation(output, bf16=True, max_steps=3, save_strategy="steps", save_steps=3)
         if rule is not None:
             ladder = LadderScales(scales=(1.2,))
             search = Search(schedule=EveryN(n=1), scales=ladder, accept=rule, guard=None)
@@ -93,7 +93,7 @@ def fsdp(rank: int, folder: Path) -> dict[str, Any]:
             parameter.to_local().mul_(1.01)
         result = callback.extrapolator.step(4)
     assert result.accepted_scale == 2.0
-    scored = sharded_distillation(folder / "scored", models, RANKS, max_steps=1)
+    scored = sharded_distillation(folder / "scored", models, RANKS, max_steps=1, bf16=True)
     first = Search(schedule=EveryN(n=1), scales=LadderScales(scales=(2.0,)), guard=None)
     scored.add_callback(EffOPDCallback(scored, search=first, prompts=8))
     scored.train()

@@ -56,8 +56,10 @@ def test_a_student_with_adapters_learns_and_its_searches_help(run: Path) -> None
 def test_a_checkpoint_holds_the_adapter_alone(models: Path, run: Path) -> None:
     last = list_checkpoints(run / "checkpoints")[0]
     verify_checkpoint(last)
-    names = {path.name for path in last.iterdir()}
-    assert {"adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors"} < names
+    names = {path.relative_to(last).as_posix() for path in last.rglob("*")}
+    assert {"adapter_config.json", "adapter_model.safetensors"} < names
+    assert "trainer/optimizer.safetensors" in names
+    assert [path.name for path in last.glob("*.safetensors")] == ["adapter_model.safetensors"]
     assert "model.safetensors" not in names
     config = json.loads((last / "adapter_config.json").read_text())
     assert (config["r"], config["base_model_name_or_path"]) == (4, str(models / "student"))

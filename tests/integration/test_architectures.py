@@ -5,13 +5,30 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.architectures import ARCHITECTURES, ROWS, save, write_problems
+from safetensors.torch import load_file
+from tests.support.architectures import (
+    ARCHITECTURES,
+    ROWS,
+    VISION,
+    save,
+    save_vision,
+    write_problems,
+)
 from tests.support.tiny import Outcome, metrics_of, outcome, search_rows, train_tiny
 from transformers import AutoModelForCausalLM
 
 from effopd.config import RunConfig, make_config
+from effopd.core.selection import select_parameters
 from effopd.errors import ParameterMismatchError
 from effopd.models.checkpoints import list_checkpoints
+from effopd.models.loading import ModelSettings, load_model, load_tokenizer
+from effopd.models.lora import LoraStudent
+from effopd.models.names import in_tower
+from effopd.models.policy import Policy, Sample
+from effopd.models.updates import open_update
+from effopd.objectives import token_log_probs
+from effopd.rollouts.engine import Request, Sampling
+from effopd.rollouts.hf import HFEngine
 
 TIED = {"gemma", "qwen2"}
 
@@ -84,6 +101,58 @@ def test_two_steps_move_the_weights_towards_a_larger_teacher(
         assert len(searches) >= 2
 
 
+@pytest.mark.parametrize("kind", VISION)
+def test_a_model_with_a_tower_for_images_is_trained_on_text(kind: str, tmp_path: Path) -> None:
+    for seed, name in enumerate(("student", "teacher")):
+        save_vision(tmp_path / name, kind, seed=seed)
+    write_problems(tmp_path / "problems.jsonl")
+    assert train_tiny(settings(tmp_path, "effopd"), tmp_path / "run")[0]
+    rows = metrics_of(tmp_path / "run")
+    assert all(row["loss"] > 0 and row["grad_norm"] > 0 for row in rows)
+    before = load_file(tmp_path / "student" / "model.safetensors")
+    checkpoint = list_checkpoints(tmp_path / "run" / "checkpoints")[0]
+    after = load_file(checkpoint / "model.safetensors")
+    assert before.keys() == after.keys()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    towers = {name for name in before if in_tower(name)}
+    assert towers
+    assert moved == before.keys() - towers
+    assert open_update(tmp_path / "student", checkpoint).left_out == {}
+    searched = load_model(ModelSettings(path=str(checkpoint)))
+    assert towers.isdisjoint(select_parameters(searched))
+
+
+@pytest.mark.parametrize("modules", [["all-linear"], ["q_proj", "k_proj"]])
+def test_adapters_are_put_into_the_language_model_alone(modules: list[str], tmp_path: Path) -> None:
+    directory = save_vision(tmp_path, "gemma3")
+    lora = LoraStudent(r=2, target_modules=tuple(modules))
+    model = load_model(ModelSettings(path=str(directory), lora=lora))
+    adapted = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert adapted
+    assert all("lora_" in name and ".language_model." in name for name in adapted)
+
+
+@pytest.mark.parametrize("kind", VISION)
+def test_with_a_tower_for_images_answers_are_scored_as_they_were_written(
+    kind: str, tmp_path: Path
+) -> None:
+    chosen = ModelSettings(path=str(save_vision(tmp_path, kind)))
+    policy = Policy(load_model(chosen), load_tokenizer(chosen))
+    requests = [Request(prompt_ids=tuple(range(5, 5 + n)), seed=n) for n in (3, 9, 5)]
+    asked = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=8)
+    for _ in range(2):  # scoring leaves nothing behind that writing would read, nor the reverse
+        written = HFEngine(policy.model, policy.tokenizer).generate(requests, asked)
+        states = policy.states(
+            [
+                Sample(prompt_ids=request.prompt_ids, completion_ids=answer.token_ids)
+                for request, answer in zip(requests, written, strict=True)
+            ]
+        )
+        found = token_log_probs(states.hidden_ND, policy.head_weight_VD, states.targets_N)
+        expected = torch.tensor([value for answer in written for value in answer.log_probs])
+        torch.testing.assert_close(found.log_probs_N, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_an_interrupted_run_of_experts_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     write_pair(tmp_path, "mixtral")
     config = settings(tmp_path, "effopd", steps=3)
@@ -103,9 +172,7 @@ def outcome_of(run: Path) -> Outcome:
 
 def test_capped_logits_are_refused(tmp_path: Path) -> None:
     for name in ("student", "teacher"):
-        save(tmp_path / name, "gemma2", head_dim=8, final_logit_softcapping=30.0)
+        save(tmp_path / name, "gemma2", head_dim=8)
     write_problems(tmp_path / "problems.jsonl")
-    eager = {"attention": "eager"}
-    config = settings(tmp_path, "opd", student=eager, teacher=eager)
-    with pytest.raises(ParameterMismatchError, match="soft-capped or scaled logits"):
-        train_tiny(config, tmp_path / "run")
+    with pytest.raises(ParameterMismatchError, match=r"final_logit_softcapping = 30\.0"):
+        train_tiny(settings(tmp_path, "opd"), tmp_path / "run")

@@ -308,7 +308,8 @@ def test_updates_of_a_step_are_as_many_as_asked_for(
     train_tiny(config_of("ppo, several updates", models, problems), tmp_path)
     last = list_checkpoints(tmp_path / "checkpoints")[0]
     counts = {
-        name: {value.item() for key, value in load_file(last / f"{name}.safetensors").items()
+        name: {value.item()
+               for key, value in load_file(last / "trainer" / f"{name}.safetensors").items()
                if key.endswith("/step")}
         for name in ("optimizer", "learner")
     }  # fmt: skip
@@ -327,7 +328,7 @@ def test_the_self_teacher_is_the_average_of_the_weights_it_saw(
     for directory in list_checkpoints(tmp_path / "checkpoints")[::-1]:
         weights = load_file(directory / "model.safetensors")
         expected = {n: 0.8 * expected[n] + 0.2 * weights[n] for n in expected}
-        found = load_file(directory / "average.safetensors")
+        found = load_file(directory / "trainer" / "average.safetensors")
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-7)
 
@@ -374,7 +375,7 @@ def test_every_field_and_file_of_a_run_is_documented(
         fields = {field for row in read_jsonl(tmp_path / f"{log}.jsonl") for field in row}
         assert fields <= set(names), log
     (last, *_) = list_checkpoints(tmp_path / "checkpoints")
-    parts = {path.name for path in last.glob("*.safetensors")} - {"model.safetensors"}
+    parts = {path.name for path in last.rglob("*.safetensors")} - {"model.safetensors"}
     own = {path.name for path in tmp_path.iterdir()} - {"checkpoints", "run.lock"}
     assert parts | own <= set(names)
     assert json.loads((tmp_path / "run.json").read_text()).keys() <= set(names)

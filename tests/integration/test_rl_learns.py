@@ -36,7 +36,6 @@ LEARNS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("method", LEARNS)
 def test_every_method_raises_the_base(tmp_path: Path, method: str) -> None:
     """From about 0.3 to at least 0.8, sampled, on problems that were held out."""
@@ -61,7 +60,6 @@ class Visible:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 def test_the_critic_explains_what_can_be_seen() -> None:
     """While it warms up, so that the student and its answers stay what they are.
 

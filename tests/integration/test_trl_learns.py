@@ -11,7 +11,6 @@ SCRIPT = Path(__file__).parents[2] / "bench" / "trl_steps.py"
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 def test_the_search_halves_the_steps_to_the_teacher() -> None:
     command = [sys.executable, "-W", "ignore", str(SCRIPT), "--json", "--rates", "1e-4"]
     command += ["--seeds", "0", "1", "2", "--searches", "default", "--workers", "2"]

@@ -287,8 +287,7 @@ def test_settings_check_themselves() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [f"{Q}.lora_magnitude_vector", f"{Q}.lora_B.bias", f"{Q}.lora_A.default.weight",
-     f"{Q}.lora_C.weight"],
+    [f"{Q}.lora_magnitude_vector", f"{Q}.lora_B.bias", f"{Q}.lora_C.weight"],
 )  # fmt: skip
 def test_tensors_of_unknown_kind(tmp_path: Path, name: str) -> None:
     tensors = factors(Q, 6, 5) | {name: torch.zeros(6)}

@@ -3,7 +3,6 @@
 import os
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -36,13 +35,17 @@ def with_config(directory: Path) -> Path:
     return directory
 
 
+def test_a_byte_order_mark_before_a_template_is_read_over(tmp_path: Path) -> None:
+    TOKENIZER.save_pretrained(with_config(tmp_path))
+    (tmp_path / "chat_template.jinja").write_text("\ufeff{{ 'x' }}", encoding="utf-8")
+    assert load_tokenizer(ModelSettings(path=str(tmp_path))).chat_template == "{{ 'x' }}"
+
+
 def test_endless_loops_end(tmp_path: Path) -> None:
     tokenizer = tokenizer_with(LOOPS, tmp_path)
-    before = time.monotonic()
     for _ in range(2):  # a bad one is not remembered as good
         with pytest.raises(ConfigError, match="chat template of some/model does not end within 1"):
             check_chat_template("some/model", tokenizer, cpu_s=1)
-    assert time.monotonic() - before < 30
 
 
 @pytest.mark.parametrize("name", MEMORY)
@@ -89,8 +92,6 @@ def test_a_thread_that_reads_standard_input_does_not_matter(
         monkeypatch.setattr(sys, "stdin", stream)
         thread = threading.Thread(target=stream.readline, daemon=True)
         thread.start()
-        before = time.monotonic()
         check_chat_template("m", tokenizer_with("{{ 2 }} of its own", tmp_path))
-        assert time.monotonic() - before < 30
         os.close(write_end)
         thread.join()

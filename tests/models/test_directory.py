@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -146,6 +145,35 @@ def test_a_snapshot_of_the_cache_links_to_its_blobs(saved: Path, tmp_path: Path)
         check_model(snapshot)
 
 
+@pytest.mark.parametrize("digest", ["0123456789abcdef" * 4, "0123456789" * 4])
+def test_a_directory_of_links_into_a_cache(saved: Path, tmp_path: Path, digest: str) -> None:
+    blobs = tmp_path / "disk" / "models--a--b" / "blobs"
+    blobs.mkdir(parents=True)
+    linked = tmp_path / "linked"
+    shutil.copytree(saved, linked)
+    for name in (SINGLE, "config.json", "tokenizer.json"):
+        blob = blobs / (digest[:-1] + "abc"[(SINGLE, "config.json", "tokenizer.json").index(name)])
+        shutil.move(linked / name, blob)
+        (linked / name).symlink_to(blob)
+    assert check_model(linked) == check_model(saved)
+    load_model(ModelSettings(path=str(linked)))
+    load_tokenizer(ModelSettings(path=str(linked)))
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["models--a--b/blobs/secret", "a--b/blobs/" + "a" * 40, "models--a--b/" + "a" * 40,
+     "models--a--b/blobs/x/" + "a" * 40],
+)  # fmt: skip
+def test_links_that_only_look_like_those_of_a_cache(copy: Path, tmp_path: Path, place: str) -> None:
+    target = tmp_path / "disk" / place
+    target.parent.mkdir(parents=True)
+    shutil.move(copy / SINGLE, target)
+    (copy / SINGLE).symlink_to(target)
+    with pytest.raises(ConfigError, match="give the directory that holds the files"):
+        check_model(copy)
+
+
 # Weights ------------------------------------------------------------------------------------------
 
 OUTSIDE = ["../x.safetensors", "/x.safetensors", "a/../../x.safetensors", "a\\x.safetensors",
@@ -188,9 +216,7 @@ def test_an_index_of_a_million_tensors(copy: Path) -> None:
     (copy / SINGLE).rename(copy / "a.safetensors")
     names = ",".join(f'"{i}":"a"' for i in range(10**6))
     (copy / INDEX).write_text(f'{{"weight_map":{{{names}}}}}')
-    before = time.monotonic()
     assert f"the files of 1 to {MAX_TENSORS} tensors" in refusal(load_model, copy)
-    assert time.monotonic() - before < 30
 
 
 @pytest.mark.usefixtures("unopened")
@@ -233,7 +259,7 @@ def test_other_weight_files_are_files(copy: Path) -> None:
 @pytest.mark.usefixtures("unopened")
 def test_only_pickles(copy: Path, name: str) -> None:
     (copy / SINGLE).rename(copy / name)
-    assert "pickled weights are refused): convert them" in refusal(load_model, copy)
+    assert "pickled weights are refused: convert them" in refusal(load_model, copy)
 
 
 def test_pickles_beside_safetensors_are_left_alone(copy: Path) -> None:
@@ -309,11 +335,9 @@ def test_sizes_within_sections() -> None:
 def test_models_larger_than_their_files(copy: Path, name: str, value: int) -> None:
     """10^12 elements would take 4 TB: refused while the model has no memory yet."""
     edit(copy / "config.json", **{name: value}, layer_types=None)
-    before = time.monotonic()
     message = refusal(load_model, copy)
     assert "describes has more than" in message
     assert "config.json and weights belong to different models" in message
-    assert time.monotonic() - before < 60
 
 
 def test_the_limit_on_elements_is_exact() -> None:

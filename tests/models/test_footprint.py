@@ -1,6 +1,7 @@
 """Estimates against what tensors of real tiny models take."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,17 @@ from tests.support.architectures import make
 from effopd.errors import ConfigError
 from effopd.models.footprint import (
     GPUS,
+    LAUNCH_S,
     Bytes,
     Gpu,
     activation_bytes,
     cache_bytes,
     forward_seconds,
     gpu_named,
+    gradient_bytes,
+    head_gradient_bytes,
+    mask_bytes,
+    passing_bytes,
     search_bytes,
     tile_bytes,
     trained_bytes,
@@ -53,13 +59,17 @@ def kept_bytes(model: Any, tokens: int) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama", "mistral"])
-def test_activations_are_those_that_a_forward_pass_keeps(kind: str, tmp_path: Path) -> None:
-    model = make(kind, hidden_size=64, intermediate_size=192, num_hidden_layers=6, head_dim=32)
-    shape = shape_of_model(model, tmp_path)
-    found = kept_bytes(model, 128)
-    estimate = activation_bytes(shape, 128, 4, checkpointing=False)
-    assert 0.7 < estimate / found < 1.4, (estimate, found)
+def test_activations_are_those_that_a_forward_pass_keeps(
+    kind: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    sizes = {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 32}
+    model = make(kind, hidden_size=160, intermediate_size=600, num_hidden_layers=4, **sizes)
+    shape = shape_of_model(model.to(dtype), tmp_path)
+    found = kept_bytes(model, 512)
+    estimate = activation_bytes(shape, 512, dtype.itemsize, checkpointing=False)
+    assert 0.85 < estimate / found < 1.25, (estimate, found)
 
 
 def test_the_cache_is_that_of_the_model(tmp_path: Path) -> None:
@@ -98,6 +108,24 @@ def test_checkpointing_keeps_the_inputs_of_layers_and_one_layer() -> None:
     assert less == whole // 2 + 2 * 8 * 10 * 4
 
 
+def test_a_pass_holds_the_larger_of_attention_and_network() -> None:
+    assert passing_bytes(SHAPE, 10, 4) == 10 * (4 * (4 * 8 + 4 * 16) + 2 * 8 * 4)
+    wide = replace(SHAPE, heads=16)
+    assert passing_bytes(wide, 10, 2) == 10 * (2 * (4 * 8 + 2 * 64 + 3 * 4) + 2 * 8 * 4)
+
+
+def test_gradients_of_a_layer_and_of_the_head() -> None:
+    assert gradient_bytes(SHAPE, 10, 2) == 2 * 10 * (4 * 16 + 2 * 8)
+    assert head_gradient_bytes(SHAPE, 2) == (4 + 2 * 2) * 32 * 8
+    experts = replace(SHAPE, experts=8, experts_used=2)
+    assert gradient_bytes(experts, 10, 2) == 2 * 10 * (4 * 2 * 16 + 2 * 8)
+
+
+def test_a_mask_is_that_of_two_sequences_or_more() -> None:
+    assert mask_bytes(1000, 1000) == 3 * 1000 * 500
+    assert mask_bytes(1000, 100) == 3 * 1000 * 100
+
+
 def test_tiles_are_bounded() -> None:
     assert tile_bytes(SHAPE, 10) == 2 * 4 * 10 * 32 + 4 * 10 * 8
     assert tile_bytes(SHAPE, 10**8) == 2 * 2**28 + 4 * 10**8 * 8
@@ -109,6 +137,9 @@ def test_seconds_follow_operations_and_bytes() -> None:
     assert writing_seconds(SHAPE, 4, 3, 2, 4, gpu) == pytest.approx(2 * 3 * 2)
     slow = Gpu(name="", memory_bytes=1, flops=1e30, bandwidth=SHAPE.parameters * 4 / 0.6)
     assert writing_seconds(SHAPE, 1, 1, 8, 4, slow) == pytest.approx(1)
+    fast = Gpu(name="", memory_bytes=1, flops=1e30, bandwidth=1e30)
+    one_by_one = writing_seconds(SHAPE, 4, 3, 2, 4, fast, launched=True)
+    assert one_by_one == pytest.approx(2 * 3 * LAUNCH_S * SHAPE.layers)
 
 
 def test_cards_by_name_size_and_bytes() -> None:
@@ -117,6 +148,13 @@ def test_cards_by_name_size_and_bytes() -> None:
         name="h100 94GB", memory_bytes=94 * 10**9, flops=989e12, bandwidth=3.35e12
     )
     assert gpu_named("24GB").memory_bytes == 24 * 10**9
+    drivers = {
+        "NVIDIA A100-SXM4-80GB": ("A100", 80), "NVIDIA H100 80GB HBM3": ("H100", 80),
+        "NVIDIA GeForce RTX 4090": ("RTX4090", 24), "NVIDIA H200": ("H200", 141),
+    }  # fmt: skip
+    for text, (name, gb) in drivers.items():
+        found = gpu_named(text)
+        assert (found.memory_bytes, found.flops) == (gb * 10**9, GPUS[name].flops)
     assert gpu_named("B300 288GB").flops == 0
     assert gpu_named("1234") == Gpu(name="1234 bytes", memory_bytes=1234)
     assert all(gpu_named(name).name == name for name in GPUS)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -208,9 +207,7 @@ def test_more_tensors_than_a_model_has(tmp_path: Path) -> None:
     empty = '{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
     text = ",".join(f'"{i}":{empty}' for i in range(MAX_TENSORS + 1))
     path = write(tmp_path / "x", "{" + text + "}", 0)
-    before = time.monotonic()
     assert f"{MAX_TENSORS + 1} tensors; at most {MAX_TENSORS} are read" in reason(path)
-    assert time.monotonic() - before < 30
 
 
 # Not files ----------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from effopd.errors import (
     NonFiniteError,
     ParameterMismatchError,
 )
-from effopd.models.loading import ModelSettings, load_model, load_tokenizer, tokenizers_agree
+from effopd.models.loading import ModelSettings, load_model, load_tokenizer
 
 transformers_logging.disable_progress_bar()
 
@@ -96,7 +96,7 @@ def test_home_directory(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_tokenizer_and_its_chat_template_come_back(saved: Path) -> None:
     loaded = load_tokenizer(settings(saved))
-    assert tokenizers_agree(loaded, TOKENIZER)
+    assert loaded.get_vocab() == TOKENIZER.get_vocab()
     assert (loaded.eos_token, loaded.pad_token, loaded.bos_token) == ("<eos>", "<pad>", "<bos>")
     text = "3 + 4 * 2 ="
     plain = loaded(text)["input_ids"]
@@ -113,15 +113,6 @@ def test_a_missing_padding_token_is_the_end_of_sequence(copy: Path) -> None:
     rewrite_json(copy / "tokenizer_config.json", pad_token=None)
     loaded = load_tokenizer(settings(copy))
     assert loaded.pad_token_id == loaded.eos_token_id == 2
-
-
-def test_tokenizers_disagree_when_one_word_moves(copy: Path) -> None:
-    file = copy / "tokenizer.json"
-    content = json.loads(file.read_text())
-    words = content["model"]["vocab"]
-    words["3"], words["4"] = words["4"], words["3"]
-    file.write_text(json.dumps(content))
-    assert not tokenizers_agree(load_tokenizer(settings(copy)), TOKENIZER)
 
 
 # Refused before transformers sees it --------------------------------------------------------------
@@ -304,7 +295,7 @@ def test_weights_that_overflow_in_the_precision_asked_for(copy: Path) -> None:
      ("config.json", b'{"model_type": "no-such-family"}', "cannot load {path}: "),
      ("config.json", b'{"model_type": 3}', "cannot load {path}: "),
      ("config.json", b"{}", "cannot load {path}: "),
-     ("generation_config.json", b"[]", "cannot load {path}: "),
+     ("generation_config.json", b"[]", "{path}/generation_config.json is damaged: it must hold"),
      ("model.safetensors", b"", "{path}/model.safetensors is damaged ("),
      ("model.safetensors", b"\xff" * 100, "{path}/model.safetensors is damaged (")],
     ids=str,
@@ -353,8 +344,9 @@ def test_settings_that_mean_nothing_load_or_are_one_message(
 def test_repositories_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     for load in (load_model, load_tokenizer):
         message = refusal(load, "nobody/no-such-model")
-        assert message.startswith("cannot load nobody/no-such-model: ")
-    assert "Repo id must be" in refusal(load_model, "runs/models/foo")
+        assert message.startswith("cannot load nobody/no-such-model: no model directory at nobody/")
+        assert "the Hub cannot be reached" in message
+    assert refusal(load_model, "runs/models/foo") == "no model directory at runs/models/foo"
 
 
 def test_a_repository_in_the_cache(
@@ -369,7 +361,8 @@ def test_a_repository_in_the_cache(
     assert torch.equal(
         load_model(settings("some/model")).lm_head.weight, tiny_model().lm_head.weight
     )
-    assert tokenizers_agree(load_tokenizer(settings("some/model", revision=commit)), TOKENIZER)
+    loaded = load_tokenizer(settings("some/model", revision=commit))
+    assert loaded.get_vocab() == TOKENIZER.get_vocab()
     (snapshot / "model.safetensors").rename(snapshot / "a.safetensors")
     (snapshot / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../x"}}')
     assert "'../x', which is no file of this directory" in refusal(load_model, "some/model")
@@ -422,7 +415,7 @@ def test_code_of_a_tokenizer_is_not_run(evil: Path) -> None:
     except ConfigError:
         pass
     else:
-        assert tokenizers_agree(loaded, TOKENIZER)
+        assert loaded.get_vocab() == TOKENIZER.get_vocab()
     assert not (evil / "executed").exists()
 
 

@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from effopd.errors import ConfigError
@@ -14,7 +14,6 @@ limits = st.integers(1, 120)
 counts = st.one_of(st.none(), st.integers(1, 5))
 
 
-@settings(deadline=None, max_examples=100)
 @given(lengths=lengths, tokens=limits, sequences=counts)
 def test_a_partition_in_order_within_the_limits_and_none_of_them_wasted(
     lengths: list[int], tokens: int, sequences: int | None

@@ -1,76 +1,16 @@
 """What the fused divergences refuse, what they leave alone, and how much memory they take."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from tests.reference.objectives_models import Models, close, models
+from tests.reference.objectives_models import Models, models
 from tests.reference.objectives_storages import Storages
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
-from effopd.objectives import fast_matmul_precision, fused_divergence
-from effopd.objectives.projection import float32_matmul_precision
-
-# Precision of the products ------------------------------------------------------------------------
-
-
-@pytest.fixture
-def _restored_precision() -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    yield
-    torch.set_float32_matmul_precision(before)
-
-
-class Precisions(TorchDispatchMode):
-    """The matmul precision in force at every product and at every softmax."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.products: set[str] = set()
-        self.softmaxes: set[str] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        if name in {"mm", "addmm", "addmm_"}:
-            self.products.add(torch.get_float32_matmul_precision())
-        if "softmax" in name:
-            self.softmaxes.add(torch.get_float32_matmul_precision())
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.usefixtures("_restored_precision")
-@pytest.mark.parametrize("before", ["highest", "high"])
-@pytest.mark.parametrize("asked", [None, "medium"])
-def test_precision_is_set_around_the_products_only(before: str, asked: Any) -> None:
-    torch.set_float32_matmul_precision(before)
-    with Precisions() as seen:
-        models(dtype=torch.float32).fused(matmul_precision=asked).loss.backward()
-    assert seen.products == {asked or before}
-    assert seen.softmaxes == {before}
-    assert torch.get_float32_matmul_precision() == before
-
-
-@pytest.mark.usefixtures("_restored_precision")
-def test_precision_is_restored_after_an_error() -> None:
-    torch.set_float32_matmul_precision("highest")
-    with pytest.raises(KeyError), float32_matmul_precision("medium"):
-        raise KeyError(torch.get_float32_matmul_precision())
-    assert torch.get_float32_matmul_precision() == "highest"
-
-
-@pytest.mark.usefixtures("_restored_precision")
-def test_fast_precision_is_accurate_here() -> None:
-    torch.set_float32_matmul_precision("highest")
-    fast = fast_matmul_precision()
-    assert torch.get_float32_matmul_precision() == "highest"
-    exact, single = models(64, 300), models(64, 300, torch.float32)
-    result = single.fused(matmul_precision=fast)
-    assert close(result.per_token_N.double(), exact.naive("reverse").detach(), 1e-5)
-
+from effopd.objectives import fused_divergence
 
 # Errors -------------------------------------------------------------------------------------------
 

@@ -17,19 +17,13 @@ from effopd.objectives import aligned_vocabulary_size, fused_divergence, trim_ro
     ],
 )
 def test_padding_rows_are_trimmed(student: int, teacher: int, tokenizer: int, size: int) -> None:
-    assert aligned_vocabulary_size(student, teacher, tokenizer, tokenizers_agree=True) == size
+    assert aligned_vocabulary_size(student, teacher, tokenizer) == size
 
 
 @pytest.mark.parametrize(("student", "teacher"), [(10, 12), (12, 10), (10, 10)])
 def test_rows_of_real_tokens_are_never_trimmed(student: int, teacher: int) -> None:
     with pytest.raises(ParameterMismatchError, match=f"{student} .*{teacher} .*11 ids.*Resize"):
-        aligned_vocabulary_size(student, teacher, 11, tokenizers_agree=True)
-
-
-@pytest.mark.parametrize("teacher", [10, 12])
-def test_different_tokenizers_are_refused_even_at_equal_sizes(teacher: int) -> None:
-    with pytest.raises(ParameterMismatchError, match=f"10 rows.*{teacher} rows.*family"):
-        aligned_vocabulary_size(10, teacher, 10, tokenizers_agree=False)
+        aligned_vocabulary_size(student, teacher, 11)
 
 
 def test_trimmed_head_equals_logits_without_the_padding() -> None:
@@ -39,7 +33,7 @@ def test_trimmed_head_equals_logits_without_the_padding() -> None:
         for shape in [(4, 3), (8, 3), (4, 5), (6, 5)]
     )
     weight.requires_grad_()
-    size = aligned_vocabulary_size(8, 6, 6, tokenizers_agree=True)
+    size = aligned_vocabulary_size(8, 6, 6)
     result = fused_divergence(hidden, trim_rows(weight, size), teacher_hidden, teacher_weight)
     log_p = (hidden @ weight.T)[:, :6].log_softmax(-1)
     expected = twin.kl(log_p, twin.log_distributions(teacher_hidden, teacher_weight))

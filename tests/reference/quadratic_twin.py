@@ -7,6 +7,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -33,11 +34,14 @@ def precise(policy: Policy) -> Any:
 
 
 def logits(model: Any, samples: Sequence[Sample], vocabulary: int) -> Tensor:
-    """[N, V], one sequence at a time, without padding."""
+    """[N, V], one sequence at a time, without padding; in float64 where models ask for fp32."""
     found = []
+    wide = {"float32": torch.float64, "float": torch.float64}
     for sample in samples:
         sequence = torch.tensor([sample.prompt_ids + sample.completion_ids])
-        found.append(model(sequence).logits[0, len(sample.prompt_ids) - 1 : -1, :vocabulary])
+        with patch.multiple(torch, **wide), patch.object(Tensor, "float", Tensor.double):
+            whole = model(sequence).logits
+        found.append(whole[0, len(sample.prompt_ids) - 1 : -1, :vocabulary])
     return torch.cat(found)
 
 

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import random
-import select
 import shutil
 import subprocess
 import sys
@@ -205,9 +204,8 @@ class Browser:
                 return answer["result"]
             self.events.append(answer)
 
-    def receive(self, timeout_s=30):
+    def receive(self):
         while b"\0" not in self.pending:
-            assert select.select([self.from_browser], [], [], timeout_s)[0], "no answer"
             data = os.read(self.from_browser, 1 << 20)
             assert data, "the browser ended"
             self.pending += data
@@ -221,9 +219,8 @@ class Browser:
         self.wait_for("document.documentElement?.dataset.ready !== undefined")
 
     def wait_for(self, expression):
-        deadline = time.monotonic() + 30
         while not self.evaluate(expression):
-            assert time.monotonic() < deadline, (expression, self.problems())
+            assert not self.problems(), (expression, self.problems())
             time.sleep(0.05)
 
     def evaluate(self, expression):

@@ -1,7 +1,7 @@
 """The boxed answer, by its text."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from effopd.rewards.boxed import BoxedAnswer
@@ -15,6 +15,8 @@ REWARDS = [
     (r"\frac{1}{2}", r"\boxed{ \frac{1} {2} }", 1.0),
     (r"\frac{\sqrt{2}}{3}", r"\boxed{\frac{\sqrt{2}}{3}}", 1.0),
     ("1/2", r"\boxed{0.5}", 0.0),
+    (r"We add: 1 + 2 = 3. The sum is \boxed{3}.", r"\boxed{3}", 1.0),
+    (r"We add: 1 + 2 = 3. The sum is \boxed{3}.", r"\boxed{1}", 0.0),
     ("04", r"\boxed{4}", 0.0),
     ("x y", "\\boxed{x\ty}", 1.0),
     ("a", r"\boxed{A}", 0.0),
@@ -34,7 +36,6 @@ def test_rewards(answer: str, completion: str, reward: float) -> None:
     assert BoxedAnswer().rewards(given) == [reward, 0.0]
 
 
-@settings(deadline=None, max_examples=200)
 @given(text=st.text(alphabet="\\boxed{} 1", max_size=60))
 def test_any_text_has_a_reward(text: str) -> None:
     asked = Problem(id="p", prompt="?", answer="1")

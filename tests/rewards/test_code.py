@@ -1,7 +1,7 @@
 """Rewards of programs, in every sandbox of this machine; the cheats of a program that is wrong."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ from effopd.errors import ConfigError
 from effopd.rewards.code import CodeChecking, CodeVerifier, SandboxError
 from effopd.rewards.sandbox.program import Limits
 from effopd.rewards.sandbox.settings import Kind, SandboxSettings
+from effopd.tasks.code_formats import from_codeforces, from_input_output
 from effopd.tasks.code_tests import CodeTests
 from effopd.tasks.evalplus import from_evalplus
+from effopd.tasks.livecodebench import from_livecodebench
 from effopd.tasks.problem import Answer, Problem
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -120,6 +122,96 @@ def test_what_holds_no_program_and_what_was_cut_is_not_run(verifier: CodeVerifie
     assert verdict(verifier, answer(SUMS, RIGHT, is_truncated=True)) == ("truncated", 0.0)
 
 
+FORMS: dict[str, Callable[[str, str], CodeTests]] = {
+    "input_output": lambda given, expected: from_input_output(
+        {"inputs": [given], "outputs": [expected]}
+    ),
+    "codeforces": lambda given, expected: from_codeforces(
+        {"official_tests": [{"input": given, "output": expected}]}
+    ),
+    "livecodebench": lambda given, expected: from_livecodebench(
+        {
+            "public_test_cases": [{"input": given, "output": expected, "testtype": "stdin"}],
+            "private_test_cases": [],
+        }
+    ),
+}
+
+JUDGED = [
+    ("10", "0010", "print(input())", "wrong_answer"),
+    ("0010", "0010", "print(input())", "passed"),
+    ("1.1", "1.10", "print(input())", "wrong_answer"),
+    ("10", "10", "print('1e1')", "wrong_answer"),
+    ("4 2", "2", "a, b = map(int, input().split())\nprint(a / b)", "passed"),
+    ("1 3", "0.333333333333", "a, b = map(int, input().split())\nprint(a / b)", "passed"),
+    ("9" * 5000, "1" + "0" * 5000, "print(int(input()) + 1)", "passed"),
+    ("", "6", "import sys\nprint(len(sys.stdin.mode + sys.stdout.mode) * 3)", "passed"),
+    ("", "6", "f = open(1, 'w')\nf.write('6')", "passed"),
+    ("", "6", "import sys\nprint(6)\nsys.stdout.close()", "passed"),
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("given", "expected", "source", "wanted"), JUDGED, ids=[str(i) for i in range(len(JUDGED))]
+)
+def test_judged_as_where_the_problem_comes_from(
+    verifier: CodeVerifier, form: str, given: str, expected: str, source: str, wanted: str
+) -> None:
+    tests = FORMS[form](given, expected)
+    assert verdict(verifier, answer(tests, source))[0] == wanted
+
+
+def test_recursion_goes_as_deep_as_in_the_graders(verifier: CodeVerifier) -> None:
+    source = "def f(n): return n and 1 + f(n - 1)\nprint(f(40000))"
+    assert verdict(verifier, answer(FORMS["livecodebench"]("", "40000"), source))[0] == "passed"
+
+
+def test_integers_of_any_length_are_arguments_and_values(verifier: CodeVerifier) -> None:
+    nines, power = "9" * 5000, "1" + "0" * 5000
+    tests = from_input_output({"fn_name": "f", "inputs": [f"[{nines}]"], "outputs": [power]})
+    assert verdict(verifier, answer(tests, "def f(x): return x[0] + 1"))[0] == "passed"
+    assert verdict(verifier, answer(tests, "def f(x): return x[0]"))[0] == "wrong_answer"
+
+
+STUB = CodeTests(
+    kind="call", inputs=([2, 3],), outputs=(5,), entry_point="add", rule="value",
+    preamble='def add(a, b):\n    """Adds."""\n',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("tests", "completion"),
+    [
+        (STUB, "    return a + b\n"),
+        (STUB, "    return a + b\n```"),
+        (STUB, "    return a + b\n```\n\nExample:\n```python\nadd(1, 2)\n```\n"),
+        (STUB, "```python\ndef add(a, b):\n    return a + b\n```"),
+        (SUMS, f"<answer>```python\n{RIGHT}\n```</answer>"),
+        (SUMS, f"Here: ```pypy3\n{RIGHT}\n```"),
+        (SUMS, f"```python\n{RIGHT}\n```\nOutput:\n```\n3\n"),
+        (SUMS, f"{RIGHT}\n```\n"),
+    ],
+)
+def test_programs_are_found_as_models_write_them(
+    verifier: CodeVerifier, tests: CodeTests, completion: str
+) -> None:
+    problem = Problem(id="p", prompt="", tests=tests)
+    assert verdict(verifier, Answer(problem=problem, completion=completion)) == ("passed", 1.0)
+
+
+def test_any_value_has_a_verdict(verifier: CodeVerifier) -> None:
+    """Where the reference returns None, where elements collide, and where they cannot be hashed."""
+    reference = "def f(n): return None if n == 0 else list(range(n))"
+    tests = CodeTests(
+        kind="call", inputs=([0], [300]), entry_point="f", rule="set", reference=reference
+    )
+    collide = "def f(n): return [i * (2**61 - 1) for i in range(1500)] if n else None"
+    assert verdict(verifier, answer(tests, reference))[0] == "passed"
+    for source in (collide, "def f(n): return [[n]]", "def f(n): return {n: n}"):
+        assert verdict(verifier, answer(tests, source))[0] == "wrong_answer"
+
+
 def test_rewards_are_in_order_and_counted(verifier: CodeVerifier) -> None:
     before = dict(verifier.counts)
     answers = [answer(SUMS, RIGHT), answer(SUMS, "print(3)"), answer(DOUBLES, "double = abs")] * 3
@@ -176,7 +268,7 @@ def test_some_reference_solutions_pass(verifier: CodeVerifier, file: str) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("file", ["humaneval_plus_60.jsonl", "mbpp_plus_60.jsonl"])
-def test_every_reference_solution_passes(verifier: CodeVerifier, file: str) -> None:
-    assert verifier.rewards(solutions(file)) == [1.0] * 60
+def test_every_reference_solution_passes(kind: Kind, file: str) -> None:
+    with CodeVerifier(CodeChecking(sandbox=SandboxSettings(kind=kind))) as verifier:
+        assert verifier.rewards(solutions(file)) == [1.0] * 60

@@ -1,14 +1,22 @@
 """When a result is what a test expects."""
 
 import math
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.reference import code_twin
 
+from effopd.errors import ConfigError
 from effopd.rewards.code_comparison import equal_values, is_expected, same_lines, same_tokens
+from effopd.rewards.code_extraction import program_of
+from effopd.tasks.code_formats import from_codeforces, from_input_output
 from effopd.tasks.code_tests import CodeTests, Rule
+from effopd.tasks.livecodebench import from_livecodebench
 
 NAN, INF = math.nan, math.inf
 
@@ -45,6 +53,10 @@ VALUES = [
     ({1, 2}, {2, 1}, True, True),
     ({1, 2}, [1, 2], False, False),
     ({1, 2}, frozenset({1, 2}), True, True),
+    ({1, 2}, {1.0, 2.0}, True, True),
+    ({NAN}, {float("nan")}, True, True),
+    (complex(NAN, 1), complex(NAN, 1), True, True),
+    ({1, 2}, None, False, False),
     ({"a": 1}, {"a": 1.0}, True, True),
     ({"a": 1}, {"a": 1, "b": 2}, False, False),
     ({"a": 1, "b": 2}, {"b": 2, "a": 1}, True, True),
@@ -118,13 +130,32 @@ def test_the_first_element_of_a_list_is_not_the_list() -> None:
         ((4, 5), (5, 4), True),
         ((4, 5), [4, 5, 5], True),
         ((4, 5), {4, 5}, True),
+        ((4, 5), [4.0, True + 4], True),
         ((4, 5), (4,), False),
         ((4, 5), (4, 5, 6), False),
         ((4, 5), [[4], [5]], False),
         ((4, 5), 4, False),
         ((4, 5), None, False),
         (("a", "b"), "ab", False),
+        ("ab", ["a", "b"], False),
         ((), [], True),
+        (None, None, True),
+        (None, [], False),
+        (None, [None], False),
+        (3, 3, True),
+        ({"a": 1}, ["a"], False),
+        ([[1], [2, 3]], [[2, 3], [1]], True),
+        ([[1]], [(1,)], False),
+        ([{"a": 1}], [{"a": 1.0}], True),
+        ([NAN], [float("nan")], True),
+        ([{1}], [frozenset({1.0})], True),
+        ([b"a"], [0xB61], False),
+        ([b"a"], ["a"], False),
+        (["1"], [1], False),
+        ([1 + 0j], [1], True),
+        ([2**60], [2**60 + 1], False),
+        ([2**53], [float(2**53)], True),
+        ([2**53 + 1], [float(2**53)], False),
     ],
 )
 def test_sets(expected: Any, value: Any, is_right: bool) -> None:
@@ -202,14 +233,14 @@ TEXTS = [
     ("", b"0", False, False),
     ("0", b"", False, False),
     ("5", b"5.0", True, True),
-    ("7", b"007", True, True),
+    ("7", b"007", False, False),
     ("5", b"5.0000001", False, False),
-    ("0.5", b"0.5000001", True, False),
+    ("0.5", b"0.5000001", True, True),
     ("0.5", b"0.50001", False, False),
     ("0.5", b".5", True, True),
     ("0.5", b"5e-1", True, True),
-    ("1000000.5", b"1000001", True, False),
-    ("1e3", b"1000", True, True),
+    ("1000000.5", b"1000001", True, True),
+    ("1e3", b"1000", False, False),
     ("0.5", b"nan", False, False),
     ("nan", b"nan", True, True),
     ("0.5", b"1e999", False, False),
@@ -226,13 +257,64 @@ TEXTS = [
     ("a", b"\x1b[2Ka", False, False),
     ("a", b"\xff\xfe", False, False),
     ("a b", "a\N{NO-BREAK SPACE}b".encode(), False, False),
+    # an integer, and any other digits, are text
+    ("0010", b"10", False, False),
+    ("0010", b"10.0", False, False),
+    ("0010", b"0010.0", False, False),
+    ("07 05", b"7 5", False, False),
+    ("7 5", b"07 05", False, False),
+    ("10", b"1e1", False, False),
+    ("10", b"1e+01", False, False),
+    ("10", b"+10", False, False),
+    ("10", b"10.", True, True),
+    ("10", b"10.1", False, False),
+    ("10", b"10.0000001", False, False),
+    ("-10", b"-10.00", True, True),
+    ("0", b"-0", False, False),
+    ("1e1", b"10", False, False),
+    ("12e5", b"1200000", False, False),
+    ("1_000", b"1000", False, False),
+    ("1,000", b"1000", False, False),
+    ("10000000000000000", b"1e+16", False, False),
+    # a fraction that a format made is text
+    ("1.10", b"1.1", False, False),
+    ("1.10", b"1.100", False, False),
+    ("1.10", b"1.1000000", False, False),
+    ("5.00", b"5", False, False),
+    ("5.00", b"5.0", False, False),
+    ("2.500", b"2.5", False, False),
+    ("12:30.50", b"12:30.5", False, False),
+    ("00.5", b"0.5", False, False),
+    # other fractions are values
+    ("1.1", b"1.10", True, True),
+    ("5.0", b"5", True, True),
+    ("5.0", b"5.000000", True, True),
+    ("0.0", b"-0.0", True, True),
+    ("0.333333333333", b"0.3333333333333333", True, True),
+    ("0.333333333333", b"0.3333", False, False),
+    ("0.500000000000", b"0.5", True, True),
+    ("2.0000", b"2", True, True),
+    ("0.00001", b"1e-05", True, True),
+    ("1e-05", b"0.00001", True, True),
+    ("1e+16", b"10000000000000000.0", True, True),
+    ("3 0.333333333333", b"3 0.3333333333333333", True, True),
+    ("x 0.333333333333", b"x 0.3333333333333333", True, True),
+    ("x 0.333333333333", b"x  0.3333333333333333", True, False),
+    ("0.333333333333\n0.5", b"0.3333333333333333\n0.5", True, True),
+    ("-0.333333333333", b"0.3333333333333333", False, False),
+    ("0.5", b"0.500001", True, True),
+    ("0.5", b"0.5000011", False, False),
+    ("9" * 400 + ".5", b"5.5", False, False),
+    ("1.5e+999", b"2.5e+999", False, False),
+    ("1.5e+999", b"1.5000001e+999", True, True),
+    ("0.5", b"5" * 999, False, False),
 ]
 
 
 @pytest.mark.parametrize(("expected", "printed", "as_words", "as_lines"), TEXTS)
 def test_texts(expected: str, printed: bytes, as_words: bool, as_lines: bool) -> None:
     assert same_tokens(printed, expected.encode(), 1e-6) is as_words
-    assert same_lines(printed, expected.encode()) is as_lines
+    assert same_lines(printed, expected.encode(), 1e-6) is as_lines
 
 
 def test_texts_are_compared_by_the_rule_of_the_tests() -> None:
@@ -241,6 +323,26 @@ def test_texts_are_compared_by_the_rule_of_the_tests() -> None:
     assert is_expected(words, 0, "1\n2", b"1 2")
     assert not is_expected(lines, 0, "1\n2", b"1 2")
     assert not is_expected(words, 0, "0.5", b"0.5000001")  # no tolerance unless given
+    assert is_expected(lines, 0, "0.5", b"0.5000001")
+    exact = replace(words, rule="exact")
+    assert is_expected(exact, 0, "1 2", b"1\n2")
+    assert not is_expected(exact, 0, "5", b"5.0")
+    assert not is_expected(replace(exact, atol=1e-6), 0, "0.5", b"0.50")
+
+
+@pytest.mark.parametrize("read", [from_input_output, from_codeforces, from_livecodebench])
+def test_every_form_reads_numbers_as_its_judge(read: Callable[[Any], CodeTests]) -> None:
+    test = {"input": "", "output": "", "testtype": "stdin"}
+    form = {
+        from_input_output: {"inputs": [""], "outputs": [""]},
+        from_codeforces: {"official_tests": [test]},
+        from_livecodebench: {"public_test_cases": [test], "private_test_cases": []},
+    }[read]
+    tests = read(form)
+    for expected, printed in (("0010", b"10"), ("1.10", b"1.1"), ("07 05", b"7 5"), ("10", b"1e1")):
+        assert is_expected(tests, 0, expected, expected.encode())
+        assert not is_expected(tests, 0, expected, printed)
+    assert is_expected(tests, 0, "0.333333333333", str(1 / 3).encode())
 
 
 def test_a_number_of_ten_million_digits_is_text() -> None:
@@ -252,22 +354,35 @@ def test_a_number_of_ten_million_digits_is_text() -> None:
 
 # Properties ---------------------------------------------------------------------------------------
 
-SCALARS = (
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary()
-    | st.complex_numbers(allow_nan=False)
-)  # fmt: skip
-KEYS = st.integers() | st.text(max_size=5) | st.tuples(st.integers(), st.booleans())
-PLAIN = st.recursive(
-    SCALARS | st.sets(KEYS),
-    lambda inner: (
-        st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(KEYS, inner, max_size=4)
-    ),
-    max_leaves=12,
+NUMBERS = st.booleans() | st.integers() | st.floats() | st.complex_numbers() | st.integers(-2, 2)
+SCALARS = st.none() | NUMBERS | st.text(max_size=5) | st.binary(max_size=5)
+KEYS = st.recursive(
+    st.integers(-2, 2) | st.floats() | st.text(max_size=2) | st.none() | st.binary(max_size=2),
+    lambda inner: st.lists(inner, max_size=3).map(tuple) | st.frozensets(inner, max_size=3),
+    max_leaves=4,
 )
+PLAIN = st.recursive(
+    SCALARS | st.sets(KEYS, max_size=4) | st.binary(max_size=5).map(bytearray),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.lists(inner, max_size=4).map(tuple)
+        | st.dictionaries(KEYS, inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+ALIKE = st.recursive(
+    st.sampled_from([None, True, 1, 1.0, 1 + 0j, 2, 2.5, NAN, "1", b"1", 2**53, 2.0**53]),
+    lambda inner: st.lists(inner, max_size=3) | st.lists(inner, max_size=3).map(tuple),
+    max_leaves=4,
+)
+"""Few enough that two of them are often equal."""
 CASES = [
-    *(called(rule, 3, 4) for rule in ("json", "value", "set", "presence", "zero_too", "pyramid")),
-    called("json", 3, 4, is_wrapped=True),
-    called("digit_distance", 3, 4),
+    *(
+        called(rule, 3, 4, is_wrapped=is_wrapped)
+        for rule in get_args(Rule)
+        if rule not in {"tokens", "lines", "exact", "root"}
+        for is_wrapped in (False, True)
+    ),
     called("root", [1.0, 2.0], atol=1e-4),
 ]
 
@@ -291,9 +406,23 @@ def test_a_value_equals_its_copy(value: Any) -> None:
 @given(left=PLAIN, right=PLAIN, tests=st.sampled_from(CASES))
 @settings(deadline=None)
 def test_any_two_values_are_compared(left: Any, right: Any, tests: CodeTests) -> None:
-    if tests.is_wrapped:
-        left = [left]
     assert is_expected(tests, 0, left, right) in {True, False}
+    assert is_expected(tests, 0, left, left) in {True, False}
+
+
+@given(left=ALIKE | PLAIN, right=ALIKE | PLAIN, tuples_are_lists=st.booleans())
+@settings(deadline=None)
+def test_values_equal_as_in_the_twin(left: Any, right: Any, tuples_are_lists: bool) -> None:
+    for a, b in ((left, right), (left, copied(left))):
+        found = equal_values(a, b, tuples_are_lists=tuples_are_lists)
+        assert found == code_twin.close(a, b, 1e-6, tuples_are_lists=tuples_are_lists)
+
+
+@given(left=st.lists(ALIKE) | PLAIN, right=st.lists(ALIKE) | PLAIN)
+@settings(deadline=None)
+def test_sets_equal_as_in_the_twin(left: Any, right: Any) -> None:
+    for a, b in ((left, right), (left, copied(left))):
+        assert is_expected(called("set"), 0, b, a) == code_twin.same_set(a, b)
 
 
 @given(left=PLAIN, right=PLAIN)
@@ -315,9 +444,51 @@ def test_white_space_between_words_does_not_count(words: list[bytes], breaks: An
 @settings(deadline=None)
 def test_any_two_texts_are_compared(left: bytes, right: bytes, error: float) -> None:
     assert same_tokens(left, left, error)
-    assert same_lines(left, left)
+    assert same_lines(left, left, error)
     assert same_tokens(left, right, error) in {True, False}
-    assert same_lines(left, right) in {True, False}
+    assert same_lines(left, right, error) in {True, False}
+
+
+DIGITS = st.from_regex(
+    r"[+-]?(0|00|[0-9]{1,3})?(\.[0-9]{0,4}(0000|33333333)?)?(e[+-]?[0-9]{1,2})?", fullmatch=True
+).filter(str.strip)
+ERRORS = st.sampled_from(["", "0", ".0", "000000", "0000009", "000001", "e0", "e+00", "1"])
+
+
+@given(expected=DIGITS, printed=DIGITS, ending=ERRORS, error=st.sampled_from([0.0, 1e-6, 1e-2]))
+@settings(deadline=None)
+def test_numbers_equal_as_in_the_twin(
+    expected: str, printed: str, ending: str, error: float
+) -> None:
+    for other in (printed, expected + ending):
+        wanted = code_twin.same_number(other, expected, error)
+        assert same_tokens(other.encode(), expected.encode(), error) == wanted
+        assert same_lines(other.encode(), expected.encode(), error) == wanted
+
+
+class Counted(int):
+    """An integer that counts how often it is compared or hashed; all have the same hash."""
+
+    uses = 0
+
+    def __eq__(self, other: object) -> bool:
+        Counted.uses += 1
+        return int(self) == other
+
+    def __hash__(self) -> int:
+        Counted.uses += 1
+        return 1
+
+
+@pytest.mark.parametrize("rule", ["set", "json", "value"])
+@pytest.mark.parametrize("wrap", [list, tuple, lambda numbers: [[each] for each in numbers]])
+def test_comparisons_are_at_most_linear_where_hashes_collide(rule: Rule, wrap: Any) -> None:
+    tests = called(rule)
+    for size in (10, 100, 1000):
+        Counted.uses = 0
+        numbers = [Counted(i) for i in range(size)]
+        is_expected(tests, 0, wrap(list(range(size))), wrap(numbers))
+        assert Counted.uses <= 2 * size
 
 
 def test_nesting_beyond_recursion_is_wrong() -> None:
@@ -326,10 +497,33 @@ def test_nesting_beyond_recursion_is_wrong() -> None:
         deep = [deep]
     assert not is_expected(called("value"), 0, deep, [[]] * 3)
     assert not is_expected(called("value"), 0, deep, [deep])
+    assert not is_expected(called("set"), 0, deep, [deep])
 
 
-def test_a_set_is_not_given_in_endless_repeats() -> None:
-    tests = CodeTests(kind="call", inputs=([1],), outputs=([1],), entry_point="f", rule="set")
-    assert is_expected(tests, 0, [1], [1] * 200)
+def test_the_example_of_the_page() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "code.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    exec(program_of(page) or "", names)
+    seventh = str(1 / 7).encode()
+    found = [is_expected(names[name], 0, "0.1428571", seventh) for name in ("tests", "strict")]
+    assert found == [True, False]
+    assert is_expected(names["loose"], 0, "0.1428571", b"0.143")
+    assert not is_expected(names["tests"], 0, "0.1428571", b"0.143")
+
+
+def test_elements_may_repeat_and_collide() -> None:
+    tests = called("set")
+    assert is_expected(tests, 0, [1], [1] * 100_000)
     collide = [i * (2**61 - 1) for i in range(100_000)]
-    assert not is_expected(tests, 0, [1], collide)
+    assert not is_expected(tests, 0, list(range(300)), collide)
+    assert is_expected(tests, 0, list(reversed(collide)), collide)
+
+
+def test_texts_that_are_no_unicode_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"must be Unicode.*leave the problem out"):
+        CodeTests(kind="stdin", inputs=("",), outputs=("\ud800",))
+
+
+def test_a_rule_for_values_is_refused_for_texts() -> None:
+    with pytest.raises(ConfigError, match=r"rule must be one of .*'exact'.* for stdin, got 'set'"):
+        CodeTests(kind="stdin", inputs=("",), outputs=("",), rule="set")

@@ -1,10 +1,9 @@
 """Which box of a completion is its answer, and which letter an answer names."""
 
-import time
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.growth import grows_linearly
 
 from effopd.rewards.extraction import choice_letter, final_answer, last_box
 
@@ -22,6 +21,8 @@ from effopd.rewards.extraction import choice_letter, final_answer, last_box
         (r"\fbox{7}", "7"),
         (r"\boxed{a}} \boxed{b}", "b"),
         (r"\boxed{ 3 }", "3"),
+        (r"\boxed{5\\}", r"5\\"),
+        (r"\boxed{\begin{pmatrix}{1}\\{2}\end{pmatrix}}", r"\begin{pmatrix}{1}\\{2}\end{pmatrix}"),
         (r"\boxed{}", ""),
         ("", None),
         ("The answer is 5.", None),
@@ -58,6 +59,14 @@ def test_last_box_outside_the_thinking(completion: str, answer: str | None) -> N
         ("The answer is (B).", "B"),
         ("Answer: B", "B"),
         ("option B", "B"),
+        ("B) the distance from A to C.", "B"),
+        ("A good look shows that the answer is B", "B"),
+        ("A or choice B", None),
+        ("choice A or choice B", None),
+        ("not C but option B", None),
+        ("A) 5 B) 6 C) 7 D) 8", None),
+        ("A. 5, B. 6", None),
+        ("(A) 5 or (B) 6", None),
         ("B or C", None),
         ("B) or C)", None),
         ("A, B", None),
@@ -90,14 +99,9 @@ def test_a_closed_box_after_any_text_is_the_answer(before: str, after: str) -> N
     assert final_answer(before + r"\boxed{7 + 1}" + after) == "7 + 1"
 
 
-@pytest.mark.parametrize(
-    "completion",
-    [r"\boxed{" * 5000, "{" * 200_000, "\\" * 50_000 + r"\boxed{1}", r"\boxed{1} " * 50_000],
-)
-def test_hostile_completions_take_linear_time(completion: str) -> None:
-    before = time.process_time()
-    final_answer(completion)
-    assert time.process_time() - before < 2.0
+@pytest.mark.parametrize("repeated", [r"\boxed{", "{", "\\", r"\boxed{1} "])
+def test_hostile_completions_take_linear_time(repeated: str) -> None:
+    assert grows_linearly(lambda size: final_answer(repeated * size + r"\boxed{1}"), 3000)
 
 
 # The box that closes last ------------------------------------------------------------------------
@@ -138,13 +142,12 @@ balanced = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=100)
 @given(content=balanced, before=st.text(max_size=20), after=st.text(alphabet="ab1 .{", max_size=9))
 def test_any_balanced_content_is_found(content: str, before: str, after: str) -> None:
     assert last_box(f"{before} \\boxed{{{content}}}{after}") == content
 
 
-@pytest.mark.timeout(20)
-@pytest.mark.parametrize("text", ["\\boxed{" * 50_000, "\\" * 200_000, "{}" * 100_000])
-def test_long_hostile_text_is_quick(text: str) -> None:
-    assert last_box(text) is None
+@pytest.mark.parametrize("repeated", ["\\boxed{", "\\", "{}"])
+def test_long_hostile_text_is_quick(repeated: str) -> None:
+    assert last_box(repeated * 50_000) is None
+    assert grows_linearly(lambda size: last_box(repeated * size), 3000)

@@ -7,20 +7,22 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.answer_pairs import GROUPS, pairs
 
-from effopd.errors import MissingExtraError
+from effopd.errors import ConfigError, MissingExtraError
 from effopd.rewards import math
 from effopd.rewards.math import MathVerifier
 from effopd.rewards.notation import tidy
-from effopd.rewards.verdicts import VERDICTS, Verdict
+from effopd.rewards.verdicts import VERDICTS, Verdict, decide
 from effopd.rewards.workers import WorkerSettings
-from effopd.tasks.problem import Answer, Problem
+from effopd.tasks.problem import Answer, AnswerRules, Problem
 
 pytest.importorskip("math_verify")
 
@@ -137,6 +139,104 @@ MORE = [
     ("e^{e^e+e-1}", "1", False, "what cannot be read whole is not read in part"),
     (r"\frac{1}{3}E_1+E_2", r"E_2+E_{1}/3", True, "letters may have an index, E too"),
     ("E_1", "E_2", False, "letters with two indices differ"),
+    ("2^{67}", "2^{67}-1", False, "large numbers are compared exactly"),
+    (r"1-\frac{1}{2^{100}}", "1", False, "and so are fractions"),
+    (r"\frac{2^{2005}+1}{3\cdot2^{2006}}", r"\frac16", False, "and so are fractions"),
+    (r"\binom{100}{50}", r"\binom{100}{50}+1", False, "and so are binomials"),
+    ("100!", "100!-1", False, "and so are factorials"),
+    ("100000!", r"100000\cdot 99999!", True, "whatever their size"),
+    ("10^{10^{10}}", r"10\cdot10^{10^{10}-1}", True, "whatever their size"),
+    ("10^{10^{10}}", "10^{10^{10}}+1", False, "whatever their size"),
+    (r"\pi+10^{-60}", r"\pi", False, "irrational ones to as many digits as it takes"),
+    (r"\sqrt{2}^2-2", "0", True, "irrational ones to as many digits as it takes"),
+    ("e^{-200}", "2e^{-200}", False, "small numbers are compared by relative error"),
+    ("6-5i", "z = 6-5i", True, "a name may stand before any formula"),
+    ("2i,-2i", "x=2i,-2i", True, "a name may stand before a list"),
+    ("f(x)=x+1", "x+1", True, "a name may be a function"),
+    ("y=5", "x=5", False, "two names differ"),
+    (r"\gamma+1", "1", False, "gamma is a letter"),
+    (r"\gamma^{2}-1", r"\gamma^2-1", True, "gamma is a letter"),
+    (r"\gamma_2", r"\gamma_{2}", True, "gamma is a letter"),
+    (r"\log 2", r"\ln 2", True, "log is the natural logarithm"),
+    (r"\log_{10} 2", r"\ln 2", False, "unless its base is written"),
+    (r"(-\infty,2)\cup(3,\infty)", r"x<2 \text{ or } x>3", True, "relations may be joined"),
+    (r"(-\infty,2)\cup(3,\infty)", r"x<2 \text{ or } x\ge3", False, "their ends count"),
+    (r"(2,\infty)", r"\{x \mid x>2\}", True, "a set builder is its condition"),
+    ("p > 1", r"\{p: p>1\}", True, "a set builder is its condition"),
+    ("x > 1", "y > 1", False, "two letters differ"),
+    ("2x < 6", r"(-\infty, 3)", True, "linear relations are solved"),
+    (r"\mathbb{R}", r"(-\infty,\infty)", True, "all real numbers"),
+    (r"\mathbb{R}\setminus\{3\}", r"x \neq 3", True, "all but one"),
+    (
+        r"\frac{-1+\sqrt{17}}{2}, \frac{-1-\sqrt{17}}{2}",
+        r"\frac{-1\pm\sqrt{17}}{2}",
+        True,
+        "plus or minus is two solutions",
+    ),
+    (r"1 \pm \sqrt{19}", r"1+\sqrt{19}", False, "one of two is not both"),
+    (r"\frac{\pi}{2}", r"\frac\pi2", True, "one token needs no braces"),
+    (
+        r"\begin{pmatrix}1\\2\end{pmatrix}",
+        r"\begin{pmatrix}{1}\\[6pt]{2}\end{pmatrix}",
+        True,
+        "space between rows does not count",
+    ),
+    (
+        r"\begin{pmatrix}-1/3\\2/3\end{pmatrix}",
+        r"\frac13\begin{pmatrix}-1\\2\end{pmatrix}",
+        True,
+        "a number times a matrix multiplies its entries",
+    ),
+    ("5", r"5\\", True, "a line may end"),
+    (r"\frac{20000}{\pi}", r"\frac{20{,}000}{\pi}", True, "commas between thousands do not count"),
+    (r"12000\pi", r"12,000\pi", True, "commas between thousands do not count"),
+    ("(1,000, 2)", "(1000, 2)", False, "in brackets they separate entries"),
+    ("25000", r"25\ 000", True, "spaces between thousands do not count"),
+    ("260", r"\boldsymbol{260}", True, "fonts do not count"),
+    (r"\frac{13}{6}", r"\mathbf{\frac{13}{6}}", True, "fonts do not count"),
+    ("600", r"\textcolor{blue}{600}", True, "colours do not count"),
+    ("280", r"{\color{red} 280}", True, "colours do not count"),
+    ("255", r"\begin{aligned}&255\end{aligned}", True, "alignment does not count"),
+    ("No", "NO", True, "short words are words"),
+    ("No", r"\text{No.}", True, "short words are words"),
+    ("52_8", "(52)_8", True, "bases have several spellings"),
+    ("52_8", r"52\text{ base }8", True, "bases have several spellings"),
+    ("52_8", r"52_{\text{nine}}", False, "two bases differ"),
+    (r"\mathbb{Z}", r"\mathbb Z", True, "one token needs no braces"),
+    (r"2^{\aleph_0}", r"2^{\aleph_{0}}", True, "one token needs no braces"),
+    (r"y^{\prime}+r y-r x(t)=0", "y'+ry-rx(t)=0", True, "primes have two spellings"),
+    ("MR=SRMC", r"\text{MR}=\text{SRMC}", True, "commands around words do not count"),
+    (r"\frac{2}{e}", r"\frac{2}{\mathrm{e}}", True, "constants may be upright"),
+    ("6 - 5i", r"6-5\mathrm{i}", True, "constants may be upright"),
+    (
+        "f(x) = x + 1",
+        r"f(x) = x+1 \text{ for all } x \in \mathbb{R}",
+        True,
+        "a condition may stand behind",
+    ),
+    (r"5 \text{ m/s}", r"5 \text{ km/h}", False, "two different units are two answers"),
+    (r"12 \text{ square meters}", r"12\text{ ft}^2", False, "two different units are two answers"),
+    (r"\$5", "€5", False, "currencies are units"),
+    (r"\$5", r"5 \text{ cents}", False, "currencies are units"),
+    (r"\$5", "5 dollars", True, "currencies are units"),
+    (r"145^\circ", r"145\text{ radians}", False, "degrees are a unit"),
+    (r"145^\circ", r"145\degree", True, "degrees have several spellings"),
+    ("9.8", r"9.8\,\mathrm{m\,s^{-2}}", True, "units have several spellings"),
+    (r"9.8\text{ m/s}^2", r"9.8 \frac{\text{m}}{\text{s}^2}", True, "units have several spellings"),
+    ("18 eggs", "18 apples", False, "a word behind a number is compared like a unit"),
+    ("B", "A or choice B", False, "two letters choose none"),
+    ("A", "A) 5 B) 6 C) 7 D) 8", False, "a list of choices chooses none"),
+    (r"\dfrac{\pi}{2}", "pi/2", True, "plain notation is read"),
+    (r"\sin x", "sin(x)", True, "plain notation is read"),
+    ("x^2", "x**2", True, "plain notation is read"),
+    (r"\sqrt{x^2}", "x", False, "letters may be negative"),
+    (r"\sin^2 x+\cos^2 x", "1", True, "identities hold"),
+    (r"x^2+y^2=4", "2x^2+2y^2=8", True, "equations are equal up to a factor"),
+    (r"x^2+y^2=4", "x^2+y^2=2", False, "equations are equal up to a factor"),
+    ("1,2", "x=1, y=2", True, "named entries are entries"),
+    ("x=1, y=2", "x=2, y=1", False, "names say which entry is which"),
+    ("7", "7, 7.5", False, "all solutions and no others"),
+    (r"\int_0^1 2x\,dx", "1", True, "integrals are worked out"),
 ]
 
 
@@ -154,11 +254,27 @@ def test_wanted_verdicts(verifier: MathVerifier) -> None:
 def test_a_reference_that_is_no_formula_is_an_error_not_a_wrong_answer(
     verifier: MathVerifier,
 ) -> None:
-    readable = [problem(answer) for answer in ("7", r"\sqrt2", r"\text{east}", "C")]
-    unreadable = [problem(answer) for answer in (r"A \cup B \{", r"\begin{cases} x & y", " ")]
+    readable = [
+        problem(answer) for answer in ("7", r"\sqrt2", r"\text{east}", "C", r"so \boxed{3}")
+    ]
+    broken = (
+        r"A \cup B \{", r"\begin{cases} x & y", " ", r"\frac{sqrt{7} + 1}{2}", r"\frac{1}{2",
+        "frac{1}{2}", r"\fraq{1}{2}", "2^", "Answer: 3", "The sum is 3", "#### 3",
+        "The function is continuous everywhere but it is not differentiable at the origin",
+    )  # fmt: skip
+    unreadable = [problem(answer) for answer in broken]
     assert verifier.unreadable([*readable, *unreadable]) == unreadable
     assert judged(verifier, [(unreadable[0].answer, "7")]) == ["error"]
     assert judged(verifier, [(unreadable[0].answer, unreadable[0].answer)]) == ["correct"]
+
+
+def test_answers_are_grouped_by_value(verifier: MathVerifier) -> None:
+    before = dict(verifier.counts)
+    halves = [r"\frac{1}{2}", "3", "0.5", None, r"\dfrac{1}{2}", "3", "", "x+1", "1+x", "{"]
+    assert verifier.groups(halves) == [0, 1, 0, None, 0, 1, None, 2, 2, 3]
+    assert verifier.groups(["073", "73", "74", "73.0", "74"]) == [0, 0, 1, 0, 1]
+    assert verifier.groups([]) == []
+    assert dict(verifier.counts) == before
 
 
 def test_rewards_and_counts() -> None:
@@ -210,6 +326,51 @@ def test_the_documented_example_prints_what_it_says() -> None:
     assert done.stderr == ""
     assert done.stdout.splitlines() == promised
     assert len(promised) == 3
+
+
+# Pairs in groups, and the settings of a data set ---------------------------------------------------
+
+
+def test_hard_pairs_are_judged_right(verifier: MathVerifier) -> None:
+    hard = pairs(copies=3)
+    verdicts = judged(verifier, [(pair.reference, pair.answer) for pair in hard])
+    missed = [
+        (pair, verdict)
+        for pair, verdict in zip(hard, verdicts, strict=True)
+        if (verdict == "correct") != pair.is_right
+    ]
+    accepted = [pair for pair, verdict in missed if verdict == "correct"]
+    assert len(hard) > 700
+    assert {pair.group for pair in hard} == set(GROUPS)
+    assert accepted == []
+    assert len(missed) <= 0.01 * len(hard), missed
+    assert "timeout" not in verdicts
+
+
+def test_a_data_set_says_what_a_logarithm_is_and_how_far_a_rounding_may_be_off(
+    verifier: MathVerifier,
+) -> None:
+    def verdict(gold: str, answer: str, **rules: Any) -> Verdict:
+        asked = replace(problem(gold), rules=AnswerRules(**rules))
+        return verifier.verdicts([Answer(problem=asked, completion=boxed(answer))])[0]
+
+    assert verdict(r"\log 2", r"\log_{10} 2") == "wrong"
+    assert verdict(r"\log 2", r"\log_{10} 2", log_base="10") == "correct"
+    assert verdict(r"\log 2", r"\ln 2", log_base="10") == "wrong"
+    for gold, answer in (
+        ("0.5613", "0.56"),
+        ("1.39e9", r"1.4\times10^9"),
+        (r"2.2 \tau", r"2.21\tau"),
+    ):
+        assert verdict(gold, answer) == "wrong"
+        assert verdict(gold, answer, relative_error=0.01) == "correct"
+        assert verdict(gold, answer, relative_error=0.001) == "wrong"
+    for gold, answer in (("100", "101"), ("7", "7.01"), (r"\frac{1}{3}", "0.333")):
+        assert verdict(gold, answer, relative_error=0.01) == "wrong"  # the reference is exact
+    with pytest.raises(ConfigError, match="log_base must be 'e' or '10', got '2'"):
+        AnswerRules(log_base="2")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="relative_error"):
+        AnswerRules(relative_error=1.0)
 
 
 # Properties ---------------------------------------------------------------------------------------
@@ -308,6 +469,30 @@ def rows(name: str) -> list[dict[str, str]]:
     if not path.exists():
         pytest.skip(f"{name} is not here")
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+@pytest.mark.parametrize(
+    ("name", "broken"),
+    [
+        ("deepmath_1000.jsonl", ["+", "E[X|Y] = E[X]"]),
+        ("minerva.jsonl", []),
+        ("hmmt25_nov.jsonl", [r"\frac{sqrt{7} + 1}{2}"]),
+        ("math.jsonl", []),
+        ("hmmt25_feb.jsonl", []),
+        ("gsm8k.jsonl", []),
+    ],
+)
+def test_references_of_benchmarks_are_read_and_equal_themselves(
+    verifier: MathVerifier, name: str, broken: list[str]
+) -> None:
+    references = [str(row["answer"]) for row in rows(name)]
+    asked = [problem(reference) for reference in references]
+    assert [each.answer for each in verifier.unreadable(asked)] == broken
+    itself = [answer_to(reference, boxed(reference)) for reference in references]
+    assert set(verifier.verdicts(itself)) == {"correct"}
+    decided = [decide(each, "0") for each in references if each not in broken]
+    same = [tuple((pair[0], pair[0]) for pair in d) for d in decided if isinstance(d, tuple)]
+    assert set(verifier._pool.verdicts(same)) <= {"correct"}
 
 
 def test_math_500_reference_solutions_are_right(verifier: MathVerifier) -> None:

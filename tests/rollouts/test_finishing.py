@@ -21,6 +21,7 @@ def finish(tokens: tuple[int, ...], *, stopped: bool = False, **sampling: Any) -
         stopped=stopped,
         sampling=Sampling(**({"max_new_tokens": 30} | sampling)),
         tokenizer=TOKENIZER,
+        ends=[EOS],
     )
 
 
@@ -71,4 +72,11 @@ def test_log_probabilities_of_a_scaled_policy_are_unknown(temperature: float) ->
 
 def test_nan_is_an_error() -> None:
     with pytest.raises(NonFiniteError, match="not finite"):
-        finished((3, 4), (0.0, math.nan), stopped=False, sampling=Sampling(), tokenizer=TOKENIZER)
+        finished(
+            (3, 4),
+            (0.0, math.nan),
+            stopped=False,
+            sampling=Sampling(),
+            tokenizer=TOKENIZER,
+            ends=[],
+        )

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.fakes import EOS, TOKENIZER, ids, tiny_model
+from tests.fakes import TOKENIZER, ids, tiny_model
 from transformers import GenerationConfig
 
 from effopd.errors import NonFiniteError
@@ -25,7 +25,6 @@ SHIPPED = {  # what model cards ship, and what would show if it leaked in
     "min_new_tokens": 2,
     "suppress_tokens": [3, 4, 5],
     "bad_words_ids": [[6]],
-    "eos_token_id": [EOS, 7, 8],
     "max_new_tokens": 3,
     "num_return_sequences": 1,
 }
@@ -107,7 +106,7 @@ class ByteTokenizer:
 @pytest.mark.parametrize("stop", ["é", "日本", "a b", "x"])
 def test_stop_strings_of_many_bytes_are_found_when_their_last_byte_is_there(stop: str) -> None:
     text = ("..." * 20 + stop).encode()
-    finish = FinishRecorder((1, 0), (stop,), ByteTokenizer(), torch.device("cpu"))
+    finish = FinishRecorder((1, 0), (stop,), ByteTokenizer(), [0], torch.device("cpu"))
     done = [finish(torch.tensor([list(text[: n + 1])]), None).item() for n in range(len(text))]
     assert done == [False] * (len(text) - 1) + [True]
     assert finish.lengths_B.tolist() == [len(text)]

@@ -1,11 +1,17 @@
 """From problems to prompt tokens, and refusals."""
 
+from dataclasses import replace
+from datetime import date
+from typing import Any
+
 import pytest
 from tests.fakes import TOKENIZER, WORLD, ids
+from tests.support.chat import CHATML, chat_tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from effopd.demo.world import make_tokenizer
 from effopd.errors import ConfigError
-from effopd.rollouts.prompts import PromptTemplate
+from effopd.rollouts.prompts import PromptTemplate, lend_template_, prompt_remarks
 from effopd.tasks.problem import Problem
 
 PROBLEM = Problem(id="p-1", prompt="3 + 4 =")
@@ -97,6 +103,163 @@ def test_a_chat_template_without_system_messages() -> None:
         PromptTemplate(system=";").encode(tokenizer, PROBLEM)
     assert str(error.value) == (
         "the chat template of the tokenizer refuses prompt p-1: System role not supported"
+    )
+
+
+# Conversations and arguments of templates ---------------------------------------------------------
+
+SPOKEN = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}|{% endfor %}"
+
+
+def shown(template: str, prompt: PromptTemplate, problem: Problem = PROBLEM) -> str:
+    tokenizer = chat_tokenizer(chat=template)
+    return str(tokenizer.decode(prompt.encode(tokenizer, problem)))
+
+
+def test_earlier_turns_come_before_the_question() -> None:
+    problem = Problem(id="p", prompt="r", system="s", turns=(("q", "a"), ("q2", "a2")))
+    assert shown(SPOKEN, PromptTemplate(), problem) == "s:s|u:q|a:a|u:q2|a:a2|u:r|"
+    with pytest.raises(ConfigError, match="conversation of several turns, which bare text has no"):
+        PromptTemplate(chat=False).encode(TOKENIZER, replace(problem, system=""))
+
+
+def test_a_template_that_refuses_turns_names_the_prompt() -> None:
+    template = "{% if messages | length > 1 %}{{ raise_exception('one at a time') }}{% endif %}"
+    with pytest.raises(ConfigError, match="refuses prompt p: one at a time"):
+        shown(template, PromptTemplate(), Problem(id="p", prompt="r", turns=(("q", "a"),)))
+    with pytest.raises(ConfigError, match="the chat template of the tokenizer refuses prompt p-1"):
+        shown("{{ messages[0].content + 1 }}", PromptTemplate())
+
+
+EFFORT = "{{ thinking }}/{{ reasoning_effort }}/{{ enable_thinking }}"
+
+
+def test_arguments_reach_the_template() -> None:
+    given = PromptTemplate(template_kwargs={"thinking": True, "reasoning_effort": "low"})
+    assert shown(EFFORT, given) == "True/low/False"
+    assert given.unread(chat_tokenizer(chat=EFFORT)) == []
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{# thinkng #}thinkng {{ messages[0].thinkng }}",
+        "{% set thinkng = 1 %}{{ thinkng }}{% generation %}x{% endgeneration %}",
+        {"default": "x", "tool_use": "{{ thinkng }}"},
+    ],
+)
+def test_an_argument_that_is_never_read_is_refused(template: Any) -> None:
+    tokenizer = chat_tokenizer(chat=template)
+    tokenizer.name_or_path = "some/model"
+    prompt = PromptTemplate(template_kwargs={"thinkng": True})
+    with pytest.raises(ConfigError) as error:
+        prompt.check_arguments(tokenizer)
+    assert str(error.value) == (
+        "prompt.template_kwargs has 'thinkng', which the chat template of some/model never reads: "
+        "correct the name, or remove it"
+    )
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% if not thinkng is defined %}{% set thinkng = false %}{% endif %}{{ thinkng }}",
+        "{% set thinkng = thinkng | default(false) %}",
+        "{% macro f() %}{{ thinkng }}{% endmacro %}{%- generation -%}{{ f() }}{% endgeneration %}",
+        "{% for m in messages %}{% if thinkng %}{% break %}{% endif %}{% endfor %}",
+    ],
+)
+def test_ways_to_read_an_argument(template: str) -> None:
+    assert not PromptTemplate(template_kwargs={"thinkng": 1}).unread(chat_tokenizer(chat=template))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"add_generation_prompt": False}, "must not hold 'add_generation_prompt', which effopd"),
+        ({"tools": []}, "must not hold 'tools'"),
+        ({"tokenize": False, "messages": []}, "must not hold 'messages'"),
+        ({"strftime_now": "x"}, "must not hold 'strftime_now'"),
+        ({"enable_thinking": True}, r"a setting of its own: set prompt\.enable_thinking"),
+    ],
+)
+def test_reserved_arguments_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        PromptTemplate(template_kwargs=given)
+
+
+def test_bare_text_has_no_arguments() -> None:
+    with pytest.raises(ConfigError, match="template_kwargs needs chat = true"):
+        PromptTemplate(chat=False, template_kwargs={"thinking": True})
+
+
+def test_the_date_in_a_template_is_the_one_that_was_set() -> None:
+    template = "{{ strftime_now('%d %b %Y %H:%M') }}"
+    assert shown(template, PromptTemplate(date="2024-07-26")) == "26 Jul 2024 00:00"
+    before = date.today()
+    written = shown(template, PromptTemplate())
+    inside = (
+        "\n  {% macro f(x) %}{{ strftime_now(x) }}{% endmacro %}"
+        "{% if strftime_now is defined %}{% for m in messages %}\n"
+        "{{ f('%-d.%-m.%y 100%%') }}{{ m.content }}{% endfor %}{% endif %}"
+    )
+    assert shown(inside, PromptTemplate(date="2024-07-06")) == "\n6.7.24 100%3 + 4 ="
+    assert written in {day.strftime("%d %b %Y 00:00") for day in (before, date.today())}
+    with pytest.raises(ConfigError, match="date must be a day such as \"2026-01-31\", got 'today'"):
+        PromptTemplate(date="today")
+
+
+def test_a_teacher_without_a_template_is_lent_the_students() -> None:
+    student, teacher = chat_tokenizer(), chat_tokenizer(chat=None)
+    assert lend_template_(student, teacher)
+    assert teacher.chat_template == student.chat_template
+    own = chat_tokenizer(chat=SPOKEN)
+    assert not lend_template_(student, own)
+    assert own.chat_template == SPOKEN
+    assert not lend_template_(chat_tokenizer(chat=None), chat_tokenizer(chat=None))
+
+
+# What would go wrong ------------------------------------------------------------------------------
+
+
+def remarks(tokenizer: Any, cap: int = 10, positions: int | None = None, **settings: Any) -> Any:
+    problems = [PROBLEM, Problem(id="long", prompt="x" * 50)]
+    found = prompt_remarks(
+        PromptTemplate(**settings), tokenizer, problems, ends=(2,), cap=cap, positions=positions
+    )
+    return list(found)
+
+
+def test_nothing_is_said_of_sound_prompts() -> None:
+    assert remarks(chat_tokenizer(), positions=512) == []
+    assert remarks(chat_tokenizer(), chat=False) == []
+
+
+def test_a_prompt_that_ends_with_an_end_token_is_told() -> None:
+    deaf = chat_tokenizer(chat=CHATML.partition("{% if add")[0])
+    (found,) = remarks(deaf)
+    assert found == (
+        "prompts end with '<|im_end|>', at which answers end; the chat template pays no heed to "
+        "add_generation_prompt: mend it"
+    )
+    adding = chat_tokenizer()
+    adding._tokenizer.post_processor = TemplateProcessing(
+        single="$A <|im_end|>", special_tokens=[("<|im_end|>", 2)]
+    )
+    (found,) = remarks(adding, chat=False)
+    assert "the tokenizer adds it: set add_eos_token = false" in found
+    assert remarks(adding) == []
+
+
+def test_texts_longer_than_the_model_is_made_for_are_told() -> None:
+    tokenizer = chat_tokenizer()
+    longest = len(PromptTemplate().encode(tokenizer, Problem(id="long", prompt="x" * 50)))
+    assert remarks(tokenizer, cap=10, positions=longest + 10) == []
+    (found,) = remarks(tokenizer, cap=11, positions=longest + 10)
+    assert found == (
+        f"a prompt of {longest} tokens and an answer of 11 (sampling.max_new_tokens) take more "
+        f"than the {longest + 10} positions that the model is made for: lower "
+        "sampling.max_new_tokens or prompt.max_tokens"
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.fakes import TOKENIZER, ids, tiny_model
+from tests.fakes import EOS, TOKENIZER, ids, tiny_model
 from tests.support.fake_server import FAULTS, FakeServer, serving, settings_of
 
 from effopd.errors import ConfigError, ServerError
@@ -32,7 +32,9 @@ def server(request: pytest.FixtureRequest) -> Iterator[FakeServer]:
 
 def engine_of(server: FakeServer, *, size: int = SIZE, **changes: Any) -> ServerEngine:
     settings = settings_of(server, **changes)
-    return ServerEngine(Client(settings), api_of(settings), TOKENIZER, vocabulary_size=size)
+    return ServerEngine(
+        Client(settings), api_of(settings), TOKENIZER, vocabulary_size=size, ends=(EOS,)
+    )
 
 
 def reload_of(server: FakeServer, student: Any, directory: Path, **changes: Any) -> WeightReload:

@@ -81,10 +81,10 @@ def test_tokens_beyond_the_vocabulary_are_refused() -> None:
 
 def test_what_vllm_is_asked() -> None:
     sampling = Sampling(temperature=0.5, top_p=0.9, top_k=7, max_new_tokens=9, stop=("#",))
-    assert sampling_arguments(2**62, sampling) == {
+    assert sampling_arguments(2**62, sampling, [2, 7]) == {
         "seed": 2**62, "max_tokens": 9, "temperature": 0.5, "top_p": 0.9, "top_k": 7,
         "stop": ["#"], "include_stop_str_in_output": True, "skip_special_tokens": False,
-        "logprobs": 0,
+        "logprobs": 0, "stop_token_ids": [2, 7],
     }  # fmt: skip
 
 

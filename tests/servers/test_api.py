@@ -23,6 +23,7 @@ WRITING = Writing(
     top_p=0.9,
     top_k=7,
     stop=("#",),
+    stop_token_ids=(2, 7),
 )
 
 
@@ -42,6 +43,7 @@ def test_what_vllm_is_asked_to_write() -> None:
     assert call.payload == {
         "model": "qwen", "prompt": [5, 6], "seed": 2**62 + 3, "max_tokens": 9, "temperature": 0.5,
         "top_p": 0.9, "top_k": 7, "stop": ["#"], "include_stop_str_in_output": True,
+        "stop_token_ids": [2, 7],
         "skip_special_tokens": False, "logprobs": 0, "return_token_ids": True, "min_p": 0.0,
         "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
     }  # fmt: skip
@@ -150,7 +152,7 @@ def test_what_sglang_is_asked_to_write() -> None:
         "sampling_params": {
             "sampling_seed": 3, "max_new_tokens": 9, "temperature": 0.5, "top_p": 0.9, "top_k": 7,
             "min_p": 0.0, "repetition_penalty": 1.0, "frequency_penalty": 0.0,
-            "presence_penalty": 0.0, "stop": ["#"], "no_stop_trim": True,
+            "presence_penalty": 0.0, "stop": ["#"], "stop_token_ids": [2, 7], "no_stop_trim": True,
             "skip_special_tokens": False,
         },
     }  # fmt: skip

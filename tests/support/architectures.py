@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from effopd.cli.stand_in import ROWS, byte_tokenizer
 
@@ -21,6 +21,64 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """`model_type` -> what it needs besides the common sizes."""
+
+
+VISION: dict[str, dict[str, Any]] = {
+    "qwen2_5_vl": {
+        "text_config": {
+            "rope_parameters": {
+                "rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4,
+            },
+        },
+        "vision_config": {
+            "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2,
+            "out_hidden_size": 16, "fullatt_block_indexes": [0],
+        },
+    },
+    "qwen3_vl": {
+        "text_config": {
+            "rope_parameters": {
+                "rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4,
+            },
+        },
+        "vision_config": {
+            "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2,
+            "out_hidden_size": 16, "deepstack_visual_indexes": [0],
+        },
+    },
+    "mistral3": {
+        "text_config": {"model_type": "mistral"},
+        "vision_config": {
+            "model_type": "pixtral", "hidden_size": 16, "intermediate_size": 16,
+            "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8,
+        },
+    },
+    "gemma3": {
+        "vision_config": {
+            "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+        },
+    },
+}  # fmt: skip
+"""`model_type` with a tower for images -> what it needs besides the common sizes."""
+
+
+def save_vision(directory: Path, kind: str, *, seed: int = 0, rows: int = ROWS) -> Path:
+    """Saves an untrained model of `VISION` with the tokenizer; returns `directory`."""
+    common = {
+        "vocab_size": rows, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 256,
+        "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.25,
+        "head_dim": 8,
+    }  # fmt: skip
+    own = VISION[kind]
+    text = {**common, **own.get("text_config", {})}
+    config = AutoConfig.for_model(kind, text_config=text, vision_config=own["vision_config"])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        AutoModelForImageTextToText.from_config(config).save_pretrained(directory)
+    byte_tokenizer().save_pretrained(directory)
+    return directory
 
 
 def make(kind: str, *, seed: int = 0, rows: int = ROWS, **sizes: Any) -> Any:

@@ -27,7 +27,9 @@ FAULTS = (
     "wrong count", "wrong tokens", "wrong vocabulary", "nan", "null", "restart",
 )  # fmt: skip
 """Those after which another try brings a good answer."""
-STALL_S = 1.0
+TRICKLE_S = 0.05
+PATIENCE_S = 2.0
+"""Of a client whose server stalls: a hundred times what a good answer takes."""
 AWAY_S = 0.15
 
 Json = Any
@@ -167,7 +169,7 @@ class FakeServer:
             eos = self.tokenizer.eos_token_id
             choice |= {"prompt_logprobs": [None, *places], "token_ids": [eos]}
         else:
-            keys = ("temperature", "top_p", "top_k", "stop")
+            keys = ("temperature", "top_p", "top_k", "stop", "stop_token_ids")
             settings = {key: asked[key] for key in keys}
             written = self._write(ids, asked["seed"], asked["max_tokens"], settings)
             choice |= {
@@ -186,7 +188,9 @@ class FakeServer:
             meta["input_token_logprobs"] = [[v, i, None] for v, i in zip(scores, ids, strict=True)]
             meta["output_token_logprobs"] = [[0.0, 0, None]]
         else:
-            settings = {key: parameters[key] for key in ("temperature", "top_p", "stop")}
+            settings = {
+                key: parameters[key] for key in ("temperature", "top_p", "stop", "stop_token_ids")
+            }
             settings["top_k"] = max(0, parameters["top_k"])
             most, seed = parameters["max_new_tokens"], parameters["sampling_seed"]
             written = self._write(ids, seed, most, settings)
@@ -205,8 +209,10 @@ class FakeServer:
 
     def _write(self, ids: Sequence[int], seed: int, most: int, settings: dict[str, Any]) -> Any:
         request = Request(prompt_ids=tuple(ids), seed=seed)
+        ends = settings.pop("stop_token_ids")
         sampling = Sampling(max_new_tokens=most, **settings)
         with self._computing:
+            self.model.generation_config.eos_token_id = ends
             written = HFEngine(self.model, self.tokenizer).generate([request], sampling)[0]
         return replace(
             written, log_probs=tuple(value - self.shift_nats for value in written.log_probs)
@@ -236,14 +242,14 @@ def serving(model: Any, tokenizer: Any, **settings: Any) -> Iterator[FakeServer]
 
 def patience_s(fault: str) -> float:
     """Seconds a request may take, so that a fault is noticed; many where none is needed."""
-    return 0.5 if fault in {"stall", "slow body"} else 20.0
+    return PATIENCE_S if fault in {"stall", "slow body"} else 600.0
 
 
 def settings_of(server: FakeServer, **changes: Any) -> ServerSettings:
     """Settings of a client that waits little between tries."""
     plain = {
-        "url": server.url, "model": server.name, "flavor": server.flavor, "request_s": 20.0,
-        "step_s": 100.0, "backoff_s": 0.02, "concurrency": 4, "tolerance_nats": 1e-3,
+        "url": server.url, "model": server.name, "flavor": server.flavor, "request_s": 600.0,
+        "step_s": 1800.0, "backoff_s": 0.02, "concurrency": 4, "tolerance_nats": 1e-3,
     }  # fmt: skip
     return ServerSettings(**(plain | changes))
 
@@ -304,7 +310,7 @@ def _handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
             elif fault == "redirect":
                 self._send(307, b"", location="http://example.org/v1/completions")
             elif fault == "stall":
-                time.sleep(STALL_S)
+                self.rfile.read(1)  # until the client has gone
             elif fault == "endless":
                 self._send(200, b"[" + b"1," * 2**20 + b"1]")
             elif fault == "deep":
@@ -321,8 +327,9 @@ def _handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
             elif fault == "slow body":
                 self._send(200, body[:10], length=len(body))
                 for byte in body[10:50]:
-                    time.sleep(STALL_S / 20)
+                    time.sleep(TRICKLE_S)
                     self.wfile.write(bytes([byte]))
+                self.rfile.read(1)  # until the client has gone
             else:
                 self._send(200, body)
 

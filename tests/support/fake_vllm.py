@@ -70,6 +70,7 @@ class FakeLLM:
             **{key: asked[key] for key in ("temperature", "top_p", "top_k")},
         )
         request = Request(prompt_ids=tuple(ids), seed=asked["seed"])
+        self.model.generation_config.eos_token_id = asked["stop_token_ids"]
         written = HFEngine(self.model, self.tokenizer).generate([request], sampling)[0]
         pairs = zip(written.token_ids, written.log_probs, strict=True)
         one = SimpleNamespace(

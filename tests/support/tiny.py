@@ -143,7 +143,7 @@ def outcome(run: Path) -> Outcome:
     dropped = {"elapsed_s", "offsets"}
     counters = {k: v for k, v in state["progress"].items() if k not in dropped}
     return Outcome(
-        files={path.name: sha256(path) for path in sorted(last.glob("*.safetensors"))},
+        files={path.name: sha256(path) for path in sorted(last.rglob("*.safetensors"))},
         counters=counters | {"search": {**state.get("search", {})}},
         metrics=(run / "metrics.jsonl").read_bytes(),
         evals=(run / "evals.jsonl").read_bytes(),

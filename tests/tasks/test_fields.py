@@ -82,15 +82,82 @@ def message(role: Any, content: Any) -> dict[str, Any]:
 
 def test_conversations() -> None:
     user, system = message("user", "q"), message("system", "s")
-    assert conversation_at({"f": "q"}, "f") == Conversation("", "q")
-    assert conversation_at({"f": [user]}, "f") == Conversation("", "q")
-    assert conversation_at({"f": [system, user]}, "f") == Conversation("s", "q")
+    assert conversation_at({"f": "q"}, "f") == Conversation("", (), "q")
+    assert conversation_at({"f": [user]}, "f") == Conversation("", (), "q")
+    assert conversation_at({"f": [system, user]}, "f") == Conversation("s", (), "q")
+
+
+FIRST, ANSWER, SECOND = (
+    {"role": "user", "content": "1 + 1?"},
+    {"role": "assistant", "content": "2"},
+    {"role": "user", "content": "and 3?"},
+)
+
+
+def test_earlier_turns_stay_and_an_answer_at_the_end_does_not() -> None:
+    turns = (("1 + 1?", "2"),)
+    several = conversation_at({"f": [FIRST, ANSWER, SECOND]}, "f")
+    assert several == Conversation("", turns, "and 3?")
+    assert several.asked == "1 + 1?\nand 3?"
+    trained = conversation_at({"f": [message("system", "s"), FIRST, ANSWER, SECOND, ANSWER]}, "f")
+    assert trained == Conversation("s", turns, "and 3?", answered=True)
+    assert conversation_at({"f": [FIRST, ANSWER]}, "f") == Conversation("", (), "1 + 1?", True)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        {"from": "human", "value": "q"},
+        {"role": "user", "content": [{"type": "text", "text": "q"}]},
+        {"role": "user", "content": [{"type": "text", "text": "q", "image": None}]},
+        {"role": "user", "content": "q", "name": None, "tool_calls": None, "from": None},
+        {"role": None, "content": None, "from": "user", "value": "q"},
+    ],
+    ids=repr,
+)
+def test_forms_of_messages(first: dict[str, Any]) -> None:
+    assert conversation_at({"f": [first]}, "f") == Conversation("", (), "q")
+
+
+def test_conversations_of_sharegpt() -> None:
+    said = [("system", "s"), ("human", "q"), ("gpt", "a"), ("human", "r"), ("gpt", "b")]
+    value = [{"from": who, "value": text} for who, text in said]
+    assert conversation_at({"f": value}, "f") == Conversation("s", (("q", "a"),), "r", True)
+
+
+def test_the_usual_field_of_messages_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"has 'messages', 'id'; set prompt_field = 'messages'"):
+        conversation_at({"messages": [FIRST], "id": 1}, "question")
+
+
+def test_parts_are_joined_and_an_empty_system_message_is_none() -> None:
+    parts = [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]
+    value = [message("system", ""), message("user", parts)]
+    assert conversation_at({"f": value}, "f") == Conversation("", (), "a b")
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ([message("user", [{"type": "image_url", "image_url": {}}])], "a part of type 'image_url'"),
+        ([message("user", [{"type": "image"}, {"type": "text", "text": "q"}])], "type 'image'"),
+        ([message("tool", "a")], "a message of 'tool'; read are those of system, developer, user"),
+        ([message("user", "q"), {"role": "assistant", "tool_calls": [{}]}], "calls a tool"),
+        ([ANSWER, FIRST], r"got the roles \['assistant', 'user'\]"),
+        ([message("user", 1), message("assistant", None), message("user", "q")], "got None"),
+    ],
+    ids=repr,
+)
+def test_what_is_no_conversation_is_named(value: Any, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        conversation_at({"f": value}, "f")
 
 
 NO_CONVERSATION = [
     [],
     [message("system", "s")],
-    [message("user", "q"), message("assistant", "a")],
+    [message("assistant", "a")],
+    [message("user", "q"), message("assistant", "a"), message("assistant", "b")],
     [message("user", "q"), message("user", "q")],
     [message("user", "q"), message("system", "s")],
     [message("user", None)],

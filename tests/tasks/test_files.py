@@ -89,7 +89,23 @@ def test_without_answers(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"train_path": path, "test_size": 1, "verifier": "none"}
     task = JsonlTask(**settings, answer_field="").load()
     assert [p.answer for p in (*task.train, *task.test)] == ["", ""]
-    assert "no field 'answer'" in refusal(JsonlTask(**settings))
+    assert JsonlTask(**settings).load().train[0].answer == ""
+    message = refusal(JsonlTask(**(settings | {"verifier": "math"})))
+    assert "no field 'answer'" in message
+    assert 'or set verifier = "none" to train without any' in message
+
+
+def test_conversations(tmp_path: Path) -> None:
+    said = [("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b")]
+    messages = [{"role": role, "content": text} for role, text in said]
+    path = write(tmp_path / "x.jsonl", {"question": messages}, {"question": messages[:3]})
+    task = JsonlTask(train_path=path, test_size=1, verifier="none", template="<{question}>").load()
+    for problem in (*task.train, *task.test):
+        assert (problem.turns, problem.prompt) == ((("q", "a"),), "<r>")
+    (counts,) = task.counts
+    assert str(counts) == (
+        f"{path}: 2 of 2 rows kept; answers left out at the end of 1 conversations"
+    )
 
 
 def test_teachers_and_levels(tmp_path: Path) -> None:

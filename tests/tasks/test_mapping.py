@@ -174,7 +174,11 @@ UNFIT = [
     ({"answer": "a"}, "no readable question", "no field 'question'; the row has 'answer'"),
     ({"question": "", "answer": "a"}, "no readable question", "field 'question' is empty"),
     ({"question": "\ud83d", "answer": "a"}, "no readable question", "half a surrogate pair"),
-    ({"question": ["q"], "answer": "a"}, "no readable question", "one message of the user"),
+    (
+        {"question": ["q"], "answer": "a"},
+        "no readable question",
+        "must hold messages with role and content, got 'q'",
+    ),
     ({"question": "q"}, "no readable reference answer", "no field 'answer'"),
     ({"question": "q", "answer": None}, "no readable reference answer", "got None"),
     ({"question": "q", "answer": float("inf")}, "no readable reference answer", "finite"),

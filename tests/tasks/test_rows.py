@@ -85,6 +85,28 @@ def test_damaged_lines_are_named(tmp_path: Path, line: bytes, message: str) -> N
     assert refusal(jsonl(tmp_path / "x.jsonl", "{}", line, "{}")).startswith(message)
 
 
+def test_byte_order_marks_are_read_over(tmp_path: Path) -> None:
+    mark = "\ufeff".encode()
+    second = mark + b'{"' + mark + b'a": "2"}'
+    path = jsonl(tmp_path / "x.jsonl", mark + b'{"a": 1}', second)
+    assert [row.values for row in jsonl_rows(path)] == [{"a": 1}, {"a": "2"}]
+    assert not list(jsonl_rows(jsonl(tmp_path / "y.jsonl", mark, b"")))
+
+
+def test_a_mark_before_the_first_column_of_parquet_is_read_over(tmp_path: Path) -> None:
+    path = table(tmp_path / "x.parquet", {"\ufeffq": ["1"], "b": [2]})
+    assert [row.values for row in parquet_rows(path, ["q"])] == [{"q": "1", "b": 2}]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
+def test_other_encodings_of_unicode_are_named(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "x.jsonl").write_bytes('{"a": 1}\n{"a": 2}\n'.encode(encoding))
+    assert refusal(tmp_path / "x.jsonl") == (
+        "FILE line 1 is not UTF-8: the file is in UTF-16 or UTF-32, save it as UTF-8, for example "
+        "with iconv -f UTF-16 -t UTF-8"
+    )
+
+
 def test_rows_before_a_damaged_line_are_read(tmp_path: Path) -> None:
     found = jsonl_rows(jsonl(tmp_path / "x.jsonl", '{"a": 1}', "{"))
     assert next(found).values == {"a": 1}

@@ -2,7 +2,7 @@
 
 import random
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from effopd.rollouts.seeds import derive_seed
@@ -26,7 +26,6 @@ def twin(count: int, seed: int, step: int, per_step: int) -> list[str]:
     return stream[(step - 1) * per_step : step * per_step]
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     count=st.integers(1, 12),
     seed=st.integers(0, 3),
@@ -50,7 +49,6 @@ def test_every_epoch_holds_every_problem_once_in_an_order_of_its_own() -> None:
 # Mini-batches -------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=100)
 @given(count=st.integers(1, 40), updates=st.integers(1, 12), step=st.integers(1, 3))
 def test_mini_batches_are_a_partition_of_nearly_equal_size(
     count: int, updates: int, step: int

@@ -150,7 +150,7 @@ def test_a_skipped_update_leaves_no_trace_in_the_optimizer(models: Path, tmp_pat
     settings = {"method": "opd", "train.steps": 3, "checkpoint.every": 1, "checkpoint.keep": 9}
     train_with(models, tmp_path, bad_third, settings)
     second, third = (tmp_path / "checkpoints" / f"step-0000{n}" for n in (2, 3))
-    for name in ("model.safetensors", "optimizer.safetensors"):
+    for name in ("model.safetensors", "trainer/optimizer.safetensors"):
         assert (second / name).read_bytes() == (third / name).read_bytes()
 
 

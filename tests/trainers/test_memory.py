@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.fakes import TOKENIZER, tiny_model, tiny_policy
 from tests.support.learning import batch, rollouts
-from tests.support.tiny import Raw, outcome, tiny_config, train_tiny, write_models
+from tests.support.tiny import Raw, metrics_of, outcome, tiny_config, train_tiny, write_models
 from torch import Tensor
 
 from effopd.core.extrapolator import Search
@@ -179,3 +179,22 @@ def test_small_passes_give_the_same_up_to_rounding(models: Path, tmp_path: Path)
     rows = [(tmp_path / name / "rollouts.jsonl").read_text() for name in runs]
     tokens = [re.findall(r'"tokens":\[[^\]]*\]', text) for text in rows]
     assert tokens[0] == tokens[1] != []
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"student.dtype": "float16", "memory.master_weights": True},
+        {"student.dtype": "float16", "student.lora": {"r": 2, "alpha": 4.0}},
+        {"teacher.dtype": "float16", "objective.type": "full_kl"},
+    ],
+    ids=["masters", "adapters", "teacher"],
+)
+def test_float16_trains_where_none_of_its_weights_moves_itself(
+    models: Path, tmp_path: Path, settings: Raw
+) -> None:
+    common: Raw = {"train.steps": 3, "method": "opd", "evaluation.problems": 0}
+    assert train_tiny(tiny_config(models, common | settings), tmp_path)[0]
+    rows = metrics_of(tmp_path)
+    assert [row["skipped"] for row in rows] == [None] * 3
+    assert all(row["loss"] is not None for row in rows)

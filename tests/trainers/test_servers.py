@@ -112,7 +112,7 @@ def test_a_resumed_run_recognises_its_teacher(
     train_tiny(served(models, server), tmp_path / "whole")
     assert train_tiny(config, run, stop_after=2)[0] is False
     last = list_checkpoints(run / "checkpoints")[0]
-    assert list(load_file(last / "learner.safetensors")) == ["served_teacher."]
+    assert list(load_file(last / "trainer" / "learner.safetensors")) == ["served_teacher."]
     teacher, student = server.model, ModelSettings(path=str(models / "student"))
     server.model = load_model(student)
     with pytest.raises(ServerError, match="differently when the run was started"):

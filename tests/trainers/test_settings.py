@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from effopd.errors import ConfigError
@@ -22,7 +22,6 @@ def test_linear_decay_and_warm_up() -> None:
     assert [optimizer.lr_at(step, 4) for step in (1, 2, 3, 4)] == [0.5, 0.75, 0.5, 0.25]
 
 
-@settings(deadline=None, max_examples=60)
 @given(step=st.integers(1, 50), longer=st.integers(1, 50), warmup=st.integers(0, 60))
 def test_without_decay_the_rate_does_not_depend_on_the_number_of_steps(
     step: int, longer: int, warmup: int

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests.support.tiny import WORLD, write_models
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
@@ -160,7 +161,7 @@ def test_a_state_without_critic_or_average_names_the_missing_file(
 ) -> None:
     live = Live(POLICIES["plain"](tmp_path / "a"), seed=0, others=True)
     directory = live.save(tmp_path / "checkpoint")
-    (directory / f"{name}.safetensors").unlink()
+    (directory / "trainer" / f"{name}.safetensors").unlink()
     with pytest.raises(CheckpointError, match=f"{name}.safetensors cannot be read"):
         live.load(directory)
 
@@ -214,7 +215,8 @@ def test_transformers_reads_the_checkpoint_and_gives_the_same_logits(
 
 
 def test_nothing_is_pickled(tmp_path: Path) -> None:
-    files = list(Live(POLICIES["plain"](tmp_path / "a"), seed=0).save(tmp_path / "c").iterdir())
+    saved = Live(POLICIES["plain"](tmp_path / "a"), seed=0).save(tmp_path / "c")
+    files = [path for path in saved.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".jinja", ".txt"}
     assert {"model.safetensors", "optimizer.safetensors", "anchor.safetensors"} < {
         path.name for path in files
@@ -283,7 +285,7 @@ def test_a_state_that_is_no_state_is_refused(tmp_path: Path, content: str) -> No
         live.load(directory)
 
 
-@pytest.mark.parametrize("name", ["trainer_state.json", "optimizer.safetensors"])
+@pytest.mark.parametrize("name", ["trainer_state.json", "trainer/optimizer.safetensors"])
 def test_a_missing_part_is_named(tmp_path: Path, name: str) -> None:
     live = Live(POLICIES["plain"](tmp_path / "a"), seed=0)
     directory = live.save(tmp_path / "checkpoint")
@@ -318,3 +320,81 @@ def test_an_optimizer_of_another_model_is_refused(tmp_path: Path) -> None:
     new.optimizer = torch.optim.AdamW(kept)
     with pytest.raises(CheckpointError, match=r"does not fit the model: lm_head.weight/exp_avg"):
         new.load(directory)
+
+
+# Servers and older versions -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_server_finds_the_model_and_nothing_else(tmp_path: Path, dtype: str) -> None:
+    """Servers load every safetensors file of a directory without an index."""
+    live = Live(student_of(write_models(tmp_path / "a"), dtype), seed=0, others=True)
+    directory = live.save(tmp_path / "checkpoint")
+    assert [path.name for path in directory.glob("*.safetensors")] == ["model.safetensors"]
+    found = load_file(directory / "model.safetensors")
+    assert found.keys() == load_file(tmp_path / "a" / "student" / "model.safetensors").keys()
+    parts = {path.stem for path in (directory / "trainer").iterdir()}
+    assert parts == {"optimizer", "anchor", "learner", "average", "monitor"}
+    assert found["lm_head.weight"].dtype == getattr(torch, dtype)
+    loaded = load_model(ModelSettings(path=str(directory)))
+    assert torch.equal(loaded.lm_head.weight, found["lm_head.weight"].float())
+
+
+def test_files_of_the_student_are_its_own(tmp_path: Path) -> None:
+    """Byte for byte, as those that transformers writes have names that its past does not know."""
+    student = write_models(tmp_path / "a") / "student"
+    config = json.loads((student / "config.json").read_text())
+    rope = config.pop("rope_parameters")
+    config |= {"rope_theta": rope["rope_theta"], "torch_dtype": config.pop("dtype")}
+    (student / "config.json").write_text(json.dumps(config))
+    ends = json.dumps({"eos_token_id": [2, 5], "top_p": 0.9})
+    (student / "generation_config.json").write_text(ends)
+    own = json.loads((student / "tokenizer_config.json").read_text())
+    own |= {"tokenizer_class": "PreTrainedTokenizerFast", "a_field_of_its_own": 3}
+    (student / "tokenizer_config.json").write_text(json.dumps(own))
+    (student / "chat_template.jinja").write_text("{{ messages[0]['content'] }} of its own")
+    (student / "additional_chat_templates").mkdir()
+    (student / "additional_chat_templates" / "tools.jinja").write_text("tools")
+
+    live = Live(student_of(tmp_path / "a", "bfloat16"), seed=0)
+    directory = live.save(tmp_path / "checkpoint")
+    for path in sorted(student.rglob("*")):
+        if path.is_file() and path.name not in {"model.safetensors", "config.json"}:
+            copied = directory / path.relative_to(student)
+            assert copied.read_bytes() == path.read_bytes(), path.name
+    written = json.loads((directory / "config.json").read_text())
+    assert written == config | {"torch_dtype": "bfloat16"}
+    again = load_model(ModelSettings(path=str(directory), dtype="bfloat16"))
+    expected = live.policy.model.state_dict()
+    assert same({n: t.clone() for n, t in again.state_dict().items()}, dict(expected))
+    assert load_tokenizer(ModelSettings(path=str(directory))).get_vocab()
+
+
+def test_a_config_that_no_longer_describes_the_model_is_not_copied(tmp_path: Path) -> None:
+    write_models(tmp_path / "a")
+    live = Live(student_of(tmp_path / "a"), seed=0)
+    path = tmp_path / "a" / "student" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
+    written = json.loads((live.save(tmp_path / "checkpoint") / "config.json").read_text())
+    assert written["rms_norm_eps"] == config["rms_norm_eps"]
+
+
+def test_a_tokenizer_made_in_memory_is_written(tmp_path: Path) -> None:
+    directory = Live(mixture_of_experts(), seed=0).save(tmp_path / "checkpoint")
+    tokenizer = load_tokenizer(ModelSettings(path=str(directory)))
+    assert tokenizer.get_vocab() == make_tokenizer(WORLD).get_vocab()
+
+
+def test_the_layout_of_version_2_is_read(tmp_path: Path) -> None:
+    """All files lay in one directory."""
+    old, new = (
+        Live(POLICIES["plain"](tmp_path / name), seed=seed, others=True)
+        for seed, name in enumerate("ab")
+    )
+    directory = edited(old.save(tmp_path / "checkpoint"), lambda state: state.update(version=2))
+    for path in (directory / "trainer").iterdir():
+        path.rename(directory / path.name)
+    (directory / "trainer").rmdir()
+    assert new.load(directory) == PROGRESS
+    assert same(old.tensors(), new.tensors())

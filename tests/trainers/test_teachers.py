@@ -5,11 +5,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.fakes import tiny_policy
+from tests.reference.kl_twin import reverse_kl
+from tests.support.chat import SIZE, chat_model, chat_tokenizer
 from tests.support.learning import moved
 
-from effopd.errors import CheckpointError, ConfigError
-from effopd.models.policy import Policy
-from effopd.trainers.teachers import SelfTeacher, StudentAverage, frozen, frozen_copy
+from effopd.errors import CheckpointError, ConfigError, ParameterMismatchError
+from effopd.evaluation.scoring import completion_reverse_kl
+from effopd.models.policy import Policy, Sample
+from effopd.rollouts.engine import Request, Sampling
+from effopd.rollouts.hf import HFEngine
+from effopd.trainers.teachers import (
+    SelfTeacher,
+    StudentAverage,
+    align_vocabularies,
+    frozen,
+    frozen_copy,
+)
 
 
 def weights(policy: Policy) -> dict[str, torch.Tensor]:
@@ -98,6 +109,66 @@ def test_an_average_of_another_model_is_refused_by_name() -> None:
 def test_impossible_decays_are_refused(decay: float) -> None:
     with pytest.raises(ConfigError, match=r"decay must be in \[0, 1\)"):
         SelfTeacher(decay=decay)
+
+
+# Vocabularies -------------------------------------------------------------------------------------
+
+
+def chat_policy(*more: str, rows: int, seed: int = 0) -> Policy:
+    return Policy(chat_model(rows, seed=seed), chat_tokenizer(*more))
+
+
+def test_student_and_teachers_are_compared_on_the_tokens_that_all_share() -> None:
+    student = chat_policy("<pad>", rows=260)
+    teachers = {"a": chat_policy("<pad>", "<think>", rows=320), "b": chat_policy(rows=300)}
+    remarks = align_vocabularies(student, teachers | {"c": frozen_copy(student)})
+    assert [policy.vocabulary_size for policy in (student, *teachers.values())] == [SIZE] * 3
+    assert [remark.partition(":")[0] for remark in remarks] == [
+        "only the student has none, only a has '<think>' (260)",
+        "only the student has '<pad>' (259), only b has none",
+    ]
+
+
+def test_padding_rows_are_trimmed_to_the_fewer() -> None:
+    student, teacher = chat_policy(rows=300), chat_policy(rows=280)
+    assert align_vocabularies(student, {"the teacher": teacher}) == []
+    assert student.vocabulary_size == teacher.vocabulary_size == 280
+
+
+def test_a_head_without_rows_for_its_own_tokens_is_refused() -> None:
+    student, teacher = chat_policy("<a>", "<b>", rows=260), chat_policy("<a>", rows=320)
+    with pytest.raises(
+        ParameterMismatchError, match="lm_head of the student has 260 rows, its tok"
+    ):
+        align_vocabularies(student, {"the teacher": teacher})
+
+
+def test_a_token_that_is_not_shared_is_not_written_and_not_scored() -> None:
+    student, teacher = chat_policy("<pad>", rows=260), chat_policy(rows=320, seed=1)
+    with torch.no_grad():
+        student.model.lm_head.weight[259] = 50 * student.model.lm_head.weight[100]
+    requests = [Request(prompt_ids=(5, 6), seed=i) for i in range(8)]
+
+    def written() -> set[int]:
+        size = student.vocabulary_size
+        engine = HFEngine(student.model, student.tokenizer, vocabulary_size=size)
+        found = engine.generate(requests, Sampling(max_new_tokens=20))
+        return {token for completion in found for token in completion.token_ids}
+
+    assert 259 in written()
+    align_vocabularies(student, {"the teacher": teacher})
+    assert max(written()) < SIZE
+    for policy in (student, teacher):
+        with pytest.raises(ParameterMismatchError, match="token 259, which is not among the 259"):
+            policy.states([Sample(prompt_ids=(5, 259), completion_ids=(6,))])
+
+
+def test_the_divergence_is_that_of_the_distributions_over_shared_tokens() -> None:
+    student, teacher = chat_policy("<pad>", rows=264), chat_policy(rows=320, seed=1)
+    align_vocabularies(student, {"the teacher": teacher})
+    sample = Sample(prompt_ids=(5, 6), completion_ids=(7, 8, 2))
+    (found,) = completion_reverse_kl(student, teacher, [sample])
+    assert found == pytest.approx(reverse_kl(student.model, teacher.model, sample, SIZE), abs=1e-5)
 
 
 def test_a_frozen_policy_learns_nothing_and_a_copy_leaves_the_original_alone() -> None:

@@ -40,7 +40,6 @@ def resolved(*overrides: str, **variables: str) -> dict[str, Any]:
         env={**os.environ, "PYTHON": sys.executable, "HYDRA_FULL_ERROR": "1", **variables},
         capture_output=True,
         text=True,
-        timeout=250,
         check=False,
     )
     assert finished.returncode == 0, finished.stderr

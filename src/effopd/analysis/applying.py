@@ -13,6 +13,7 @@ from effopd.analysis.interventions import Changed
 from effopd.analysis.modules import norm, part, tensor_places
 from effopd.errors import ParameterMismatchError
 from effopd.models.layout import Place
+from effopd.models.names import counterparts, extra
 from effopd.models.streaming import write_model
 from effopd.models.updates import Update
 
@@ -80,7 +81,7 @@ def write_intervened(directory: Path, source: Path, changed: Changed) -> Footpri
     Args:
         directory: To be made; an existing one is replaced once the new one is complete.
         source: The base's directory; its config and tokenizer are copied.
-        changed: What `Intervention.apply` gave, of the tensors in `source`.
+        changed: What `Intervention.apply` gave, of tensors in `source`; others are the base's.
 
     Returns:
         What was changed.
@@ -88,6 +89,8 @@ def write_intervened(directory: Path, source: Path, changed: Changed) -> Footpri
     footprint, modules = Footprint(), tensor_places(changed.update)
 
     def write(name: str, base: Tensor) -> Tensor:
+        if name not in changed.shapes:
+            return base
         found = changed.read(name)
         footprint.add(changed.update, name, found, modules.get(name, []))
         return found
@@ -101,27 +104,32 @@ def _live_tensors(
 ) -> list[tuple[Tensor, list[str]]]:
     """Every live tensor with its names among `shapes`; tied ones have several.
 
+    Tensors that the logits of text do not need (`extra`) may be on one side only.
+
     Raises:
         ParameterMismatchError: A name is on one side only, or a shape differs.
     """
     live = model.state_dict(keep_vars=True)
+    own = counterparts(shapes, live)
     for name, shape in shapes.items():
-        if name not in live or tuple(live[name].shape) != shape:
-            found = tuple(live[name].shape) if name in live else "not there"
+        if name not in own and extra(name) is not None:
+            continue  # such as a value head, which no loaded model has
+        if name not in own or tuple(live[own[name]].shape) != shape:
+            found = tuple(live[own[name]].shape) if name in own else "not there"
             raise ParameterMismatchError(
                 f"{name} of shape {shape} is {found} in {type(model).__name__}: the live model "
                 "and the checkpoint must have the same architecture and names"
             )
     names: dict[int, list[str]] = {}
-    for name in shapes:
-        names.setdefault(id(live[name]), []).append(name)
+    for name, there in own.items():
+        names.setdefault(id(live[there]), []).append(name)
     for name, tensor in live.items():
-        if id(tensor) not in names:
+        if id(tensor) not in names and extra(name) is None:
             raise ParameterMismatchError(
                 f"{name} of {type(model).__name__} is not among the changed weights: it would "
                 "keep whatever value it has"
             )
-    return [(live[found[0]], found) for found in names.values()]
+    return [(live[own[found[0]]], found) for found in names.values()]
 
 
 def _one_value(changed: Changed, names: list[str]) -> Tensor:

@@ -16,6 +16,7 @@ from effopd.analysis.behavior import Row, quantile
 from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
 from effopd.models.policy import Policy, Sample
 from effopd.models.portions import portions
+from effopd.precision import float32_products
 
 BATCH_TOKENS = 32_768
 """Padded tokens that go through a model together, at most."""
@@ -174,6 +175,7 @@ class StateShift:
     after_SD: Float[Tensor, "S D"]
 
 
+@float32_products()
 def state_shift(
     base: Policy,
     tuned: Policy,

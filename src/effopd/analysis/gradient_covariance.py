@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from effopd.analysis.quadratic import ContextBatch, Covectors, FrozenLoss, fisher_product
+from effopd.core.rounding import above_rounding
 from effopd.errors import ConfigError, ParameterMismatchError
 
 
@@ -55,7 +56,12 @@ def gradient_covariance(gradients_nP: Float[Tensor, "n P"]) -> GradientCovarianc
         )
     mean_P = gradients_nP.mean(0)
     centred_nP = (gradients_nP - mean_P).double()
-    values_n = torch.linalg.eigvalsh(centred_nP @ centred_nP.mT).clamp(min=0) / (n - 1)
+    values_n = torch.linalg.eigvalsh(centred_nP @ centred_nP.mT).clamp(min=0)
+    # Gradients that differ by rounding alone have no spread, whatever the largest value is.
+    length = float(gradients_nP.norm(dim=1, dtype=torch.float64).max())
+    dtype = gradients_nP.dtype
+    counts_n = above_rounding(values_n.sqrt(), n, largest=length, dtype=dtype)
+    values_n = torch.where(counts_n, values_n, 0.0) / (n - 1)
     trace = float(values_n.sum())
     shares_n = values_n / trace if trace > 0 else values_n
     entropy = float(-torch.special.xlogy(shares_n, shares_n).sum())

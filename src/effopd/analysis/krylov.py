@@ -14,6 +14,7 @@ from torch import Tensor
 
 from effopd.analysis.directions import Directions, check_matrix, significant
 from effopd.errors import ConfigError, ParameterMismatchError
+from effopd.precision import float32_products
 
 OVERSAMPLING = 10
 """Random columns of a block beyond the k directions asked for."""
@@ -25,6 +26,7 @@ direction that the neighbour lacks.
 """
 
 
+@float32_products()
 def block_krylov(
     matrix_mn: Float[Tensor, "m n"],
     k: int,

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from effopd.errors import ConfigError, NonFiniteError
+from effopd.precision import float32_products
 
 Product = Callable[[Tensor], Tensor]
 """v -> A v with A symmetric."""
@@ -68,6 +69,7 @@ class EigenPairs:
     products: int
 
 
+@float32_products()
 def krylov_space(
     product: Product, start_P: Float[Tensor, " P"], steps: int, *, on_step: OnStep | None = None
 ) -> Krylov:
@@ -100,6 +102,7 @@ def krylov_space(
     return process.krylov(norm)
 
 
+@float32_products()
 def leading_eigenpairs(
     product: Product,
     start_P: Float[Tensor, " P"],
@@ -151,6 +154,7 @@ def leading_eigenpairs(
     return ritz_pairs(process.krylov(1.0), k)
 
 
+@float32_products()
 def ritz_pairs(krylov: Krylov, k: int | None = None) -> EigenPairs:
     """The k largest eigenpairs of the operator restricted to the space; all of them for None."""
     values_m, weights_mm = torch.linalg.eigh(krylov.tridiagonal())

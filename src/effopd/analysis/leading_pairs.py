@@ -12,6 +12,7 @@ from torch import Tensor
 
 from effopd.core.memory import wide
 from effopd.core.ray import check_fits
+from effopd.precision import float32_products
 
 COLD_ITERATIONS = 8
 """Without a vector to start from."""
@@ -49,6 +50,7 @@ class LeadingPairs:
         self._right: dict[str, Tensor] = {}
 
     @torch.no_grad()
+    @float32_products()
     def look_(self) -> LeadingStatistics:
         """Improves the vectors and compares them with those of the look before."""
         shares, alignments = [], []
@@ -82,6 +84,7 @@ class LeadingPairs:
         self._right = {n: _copied(tensors[f"right/{n}"], self._base[n]) for n in names}
 
 
+@float32_products()
 def leading_pair(
     update_mn: Float[Tensor, "m n"], start_n: Float[Tensor, " n"] | None, iterations: int
 ) -> tuple[Float[Tensor, " m"], Float[Tensor, ""], Float[Tensor, " n"]]:

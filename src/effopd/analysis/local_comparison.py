@@ -20,6 +20,7 @@ from effopd.analysis.local_theory import (
 )
 from effopd.analysis.quadratic import FrozenLoss
 from effopd.errors import ConfigError
+from effopd.precision import float32_products
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +126,7 @@ class Comparison:
     leading: LocalTheory
     base_loss: float
 
+    @float32_products()
     def quadratic_loss(self, update_P: Float[Tensor, " P"]) -> float:
         """Loss of the base plus `1/2 D^T A D - b^T D`; one product with A."""
         change = float(update_P @ self.loss.curvature_product(update_P)) / 2
@@ -166,6 +168,7 @@ class Comparison:
                 predicted_loss=self.base_loss + self.krylov.change(rate, step),
             )
 
+    @float32_products()
     def checkpoint(self, step: int, update_P: Float[Tensor, " P"]) -> CheckpointRow:
         """Compares the displacement of a checkpoint from the base."""
         norm = float(update_P.norm())
@@ -185,6 +188,7 @@ class Comparison:
             flow_loss=self.loss.loss(flow_P),
         )
 
+    @float32_products()
     def search(self, step: int, accepted_scale: float, tip_P: Tensor, anchor_P: Tensor) -> ScaleRow:
         """Compares the scale at which a search ended.
 
@@ -201,7 +205,13 @@ class Comparison:
         return ScaleRow(
             step=step,
             accepted_scale=accepted_scale,
-            theory=quadratic_parabola(product, self.drive_P, tip_P, update_P),
+            theory=quadratic_parabola(
+                product,
+                self.drive_P,
+                tip_P,
+                update_P,
+                largest=float(self.leading.values_k.max()),
+            ),
             fitted=fitted_parabola(losses[0.0], losses[1.0], losses[2.0]),
             least_scale=min(finite, key=finite.__getitem__),
             stable_scale=1.0 + self._stable_factor(tip_P, update_P),
@@ -213,7 +223,7 @@ class Comparison:
 
         The gap of a direction is what is left to its optimum `beta_i / lambda_i`.
         """
-        positive_k = self.leading.values_k > 0
+        positive_k = self.leading.positive_k
         values_k = self.leading.values_k[positive_k]
         vectors_kP = self.leading.vectors_kP[positive_k]
         optimum_k = self.leading.coefficients_k[positive_k] / values_k
@@ -243,6 +253,7 @@ def compare_trajectory(
     return descents, [comparison.checkpoint(step, d) for step, d in checkpoints.items()]
 
 
+@float32_products()
 def cosine(first_P: Tensor, second_P: Tensor) -> float | None:
     """Cosine of two vectors; None where one is zero."""
     norms = float(first_P.norm() * second_P.norm())

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from effopd.analysis.lanczos import EigenPairs, Krylov, Product, ritz_pairs
 from effopd.analysis.quadratic import ParameterSpace
+from effopd.core.rounding import above_rounding
 from effopd.errors import ConfigError, ParameterMismatchError
+from effopd.precision import float32_products
 
 MATTERS = 0.01
 """Share of the remaining loss above which a direction counts for the largest stable factor."""
@@ -99,6 +101,16 @@ class LocalTheory:
         """`||b||`."""
         return math.hypot(float(self.coefficients_k.norm()), self.perpendicular_norm)
 
+    @cached_property
+    def positive_k(self) -> Bool[Tensor, " k"]:
+        """Which eigenvalues are certainly positive: above 0, and `above_rounding` for P numbers."""
+        return (self.values_k > 0) & self._above_rounding(self.values_k)
+
+    def _above_rounding(self, values: Tensor) -> Tensor:
+        largest = float(self.values_k.abs().max()) if len(self.values_k) else None
+        size, dtype = self.vectors_kP.shape[1], self.vectors_kP.dtype
+        return above_rounding(values, size, largest=largest, dtype=dtype)
+
     def displacement(self, rate: float, steps: int) -> Float[Tensor, " P"]:
         """`D_s`, equation 44, without the part of b outside the span."""
         return self._along(descent_gain(self.values_k, rate, steps))
@@ -108,9 +120,11 @@ class LocalTheory:
         return self._along(flow_gain(self.values_k, time))
 
     def optimum(self) -> Float[Tensor, " P"]:
-        """`sum_(lambda_i > 0) (beta_i / lambda_i) u_i`, equation 43: where descent ends."""
-        positive_k = torch.where(self.values_k > 0, self.values_k, torch.inf)
-        return self._along(1 / positive_k)
+        """`sum_(lambda_i > 0) (beta_i / lambda_i) u_i`, equation 43: where descent ends.
+
+        The pseudo-inverse of A leaves out values that are zero up to rounding, see `positive_k`.
+        """
+        return self._along(torch.where(self.positive_k, 1 / self.values_k, 0.0))
 
     def change(self, rate: float, steps: int) -> float:
         """`1/2 D_s^T A D_s - b^T D_s` (nats): what the loss changes by."""
@@ -122,16 +136,17 @@ class LocalTheory:
 
         For eigenpairs of A; a Krylov space of m steps is exact up to step m instead.
         """
+        if tail_values is not None:
+            tail_values = tail_values[self._above_rounding(tail_values)]
         return tail_gain(rate, steps, tail_values) * self.perpendicular_norm
 
     def matching_time(self, norm: float) -> float | None:
         """When gradient flow is `norm` away from the base; None if it never gets there."""
         if norm == 0:
             return 0.0
-        positive_k = self.values_k > 0
-        if not bool(positive_k.any()):
+        if not bool(self.positive_k.any()):
             return norm / self.drive_norm if self.drive_norm else None
-        latest = 64 / float(self.values_k[positive_k].min())
+        latest = 64 / float(self.values_k[self.positive_k].min())
         if self._flow_norm(latest) < norm:
             return None
         low, high = 0.0, latest
@@ -143,11 +158,13 @@ class LocalTheory:
     def _flow_norm(self, time: float) -> float:
         return float((flow_gain(self.values_k, time) * self.coefficients_k).norm())
 
+    @float32_products()
     def _along(self, gains_k: Tensor) -> Tensor:
         weights_k = gains_k * self.coefficients_k
         return weights_k.to(self.vectors_kP) @ self.vectors_kP
 
 
+@float32_products()
 def leading_theory(pairs: EigenPairs, drive_P: Float[Tensor, " P"]) -> LocalTheory:
     """The prediction from the leading eigenpairs of A, equations 46 to 49."""
     coefficients_k = pairs.vectors_kP @ drive_P
@@ -160,6 +177,7 @@ def leading_theory(pairs: EigenPairs, drive_P: Float[Tensor, " P"]) -> LocalTheo
     )
 
 
+@float32_products()
 def krylov_theory(krylov: Krylov) -> LocalTheory:
     """The prediction from the Krylov space of b: exact for as many steps as the space has.
 
@@ -213,8 +231,9 @@ class Parabola:
         return None if self.factor is None else 1.0 + self.factor
 
 
+@float32_products()
 def quadratic_parabola(
-    product: Product, drive_P: Tensor, tip_P: Tensor, update_P: Tensor
+    product: Product, drive_P: Tensor, tip_P: Tensor, update_P: Tensor, *, largest: float = 0.0
 ) -> Parabola:
     """The local quadratic along a ray, with `g = A tip - b`; two products with A.
 
@@ -223,26 +242,38 @@ def quadratic_parabola(
         drive_P: b.
         tip_P: Displacement of the tip from the base.
         update_P: Displacement of the tip from the anchor.
+        largest: Largest eigenvalue of A, if known: beside it a curvature along the ray that is
+            zero up to rounding is taken for zero, so that there is no minimum.
 
     Returns:
         The parabola.
     """
     gradient_P = product(tip_P) - drive_P
+    curvature, square = update_P @ product(update_P), float(update_P @ update_P)
+    counts = above_rounding(
+        curvature, update_P.numel(), largest=largest * square, dtype=update_P.dtype
+    )
     return Parabola(
-        slope=float(gradient_P @ update_P), curvature=float(update_P @ product(update_P))
+        slope=float(gradient_P @ update_P), curvature=float(curvature) if counts else 0.0
     )
 
 
 def fitted_parabola(anchor: float, tip: float, beyond: float) -> Parabola:
-    """The parabola through the losses at f = -1, 0 and 1, scales 0, 1 and 2."""
-    return Parabola(slope=(beyond - anchor) / 2, curvature=beyond - 2 * tip + anchor)
+    """The parabola through the losses at f = -1, 0 and 1, scales 0, 1 and 2.
+
+    A curvature that is no more than rounding of these losses is taken for zero.
+    """
+    curvature = torch.tensor(beyond - 2 * tip + anchor, dtype=torch.float64)
+    counts = above_rounding(curvature, 1, largest=max(map(abs, (anchor, tip, beyond))))
+    return Parabola(slope=(beyond - anchor) / 2, curvature=float(curvature) if counts else 0.0)
 
 
 def closing_factors(values_k: Float[Tensor, " k"], rate: float, steps: int) -> Tensor:
     """`q_i / (1 - q_i)` with `q_i = (1 - eta lambda_i)^(s / 2)`: closes the gap of direction i.
 
     The tip is after `steps` steps of gradient descent, the anchor after half of them. 0 for stiff
-    directions, about `2 / (eta lambda_i s)` for soft ones, infinite where lambda is 0.
+    directions, about `2 / (eta lambda_i s)` for soft ones, infinite where lambda is 0, which is
+    where `above_rounding` says so for as many numbers as there are eigenvalues.
 
     Args:
         values_k: Eigenvalues.
@@ -258,7 +289,8 @@ def closing_factors(values_k: Float[Tensor, " k"], rate: float, steps: int) -> T
     if steps < 2 or steps % 2:
         raise ConfigError(f"the anchor is at half of the steps: give an even number, got {steps}")
     kept_k = (1 - rate * values_k) ** (steps // 2)
-    return kept_k / (values_k * descent_gain(values_k, rate, steps // 2))
+    factors_k = kept_k / (values_k * descent_gain(values_k, rate, steps // 2))
+    return torch.where(above_rounding(values_k, len(values_k)), factors_k, math.inf)
 
 
 def largest_stable_factor(

@@ -21,10 +21,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.func import functional_call, jvp, vjp
+from torch.overrides import TorchFunctionMode
 
 from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
 from effopd.models.policy import Policy, Sample
 from effopd.models.portions import portions
+from effopd.precision import float32_products
 
 BATCH_TOKENS = 4096
 """Padded tokens in one pass through the model, at most."""
@@ -111,8 +113,8 @@ class FrozenLoss:
     """Mean reverse KL to the target on frozen contexts, with its quadratic at the base.
 
     The model is copied, put into evaluation mode and given plain attention, the one that has
-    forward-mode derivatives. Modules that compute in fp32 whatever their input, such as the
-    normalisation of Qwen3, do so here too: products are then exact to about 1e-7.
+    forward-mode derivatives. In float64 everything is, also what models compute in fp32 whatever
+    their input, such as norms and attention: A has the zeros in its spectrum that it should have.
 
     Args:
         student: The base model; its tensors that require gradients are the trained ones.
@@ -130,6 +132,7 @@ class FrozenLoss:
     however far the teacher; A is the curvature only for a teacher near the base.
     """
 
+    @float32_products()
     def __init__(
         self,
         student: Policy,
@@ -154,6 +157,7 @@ class FrozenLoss:
         with torch.no_grad():
             self._base_log_probs = [self._log_probs(b, self.base_P) for b in self._batches]
 
+    @float32_products()
     def loss(self, update_P: Tensor | None = None) -> float:
         """Mean reverse KL (nats a token) at base + update, equation 24 on frozen contexts."""
         total = 0.0
@@ -163,6 +167,7 @@ class FrozenLoss:
                 total += float(_divergences(batch, log_probs_NV).sum())
         return total / self.contexts
 
+    @float32_products()
     def gradient(self, update_P: Tensor | None = None) -> Float[Tensor, " P"]:
         """Gradient of `loss` at base + update.
 
@@ -178,6 +183,7 @@ class FrozenLoss:
         """`b = E_c[J^T F r]` with `r = z* - z_0`, equation 51: minus the gradient at the base."""
         return -self.gradient()
 
+    @float32_products()
     def curvature_product(self, vector_P: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
         """`A v = E_c[J^T F J v]`, equation 33: one pass with tangents and one backward a batch."""
         total_P = torch.zeros_like(self.base_P)
@@ -187,6 +193,7 @@ class FrozenLoss:
             total_P += self._pull_back(batch)(covector_NV)
         return total_P / self.contexts
 
+    @float32_products()
     def hessian_product(self, vector_P: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
         """`H v` with the Hessian of `loss` at the base: A where the teacher is the base model.
 
@@ -209,6 +216,7 @@ class FrozenLoss:
             total += float((residual_NV * fisher_product(log_probs_NV, residual_NV)).sum())
         return total / (2 * self.contexts)
 
+    @float32_products()
     def context_gradients(
         self, chosen: Sequence[int], covectors: Covectors
     ) -> Float[Tensor, "n P"]:
@@ -267,7 +275,10 @@ class FrozenLoss:
     def _logits_of(self, batch: ContextBatch) -> Callable[[dict[str, Tensor]], Tensor]:
         def logits(tensors: dict[str, Tensor]) -> Tensor:
             inputs = {"input_ids": batch.ids_BT, "attention_mask": batch.attention_BT}
-            output = functional_call(self._model, tensors, kwargs={**inputs, "use_cache": False})
+            with _NeverNarrower():
+                output = functional_call(
+                    self._model, tensors, kwargs={**inputs, "use_cache": False}
+                )
             logits_NV: Tensor = output.logits[batch.predicts_BT]
             return logits_NV[:, : self._vocabulary]
 
@@ -298,6 +309,22 @@ class FrozenLoss:
         )
 
 
+class _NeverNarrower(TorchFunctionMode):
+    """What would make float32 of a float64 tensor leaves it float64."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64:
+            if func is Tensor.float:
+                return args[0]
+            args = [torch.float64 if each is torch.float32 else each for each in args]
+            if kwargs.get("dtype") is torch.float32:
+                kwargs = {**kwargs, "dtype": torch.float64}
+        return func(*args, **kwargs)
+
+
 def fisher_product(
     log_probs_NV: Float[Tensor, "N V"], vectors_NV: Float[Tensor, "N V"]
 ) -> Float[Tensor, "N V"]:
@@ -307,6 +334,7 @@ def fisher_product(
 
 
 @torch.no_grad()
+@float32_products()
 def completion_logits(
     policy: Policy, samples: Sequence[Sample], *, batch_tokens: int = BATCH_TOKENS
 ) -> list[Float[Tensor, "N V"]]:

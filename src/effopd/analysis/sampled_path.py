@@ -15,6 +15,7 @@ from torch import Tensor
 from effopd.core.memory import wide
 from effopd.core.ray import bit_sum, check_fits
 from effopd.errors import CheckpointError, NonFiniteError
+from effopd.precision import float32_products
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +115,7 @@ class SampledPath:
         ]
         return torch.cat(parts)
 
+    @float32_products()
     def _products(self, first: Tensor, second: Tensor) -> Tensor:
         """Inner product of each matrix with its counterpart as float64 [M], rows weighted."""
         pairs = zip(first.split(self._sizes), second.split(self._sizes), strict=True)

@@ -17,14 +17,13 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from effopd.core.rounding import above_rounding
 from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
 
 TOLERANCE = 5e-10
 """Largest relative error of the effective rank that the Gram matrix may cause."""
 PIECE = 2**22
 """Elements of an update that are widened to float64 at a time, 32 MiB."""
-CACHED = 2**16
-"""The same where nothing but a sum is wanted: what stays in the processor's cache."""
 STRIP = 256
 """Rows of the Gram matrix that are computed at a time, up to the diagonal."""
 EPSILON = torch.finfo(torch.float64).eps
@@ -136,9 +135,9 @@ def numerical_rank(values: Float64[Tensor, "k"], shape: tuple[int, int]) -> int:
         shape: (m, n).
 
     Returns:
-        The number above `max(m, n) * 2**-52` of the largest one.
+        The number that `above_rounding` counts, with `max(m, n)` for a size.
     """
-    return int((values > max(shape) * EPSILON * values[:1]).sum())
+    return int(above_rounding(values, max(shape)).sum())
 
 
 def power_of_two(update_mn: Float[Tensor, "m n"]) -> int:
@@ -170,23 +169,6 @@ def power_of_two(update_mn: Float[Tensor, "m n"]) -> int:
             " damaged or training diverged"
         )
     return min(max(math.frexp(largest)[1], -1000), 1000)
-
-
-def squared_norm(matrix_mn: Float[Tensor, "m n"], scale: float) -> float:
-    """Sum of the squared entries of `matrix / scale`, accumulated in float64, some rows at a time.
-
-    Args:
-        matrix_mn: Of any floating dtype.
-        scale: A power of two, such as that of `power_of_two`.
-
-    Returns:
-        The sum.
-    """
-    total = 0.0
-    for part in matrix_mn.split(max(1, CACHED // matrix_mn.shape[1])):
-        row = part.to(torch.float64, copy=True).flatten().mul_(1 / scale)
-        total += torch.dot(row, row).item()
-    return total
 
 
 def value_entropy(values_p: Float64[Tensor, "p"]) -> float:

@@ -26,7 +26,9 @@ def analyze(
     recipe: Annotated[
         Path | None, typer.Option(help="Problems and teacher for behavior; the run's by default.")
     ] = None,
-    device: Annotated[str, typer.Option(help="PyTorch device that computes.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="PyTorch device that computes; auto is a GPU where there is one.")
+    ] = "auto",
     workers: Annotated[
         int | None, typer.Option(min=1, help="Tensors at a time; one per core, 4 at most.")
     ] = None,

@@ -3,7 +3,7 @@
 import difflib
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,8 +14,10 @@ from effopd.cli.analyze_directory import AnalysisDirectory, Key
 from effopd.cli.analyze_inputs import Inputs, find_inputs
 from effopd.cli.analyze_pool import default_workers, measured
 from effopd.cli.analyze_tables import SOURCES, never_moved
-from effopd.cli.analyze_units import MEASUREMENTS, Subject, check_device
+from effopd.cli.analyze_units import MEASUREMENTS, Subject
 from effopd.errors import ConfigError
+from effopd.models.devices import real_device
+from effopd.models.updates import say_left_out
 from effopd.records import Row, display_text
 from effopd.reports.analysis import load_analysis
 from effopd.reports.analysis_page import write_analysis
@@ -47,7 +49,7 @@ class AnalysisRequest:
     out: Path
     final: Path | None = None
     what: str | None = None
-    device: str = "cpu"
+    device: str = "auto"
     workers: int | None = None
     recipe: Path | None = None
 
@@ -61,14 +63,15 @@ def analyze(request: AnalysisRequest) -> None:
 def measure(request: AnalysisRequest) -> None:
     """Measures what is missing, and writes the tables of what was asked for."""
     asked = parse_what(request.what)
-    check_device(request.device)
+    request = replace(request, device=real_device(request.device))
     inputs = find_inputs(request.base, request.checkpoints, request.final, print)
     recipe = behavior_recipe(asked, inputs.run, request.recipe, request.device)
     what = asked or [name for name in WHAT if name != "behavior" or recipe is not None]
     subject = Subject(inputs, request.device)
     _tell(subject, what)
     with AnalysisDirectory(request.out) as directory:
-        directory.describe(analysis_info(request, inputs, what))
+        info = analysis_info(request, inputs, what)
+        directory.describe(info | {"not_compared": subject.not_compared})
         for name in what:
             if name in SOURCES:
                 _measure(directory, subject, name, request.workers or default_workers())
@@ -146,5 +149,7 @@ def _tell(subject: Subject, what: Sequence[str]) -> None:
     names = [moment.label for moment in subject.moments]
     shown = ", ".join(names if len(names) <= 4 else [names[0], names[1], "...", names[-1]])
     print(display_text(f"{len(names)} checkpoints of {subject.inputs.base}: {shown}"))
+    for label, update in zip(names, subject.updates, strict=True):
+        say_left_out(update, lambda text: print(display_text(text)), f"{label}: ")
     if not subject.draws_tsne and not {"trajectories", "behavior"}.isdisjoint(what):
         print("no t-SNE pictures: scikit-learn is missing (pip install 'effopd[analysis]')")

@@ -10,6 +10,7 @@ from transformers.utils import logging as transformers_logging
 
 from effopd.cli.analyze_directory import AnalysisDirectory
 from effopd.cli.analyze_inputs import Inputs
+from effopd.cli.assemble import config_of_run
 from effopd.cli.behavior_study import BehaviorSettings, BehaviorStudy, Tables
 from effopd.config import RunConfig, load_config, to_toml
 from effopd.errors import ConfigError
@@ -45,7 +46,8 @@ def behavior_recipe(
         raise ConfigError("behavior needs problems and a teacher: give --recipe RUN.toml")
     if path is None or not wanted:
         return None
-    config = load_config(path).model_copy(update={"device": device, "teacher_device": None})
+    read = load_config(recipe) if recipe is not None else config_of_run(path.parent)
+    config = read.model_copy(update={"device": device, "teacher_device": None})
     if not asked and (config.evaluation.problems < 1 or config.self_teacher is not None):
         print(f"no behavior: {path} has no test problems, or a teacher that follows the student")
         return None

@@ -10,6 +10,7 @@ from effopd.cli.assemble import base_settings
 from effopd.config import load_config
 from effopd.errors import ConfigError, ParameterMismatchError
 from effopd.models.checkpoints import list_checkpoints
+from effopd.models.paths import no_such_directory
 from effopd.models.updates import Update, open_update
 from effopd.records import Row
 
@@ -112,8 +113,8 @@ def find_inputs(
     for path in (base, *checkpoints, *([final] if final else [])):
         if not path.is_dir():
             raise ConfigError(
-                f"no directory at {path}: give a model directory, an adapter or a run. A model of "
-                "the Hugging Face Hub has to be downloaded first"
+                f"{no_such_directory(path, 'directory')}: give a model directory, an adapter or a "
+                "run. A model of the Hugging Face Hub has to be downloaded first"
             )
     runs = [path for path in (base, *checkpoints) if is_run(path)]
     if len(runs) > 1:

@@ -31,7 +31,6 @@ from effopd.analysis.trajectories import (
 )
 from effopd.analysis.updates import place_paths, place_statistics
 from effopd.cli.analyze_inputs import Inputs
-from effopd.errors import ConfigError
 from effopd.models.layout import Place, matrices, places, read_heads
 from effopd.models.updates import Update, read_place
 from effopd.records import Row
@@ -48,7 +47,12 @@ class Subject:
     def __init__(self, inputs: Inputs, device: str) -> None:
         self.inputs, self.device = inputs, device
         *self.updates, self.final = inputs.updates()
-        shapes = self.final.shapes
+        every = [update.shapes.keys() for update in self.updates]
+        shapes = {
+            name: shape
+            for name, shape in self.final.shapes.items()
+            if all(name in names for names in every)
+        }
         found = places(shapes, read_heads(inputs.base))
         self.places = [place for place in found if math.prod(place.shape) > 0]
         self.by_label = {place.label: place for place in self.places}
@@ -58,6 +62,12 @@ class Subject:
         """The checkpoints as tables name them."""
         series = self.inputs.checkpoints
         return moments([each.label for each in series], [each.step for each in series])
+
+    @cached_property
+    def not_compared(self) -> dict[str, dict[str, str]]:
+        """Checkpoint to the tensors that only it or only the base has, and why."""
+        pairs = zip(self.inputs.checkpoints, self.updates, strict=True)
+        return {each.label: dict(update.left_out) for each, update in pairs if update.left_out}
 
     @cached_property
     def draws_tsne(self) -> bool:
@@ -163,19 +173,6 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "trajectories": Measurement(measure=measure_trajectory, whole_series=True, matrices_only=True),
 }
 """By the name of the file of finished units."""
-
-
-def check_device(device: str) -> None:
-    """Refuses a device that cannot be computed on.
-
-    Raises:
-        ConfigError: It is unknown or not there.
-    """
-    try:
-        torch.zeros(1, dtype=torch.float64, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        first = str(error).splitlines()[0]
-        raise ConfigError(f"--device {device}: cannot be computed on ({first})") from None
 
 
 def _update(subject: Subject, unit: Unit) -> Update:

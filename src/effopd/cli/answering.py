@@ -2,15 +2,18 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from effopd.config import EvalConfig
 from effopd.errors import ConfigError
+from effopd.models.end_tokens import end_token_ids
 from effopd.models.loading import load_model, load_tokenizer
+from effopd.models.positions import position_limit
 from effopd.rollouts.engine import Completion, Engine
 from effopd.rollouts.hf import HFEngine
+from effopd.rollouts.prompts import prompt_remarks
 from effopd.rollouts.rollout import Rollout, Writer
 from effopd.rollouts.vllm import open_vllm
 from effopd.tasks.benchmarks import Question, Questions
@@ -19,8 +22,8 @@ from effopd.tasks.benchmarks import Question, Questions
 class Answerer(Protocol):
     """Answers questions."""
 
-    def check(self, questions: Questions) -> None:
-        """Refuses prompts that it cannot answer, before any is."""
+    def check(self, questions: Questions) -> list[str]:
+        """Refuses prompts that it cannot answer, before any is; what there is to say of others."""
         ...
 
     def answer(self, questions: Sequence[Question], seeds: Sequence[int]) -> list[Rollout]:
@@ -33,15 +36,27 @@ class ModelAnswers:
 
     Args:
         writer: Engine, tokenizer, prompt and sampling.
+        model: Who answers.
     """
 
-    def __init__(self, writer: Writer) -> None:
-        self._writer = writer
+    def __init__(self, writer: Writer, model: Any) -> None:
+        self._writer, self._model = writer, model
 
-    def check(self, questions: Questions) -> None:
+    def check(self, questions: Questions) -> list[str]:
         """Encodes every prompt, so that one that is too long is known at once."""
-        for question in questions.questions:
-            self._writer.template.encode(self._writer.tokenizer, question.problem)
+        template, tokenizer = self._writer.template, self._writer.tokenizer
+        problems = [question.problem for question in questions.questions]
+        for problem in problems:
+            template.encode(tokenizer, problem)
+        found = prompt_remarks(
+            template,
+            tokenizer,
+            problems,
+            ends=end_token_ids(tokenizer, self._model),
+            cap=self._writer.sampling.max_new_tokens,
+            positions=position_limit(self._model.config.to_dict()),
+        )
+        return list(found)
 
     def answer(self, questions: Sequence[Question], seeds: Sequence[int]) -> list[Rollout]:
         """One answer a question, each with its own seed."""
@@ -51,10 +66,11 @@ class ModelAnswers:
 class OwnSolutions:
     """The benchmark's own solutions, which have to be found right."""
 
-    def check(self, questions: Questions) -> None:
+    def check(self, questions: Questions) -> list[str]:
         """Refuses a benchmark without solutions."""
         if not all(question.solution for question in questions.questions):
             raise ConfigError(f"{questions.name} brings no solutions that could be checked")
+        return []
 
     def answer(self, questions: Sequence[Question], seeds: Sequence[int]) -> list[Rollout]:
         """The solution of each question; no tokens."""
@@ -82,7 +98,8 @@ def open_answerer(config: EvalConfig) -> Iterator[Answerer]:
         return
     torch.set_num_threads(config.threads)
     tokenizer = load_tokenizer(config.model)
-    model = load_model(config.model, config.device)
+    config.prompt.check_arguments(tokenizer)
+    model = load_model(config.model, config.device, print)
     rows = model.get_output_embeddings().weight.shape[0]
     size = min(rows, len(tokenizer))
 
@@ -93,7 +110,8 @@ def open_answerer(config: EvalConfig) -> Iterator[Answerer]:
                 tokenizer=tokenizer,
                 template=config.prompt,
                 sampling=config.sampling,
-            )
+            ),
+            model,
         )
 
     if config.engine == "hf":

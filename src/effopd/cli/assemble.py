@@ -1,10 +1,10 @@
 """From settings to a run: the only place where everything meets."""
 
 import copy
-import dataclasses
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import replace
+from datetime import date
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
+from effopd.cli.devices import placed
 from effopd.cli.engines import served_teacher, student_engine
 from effopd.cli.parts import Parts
 from effopd.cli.problems import counts_record, load_problems
 from effopd.cli.verifiers import verifier_for
-from effopd.config import RunConfig, differences, to_toml
+from effopd.config import RunConfig, changes, load_config, reasons, to_toml
 from effopd.demo.cache import world_models
 from effopd.demo.world import TinyWorld
 from effopd.errors import CheckpointError, ConfigError
@@ -27,27 +28,35 @@ from effopd.models.loading import ModelSettings, load_model, load_tokenizer
 from effopd.models.lora import without_adapters
 from effopd.models.offloading import Offloaded
 from effopd.models.policy import Policy
+from effopd.models.positions import position_limit
 from effopd.objectives import ExOPD
+from effopd.rollouts.prompts import lend_template_, prompt_remarks
 from effopd.tasks.problem import Task
 from effopd.trainers.ending import LAST_STEP
 from effopd.trainers.loop import Observer, Trainer
-from effopd.trainers.run_directory import RunDirectory
+from effopd.trainers.run_directory import RunDirectory, recorded_date
 from effopd.trainers.signals import StopRequest, stop_on_signals
 from effopd.trainers.teachers import StudentAverage, align_vocabularies, frozen, frozen_copy
 
 
 def build_parts(config: RunConfig, report: Callable[[str], None]) -> Parts:
     """Loads task and models; trains the tiny world's models if they are not cached."""
+    config = placed(config)
     torch.set_num_threads(config.threads)
     student_settings, teacher_settings = _model_settings(config, report)
-    student = _policy(student_settings, config.device)
+    student = _policy(student_settings, config.device, report)
     served = served_teacher(config, student, report)
     teachers: dict[str, Policy] = {
-        name: _scoring_policy(config, settings) for name, settings in teacher_settings.items()
+        name: _scoring_policy(config, settings, report)
+        for name, settings in teacher_settings.items()
     }
-    reference = _reference(config, student)
-    others = [*teachers.values(), *([reference] if reference else [])]
-    align_vocabularies(student, *others)
+    reference = _reference(config, student, report)
+    scoring = {f"teachers.{name}" if name else "the teacher": p for name, p in teachers.items()}
+    others = scoring | ({"the reference": reference} if reference else {})
+    for remark in align_vocabularies(student, others):
+        report(remark)
+    for name, policy in scoring.items():
+        _report_templates(config, name, student.tokenizer, policy.tokenizer, report)
     average = None
     if config.self_teacher is not None:
         teachers = {"": teachers.get("") or frozen_copy(student)}
@@ -55,6 +64,7 @@ def build_parts(config: RunConfig, report: Callable[[str], None]) -> Parts:
     everyone: dict[str, Teacher] = {**teachers, **({"": served} if served else {})}
     verifier = verifier_for(config.task, config.code)
     task = load_problems(config, student.tokenizer, verifier, report)
+    _report_prompts(config, student, task, report)
     return Parts(
         config=config,
         task=task,
@@ -65,6 +75,54 @@ def build_parts(config: RunConfig, report: Callable[[str], None]) -> Parts:
         average=average,
         engine=student_engine(config, student, student_settings.path, report),
     )
+
+
+def config_of_run(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The settings of a run as it was trained, the date in its prompts included.
+
+    Raises:
+        ConfigError: The directory holds none.
+    """
+    if not (run / "config.toml").is_file():
+        raise ConfigError(f"{run} is no run directory: config.toml is missing")
+    config = load_config(run / "config.toml", overrides)
+    return _dated(config, recorded_date(run))
+
+
+def _dated(config: RunConfig, day: str | None) -> RunConfig:
+    """The settings with the day that prompts are to have, unless they name one themselves."""
+    prompt = replace(config.prompt, date=config.prompt.date or day)
+    return config.model_copy(update={"prompt": prompt})
+
+
+def _report_templates(
+    config: RunConfig, name: str, student: Any, teacher: Any, report: Callable[[str], None]
+) -> None:
+    """Lends a teacher the student's chat template if need be; tokenizers are given."""
+    if config.prompt.chat and lend_template_(student, teacher):
+        report(f"{name} has no chat template: its own evaluation uses the student's")
+    elif unread := config.prompt.unread(teacher):
+        report(
+            f"the chat template of {name} never reads {', '.join(map(repr, unread))} "
+            "(prompt.template_kwargs): in its own evaluation they have no effect"
+        )
+
+
+def _report_prompts(
+    config: RunConfig, student: Policy, task: Task, report: Callable[[str], None]
+) -> None:
+    """Says what would go wrong with prompts and answers, and refuses tokens that are not shared."""
+    for problem in (task.train[0], task.test[0]):
+        student.check_known(config.prompt.encode(student.tokenizer, problem))
+    for remark in prompt_remarks(
+        config.prompt,
+        student.tokenizer,
+        [*task.train, *task.test],
+        ends=student.end_ids,
+        cap=config.sampling.max_new_tokens,
+        positions=position_limit(student.model.config.to_dict()),
+    ):
+        report(remark)
 
 
 def train(
@@ -88,19 +146,26 @@ def train(
     Raises:
         ConfigError: `out` holds a run with other settings.
     """
+    config = placed(config)
     run = RunDirectory(out)
     try:
-        _check_same_config(run, config)
+        changed = _allowed_changes(run, config)
         if (finished := _finished(run, config)) is not None:
             observer.on_message(
                 f"{out} is finished ({finished}), nothing was changed. Raise train.steps to go "
                 "on after the last step, or choose another directory (--out)."
             )
             return True
-        with closing(build_parts(config, observer.on_message)) as parts:
+        dated = _dated(config, recorded_date(out) or str(date.today()))
+        with closing(build_parts(dated, observer.on_message)) as parts:
             trainer = build_trainer(parts, run, observer)
-            run.describe(to_toml(config), run_info(config) | counts_record(parts.task))
+            for line in changed:
+                observer.on_message(f"goes on with {line}")
             trainer.resume()
+            info = run_info(config) | counts_record(parts.task)
+            info |= {"date": dated.prompt.date, "end_tokens": _end_tokens(parts.student)}
+            info |= {"attention": _attention(parts.student)}
+            run.describe(to_toml(config), info, trainer.progress.step, changed)
             if stop is not None:
                 return trainer.run(stop)
             with stop_on_signals() as request:
@@ -139,14 +204,21 @@ def run_info(config: RunConfig) -> dict[str, Any]:
         "preset": config.preset,
         "lr": config.optimizer.lr,
         "seed": config.seed,
+        "device": config.device,
         "versions": {package: version(package) for package in packages},
     }
 
 
-def _check_same_config(run: RunDirectory, config: RunConfig) -> None:
-    """A run continues under its own settings, but for more steps at a constant rate.
+def _end_tokens(student: Policy) -> dict[str, int]:
+    """The tokens at which the student's answers end, by name."""
+    return {student.tokenizer.convert_ids_to_tokens(i): i for i in student.end_ids}
 
-    Settings of a monitor that is off do not matter, so it may be turned off on the way.
+
+def _allowed_changes(run: RunDirectory, config: RunConfig) -> Sequence[str]:
+    """How the settings differ from the run's, where that does not change the run.
+
+    Raises:
+        ConfigError: Something changes it, or the run's settings are not known.
     """
     path = run.path / "config.toml"
     if not path.is_file():
@@ -155,29 +227,25 @@ def _check_same_config(run: RunDirectory, config: RunConfig) -> None:
                 f"{run.path} holds records or checkpoints but no config.toml, so their settings "
                 "are not known: restore the file, or choose another directory (--out)"
             )
-        return
+        return ()
+    done = len(run.rows("metrics"))
     try:
-        changed = differences(path.read_text(encoding="utf-8"), to_toml(config))
+        found = changes(path.read_text(encoding="utf-8"), config, steps_done=done)
     except ValueError as error:
         raise ConfigError(
             f"{path} is damaged ({error}): restore it, or choose another directory (--out)"
         ) from None
-    if config.optimizer.decay == "none":
-        changed = [line for line in changed if not _is_longer(line)]
-    if not config.monitor.every:
-        changed = [line for line in changed if not line.startswith("monitor.")]
-    if changed:
+    if found.refused:
+        lines = [f"{run.path} holds a run with other settings:", *found.refused]
+        why = " ".join(["", *reasons(found.refused, config, done)])
+        others = ["\nThese may change:", *found.told] if found.allowed else []
         raise ConfigError(
-            f"{run.path} holds a run with other settings:\n  "
-            + "\n  ".join(changed)
+            "\n  ".join(lines)
             + "\nContinue with the old settings, or start a new run in another directory (--out)."
+            + why
+            + "\n  ".join(others)
         )
-
-
-def _is_longer(difference: str) -> bool:
-    """Whether `train.steps: OLD -> NEW` asks for more steps."""
-    steps = re.fullmatch(r"train\.steps: (\d+) -> (\d+)", difference)
-    return steps is not None and int(steps[1]) < int(steps[2])
+    return found.told
 
 
 def _finished(run: RunDirectory, config: RunConfig) -> str | None:
@@ -212,10 +280,10 @@ def started_from(config: RunConfig, directory: Path) -> RunConfig:
     """
     original = config.student or ModelSettings(path=str(directory))
     if original.lora is not None and (directory / ADAPTER_CONFIG).is_file():
-        lora = dataclasses.replace(original.lora, adapter=str(directory))
-        student = dataclasses.replace(original, lora=lora)
+        lora = replace(original.lora, adapter=str(directory))
+        student = replace(original, lora=lora)
     else:
-        student = dataclasses.replace(original, path=str(directory), revision=None, lora=None)
+        student = replace(original, path=str(directory), revision=None, lora=None)
     return config.model_copy(update={"student": student})
 
 
@@ -244,16 +312,23 @@ def _known_teachers(policies: dict[str, Teacher], task: Task) -> Teachers:
     return teachers
 
 
-def _policy(settings: ModelSettings, device: str) -> Policy:
-    return Policy(load_model(settings, device), load_tokenizer(settings))
+def _attention(policy: Policy) -> str:
+    """The implementation that a model runs with."""
+    return str(policy.model.config._attn_implementation)
 
 
-def _scoring_policy(config: RunConfig, settings: ModelSettings) -> Policy:
+def _policy(settings: ModelSettings, device: str, report: Callable[[str], None]) -> Policy:
+    return Policy(load_model(settings, device, report), load_tokenizer(settings))
+
+
+def _scoring_policy(
+    config: RunConfig, settings: ModelSettings, report: Callable[[str], None]
+) -> Policy:
     """A model that only scores: on its device, or there only while it does."""
     device = config.teacher_device or config.device
     if not config.memory.teacher_offload:
-        return frozen(_policy(settings, device))
-    return _offloaded(load_model(settings), load_tokenizer(settings), device)
+        return frozen(_policy(settings, device, report))
+    return _offloaded(load_model(settings, report=report), load_tokenizer(settings), device)
 
 
 def _offloaded(model: Any, tokenizer: Any, device: str, size: int | None = None) -> Policy:
@@ -263,13 +338,13 @@ def _offloaded(model: Any, tokenizer: Any, device: str, size: int | None = None)
     return Policy(model, tokenizer, vocabulary_size=size, during=during)
 
 
-def _reference(config: RunConfig, student: Policy) -> Policy | None:
+def _reference(config: RunConfig, student: Policy, report: Callable[[str], None]) -> Policy | None:
     """What the objective moves away from or holds on to; the untrained student by default."""
     objective = config.objective
     if not (isinstance(objective, ExOPD) or getattr(objective, "needs_reference", False)):
         return None
     if config.reference is not None:
-        return _scoring_policy(config, config.reference)
+        return _scoring_policy(config, config.reference, report)
     lora = config.student.lora if config.student is not None else None
     size = student.vocabulary_size
     if lora is not None and lora.adapter is None:

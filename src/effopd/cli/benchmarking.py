@@ -11,8 +11,9 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from effopd.cli.answering import Answerer, open_answerer
-from effopd.cli.assemble import started_from
+from effopd.cli.assemble import config_of_run, started_from
 from effopd.cli.compare_progress import duration
+from effopd.cli.devices import placed
 from effopd.cli.evaluation_records import (
     EvaluationRecords,
     Finished,
@@ -21,9 +22,10 @@ from effopd.cli.evaluation_records import (
     settings_of,
 )
 from effopd.cli.evaluation_tables import comparison_lines, summary_lines
-from effopd.config import EvalConfig, load_config, make_eval_config
+from effopd.cli.verifiers import some
+from effopd.config import EvalConfig, make_eval_config
 from effopd.errors import ConfigError
-from effopd.evaluation.graded import Graded, by_question, grade, rewards_of, summarise
+from effopd.evaluation.graded import Graded, by_question, grade, readable, rewards_of, summarise
 from effopd.evaluation.statistics import compare
 from effopd.models.checkpoints import list_checkpoints, verify_checkpoint
 from effopd.records import display_text, write_json_atomic
@@ -146,11 +148,9 @@ def _subjects(asked: BenchRequest) -> Iterator[Subject]:
         name = "own-solutions" if asked.own_solutions else Path(asked.model or "").name
         raw: Row = {} if asked.own_solutions else {"model": {"path": asked.model}}
         out = asked.out or Path("runs") / f"eval-{name}"
-        yield Subject(title=name, config=make_eval_config(raw, asked.settings), out=out)
+        yield Subject(title=name, config=placed(make_eval_config(raw, asked.settings)), out=out)
         return
-    if not (asked.run / "config.toml").is_file():
-        raise ConfigError(f"{asked.run} is no run directory: config.toml is missing")
-    config = load_config(asked.run / "config.toml")
+    config = config_of_run(asked.run)
     found = [(_step(path), path) for path in reversed(list_checkpoints(asked.run / "checkpoints"))]
     chosen = [(step, path) for step, path in found if step % asked.every == 0]
     if not chosen:
@@ -167,7 +167,8 @@ def _subjects(asked: BenchRequest) -> Iterator[Subject]:
             "device": config.device,
         }
         out = (asked.out or asked.run / "benchmarks") / path.name
-        yield Subject(title=path.name, config=make_eval_config(raw, asked.settings), out=out)
+        settings = placed(make_eval_config(raw, asked.settings))
+        yield Subject(title=path.name, config=settings, out=out)
 
 
 def _step(checkpoint: Path) -> int:
@@ -176,6 +177,14 @@ def _step(checkpoint: Path) -> int:
 
 def _loaded(asked: BenchRequest, name: str, seed: int) -> Questions:
     questions = load_benchmark(name, asked.file_of.get(name, ""), seed=seed, limit=asked.limit)
+    if questions.verifier == "math":
+        with MathVerifier() as verifier:
+            questions, left_out = readable(verifier, questions)
+        if left_out:
+            _say(
+                f"{name}: left out {len(left_out)} questions, whose reference answers cannot be "
+                f"read as mathematics: {some(left_out)}"
+            )
     _say(f"{name}: {len(questions.questions)} questions of {questions.source}")
     if questions.counts.dropped:
         _say(f"  {questions.counts}")
@@ -197,7 +206,8 @@ def _evaluate(
             missing = records.missing(questions, config.samples)
             if missing:
                 answerer = answerer or stack.enter_context(open_answerer(config))
-                answerer.check(questions)
+                for remark in answerer.check(questions):
+                    _say(f"{questions.name}: {remark}")
                 _answer(answerer, config, questions, records, missing, stop)
             if stop:
                 return None
@@ -205,6 +215,8 @@ def _evaluate(
             summary = summarise(answers, votes=questions.verifier == "math")
             summary |= {"source": questions.source, "licence": questions.licence}
             summary["left_out"] = dict(questions.counts.dropped)
+            if questions.rules.relative_error:
+                summary["relative_error"] = questions.rules.relative_error
             records.finish(summary)
             summaries[questions.name] = summary
             _show_misses(subject, answers)
@@ -273,8 +285,7 @@ def _compare(
     rows = {}
     for questions, other in zip(benchmarks, others, strict=True):
         own = read_finished(subject.out / questions.name)
-        result = compare(_paired(own.graded), _paired(other.graded))
-        rows[questions.name] = asdict(result) | {"interval": result.interval}
+        rows[questions.name] = asdict(compare(_paired(own.graded), _paired(other.graded)))
     name = f"against-{against.resolve().name}.json"
     write_json_atomic(subject.out / name, {"schema": 1, "comparisons": rows})
     print("\n".join(comparison_lines(rows, str(against))))

@@ -97,12 +97,13 @@ def run_compare(request: Request) -> Ending:
 
 def _resolve(cells: Sequence[PlannedCell], out: Path, ledger: Ledger) -> "dict[str, RunConfig]":
     """Checked settings by run, all of them those of the runs that are already there."""
+    from effopd.cli.devices import placed
     from effopd.config import make_config, to_toml
 
     configs, mistakes = {}, dict[str, list[str]]()
     for cell in cells:
         try:
-            configs[cell.name] = make_config(cell.settings)
+            configs[cell.name] = placed(make_config(cell.settings))
         except ConfigError as error:
             mistakes.setdefault(str(error), []).append(cell.name)
     if mistakes:
@@ -110,21 +111,22 @@ def _resolve(cells: Sequence[PlannedCell], out: Path, ledger: Ledger) -> "dict[s
             "\n".join(f"{_some(names)}:\n  {_indented(text)}" for text, names in mistakes.items())
         )
     resolved = {name: to_toml(config) for name, config in configs.items()}
-    _refuse_other_settings(resolved, out)
+    _refuse_other_settings(configs, out)
     ledger.enter(cells, resolved)
     return configs
 
 
-def _refuse_other_settings(resolved: Mapping[str, str], out: Path) -> None:
-    from effopd.config import differences
+def _refuse_other_settings(configs: "Mapping[str, RunConfig]", out: Path) -> None:
+    from effopd.config import changes
 
     changed: dict[str, list[str]] = {}
-    for name, text in resolved.items():
+    for name, config in configs.items():
         path = out / name / "config.toml"
         if not path.is_file():
             continue
         try:
-            lines = differences(path.read_text(encoding="utf-8"), text)
+            text = path.read_text(encoding="utf-8")
+            lines = changes(text, config, steps_done=0).of_comparisons
         except ValueError as error:
             lines = [f"config.toml is damaged ({error}): restore it, or remove the run"]
         if lines:

@@ -15,6 +15,7 @@ from effopd.config import RunConfig, load_config
 from effopd.demo.world import TinyWorld, make_tokenizer
 from effopd.models.loading import ModelSettings, load_tokenizer
 from effopd.records import display_text
+from effopd.rollouts.prompts import lend_template_
 from effopd.tasks.problem import CountingVerifier, Problem, Task
 
 _NARROWEST, _GAP = 24, " | "
@@ -123,4 +124,7 @@ def _tokenizers(config: RunConfig) -> tuple[Any, Mapping[str, Any]]:
     named = {name: tokenizer(settings) for name, settings in config.teachers.items()}
     if config.teacher is not None:
         named[""] = tokenizer(config.teacher)
+    for name, teacher in named.items():
+        if config.prompt.chat and lend_template_(student, teacher):
+            print(display_text(f"teacher {name} has no chat template: the student's is shown"))
     return student, named

@@ -1,15 +1,21 @@
 """Memory and time of a run on a card, from its settings and the sizes of its models."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from effopd.config import RunConfig
 from effopd.models.footprint import (
+    CONTEXT_BYTES,
     Bytes,
     Gpu,
     activation_bytes,
     cache_bytes,
     forward_seconds,
+    gradient_bytes,
+    head_gradient_bytes,
+    mask_bytes,
+    passing_bytes,
     search_bytes,
     tile_bytes,
     trained_bytes,
@@ -17,10 +23,15 @@ from effopd.models.footprint import (
 )
 from effopd.models.loading import ModelSettings
 from effopd.models.shapes import ModelShape
+from effopd.objectives import ExOPD, FullVocabularyKL, PolicyGradient
 
 _ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _PER_TRAINED_TOKEN = {False: 3, True: 4}
 """Forward passes that a trained token costs, without and with recomputed activations."""
+_ENGINE_BYTES = 2 * 10**9
+"""What vLLM takes beside weights and cache: the activations of 8,192 tokens, and CUDA graphs."""
+A_STEP = ("writing", "scoring", "update")
+"""The phases that every step has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,118 +44,310 @@ class Phase:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """The student and everything that scores, with their settings."""
-
-    student: ModelShape
-    student_settings: ModelSettings
-    scoring: tuple[tuple[ModelShape, ModelSettings], ...] = ()
-
-
-def phases(config: RunConfig, sizes: Sizes, gpu: Gpu | None) -> Iterator[Phase]:
-    """The phases of a step in their order, each with what is on the device throughout.
+class Estimate:
+    """A run on a card.
 
     Answers are taken to be as long as they may be, and prompts too: the most that can happen.
+
+    Attributes:
+        config: Settings; the student is named.
+        shapes: Sizes of the models by the name that the settings give them.
+        gpu: The card; None where only memory is asked for.
     """
-    kept = _kept(config, sizes)
-    timed = gpu if gpu is not None and gpu.flops and gpu.bandwidth else None
-    shape, element = sizes.student, _element(sizes.student_settings)
-    answers = config.train.prompts_per_step * config.train.responses_per_prompt
-    longest = config.prompt.max_tokens + config.sampling.max_new_tokens
-    width = _width(config, answers, longest)
-    tokens = answers * longest
-    logits = 4 * width * shape.vocabulary
-    cache = cache_bytes(shape, width * longest, element) if config.rollouts.engine == "hf" else 0
-    writing = (
-        writing_seconds(shape, answers, config.sampling.max_new_tokens, width, element, timed)
-        if timed
-        else None
-    )
-    yield Phase(name="writing", memory=kept + Bytes(device=cache + logits), seconds=writing)
-    if sizes.scoring:
-        portion = max(longest, config.memory.scoring_tokens)
-        there = max(_scored(each, own, portion, config) for each, own in sizes.scoring)
-        seconds = (
-            sum(forward_seconds(each, tokens, timed, longest) for each, _ in sizes.scoring)
-            if timed
-            else None
+
+    config: RunConfig
+    shapes: Mapping[str, ModelShape]
+    gpu: Gpu | None = None
+
+    def phases(self) -> Iterator[Phase]:
+        """The phases of a step in their order, each with what is on the device throughout."""
+        yield self._writing()
+        if self._scoring:
+            yield self._scored()
+        yield self._update()
+        if self.config.searches:
+            yield self._trial()
+        evaluation = self.config.evaluation
+        if evaluation.problems and evaluation.teacher and self._teachers:
+            yield self._evaluated_teacher()
+
+    def checkpoint_bytes(self) -> int:
+        """One checkpoint: weights, masters, moments, and what the search remembers."""
+        trained, element = self._trained
+        masters = self.config.memory.master_weights
+        precise = 4 if masters else element
+        remembered = 2 * precise * trained if self.config.searches else 0
+        critic = 3 * self._critic_bytes // 4
+        return trained * (element + 4 * masters + 2 * precise) + remembered + critic
+
+    # What there is ------------------------------------------------------------------------------
+
+    @cached_property
+    def _student(self) -> ModelSettings:
+        assert self.config.student is not None
+        return self.config.student
+
+    @cached_property
+    def _shape(self) -> ModelShape:
+        return self.shapes["student"]
+
+    @property
+    def _element(self) -> int:
+        return _ELEMENT_BYTES[self._student.dtype]
+
+    @property
+    def _trained(self) -> tuple[int, int]:
+        """How many numbers are trained, and the bytes of one of them."""
+        lora = self._student.lora
+        if lora is None:
+            return self._shape.parameters, self._element
+        return self._shape.adapter_parameters(lora.r, lora.target_modules), 4
+
+    @property
+    def _teachers(self) -> list[tuple[ModelShape, int]]:
+        """Sizes and bytes a number of the teachers on this machine."""
+        named = dict(self.config.teachers)
+        if self.config.teacher is not None:
+            named["teacher"] = self.config.teacher
+        if self.config.self_teacher is not None and not named:
+            named["student"] = self._student
+        return [
+            (self.shapes.get(f"teachers.{name}") or self.shapes[name], _ELEMENT_BYTES[each.dtype])
+            for name, each in named.items()
+        ]
+
+    @property
+    def _scoring(self) -> list[tuple[ModelShape, int]]:
+        """Teachers and the reference model, which may be a copy of the student."""
+        objective = self.config.objective
+        found = list(self._teachers)
+        if isinstance(objective, ExOPD) or getattr(objective, "needs_reference", False):
+            reference = self.config.reference
+            if reference is not None:
+                found.append((self.shapes["reference"], _ELEMENT_BYTES[reference.dtype]))
+            elif self._student.lora is None:
+                found.append((self._shape, self._element))
+        return found
+
+    @property
+    def _scores_elsewhere(self) -> bool:
+        """Whether teachers have a device of their own, which is not judged."""
+        return self.config.teacher_device not in {None, self.config.device}
+
+    @property
+    def _critic_bytes(self) -> int:
+        """Weights, gradients and moments of PPO's critic, in the student's precision."""
+        objective = self.config.objective
+        needed = isinstance(objective, PolicyGradient) and objective.needs_critic
+        return 4 * self._element * self._shape.parameters if needed else 0
+
+    @cached_property
+    def _kept(self) -> Bytes:
+        """What stays from phase to phase."""
+        memory = self.config.memory
+        trained, element = self._trained
+        masters = memory.master_weights
+        kept = trained_bytes(trained, element, masters=masters, offload=memory.offload_optimizer)
+        kept += Bytes(device=CONTEXT_BYTES + self._critic_bytes)
+        if self._student.lora is not None:
+            kept += Bytes(device=self._shape.parameters * self._element)
+        if self.config.searches:
+            on_device = memory.anchor_device == "student"
+            kept += search_bytes(trained, element, masters=masters, on_device=on_device)
+        for shape, size in [] if self._scores_elsewhere else self._scoring:
+            if memory.teacher_offload:
+                head = shape.vocabulary * shape.hidden * size
+                kept += Bytes(device=head, host=shape.parameters * size)
+            else:
+                kept += Bytes(device=shape.parameters * size)
+        if self._has_engine:
+            waiting = self._shape.parameters * self._element  # asleep, its weights are on the host
+            sleeps = self.config.rollouts.vllm.sleep
+            kept += Bytes(host=waiting) if sleeps else Bytes(device=self._engine_bytes)
+        return kept
+
+    # How much at a time -------------------------------------------------------------------------
+
+    @property
+    def _answers(self) -> int:
+        return self.config.train.prompts_per_step * self.config.train.responses_per_prompt
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt and answer."""
+        return self.config.prompt.max_tokens + self.config.sampling.max_new_tokens
+
+    @property
+    def _tokens(self) -> int:
+        return self._answers * self.longest
+
+    def _width(self, answers: int) -> int:
+        """Sequences that transformers writes together."""
+        width = min(self.config.train.rollout_batch, answers)
+        if self.config.memory.generation_tokens:
+            width = min(width, max(1, self.config.memory.generation_tokens // self.longest))
+        return width
+
+    # vLLM ---------------------------------------------------------------------------------------
+
+    @property
+    def _has_engine(self) -> bool:
+        return self.config.rollouts.engine == "vllm"
+
+    @property
+    def engine_needs(self) -> int:
+        """The least that vLLM has to have: weights, the cache of one answer, room to run in."""
+        cache = cache_bytes(self._shape, self.longest, self._element)
+        return self._shape.parameters * self._element + cache + _ENGINE_BYTES
+
+    @property
+    def _engine_bytes(self) -> int:
+        """Its share of the card, or what it needs where the card is not known."""
+        share = self.config.rollouts.vllm.gpu_memory
+        return self.engine_needs if self.gpu is None else int(share * self.gpu.memory_bytes)
+
+    @property
+    def _engine_width(self) -> int:
+        """Answers whose cache it has room for, all as long as they may be."""
+        one = cache_bytes(self._shape, self.longest, self._element)
+        return 1 + max(0, self._engine_bytes - self.engine_needs) // max(1, one)
+
+    # Phases -------------------------------------------------------------------------------------
+
+    def _phase(self, name: str, device: int, seconds: float | None) -> Phase:
+        return Phase(name=name, memory=self._kept + Bytes(device=device), seconds=seconds)
+
+    @property
+    def _timed(self) -> Gpu | None:
+        return self.gpu if self.gpu is not None and self.gpu.flops and self.gpu.bandwidth else None
+
+    def _writing(self) -> Phase:
+        """Answers of the student: by the live model, or vLLM's copy; a server is elsewhere."""
+        device, seconds = self._written(self._answers)
+        return self._phase("writing", device, seconds)
+
+    def _written(self, answers: int) -> tuple[int, float | None]:
+        """Bytes on the device beside what stays, and seconds."""
+        engine, gpu = self.config.rollouts.engine, self._timed
+        if engine == "server":
+            return 0, None
+        if engine == "hf":
+            width = self._width(answers)
+            device = self._decoded_bytes(self._shape, self._element, width)
+        else:
+            width = self._engine_width
+            device = self._engine_bytes if self.config.rollouts.vllm.sleep else 0
+        if gpu is None:
+            return device, None
+        reading = forward_seconds(self._shape, answers * self.config.prompt.max_tokens, gpu)
+        writing = writing_seconds(
+            self._shape,
+            answers,
+            self.config.sampling.max_new_tokens,
+            width,
+            self._element,
+            gpu,
+            launched=engine == "hf",
         )
-        yield Phase(name="scoring", memory=kept + Bytes(device=there), seconds=seconds)
-    yield _update(config, sizes, kept, tokens, longest, timed)
-    if config.searches:
-        prompts = config.validation.prompts
-        trial = Bytes(device=_scored(shape, sizes.student_settings, longest, config))
-        seconds = forward_seconds(shape, prompts * longest, timed, longest) if timed else None
-        if timed and config.validation.type != "cached_kl":
-            seconds = writing_seconds(
-                shape, prompts, config.sampling.max_new_tokens, width, element, timed
+        return device, reading + writing
+
+    def _decoded_bytes(self, shape: ModelShape, element: int, width: int) -> int:
+        """Transformers: the prompts' pass, or later the cache, a layer of it twice, and logits.
+
+        The sampler holds logits in float32, their softmax and its sum in float64.
+        """
+        prompts = width * self.config.prompt.max_tokens
+        reading = passing_bytes(shape, prompts, element) + cache_bytes(shape, prompts, element)
+        reading += mask_bytes(prompts, self.config.prompt.max_tokens)
+        cache = cache_bytes(shape, width * self.longest, element)
+        logits = (4 + 4 + 8) * width * shape.vocabulary
+        return max(reading, cache + cache // max(1, shape.layers)) + logits
+
+    def _scored(self) -> Phase:
+        """The largest pass of a teacher or the reference over a portion, without gradient.
+
+        Where the divergence is over the whole vocabulary, each micro-batch is scored for itself.
+        """
+        tokens, passes = self.config.memory.scoring_tokens, 1
+        if isinstance(self.config.objective, FullVocabularyKL):
+            tokens, passes = self.config.train.micro_batch_tokens, self.config.train.epochs
+        portion = max(self.longest, tokens)
+        device = max(self._passed_bytes(*each, portion) for each in self._scoring)
+        gpu, seconds = self._timed, None
+        if gpu is not None:
+            seconds = passes * sum(
+                forward_seconds(shape, self._tokens, gpu, self.longest)
+                for shape, _ in self._scoring
             )
-        yield Phase(name="one trial of the search", memory=kept + trial, seconds=seconds)
+        return self._phase("scoring", device, seconds)
+
+    def _passed_bytes(self, shape: ModelShape, element: int, tokens: int) -> int:
+        """A pass of a teacher or the reference, and the weights that come for it."""
+        if self._scores_elsewhere:
+            return 0
+        came = 0
+        if self.config.memory.teacher_offload:
+            came = (shape.parameters - shape.vocabulary * shape.hidden) * element
+        masks = mask_bytes(tokens, self.longest)
+        return passing_bytes(shape, tokens, element) + tile_bytes(shape, tokens) + masks + came
+
+    def _update(self) -> Phase:
+        """Forward and backward of a micro-batch, or later the optimizer's step."""
+        shape, element, memory = self._shape, self._element, self.config.memory
+        portion = max(self.longest, self.config.train.micro_batch_tokens)
+        checkpointing = self._student.gradient_checkpointing
+        device = activation_bytes(shape, portion, element, checkpointing=checkpointing)
+        device += gradient_bytes(shape, portion, element) + mask_bytes(portion, self.longest)
+        device *= 2 if self._critic_bytes else 1  # both losses are summed before the backward pass
+        device += tile_bytes(shape, portion)
+        if self._student.lora is None:
+            device += head_gradient_bytes(shape, element)
+        passes = _PER_TRAINED_TOKEN[checkpointing] * self.config.train.epochs
+        passes *= 2 if self._critic_bytes else 1
+        gpu, seconds = self._timed, None
+        if gpu is not None:
+            seconds = passes * forward_seconds(shape, self._tokens, gpu, self.longest)
+        if isinstance(self.config.objective, FullVocabularyKL):  # hidden states of who scored it
+            device += sum(each.hidden * size * portion for each, size in self._scoring)
+        trained, own = self._trained
+        step = 0 if memory.offload_optimizer else trained * (4 if memory.master_weights else own)
+        return self._phase("update", max(device, step), seconds)  # AdamW's step on a GPU has a copy
+
+    def _trial(self) -> Phase:
+        """One scored point: answers written anew, and scored by student and teacher."""
+        validation, gpu = self.config.validation, self._timed
+        device, seconds = 0, 0.0 if gpu is not None else None
+        if validation.type != "cached_kl":
+            device, seconds = self._written(validation.prompts)
+        if validation.type != "accuracy":
+            portion = max(self.longest, self.config.memory.scoring_tokens)
+            own = passing_bytes(self._shape, portion, self._element)
+            own += tile_bytes(self._shape, portion) + mask_bytes(portion, self.longest)
+            device = max(device, own, *(self._passed_bytes(*e, portion) for e in self._teachers))
+            tokens = validation.prompts * self.longest
+            if gpu is not None and seconds is not None:
+                seconds += forward_seconds(self._shape, tokens, gpu, self.longest)
+                seconds += sum(
+                    forward_seconds(each, tokens, gpu, self.longest) for each, _ in self._teachers
+                )
+        return self._phase("one trial of the search", device, seconds)
+
+    def _evaluated_teacher(self) -> Phase:
+        """Once, before the first step: the teacher writes, by transformers whatever the engine."""
+        answers, gpu = self.config.evaluation.problems, self._timed
+        width, device, seconds = self._width(answers), 0, 0.0
+        for shape, element in self._teachers:
+            here = self._decoded_bytes(shape, element, width)
+            if self.config.memory.teacher_offload:
+                here += (shape.parameters - shape.vocabulary * shape.hidden) * element
+            device = max(device, 0 if self._scores_elsewhere else here)
+            if gpu is not None:
+                new = self.config.sampling.max_new_tokens
+                seconds += writing_seconds(shape, answers, new, width, element, gpu, launched=True)
+        return self._phase("evaluation of the teacher", device, None if gpu is None else seconds)
 
 
-def checkpoint_bytes(config: RunConfig, sizes: Sizes) -> int:
-    """One checkpoint: weights, masters, moments, and what the search remembers."""
-    shape, settings = sizes.student, sizes.student_settings
-    trained, element = _trained(shape, settings)
-    precise = 4 if config.memory.master_weights else element
-    masters = 4 * trained if config.memory.master_weights else 0
-    remembered = 2 * precise * trained if config.searches else 0
-    return trained * element + masters + 2 * precise * trained + remembered
-
-
-def _update(
-    config: RunConfig, sizes: Sizes, kept: Bytes, tokens: int, longest: int, gpu: Gpu | None
-) -> Phase:
-    shape, settings = sizes.student, sizes.student_settings
-    portion = max(longest, config.train.micro_batch_tokens)
-    checkpointing = settings.gradient_checkpointing
-    there = activation_bytes(shape, portion, _element(settings), checkpointing=checkpointing)
-    there += tile_bytes(shape, portion)
-    passes = _PER_TRAINED_TOKEN[checkpointing] * config.train.epochs
-    seconds = passes * forward_seconds(shape, tokens, gpu, longest) if gpu else None
-    return Phase(name="update", memory=kept + Bytes(device=there), seconds=seconds)
-
-
-def _kept(config: RunConfig, sizes: Sizes) -> Bytes:
-    """What stays from phase to phase."""
-    memory, settings = config.memory, sizes.student_settings
-    trained, element = _trained(sizes.student, settings)
-    kept = trained_bytes(
-        trained, element, masters=memory.master_weights, offload=memory.offload_optimizer
-    )
-    if settings.lora is not None:
-        kept += Bytes(device=sizes.student.parameters * _element(settings))
-    if config.searches:
-        on_device = memory.anchor_device == "student"
-        kept += search_bytes(trained, element, masters=memory.master_weights, on_device=on_device)
-    for shape, own in sizes.scoring:
-        weights = shape.parameters * _element(own)
-        kept += Bytes(host=weights) if memory.teacher_offload else Bytes(device=weights)
-    return kept
-
-
-def _trained(shape: ModelShape, settings: ModelSettings) -> tuple[int, int]:
-    """How many numbers are trained, and the bytes of one of them."""
-    if settings.lora is None:
-        return shape.parameters, _element(settings)
-    return shape.adapter_parameters(settings.lora.r, settings.lora.target_modules), 4
-
-
-def _scored(shape: ModelShape, settings: ModelSettings, tokens: int, config: RunConfig) -> int:
-    """A pass without gradient: one layer's tensors, tiles, and weights that come for it."""
-    element = _element(settings)
-    there = activation_bytes(shape, tokens, element, checkpointing=True) // max(1, shape.layers)
-    came = shape.parameters * element if config.memory.teacher_offload else 0
-    return there + tile_bytes(shape, tokens) + came
-
-
-def _width(config: RunConfig, answers: int, longest: int) -> int:
-    """Sequences that are written together."""
-    width = min(config.train.rollout_batch, answers)
-    if config.memory.generation_tokens:
-        width = min(width, max(1, config.memory.generation_tokens // longest))
-    return width
-
-
-def _element(settings: ModelSettings) -> int:
-    return _ELEMENT_BYTES[settings.dtype]
+def step_seconds(phases: list[Phase]) -> float | None:
+    """How long a step without a search takes; None where a phase has no estimate."""
+    found = [phase.seconds for phase in phases if phase.name in A_STEP]
+    return None if None in found else sum(each for each in found if each is not None)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from effopd.config import RunConfig
+from effopd.errors import ConfigError
 from effopd.evaluation.served_teacher import ServedTeacher
 from effopd.models.policy import Policy
 from effopd.rollouts.engine import Engine
@@ -54,6 +55,13 @@ def student_engine(
     if settings.engine == "hf":
         return None
     size = student.vocabulary_size
+    own = max(student.tokenizer.get_vocab().values()) + 1
+    if own > size:
+        raise ConfigError(
+            f"rollouts.engine = {settings.engine!r} may write any of the student's {own} tokens, "
+            f"of which the teacher knows {size}: set rollouts.engine = 'hf', which writes those "
+            "alone"
+        )
     engine: VLLMEngine | ServerEngine
     if settings.engine == "vllm":
         engine = open_vllm(
@@ -72,7 +80,14 @@ def student_engine(
         report(f"engine {client}: {_described(identity)}")
         directory = Path(settings.weights_directory)
         reload = WeightReload(student.model, client, api, directory, vocabulary_size=usable)
-        engine = ServerEngine(client, api, student.tokenizer, vocabulary_size=size, reload=reload)
+        engine = ServerEngine(
+            client,
+            api,
+            student.tokenizer,
+            vocabulary_size=size,
+            ends=student.end_ids,
+            reload=reload,
+        )
     engine.sync_weights()
     return engine
 

@@ -134,6 +134,8 @@ def settings_of(config: EvalConfig, questions: Questions) -> str:
     if config.model is not None:
         settings["model"]["files"] = _files_of(config.model)
     settings["questions"] = {"name": questions.name, "digest": digest_of(questions)}
+    if questions.rules.relative_error:
+        settings["questions"]["relative_error"] = questions.rules.relative_error
     return tomli_w.dumps(settings)
 
 
@@ -144,6 +146,8 @@ def digest_of(questions: Questions) -> str:
         problem = question.problem
         digest.update(repr((problem.system, problem.prompt, problem.answer)).encode())
         digest.update(repr(problem.tests).encode())
+        if problem.turns:
+            digest.update(repr(problem.turns).encode())
     return digest.hexdigest()
 
 

@@ -9,7 +9,7 @@ from effopd.analysis.modules import check_finite, endpoints, point
 from effopd.core.selection import selected_names
 from effopd.errors import ConfigError
 from effopd.models.streaming import write_model
-from effopd.models.updates import AdapterUpdate, Update, open_update
+from effopd.models.updates import PairUpdate, Update, open_update, say_left_out
 
 
 def extrapolate(
@@ -37,7 +37,8 @@ def extrapolate(
         raise ConfigError(f"--scale must be given once for each point, got {', '.join(names)}")
     update = open_update(anchor, tip)
     moving = frozenset(selected_names(_dimensions(update), select))
-    source = anchor if isinstance(update, AdapterUpdate) else tip
+    source = tip if isinstance(update, PairUpdate) else anchor
+    say_left_out(update, print)
     print(f"{len(moving)} of {len(update.shapes)} tensors move ({select}); others are the tip's")
     for scale, name in zip(scales, names, strict=True):
         directory = out / f"scale-{name}" if len(scales) > 1 else out
@@ -54,7 +55,12 @@ def _dimensions(update: Update) -> dict[str, int]:
 def _write_point(
     directory: Path, source: Path, update: Update, moving: Collection[str], scale: float
 ) -> None:
-    def at_scale(name: str, stored: Tensor) -> Tensor:
+    def at_scale(stored_name: str, stored: Tensor) -> Tensor:
+        name = stored_name
+        if isinstance(update, PairUpdate):  # the tip's names
+            if stored_name not in update.base_names:
+                return stored
+            name = update.base_names[stored_name]
         if name in moving:
             return point(*endpoints(update, name), scale)
         return update.read_tuned(name) if stored.is_floating_point() else stored

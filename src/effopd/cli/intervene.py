@@ -12,6 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from effopd.analysis.applying import write_intervened
 from effopd.cli.assemble import build_parts, started_from
+from effopd.cli.devices import placed
 from effopd.cli.intervention_kinds import Source, interventions
 from effopd.cli.intervention_scores import Case, Passes, Row, evaluate_interventions, key_of
 from effopd.cli.parts import Parts
@@ -19,7 +20,7 @@ from effopd.config import RunConfig, differences, load_config, to_toml
 from effopd.errors import ConfigError
 from effopd.models.fingerprint import weights_fingerprint
 from effopd.models.layout import read_heads
-from effopd.models.updates import open_update
+from effopd.models.updates import open_update, say_left_out
 from effopd.records import JsonlWriter, display_text, read_jsonl, write_text_atomic
 from effopd.reports.table_files import write_table
 from effopd.reports.tables import text_table
@@ -66,9 +67,12 @@ def run_intervene(asked: Request) -> None:
 
 
 def _cases(asked: Request) -> list[Case]:
+    update = open_update(asked.base, asked.tuned)
     other = None if asked.other is None else open_update(asked.base, asked.other)
     heads = read_heads(asked.base)
-    source = Source(update=open_update(asked.base, asked.tuned), other=other, heads=heads)
+    source = Source(update=update, other=other, heads=heads)
+    for each in (update, *([other] if other else [])):
+        say_left_out(each, lambda text: print(display_text(text)))
     return [
         Case(
             intervention=intervention,
@@ -122,7 +126,7 @@ def _config(asked: Request, recipe: Path) -> RunConfig:
             "the recipe's teacher is an average of the student, which only a run has: take a "
             "recipe that names a teacher"
         )
-    return started_from(config, asked.base)
+    return placed(started_from(config, asked.base))
 
 
 def _evaluate(asked: Request, config: RunConfig, cases: Sequence[Case]) -> None:

@@ -197,7 +197,7 @@ def doctor(
     overrides: Overrides = None,
     offline: Annotated[bool, typer.Option("--offline", help="Use nothing but this disk.")] = False,
     gpu: Annotated[
-        str | None, typer.Option(help="Card to fit: a name such as 'H100 80GB', or bytes.")
+        str | None, typer.Option(help="Card to fit: a name such as 'H100 80GB', bytes, or auto.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
     debug: Debug = False,

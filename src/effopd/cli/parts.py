@@ -65,7 +65,13 @@ class Parts:
             return self.engine
         size = policy.vocabulary_size
         if isinstance(policy, ServedTeacher):
-            return ServerEngine(policy.client, policy.api, policy.tokenizer, vocabulary_size=size)
+            return ServerEngine(
+                policy.client,
+                policy.api,
+                policy.tokenizer,
+                vocabulary_size=size,
+                ends=self.student.end_ids,
+            )
         return HFEngine(
             policy.model,
             policy.tokenizer,

@@ -127,7 +127,7 @@ def load_plan(path: Path | str, *, quick: bool = False) -> Plan:
         ConfigError: The file is missing or no TOML, or says something wrong; names the key.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
         raw = tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None

@@ -11,10 +11,10 @@ from effopd.cli.planning_tables import page
 from effopd.cli.planning_time import Planned, time_plan
 from effopd.config.planning import PlanConfig, make_plan_config
 from effopd.errors import ConfigError
+from effopd.models.counted import model_shape
 from effopd.models.footprint import Gpu, gpu_named
 from effopd.models.published import PUBLISHED
 from effopd.models.shape_tensors import ModelShape
-from effopd.models.shapes import shape_of
 from effopd.models.sharding import is_expert
 from effopd.models.weights import read_config, read_object
 
@@ -71,12 +71,12 @@ def named_shape(name: str) -> ModelShape:
     """
     for size, (repository, content) in PUBLISHED.items():
         if name.casefold() in {size.casefold(), repository.casefold()}:
-            return shape_of(content, repository)
+            return model_shape(content, repository)
     path = Path(name)
     if name and path.is_dir():
-        return shape_of(read_config(path), path / "config.json")
+        return model_shape(read_config(path), path / "config.json")
     if path.is_file():
-        return shape_of(read_object(path), path)
+        return model_shape(read_object(path), path)
     raise ConfigError(
         f"no model {name!r:.80}: give a directory with a config.json, such a file, or one of "
         f"{', '.join(PUBLISHED)}"

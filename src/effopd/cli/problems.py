@@ -26,20 +26,29 @@ def load_problems(
     Returns:
         The problems, with the counts of what was left out on the way.
     """
+    config.prompt.check_arguments(tokenizer)
     task = without_unreadable(config.task.load(), verifier, report)
     if config.prompt.too_long == "drop":
         task = _without_long_prompts(task, config.prompt, tokenizer)
-    else:  # what is refused later is refused now, as far as the longest text tells
-        longest = max((*task.train, *task.test), key=lambda problem: len(problem.prompt))
-        config.prompt.encode(tokenizer, longest)
+    else:  # what is refused later is refused now, as far as the longest and each shape tell
+        everything = (*task.train, *task.test)
+        shapes = {(bool(problem.system), len(problem.turns)): problem for problem in everything}
+        for problem in (max(everything, key=lambda each: each.characters), *shapes.values()):
+            config.prompt.encode(tokenizer, problem)
     for counts in task.counts:
         report(str(counts))
+        if counts.example:
+            report(f"the first row that cannot be read: {counts.example}")
     return task
 
 
 def counts_record(task: Task) -> dict[str, Any]:
     """The counts of a task as `run.json` has them; nothing where nothing was counted."""
-    return {"problems": [asdict(counts) for counts in task.counts]} if task.counts else {}
+    found = [
+        {k: v for k, v in asdict(c).items() if v or k not in {"answered", "example"}}
+        for c in task.counts
+    ]
+    return {"problems": found} if found else {}
 
 
 def _without_long_prompts(task: Task, template: PromptTemplate, tokenizer: Any) -> Task:

@@ -8,14 +8,14 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-from effopd.cli.assemble import build_parts, started_from, train
+from effopd.cli.assemble import build_parts, config_of_run, started_from, train
 from effopd.cli.progress import progress_lines
 from effopd.cli.stand_in import with_stand_ins
 from effopd.config import RunConfig, load_config, to_toml
 from effopd.errors import CheckpointError, ConfigError
 from effopd.models.checkpoints import checkpoint_path, newest_good, verify_checkpoint
 from effopd.records import display_text
-from effopd.trainers.state import load_tensors
+from effopd.trainers.state import load_tensors, state_file
 
 
 def run_recipe(
@@ -52,16 +52,14 @@ def evaluate_checkpoint(run: Path, step: int | None, problems: int | None) -> No
         CheckpointError: There is no undamaged checkpoint.
     """
     transformers_logging.disable_progress_bar()
-    if not (run / "config.toml").is_file():
-        raise ConfigError(f"{run} is no run directory: config.toml is missing")
     overrides = [] if problems is None else [f"evaluation.problems={problems}"]
-    config = load_config(run / "config.toml", overrides)
+    config = config_of_run(run, overrides)
     if config.evaluation.problems < 1:
         raise ConfigError("there are no test problems to evaluate on: give --problems")
     directory = _checkpoint(run / "checkpoints", step)
     with closing(build_parts(started_from(config, directory), _say)) as parts:
         if parts.average is not None:
-            parts.average.load_state(load_tensors(directory / "average.safetensors"))
+            parts.average.load_state(load_tensors(state_file(directory, "average")))
         row = parts.evaluate_student().row()
     print(f"{directory}")
     for name, value in row.items():

@@ -19,7 +19,7 @@ from effopd.cli.shipped_shapes import model_config
 from effopd.config import RunConfig, make_config, to_toml
 from effopd.demo.cache import cache_directory
 from effopd.models.checkpoints import write_checkpoint
-from effopd.models.shapes import shape_of
+from effopd.models.counted import model_shape
 
 SPECIAL = ("<|endoftext|>", "<bos>", "<eos>")  # the first is added to any Qwen2 tokenizer
 ROWS = 256 + len(SPECIAL)
@@ -80,7 +80,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 def tiny_config(config: Mapping[str, Any], path: Path, rows: int) -> dict[str, Any]:
     """What config.json says of the architecture, with tiny sizes; others are left out."""
-    shape = shape_of(config, path)
+    shape = model_shape(config, path)
     return {
         "model_type": config["model_type"],
         "vocab_size": rows,
@@ -109,10 +109,10 @@ def _model(section: Mapping[str, Any], recipe: Path, name: str) -> dict[str, Any
     content, path = model_config(section["path"], recipe)
     config = tiny_config(content, path, ROWS if name == "student" else TEACHER_ROWS)
     kept = {key: value for key, value in section.items() if key != "revision"}
-    attention = kept.get("attention", "sdpa")
+    attention = kept.get("attention", "auto")
     return kept | {
         "path": str(_saved(config, seed=int(name == "teacher"))),
-        "attention": "sdpa" if attention == "flash_attention_2" else attention,
+        "attention": "auto" if attention == "flash_attention_2" else attention,
     }
 
 

@@ -18,7 +18,7 @@ from effopd.analysis.lanczos import EigenPairs, OnStep, krylov_space, leading_ei
 from effopd.analysis.local_comparison import Comparison, ScaleRow, compare_trajectory, cosine
 from effopd.analysis.local_theory import LocalTheory, krylov_theory, leading_theory
 from effopd.analysis.quadratic import FrozenLoss
-from effopd.cli.assemble import build_parts
+from effopd.cli.assemble import build_parts, config_of_run
 from effopd.cli.theory_inputs import (
     Say,
     Text,
@@ -28,7 +28,7 @@ from effopd.cli.theory_inputs import (
     read_rays,
     write_text,
 )
-from effopd.config import RunConfig, load_config
+from effopd.config import RunConfig
 from effopd.errors import ConfigError
 from effopd.models.layout import place_of
 from effopd.records import SCHEMA, write_json_atomic
@@ -79,9 +79,7 @@ def theory(run: Path, out: Path, settings: TheorySettings, say: Say = print) -> 
         ConfigError: `run` holds no resolved settings, or its student has adapters.
     """
     transformers_logging.disable_progress_bar()
-    if not (run / "config.toml").is_file():
-        raise ConfigError(f"{run} is no run directory: config.toml is missing")
-    config = load_config(run / "config.toml", [])
+    config = config_of_run(run)
     check_is_distillation(config)
     if config.student is not None and config.student.lora is not None:
         raise ConfigError("the local theory is that of weights, this run trains adapters")

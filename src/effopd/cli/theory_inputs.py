@@ -18,14 +18,12 @@ from effopd.objectives import ExOPD, FullVocabularyKL, PolicyGradient, group_adv
 from effopd.records import load_run
 from effopd.rollouts.rollout import Rollout
 from effopd.rollouts.seeds import derive_seed
-from effopd.trainers.state import load_tensors
+from effopd.trainers.state import load_tensors, state_file
 
 RESPONSES = 4
 """Answers to each prompt, compared with each other for the advantages of reinforcement learning."""
 PROMPTS = 16
 """Prompts answered at a time."""
-
-ANCHOR = "anchor.safetensors"
 
 Say = Callable[[str], None]
 
@@ -188,11 +186,11 @@ def _anchor(
     """
     base = loss.space.tensors(loss.base_P)
     if before is None:
-        files = (path / ANCHOR for path in list_checkpoints(run / "checkpoints"))
+        files = (state_file(path, "anchor") for path in list_checkpoints(run / "checkpoints"))
         moved = next((load_tensors(file) for file in files if file.is_file()), None)
         return None if moved is None else {name: torch.zeros_like(base[name]) for name in moved}
     for saved in range(before + follows_checkpoint, step + follows_checkpoint):
-        file = checkpoint_path(run / "checkpoints", saved) / ANCHOR
+        file = state_file(checkpoint_path(run / "checkpoints", saved), "anchor")
         if file.is_file():
             return {n: t.to(loss.base_P) - base[n] for n, t in load_tensors(file).items()}
     return None

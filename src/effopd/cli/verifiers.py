@@ -1,5 +1,6 @@
 """Who checks the answers of a run, made from the name that the settings give."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -65,13 +66,19 @@ def without_unreadable(
             return problems
         kept = [problem for problem in problems if problem.id not in bad]
         if not kept:
+            remedy = (
+                "name the field that holds the answer alone, or worked solutions with the answer "
+                r"in \boxed{...}"
+            )
+            if not any(_PROSE.search(problem.answer) for problem in problems):
+                remedy = "use 'boxed', which compares texts, or other problems"
             raise ConfigError(
                 f"none of the {len(problems)} {name} problems has a reference answer that "
-                "task.verifier = 'math' can read: use 'boxed', or other problems"
+                f"task.verifier = 'math' can read, such as {problems[0].answer!r:.80}: {remedy}"
             )
         report(
             f"left out {len(bad)} of {len(problems)} {name} problems, whose reference answers "
-            f"cannot be read as mathematics: {_some(sorted(bad))}"
+            f"cannot be read as mathematics: {some(sorted(bad))}"
         )
         return kept
 
@@ -79,6 +86,11 @@ def without_unreadable(
     return replace(task, train=train, test=test)
 
 
-def _some(names: Sequence[str], most: int = 5) -> str:
+_PROSE = re.compile(r"(?<!\\)\b[A-Za-z]{3,}\b\W*\s\S")
+"""A word before something else: a sentence, whose text no box repeats."""
+
+
+def some(names: Sequence[str], most: int = 20) -> str:
+    """Names for people, not all of very many."""
     shown = ", ".join(names[:most])
     return f"{shown}, ..." if len(names) > most else shown

@@ -25,7 +25,7 @@ class EvalConfig(BaseModel):
         seed: Decides every sample, and the order of options of questions that have some.
         samples: Answers to each question.
         batch: Answers that are written, checked and recorded together: what a kill costs at most.
-        device: PyTorch device of the model.
+        device: PyTorch device of the model; "auto" is a GPU where there is one, else the CPU.
         threads: CPU threads of PyTorch.
         engine: Who writes: the model in this process ("hf"), or vLLM with its weights.
         generation_tokens: Prompt and answer tokens that "hf" decodes together, at most, every
@@ -42,7 +42,7 @@ class EvalConfig(BaseModel):
     seed: int = 42
     samples: int = Field(default=1, ge=1)
     batch: int = Field(default=128, ge=1)
-    device: str = "cpu"
+    device: str = "auto"
     threads: int = Field(default=1, ge=1)
     engine: Literal["hf", "vllm"] = "hf"
     generation_tokens: int = Field(default=0, ge=0)

@@ -2,7 +2,7 @@
 
 import json
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,18 +69,27 @@ def to_toml(config: RunConfig) -> str:
 
 def differences(old_toml: str, new_toml: str) -> list[str]:
     """Settings that differ, one sentence each: `optimizer.lr: 0.0001 -> 0.0003`."""
-    old, new = (dict(_flatten(tomllib.loads(text))) for text in (old_toml, new_toml))
+    old, new = (settings_of(tomllib.loads(text)) for text in (old_toml, new_toml))
     keys = sorted(old.keys() | new.keys())
     return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in keys if old.get(k) != new.get(k)]
 
 
+def settings_of(raw: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Every setting of a nested mapping by its dotted name."""
+    found: dict[str, Any] = {}
+    for key, value in raw.items():
+        nested = isinstance(value, Mapping)
+        found |= settings_of(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return found
+
+
 def _read(path: Path) -> Raw:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors write the mark
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8: {error}") from None
+        raise ConfigError(f"{path} is not UTF-8: {error}; save it as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not TOML: {error}") from None
 
@@ -137,11 +146,3 @@ def without_none(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: without_none(v) for k, v in value.items() if v is not None}
     return [without_none(v) for v in value] if isinstance(value, list | tuple) else value
-
-
-def _flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            yield from _flatten(item, f"{prefix}{key}.")
-        else:
-            yield prefix + key, item

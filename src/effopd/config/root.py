@@ -52,7 +52,8 @@ class RunConfig(BaseModel):
         preset: Where `search`, `validation` and `objective` start from: "default" measured best,
             "paper" the paper to the letter, "release" the released code (docs/presets.md).
         seed: Seed of prompts, sampling and validation sets.
-        device: PyTorch device of the student.
+        device: PyTorch device of the student; "auto" is a GPU where there is one, else the CPU.
+            Records hold the device that was taken.
         teacher_device: Device of the teacher; the student's by default.
         threads: CPU threads of PyTorch; results are reproducible for a fixed number.
         stand_in: Try the run out: two short steps on the CPU with tiny untrained models of the
@@ -87,7 +88,7 @@ class RunConfig(BaseModel):
     method: Method = "effopd"
     preset: Preset = "default"
     seed: int = 0
-    device: str = "cpu"
+    device: str = "auto"
     teacher_device: str | None = None
     threads: int = Field(default=1, ge=1)
     stand_in: bool = False
@@ -249,10 +250,29 @@ def _check_memory(config: RunConfig) -> None:
     if config.memory.teacher_offload and config.self_teacher is not None:
         raise ValueError("memory.teacher_offload is for teachers that stay as they are")
     dtype = config.student.dtype if config.student is not None else "float32"
+    if dtype == "float16":
+        _check_float16(config)
     if dtype == "float32" and config.memory.master_weights and not config.memory.offload_optimizer:
         raise ValueError(
             "memory.master_weights keeps float32 copies of a student in low precision, this one "
             "is in float32: set student.dtype = 'bfloat16', or memory.offload_optimizer too"
+        )
+
+
+def _check_float16(config: RunConfig) -> None:
+    """AdamW's eps of 1e-8 is 0 in float16, and so are squares of most gradients."""
+    assert config.student is not None
+    adapted, objective = config.student.lora is not None, config.objective
+    why = "student.dtype = 'float16' cannot be trained itself, its weights are NaN after one update"
+    if not adapted and not config.memory.master_weights:
+        raise ValueError(
+            f"{why}: set memory.master_weights = true, which trains float32 copies, or "
+            "student.dtype = 'bfloat16'"
+        )
+    if not adapted and isinstance(objective, PolicyGradient) and objective.needs_critic:
+        raise ValueError(
+            f"{why}, and the critic, a copy of it, has no float32 copies: set student.dtype = "
+            "'bfloat16' or 'float32'"
         )
 
 

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from effopd.core.rounding import above_rounding
+
 PIECE = 2**20
 """Elements of a matrix that are widened to float64 at a time."""
 
@@ -48,7 +50,9 @@ def leading_components(matrix: Float[Tensor, "m n"], rank: int) -> Components:
     is_tall = rows >= columns
     products = _gram(matrix) if is_tall else _gram(matrix.T)
     values, vectors = torch.linalg.eigh(products)
-    energies, short = values[-rank:].flip(0).clamp(min=0.0), vectors[:, -rank:].flip(1)
+    energies, short = values[-rank:].flip(0), vectors[:, -rank:].flip(1)
+    counts = above_rounding(energies, max(rows, columns))
+    energies = torch.where(counts, energies, 0.0)
     sizes = energies.sqrt()
     if is_tall:
         left, right = _product(matrix, short), short

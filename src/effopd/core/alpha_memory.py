@@ -14,6 +14,7 @@ from effopd.core.memory import Displacement, wide
 from effopd.core.past import PastSearch
 from effopd.core.ray import Ray, check_fits
 from effopd.errors import ConfigError, NonFiniteError
+from effopd.precision import float32_products
 
 
 class AlphaMemory:
@@ -59,6 +60,7 @@ class AlphaMemory:
                 self._predict_(found[name], ray.tip[name], name, observed)
         return found
 
+    @float32_products()
     def _predict_(self, out: Tensor, tip: Tensor, name: str, observed: Mapping[int, float]) -> None:
         """Writes `base + sum_i a*_i v_i^T - tip` of one matrix, if the regression holds up."""
         entries = self._history.entries

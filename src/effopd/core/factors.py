@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from effopd.core.rounding import above_rounding
 from effopd.errors import ConfigError
 
 Pair = tuple[str, str]
@@ -24,8 +25,6 @@ Pair = tuple[str, str]
 Ends = tuple[Tensor, Tensor]
 """Left and right factor."""
 
-_NOTHING = 1e-9
-"""Singular values below this share of the largest are rounding."""
 _FLATTEST = 1e-3
 """Smallest over largest singular value of the map between two bases; see `product_point`."""
 
@@ -69,7 +68,11 @@ def product_point(anchor: Ends, tip: Ends, scale: float) -> FactoredPoint:
     u, values, vh = torch.linalg.svd(left @ right.T, full_matrices=False)
     nearest = (u[:, :rank] * values[:rank]) @ vh[:rank]
     of_tip = right[:, rank:].T  # the tip's right factor in the basis `rows`
-    basis = _row_basis(vh[:rank], values[:rank], of_tip)
+    # Rounding of the product is relative to its factors, which may cancel.
+    largest = float(torch.linalg.matrix_norm(left) * torch.linalg.matrix_norm(right))
+    size = max(len(columns), len(rows))
+    kept = int(above_rounding(values[:rank], size, largest=largest).sum())
+    basis = _row_basis(vh[:rank], kept, of_tip)
     tilt_rc, inverse_cr = _invertible(of_tip @ basis)
     squares = values.square()
     return FactoredPoint(
@@ -80,9 +83,8 @@ def product_point(anchor: Ends, tip: Ends, scale: float) -> FactoredPoint:
     )
 
 
-def _row_basis(vh: Tensor, values: Tensor, of_tip: Tensor) -> Float[Tensor, "n c"]:
+def _row_basis(vh: Tensor, kept: int, of_tip: Tensor) -> Float[Tensor, "n c"]:
     """Orthonormal: the rows of the new product, filled up to the rank from the tip's own rows."""
-    kept = int((values > _NOTHING * values[0]).sum())
     wanted = min(vh.shape)
     found = vh[:kept].T
     if kept < wanted:

@@ -12,6 +12,8 @@ RELEASED_NAMES = re.compile(
     re.IGNORECASE,
 )
 """The released code's substring test; by accident it also takes `post_attention_layernorm`."""
+_IN_LAYERS = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.\d+\.")
+"""Within the stack of layers, whatever an architecture calls it."""
 
 
 def select_parameters(model: nn.Module, selection: str = "attention_mlp") -> Mapping[str, Tensor]:
@@ -21,7 +23,8 @@ def select_parameters(model: nn.Module, selection: str = "attention_mlp") -> Map
 
     Args:
         model: Any module; parameters with `requires_grad=False` never move.
-        selection: "attention_mlp" as released; "matrices", of these only tensors with two or more
+        selection: "attention_mlp" as released, and every other matrix of the layers, such as those
+            of convolutions and state spaces; "matrices", of these only tensors with two or more
             axes; "all"; or "re:PATTERN", a regular expression searched in the name.
 
     Returns:
@@ -47,7 +50,13 @@ def selected_names(dimensions: Mapping[str, int], selection: str = "attention_ml
     """
     pattern = _pattern(selection)
     least = 2 if selection == "matrices" else 0
-    chosen = [name for name, axes in dimensions.items() if pattern.search(name) and axes >= least]
+    takes_layers = selection in {"attention_mlp", "matrices"}
+    chosen = [
+        name
+        for name, axes in dimensions.items()
+        if (pattern.search(name) and axes >= least)
+        or (takes_layers and axes >= 2 and _IN_LAYERS.search(name))
+    ]
     if not chosen:
         raise ConfigError(
             f"selection {selection!r} matches none of {len(dimensions)} parameters that can move "

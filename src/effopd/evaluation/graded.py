@@ -2,14 +2,16 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from effopd.errors import RecordError
+from effopd.errors import ConfigError, RecordError
 from effopd.evaluation.metrics import mean
 from effopd.evaluation.statistics import Estimate, average, majority, pass_at_k
 from effopd.rewards.extraction import final_answer
+from effopd.rewards.math import MathVerifier
 from effopd.rollouts.rollout import Rollout
+from effopd.tasks.benchmarks import Questions
 from effopd.tasks.problem import JudgingVerifier
 
 RIGHT = {"correct", "passed"}
@@ -96,6 +98,42 @@ def grade(
     ]
 
 
+def readable(verifier: JudgingVerifier, questions: Questions) -> tuple[Questions, list[str]]:
+    """Leaves out the questions of mathematics with a reference that nothing can be compared with.
+
+    Args:
+        verifier: Who is going to check answers.
+        questions: A benchmark.
+
+    Returns:
+        The other questions, with the number of those left out in their counts, and the ids of those
+        left out, which end in the number of their row.
+
+    Raises:
+        ConfigError: No question is left.
+    """
+    if not isinstance(verifier, MathVerifier):
+        return questions, []
+    bad = {p.id for p in verifier.unreadable([each.problem for each in questions.questions])}
+    kept = tuple(each for each in questions.questions if each.problem.id not in bad)
+    if not kept:
+        raise ConfigError(
+            f"no reference answer of {questions.name} ({questions.source}) can be read as "
+            "mathematics: each row needs the answer alone, or a solution with the answer in "
+            r"\boxed{...}"
+        )
+    if not bad:
+        return questions, []
+    reason = "reference that cannot be read as mathematics"
+    counts = replace(
+        questions.counts,
+        kept=questions.counts.kept - len(bad),
+        dropped={**questions.counts.dropped, reason: len(bad)},
+    )
+    left_out = [each.problem.id for each in questions.questions if each.problem.id in bad]
+    return replace(questions, questions=kept, counts=counts), left_out
+
+
 def _boxed(rollout: Rollout) -> str | None:
     return None if rollout.problem.tests else final_answer(rollout.completion.text)
 
@@ -118,7 +156,7 @@ def summarise(graded: Sequence[Graded], *, votes: bool) -> dict[str, Any]:
 
     Args:
         graded: All answers to all questions, equally many to each.
-        votes: Whether answers can be compared by their text, as programs cannot.
+        votes: Whether answers can be compared by their value, as programs cannot.
 
     Returns:
         JSON values: `questions`, `samples`; `avg` (avg@n), `pass` (k -> pass@k), `maj` (maj@n, None
@@ -154,6 +192,6 @@ def _json(estimate: Estimate) -> dict[str, Any]:
     return {
         "mean": estimate.mean,
         "standard_error": estimate.standard_error,
-        "interval": list(estimate.interval) if estimate.interval else None,
+        "interval": None if estimate.interval is None else list(estimate.interval),
         "sampling_error": estimate.sampling_error,
     }

@@ -12,7 +12,7 @@ from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.scorer import Score, Scorer, Target, accuracy, scorer, stderr
 from inspect_ai.solver import TaskState, generate
 
-from effopd.evaluation.graded import RIGHT
+from effopd.evaluation.graded import RIGHT, readable
 from effopd.rewards.code import CodeVerifier
 from effopd.rewards.extraction import final_answer
 from effopd.rewards.math import MathVerifier
@@ -58,9 +58,12 @@ def benchmark_task(name: str, path: str = "", seed: int = 42) -> Task:
         seed: Order of options.
 
     Returns:
-        The task.
+        The task, without questions whose reference nothing can be compared with.
     """
     questions = load_benchmark(name, path, seed=seed)
+    if questions.verifier == "math":
+        with MathVerifier() as verifier:
+            questions, _ = readable(verifier, questions)
     samples = [
         Sample(id=q.problem.id, input=q.problem.prompt, target=q.problem.answer or "passed")
         for q in questions.questions

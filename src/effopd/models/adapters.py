@@ -14,13 +14,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from effopd.errors import CheckpointError, ConfigError, ParameterMismatchError
+from effopd.models.names import counterparts, unwrapped
 from effopd.models.weights import SafetensorsWeights, check_file, read_object, wide_dtype
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 Number = TypeVar("Number", int, float)
-_PREFIX = "base_model.model."
-_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?")
+_FACTOR = re.compile(
+    r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.default)?(\.weight)?"
+)
 # Settings that make the update something else than scaling * B @ A of the base's own weights.
 _REFUSED = (
     "use_dora",
@@ -142,7 +144,7 @@ class LoraAdapter:
         self._factors: dict[str, dict[str, str]] = {}  # module -> side -> tensor of the adapter
         self._embeddings: set[str] = set()
         for stored in self._weights.shapes:
-            self._sort(stored)
+            self._sort(stored, shapes)
         for name, stored in self._replacing.items():
             self._check_target(name, shapes, self._weights.shapes[stored])
         for module, pair in self._factors.items():
@@ -180,12 +182,14 @@ class LoraAdapter:
         """The whole tensor, in its stored dtype, that takes the place of one of `replaced`."""
         return self._weights.read(self._replacing[name])
 
-    def _sort(self, stored: str) -> None:
-        """Finds out what one tensor of the adapter is."""
-        name = stored.removeprefix(_PREFIX)
+    def _sort(self, stored: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Finds out what one tensor of the adapter is, and of which tensor of the base."""
+        name = unwrapped(stored)
         factor = _FACTOR.fullmatch(name)
         if factor:
-            module = factor["module"]
+            adapted = f"{factor['module']}.weight"
+            adapted = counterparts([adapted], shapes).get(adapted, adapted)
+            module = adapted.removesuffix(".weight")
             self._factors.setdefault(module, {})[factor["side"]] = stored
             if factor["embedding"]:
                 self._embeddings.add(module)
@@ -195,7 +199,8 @@ class LoraAdapter:
                 "adapter with save_pretrained of PEFT, or merge it into its base model"
             )
         else:
-            self._replacing[name.replace(".base_layer.", ".")] = stored
+            name = name.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")
+            self._replacing[counterparts([name], shapes).get(name, name)] = stored
 
     def _is_transposed(self, module: str) -> bool:
         return self.settings.transposed or module in self._embeddings

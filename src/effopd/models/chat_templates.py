@@ -23,6 +23,10 @@ MEMORY_BYTES = 2**30
 _WALL_PER_CPU = 10
 _QUESTION = [{"role": "user", "content": "What is 2 + 2?"}]
 _OUT_OF_MEMORY = 3
+TEMPLATE_ERRORS = (
+    TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RuntimeError,
+)  # fmt: skip
+"""What rendering raises: a template refuses messages, or does with them what they do not allow."""
 _known: set[str] = set()
 """Templates that have ended in time; a set of texts, so that each is tried once a process."""
 
@@ -92,7 +96,7 @@ def _render(tokenizer: Any, cpu_s: int) -> None:
             )
     except MemoryError:
         status = _OUT_OF_MEMORY
-    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RuntimeError):
+    except TEMPLATE_ERRORS:
         pass
     finally:
         os._exit(status)

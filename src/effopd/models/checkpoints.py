@@ -40,7 +40,7 @@ def write_checkpoint(directory: Path, write: Callable[[Path], None]) -> None:
 
     Args:
         directory: Final name; an existing one is replaced only after the new one is complete.
-        write: Called with the temporary directory to fill (files only, no sub-directories).
+        write: Called with the temporary directory to fill.
 
     Raises:
         CheckpointError: The file system refused (disk full, read-only, directory gone).
@@ -51,7 +51,7 @@ def write_checkpoint(directory: Path, write: Callable[[Path], None]) -> None:
         temporary.mkdir(parents=True)
         write(temporary)
         (temporary / MANIFEST).write_bytes(_manifest(temporary))
-        for path in (*temporary.iterdir(), temporary):
+        for path in (*temporary.rglob("*"), temporary):
             _sync(path)
         if directory.exists():
             shutil.rmtree(directory)
@@ -143,8 +143,12 @@ def prune(parent: Path, keep: int) -> None:
 
 def _manifest(directory: Path) -> bytes:
     files = {
-        path.name: {"bytes": path.stat().st_size, "xxh3_128": _digest(path)}
-        for path in sorted(directory.iterdir())
+        path.relative_to(directory).as_posix(): {
+            "bytes": path.stat().st_size,
+            "xxh3_128": _digest(path),
+        }
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
     }
     return _canonical(files)
 

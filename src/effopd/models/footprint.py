@@ -2,8 +2,8 @@
 
 Memory that is decided by the settings (weights, gradients, moments, cache) is counted. Activations
 are counted too, by the tensors that a layer keeps for its backward pass; what an allocator wastes
-is not. Times assume `COMPUTE_SHARE` of a GPU's peak and `BANDWIDTH_SHARE` of its bandwidth: they
-tell minutes from hours, no more.
+is not. Times assume `COMPUTE_SHARE` of a GPU's peak and `BANDWIDTH_SHARE` of its bandwidth, and
+`LAUNCH_S` for a layer that is not part of a CUDA graph: they tell minutes from hours, no more.
 """
 
 import re
@@ -14,6 +14,10 @@ from effopd.models.shapes import ModelShape
 
 COMPUTE_SHARE = 0.4
 BANDWIDTH_SHARE = 0.6
+LAUNCH_S = 5e-4
+"""Of one layer of one decoded token in transformers, whose kernels are launched one by one."""
+CONTEXT_BYTES = 10**9
+"""What CUDA and its libraries take of a card before the first tensor."""
 TILE_BYTES = 2**28
 """One tile [chunk, vocabulary] of the fused divergence; two are there at a time."""
 
@@ -44,11 +48,18 @@ GPUS = {
     "RTX4090": Gpu(name="RTX4090", memory_bytes=24 * 10**9, flops=165e12, bandwidth=1.0e12),
 }
 """Data sheets of the manufacturer, dense figures."""
-_GPU = re.compile(r"\s*(?P<name>[A-Za-z][A-Za-z0-9]*)?\s*(?:(?P<gb>\d{1,4})\s*GB)?\s*", re.I)
+_FORM = r"(?:[ -]+(?:SXM\d?|PCIe|NVL|HBM\d\w?))*"
+_GPU = re.compile(
+    r" *(?:NVIDIA +)?(?:GeForce +)?(?P<name>RTX ?\d{4}|[A-Z][A-Z0-9]*)?"
+    rf"{_FORM}[ -]*(?:(?P<gb>\d{{1,4}}) ?GB)?{_FORM} *",
+    re.I,
+)
 
 
 def gpu_named(text: str) -> Gpu:
     """The card that is meant by "H100", "H100 80GB", "80GB" or a number of bytes.
+
+    Names as drivers give them are understood too: "NVIDIA A100-SXM4-80GB".
 
     Raises:
         ConfigError: None of these.
@@ -56,7 +67,7 @@ def gpu_named(text: str) -> Gpu:
     if text.strip().isascii() and text.strip().isdigit() and len(text.strip()) <= 15:
         found = Gpu(name=f"{text.strip()} bytes", memory_bytes=int(text))
     elif (match := _GPU.fullmatch(text)) and (match["name"] or match["gb"]):
-        known = GPUS.get((match["name"] or "").upper())
+        known = GPUS.get((match["name"] or "").upper().replace(" ", ""))
         memory = int(match["gb"]) * 10**9 if match["gb"] else known.memory_bytes if known else 0
         found = Gpu(
             name=text.strip(),
@@ -69,7 +80,7 @@ def gpu_named(text: str) -> Gpu:
     if found.memory_bytes < 1:
         raise ConfigError(
             f"--gpu must be one of {', '.join(GPUS)}, a name with its memory such as 'H100 80GB', "
-            f"or a number of bytes, got {text!r:.60}"
+            f"a number of bytes, or 'auto' for the card of this machine, got {text!r:.60}"
         )
     return found
 
@@ -117,16 +128,19 @@ def cache_bytes(shape: ModelShape, tokens: int, element_bytes: int) -> int:
     return shape.cached_per_token * tokens * element_bytes
 
 
-def saved_numbers_per_token(shape: ModelShape) -> int:
-    """Numbers that one layer keeps for its backward pass, for one token.
+def saved_bytes_per_token(shape: ModelShape, element_bytes: int) -> int:
+    """What one layer keeps for its backward pass, for one token.
 
-    The inputs of the two norms, their outputs, queries, keys and values before and after rotation,
-    the attention's output, and gate, its activation, up and their product.
+    Of each norm the input in float32, and what it is before and after its weight; queries, keys and
+    values as attention takes them, keys and values repeated for each head where heads share them;
+    the attention's output, twice; gate, its activation, up and their product.
     """
     queries, keys = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
-    attention = 2 * queries + 2 * keys + keys  # q twice, k twice, v; the output below
+    repeated = 2 * queries if shape.kv_heads < shape.heads else 0
     network = 4 * (shape.width * max(1, shape.experts_used) + shape.shared_width)
-    return 6 * shape.hidden + attention + queries + network
+    normed = 2 * shape.hidden + (queries + keys if shape.qk_norm else 0)
+    kept = 3 * queries + 2 * keys + repeated + network
+    return element_bytes * kept + (4 + 2 * element_bytes) * normed
 
 
 def activation_bytes(
@@ -143,10 +157,44 @@ def activation_bytes(
     Returns:
         Bytes.
     """
-    layer = saved_numbers_per_token(shape) * tokens * element_bytes
+    layer = saved_bytes_per_token(shape, element_bytes) * tokens
     if not checkpointing:
         return shape.layers * layer
     return layer + shape.layers * shape.hidden * tokens * element_bytes
+
+
+def gradient_bytes(shape: ModelShape, tokens: int, element_bytes: int) -> int:
+    """Gradients of activations while the backward pass of one layer runs.
+
+    Those of gate, its activation, up and their product, and of the layer's input and output.
+    """
+    network = 4 * (shape.width * max(1, shape.experts_used) + shape.shared_width)
+    return (network + 2 * shape.hidden) * tokens * element_bytes
+
+
+def passing_bytes(shape: ModelShape, tokens: int, element_bytes: int) -> int:
+    """What a pass without gradient holds at a time, without weights and head.
+
+    The residual stream, its sum and its norm, two float32 copies within the norm, and the larger
+    of attention (queries and keys twice, values) and network (gate, its activation, up, product).
+    """
+    queries, keys = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
+    network = 4 * (shape.width * max(1, shape.experts_used) + shape.shared_width)
+    numbers = 4 * shape.hidden + max(2 * queries + 3 * keys, network)
+    return tokens * (numbers * element_bytes + 2 * shape.hidden * 4)
+
+
+def mask_bytes(tokens: int, longest: int) -> int:
+    """The mask of a padded batch of two sequences or more, as booleans and in the precision.
+
+    One sequence alone needs none.
+    """
+    return 3 * tokens * min(longest, tokens // 2)
+
+
+def head_gradient_bytes(shape: ModelShape, element_bytes: int) -> int:
+    """The head's gradient in float32, rounded, and padded to the rows that no token uses."""
+    return (4 + 2 * element_bytes) * shape.vocabulary * shape.hidden
 
 
 def tile_bytes(shape: ModelShape, tokens: int) -> int:
@@ -178,13 +226,24 @@ def forward_seconds(shape: ModelShape, tokens: int, gpu: Gpu, length: int = 0) -
 
 
 def writing_seconds(
-    shape: ModelShape, sequences: int, new_tokens: int, width: int, element_bytes: int, gpu: Gpu
+    shape: ModelShape,
+    sequences: int,
+    new_tokens: int,
+    width: int,
+    element_bytes: int,
+    gpu: Gpu,
+    *,
+    launched: bool = False,
 ) -> float:
-    """Answers of one length, `width` sequences at a time: weights and cache are read each token."""
+    """Answers of one length, `width` sequences at a time: weights and cache are read each token.
+
+    Where kernels are launched one by one, a token takes at least `LAUNCH_S` for each layer.
+    """
     width = min(width, sequences)
     rounds = -(-sequences // width)
     weights = shape.parameters * element_bytes
     cache = cache_bytes(shape, width * new_tokens // 2, element_bytes)
     reading = (weights + cache) / (BANDWIDTH_SHARE * gpu.bandwidth)
     computing = forward_seconds(shape, width, gpu)
-    return rounds * new_tokens * max(reading, computing)
+    launching = LAUNCH_S * shape.layers if launched else 0.0
+    return rounds * new_tokens * max(reading, computing, launching)

@@ -4,13 +4,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HTTPError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 
 from effopd.errors import ConfigError
+from effopd.models.paths import looks_local, no_such_directory
 from effopd.models.weights import INDEX, SINGLE, read_index
 
 _TEXTS = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 _ELSEWHERE = ["original/*", "onnx/*", "*.bin.index.json"]
+
+_UNREACHABLE = (LocalEntryNotFoundError, HTTPError, ConnectionError)
 
 
 def fetch(repository: str, revision: str | None, *, weights: bool) -> Path:
@@ -28,8 +36,11 @@ def fetch(repository: str, revision: str | None, *, weights: bool) -> Path:
         A model directory.
 
     Raises:
-        ConfigError: There is no such repository, or it cannot be reached and is not in the cache.
+        ConfigError: It is a path of this disk that is not there, there is no such repository, or
+            the Hub cannot be reached and it is not in the cache.
     """
+    if looks_local(repository):
+        raise ConfigError(no_such_directory(repository))
     try:
         directory = _snapshot(repository, revision, _TEXTS)
         if weights:
@@ -39,7 +50,16 @@ def fetch(repository: str, revision: str | None, *, weights: bool) -> Path:
     except (OSError, ValueError, HTTPError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"cannot load {repository}: {error}") from error
+        if isinstance(error, RepositoryNotFoundError):
+            why = "there is none that can be seen (private and gated ones need access and HF_TOKEN)"
+        elif isinstance(error, HfHubHTTPError) or not isinstance(error, _UNREACHABLE):
+            why = str(error)
+        else:
+            why = "it is not in the cache, and the Hub cannot be reached"
+        raise ConfigError(
+            f"cannot load {repository}: {no_such_directory(repository)}; as a repository of the "
+            f"Hugging Face Hub, {why}"
+        ) from error
     return directory
 
 

@@ -2,30 +2,41 @@
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig
 
-from effopd.errors import ConfigError, EffopdError, NonFiniteError, ParameterMismatchError
+from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
+from effopd.models.architecture import Architecture, Attention, Explained, read_architecture
 from effopd.models.chat_templates import check_chat_template
+from effopd.models.devices import real_device
 from effopd.models.directory import built_from, check_config, check_model, check_texts
 from effopd.models.hub import fetch
 from effopd.models.lora import LoraStudent, add_adapters_
-from effopd.models.weights import is_finite, read_config
+from effopd.models.names import (
+    BUFFER,
+    by_reason,
+    described_prefixes,
+    draft_layers,
+    extra,
+    in_tower,
+    plain_names,
+)
+from effopd.models.paths import contents_instead
+from effopd.models.weights import (
+    is_finite,
+    open_weights,
+    read_config,
+    read_object,
+    stored_tensors,
+)
 
+_GENERATION_CONFIG = "generation_config.json"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-_OF_TRANSFORMERS = (
-    OSError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError, AssertionError,
-    RuntimeError, ImportError, SafetensorError, StrictDataclassError,
-)  # fmt: skip
-"""What it raises on settings and files that are not what it expects."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +47,8 @@ class ModelSettings:
         path: Directory or Hugging Face repository id.
         revision: Commit, tag or branch of a repository.
         dtype: Precision of the weights.
-        attention: Attention implementation passed to transformers.
+        attention: Implementation in transformers; "auto" is "sdpa" where the architecture has it,
+            else "eager".
         gradient_checkpointing: Recompute activations in the backward pass.
         lora: Adapters to train in place of the weights; None trains the weights.
     """
@@ -44,7 +56,7 @@ class ModelSettings:
     path: str
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    attention: Attention = "auto"
     gradient_checkpointing: bool = False
     lora: LoraStudent | None = None
 
@@ -53,35 +65,64 @@ class ModelSettings:
             raise ConfigError("path must be a model directory or a Hugging Face repository id")
 
 
-def load_model(settings: ModelSettings, device: str = "cpu") -> Any:
+def load_model(
+    settings: ModelSettings, device: str = "cpu", report: Callable[[str], None] = lambda text: None
+) -> Any:
     """The causal language model in evaluation mode, from safetensors only, no remote code.
 
     Everything in its directory is checked before transformers opens it (docs/safety.md), and every
     number of the weights afterwards, which reads them once more.
+
+    Args:
+        settings: Which model.
+        device: Where it goes.
+        report: Receives sentences about what differs from the usual: attention, names, tensors
+            that are in the files and not in the model.
     """
-    _check_device(device)
-    directory = _located(settings, weights=True)
+    device = real_device(device)
+    path, directory = settings.path, _located(settings, weights=True)
     contents = check_model(directory)
-    with _Explained(settings.path), built_from(directory, contents):
-        model, report = AutoModelForCausalLM.from_pretrained(
-            str(directory),
-            dtype=getattr(torch, settings.dtype),
-            attn_implementation=settings.attention,
-            use_safetensors=True,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # reported, and refused below
-            output_loading_info=True,
+    if (directory / _GENERATION_CONFIG).exists():
+        read_object(directory / _GENERATION_CONFIG)  # transformers passes over one that is damaged
+    found = read_architecture(directory, attention=settings.attention, path=path)
+    if found.attention == "eager" != settings.attention:
+        report(
+            f"{path}: {found.model_class.__name__} has no 'sdpa' attention and runs with 'eager'"
         )
-    _check_complete(settings.path, report)
-    _check_tied(settings.path, model)
+    options: dict[str, Any] = {
+        "dtype": getattr(torch, settings.dtype),
+        "attn_implementation": found.attention,
+        "ignore_mismatched_sizes": True,  # reported, and refused below
+        "output_loading_info": True,
+    }
+    names = plain_names(stored_tensors(directory), path)
+    prefixes = described_prefixes(names)
+    with Explained(path), built_from(directory, contents):
+        if prefixes:
+            report(f"{path}: {prefixes}")
+            model, info = _load_renamed(directory, found, options)
+        else:
+            model, info = found.loader.from_pretrained(
+                str(directory), use_safetensors=True, trust_remote_code=False, **options
+            )
+    drafts = draft_layers(read_config(directory))
+    _check_complete(path, info, drafts)
+    _check_tied(path, model)
+    has = {extra(name) for name in model.state_dict()}
+    for why, apart in by_reason({n: extra(n, drafts) for n in names.values()}).items():
+        if why != BUFFER and why not in has:
+            report(f"{path}: {len(apart)} tensors are not loaded, {why} ({apart[0]})")
     if settings.gradient_checkpointing:
         with warnings.catch_warnings():  # renamed in transformers 5.x; this name works in all of it
             warnings.simplefilter("ignore", FutureWarning)
             model.gradient_checkpointing_enable({"use_reentrant": False})
+    for name, parameter in model.named_parameters():
+        if in_tower(name):  # it has no gradient on text
+            parameter.requires_grad_(False)
     if settings.lora is not None:
         add_adapters_(model, settings.lora)
     model = model.to(device).eval()
-    _check_finite(settings.path, model)
+    _check_finite(path, model)
     return model
 
 
@@ -102,68 +143,51 @@ def load_tokenizer(settings: ModelSettings) -> Any:
             f"{path} holds no tokenizer ({', '.join(_TOKENIZER_FILES)}): write it there "
             "with tokenizer.save_pretrained(...)"
         )
-    with _Explained(path):
+    with Explained(path):
         tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"the tokenizer of {path} has no end-of-sequence token")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if isinstance(tokenizer.chat_template, str):  # a byte order mark would be in every prompt
+        tokenizer.chat_template = tokenizer.chat_template.removeprefix("\ufeff")
     check_chat_template(path, tokenizer)
     return tokenizer
 
 
-def tokenizers_agree(first: Any, second: Any) -> bool:
-    """Whether both map the same strings to the same ids."""
-    return bool(first.get_vocab() == second.get_vocab())
+def _load_renamed(
+    directory: Path, found: Architecture, options: Mapping[str, Any]
+) -> tuple[Any, Mapping[str, Any]]:
+    """A model whose tensors are stored under the names that wrappers gave them."""
+    weights = open_weights(directory)
+    model, info = found.model_class.from_pretrained(
+        None,
+        config=found.config,
+        state_dict={name: weights.read(name) for name in weights.shapes},
+        **options,
+    )
+    model.name_or_path = model.config._name_or_path = str(directory)
+    if os.path.lexists(directory / "generation_config.json"):
+        model.generation_config = GenerationConfig.from_pretrained(str(directory))
+    return model, info
 
 
-class _Explained:
-    """What transformers cannot load is a wrong setting, not a crash.
-
-    Args:
-        path: The model as the user named it.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if isinstance(error, EffopdError):
-            return
-        # Damaged files are a bare Exception of tokenizers, and sizes that do not fit anything.
-        if kind is Exception or isinstance(error, _OF_TRANSFORMERS):
-            if "trust_remote_code" in str(error):
-                raise ConfigError(
-                    f"{self._path} needs code of its own, which effopd never runs"
-                ) from error
-            raise ConfigError(
-                f"cannot load {self._path}: {error or type(error).__name__}"
-            ) from error
-
-
-def _check_complete(path: str, report: Mapping[str, Any]) -> None:
+def _check_complete(path: str, info: Mapping[str, Any], drafts: range) -> None:
     """Transformers gives tensors that are not in the file random values, and leaves others out."""
-    missing = sorted(report["missing_keys"])
+    unexpected = sorted(name for name in info["unexpected_keys"] if extra(name, drafts) is None)
+    missing = sorted(info["missing_keys"])
     if missing:
+        instead = f" (it holds {unexpected[0]}, which has no place in it)" if unexpected else ""
         raise ParameterMismatchError(
-            f"{len(missing)} tensors of the model are not in {path}, for example {missing[0]}: "
-            "complete the download, or export the whole model"
+            f"{len(missing)} tensors of the model are not in {path}, for example {missing[0]}"
+            f"{instead}: complete the download, or export the whole model"
         )
-    if report["mismatched_keys"]:
-        name, found, expected = sorted(report["mismatched_keys"])[0]
+    if info["mismatched_keys"]:
+        name, found, expected = sorted(info["mismatched_keys"])[0]
         raise ParameterMismatchError(
             f"{name} in {path} has shape {tuple(found)}, the config asks for {tuple(expected)}: "
             "config.json and weights belong to different models"
         )
-    unexpected = sorted(report["unexpected_keys"])
     if unexpected:
         raise ParameterMismatchError(
             f"{len(unexpected)} tensors in {path} have no place in the model, for example "
@@ -190,19 +214,10 @@ def _check_finite(path: str, model: Any) -> None:
             )
 
 
-def _check_device(device: str) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {device!r} cannot be used: {error}") from None
-
-
 def _located(settings: ModelSettings, *, weights: bool) -> Path:
     """The directory of a model, which is downloaded if it is a repository of the Hub."""
     path, directory = settings.path, Path(settings.path).expanduser()
     if not directory.is_dir():
-        if path.startswith((".", "/", "~")):
-            raise ConfigError(f"no model directory at {path}")
         directory = fetch(path, settings.revision, weights=weights)
     if (directory / "adapter_config.json").is_file():
         raise ConfigError(
@@ -210,5 +225,8 @@ def _located(settings: ModelSettings, *, weights: bool) -> Path:
             "and train on from the adapter (student.lora.adapter)"
         )
     if not os.path.lexists(directory / "config.json"):
-        raise ConfigError(f"{path} is no Hugging Face model directory: config.json is missing")
+        instead = "" if any(directory.glob("*.safetensors")) else f"; {contents_instead(directory)}"
+        raise ConfigError(
+            f"{path} is no Hugging Face model directory: config.json is missing{instead}"
+        )
     return directory

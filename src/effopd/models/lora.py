@@ -20,6 +20,7 @@ from torch import Tensor
 from effopd.errors import CheckpointError, ConfigError, MissingExtraError
 from effopd.models.adapters import CONFIG, WEIGHTS, read_lora_settings
 from effopd.models.headers import read_model_header
+from effopd.models.names import in_tower
 from effopd.models.weights import check_file
 
 ALL_LINEAR = "all-linear"
@@ -36,7 +37,8 @@ class LoraStudent:
         r: Rank.
         alpha: The update is `alpha / r` times the product of the factors.
         dropout: Of what goes into the adapters, while training.
-        target_modules: Names of the linear modules to adapt; "all-linear" is all but the head.
+        target_modules: Names of the linear modules to adapt; "all-linear" is all but the head. A
+            tower for images is left alone.
         rslora: Scale by `alpha / sqrt(r)` instead.
         adapter: Directory of an adapter to start from, in PEFT's format; None starts at the model.
         seed: Of the right factors' first values; the left ones start at zero.
@@ -85,11 +87,13 @@ def add_adapters_(model: Any, settings: LoraStudent) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     everything = settings.target_modules == (ALL_LINEAR,)
+    apart = [name for name, _ in model.named_modules() if in_tower(f"{name}.weight")]
     config = LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=ALL_LINEAR if everything else list(settings.target_modules),
+        exclude_modules=apart or None,  # text gives them no gradient
         use_rslora=settings.rslora,
         task_type="CAUSAL_LM",
         base_model_name_or_path=model.name_or_path,
@@ -145,7 +149,8 @@ def save_adapters(model: Any, directory: Path) -> None:
     model.peft_config[_NAME].save_pretrained(str(directory))
     path = directory / CONFIG
     raw = json.loads(path.read_text(encoding="utf-8"))
-    raw["target_modules"] = sorted(raw["target_modules"])  # PEFT's order is that of a set
+    for name in ("target_modules", "exclude_modules"):  # PEFT's order is that of a set
+        raw[name] = sorted(raw[name]) if raw.get(name) else raw.get(name)
     path.write_text(json.dumps(raw, indent=2, sort_keys=True), encoding="utf-8")
     tensors = {name: tensor.contiguous() for name, tensor in _tensors(model).items()}
     save_file(tensors, directory / WEIGHTS, {"format": "pt"})

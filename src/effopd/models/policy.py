@@ -3,7 +3,7 @@
 Legend: N completion tokens of a batch, D hidden width, V vocabulary rows, B sequences, T positions.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from effopd.errors import ParameterMismatchError
+from effopd.models.architecture import CAPS, FACTORS, check_uncapped, logit_factors
+from effopd.models.end_tokens import end_token_ids, token_names
+
+_AMPLIFICATION = 1e4
+"""Brings the logits of an untrained model beyond every soft cap in use, which are below 100."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +43,7 @@ class PackedStates:
     """Hidden states that predict each completion token, sequences concatenated.
 
     Attributes:
-        hidden_ND: After the final norm, in the model's dtype.
+        hidden_ND: After the final norm, times the policy's `logit_factor`, in the model's dtype.
         targets_N: The completion tokens.
         lengths: Completion tokens of each sequence; sums to N.
     """
@@ -52,16 +57,20 @@ class Policy:
     """A model and its tokenizer, seen by the objectives.
 
     Args:
-        model: Hugging Face causal language model whose logits are a plain linear head of its last
-            hidden state; checked with a probe.
+        model: Hugging Face causal language model whose logits are its linear head of its last
+            hidden state times a constant of its config.json, if there is one; checked with a probe.
         tokenizer: Its tokenizer, with a padding token.
         vocabulary_size: Head rows used; fewer than the head has when padding rows are trimmed.
         during: Entered around every forward pass, for a model that has to be put into a state
             first. It may be entered within itself.
 
+    Attributes:
+        logit_factor: That constant. Hidden states and the head's bias are multiplied by it, so that
+            losses need not know of it.
+
     Raises:
-        ParameterMismatchError: The logits are not `hidden @ head.T + bias` (soft-capping, scaling),
-            or the head has fewer rows than asked for.
+        ParameterMismatchError: The logits are not `factor * (hidden @ head.T + bias)`, such as
+            soft-capped ones, or the head has fewer rows than asked for.
     """
 
     def __init__(
@@ -83,7 +92,7 @@ class Policy:
                 f"the head has {rows} rows; vocabulary_size must be 1 to {rows}, got "
                 f"{vocabulary_size}"
             )
-        self._check_head()
+        self.logit_factor = self._factor_of_logits()
 
     @property
     def device(self) -> torch.device:
@@ -92,19 +101,29 @@ class Policy:
         return weight.device
 
     @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens at which its answers end."""
+        return end_token_ids(self.tokenizer, self.model)
+
+    @property
     def head_weight_VD(self) -> Float[Tensor, "V D"]:
         """Rows of the output head that belong to the vocabulary."""
         return self._rows(self._head.weight)
 
     @property
     def head_bias_V(self) -> Float[Tensor, " V"] | None:
-        """The head's bias, if it has one."""
-        return None if self._head.bias is None else self._rows(self._head.bias)
+        """The head's bias times `logit_factor`, if it has one."""
+        if self._head.bias is None:
+            return None
+        return self._scaled(self._rows(self._head.bias))
 
     def _rows(self, parameter: Tensor) -> Tensor:
         """The parameter itself where nothing is trimmed: slicing would copy its gradient."""
         untrimmed = parameter.shape[0] == self.vocabulary_size
         return parameter if untrimmed else parameter[: self.vocabulary_size]
+
+    def _scaled(self, tensor: Tensor) -> Tensor:
+        return tensor if self.logit_factor == 1 else tensor * self.logit_factor
 
     def states(self, samples: Sequence[Sample]) -> PackedStates:
         """Hidden states predicting each completion token; gradients flow if enabled.
@@ -118,6 +137,7 @@ class Policy:
             The N = sum of completion lengths states, in order.
         """
         sequences = [s.prompt_ids + s.completion_ids for s in samples]
+        self.check_known(map(max, sequences))
         width = max(map(len, sequences))
         ids_BT = torch.full((len(samples), width), self.tokenizer.pad_token_id)
         attention_BT = torch.zeros(len(samples), width, dtype=torch.long)
@@ -129,10 +149,25 @@ class Policy:
         hidden_BTD = self._forward(ids_BT, attention_BT)
         targets = [token for sample in samples for token in sample.completion_ids]
         return PackedStates(
-            hidden_BTD[predicts_BT.to(hidden_BTD.device)],
+            self._scaled(hidden_BTD[predicts_BT.to(hidden_BTD.device)]),
             torch.tensor(targets, dtype=torch.long, device=hidden_BTD.device),
             tuple(len(s.completion_ids) for s in samples),
         )
+
+    def check_known(self, token_ids: Iterable[int]) -> None:
+        """Refuses tokens beyond the vocabulary.
+
+        Raises:
+            ParameterMismatchError: One is; names it.
+        """
+        largest = max(token_ids, default=0)
+        if largest >= self.vocabulary_size:
+            raise ParameterMismatchError(
+                f"a prompt or an answer holds {token_names(self.tokenizer, (largest,))}, token "
+                f"{largest}, which is not among the {self.vocabulary_size} that student and "
+                "teacher share: leave it out of data and chat template, or choose a teacher that "
+                "has it"
+            )
 
     def _forward(self, ids_BT: Tensor, attention_BT: Tensor) -> Tensor:
         with self.during():
@@ -144,27 +179,51 @@ class Policy:
         return hidden_BTD
 
     @torch.no_grad()
-    def _check_head(self) -> None:
-        """Compares the head on its own with the model's own logits on four tokens.
+    def _factor_of_logits(self) -> float:
+        """What the model multiplies its head's output by, told by its own logits on four tokens.
 
         The head's output is amplified on its way, as a soft cap does little to small logits.
         """
-        training = self.model.training
-        self.model.eval()
-        amplify = self._head.register_forward_hook(lambda head, inputs, logits: 100 * logits)
+        model, name = self.model, type(self.model).__name__
+        config = getattr(model, "config", None)
+        if config is not None:
+            check_uncapped(config, name)
+        training = model.training
+        model.eval()
+        amplify = self._head.register_forward_hook(
+            lambda head, inputs, logits: _AMPLIFICATION * logits.float()
+        )
         try:
             with self.during():
                 ids_BT = torch.arange(4, device=self.device)[None] % self.vocabulary_size
                 attention_BT = torch.ones_like(ids_BT)
-                expected = self.model(input_ids=ids_BT, attention_mask=attention_BT).logits.float()
+                expected = model(input_ids=ids_BT, attention_mask=attention_BT).logits.float()
                 found = self._head(self._forward(ids_BT, attention_BT)).float()
+                tolerance = head_tolerance(self._head.weight)
         finally:
             amplify.remove()
-            self.model.train(training)
-        if not torch.allclose(found, expected, rtol=1e-2, atol=1e-2, equal_nan=True):
+            model.train(training)
+        factors = (1.0,) if config is None else logit_factors(config)
+        factor = min(factors, key=lambda each: (each * found - expected).abs().max().item())
+        apart = ((factor * found - expected).abs().max() / (factor * found).abs().max()).item()
+        if apart > tolerance:  # never so where the weights hold NaN
             raise ParameterMismatchError(
-                f"the logits of {type(self.model).__name__} are not its head applied to its last "
-                "hidden state (largest relative difference "
-                f"{((found - expected).abs().max() / found.abs().max()).item():.2g}): soft-capped "
-                "or scaled logits are not supported"
+                f"the logits of {name} are not its head applied to its last hidden state (largest "
+                f"relative difference {apart:.2g}), nor that times a setting of its config.json "
+                f"({', '.join(FACTORS)}): such an architecture is not supported. Neither are "
+                f"logits that are soft-capped ({', '.join(CAPS)})"
             )
+        return factor
+
+
+def head_tolerance(weight_VD: Float[Tensor, "V D"]) -> float:
+    """How far two computations of the same logits may be apart, relative to the largest.
+
+    A few rounding errors of the lowest precision that takes part: that of the head, or of autocast
+    where the caller is under it.
+    """
+    kind = weight_VD.device.type
+    precisions = [torch.finfo(weight_VD.dtype).eps]
+    if torch.is_autocast_enabled(kind):
+        precisions.append(torch.finfo(torch.get_autocast_dtype(kind)).eps)
+    return max(1e-3, 4 * max(precisions))

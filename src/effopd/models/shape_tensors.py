@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 _LINEAR = re.compile(r"\.(\w+_proj\w*)\.weight$")
 """Of a linear module within a layer; experts, batched in one tensor, are none."""
+_LAYER = re.compile(r"\.(\d+)\.")
+_MODULE = re.compile(r"\.(\w+)\.weight$")
 
 
 class TensorShape(NamedTuple):
@@ -20,6 +22,12 @@ class TensorShape(NamedTuple):
     def elements(self) -> int:
         """Numbers in it."""
         return math.prod(self.sizes)
+
+    @property
+    def layer(self) -> int | None:
+        """Number of the layer it is in, from 0; None outside of layers."""
+        found = _LAYER.search(self.name)
+        return int(found[1]) if found else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +74,7 @@ class ModelShape:
         output_bias: Whether the attention's output projection has one.
         mlp_bias: Whether the feed-forward network has them.
         qk_norm: Whether queries and keys are normalised.
+        listed: The tensors, of a model whose tensors do not follow from these sizes.
     """
 
     hidden: int
@@ -86,6 +95,7 @@ class ModelShape:
     output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    listed: tuple[TensorShape, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -109,14 +119,19 @@ class ModelShape:
     def adapter_parameters(self, rank: int, modules: tuple[str, ...]) -> int:
         """Numbers of low-rank adapters on the modules named; "all-linear" is all but the head."""
         total = 0
-        for name, sizes in self.tensors():
-            module = _LINEAR.search(name)
-            if module and (module[1] in modules or "all-linear" in modules):
-                total += rank * sum(sizes)
+        for tensor in self.tensors():
+            module = (_MODULE if self.listed else _LINEAR).search(tensor.name)
+            if module is None or tensor.layer is None or len(tensor.sizes) != 2:
+                continue
+            if module[1] in modules or "all-linear" in modules:
+                total += rank * sum(tensor.sizes)
         return total
 
     def tensors(self) -> Iterator[TensorShape]:
         """Every trained tensor once, as transformers names it and lays it out."""
+        if self.listed:
+            yield from self.listed
+            return
         yield TensorShape("model.embed_tokens.weight", (self.vocabulary, self.hidden))
         for layer in range(self.layers):
             yield from self.layer_tensors(layer)
@@ -126,6 +141,9 @@ class ModelShape:
 
     def layer_tensors(self, layer: int) -> Iterator[TensorShape]:
         """Those of one layer, counting from 0."""
+        if self.listed:
+            yield from (tensor for tensor in self.listed if tensor.layer == layer)
+            return
         prefix = f"model.layers.{layer}."
         attention = self._attention() if self.latent is None else self._latent(self.latent)
         for name, sizes in (*attention, *self._network(layer)):

@@ -17,7 +17,7 @@ LARGEST_SIZE = 2**24
 """Of a width, a vocabulary or a feed-forward layer; those published stay below 2**20."""
 MOST_LAYERS = 10_000
 _SPARSE = ("decoder_sparse_step", "moe_layer_freq")
-_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class _Family:
             also gives the output projection one.
         qk_norm: Queries and keys of each head are normalised.
         tied: The head is the embedding unless the configuration says otherwise.
-        experts: Whether it has experts; their number has one of the names in `_EXPERTS`.
+        experts: Whether it has experts; their number has one of the names in `EXPERTS`.
         expert_width: Name of the width of one expert.
         latent: Keys and values come from a small vector, and the first layers may be dense.
     """
@@ -55,6 +55,17 @@ FAMILIES: Mapping[str, _Family] = {
 """`model_type` of config.json -> how it counts."""
 
 
+def has_formula(config: Mapping[str, Any]) -> bool:
+    """Whether `shape_of` counts models of this configuration."""
+    kind = config.get("model_type")
+    known = isinstance(kind, str) and kind in FAMILIES
+    return known and not config.get("mlp_only_layers") and not _skips_layers(config)
+
+
+def _skips_layers(config: Mapping[str, Any]) -> bool:
+    return any(config.get(name, 1) != 1 for name in _SPARSE)
+
+
 def shape_of(config: Mapping[str, Any], path: Path | str) -> ModelShape:
     """Reads the sizes from the content of a config.json.
 
@@ -76,12 +87,12 @@ def shape_of(config: Mapping[str, Any], path: Path | str) -> ModelShape:
             f"{path}: no estimate for model_type {kind!r:.60}; known are {', '.join(FAMILIES)}"
         )
     family = FAMILIES[kind]
-    if config.get("mlp_only_layers") or any(config.get(n, 1) != 1 for n in _SPARSE):
+    if config.get("mlp_only_layers") or _skips_layers(config):
         raise ConfigError(f"{path}: no estimate for models with experts in some layers only")
     read = _Sizes(config, path)
     hidden, heads = read.size("hidden_size"), read.size("num_attention_heads", most=MOST_LAYERS)
     biased = bool(config.get("attention_bias", False)) and family.qkv_bias is None
-    named = next((name for name in _EXPERTS if config.get(name) is not None), _EXPERTS[0])
+    named = next((name for name in EXPERTS if config.get(name) is not None), EXPERTS[0])
     experts = read.size(named) if family.experts else 0
     latent = _latent(read) if family.latent else None
     shared_width, dense_layers, dense_width = _deep(read) if family.latent else (0, 0, 0)

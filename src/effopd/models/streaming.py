@@ -13,6 +13,7 @@ from torch import Tensor
 
 from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
 from effopd.models.checkpoints import MANIFEST, write_checkpoint
+from effopd.models.saving import CONFIG, GENERATION, TOKENIZER_FILES
 from effopd.models.weights import (
     DTYPES,
     INDEX,
@@ -26,20 +27,7 @@ from effopd.models.weights import (
 )
 
 SHARD_BYTES = 5 * 10**9  # the Hugging Face default
-_COPIED = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
+_COPIED = (CONFIG, GENERATION, *TOKENIZER_FILES)
 _KINDS = {dtype: kind for kind, dtype in DTYPES.items()}
 
 

@@ -1,6 +1,7 @@
 """What training changed: tuned minus base, one tensor at a time."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -10,15 +11,19 @@ from torch import Tensor
 
 from effopd.errors import NonFiniteError, ParameterMismatchError
 from effopd.models.adapters import CONFIG, LoraAdapter
-from effopd.models.layout import Place
+from effopd.models.layout import Place, place_of
+from effopd.models.names import by_reason, counterparts, draft_layers, extra, is_head
+from effopd.models.tying import equals_embedding
 from effopd.models.weights import (
     Weights,
     check_name,
     check_rows,
     is_finite,
     open_weights,
+    read_config,
     wide_dtype,
 )
+from effopd.precision import float32_products
 
 
 class Update(Protocol):
@@ -29,7 +34,12 @@ class Update(Protocol):
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Shape of every tensor, by name."""
+        """Shape of every tensor that both have, by its name in the base."""
+        ...
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """Tensors that only one of the two has, and why that does no harm."""
         ...
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
@@ -46,39 +56,53 @@ class Update(Protocol):
 
 
 class PairUpdate:
-    """Update between two checkpoints of one architecture.
+    """Update between two checkpoints of one architecture, of the tensors that both have.
 
     Args:
         base: Before training.
-        tuned: After it.
+        tuned: After it; names may differ in their leading parts.
+        drafts: Numbers of layers that are no part of the model, see `draft_layers`.
+
+    Attributes:
+        base_names: Name of each tensor in the tuned checkpoint to that in the base.
 
     Raises:
-        ParameterMismatchError: They differ in the name or shape of a tensor.
+        ParameterMismatchError: A tensor that the logits need is in one of them only, or has
+            different shapes.
     """
 
-    def __init__(self, base: Weights, tuned: Weights) -> None:
-        _check_same(base.shapes, tuned.shapes)
+    def __init__(self, base: Weights, tuned: Weights, drafts: Collection[int] = ()) -> None:
         self._base, self._tuned = base, tuned
+        self._tuned_names, self._left_out = _compared(base, tuned, drafts)
+        self.base_names = {there: name for name, there in self._tuned_names.items()}
+        self._shapes = {name: base.shapes[name] for name in self._tuned_names}
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Shape of every tensor, in the order of the base."""
-        return self._base.shapes
+        """Shape of every tensor that both have, in the order of the base."""
+        return self._shapes
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """Tensors that only one of the two has, and why that does no harm."""
+        return self._left_out
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
         """Tuned minus base, subtracted in float32 (float64 where one is stored so).
 
         A NaN or an infinity is refused with NonFiniteError.
         """
-        return _subtract(name, self._tuned.read(name, rows), self._base.read(name, rows))
+        return _subtract(name, self.read_tuned(name, rows), self._base.read(name, rows))
 
     def read_base(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
         """The base's tensor in its stored dtype."""
+        check_name(name, self._shapes, "the update")
         return self._base.read(name, rows)
 
     def read_tuned(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
         """The tuned tensor in its stored dtype."""
-        return self._tuned.read(name, rows)
+        check_name(name, self._shapes, "the update")
+        return self._tuned.read(self._tuned_names[name], rows)
 
 
 class AdapterUpdate:
@@ -101,6 +125,11 @@ class AdapterUpdate:
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shape of every tensor of the base, adapted or not."""
         return self._base.shapes
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """Nothing: the adapter is checked against the base."""
+        return {}
 
     @property
     def adapted(self) -> frozenset[str]:
@@ -135,7 +164,8 @@ class AdapterUpdate:
             update = _subtract(name, part, self._base.read(name, rows))
         if name in self._adapter.factored:
             left_mr, right_rn = self._adapter.factors(name)
-            update = (left_mr[slice(*rows)] if rows else left_mr) @ right_rn + update
+            with float32_products():
+                update = (left_mr[slice(*rows)] if rows else left_mr) @ right_rn + update
         shape = (rows[1] - rows[0], *self.shapes[name][1:]) if rows else self.shapes[name]
         update = update.to(wide_dtype(self._base.dtype(name), update.dtype))
         return _checked(name, update if update.shape == shape else update.expand(shape).clone())
@@ -154,7 +184,21 @@ def open_update(base_dir: Path, tuned_dir: Path) -> Update:
     base = open_weights(base_dir)
     if (tuned_dir / CONFIG).is_file():
         return AdapterUpdate(base, tuned_dir)
-    return PairUpdate(base, open_weights(tuned_dir))
+    config = read_config(base_dir) if (base_dir / "config.json").is_file() else {}
+    return PairUpdate(base, open_weights(tuned_dir), draft_layers(config))
+
+
+def say_left_out(update: Update, say: Callable[[str], None], where: str = "") -> None:
+    """Tells which tensors an update does not have, one sentence for each reason.
+
+    Args:
+        update: Of which.
+        say: Receives the sentences.
+        where: Which update it is, in front of each.
+    """
+    for why, names in by_reason(update.left_out).items():
+        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        say(f"{where}{len(names)} tensors not compared, {why} ({shown})")
 
 
 def read_place(update: Update, place: Place) -> Tensor:
@@ -186,18 +230,80 @@ def _checked(name: str, update: Tensor) -> Tensor:
     return update
 
 
-def _check_same(base: Mapping[str, tuple[int, ...]], tuned: Mapping[str, tuple[int, ...]]) -> None:
-    for name in sorted(base.keys() | tuned.keys()):
-        if name not in base or name not in tuned:
-            has, lacks = ("base", "tuned") if name in base else ("tuned", "base")
-            raise ParameterMismatchError(
-                f"{name} is in the {has} checkpoint and not in the {lacks} one: they are of "
-                "different architectures, or one ties its head to the embedding and the other "
-                "does not; save both in the same way"
-            )
-        if base[name] != tuned[name]:
-            raise ParameterMismatchError(
-                f"{name} has shape {base[name]} in the base and {tuned[name]} in the tuned "
-                "checkpoint: they are of different architectures, or one vocabulary was padded; "
-                "save both with the same config"
-            )
+def _compared(
+    base: Weights, tuned: Weights, drafts: Collection[int]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Name in the base to that in the tuned checkpoint; and what only one of them has, and why."""
+    pairs = counterparts(base.shapes, tuned.shapes)
+    sides = ("base", base, pairs.keys()), ("tuned", tuned, set(pairs.values()))
+    left_out: dict[str, str] = {}
+    missing: dict[str, list[str]] = {"base": [], "tuned": []}
+    for side, weights, paired in sides:
+        for name in weights.shapes:
+            if name in paired:
+                continue
+            why = _why_alone(name, weights, drafts)
+            if why is None:
+                missing[side].append(name)
+            else:
+                left_out[name] = f"in the {side} checkpoint only: {why}"
+    if any(missing.values()) or not pairs:
+        raise ParameterMismatchError(_difference(missing, base, tuned))
+    for name, there in sorted(pairs.items()):
+        if base.shapes[name] == tuned.shapes[there]:
+            continue
+        why = extra(name, drafts)
+        if why is None:
+            raise ParameterMismatchError(_other_shape(name, base.shapes[name], tuned.shapes[there]))
+        del pairs[name]
+        left_out[name] = f"of other shapes in the two checkpoints: {why}"
+    return pairs, left_out
+
+
+def _why_alone(name: str, weights: Weights, drafts: Collection[int]) -> str | None:
+    """Why one checkpoint may have a tensor that the other lacks; None where it may not."""
+    if is_head(name):
+        return "the embedding, stored a second time" if equals_embedding(weights, name) else None
+    return extra(name, drafts)
+
+
+def _difference(missing: Mapping[str, list[str]], base: Weights, tuned: Weights) -> str:
+    """What tells two checkpoints apart, in words."""
+    heads = [(side, name) for side, names in missing.items() for name in names if is_head(name)]
+    if len(heads) == sum(map(len, missing.values())) == 1:
+        ((side, head),) = heads
+        other = "tuned" if side == "base" else "base"
+        return (
+            f"{head} is in the {side} checkpoint only, with other values than its embedding: the "
+            f"{other} one ties its head to the embedding, or lacks it. Save both in the same way"
+        )
+    found = [
+        f"{len(names)} tensors are in the {side} checkpoint only, such as {min(names)}"
+        for side, names in missing.items()
+        if names
+    ]
+    depths = [
+        1 + max((place.layer for name in each.shapes if (place := place_of(name)).layer is not None
+                 and extra(name) is None), default=-1)
+        for each in (base, tuned)
+    ]  # fmt: skip
+    if depths[0] != depths[1]:
+        found.append(f"the base has {depths[0]} layers and the tuned model {depths[1]}")
+    return (
+        "; ".join(found or ["one of the checkpoints holds no tensors"])
+        + ". They are of different architectures, or one is not whole"
+    )
+
+
+def _other_shape(name: str, base: tuple[int, ...], tuned: tuple[int, ...]) -> str:
+    found = f"{name} has shape {base} in the base and {tuned} in the tuned checkpoint: "
+    if 0 in (math.prod(base), math.prod(tuned)):
+        return found + (
+            "the empty one was saved by a sharded trainer without gathering its weights; save it "
+            "again with stage3_gather_16bit_weights_on_model_save (DeepSpeed) or a full state dict "
+            "(FSDP)"
+        )
+    return found + (
+        "they are of different architectures, or one vocabulary was padded; save both with the "
+        "same config"
+    )

@@ -7,6 +7,7 @@ back: a model of any size is read in the memory of the tensors held.
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -18,10 +19,15 @@ from torch import Tensor
 
 from effopd.errors import CheckpointError, ConfigError, ParameterMismatchError
 from effopd.models.headers import MAX_TENSORS, Stored, read_model_header
+from effopd.models.names import plain_names
+from effopd.models.paths import contents_instead, no_such_directory
+from effopd.models.tying import tied_copy
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 LARGEST_JSON_BYTES = 64 * 2**20
+_CACHED = re.compile(r"/models--[^/]+/blobs/([0-9a-f]{40}|[0-9a-f]{64})$")
+"""Where the Hugging Face cache has a file of a model."""
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -149,6 +155,34 @@ class SafetensorsWeights:
             raise CheckpointError(f"{path}: {name} cannot be read ({error})") from error
 
 
+class NamedWeights:
+    """Other weights under other names, or some of them.
+
+    Args:
+        weights: What to read.
+        names: New name to the name in `weights`.
+    """
+
+    def __init__(self, weights: Weights, names: Mapping[str, str]) -> None:
+        self._weights, self._names = weights, names
+        self._shapes = {name: weights.shapes[there] for name, there in names.items()}
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of every tensor, in the order of the names."""
+        return MappingProxyType(self._shapes)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The stored dtype of one tensor."""
+        check_name(name, self._shapes, "the weights")
+        return self._weights.dtype(self._names[name])
+
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
+        """The tensor, or some of its rows."""
+        check_name(name, self._shapes, "the weights")
+        return self._weights.read(self._names[name], rows)
+
+
 def stored_tensors(
     directory: Path, files: Sequence[str] | None = None
 ) -> dict[str, tuple[Path, Stored]]:
@@ -183,23 +217,35 @@ def stored_tensors(
 
 
 def open_weights(directory: Path) -> Weights:
-    """The weights of a model directory.
+    """The weights of a model directory, by the names that transformers has for them.
+
+    What wrappers of trainers add to names is left out, and so is a stored head that is the
+    embedding.
 
     Raises:
-        ConfigError: There is no such directory, it holds an adapter, or its weights are quantized.
+        ConfigError: There is no such directory, it holds an adapter, merged or not, or its weights
+            are quantized.
+        ParameterMismatchError: config.json ties head and embedding, and their values differ.
     """
     if not directory.is_dir():
-        raise ConfigError(f"no model directory at {directory}")
+        raise ConfigError(no_such_directory(directory))
     if (directory / "adapter_config.json").is_file():
         raise ConfigError(
             f"{directory} is an adapter: name its base model first and open both together"
         )
-    if (directory / "config.json").is_file() and read_config(directory).get("quantization_config"):
+    config = read_config(directory) if (directory / "config.json").is_file() else {}
+    if config.get("quantization_config"):
         raise ConfigError(
             f"{directory} holds quantized weights, whose numbers are not the model's: "
             "dequantize the model and save that"
         )
-    return SafetensorsWeights(directory)
+    stored = SafetensorsWeights(directory)
+    names = plain_names(stored.shapes, directory)
+    weights = NamedWeights(stored, {plain: name for name, plain in names.items()})
+    copy = tied_copy(weights, config, directory)
+    if copy is None:
+        return weights
+    return NamedWeights(weights, {name: name for name in weights.shapes if name != copy})
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -269,7 +315,10 @@ def check_rows(name: str, shape: tuple[int, ...], rows: tuple[int, int] | None) 
 
 
 def check_file(path: Path, directory: Path | None = None) -> None:
-    """Allows a regular file, or a link that stays in the directory or its Hugging Face cache.
+    """Allows a regular file, or a link that stays in the directory or leads to a cache's blobs.
+
+    Downloads into a directory of one's own used to be links into the Hugging Face cache, and are
+    followed wherever that is: its files are named by their hash and are nothing but downloads.
 
     Args:
         path: The file.
@@ -284,9 +333,10 @@ def check_file(path: Path, directory: Path | None = None) -> None:
     allowed = [path.parent.resolve()]
     if root.parent.name == "snapshots":  # .../snapshots/REVISION/x -> .../blobs/HASH
         allowed.append(root.parent.parent / "blobs")
-    if target.parent not in allowed:
+    if target.parent not in allowed and _CACHED.search(str(target)) is None:
         raise ConfigError(
-            f"{path} is a link that leads out of its directory, to {target}: copy the file there"
+            f"{path} is a link that leads out of its directory, to {target}: copy the file there, "
+            "or give the directory that holds the files themselves"
         )
 
 
@@ -318,8 +368,7 @@ def _find_shards(directory: Path) -> dict[str, str]:
     """
     if not any(directory.glob("*.safetensors")):
         raise ConfigError(
-            f"{directory} holds no *.safetensors weights (pickled weights are refused): convert "
-            "them with model.save_pretrained(..., safe_serialization=True)"
+            f"{directory} holds no *.safetensors weights; {contents_instead(directory)}"
         )
     index = directory / INDEX
     if not os.path.lexists(index):

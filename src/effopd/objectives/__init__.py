@@ -28,9 +28,9 @@ from effopd.objectives.policy_gradient import (
     k3_divergence,
     token_weights,
 )
-from effopd.objectives.projection import MatmulPrecision, fast_matmul_precision
 from effopd.objectives.token_logprobs import TokenLogProbs, token_log_probs
 from effopd.objectives.vocabulary import aligned_vocabulary_size, trim_rows
+from effopd.precision import MatmulPrecision
 
 __all__ = [
     "AdvantageEstimate",
@@ -48,7 +48,6 @@ __all__ = [
     "clipped_value_loss",
     "exopd_advantages",
     "explained_variance",
-    "fast_matmul_precision",
     "fused_divergence",
     "gae",
     "group_advantages",

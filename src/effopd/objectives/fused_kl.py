@@ -21,13 +21,13 @@ from effopd.objectives.divergence_tiles import Divergence, tile_divergence
 from effopd.objectives.projection import (
     Head,
     HeadGradients,
-    MatmulPrecision,
     accumulation_dtype,
     check_head,
     project_,
     token_chunks,
 )
 from effopd.objectives.token_checks import check_positive
+from effopd.precision import MatmulPrecision
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,7 +66,7 @@ def fused_divergence(
     student_bias: Float[Tensor, "V"] | None = None,
     teacher_bias: Float[Tensor, "V"] | None = None,
     normalizer: float | None = None,
-    matmul_precision: MatmulPrecision | None = None,
+    matmul_precision: MatmulPrecision | None = "highest",
 ) -> FusedDivergence:
     """`sum_n D(p_n, q_n) / normalizer` of student p and teacher q over the whole vocabulary.
 
@@ -90,8 +90,8 @@ def fused_divergence(
         teacher_bias: Bias of the teacher's lm_head.
         normalizer: Divides the sum, or None for the number of tokens here. With micro-batches pass
             the token count of the whole batch: the gradients then add up to the full batch's.
-        matmul_precision: `torch.set_float32_matmul_precision` during the products alone, or None
-            to leave it; see `fast_matmul_precision`.
+        matmul_precision: Of fp32 products. "high" and "medium" may round their operands, as
+            `torch.set_float32_matmul_precision` says; None takes what the caller has set there.
 
     Returns:
         Loss and per-token values.

@@ -4,22 +4,18 @@ Axes: N tokens, C tokens of one chunk, D hidden width, V vocabulary rows. Produc
 fp32 (float64 for float64 inputs) whatever the inputs' dtype.
 """
 
-import functools
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from effopd.errors import ConfigError, ParameterMismatchError
-
-MatmulPrecision = Literal["highest", "high", "medium"]
+from effopd.precision import MatmulPrecision, float32_products
 
 _TILE_ELEMENTS = 2**23  # 32 MiB of fp32
 _CAST_ROWS = 4096  # rows of a half-precision head that are held in fp32 at a time
-_PROBE_ERROR = 1e-5  # fp32 products of 256 terms stay near 1e-6, TF32 and bf16 ones do not
 
 
 class Head(NamedTuple):
@@ -28,50 +24,6 @@ class Head(NamedTuple):
     hidden_ND: Tensor
     weight_VD: Tensor
     bias_V: Tensor | None
-
-
-@contextmanager
-def float32_matmul_precision(setting: MatmulPrecision | None) -> Iterator[None]:
-    """Set `torch.set_float32_matmul_precision` inside the block and restore it afterwards.
-
-    Args:
-        setting: The precision of fp32 products, or None to leave the caller's alone.
-
-    Yields:
-        Nothing.
-    """
-    before = torch.get_float32_matmul_precision()
-    if setting is None or setting == before:
-        yield
-        return
-    torch.set_float32_matmul_precision(setting)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-@functools.cache
-def fast_matmul_precision(device_type: str = "cpu") -> MatmulPrecision:
-    """`"medium"` where it keeps fp32 accuracy on this machine, else `"highest"`.
-
-    On most CPUs `"medium"` only selects another fp32 kernel, often a faster one; with AMX, and on
-    GPUs, it may round the operands. One product of 256 x 256 matrices tells: its relative error
-    against float64 must stay below 1e-5. Asked once per process and device type.
-
-    Args:
-        device_type: Where the products will run, `"cpu"` or `"cuda"`.
-
-    Returns:
-        A setting to pass as `matmul_precision`.
-    """
-    generator = torch.Generator().manual_seed(0)
-    left, right = torch.randn(2, 256, 256, generator=generator, dtype=torch.float64).unbind()
-    with torch.no_grad(), float32_matmul_precision("medium"):
-        product = left.to(device_type, torch.float32) @ right.to(device_type, torch.float32)
-    exact = left @ right
-    error = (product.cpu().double() - exact).norm() / exact.norm()
-    return "medium" if error.item() < _PROBE_ERROR else "highest"
 
 
 def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
@@ -238,7 +190,7 @@ def _weight_blocks(weight_VD: Tensor, operand: torch.dtype) -> Iterator[tuple[sl
 def _multiply_(
     out: Tensor, left: Tensor, right: Tensor, accumulate: bool, precision: MatmulPrecision | None
 ) -> None:
-    with float32_matmul_precision(precision):
+    with float32_products(precision):
         if left.dtype != out.dtype and accumulate:
             torch.addmm(out, left, right, out.dtype, out=out)
         elif left.dtype != out.dtype:

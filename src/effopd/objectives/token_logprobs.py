@@ -16,12 +16,12 @@ from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
 from effopd.objectives.projection import (
     Head,
     HeadGradients,
-    MatmulPrecision,
     accumulation_dtype,
     check_head,
     project_,
     token_chunks,
 )
+from effopd.precision import MatmulPrecision
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,7 +53,7 @@ def token_log_probs(
     bias: Float[Tensor, "V"] | None = None,
     temperature: float = 1.0,
     chunk_tokens: int | None = None,
-    matmul_precision: MatmulPrecision | None = None,
+    matmul_precision: MatmulPrecision | None = "highest",
 ) -> TokenLogProbs:
     """`log softmax((hidden @ weight.T + bias) / temperature)[target]` and the entropy, per token.
 
@@ -67,8 +67,8 @@ def token_log_probs(
         bias: Bias of the lm_head.
         temperature: Divides the logits; use the sampling temperature to score what was sampled.
         chunk_tokens: Tokens in a tile, or None for a default that fits vocabulary and device.
-        matmul_precision: `torch.set_float32_matmul_precision` during the products alone, or None
-            to leave it; see `fast_matmul_precision`.
+        matmul_precision: Of fp32 products. "high" and "medium" may round their operands, as
+            `torch.set_float32_matmul_precision` says; None takes what the caller has set there.
 
     Returns:
         Log-probabilities and entropies, shape [N] each, in the accumulation dtype.

@@ -6,9 +6,7 @@ from torch import Tensor
 from effopd.errors import ParameterMismatchError
 
 
-def aligned_vocabulary_size(
-    student_rows: int, teacher_rows: int, tokenizer_size: int, tokenizers_agree: bool
-) -> int:
+def aligned_vocabulary_size(student_rows: int, teacher_rows: int, tokenizer_size: int) -> int:
     """Number of lm_head rows on which student and teacher are compared.
 
     Rows past the tokenizer are padding that no token uses, so models that share a tokenizer may
@@ -20,20 +18,13 @@ def aligned_vocabulary_size(
         student_rows: Rows of the student's lm_head.
         teacher_rows: Rows of the teacher's lm_head.
         tokenizer_size: Number of ids the shared tokenizer uses, added tokens included.
-        tokenizers_agree: Whether both tokenizers map the same strings to the same ids.
 
     Returns:
         `min(student_rows, teacher_rows)`.
 
     Raises:
-        ParameterMismatchError: If the tokenizers differ, or a model lacks rows for real tokens.
+        ParameterMismatchError: A model lacks rows for real tokens.
     """
-    if not tokenizers_agree:
-        raise ParameterMismatchError(
-            f"the student ({student_rows} rows) and the teacher ({teacher_rows} rows) have "
-            "different tokenizers, so equal ids mean different tokens. Choose a teacher of the "
-            "student's family."
-        )
     rows = min(student_rows, teacher_rows)
     if rows < tokenizer_size:
         raise ParameterMismatchError(

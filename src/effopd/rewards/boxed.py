@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from effopd.rewards.extraction import final_answer
+from effopd.rewards.extraction import final_answer, unboxed
 from effopd.tasks.problem import Answer
 
 
@@ -12,6 +12,7 @@ from effopd.tasks.problem import Answer
 class BoxedAnswer:
     r"""Exact match of the last `\boxed{...}` with the reference, spaces removed.
 
+    A reference that has a box itself, as a worked solution, is what its last box holds.
     A string comparison, nothing symbolic: `1/2` and `0.5` differ. A truncated answer is wrong.
     """
 
@@ -24,7 +25,7 @@ def _is_right(answer: Answer) -> bool:
     if answer.is_truncated:
         return False
     box = final_answer(answer.completion)
-    return box is not None and _squeezed(box) == _squeezed(answer.problem.answer)
+    return box is not None and _squeezed(box) == _squeezed(unboxed(answer.problem.answer))
 
 
 def _squeezed(text: str) -> str:

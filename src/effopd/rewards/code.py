@@ -13,7 +13,7 @@ from typing import Any, Literal, Self, get_args
 
 from effopd.errors import ConfigError, EffopdError
 from effopd.rewards.code_comparison import is_expected
-from effopd.rewards.code_extraction import assembled, continuation_of, program_of
+from effopd.rewards.code_extraction import assembled, written_program
 from effopd.rewards.sandbox.opening import open_sandbox
 from effopd.rewards.sandbox.program import GoesOn, Limits, Outcome, Program, Sandbox
 from effopd.rewards.sandbox.settings import SandboxSettings
@@ -120,9 +120,7 @@ class CodeVerifier:
             raise ConfigError(f"problem {answer.problem.id} has no tests: it asks for no program")
         if answer.is_truncated:
             return "truncated", 0.0
-        written = program_of(answer.completion)
-        if written is None and tests.preamble:
-            written = continuation_of(answer.completion)
+        written = written_program(answer.completion, continues_prompt=bool(tests.preamble))
         if written is None:
             return "no_answer", 0.0
         verdicts = self._verdicts(tests, assembled(tests.preamble, written))

@@ -1,26 +1,85 @@
 """The program of a completion: its last fenced Python block outside the thinking; pure text.
 
-Fences are Markdown's: a line of three or more backticks or tildes opens a block, a line of at least
-as many of the same closes it. A fence that is never closed, or a thinking block that is never
-closed, means that the completion was cut: there is no program then, whatever came before.
+Fences are Markdown's, as models write them: a line that ends in three or more backticks, or in them
+and the name of Python, opens a block, whatever stands before them; a line of at least as many
+closes it, and punctuation and tags may follow. A Python block or one in another language that is
+never closed means that the completion was cut: there is no program then, whatever came before.
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-_FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})([^`]*)")
-_NAMES = {"python", "python3", "py", "py3"}
+_MARKS = re.compile(r"[ \t]*(`{3,}|~{3,})")
+_BULLET = re.compile(r"[ \t]*(?:(?:[-*+]|[0-9]{1,9}[.)])[ \t]*)?")
+_TAGS = re.compile(r"[\s.,;:!*)]*(?:<[^<>]*>\s*)*")
+_NAME = re.compile(r"[\s{.]*([\w.+#-]*)")
+_PYTHON = re.compile(r"(?:python|py|pypy)[0-9.]*")
+_NO_LANGUAGES = {
+    "",
+    "text",
+    "txt",
+    "plaintext",
+    "plain",
+    "output",
+    "stdout",
+    "console",
+    "bash",
+    "sh",
+}
+"""Names of blocks that hold no program, such as what one prints."""
 _FUTURE = re.compile(r"^from __future__ import .*$", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Block:
-    """A fenced block: its language in lower case, "" without one, and its text."""
+class _Fence:
+    """Backticks or tildes, what stands before them in the line, and what follows."""
 
-    language: str
-    text: str
-    is_closed: bool
+    before: str
+    marks: str
+    after: str
+
+    @property
+    def language(self) -> str:
+        """In lower case; "" without one."""
+        return _NAME.match(self.after.lower())[1]  # type: ignore[index]  # it always matches
+
+    @property
+    def is_python(self) -> bool:
+        return _PYTHON.fullmatch(self.language) is not None
+
+    @property
+    def is_bare(self) -> bool:
+        return _TAGS.fullmatch(self.after) is not None
+
+    def opens(self) -> bool:
+        """Whether it opens a block where none is open."""
+        return not self.before.strip() or self.is_python or self.is_bare
+
+    def closes(self, opened: "_Fence") -> bool:
+        return self.is_as_long_as(opened) and self.is_bare and not self.before.strip()
+
+    def reopens(self, opened: "_Fence") -> bool:
+        """Whether what seemed to open a block was a mention of a fence, or closed the prompt's."""
+        is_mention = bool(opened.before.strip()) and not self.before.strip()
+        is_other = is_mention or not opened.is_python
+        return is_other and self.is_python and self.is_as_long_as(opened)
+
+    def is_as_long_as(self, opened: "_Fence") -> bool:
+        return self.marks.startswith(opened.marks)
+
+
+def written_program(completion: str, *, continues_prompt: bool) -> str | None:
+    """The source that a completion gives; None where it gives none.
+
+    Args:
+        completion: All that the model wrote.
+        continues_prompt: Whether it may continue the source in the prompt without any fence.
+    """
+    continuation = continuation_of(completion, needs_fence=not continues_prompt)
+    first = next((line for line in (continuation or "").split("\n") if line.strip()), "")
+    if continues_prompt and first.startswith(("    ", "\t")):
+        return continuation  # the body of a function: blocks that follow are no part of it
+    return program_of(completion) or continuation
 
 
 def program_of(completion: str) -> str | None:
@@ -29,20 +88,55 @@ def program_of(completion: str) -> str | None:
     `<think>...</think>` is left out, its opening tag may stand in the prompt. The indentation of
     the fence is taken off the lines of the block. Linear in the length of `completion`.
     """
-    blocks = list(_blocks(_said(completion)))
-    if not blocks or not blocks[-1].is_closed:
-        return None
-    named = [block for block in blocks if block.language in _NAMES]
-    unnamed = [block for block in blocks if not block.language]
+    opened: _Fence | None = None
+    lines: list[str] = []
+    closed: list[tuple[_Fence, str]] = []
+    for line in _said(completion).split("\n"):
+        fence = _fence(line)
+        if opened is None:
+            if fence is not None and fence.opens():
+                opened, lines = fence, []
+        elif fence is not None and fence.closes(opened):
+            closed.append((opened, _text(opened, lines)))
+            opened = None
+        elif fence is not None and fence.reopens(opened):
+            opened, lines = fence, []
+        else:
+            lines.append(line)
+    if opened is not None:
+        ends = next((i for i, line in enumerate(lines) if _ends_block(line, opened)), None)
+        if ends is not None:
+            last = _fence(lines[ends])
+            assert last is not None
+            closed.append((opened, _text(opened, [*lines[:ends], last.before])))
+        elif opened.language not in _NO_LANGUAGES:
+            return None
+    written = [(fence, text) for fence, text in closed if text.strip()]
+    named = [text for fence, text in written if fence.is_python]
+    unnamed = [text for fence, text in written if not fence.language]
     chosen = (named or unnamed)[-1:]
-    return chosen[0].text if chosen and chosen[0].text.strip() else None
+    return chosen[0] if chosen else None
 
 
-def continuation_of(completion: str) -> str | None:
-    """The completion itself as source, where it holds no fence: what a base model writes."""
+def continuation_of(completion: str, *, needs_fence: bool = False) -> str | None:
+    """The completion itself as source: what a base model writes.
+
+    It ends at its first fence, which closes the block that the prompt opened; None where that
+    fence opens one.
+
+    Args:
+        completion: All that the model wrote.
+        needs_fence: Whether there is no source without that fence.
+    """
     said = _said(completion)
-    has_fence = any(_FENCE.fullmatch(line) for line in said.split("\n"))
-    return None if has_fence or not said.strip() else said
+    lines = said.split("\n")
+    fences = ((place, fence) for place, line in enumerate(lines) if (fence := _fence(line)))
+    place, fence = next(fences, (len(lines), None))
+    if fence is not None:
+        source = "\n".join([*lines[:place], fence.before]) if fence.is_bare else ""
+    else:
+        source = "" if needs_fence else said
+    return source if source.strip() else None
 
 
 def assembled(preamble: str, program: str, ending: str = "") -> str:
@@ -64,33 +158,33 @@ def _said(completion: str) -> str:
     return said
 
 
-def _blocks(text: str) -> Iterator[_Block]:
-    opened: re.Match[str] | None = None
-    lines: list[str] = []
-    for line in text.split("\n"):
-        fence = _FENCE.fullmatch(line)
-        if opened is None:
-            opened, lines = fence, []
-        elif fence is not None and _closes(fence, opened):
-            yield _block(opened, lines, is_closed=True)
-            opened = None
-        else:
-            lines.append(line)
-    if opened is not None:
-        yield _block(opened, lines, is_closed=False)
+def _fence(line: str) -> _Fence | None:
+    """The fence in a line: marks at its start, or backticks later on that nothing closes."""
+    if marks := _MARKS.match(line):
+        before, found, after = line[: marks.start(1)], marks[1], line[marks.end() :]
+    else:
+        end = line.rfind("`") + 1
+        before, after = line[:end].rstrip("`"), line[end:]
+        found = line[len(before) : end]
+        if len(found) < 3 or "```" in before:
+            return None
+    return None if "`" in after else _Fence(before=before, marks=found, after=after)
 
 
-def _closes(fence: re.Match[str], opened: re.Match[str]) -> bool:
-    return fence[1].startswith(opened[1]) and not fence[2].strip()
+def _ends_block(line: str, opened: _Fence) -> bool:
+    """Whether the last line of a block's program ends in the fence that closes it."""
+    fence = _fence(line)
+    return fence is not None and fence.is_bare and fence.is_as_long_as(opened)
 
 
-def _block(opened: re.Match[str], lines: list[str], *, is_closed: bool) -> _Block:
-    language = (opened[2].split() or [""])[0].lower().strip("{}.")
-    indent = len(opened[0]) - len(opened[0].lstrip(" \t"))
-    text = "\n".join(_without_indent(line, indent) for line in lines)
-    return _Block(language=language, text=text, is_closed=is_closed)
+def _text(opened: _Fence, lines: list[str]) -> str:
+    """The lines of a block, without the indentation that they share with its fence."""
+    first = next((line for line in lines if line.strip()), "")
+    indent = 0
+    if _BULLET.fullmatch(opened.before):
+        indent = min(len(opened.before), _indent(first))
+    return "\n".join(line[min(indent, _indent(line)) :] for line in lines)
 
 
-def _without_indent(line: str, indent: int) -> str:
-    kept = line.lstrip(" \t")
-    return line[min(indent, len(line) - len(kept)) :]
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip(" \t"))

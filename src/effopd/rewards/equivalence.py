@@ -1,132 +1,441 @@
-r"""Whether two formulas are the same answer: math-verify, with its mistakes put right.
+r"""Whether two formulas are the same answer.
 
-Runs in a worker process only (`effopd.rewards.worker`): SymPy may compute for ever on an answer of
-ten characters. Model text is read by math-verify's LaTeX grammar alone; neither `eval`, `sympify`
-nor `parse_expr` ever sees it.
-
-What is put right around math-verify 0.9 (docs/rewards.md has the table): a chain of equations must
-agree with itself (`3 = 7` is not 7); numbers are compared by relative error, so that `10^{-35}` is
-not `2 \cdot 10^{-35}`; `i` and `\sqrt{-1}` are one number; a row or a column is the tuple of its
-entries; sets and relations compare both ways round; a formula that cannot be read as a whole is not
-read in part; letters are never dropped as if they were units.
+Runs in a worker process only (`effopd.rewards.worker`): an answer of ten characters may take for
+ever to compute. Answers are read by the grammar of `effopd.rewards.reading` and compared by value
+(`effopd.rewards.values`). Integrals, sums, products and limits are left to math-verify, whose LaTeX
+grammar executes nothing either.
 """
 
 import re
-from functools import lru_cache
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
-from latex2sympy2_extended import NormalizationConfig
-from math_verify import LatexExtractionConfig, parse, verify
-from sympy import Expr, Float, I, Interval, MatrixBase, Tuple, nan, zoo
+from effopd.rewards.formula import Node, NoFormulaError, negative, number, product
+from effopd.rewards.reading import read
+from effopd.rewards.regions import linear_root, region, same_region
+from effopd.rewards.values import equal_values, has, letters, real_value, residue
 
-Formula = Any
-"""What math-verify reads: a SymPy expression, relation, set, tuple or matrix."""
-
-_DIGITS = 30
-_EXACT = 1e-20
-_DECIMAL = 1e-6
-_EQUALS = re.compile(r"(?<![<>!\\])=")
-_LATEX = LatexExtractionConfig(
-    boxed_match_priority=-1,
-    normalization_config=NormalizationConfig(
-        basic_latex=True,
-        units=False,
-        malformed_operators=True,
-        nits=True,
-        boxed="none",
-        equations=False,
-    ),
-)
+_CALCULUS = re.compile(r"\\(?:i?i?int|oint|sum|prod|lim|begin\{cases\})(?![a-zA-Z])")
+_OR = re.compile(r"\\text\s*\{\s*(?:or|and)\s*\}|\b(?:or|and)\b|;")
+_FLIPPED = str.maketrans("<>", "><")
 
 
 class UnreadableReferenceError(ValueError):
-    """The reference answer is no formula that math-verify can read."""
+    """The reference answer is no formula that can be read."""
 
 
-def equal(reference: str, answer: str) -> bool:
+def equal(reference: str, answer: str, relative_error: float = 0.0) -> bool:
     """Whether two formulas in tidy LaTeX are the same answer; may compute for ever.
+
+    Args:
+        reference: The formula that is right.
+        answer: The formula that was given.
+        relative_error: Relative error that is allowed where the reference has a decimal point.
 
     Raises:
         UnreadableReferenceError: The reference is no formula; an answer that is none is wrong.
+        UndecidedError: Only an evaluation that is too long could tell.
     """
-    wanted = read(reference)
-    if wanted is None:
-        raise UnreadableReferenceError(reference)
-    given = read(answer)
-    return given is not None and _agrees_with_itself(answer) and same(wanted, given)
-
-
-@lru_cache(maxsize=64)  # the samples of one problem come together and share its reference
-def read(text: str) -> Formula | None:
-    """The formula that all of `text` is; None when math-verify cannot read it."""
-    found = parse(
-        f"${text}$",
-        extraction_config=[_LATEX],
-        fallback_mode="no_fallback",
-        extraction_mode="first_match",
-        parsing_timeout=None,
-    )
-    return found[0] if found else None
-
-
-def same(reference: Formula, answer: Formula) -> bool:
-    """Whether two formulas are equal, by value for numbers and by math-verify for the rest."""
-    wanted, given = _as_tuples(_with_unit(reference), _with_unit(answer))
-    if wanted.has(nan, zoo) or given.has(nan, zoo):
-        return False
-    if (numbers := (_value(wanted), _value(given))) and None not in numbers:
-        return _close(*numbers, decimal=wanted.has(Float) or given.has(Float))
-    return bool(verify(wanted, given, timeout_seconds=None, allow_set_relation_comp=True))
-
-
-def _agrees_with_itself(answer: str) -> bool:
-    """Whether the numbers in a chain `a = b = c` are all the last one; true without a chain."""
-    parts = [part for part in _EQUALS.split(answer) if part.strip()]
-    if len(parts) < 2 or re.search(r"[,;]|\b(?:or|and)\b", answer):
-        return True
-    formulas = [read(part) for part in parts]
-    values = [_value(_with_unit(formula)) for formula in formulas if formula is not None]
-    numbers = [value for value in values if value is not None]
-    decimal = "." in answer
-    return all(_close(number, numbers[-1], decimal=decimal) for number in numbers)
-
-
-def _with_unit(formula: Formula) -> Formula:
-    """The formula with every free letter i as the imaginary unit."""
-    letters = [letter for letter in formula.free_symbols if letter.name in {"i", "I"}]
-    return formula.subs(dict.fromkeys(letters, I)) if letters else formula
-
-
-def _as_tuples(reference: Formula, answer: Formula) -> tuple[Formula, Formula]:
-    """Both as tuples when one of them is a vector and the other is not."""
-    if isinstance(reference, MatrixBase) == isinstance(answer, MatrixBase):
-        return reference, answer
-    return _as_tuple(reference), _as_tuple(answer)
-
-
-def _as_tuple(formula: Formula) -> Formula:
-    """A row, a column, or what looks like an open interval, as a tuple."""
-    if isinstance(formula, MatrixBase) and 1 in formula.shape:
-        return Tuple(*formula)
-    if isinstance(formula, Interval) and formula.left_open and formula.right_open:
-        return Tuple(formula.start, formula.end)
-    return formula
-
-
-def _value(formula: Formula) -> Any:
-    """The formula's value to 30 digits where it is a number; else None."""
-    if not isinstance(formula, Expr) or formula.free_symbols:
-        return None
+    if _CALCULUS.search(reference) or _CALCULUS.search(answer):
+        return _equal_by_math_verify(reference, answer)
     try:
-        value = formula.doit().evalf(_DIGITS)
-    except (ArithmeticError, AttributeError, NotImplementedError, TypeError, ValueError):
-        return None  # SymPy cannot; math-verify may compare the symbols
-    return value if value.is_number and value.is_finite else None
+        wanted = list(readings(reference))
+    except NoFormulaError as error:
+        raise UnreadableReferenceError(f"{reference}: {error}") from None
+    try:
+        given = list(readings(answer))
+    except NoFormulaError:
+        return False
+    return any(same(one, other, relative_error) for one in wanted for other in given)
 
 
-def _close(reference: Any, answer: Any, *, decimal: bool) -> bool:
-    """Whether two numbers agree: to 20 digits, with decimals to 1e-6 (see `numbers_agree`)."""
-    error, size = abs(reference - answer), abs(reference)
-    if decimal:
-        return bool(error <= _DECIMAL * min(1, size))
-    return bool(error <= _EXACT * max(size, abs(answer)))
+def readings(text: str) -> Iterator[Node]:
+    r"""What a text may mean: one formula, or with `\pm` the list of its values.
+
+    Several of these signs may go together or be independent.
+    """
+    signs = len(re.findall(r"\\(?:pm|mp)(?![a-zA-Z])", text))
+    if not signs or signs > 4:
+        yield read(text)
+        return
+    inside = re.fullmatch(r"\\\{(.*)\\\}", text)
+    items = _split(_OR.sub(",", inside.group(1) if inside else text))
+    for is_coupled in (True, False) if signs > 1 else (True,):
+        yield read(",".join(one for item in items for one in _signed(item, is_coupled)))
+
+
+def _signed(item: str, is_coupled: bool) -> list[str]:
+    """An item with each choice of its signs."""
+    parts = re.split(r"\\(pm|mp)(?![a-zA-Z])", item)
+    signs = parts[1::2]
+    chosen = []
+    for choice in range(2 ** (min(len(signs), 1) if is_coupled else len(signs))):
+        text = parts[0]
+        for place, (sign, part) in enumerate(zip(signs, parts[2::2], strict=True)):
+            is_minus = bool(choice >> (0 if is_coupled else place) & 1) != (sign == "mp")
+            text += ("-" if is_minus else "+") + part
+        chosen.append(text)
+    return chosen
+
+
+def _split(text: str) -> list[str]:
+    """The items of a list, split at commas outside all brackets."""
+    items, depth, start = [], 0, 0
+    for place, character in enumerate(text):
+        depth += (character in "({[") - (character in ")}]")
+        if character == "," and depth == 0:
+            items.append(text[start:place])
+            start = place + 1
+    return [*items, text[start:]]
+
+
+def same(reference: Node, answer: Node, error: float = 0.0) -> bool:
+    """Whether two formulas are the same answer, `error` apart at most where decimals are."""
+    conditions = {node.name for node in (reference, answer) if node.kind == "qualified"} - {"all"}
+    if len(conditions) > 1:
+        return False
+    reference, answer = _plain(reference), _plain(answer)
+    if not _agrees_with_itself(answer):
+        return False
+    if _is_equation(reference) or _is_equation(answer):
+        return _same_equation(reference, answer, error)
+    if reference.kind == answer.kind == "seq" or "list" in {reference.kind, answer.kind}:
+        found = _same_items(reference, answer, error)
+        if found is not None:
+            return found
+    spans = [region(node) if _may_be_region(node) else None for node in (reference, answer)]
+    if spans[0] is not None and spans[1] is not None:
+        return same_region(spans[0], spans[1], error)
+    if reference.kind == answer.kind == "relation":
+        return _same_relation(reference, answer, error)
+    if {reference.kind, answer.kind} == {"seq", "relation"}:
+        return any(_each(*pair, error) for pair in _bounds(reference, answer))
+    if "set" in {reference.kind, answer.kind}:
+        return _matched(_items(reference), _items(answer), error)
+    if reference.kind == answer.kind and reference.kind in {"union", "intersection"}:
+        return _matched(list(reference.args), list(answer.args), error)
+    if reference.kind == answer.kind and reference.kind in {"difference", "such"}:
+        return _each(reference.args, answer.args, error)
+    if answer.kind == "relation" and answer.name == "in" and reference.kind != "relation":
+        return same(reference, answer.args[1], error)
+    if reference.kind == "relation" and reference.name == "in" and answer.kind != "relation":
+        return same(reference.args[1], answer, error)
+    if reference.kind in {"relation", "seq", "list"} or answer.kind in {"relation", "seq", "list"}:
+        return False
+    return equal_values(reference, answer, relative_error=error)
+
+
+def _may_be_region(node: Node) -> bool:
+    kinds = {"seq", "set", "such", "relation", "list", "union", "intersection", "difference"}
+    return node.kind in kinds or node == Node("symbol", r"\mathbb{R}")
+
+
+def _plain(node: Node) -> Node:
+    """Without conditions behind it, and with vectors and matrices worked out."""
+    if node.kind == "qualified":
+        return _plain(node.args[0])
+    if node.kind == "list":
+        items = list(node.args)
+        while len(items) > 1 and _is_condition(items[-1]):
+            del items[-1]
+            while len(items) > 1 and items[-1].kind == "symbol" and _is_equation(items[0]):
+                del items[-1]  # `a, b \in \mathbb{R}`
+        items = [_plain(item) for item in items]
+        return items[0] if len(items) == 1 else node._replace(args=tuple(items))
+    if node.kind == "relation":
+        return node._replace(args=tuple(_plain(part) for part in node.args))
+    if node.kind in {"add", "mul"} and has(node, "seq"):
+        return _vector(node)
+    return node
+
+
+def _is_condition(node: Node) -> bool:
+    r"""Such as `k \in \mathbb{Z}` behind a formula."""
+    is_number_set = node.kind == "relation" and node.args[-1].name.startswith(r"\mathbb")
+    return is_number_set and node.name == "in"
+
+
+def _vector(node: Node) -> Node:
+    """A sum of vectors, or a number times one, as a vector; others stay as they are."""
+    parts = [_vector(part) if part.kind in {"add", "mul"} else part for part in node.args]
+    vectors = [part for part in parts if part.kind == "seq"]
+    if node.kind == "mul" and len(vectors) == 1:
+        scale = product(*(part for part in parts if part.kind != "seq"))
+        return _entrywise(partial(product, scale), vectors)
+    if node.kind == "add" and len(vectors) == len(parts):
+        shapes = {(part.name, len(part.args)) for part in vectors}
+        if len(shapes) == 1:
+            return _entrywise(lambda *entries: Node("add", "", entries), vectors)
+    return node
+
+
+def _entrywise(function: Any, vectors: list[Node]) -> Node:
+    entries = []
+    for group in zip(*(vector.args for vector in vectors), strict=False):
+        is_row = all(entry.kind == "seq" for entry in group)
+        entries.append(_entrywise(function, list(group)) if is_row else function(*group))
+    return vectors[0]._replace(args=tuple(entries))
+
+
+# Equations ----------------------------------------------------------------------------------------
+
+
+def _is_equation(node: Node) -> bool:
+    return node.kind == "relation" and set(node.name.split()) <= {"=", "~"}
+
+
+def _agrees_with_itself(answer: Node) -> bool:
+    """Whether the numbers in a chain `a = b = c` are all the last one."""
+    if not _is_equation(answer) or "~" in answer.name:
+        return True
+    numbers = [side for side in answer.args if real_value(side) is not None]
+    return all(equal_values(numbers[-1], side) for side in numbers)
+
+
+def _side(equation: Node) -> Node:
+    """What an equation says: its last side, or the last before a side that is about the same."""
+    signs = equation.name.split()
+    if "~" in signs and signs.index("~") > 0:
+        return equation.args[signs.index("~")]
+    named = is_name(equation.args[0], equation.args[-1])
+    if "~" in signs and not named:
+        return equation.args[0]
+    return equation.args[-1]
+
+
+def is_name(left: Node, right: Node) -> bool:
+    """Whether the left side of an equation is the name of what stands on the right."""
+    if left.kind == "symbol":
+        return left.name not in letters(right)
+    if left.kind == "seq":
+        return all(part.kind == "symbol" for part in left.args)
+    if left.kind == "call" or (left.kind == "mul" and not has(left, "number")):
+        return not (letters(left) & letters(right)) if left.kind == "mul" else True
+    return False
+
+
+def _same_equation(reference: Node, answer: Node, error: float) -> bool:
+    """At least one of them is an equation."""
+    if not _is_equation(reference):
+        is_named = is_name(answer.args[0], answer.args[-1])
+        if not is_named and answer.args[-1] == number(0) and letters(answer):
+            return False  # an equation to solve
+        return same(reference, _side(answer), error)
+    has_name = is_name(reference.args[0], reference.args[-1])
+    if not _is_equation(answer):
+        if has_name:
+            return same(_side(reference), answer, error)
+        if is_name(reference.args[-1], reference.args[0]) and len(reference.args) == 2:
+            return same(reference.args[0], answer, error)
+        return False
+    is_named = has_name and is_name(answer.args[0], answer.args[-1])
+    if is_named and _same_name(reference.args[0], answer.args[0]):
+        return same(_side(reference), _side(answer), error)
+    if len(reference.args) != len(answer.args) or len(reference.args) > 2:
+        return _each(reference.args, answer.args, error)
+    wanted, given = (
+        Node("add", "", (sides.args[0], negative(sides.args[1]))) for sides in (reference, answer)
+    )
+    return _proportional(wanted, given) or _same_solution(wanted, given)
+
+
+def _same_name(one: Node, other: Node) -> bool:
+    if {one.kind, other.kind} == {"symbol", "call"} or one.kind == other.kind == "symbol":
+        return (
+            one.name.rstrip("'") == other.name.rstrip("'")
+            if one.kind != other.kind
+            else (one.name == other.name)
+        )
+    return residue(one) == residue(other)
+
+
+def _proportional(one: Node, other: Node, *, positive: bool = False) -> bool:
+    """Whether two formulas are constant multiples of one another, by a positive one if asked."""
+    if letters(one) != letters(other):
+        return False
+    moved, other_moved = _renamed(one), _renamed(other)
+    if not equal_values(product(one, other_moved), product(moved, other)):
+        return False
+    if not positive:
+        return residue(one)[0] != 0 and residue(other)[0] != 0
+    ones = {name: 1 + 0.37 * place for place, name in enumerate(sorted(letters(one)))}
+    values = [real_value(_at(node, ones)) for node in (one, other)]
+    return None not in values and bool(values[0] * values[1] > 0)
+
+
+def _renamed(node: Node) -> Node:
+    if node.kind == "symbol":
+        return node._replace(name=f"{node.name}~")
+    return node._replace(
+        args=tuple(_renamed(part) if isinstance(part, Node) else part for part in node.args)
+    )
+
+
+def _at(node: Node, values: dict[str, float]) -> Node:
+    from fractions import Fraction
+
+    if node.kind == "symbol":
+        return Node("number", "", (Fraction(values[node.name]),))
+    return node._replace(
+        args=tuple(_at(part, values) if isinstance(part, Node) else part for part in node.args)
+    )
+
+
+def _same_solution(one: Node, other: Node) -> bool:
+    """Whether two equations, solved for one letter that is linear in both, say the same."""
+    for name in sorted(letters(one) & letters(other)):
+        solved = linear_root(one, name), linear_root(other, name)
+        if solved[0] and solved[1]:
+            return equal_values(solved[0][0], solved[1][0])
+    return False
+
+
+def _same_relation(reference: Node, answer: Node, error: float) -> bool:
+    """Relations between formulas: side by side, turned round, or by their difference."""
+    if len(reference.args) == len(answer.args):
+        turned = " ".join(reversed(answer.name.split())).translate(_FLIPPED)
+        if reference.name == answer.name and _each(reference.args, answer.args, error):
+            return True
+        if reference.name == turned and _each(reference.args, answer.args[::-1], error):
+            return True
+    signs = reference.name, answer.name
+    if not all(sign in {"<", ">", "<=", ">=", "!="} for sign in signs):
+        return False
+    wanted, given = (
+        Node("add", "", (node.args[0], negative(node.args[1]))) for node in (reference, answer)
+    )
+    if signs[0] == signs[1]:
+        return _proportional(wanted, given, positive=signs[0] != "!=")
+    if signs[0] == signs[1].translate(_FLIPPED):
+        return _proportional(wanted, negative(given), positive=True)
+    return False
+
+
+def _bounds(one: Node, other: Node) -> Iterator[tuple[list[Node], list[Node]]]:
+    """The ends of an interval and of `a < x < b`, where both are open or closed alike."""
+    interval, chain = (one, other) if one.kind == "seq" else (other, one)
+    signs = chain.name.split()
+    if len(interval.args) != 2 or len(signs) != 2:
+        return
+    brackets = ("(" if signs[0] == "<" else "[") + (")" if signs[1] == "<" else "]")
+    if interval.name == brackets and set(signs) <= {"<", "<="} and chain.args[1].kind == "symbol":
+        yield list(interval.args), [chain.args[0], chain.args[2]]
+
+
+# Lists, sets, tuples ------------------------------------------------------------------------------
+
+
+def _same_items(reference: Node, answer: Node, error: float) -> bool | None:
+    """Points, vectors and lists; None where they may still be regions."""
+    kinds = {reference.kind, answer.kind}
+    if kinds == {"seq"}:
+        return _same_sequence(reference, answer, error)
+    if kinds == {"list", "relation"} or _is_region_list(reference) or _is_region_list(answer):
+        return None
+    if kinds == {"list", "seq"}:
+        wanted, given = (
+            [_unnamed(item) for item in _entries(node)] for node in (reference, answer)
+        )
+        return _each(wanted, given, error)
+    wanted, given = _items(reference), _items(answer)
+    names = [_names(wanted), _names(given)]
+    if len(set(names[0])) > 1 and "" not in names[0]:
+        if "" in names[1]:
+            return _each([_unnamed(item) for item in wanted], given, error)
+        return _matched(wanted, given, error)
+    if "" in names[0] or "" in names[1]:
+        wanted, given = [_unnamed(item) for item in wanted], [_unnamed(item) for item in given]
+    return _matched(wanted, given, error)
+
+
+def _is_region_list(node: Node) -> bool:
+    return node.kind == "list" and any(
+        item.kind == "relation" and not _is_equation(item) for item in node.args
+    )
+
+
+def _names(items: list[Node]) -> list[str]:
+    """Per item the name that it is assigned to, indices of solutions apart; "" without one."""
+    return [
+        re.sub(r"_\{\d+\}$", "", item.args[0].name) or str(item.args[0])
+        if _is_equation(item) and is_name(item.args[0], item.args[-1])
+        else ""
+        for item in items
+    ]
+
+
+def _unnamed(item: Node) -> Node:
+    is_named = _is_equation(item) and is_name(item.args[0], item.args[-1])
+    return _side(item) if is_named else item
+
+
+def _items(node: Node) -> list[Node]:
+    return list(node.args) if node.kind in {"set", "list"} else [node]
+
+
+def _entries(node: Node) -> tuple[Node, ...]:
+    """The entries of a tuple, and of a matrix with one row or one column."""
+    if node.name != "matrix":
+        return node.args
+    if len(node.args) == 1:
+        return node.args[0].args
+    if len(node.args[0].args) == 1:
+        return tuple(row.args[0] for row in node.args)
+    return node.args
+
+
+def _same_sequence(reference: Node, answer: Node, error: float) -> bool:
+    matrices = [node.name in {"matrix", "row"} for node in (reference, answer)]
+    if matrices == [True, True]:
+        return _each(reference.args, answer.args, error)
+    if not any(matrices) and len(reference.args) == 2 and reference.name != answer.name:
+        return False
+    return _each(_entries(reference), _entries(answer), error)
+
+
+def _each(wanted: Any, given: Any, error: float) -> bool:
+    return len(wanted) == len(given) and all(
+        same(one, other, error) for one, other in zip(wanted, given, strict=True)
+    )
+
+
+def _matched(wanted: list[Node], given: list[Node], error: float) -> bool:
+    """Whether each one of either list is somewhere in the other."""
+    if max(len(wanted), len(given)) > 64:
+        return False
+    table = [[same(one, other, error) for other in given] for one in wanted]
+    return (
+        all(any(row) for row in table)
+        and all(any(column) for column in zip(*table, strict=True))
+        and bool(wanted) == bool(given)
+    )
+
+
+# What only a computer algebra system can do -------------------------------------------------------
+
+
+def _equal_by_math_verify(reference: str, answer: str) -> bool:
+    from latex2sympy2_extended import NormalizationConfig
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    rules = NormalizationConfig(
+        basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none"
+    )
+    config = [LatexExtractionConfig(boxed_match_priority=-1, normalization_config=rules)]
+    wanted, given = (
+        parse(
+            f"${text}$",
+            extraction_config=config,
+            fallback_mode="no_fallback",
+            extraction_mode="first_match",
+            parsing_timeout=None,
+        )
+        for text in (reference, answer)
+    )
+    if not wanted:
+        try:
+            read(reference)
+        except NoFormulaError as error:
+            raise UnreadableReferenceError(f"{reference}: {error}") from None
+    return bool(wanted) and bool(given) and bool(verify(wanted[0], given[0], timeout_seconds=None))

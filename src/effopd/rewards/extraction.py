@@ -9,17 +9,25 @@ import re
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
 _BARE = re.compile(r"\\boxed\s*([0-9]+|[a-zA-Z])")
 """A box around one thing without braces, as TeX allows."""
-_BRACE = re.compile(r"\\[{}]|[{}]")
-_GROUP = re.compile(r"\\boxed\s*\{|\\[{}]|[{}]")
-r"""What opens or closes a group; the braces of `\{` and `\}` are text and skipped."""
+_BRACE = re.compile(r"\\[\\{}]|[{}]")
+_GROUP = re.compile(r"\\{1,2}boxed\s*\{|\\[\\{}]|[{}]")
+r"""What opens or closes a group; `\{` and `\}` are text, and so is the `\\` before a brace."""
 
 _WHOLE = re.compile(r"\(?([A-Ja-j])\)?[.:]?")
 _LISTED = re.compile(r"(?:\(([A-J])\)|([A-J])[).:])\s*(.+)", re.DOTALL)
 _SAID = re.compile(
-    r"(?:.*\s)?(?i:answer|option|choice)(?:\s+(?i:is))?\s*:?\s*\(?([A-J])\)?\.?", re.DOTALL
+    r"(?P<before>.*\s)?(?i:answer|option|choice)(?:\s+(?i:is))?\s*:?\s*\(?(?P<letter>[A-J])\)?\.?",
+    re.DOTALL,
 )
 _SECOND = re.compile(r"(?:(?:or|and|,|/|&)\s*)?\(?[A-J][).:]?(?:\s|$)|(?:or|and|,|/|&)\s")
-"""What shows that another letter follows: a list of letters chooses none of them."""
+_LIST = re.compile(
+    r"(?:^|[\s,;/])\(?[A-J]\)|[\s,;][A-J][.:]\s+\S|\b(?i:or|option|choice)\s+\(?[A-J](?:\)|[.:,]?$)|\band\s+\(?[A-J]\)"
+)
+_MARK = re.compile(
+    r"(?:^|[\s,;/])\(?(?:[A-J]\)|[A-J][.:](?=\s+\S)|[B-HJ](?![\w'])|A(?=\s*(?:,|/|&|or\b|and\b)))"
+    r"|\b(?i:options?|choices?)\s+\(?[A-J]\b"
+)
+"""What shows that another letter is named: a list of letters chooses none of them."""
 _WRAPPER = re.compile(
     r"\\(?:text|textbf|textit|textrm|textsf|textnormal|mathrm|mathbf|mathsf|mbox|operatorname|bf)"
     r"\s*\{([^{}]*)\}"
@@ -42,6 +50,12 @@ def final_answer(completion: str) -> str | None:
     return None if box is None else _BOX.sub("", box).strip()
 
 
+def unboxed(text: str) -> str:
+    r"""What a reference says: what its last box holds, or all of it when it has none."""
+    box = last_box(text.replace(r"\fbox", r"\boxed")) if "box" in text else None
+    return _BOX.sub("", box).strip() if box and box.strip() else text
+
+
 def last_box(text: str) -> str | None:
     r"""Content of the `\boxed{...}` that closes last, whatever its depth; None without one."""
     box: str | None = None
@@ -51,7 +65,7 @@ def last_box(text: str) -> str | None:
         if token == "}":
             start = opened.pop() if opened else None
             box = box if start is None else text[start : match.start()]
-        elif token not in {r"\{", r"\}"}:
+        elif token == "{" or (token.endswith("{") and len(token) > 2):
             opened.append(None if token == "{" else match.end())
     return box
 
@@ -81,12 +95,12 @@ def choice_letter(answer: str) -> str | None:
     `B`, `(B)`, `B.`, `b`, `B) 12 m` and `the answer is B` choose B; `B or C` and a sentence that
     begins with `A` choose nothing.
     """
-    text = unwrapped(answer)
+    text = re.sub("[{}]", "", unwrapped(answer)).strip()
     if whole := _WHOLE.fullmatch(text):
         return whole.group(1).upper()
     if said := _SAID.fullmatch(text):
-        return said.group(1)
+        return None if _MARK.search(said["before"] or "") else said["letter"]
     listed = _LISTED.fullmatch(text)
-    if listed is None or _SECOND.match(listed.group(3)):
+    if listed is None or _SECOND.match(listed.group(3)) or _LIST.search(listed.group(3)):
         return None
     return listed.group(1) or listed.group(2)

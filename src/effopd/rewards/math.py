@@ -69,7 +69,7 @@ class MathVerifier:
         Leave them out of a task: every other answer to them is an "error", which earns nothing. A
         reference that takes too long is not among them, so that the clock decides nothing.
         """
-        outcomes = [decide(problem.answer, _PROBE) for problem in problems]
+        outcomes = [decide(problem.answer, _PROBE, problem.rules) for problem in problems]
         compared = self._compare([pairs for pairs in outcomes if isinstance(pairs, tuple)])
         verdicts = [compared[found] if isinstance(found, tuple) else found for found in outcomes]
         return [
@@ -77,6 +77,34 @@ class MathVerifier:
             for problem, verdict in zip(problems, verdicts, strict=True)
             if verdict == "error"
         ]
+
+    def groups(self, answers: Sequence[str | None]) -> list[int | None]:
+        """Which answers of one question have the same value, for votes among samples.
+
+        Args:
+            answers: Contents of boxes, in the order of the samples; None and "" are no answer.
+
+        Returns:
+            Per answer the number of its group, counted from 0 in the order in which groups first
+            come up; None without an answer. `counts` stays as it is.
+        """
+        group_of: dict[str, int] = {}
+        left = list(dict.fromkeys(answer for answer in answers if answer and answer.strip()))
+        for group in range(len(left)):
+            if not left:
+                break
+            outcomes = [decide(left[0], answer) for answer in left]
+            compared = self._compare([pairs for pairs in outcomes if isinstance(pairs, tuple)])
+            found = [compared[each] if isinstance(each, tuple) else each for each in outcomes]
+            same = [
+                answer == left[0] or verdict == "correct"
+                for answer, verdict in zip(left, found, strict=True)
+            ]
+            group_of |= {
+                answer: group for answer, is_same in zip(left, same, strict=True) if is_same
+            }
+            left = [answer for answer, is_same in zip(left, same, strict=True) if not is_same]
+        return [group_of.get(answer) if answer else None for answer in answers]
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -110,4 +138,6 @@ def _outcome(answer: Answer) -> Verdict | Pairs:
     if answer.is_truncated:
         return "truncated"
     final = final_answer(answer.completion)
-    return "no_answer" if final is None else decide(answer.problem.answer, final)
+    return (
+        "no_answer" if final is None else decide(answer.problem.answer, final, answer.problem.rules)
+    )

@@ -1,4 +1,4 @@
-r"""One way to write what mathematicians write in many: spaces, Unicode, units, percents, words.
+r"""One way to write what mathematicians write in many: spaces, Unicode, wrappers, thousands, words.
 
 Everything here is text in, text out, in time linear in the length or close to it; nothing is
 evaluated.
@@ -6,97 +6,183 @@ evaluated.
 
 import re
 import unicodedata
+from collections.abc import Callable
 from fractions import Fraction
 
 from effopd.rewards.extraction import unwrapped
-from effopd.rewards.numerals import exact_number
+from effopd.rewards.vocabulary import words
 
+_GREEK_LETTERS = "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ"
+_GREEK_NAMES = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau "
+    "upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega"
+)
 _SYMBOLS = str.maketrans({
     "−": "-", "–": "-", "‐": "-", "‑": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ",
-    "÷": "/", "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ",
-    "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ", "°": r"^\circ ", "±": r"\pm ", "∈": r"\in ",
-    "ℝ": r"\mathbb{R}", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}",
-    "’": "'", "“": '"', "”": '"', "…": r"\ldots ",
+    "÷": "/", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ",
+    "≠": r"\ne ", "≈": r"\approx ", "∪": r"\cup ", "∩": r"\cap ", "∖": r"\setminus ",
+    "∅": r"\emptyset ", "°": r"^\circ ", "±": r"\pm ", "∓": r"\mp ", "∈": r"\in ", "∣": r"\mid ",
+    "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℚ": r"\mathbb{Q}", "ℕ": r"\mathbb{N}",
+    "ℂ": r"\mathbb{C}", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}",
+    "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "’": "'", "′": "'", "“": '"', "”": '"',
+    "…": r"\ldots ", "ℓ": r"\ell ", "→": r"\to ", "∨": r"\lor ", "∧": r"\land ", "ℵ": r"\aleph ",
+    "⟨": "(", "⟩": ")", "¬": r"\neg ",
+} | {
+    letter: f"\\{name} " for letter, name in zip(_GREEK_LETTERS, _GREEK_NAMES.split(), strict=True)
 })  # fmt: skip
-_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ", "0123456789-n")
+_LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 
-_REWRITES = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda match: f"^{{{match.group().translate(_RAISED)}}}"),
-        (r"√\s*(\d+|[a-z])", r"\\sqrt{\1}"),
-        (r"√\s*\(([^()]*)\)", r"\\sqrt{\1}"),
-        (r"\\(?:left|right)\s*\.", ""),
-        (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits)(?![a-zA-Z])", ""),
-        (r"\\(?:d|t|c)frac(?![a-zA-Z])", r"\\frac"),
-        (r"\\!\s*|(?<=\d)\\,\s*(?=\d)|(?<!\\)\\[()\[\]]|\*\*", ""),
-        (r"\\?\$|[€£]", ""),
-        (r"(?<!\\)\\[,;:> \n]|~|\\q?quad(?![a-zA-Z])", " "),
-        (r"\{,\}", ","),
-        (r"\\langle(?![a-zA-Z])", "("),
-        (r"\\rangle(?![a-zA-Z])", ")"),
-        (r"\\lbrace(?![a-zA-Z])", r"\\{"),
-        (r"\\rbrace(?![a-zA-Z])", r"\\}"),
-        (r"\\varnothing(?![a-zA-Z])|\\\{\s*\\\}", r"\\emptyset"),
-        (r"(?<![\w\\.])(\d+(?:\.\d*)?|\.\d+)[eE]([+-]?\d+)(?!\w)", r"\1\\times 10^{\2}"),
-        (r"\^\s*([a-zA-Z])", r"^{\1}"),
-        (r"(?<![a-zA-Z\\])([eE])_", r"\\mathrm{\1}_"),  # a letter with an index, not Euler's number
-        (
-            r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{(\d+)\}",
-            lambda match: _repeating(*match.groups()),
-        ),
-    )
+_RENAMED = {
+    "langle": "(", "rangle": ")", "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]",
+    "vert": "|", "lvert": "|", "rvert": "|", "Vert": r"\|", "lVert": r"\|", "rVert": r"\|",
+    "dfrac": r"\frac", "tfrac": r"\frac", "cfrac": r"\frac", "dbinom": r"\binom",
+    "tbinom": r"\binom", "imath": "i", "percent": r"\%", "varnothing": r"\emptyset",
+    "smallsetminus": r"\setminus", "backslash": r"\setminus", "dots": r"\ldots",
+    "cdots": r"\ldots", "quad": " ", "qquad": " ", "thinspace": " ", "medspace": " ",
+    "thickspace": " ", "nolinebreak": " ", "dollar": "$", "textdollar": "$", "euro": "€",
+    "texteuro": "€", "pounds": "£", "textsterling": "£", "yen": "¥", "lt": "<", "gt": ">",
+} | dict.fromkeys(
+    words(
+        "left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr middle "
+        "displaystyle textstyle scriptstyle limits nolimits large Large LARGE huge Huge normalsize "
+        "small tiny bf boldmath centering strut mathstrut noindent hfill hfil null"
+    ),
+    "",
+)  # fmt: skip
+"""Commands that are written otherwise, or have to do with layout alone."""
+_FACES = words(
+    "mathbf boldsymbol bm pmb mathit mathnormal underline uline ensuremath emph mathop mathstrut "
+    "mathrel mathbin overset underset text textbf textit textrm textsf texttt textnormal textup "
+    "mathrm mathsf mathtt mbox hbox operatorname rm"
 )
+_HIDDEN = words("phantom hphantom vphantom hspace vspace label tag hskip")
+_SETS = words("mathbb mathcal mathscr mathfrak vec hat bar")
 
-_MEASURES = {
-    "mm": "millimeter", "cm": "centimeter centimetre", "m": "meter metre",
-    "km": "kilometer kilometre", "in": "inch", "ft": "foot feet", "yd": "yard", "mi": "mile",
-    "mg": "milligram", "g": "gram", "kg": "kilogram", "lb": "lbs pound", "oz": "ounce",
-    "ms": "millisecond", "s": "sec second", "min": "minute", "h": "hr hour", "day": "", "week": "",
-    "month": "", "year": "yr", "ml": "mL milliliter millilitre", "l": "L liter litre",
-    "dollar": "USD", "cent": "", "degree": "deg", "mph": "", "kmh": "km/h kph",
-    "Hz": "hertz", "J": "joule", "N": "newton", "W": "watt", "V": "volt", "eV": "", "K": "kelvin",
-}  # fmt: skip
-_UNITS = {
-    spelling: name
-    for name, others in _MEASURES.items()
-    for other in (name, *others.split())
-    for spelling in (other, f"{other}s", f"{other}es")
-}
-"""Spelling of a unit -> its name."""
-_MULTIPLIERS = re.compile(
-    r"(?i)\b(?:hundred|thousand|million|billion|trillion|dozen|half|halves|third|quarter|or|and)s?\b"
+_Replacement = str | Callable[[re.Match[str]], str]
+_Rules = tuple[tuple[str, _Replacement], ...]
+_IN_LATEX: _Rules = (
+    (r"\\(?:left|right)\s*\.", ""),
+    (r"\\([a-zA-Z]+)\*?", lambda match: _RENAMED.get(match.group(1), match.group())),
+    (r"\\\\\s*\[\s*-?[\d.]+\s*[a-z]{2}\s*\]", r"\\\\"),
+    (r"(?<=\d),\\!\s*(?=\d{3})", ""),
+    (r"\{([^{}]*)\\choose(?![a-zA-Z])([^{}]*)\}", r"\\binom{\1}{\2}"),
+    (r"\\!\s*|(?<=\d)\\,\s*(?=\d)|(?<!\\)\\[()\[\]]", ""),
+    (r"(?<!\\)\\[,;:> \n]", " "),
+    (r"\\\{\s*\\\}", r"\\emptyset"),
+    (r"\^\s*\{\s*((?:\\prime\s*)+)\}", lambda match: "'" * match.group(1).count("prime")),
+    (r"\^\s*\\prime(?![a-zA-Z])", "'"),
+    (r"\\not\s*(?:=|\\eq(?![a-zA-Z]))", r"\\ne "),
+    (r"\\not\s*\\in(?![a-zA-Z])", r"\\notin "),
+    (r"\\(begin|end)\s*\{(?:small|[bBvVp])?matrix\*?\}", r"\\\1{pmatrix}"),
+    (rf"\\(mathrm|mathbf|boldsymbol|mathit|{'|'.join(sorted(_SETS))})\s*"
+     r"([a-zA-Z](?![a-zA-Z])|\\[a-zA-Z]+)", r"\\\1{\2}"),
+    (r"\{\s*\\rm\s+([^{}]*)\}", r"\\text{\1}"),
+)  # fmt: skip
+_ANYWHERE: _Rules = (
+    (r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ]+", lambda match: f"^{{{match.group().translate(_RAISED)}}}"),
+    (r"[₀₁₂₃₄₅₆₇₈₉]+", lambda match: f"_{{{match.group().translate(_LOWERED)}}}"),
+    (r"√\s*(\d+|[a-z])", r"\\sqrt{\1}"),
+    (r"√\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+    (r"(?<=[\w)\]}])\*\*(?=[\w({\\-])(?!.*\*\*\s*$)", "^"),
+    (r"\*\*", ""),
+    (r"``(.*)''", r"\1"),
+    (r"(?<=\d)\{,\}\s*(?=\d{3})", ""),
+    (r"\{,\}", ","),
+    ("~", " "),
+    (r"\.\.\.", r"\\ldots"),
+    (r"\^\s*\{\s*('+)\s*\}", r"\1"),
+    (r"<=|=<", r"\\le "),
+    (r">=", r"\\ge "),
+    (r"!=|/=", r"\\ne "),
+)  # fmt: skip
+_LATER: _Rules = (
+    (r"(?<![a-zA-Z\\])(?:np|numpy|math|sympy)\.(?=[a-z])", ""),
+    (r"\^\s*\{?\s*\\text\s*\{(?:st|nd|rd|th)\}\s*\}?", ""),
+    (r"(?<![\w\\.])(\d+(?:\.\d*)?|\.\d+)[eE]([+-]?\d+)(?!\w)", r"\1\\times 10^{\2}"),
+    (r"\^\s*([a-zA-Z])(?![a-zA-Z])", r"^{\1}"),
+    (r"(?<![a-zA-Z\\])([eE])_", r"\\text{\1}_"),  # a letter with an index, not Euler's number
+    (r"\\mathbb\{R\}\s*[\^_]\s*\{?\s*(?:\+|>\s*0)\s*\}?", r"(0,\\infty)"),
+    (r"\\mathbb\{R\}\s*[\^_]\s*\{?\s*(?:-|<\s*0)\s*\}?", r"(-\\infty,0)"),
+    (r",?\s*\(\s*[a-z](?:\s*,\s*[a-z])*\s*\\in\s*\\mathbb\{[A-Z]\}[^()]*\)$", ""),
+    (r"\](\s*[^\[\],]+),([^\[\],]+)\[$", r"(\1,\2)"),
+    (r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{(\d+)\}", lambda match: _repeating(*match.groups())),
+    (r"(?<![\d.,(])(\d{1,3})((?: \d{3})+)(?![\d/,]| ?/|\.\d)",
+     lambda match: match.group().replace(" ", "")),
+)  # fmt: skip
+_COMPILED = [
+    [(re.compile(pattern), replacement) for pattern, replacement in rules]
+    for rules in (_IN_LATEX, _ANYWHERE, _LATER)
+]
+_BARE = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]+)?|[A-Za-z])")
+"""What is tidy already."""
+
+_OPENED = re.compile(
+    rf"\\(?P<color>textcolor|colorbox|color)\s*(?:\[[^\[\]]*\]\s*)?\{{[^{{}}]*\}}\s*"
+    rf"|\\(?P<hidden>{'|'.join(sorted(_HIDDEN))})\*?\s*(?=\{{)"
+    rf"|\\(?P<face>{'|'.join(sorted(_FACES, reverse=True))})\*?\s*(?=\{{)"
 )
-_DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?$")
-_BRACED_UNIT = re.compile(
-    r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mbox)\s*\{([^{}]*)\}"
-    r"((?:\s*\^\s*(?:\{\s*-?\d\s*\}|\d))?)$"
+_WORD_FACES = {"text", "mathrm", "operatorname", "mbox", "hbox", "rm", "mathsf", "mathtt"}
+_ENVIRONMENT = re.compile(
+    r"\\(?:begin|end)\s*\{(?:aligned|align|alignedat|gathered|gather|split|equation|displaymath|"
+    r"math|multline|eqnarray|center)\*?\}"
 )
-_PLAIN_UNIT = re.compile(
-    r"(?<=[\d})])(?:\s+([A-Za-z][A-Za-z /]*)|([A-Za-z]{2,}))((?:\s*\^\s*(?:\{\s*\d\s*\}|\d))?)$"
+_REALS = re.compile(
+    r"(?i)(?:\\text\s*\{\s*)?(?:the set of )?(?:all |the )?(?:set of )?real(?:s| numbers| values)"
+    r"\s*\}?|(?:\\text\s*\{\s*)?all reals?\s*\}?"
 )
-_PERCENT = re.compile(r"(.*?)\s*(?:\\?%|\\text\{\s*(?:\\?%|percent)\s*\}|percent)", re.DOTALL)
-_BASE = re.compile(r"([0-9][0-9A-F]*)_\s*(?:\{\s*(\d+)\s*\}|(\d+))")
-_WORDS = re.compile(r"[A-Za-z][A-Za-z ,.'&\"-]*[A-Za-z]{2}[A-Za-z .'\"-]*|[Nn]o")
+_PERCENT = re.compile(r"(.*?)\s*(?:\\?%|\\text\{\s*(?:\\?%|per ?cent)\s*\}|per ?cent)", re.DOTALL)
+_NUMERAL_NAMES = (
+    "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+)
+_NUMERALS = {name: str(base) for base, name in enumerate(_NUMERAL_NAMES.split(), start=2)}
+_BASE = re.compile(r"([0-9][0-9A-Za-z]*?)(?:_(?:base)?|(?:in)?base)(\d+|[a-z]+)")
+_WORDS = re.compile(r"[A-Za-z][A-Za-z ,.'’&\"-]*[A-Za-z]{2}[A-Za-z .!'\"-]*|(?i:no|yes)[.!]*")
+_SHORT = words(
+    "yes odd all any one two six ten red sun mon tue wed thu fri sat jan feb mar apr may jun jul "
+    "aug sep oct nov dec dne"
+)
+_FORMULA_WORD = re.compile(
+    r"\\?(?:arc|a)?(?:sin|cos|tan|cot|sec|csc)h?|ln|log|exp|sqrt|pi|alpha|beta|gamma|delta|theta|"
+    r"lambda|omega|sigma|infinity|infty|inf|oo|[a-zA-Z]"
+)
 _SAME_WORDS = (
-    ("none", "no solution", "no solutions", "there is no solution", "there are no solutions"),
+    ("none", "no solution", "no solutions", "there is no solution", "there are no solutions",
+     "no real solution", "no real solutions"),
     ("infinitely many", "infinitely many solutions", "infinite solutions"),
-    ("dne", "does not exist", "the limit does not exist"),
-)
+    ("dne", "does not exist", "limit does not exist"),
+    ("diverges", "divergent", "series diverges"),
+    ("converges", "convergent", "series converges"),
+)  # fmt: skip
 _PHRASES = {phrase.replace(" ", ""): group[0] for group in _SAME_WORDS for phrase in group}
 
 
 def tidy(text: str) -> str:
-    r"""A formula in plain LaTeX: ASCII digits, one kind of fraction, no sizes, no thin spaces.
+    r"""A formula in plain LaTeX: ASCII digits, one kind of fraction, no sizes, colours and spaces.
 
     Invisible characters and halves of surrogate pairs vanish; digits of every script become ASCII;
-    `1e3` becomes `1\times 10^{3}`; `0.\overline{3}` becomes a fraction; a dot at the end goes.
+    `1e3` becomes `1\times 10^{3}`; `0.\overline{3}` becomes a fraction; commas and spaces between
+    thousands go, and a dot at the end. Words are in `\text{...}`, whatever command they were in.
     """
-    text = "".join(_plain(character) for character in text).translate(_SYMBOLS)
-    for pattern, replacement in _REWRITES:
+    if _BARE.fullmatch(text):
+        return text
+    if not (text.isascii() and text.isprintable()):
+        text = "".join(_plain(character) for character in text).translate(_SYMBOLS)
+    text = _without_dollars(text) if "$" in text else text
+    if "\\" in text:
+        text = _rewritten(text, _COMPILED[0])
+    text = _rewritten(text, _COMPILED[1])
+    if "\\" in text:
+        text = _faced(_unaligned(text))
+    text = _rewritten(re.sub(r"\s+", " ", text), _COMPILED[2])
+    text = _unbraced(re.sub(r"(?:\s|\\\\|[.;])+$", "", text).lstrip())
+    return r"\mathbb{R}" if "real" in text and _REALS.fullmatch(text) else _joined(text)
+
+
+def _rewritten(text: str, rules: list[tuple[re.Pattern[str], _Replacement]]) -> str:
+    for pattern, replacement in rules:
         text = pattern.sub(replacement, text)
-    text = re.sub(r"\s+", " ", text).lstrip().rstrip(" .;")
-    return _unbraced(text)
+    return text
 
 
 def squeezed(text: str) -> str:
@@ -104,25 +190,11 @@ def squeezed(text: str) -> str:
     return re.sub(r"\s+(?!\w)|(?<!\w)\s+", "", text)
 
 
-def split_unit(text: str) -> tuple[str, str]:
-    """A quantity and the name of its unit; "" for none and for a unit that is not known.
-
-    `5 cm` is ("5", "cm"), `18 eggs` is ("18", ""), `7 million` stays whole.
-    """
-    if degrees := _DEGREES.search(text):
-        return text[: degrees.start()].strip(), "degree"
-    if match := _BRACED_UNIT.search(text):
-        word, power = match.groups()
-    elif match := _PLAIN_UNIT.search(text):
-        spaced, attached, power = match.groups()
-        word = spaced or attached
-    else:
-        return text, ""
-    rest, name = text[: match.start()].strip(), _UNITS.get(word.strip(" ."), "")
-    is_word = name or match.re is _BRACED_UNIT or (len(word) > 2 and exact_number(rest) is not None)
-    if not rest or not is_word or _MULTIPLIERS.search(word):
-        return text, ""
-    return rest, name + re.sub(r"[\s{}]", "", power) if name else ""
+def with_logarithm(text: str, base: str) -> str:
+    r"""Tidy text with `\log` without a base as `\ln` for the base "e", as `\lg` for "10"."""
+    return re.sub(
+        r"\\?(?<![a-zA-Z])log(?![a-zA-Z])(?!\s*_)", r"\\ln" if base == "e" else r"\\lg", text
+    )
 
 
 def split_percent(text: str) -> str | None:
@@ -133,20 +205,28 @@ def split_percent(text: str) -> str | None:
 
 def split_base(text: str) -> tuple[str, str]:
     r"""Digits and the base they are written in, as in `1011_2`; the base is "" without one."""
-    match = _BASE.fullmatch(squeezed(text))
-    return (match.group(1), match.group(2) or match.group(3)) if match else (text, "")
+    match = _BASE.fullmatch(re.sub(r"\\text|[{}()\s]", "", text))
+    base = match and _NUMERALS.get(match.group(2), match.group(2))
+    if match is None or base is None or not base.isdigit():
+        return text, ""
+    return match.group(1).upper().lstrip("0") or "0", base
 
 
 def wording(text: str) -> str | None:
     r"""What an answer in words says, in a form to compare; None for a formula.
 
-    Words are at least three letters without a command around them, as in `\text{Evelyn}` and `no
-    solution`. Case and punctuation do not count, and some phrases mean the same.
+    Words without a command around them are `no`, known ones of three letters, names, and longer
+    ones, as in `Evelyn` and `no solution`; `abc` is a product. Case and punctuation do not count,
+    and some phrases mean the same.
     """
     words = unwrapped(text)
-    if not _WORDS.fullmatch(words):
+    if not _WORDS.fullmatch(words) or re.match("[b-zB-HJ-Z] ", words):
         return None
-    key = re.sub(r"[^a-z]", "", words.lower())
+    if all(_FORMULA_WORD.fullmatch(word) for word in re.findall("[A-Za-z]+", words)):
+        return None
+    key = re.sub(r"^(?:an?|the)\s|[^a-z]", "", words.lower())
+    if len(words) == 3 and words == text and words.islower() and key not in _SHORT:
+        return None
     return _PHRASES.get(key, key)
 
 
@@ -166,6 +246,91 @@ def _plain(character: str) -> str:
     return character
 
 
+def _without_dollars(text: str) -> str:
+    r"""Text in which `$` is a currency: without those around formulas."""
+    bare = re.sub(r"\\\$", "", text).count("$")
+    if bare % 2 and re.fullmatch(r"\s*[+-]?\s*\$\s*[\d.][^$]*", text):
+        return text
+    return re.sub(r"(\\)?\$", lambda match: "$" if match.group(1) else "", text)
+
+
+def _unaligned(text: str) -> str:
+    """Text without environments of aligned lines: its lines one after another."""
+    if not _ENVIRONMENT.search(text):
+        return text
+    lines = _ENVIRONMENT.sub("", text).replace("&", "").split(r"\\")
+    kept = [line.strip() for line in lines if line.strip()]
+    joined = kept[:1]
+    for line in kept[1:]:
+        joined.append(
+            line if line.startswith(("=", "<", ">", "+", "-", r"\le", r"\ge")) else f", {line}"
+        )
+    return "".join(joined)
+
+
+def _faced(text: str) -> str:
+    r"""Text with words in `\text{...}`, formulas without font and colour."""
+    pieces: list[str] = []
+    while match := _OPENED.search(text):
+        pieces.append(text[: match.start()])
+        rest = text[match.end() :]
+        end = _group_end(rest) if rest.startswith("{") else 0
+        if not end:
+            text = rest
+            continue
+        content, text = rest[1:end], rest[end + 1 :]
+        if match.group("hidden"):
+            continue
+        face = match.group("face") or "color"
+        pieces.append(_content(face, content.strip() if face != "text" else content))
+    return "".join(pieces) + text
+
+
+def _content(face: str, content: str) -> str:
+    bare = content.strip()
+    if face in {"overset", "underset"}:
+        return ""
+    content, bare = _faced(content), _faced(bare)
+    has_word = re.search(r"(?<![\\a-zA-Z])[a-zA-Z]{2}", bare) is not None
+    if bare in {"e", "i", "d"} or (face not in _WORD_FACES and not has_word):
+        return f"{{{bare}}}" if len(bare) > 1 else f" {bare}"
+    if re.fullmatch(r"(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|ln|log|exp|max|min|gcd|lcm", bare):
+        return f"\\{bare} "
+    is_formula = re.search(r"\\(?!cdot|times|Omega|mu|%)[a-zA-Z]", bare) and not has_word
+    if is_formula or not re.search("[a-zA-Z]", bare):
+        return content
+    inside = re.sub(r"\^\s*\{\s*(-?\d+)\s*\}", r"^\1", bare)
+    inside = re.sub(r"\\cdot|\\times|\\,|[{}\\]", " ", inside)
+    return f"\\text{{{inside}}}"
+
+
+def _group_end(text: str) -> int:
+    """Where the group that a text begins with is closed; 0 when it never is."""
+    depth = 0
+    for match in re.finditer(r"\\.|[{}]", text, re.DOTALL):
+        depth += {"{": 1, "}": -1}.get(match.group(), 0)
+        if depth == 0:
+            return match.start()
+    return 0
+
+
+def _joined(text: str) -> str:
+    """Text without commas between thousands, where they do not separate entries in brackets."""
+    if not re.search(r"\d,\d{3}", text):
+        return text
+    parts, last, depth = [], 0, 0
+    for match in re.finditer(r"\\?[()\[\]{}]|(?<![\d.])\d{1,3}(?:,\d{3})+(?![\d])", text):
+        token = match.group()
+        if token in {"(", "[", r"\{"}:
+            depth += 1
+        elif token in {")", "]", r"\}"}:
+            depth -= 1
+        elif depth == 0 and token[0].isdigit():
+            parts += [text[last : match.start()], token.replace(",", "")]
+            last = match.end()
+    return "".join(parts) + text[last:]
+
+
 def _repeating(whole: str, fixed: str, repeated: str) -> str:
     """A repeating decimal as a fraction."""
     start = Fraction(int((whole + fixed) or "0"), 10 ** len(fixed))
@@ -175,18 +340,6 @@ def _repeating(whole: str, fixed: str, repeated: str) -> str:
 
 def _unbraced(text: str) -> str:
     """Text without braces around all of it."""
-    while text.startswith("{") and text.endswith("}") and not text.endswith(r"\}"):
-        inside = text[1:-1]
-        if not _is_balanced(inside):
-            return text
-        text = inside.strip()
+    while text.startswith("{") and _group_end(text) == len(text) - 1:
+        text = text[1:-1].strip()
     return text
-
-
-def _is_balanced(text: str) -> bool:
-    depth = 0
-    for brace in re.findall(r"\\[{}]|[{}]", text):
-        depth += {"{": 1, "}": -1}.get(brace, 0)
-        if depth < 0:
-            return False
-    return depth == 0

@@ -1,10 +1,11 @@
 """The process that compares formulas: one JSON object a line in, one out.
 
-A request is `{"id": n, "pairs": [[reference, answer], ...]}`, the reply `{"id": n, "verdict": ...,
-"last": ...}`, where a true `last` says that the process has grown and ends now. The process limits
-itself before it reads anything: memory, processor time, no files, no processes, no network. The
-kernel ends it when a request takes too long, whatever it is doing, and it ends by itself when its
-standard input does: nothing is left of it when its parent is gone.
+A request is `{"id": n, "pairs": [[reference, answer], ...]}`, with the relative error as a third
+entry of a pair where one is allowed; the reply is `{"id": n, "verdict": ..., "last": ...}`, where a
+true `last` says that the process has grown and ends now. The process limits itself before it reads
+anything: memory, processor time, no files, no processes, no network. The kernel ends it when a
+request takes too long, whatever it is doing, and it ends by itself when its standard input does:
+nothing is left of it when its parent is gone.
 """
 
 import json
@@ -32,16 +33,25 @@ def work(wall_s: float, memory_bytes: int) -> None:
     requests, replies = _claim_streams()
     _limit(memory_bytes)
     from effopd.rewards.equivalence import UnreadableReferenceError, equal
+    from effopd.rewards.values import UndecidedError
 
-    def verdict(pairs: list[list[str]]) -> str:
-        try:
-            return "correct" if any(equal(*pair) for pair in pairs) else "wrong"
-        except MemoryError:
-            return "memory"
-        except (RecursionError, UnreadableReferenceError):
-            return "error"
+    def verdict(pairs: list[list[Any]]) -> str:
+        found = "wrong"
+        unreadable = 0
+        for pair in pairs:
+            try:
+                if equal(*pair):
+                    return "correct"
+            except MemoryError:
+                return "memory"
+            except UnreadableReferenceError:
+                unreadable += 1  # another reading of the reference may be a formula
+            except (RecursionError, UndecidedError):
+                found = "error"
+        return "error" if unreadable == len(pairs) else found
 
-    verdict([["\\frac{1}{2}", "x+\\sqrt{2}"]])  # the grammar builds its tables on first use
+    # What is loaded and built on first use costs no answer its time.
+    verdict([[r"\frac{1}{2}", r"x+\sqrt{2}"], [r"\int_0^1 x dx", "1"]])
     refuse_effects()
     _write(replies, {"ready": True})
     while line := requests.readline(MAX_REQUEST_BYTES):

@@ -24,15 +24,18 @@ from transformers import (
 )
 
 from effopd.errors import NonFiniteError
+from effopd.models.end_tokens import end_token_ids
 from effopd.models.portions import portions
 from effopd.rollouts.engine import Completion, Request, Sampling
+from effopd.rollouts.finishing import without_end
 
 
 class HFEngine:
     """Generates with the live student model itself, so weights are always in sync.
 
     Args:
-        model: Hugging Face causal language model.
+        model: Hugging Face causal language model; answers end at every one of its end tokens
+            (`end_token_ids`).
         tokenizer: Its tokenizer; prompts are left-padded with its padding token.
         batch_size: Requests decoded together, at most.
         batch_tokens: Prompt and answer tokens decoded together at most, padding included and every
@@ -54,6 +57,7 @@ class HFEngine:
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
+        self._ends = end_token_ids(tokenizer, model)
         self._batch_size, self._batch_tokens = batch_size, batch_tokens or sys.maxsize
         self._during = during
         self._vocabulary_size = vocabulary_size
@@ -76,7 +80,7 @@ class HFEngine:
         device = self._model.get_input_embeddings().weight.device
         ids_BT, attention_BT = self._left_padded(requests, device)
         sampler = SeededSampler([r.seed for r in requests], sampling, device, self._vocabulary_size)
-        finish = FinishRecorder(ids_BT.shape, sampling.stop, self._tokenizer, device)
+        finish = FinishRecorder(ids_BT.shape, sampling.stop, self._tokenizer, self._ends, device)
         with _plain_generation(self._model, self._tokenizer.pad_token_id):
             self._model.generate(
                 input_ids=ids_BT,
@@ -108,7 +112,9 @@ class HFEngine:
         lengths_B = finish.lengths_B.clamp(max=sampling.max_new_tokens).tolist()
         stopped_B = (finish.lengths_B <= sampling.max_new_tokens).tolist()
         kept = [tuple(row[:n]) for row, n in zip(tokens_BT, lengths_B, strict=True)]
-        texts = self._tokenizer.batch_decode(kept, skip_special_tokens=True)
+        texts = self._tokenizer.batch_decode(
+            [without_end(tokens, self._ends) for tokens in kept], skip_special_tokens=True
+        )
         return [
             Completion(
                 token_ids=tokens,
@@ -171,23 +177,29 @@ class SeededSampler(LogitsProcessor):
 
 
 class FinishRecorder(StoppingCriteria):
-    """Stops rows at the end-of-sequence token or a stop string and records how long they are.
+    """Stops rows at an end token or a stop string and records how long they are.
 
     Stop strings are looked for in the decoded text, so any tokenizer will do.
 
     Args:
         prompt_shape: Rows and padded prompt length.
         stop: Stop strings.
-        tokenizer: Supplies the end-of-sequence id and decodes.
+        tokenizer: Decodes.
+        ends: Tokens that end a row.
         device: Where ids arrive.
     """
 
     def __init__(
-        self, prompt_shape: Sequence[int], stop: Sequence[str], tokenizer: Any, device: torch.device
+        self,
+        prompt_shape: Sequence[int],
+        stop: Sequence[str],
+        tokenizer: Any,
+        ends: Sequence[int],
+        device: torch.device,
     ) -> None:
         rows, self._prompt_length = prompt_shape
         self._tokenizer = tokenizer
-        self._stop = tuple(stop)
+        self._stop, self._ends_E = tuple(stop), torch.tensor(ends, device=device)
         # Tokens that can hold a stop string ending now: a token is at least one byte of text,
         # special tokens apart. The spare ones keep its start away from the start of the window,
         # where decoders drop spaces.
@@ -197,7 +209,7 @@ class FinishRecorder(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Bool[Tensor, " B"]:
         """Which rows are finished."""
         length = input_ids.shape[1] - self._prompt_length
-        ends_B = input_ids[:, -1] == self._tokenizer.eos_token_id
+        ends_B = torch.isin(input_ids[:, -1], self._ends_E)
         if self._stop:
             ends_B = ends_B | self._hold_stop_string(input_ids[:, self._prompt_length :])
         first_end_B = ends_B & (self.lengths_B > length)

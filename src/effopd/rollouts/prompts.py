@@ -1,13 +1,30 @@
 """From problems to prompt tokens."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime, time
 from typing import Any, Literal
 
-from jinja2 import TemplateError
+from jinja2 import Environment, TemplateError, meta
 
 from effopd.errors import ConfigError
+from effopd.models.chat_templates import TEMPLATE_ERRORS
+from effopd.models.end_tokens import end_token_remarks, token_names
 from effopd.tasks.problem import Problem
+
+_RESERVED = {
+    "add_generation_prompt", "chat_template", "continue_final_message", "conversation",
+    "documents", "max_length", "messages", "padding", "return_assistant_tokens_mask",
+    "return_dict", "return_tensors", "sanitize_control_tokens", "self", "strftime_now", "tokenize",
+    "tokenizer_kwargs", "tools", "truncation",
+}  # fmt: skip
+"""Arguments of `apply_chat_template` that are not the template's, or not the settings'."""
+_DATE_FORMS = [
+    f"%{flag}{letter}" for flag in ("-", "") for letter in "aAbBcdeDfFHIjmMpSTuUVwWxXyYGZz%"
+]
+"""What `strftime` may be asked for."""
+_GENERATION_TAG = re.compile(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +37,11 @@ class PromptTemplate:
         chat: Wrap the prompt as a user message with the tokenizer's chat template; False tokenizes
             the bare text.
         enable_thinking: Passed to chat templates that know it (Qwen3).
+        template_kwargs: More arguments of the chat template: `{thinking = true}` (DeepSeek,
+            Granite), `{reasoning_effort = "low"}` (gpt-oss). One that the student's template never
+            reads is refused.
+        date: The day, "2026-01-31", that chat templates with a date in them write; None for the
+            day on which the run starts, which is kept in run.json.
         system: System message before every prompt; "" for none.
         max_tokens: Longest prompt allowed.
         too_long: What becomes of problems with a longer prompt: "refuse" stops, "drop" leaves them
@@ -28,6 +50,8 @@ class PromptTemplate:
 
     chat: bool = True
     enable_thinking: bool = False
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    date: str | None = None
     system: str = ""
     max_tokens: int = 2048
     too_long: Literal["refuse", "drop"] = "refuse"
@@ -35,8 +59,22 @@ class PromptTemplate:
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise ConfigError(f"max_tokens must be at least 1, got {self.max_tokens}")
-        if self.system and not self.chat:
-            raise ConfigError("system needs chat = true: bare text has no system message")
+        for name, given in (("system", self.system), ("template_kwargs", self.template_kwargs)):
+            if given and not self.chat:
+                raise ConfigError(f"{name} needs chat = true: bare text has no {name}")
+        if "enable_thinking" in self.template_kwargs:
+            raise ConfigError(
+                "template_kwargs must not hold 'enable_thinking', a setting of its own: set "
+                "prompt.enable_thinking"
+            )
+        if reserved := sorted(_RESERVED & self.template_kwargs.keys()):
+            raise ConfigError(f"template_kwargs must not hold {reserved[0]!r}, which effopd sets")
+        try:
+            date.fromisoformat(self.date or "2026-01-31")
+        except ValueError:
+            raise ConfigError(
+                f'date must be a day such as "2026-01-31", got {self.date!r}'
+            ) from None
 
     def encode(self, tokenizer: Any, problem: Problem) -> tuple[int, ...]:
         """Prompt tokens of one problem.
@@ -57,33 +95,148 @@ class PromptTemplate:
         """The problems whose prompts are within `max_tokens`, in order."""
         return [p for p in problems if len(self._ids(tokenizer, p)) <= self.max_tokens]
 
+    def unread(self, tokenizer: Any) -> list[str]:
+        """The names in `template_kwargs` that the tokenizer's chat template never reads."""
+        if not self.template_kwargs or tokenizer.chat_template is None:
+            return []
+        try:
+            text = _GENERATION_TAG.sub("", tokenizer.get_chat_template())
+            parsed = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)
+        except (TemplateError, ValueError):
+            return []  # rendering says what is wrong
+        return sorted(self.template_kwargs.keys() - meta.find_undeclared_variables(parsed))
+
+    def check_arguments(self, tokenizer: Any) -> None:
+        """Refuses arguments that have no effect on the student.
+
+        Raises:
+            ConfigError: The chat template never reads one of them.
+        """
+        if unread := self.unread(tokenizer):
+            raise ConfigError(
+                f"prompt.template_kwargs has {unread[0]!r}, which the chat template of "
+                f"{_named(tokenizer)} never reads: correct the name, or remove it"
+            )
+
     def _ids(self, tokenizer: Any, problem: Problem) -> tuple[int, ...]:
         messages = self._messages(problem)
         if not self.chat:
             return tuple(tokenizer(problem.prompt)["input_ids"])
         if tokenizer.chat_template is None:
-            raise ConfigError("the tokenizer has no chat template: set prompt.chat = false")
+            raise ConfigError(
+                f"{_named(tokenizer)} has no chat template: set prompt.chat = false, or write one "
+                "to chat_template.jinja in its directory"
+            )
         try:
             encoded = tokenizer.apply_chat_template(
                 messages,
                 add_generation_prompt=True,
                 enable_thinking=self.enable_thinking,
+                chat_template=self._dated(tokenizer),
                 return_dict=True,
+                **self.template_kwargs,
             )
-        except TemplateError as error:
+        except TEMPLATE_ERRORS as error:
             raise ConfigError(
-                f"the chat template of the tokenizer refuses prompt {problem.id}: {error}"
+                f"the chat template of {_named(tokenizer)} refuses prompt {problem.id}: {error}"
             ) from None
         return tuple(encoded["input_ids"])
 
+    def _dated(self, tokenizer: Any) -> str | None:
+        """The chat template with its clock stopped at the date; None where it has no clock.
+
+        Transformers passes a template no functions, so a macro takes the place of `strftime_now`.
+        """
+        text = str(tokenizer.get_chat_template())
+        if "strftime_now" not in text:
+            return None
+        day = date.fromisoformat(self.date) if self.date else date.today()
+        written = [(form, f"{datetime.combine(day, time()):{form}}") for form in _DATE_FORMS]
+        replaced = "".join(f"|replace({form!r},{value!r})" for form, value in written)
+        return f"{{% macro strftime_now(form) %}}{{{{ form{replaced} }}}}{{% endmacro %}}\n{text}"
+
     def _messages(self, problem: Problem) -> list[dict[str, str]]:
-        """The chat: a system message of the settings or of the data, and the prompt."""
+        """The chat: a system message of the settings or of the data, earlier turns, the prompt."""
         if problem.system and (self.system or not self.chat):
             raise ConfigError(
                 f"prompt {problem.id} brings a system message of its own, "
                 + ("so does prompt.system" if self.system else "which bare text has no place for")
                 + ": leave out one of them (task.train.system = 'drop')"
             )
+        if problem.turns and not self.chat:
+            raise ConfigError(
+                f"prompt {problem.id} is a conversation of several turns, which bare text has no "
+                "place for: set prompt.chat = true"
+            )
         system = problem.system or self.system
-        first = [{"role": "system", "content": system}] if system else []
-        return [*first, {"role": "user", "content": problem.prompt}]
+        found = [("system", system)] if system else []
+        for question, answer in problem.turns:
+            found += [("user", question), ("assistant", answer)]
+        return [
+            {"role": role, "content": text} for role, text in (*found, ("user", problem.prompt))
+        ]
+
+
+def _named(tokenizer: Any) -> str:
+    return tokenizer.name_or_path or "the tokenizer"
+
+
+def lend_template_(student: Any, teacher: Any) -> bool:
+    """Gives a teacher's tokenizer the student's chat template where it has none.
+
+    The teacher scores the student's tokens whatever its template; only prompts of its own need one.
+
+    Args:
+        student: The student's tokenizer.
+        teacher: The teacher's tokenizer.
+
+    Returns:
+        Whether it had none.
+    """
+    if teacher.chat_template is not None or student.chat_template is None:
+        return False
+    teacher.chat_template = student.chat_template
+    return True
+
+
+def prompt_remarks(
+    template: PromptTemplate,
+    tokenizer: Any,
+    problems: Sequence[Problem],
+    *,
+    ends: tuple[int, ...],
+    cap: int,
+    positions: int | None,
+) -> Iterator[str]:
+    """What would go wrong with prompts and answers without an error; one sentence each.
+
+    Args:
+        template: How a problem becomes a prompt.
+        tokenizer: Of the model that is asked.
+        problems: What it is asked, at least one; the first and the longest are looked at.
+        ends: Tokens at which its answers end (`effopd.models.end_tokens`).
+        cap: Tokens of an answer at most.
+        positions: Positions the model is made for (`effopd.models.positions`); None for any number.
+
+    Yields:
+        Sentences with a remedy each.
+    """
+    if template.chat:
+        yield from end_token_remarks(tokenizer, ends)
+    longest = max(problems, key=lambda problem: problem.characters)
+    prompts = [template.encode(tokenizer, problem) for problem in (problems[0], longest)]
+    last = next((i for i in reversed(prompts[0]) if tokenizer.decode([i]).strip()), None)
+    if last in ends:
+        why = (
+            "the chat template pays no heed to add_generation_prompt: mend it"
+            if template.chat
+            else "the tokenizer adds it: set add_eos_token = false in tokenizer_config.json"
+        )
+        yield f"prompts end with {token_names(tokenizer, (last,))}, at which answers end; {why}"
+    tokens = max(map(len, prompts))
+    if positions is not None and tokens + cap > positions:
+        yield (
+            f"a prompt of {tokens} tokens and an answer of {cap} (sampling.max_new_tokens) take "
+            f"more than the {positions} positions that the model is made for: lower "
+            "sampling.max_new_tokens or prompt.max_tokens"
+        )

@@ -24,6 +24,7 @@ class ServerEngine:
         api: How.
         tokenizer: Decodes; the server's must be the same.
         vocabulary_size: Token ids are below it.
+        ends: Tokens that end an answer (`end_token_ids`).
         reload: Brings the student's weights to the server; None where its weights are fixed.
     """
 
@@ -34,10 +35,11 @@ class ServerEngine:
         tokenizer: Any,
         *,
         vocabulary_size: int,
+        ends: tuple[int, ...],
         reload: WeightReload | None = None,
     ) -> None:
         self._client, self._api, self._tokenizer = client, api, tokenizer
-        self._vocabulary_size, self._reload = vocabulary_size, reload
+        self._vocabulary_size, self._ends, self._reload = vocabulary_size, ends, reload
 
     def sync_weights(self) -> None:
         """Brings the student's weights to the server, and checks that they arrived.
@@ -57,7 +59,9 @@ class ServerEngine:
         """One completion a request, in order; see `Engine.generate`."""
         if self._reload is not None:
             self._reload.probe.check_finite()
-        calls = [self._api.write_call(_writing(request, sampling)) for request in requests]
+        calls = [
+            self._api.write_call(_writing(request, sampling, self._ends)) for request in requests
+        ]
         reads = [self._api.read_written] * len(calls)
         written = self._client.ask_all(calls, reads, self._client.step())
         return list(map(partial(self._completion, sampling=sampling), written))
@@ -76,10 +80,11 @@ class ServerEngine:
             stopped=written.stopped,
             sampling=sampling,
             tokenizer=self._tokenizer,
+            ends=self._ends,
         )
 
 
-def _writing(request: Request, sampling: Sampling) -> Writing:
+def _writing(request: Request, sampling: Sampling, ends: tuple[int, ...]) -> Writing:
     return Writing(
         prompt_ids=request.prompt_ids,
         seed=request.seed,
@@ -88,4 +93,5 @@ def _writing(request: Request, sampling: Sampling) -> Writing:
         top_p=sampling.top_p,
         top_k=sampling.top_k,
         stop=sampling.stop,
+        stop_token_ids=ends,
     )

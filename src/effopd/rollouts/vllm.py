@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from effopd.errors import ConfigError, MissingExtraError, ServerError
+from effopd.models.end_tokens import end_token_ids
 from effopd.rollouts.engine import Completion, Request, Sampling
 from effopd.rollouts.finishing import finished
 from effopd.rollouts.student_probe import StudentProbe
@@ -70,6 +71,7 @@ class VLLMEngine:
         self._llm, self._parameters = llm, sampling_parameters
         self._model, self._tokenizer, self._settings = model, tokenizer, settings
         self._vocabulary_size = vocabulary_size
+        self._ends = end_token_ids(tokenizer, model)
         self._probe = StudentProbe(model, probe_ids(vocabulary_size), vocabulary_size)
         self._asleep: set[str] = set()
         self._sleep()
@@ -108,7 +110,10 @@ class VLLMEngine:
         self._wake("weights", "kv_cache")
         outputs = self._llm.generate(
             [_prompt(request.prompt_ids) for request in requests],
-            [self._parameters(**sampling_arguments(r.seed, sampling)) for r in requests],
+            [
+                self._parameters(**sampling_arguments(request.seed, sampling, self._ends))
+                for request in requests
+            ],
             use_tqdm=False,
         )
         self._sleep()
@@ -133,6 +138,7 @@ class VLLMEngine:
             stopped=written.finish_reason == "stop",
             sampling=sampling,
             tokenizer=self._tokenizer,
+            ends=self._ends,
         )
 
     def _wake(self, *parts: str) -> None:
@@ -209,8 +215,8 @@ def load_weights_(worker: Any, weights: NamedTensors) -> None:
     worker.model_runner.model.load_weights(iter(weights))
 
 
-def sampling_arguments(seed: int, sampling: Sampling) -> dict[str, Any]:
-    """Arguments of `vllm.SamplingParams` for one completion."""
+def sampling_arguments(seed: int, sampling: Sampling, ends: Sequence[int]) -> dict[str, Any]:
+    """Arguments of `vllm.SamplingParams` for one completion, which `ends` end too."""
     return {
         "seed": seed,
         "max_tokens": sampling.max_new_tokens,
@@ -218,6 +224,7 @@ def sampling_arguments(seed: int, sampling: Sampling) -> dict[str, Any]:
         "top_p": sampling.top_p,
         "top_k": sampling.top_k,
         "stop": list(sampling.stop),
+        "stop_token_ids": list(ends),
         "include_stop_str_in_output": True,
         "skip_special_tokens": False,
         "logprobs": 0,

@@ -26,6 +26,7 @@ class Writing:
         top_p: Nucleus mass in (0, 1].
         top_k: Most likely tokens kept; 0 keeps all.
         stop: Strings that end the completion.
+        stop_token_ids: Tokens that end it, besides the end-of-sequence token of the server.
     """
 
     prompt_ids: TokenIds
@@ -35,6 +36,7 @@ class Writing:
     top_p: float = 1.0
     top_k: int = 0
     stop: tuple[str, ...] = ()
+    stop_token_ids: TokenIds = ()
 
 
 @dataclass(frozen=True, kw_only=True)

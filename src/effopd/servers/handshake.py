@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from effopd.errors import ParameterMismatchError, ServerError
@@ -108,10 +109,15 @@ def _check_tokenizer(
     ours = tokenizer(text, add_special_tokens=False)["input_ids"]
     theirs = client.ask(api.tokenize_call(text), api.read_tokens, step)
     if tuple(ours) != theirs.token_ids:
+        pairs = enumerate(zip_longest(ours, theirs.token_ids))
+        place, (own, other) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
+        token = None if own is None else tokenizer.convert_ids_to_tokens(own)
         raise ParameterMismatchError(
             f"{client} has another tokenizer than the student: {len(theirs.token_ids)} tokens "
-            f"where the student's gives {len(ours)}, or other ones. A token-wise comparison would "
-            "be meaningless; serve a model that shares the student's tokenizer."
+            f"where the student's gives {len(ours)}, or other ones; the first that differs, at "
+            f"{place}, is {token!r} ({own}) for the student and {other} for the server. A "
+            "token-wise comparison would be meaningless; serve a model that shares the student's "
+            "tokenizer."
         )
     return theirs.context
 

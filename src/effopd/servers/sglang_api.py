@@ -47,6 +47,7 @@ class SGLangApi:
             "frequency_penalty": 0.0,
             "presence_penalty": 0.0,
             "stop": list(writing.stop),
+            "stop_token_ids": list(writing.stop_token_ids),
             "no_stop_trim": True,
             "skip_special_tokens": False,
         }

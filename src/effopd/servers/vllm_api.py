@@ -50,6 +50,7 @@ class VLLMApi:
             "top_p": writing.top_p,
             "top_k": writing.top_k,
             "stop": list(writing.stop),
+            "stop_token_ids": list(writing.stop_token_ids),
             "include_stop_str_in_output": True,
             "skip_special_tokens": False,
             "logprobs": 0,

@@ -17,7 +17,7 @@ from effopd.tasks.filters import select
 from effopd.tasks.hub import hub_rows
 from effopd.tasks.mapping import Candidate, Unfit, read_row
 from effopd.tasks.origins import ORIGINS, Origin
-from effopd.tasks.problem import Problem
+from effopd.tasks.problem import AnswerRules, Problem
 from effopd.tasks.rows import Row, file_rows, local_files
 
 ReadChoices = Callable[[Mapping[str, Any]], Choices]
@@ -79,6 +79,7 @@ class Questions:
         verifier: Who checks answers.
         source: File, or repository and commit, that it was read from.
         licence: Licence of the data.
+        rules: How its references are written.
         questions: In the order of the rows.
         counts: Rows read and left out; only those of programs may be, where no inputs and outputs
             can judge them.
@@ -88,6 +89,7 @@ class Questions:
     verifier: Literal["math", "code"]
     source: str
     licence: str
+    rules: AnswerRules
     questions: tuple[Question, ...]
     counts: Counts
 
@@ -172,6 +174,7 @@ def _questions(
         verifier=benchmark.verifier,
         source=source,
         licence=benchmark.licence,
+        rules=form.origin.rules,
         questions=tuple(found),
         counts=counts,
     )
@@ -218,6 +221,14 @@ _LETTER = Origin(template="choice")
 
 def _on_hub(form: Form, repo: str, revision: str, **settings: Any) -> Form:
     return replace(form, origin=replace(form.origin, repo=repo, revision=revision, **settings))
+
+
+def _rounded(form: Form) -> Form:
+    """A form whose references are roundings: answers may be off by 1e-4 of them.
+
+    Source: the evaluation of Qwen2.5-Math (arXiv 2409.12122), which most published scores use.
+    """
+    return replace(form, origin=replace(form.origin, relative_error=1e-4))
 
 
 def _evalplus(source: str) -> Benchmark:
@@ -305,7 +316,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         licence="MIT OpenCourseWare, CC BY-NC-SA 4.0",
         source="math-ai/minervamath",
         hub=None,
-        files=(_QUESTION, _PROBLEM),
+        files=tuple(_rounded(form) for form in (_QUESTION, _PROBLEM)),
     ),
     "gpqa": Benchmark(
         verifier="math",

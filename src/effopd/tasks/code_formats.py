@@ -12,6 +12,7 @@ Every function raises ConfigError for what it cannot judge fairly; leave such pr
 
 import json
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 from effopd.errors import ConfigError
@@ -25,13 +26,15 @@ HARNESS_IMPORTS = "\n".join(
     [
         *(f"from {module} import *" for module in (*_MODULES, "builtins")),
         f"import {', '.join(_MODULES)}",
+        "sys.setrecursionlimit(50000)",
         "",
     ]
 )
-"""What the graders of APPS, Eurus and LiveCodeBench import before a solution."""
+"""What the graders of APPS, Eurus and LiveCodeBench do before a solution."""
 
 DECIMAL_ERROR = 1e-6
-"""Absolute or relative error of printed decimal fractions, as Codeforces' usual checker allows."""
+"""Absolute or relative error of printed decimal fractions, as the judges of Codeforces and AtCoder
+usually allow; most of what LiveCodeBench prints is AtCoder's."""
 
 
 def from_input_output(given: str | Mapping[str, Any]) -> CodeTests:
@@ -133,13 +136,18 @@ def json_lines(text: str) -> list[Any]:
 
 
 def read_json(text: str) -> Any:
-    """A JSON value.
+    """A JSON value; its integers may be of any length.
 
     Raises:
-        ConfigError: The text is not JSON, or too deep or too large a number to read.
+        ConfigError: The text is not JSON, or too deep to read.
     """
     try:
-        return json.loads(text)
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError:
+            raise
+        except ValueError:  # Python reads no integer of more than 4300 digits; Decimal does
+            return json.loads(text, parse_int=lambda digits: int(Decimal(digits)))
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"not JSON: {error}: {text!r:.60}") from None
 

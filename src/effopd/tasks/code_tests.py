@@ -11,16 +11,17 @@ from typing import Any, Literal, get_args
 from effopd.errors import ConfigError
 
 Rule = Literal[
-    "tokens", "lines", "json", "value", "set", "presence",
+    "tokens", "lines", "exact", "json", "value", "set", "presence",
     "root", "anything", "zero_too", "pyramid", "digit_distance",
 ]  # fmt: skip
 """How a result is compared with what is expected; `effopd.rewards.code_comparison` has the rules.
 
-The first two compare printed text, the others returned values. Those in the second row are the
-problems for which EvalPlus accepts more than the answer of its reference solution.
+The first three compare printed text: words, lines of words, and words of which none is a number.
+The others compare returned values. Those in the second row are the problems for which EvalPlus
+accepts more than the answer of its reference solution.
 """
 
-_TEXT_RULES = {"tokens", "lines"}
+_TEXT_RULES = ("tokens", "lines", "exact")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,8 @@ class CodeTests:
             when `outputs` says it. It runs in the sandbox like any other.
         preamble: Source that stands before every program: imports, helper functions, a stub.
         rule: How results are compared.
-        atol: Absolute tolerance of floats, as the rule uses it.
+        atol: Absolute tolerance of floats, as the rule uses it; every rule but "tokens" and "exact"
+            allows at least 1e-6.
         is_wrapped: Whether every output is a list around the one value that is expected, as APPS
             writes them. The value and the list are then both right.
     """
@@ -76,10 +78,17 @@ class CodeTests:
         if self.entry_point:
             raise ConfigError(f"entry_point must be '' for stdin, got {self.entry_point!r}")
         if self.rule not in _TEXT_RULES:
-            raise ConfigError(f"rule must be 'tokens' or 'lines' for stdin, got {self.rule!r}")
+            raise ConfigError(f"rule must be one of {_TEXT_RULES} for stdin, got {self.rule!r}")
         for text in (*self.inputs, *self.outputs):
             if not isinstance(text, str):
                 raise ConfigError(f"tests over stdin must be texts, got {text!r:.60}")
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise ConfigError(
+                    f"tests over stdin must be Unicode, got {text!r:.60}: {error.reason} at "
+                    f"{error.start}; leave the problem out"
+                ) from None
 
     def _check_calls(self) -> None:
         name = self.entry_point

@@ -13,7 +13,7 @@ from effopd.tasks.filters import Check, Filters, plain, select
 from effopd.tasks.hub import hub_rows
 from effopd.tasks.mapping import Candidate, needed_fields, read_row
 from effopd.tasks.origins import ORIGINS, Origin, OriginName, TestsForm
-from effopd.tasks.problem import Problem, Task, VerifierName
+from effopd.tasks.problem import AnswerRules, Problem, Task, VerifierName
 from effopd.tasks.rows import Row, file_rows, local_files
 from effopd.tasks.templates import check_template
 
@@ -23,7 +23,7 @@ _OF_THE_HUB = ("repo", "revision", "config", "split", "files")
 
 @dataclass(frozen=True, kw_only=True)
 class DataSource:
-    """Rows and what their fields mean; "" leaves a setting to the named data set.
+    r"""Rows and what their fields mean; "" leaves a setting to the named data set.
 
     Attributes:
         name: A named data set (docs/data.md), or "custom" for one's own.
@@ -44,6 +44,8 @@ class DataSource:
         tests_field: Field with the tests, where the form is not one of whole rows.
         where_field: Field that selects rows.
         where: What that field has to be; other rows are counted as left out.
+        log_base: What `\log` without a base means in references, "e" or "10" (docs/rewards.md).
+        relative_error: Relative error that answers to rounded references may have.
         system: What becomes of a system message in the data, "keep" or "drop".
         template: Name (docs/data.md) or text of the template around a question; `{question}` is
             replaced.
@@ -67,6 +69,8 @@ class DataSource:
     tests_field: str = ""
     where_field: str = ""
     where: str = ""
+    log_base: Literal["", "e", "10"] = ""
+    relative_error: float = 0.0
     system: Literal["", "keep", "drop"] = ""
     template: str = ""
 
@@ -84,6 +88,7 @@ class DataSource:
         if self.origin.tests_form == "input_output" and not self.origin.tests_field:
             raise ConfigError("tests_form = 'input_output' needs tests_field")
         check_template(self.origin.template)
+        AnswerRules(log_base=self.origin.log_base, relative_error=self.origin.relative_error)
 
     @property
     def origin(self) -> Origin:
@@ -171,9 +176,10 @@ class DatasetTask:
         kept, counts = self._select(self.train, checks)
         if self.test is None:
             if len(kept) <= self.test_size:
+                left_out = f" ({counts})" if counts.dropped else ""
                 raise ConfigError(
                     f"{len(kept)} problems of {self.train.title} are too few to hold out "
-                    f"test_size = {self.test_size}: give test or lower test_size"
+                    f"test_size = {self.test_size}: give test or lower test_size{left_out}"
                 )
             kept, held_out = kept[: -self.test_size], kept[-self.test_size :]
         task = Task(

@@ -67,7 +67,7 @@ def benchmark_questions(pattern: str) -> Iterator[str]:
     for path in local_files(pattern):
         for row in file_rows(path):
             try:
-                yield conversation_at(row.values, _question_field(row)).question
+                yield conversation_at(row.values, _question_field(row)).asked
             except ConfigError as error:
                 raise ConfigError(f"{row.place}: {error}") from None
 

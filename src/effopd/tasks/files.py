@@ -1,24 +1,27 @@
 """Problems from a local JSON Lines file."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from effopd.errors import ConfigError
-from effopd.tasks.fields import integer_at, text_at
-from effopd.tasks.problem import Problem, Task, VerifierName
+from effopd.tasks.counts import Counts
+from effopd.tasks.fields import conversation_at, integer_at, text_at
+from effopd.tasks.problem import AnswerRules, Problem, Task, VerifierName
 from effopd.tasks.rows import Row, jsonl_rows
 from effopd.tasks.templates import check_template, fill
 
 
 @dataclass(frozen=True, kw_only=True)
 class JsonlTask:
-    """Training and test problems from JSON Lines files.
+    r"""Training and test problems from JSON Lines files.
 
     Attributes:
         train_path: File of training problems.
         test_path: File of test problems; None holds out the last `test_size` training problems.
-        prompt_field: Field with the question. Fields may be dotted, `extra.question`.
+        prompt_field: Field with the question, or with chat messages. Fields may be dotted,
+            `extra.question`.
         answer_field: Field with the reference answer; "" when there is none.
         teacher_field: Field with the name of the problem's teacher; "" when there is only one.
         level_field: Field with the difficulty, an integer; "" when there is none.
@@ -26,6 +29,8 @@ class JsonlTask:
             replaced.
         verifier: Who checks answers (docs/rewards.md): "boxed" compares the text of the last box,
             "math" its value; "none" for no accuracy.
+        log_base: What `\log` without a base means in references, "e" or "10".
+        relative_error: Relative error that answers to rounded references may have.
         test_size: Problems held out when `test_path` is None.
     """
 
@@ -38,10 +43,13 @@ class JsonlTask:
     level_field: str = ""
     template: str = "{question}"
     verifier: VerifierName = "boxed"
+    log_base: Literal["e", "10"] = "e"
+    relative_error: float = 0.0
     test_size: int = 256
 
     def __post_init__(self) -> None:
         check_template(self.template)
+        AnswerRules(log_base=self.log_base, relative_error=self.relative_error)
         if self.verifier == "code":
             raise ConfigError("verifier = 'code' needs tests of programs: use type = 'dataset'")
         if self.verifier != "none" and not self.answer_field:
@@ -55,9 +63,10 @@ class JsonlTask:
         Raises:
             ConfigError: A file is damaged or too small; names the line.
         """
-        train = self._read(Path(self.train_path))
+        train, counts = self._read(Path(self.train_path))
         if self.test_path is not None:
-            test = self._read(Path(self.test_path))
+            test, test_counts = self._read(Path(self.test_path))
+            counts += test_counts
         elif len(train) > self.test_size:
             train, test = train[: -self.test_size], train[-self.test_size :]
         else:
@@ -65,22 +74,44 @@ class JsonlTask:
                 f"{self.train_path} has {len(train)} problems, too few to hold out "
                 f"test_size = {self.test_size}: give test_path or lower test_size"
             )
-        return Task(train=train, test=test)
+        return Task(train=train, test=test, counts=counts)
 
-    def _read(self, path: Path) -> list[Problem]:
-        if problems := [self._problem(row) for row in jsonl_rows(path)]:
-            return problems
-        raise ConfigError(f"{path} holds no problems")
+    def _read(self, path: Path) -> tuple[list[Problem], tuple[Counts, ...]]:
+        """The problems; counts where answers at the end of conversations were left out."""
+        found = [self._problem(row) for row in jsonl_rows(path)]
+        if not found:
+            raise ConfigError(f"{path} holds no problems")
+        answered, size = sum(is_answered for _, is_answered in found), len(found)
+        counts = Counts(name=str(path), read=size, kept=size, dropped={}, answered=answered)
+        return [problem for problem, _ in found], (counts,) if answered else ()
 
-    def _problem(self, row: Row) -> Problem:
+    def _problem(self, row: Row) -> tuple[Problem, bool]:
+        """The problem of a row, and whether an answer at its end was left out."""
         values = row.values
         try:
-            return Problem(
+            said = conversation_at(values, self.prompt_field)
+            answer = self._answer(values)
+            problem = Problem(
                 id=row.name,
-                prompt=fill(self.template, text_at(values, self.prompt_field)),
-                answer=text_at(values, self.answer_field) if self.answer_field else "",
+                prompt=fill(self.template, said.question),
+                system=said.system,
+                turns=said.turns,
+                answer=answer,
                 teacher=text_at(values, self.teacher_field) if self.teacher_field else "",
                 level=integer_at(values, self.level_field) if self.level_field else 0,
+                rules=AnswerRules(log_base=self.log_base, relative_error=self.relative_error),
             )
         except ConfigError as error:
             raise ConfigError(f"{row.place}: {error}") from None
+        return problem, said.answered
+
+    def _answer(self, values: Mapping[str, Any]) -> str:
+        if self.verifier == "none" or not self.answer_field:
+            return ""
+        try:
+            return text_at(values, self.answer_field)
+        except ConfigError as error:
+            raise ConfigError(
+                f'{error}: name the field of references in answer_field, or set verifier = "none" '
+                "to train without any"
+            ) from None

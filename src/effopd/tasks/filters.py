@@ -83,8 +83,10 @@ class Filters:
 
 
 def plain(candidate: Candidate) -> str:
-    """System message and prompt with white space made even: what makes two prompts the same."""
-    return " ".join(f"{candidate.problem.system}\n{candidate.problem.prompt}".split())
+    """All that is said with white space made even: what makes two prompts the same."""
+    problem = candidate.problem
+    said = [problem.system, *(text for turn in problem.turns for text in turn), problem.prompt]
+    return " ".join("\n".join(said).split())
 
 
 def select(
@@ -104,17 +106,25 @@ def select(
         ConfigError: None passes.
     """
     checks, kept, dropped = list(checks), [], Counter[str]()
-    first_mistake, read = "", 0
+    first_mistake, read, answered = "", 0, 0
     for row in rows:
         read += 1
         if isinstance(row, Unfit):
             dropped[row.reason] += 1
-            first_mistake = first_mistake or row.message
+            first_mistake = first_mistake or row.explanation
         elif reason := next((reason for reason, applies in checks if applies(row)), None):
             dropped[reason] += 1
         else:
             kept.append(row)
-    counts = Counts(name=name, read=read, kept=len(kept), dropped=dict(dropped.most_common()))
+            answered += row.answered
+    counts = Counts(
+        name=name,
+        read=read,
+        kept=len(kept),
+        dropped=dict(dropped.most_common()),
+        answered=answered,
+        example=first_mistake,
+    )
     if not kept:
         example = f"\nThe first that cannot be read: {first_mistake}" if first_mistake else ""
         raise ConfigError(f"no problems are left. {counts}{example}")

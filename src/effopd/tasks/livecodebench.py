@@ -13,6 +13,7 @@ from typing import Any
 
 from effopd.errors import ConfigError
 from effopd.tasks.code_formats import (
+    DECIMAL_ERROR,
     HARNESS_IMPORTS,
     call_tests,
     json_lines,
@@ -59,6 +60,7 @@ def from_livecodebench(row: Mapping[str, Any]) -> CodeTests:
         outputs=tuple(expected for _, expected in pairs),
         preamble=HARNESS_IMPORTS,
         rule="lines",
+        atol=DECIMAL_ERROR,
     )
 
 

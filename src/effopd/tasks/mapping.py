@@ -23,13 +23,15 @@ class Candidate:
 
     Attributes:
         problem: The problem.
-        question: Its question without the template.
+        question: All that is asked, without the template.
         level: Its difficulty; None where there is none to read.
+        answered: Whether its row ends with an answer, which is left out.
     """
 
     problem: Problem
     question: str
     level: float | None
+    answered: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,19 @@ class Unfit:
 
     reason: str
     message: str = ""
+
+    @property
+    def explanation(self) -> str:
+        """The message, and the setting that would keep the row."""
+        return self.message + _REMEDIES.get(self.reason, "") if self.message else ""
+
+
+_REMEDIES = {
+    "no readable reference answer": ": answer_field names the field of references; rows without "
+    'any are kept by task.verifier = "none"',
+    "no usable tests": ": tests_form and tests_field say where tests are; rows without any are "
+    'kept by task.verifier = "none"',
+}
 
 
 def read_row(row: Row, origin: Origin, verifier: VerifierName) -> Candidate | Unfit:
@@ -61,7 +76,7 @@ def read_row(row: Row, origin: Origin, verifier: VerifierName) -> Candidate | Un
     try:
         if origin.where_field and value_at(values, origin.where_field) != origin.where:
             return Unfit(reason=f"{origin.where_field} is not {origin.where!r}")
-        system, question = conversation_at(values, origin.prompt_field)
+        said = conversation_at(values, origin.prompt_field)
         reason = "no readable reference answer"
         answer = "" if verifier in {"code", "none"} else _answer(values, origin)
         reason = "no usable tests"
@@ -74,15 +89,17 @@ def read_row(row: Row, origin: Origin, verifier: VerifierName) -> Candidate | Un
     level = _level(values, origin.level_field)
     problem = Problem(
         id=row.name,
-        prompt=fill(origin.template, question),
-        system=system if origin.system == "keep" else "",
+        prompt=fill(origin.template, said.question),
+        system=said.system if origin.system == "keep" else "",
         answer=answer,
         teacher=teacher,
         level=0 if level is None else math.floor(level),
         source=source,
         tests=tests,
+        turns=said.turns,
+        rules=origin.rules,
     )
-    return Candidate(problem=problem, question=question, level=level)
+    return Candidate(problem=problem, question=said.asked, level=level, answered=said.answered)
 
 
 def needed_fields(origin: Origin, verifier: VerifierName) -> list[str] | None:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from effopd.tasks.problem import AnswerRules
+
 TestsForm = Literal["input_output", "codeforces", "evalplus", "livecodebench"]
 """Forms that tests of programs are written in; `effopd.tasks.code_formats` and its siblings."""
 
@@ -18,7 +20,7 @@ OriginName = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """A data set. Fields of its rows may be dotted; "" is none.
+    r"""A data set. Fields of its rows may be dotted; "" is none.
 
     Attributes:
         repo: Repository on the Hugging Face hub.
@@ -37,6 +39,8 @@ class Origin:
         tests_field: Field with the tests; "" where the form is one of whole rows.
         where_field: Field that selects rows.
         where: What that field has to be.
+        log_base: What `\log` without a base means in its references, "e" or "10".
+        relative_error: Relative error that answers to rounded references may have.
         system: What becomes of a system message in the data.
         template: Name or text of the template around a question.
     """
@@ -57,8 +61,15 @@ class Origin:
     tests_field: str = ""
     where_field: str = ""
     where: str = ""
+    log_base: Literal["e", "10"] = "e"
+    relative_error: float = 0.0
     system: Literal["keep", "drop"] = "keep"
     template: str = "plain"
+
+    @property
+    def rules(self) -> AnswerRules:
+        """How its references are written."""
+        return AnswerRules(log_base=self.log_base, relative_error=self.relative_error)
 
 
 _EURUS_CODE = Origin(

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
+from effopd.errors import ConfigError
 from effopd.tasks.code_tests import CodeTests
 from effopd.tasks.counts import Counts
 
@@ -12,18 +13,41 @@ VerifierName = Literal["boxed", "math", "code", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class AnswerRules:
+    r"""How a data set writes its reference answers in mathematics.
+
+    Attributes:
+        log_base: What `\log` without a base means: "e", the natural logarithm, or "10".
+        relative_error: Relative error that an answer may have where the reference is rounded, that
+            is, written with a decimal point or a power of ten; 0 for none beyond the seventh digit.
+    """
+
+    log_base: Literal["e", "10"] = "e"
+    relative_error: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.log_base not in {"e", "10"}:
+            raise ConfigError(f"log_base must be 'e' or '10', got {self.log_base!r}")
+        if not 0 <= self.relative_error < 0.5:
+            raise ConfigError(f"relative_error must be in [0, 0.5), got {self.relative_error}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Problem:
     """One prompt with its reference answer.
 
     Attributes:
         id: Unique within its task; recorded with every rollout.
-        prompt: Text shown to the student, before any chat template.
+        prompt: Text shown to the student, before any chat template; of a conversation, its last
+            question.
         answer: Reference answer the verifier compares with; "" when the task has no verifier.
         teacher: Name of the teacher that scores its answers; "" where there is only one.
         level: Difficulty on the task's own scale, higher is harder; 0 where there is none.
         system: System message before the prompt; "" for none.
         source: Where the problem is from, as its data set says; "" where it says nothing.
         tests: Tests of the program that is asked for; None where answers are texts.
+        rules: How its reference is written.
+        turns: Earlier questions of a conversation, each with its answer.
     """
 
     id: str
@@ -34,6 +58,14 @@ class Problem:
     system: str = ""
     source: str = ""
     tests: CodeTests | None = None
+    rules: AnswerRules = AnswerRules()
+    turns: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def characters(self) -> int:
+        """Of all that is said before the answer."""
+        said = (self.system, *(text for turn in self.turns for text in turn), self.prompt)
+        return sum(map(len, said))
 
 
 @dataclass(frozen=True, kw_only=True)

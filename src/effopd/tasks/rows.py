@@ -1,5 +1,6 @@
 """Rows of JSON Lines and parquet files, one at a time, whatever the files hold."""
 
+import codecs
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from glob import glob, has_magic
@@ -12,6 +13,9 @@ from effopd.errors import ConfigError, MissingExtraError
 MAX_LINE_BYTES = 128 * 1024**2
 """Longest line that is read; the largest problems with tests are a few MiB."""
 _BATCH_ROWS = 64
+_MARK = "\ufeff"
+_WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE, b"{\0", b"\0{", b"\0\0\0{")
+"""How JSON in UTF-16 or UTF-32 begins, with a byte order mark and without."""
 
 
 class Row(NamedTuple):
@@ -67,7 +71,7 @@ def file_rows(path: Path, fields: Sequence[str] | None = None) -> Iterator[Row]:
 def jsonl_rows(path: Path) -> Iterator[Row]:
     """Objects of a JSON Lines file, which end at a newline and at nothing else.
 
-    Blank lines are skipped, and counted.
+    Blank lines are skipped, and counted. A byte order mark of UTF-8 is read over.
 
     Raises:
         ConfigError: The file is missing or no regular file; a line is too long, not UTF-8, no JSON
@@ -82,6 +86,7 @@ def jsonl_rows(path: Path) -> Iterator[Row]:
                 place = f"{path} line {number}"
                 if len(line) > MAX_LINE_BYTES:
                     raise ConfigError(f"{place} is longer than {MAX_LINE_BYTES} bytes")
+                line = line.removeprefix(codecs.BOM_UTF8)  # of the file, or of one put behind it
                 if line.strip():
                     yield Row(place, f"{path.stem}-{number}", _object(line, place))
     except OSError as error:
@@ -118,7 +123,8 @@ def parquet_rows(path: Path, fields: Sequence[str] | None = None) -> Iterator[Ro
             for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
                 for values in batch.to_pylist():
                     number += 1
-                    yield Row(f"{path} row {number}", f"{path.stem}-{number}", values)
+                    place = f"{path} row {number}"
+                    yield Row(place, f"{path.stem}-{number}", _unmarked(values))
     except (ArrowException, OSError, ValueError) as error:
         raise ConfigError(f"cannot read {path} after row {number}: {error}") from None
 
@@ -140,6 +146,11 @@ def _check_is_file(path: Path) -> None:
 
 
 def _object(line: bytes, place: str) -> Mapping[str, Any]:
+    if line.startswith(_WIDE):
+        raise ConfigError(
+            f"{place} is not UTF-8: the file is in UTF-16 or UTF-32, save it as UTF-8, for example "
+            "with iconv -f UTF-16 -t UTF-8"
+        )
     try:
         row = json.loads(line.rstrip(b"\r\n").decode(), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
@@ -148,7 +159,14 @@ def _object(line: bytes, place: str) -> Mapping[str, Any]:
         raise ConfigError(f"{place} is not JSON: {error}") from None
     if not isinstance(row, dict):
         raise ConfigError(f"{place} is not a JSON object")
-    return row
+    return _unmarked(row)
+
+
+def _unmarked(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The row without byte order marks before names: of the first column of an exported table."""
+    if not any(name.startswith(_MARK) for name in row):
+        return row
+    return {name.removeprefix(_MARK): value for name, value in row.items()}
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,18 +50,31 @@ class RunDirectory:
         """Whether something was recorded or saved here."""
         return bool(list_checkpoints(self.checkpoints)) or any(map(Path.exists, self._logs()))
 
-    def describe(self, config_toml: str, info: Mapping[str, Any]) -> None:
-        """Writes `config.toml` and `run.json`."""
+    def describe(
+        self,
+        config_toml: str,
+        info: Mapping[str, Any],
+        step: int = 0,
+        changes: Sequence[str] = (),
+    ) -> None:
+        """Writes `config.toml` and `run.json`.
+
+        Args:
+            config_toml: The settings from now on.
+            info: What `run.json` says of the run.
+            step: Steps done.
+            changes: How the settings differ from those before; those of earlier calls are kept.
+        """
+        resumed = _info(self.path).get("resumed", [])
+        if changes:
+            resumed = [*resumed, {"step": step, "changes": list(changes)}]
+        history = {"resumed": resumed} if resumed else {}
         write_text_atomic(self.path / "config.toml", config_toml)
-        write_json_atomic(self.path / "run.json", {"schema": 1, **info})
+        write_json_atomic(self.path / "run.json", {"schema": 1, **info, **history})
 
     def finished(self) -> dict[str, Any] | None:
         """Step and reason of the end as `run.json` has them; None while the run is not over."""
-        path = self.path / "run.json"
-        try:
-            found: dict[str, Any] | None = json.loads(path.read_text("utf-8")).get("finished")
-        except (OSError, ValueError, AttributeError):
-            return None  # written anew when the run goes on
+        found: dict[str, Any] | None = _info(self.path).get("finished")
         return found
 
     def finish(self, step: int, reason: str) -> None:
@@ -73,7 +87,7 @@ class RunDirectory:
         """The checkpoint to continue from, None to begin at step 0, and what to tell the user.
 
         Args:
-            every: Steps between checkpoints.
+            every: Steps between checkpoints from now on; those until now are in `config.toml`.
 
         Returns:
             The newest undamaged checkpoint, and sentences.
@@ -87,7 +101,7 @@ class RunDirectory:
             skipped = [f"skipping a damaged checkpoint: {problem}" for problem in problems]
             return directory, [*skipped, f"resuming from {directory.name}"]
         recorded = len(self.rows("metrics"))
-        if problems or recorded > every:
+        if problems or recorded > max(every, self._checkpoints_every()):
             raise CheckpointError(
                 f"{self.checkpoints} holds no undamaged checkpoint, but {recorded} steps are "
                 "recorded. Restore a checkpoint, or start again in another directory (--out)."
@@ -152,6 +166,12 @@ class RunDirectory:
             writer.close()
         os.close(self._lock)
 
+    def _checkpoints_every(self) -> int:
+        """Steps between checkpoints so far; 0 where that is not known."""
+        path = self.path / "config.toml"
+        text = path.read_text("utf-8") if path.exists() else ""
+        return int(tomllib.loads(text).get("checkpoint", {}).get("every", 0))
+
     def _refused(self, log: str, error: OSError) -> RecordError:
         return RecordError(
             f"cannot write {self._log(log)}: {error}. The checkpoints are intact: free space or "
@@ -168,3 +188,18 @@ class RunDirectory:
         if name not in self._writers:
             self._writers[name] = JsonlWriter(self._log(name))
         return self._writers[name]
+
+
+def recorded_date(run: Path) -> str | None:
+    """The day on which a run started, "2026-01-31"; None where its `run.json` names none."""
+    found: str | None = _info(run).get("date")
+    return found
+
+
+def _info(run: Path) -> dict[str, Any]:
+    """Content of `run.json`; nothing where it is damaged: it is written anew."""
+    try:
+        found = json.loads((run / "run.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,11 +1,15 @@
 """Everything a run needs to continue bit for bit, as safetensors and JSON.
 
-A checkpoint is a Hugging Face directory (`from_pretrained` works) plus `trainer_state.json`,
-`optimizer.safetensors`, and where they exist `masters.safetensors` (of a student in low precision),
-`anchor.safetensors` and `history.safetensors` (the search), `learner.safetensors` (a critic, or how
-teachers behind servers scored a fixed text), `average.safetensors` (a teacher that follows the
-student) and `monitor.safetensors`. Of a student with adapters the Hugging Face directory is that of
-the adapter, in PEFT's format. No random state: every random number is a function of seed and step.
+A checkpoint is a Hugging Face directory (`from_pretrained` works, inference servers load it) plus
+`trainer_state.json` and the folder `trainer/`: servers take every safetensors file beside a model
+for a part of it. The folder holds `optimizer.safetensors`, and where they exist
+`masters.safetensors` (of a student in low precision), `anchor.safetensors` and
+`history.safetensors` (the search), `learner.safetensors` (a critic, or how teachers behind servers
+scored a fixed text), `average.safetensors` (a teacher that follows the student) and
+`monitor.safetensors`. Of a student with adapters the Hugging Face directory is that of the adapter,
+in PEFT's format. No random state: every random number is a function of seed and step.
+
+Checkpoints of version 2, which had all files in one directory, are still read.
 """
 
 import json
@@ -24,8 +28,11 @@ from effopd.errors import CheckpointError, NonFiniteError
 from effopd.models.loading import ModelSettings, load_model
 from effopd.models.lora import load_adapters_, save_adapters, trains_adapters
 from effopd.models.policy import Policy
+from effopd.models.saving import save_model, save_tokenizer
 
-VERSION = 2
+VERSION = 3
+_READABLE = (2, VERSION)
+FOLDER = "trainer"
 SEARCH_TENSORS = ("anchor", "history")
 """Parts of the search's state that are tensors, each a file."""
 
@@ -125,19 +132,21 @@ def save_state(directory: Path, saved: Saved, progress: Progress) -> None:
     if trains_adapters(policy.model):
         save_adapters(policy.model, directory)
     else:
-        policy.model.save_pretrained(directory)
-    policy.tokenizer.save_pretrained(directory)
+        save_model(policy.model, directory)
+    save_tokenizer(policy.tokenizer, directory)
     state: dict[str, Any] = {"version": VERSION, "progress": asdict(progress)}
-    save_file(_optimizer_tensors(saved), directory / "optimizer.safetensors")
+    folder = directory / FOLDER
+    folder.mkdir()
+    save_file(_optimizer_tensors(saved), folder / "optimizer.safetensors")
     if saved.extrapolator is not None:
         search_state = saved.extrapolator.state_dict()
         for name in SEARCH_TENSORS:
             tensors = search_state.pop(name)
             if tensors:
-                save_file(tensors, directory / f"{name}.safetensors")
+                save_file(tensors, folder / f"{name}.safetensors")
         state["search"] = search_state
     for name, part in saved.others.items():
-        save_file(part.state(), directory / f"{name}.safetensors")
+        save_file(part.state(), folder / f"{name}.safetensors")
     (directory / "trainer_state.json").write_text(json.dumps(state, sort_keys=True))
 
 
@@ -158,15 +167,15 @@ def load_state(directory: Path, saved: Saved) -> Progress:
         load_adapters_(policy.model, directory)
     else:
         _load_model(policy.model, directory)
-    _load_optimizer(saved, load_tensors(directory / "optimizer.safetensors"))
+    _load_optimizer(saved, load_tensors(state_file(directory, "optimizer")))
     if extrapolator is not None:
-        files = {name: directory / f"{name}.safetensors" for name in SEARCH_TENSORS}
+        files = {name: state_file(directory, name) for name in SEARCH_TENSORS}
         tensors = {
             name: load_tensors(file) if file.exists() else {} for name, file in files.items()
         }
         extrapolator.load_state_dict({**state["search"], **tensors})
     for name, part in saved.others.items():
-        part.load_state(load_tensors(directory / f"{name}.safetensors"))
+        part.load_state(load_tensors(state_file(directory, name)))
     return Progress(**state["progress"])
 
 
@@ -179,13 +188,19 @@ def _read_state(directory: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is no state of a trainer ({error!r})") from None
     known = set(Progress.__dataclass_fields__)
-    if version != VERSION or counters != known:
+    if version not in _READABLE or counters != known:
         raise CheckpointError(
-            f"{path} has state version {version}, this effopd reads version {VERSION} (counters "
+            f"{path} has state version {version}, this effopd reads versions {_READABLE} (counters "
             f"that only one of them has: {sorted(counters ^ known)}). Resume with the effopd that "
             "wrote it (run.json names its version), or start a new run with --out."
         )
     return state
+
+
+def state_file(directory: Path, name: str) -> Path:
+    """Where a checkpoint has tensors of the trainer, of any version."""
+    folder = directory / FOLDER
+    return (folder if folder.is_dir() else directory) / f"{name}.safetensors"
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

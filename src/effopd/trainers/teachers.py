@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from effopd.errors import CheckpointError, ConfigError, ParameterMismatchError
-from effopd.models.loading import tokenizers_agree
 from effopd.models.policy import Policy
+from effopd.models.vocabularies import shared_vocabulary
 from effopd.objectives import aligned_vocabulary_size
 
 
@@ -93,24 +93,35 @@ class StudentAverage:
         self._write_()
 
 
-def align_vocabularies(student: Policy, *others: Policy) -> None:
-    """Trims padding-only head rows so that all policies have the same vocabulary.
+def align_vocabularies(student: Policy, others: Mapping[str, Policy]) -> list[str]:
+    """Trims head rows so that all policies have the same vocabulary: the tokens they share.
+
+    Args:
+        student: Who writes.
+        others: Name -> who scores.
+
+    Returns:
+        What there is to say about tokens that only one of them has.
 
     Raises:
-        ParameterMismatchError: Sizes differ for any other reason; both are named.
+        ParameterMismatchError: The tokenizers disagree, or a head has fewer rows than its
+            tokenizer has tokens; names the tokens or the sizes.
     """
-    size = student.vocabulary_size
-    for other in others:
-        size = aligned_vocabulary_size(
-            size,
-            other.vocabulary_size,
-            len(student.tokenizer),
-            tokenizers_agree(student.tokenizer, other.tokenizer),
-        )
-    for policy in (student, *others):
-        policy.vocabulary_size = size
-    if not all(tokenizers_agree(student.tokenizer, other.tokenizer) for other in others):
-        raise ParameterMismatchError(
-            "student and teacher have vocabularies of one size but different tokens: a token-wise "
-            "comparison would be meaningless. Use models that share a tokenizer."
-        )
+    sizes, remarks = [student.vocabulary_size], []
+    for name, other in others.items():
+        shared = shared_vocabulary(student.tokenizer, other.tokenizer, name)
+        if shared.size is None:
+            rows = (student.vocabulary_size, other.vocabulary_size)
+            sizes.append(aligned_vocabulary_size(*rows, len(student.tokenizer)))
+            continue
+        for whose, policy in (("the student", student), (name, other)):
+            if policy.vocabulary_size <= (last := max(policy.tokenizer.get_vocab().values())):
+                raise ParameterMismatchError(
+                    f"the lm_head of {whose} has {policy.vocabulary_size} rows, its tokenizer "
+                    f"uses ids up to {last}: resize its embeddings, or drop the added tokens"
+                )
+        sizes.append(shared.size)
+        remarks.append(shared.remark)
+    for policy in (student, *others.values()):
+        policy.vocabulary_size = min(sizes)
+    return remarks

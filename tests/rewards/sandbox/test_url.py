@@ -97,6 +97,12 @@ def test_script(server: Server) -> None:
     assert server.requests[0]["run_timeout"] == 5.0
 
 
+def test_script_is_main_and_has_integers_of_any_length(server: Server) -> None:
+    source = "from __future__ import annotations\nif __name__ == '__main__': print(2**20000 > int(input()))"
+    outcome = server.run(Program(source=source), b"9" * 5000)
+    assert (outcome.status, outcome.stdout) == ("finished", b"True\n"), outcome
+
+
 def test_call(server: Server) -> None:
     source = "print('noise')\ndef f(x, y):\n    print('more')\n    return (x, {y})"
     outcome = server.run(Program(source=source, entry_point="f"), [(1,), "\u00fc"])

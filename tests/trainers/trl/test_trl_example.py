@@ -30,7 +30,6 @@ def test_example_trains_and_resumes(tmp_path: Path) -> None:
             env=os.environ | cache,
             capture_output=True,
             text=True,
-            timeout=240,
             check=False,
         )
         assert done.returncode == 0, done.stderr

@@ -135,3 +135,13 @@ def test_untested_versions_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(ConfigError, match=r"trl 1\.16.*'trl==1\.15\.\*'"):
         EffOPDCallback(trainer)
     EffOPDCallback(trainer, allow_untested_versions=True)
+
+
+def test_weights_in_float16_are_refused(tmp_path: Path) -> None:
+    trainer = distillation(tmp_path, bf16=True)
+    trainer.model.half()
+    with pytest.raises(ConfigError, match=r"float16.*model_init_kwargs"):
+        EffOPDCallback(trainer)
+    trainer = distillation(tmp_path, bf16=True)
+    trainer.teacher_model.half()
+    EffOPDCallback(trainer)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from tests.fakes import TOKENIZER
+from tests.support.architectures import make
 from tests.support.learning import assert_same, gradient
 from tests.support.trl import distillation, weights
 from torch import Tensor
@@ -44,7 +45,31 @@ def log_probs(model: Any, temperature: float) -> Tensor:
 def test_gradient_is_that_of_the_sampled_tokens(
     tmp_path: Path, temperature: float, teacher_temperature: float
 ) -> None:
-    trainer = distillation(tmp_path, kind=SampledTokenTrainer, temperature=temperature)
+    check_gradient(tmp_path, SampledTokenTrainer, temperature, teacher_temperature)
+
+
+class Scaled(SampledTokenTrainer):
+    """Student and teacher multiply their logits, each by another number."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        for seed, (name, divisor) in enumerate({"model": 4.0, "teacher_model": 0.5}.items()):
+            kwargs[name] = make(
+                "granite", seed=seed, rows=len(TOKENIZER), logits_scaling=divisor
+            ).eval()
+        super().__init__(*args, **kwargs)
+
+
+def test_gradient_is_that_of_the_logits_that_an_architecture_scales(tmp_path: Path) -> None:
+    check_gradient(tmp_path, Scaled, 0.7, 0.5)
+
+
+def check_gradient(
+    output: Path,
+    kind: type[SampledTokenTrainer],
+    temperature: float,
+    teacher_temperature: float,
+) -> None:
+    trainer = distillation(output, kind=kind, temperature=temperature)
     trainer.objective = SampledTokenOPD(teacher_temperature=teacher_temperature)
     student, teacher = trainer.model.double(), trainer.teacher_model.double()
     ours_N = log_probs(student, temperature)

@@ -39,6 +39,7 @@ def run_settings(study: Study, method: str, seed: int) -> RunConfig:
     settings: dict[str, Any] = {
         "method": method,
         "seed": seed,
+        "device": "cpu",
         "task": {"type": "tiny_world", **study.world},
         "optimizer": {"lr": study.lr},
         "train": {

@@ -5,7 +5,7 @@ import signal
 from dataclasses import dataclass
 from typing import Any
 
-from effopd.rewards.sandbox.inside.child import OUT_OF_MEMORY
+from effopd.rewards.sandbox.inside.conventions import OUT_OF_MEMORY
 from effopd.rewards.sandbox.inside.values import ValueRefusedError, load
 from effopd.rewards.sandbox.program import Limits, Outcome, Status
 

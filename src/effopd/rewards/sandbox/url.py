@@ -23,6 +23,9 @@ _PAUSE_S = 0.2
 _GRACE_S = 30.0
 """Seconds that a request may take beyond the program's: a server may have others to run."""
 _VALUES_SOURCE = (Path(__file__).parent / "inside" / "values.py").read_text(encoding="utf-8")
+_ANY_DIGITS = "import sys; getattr(sys, 'set_int_max_str_digits', id)(0)\n"
+"""Integers of any length can be printed and read, as in the sandboxes of this machine."""
+_SCRIPT = "exec(compile(SOURCE, 'program.py', 'exec', dont_inherit=True))\n"
 _HARNESS = """
 def _effopd_call(source, name, arguments):
     import os, sys, types
@@ -148,9 +151,10 @@ def _request(program: Program, given: bytes | list[Any], limits: Limits) -> dict
         raise ConfigError("inputs must be bytes for a script and lists of arguments for a function")
     if isinstance(given, bytes):
         try:
-            code, stdin = program.source, given.decode("utf-8")
+            stdin = given.decode("utf-8")
         except UnicodeDecodeError as error:
             raise ConfigError(f"a sandbox behind a URL takes UTF-8 alone: {error}") from error
+        code = f"{_ANY_DIGITS}SOURCE = {program.source!a}\n{_SCRIPT}"
     else:
         stdin = ""
         named = {
@@ -159,7 +163,8 @@ def _request(program: Program, given: bytes | list[Any], limits: Limits) -> dict
             "NAME": program.entry_point,
             "ARGUMENTS": values.dump(given),
         }
-        code = "\n".join(f"{name} = {value!a}" for name, value in named.items()) + _HARNESS
+        lines = (f"{name} = {value!a}" for name, value in named.items())
+        code = _ANY_DIGITS + "\n".join(lines) + _HARNESS
     return {
         "code": code,
         "language": "python",

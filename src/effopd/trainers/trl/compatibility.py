@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
 
+import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -101,6 +102,12 @@ def _precision(trainer: Any) -> Iterator[str]:
         yield "fp16 skips updates at overflow and still counts them: use bf16=True"
     if trainer.args.auto_find_batch_size:
         yield "auto_find_batch_size starts over in the middle: choose the batch size"
+    trained = (p for p in trainer.model.parameters() if p.requires_grad)
+    if any(parameter.dtype == torch.float16 for parameter in trained):
+        yield (
+            "the weights that train are in float16, where AdamW's eps is 0 and one update makes "
+            "them NaN: load them in bfloat16 or float32 (model_init_kwargs)"
+        )
     quantized = getattr(trainer.model, "quantization_method", None)
     if isinstance(quantized, QuantizationMethod | str):
         yield f"the model is quantized ({quantized}): load it without"

@@ -7,22 +7,38 @@ from typing import Any
 from accelerate.utils import is_peft_model
 from torch.distributed.fsdp import FSDPModule
 
+from effopd.errors import ParameterMismatchError
 from effopd.models.policy import Policy
 
 
-def policy_of(model: Any, tokenizer: Any) -> Policy:
-    """The policy of a model.
+def policy_of(trainer: Any, model: Any) -> Policy:
+    """The policy of a trainer's student or teacher, which scores as the trainer's loss is computed.
+
+    With bf16=True, accelerate puts the whole model's forward pass under autocast, and that is how
+    the student writes. The losses of distillation call the layers below it, past accelerate (TRL
+    1.16): they compare student and teacher in the precision of the weights, and so does the score.
+    The check of the head asks for the whole model's logits: all of it is under autocast.
 
     Args:
-        model: Hugging Face or PEFT model, unwrapped; sharded by FSDP2 or not.
-        tokenizer: Its tokenizer.
+        trainer: TRL's trainer.
+        model: Its student or its teacher; wrapped by accelerate or PEFT, sharded by FSDP2, or not.
 
     Returns:
-        The policy; raises a ParameterMismatchError for heads it cannot apply (soft-capped logits).
+        The policy.
+
+    Raises:
+        ParameterMismatchError: The head cannot be applied on its own (soft-capped logits).
     """
-    plain = model.base_model.model if is_peft_model(model) else model
-    with gathered(plain):
-        return Policy(plain, tokenizer)
+    unwrapped = trainer.accelerator.unwrap_model(model)
+    plain = unwrapped.base_model.model if is_peft_model(unwrapped) else unwrapped
+    with gathered(plain), trainer.accelerator.autocast():
+        try:
+            return Policy(plain, trainer._tokenizer)
+        except ParameterMismatchError as error:
+            raise ParameterMismatchError(
+                f"{error}. In TRL, a DistillationTrainer trains such models, and the search takes "
+                "a score of your own (validate=)"
+            ) from None
 
 
 @contextmanager

@@ -42,8 +42,10 @@ class SampledTokenTrainer(DistillationTrainer):
     def __init__(self, *args: Any, objective: SampledTokenOPD | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.objective = objective or SampledTokenOPD()
-        for model in (self.model, self.teacher_model):
-            policy_of(self.accelerator.unwrap_model(model), self._tokenizer)  # checks the head
+        # What architectures such as Granite multiply their logits by; this also checks the heads.
+        self._student_factor, self._teacher_factor = (
+            policy_of(self, model).logit_factor for model in (self.model, self.teacher_model)
+        )
         self._engine_log_probs: list[list[float]] = []
         if self.use_vllm:
             self.vllm_generation.logprobs = 0  # that of the sampled token
@@ -82,7 +84,9 @@ class SampledTokenTrainer(DistillationTrainer):
         """Loss, sum of the student's entropies, and number of completion tokens."""
         kept_BT = inputs["completion_mask"].bool()
         targets_N = inputs["completion_ids"][kept_BT]
-        student_N, entropies_N = self._log_probs(unwrapped_student, inputs, targets_N, 1.0)
+        student_N, entropies_N = self._log_probs(
+            unwrapped_student, inputs, targets_N, 1 / self._student_factor
+        )
         teacher = self.accelerator.unwrap_model(self.teacher_model.eval())
         with torch.no_grad():
             teacher_N, _ = self._forward_redirection(
@@ -92,7 +96,7 @@ class SampledTokenTrainer(DistillationTrainer):
                 teacher,
                 inputs,
                 targets_N,
-                self.objective.teacher_temperature,
+                self.objective.teacher_temperature / self._teacher_factor,
             )
         engine_N = inputs["engine_log_probs"][kept_BT] if self.use_vllm else student_N.detach()
         tokens = kept_BT.sum()

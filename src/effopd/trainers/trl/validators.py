@@ -72,8 +72,8 @@ class TrainerValidator:
 class TeacherKL:
     """Minus the reverse KL to the teacher, mean over the tokens of each answer, in nats.
 
-    Over the whole vocabulary, at temperature 1, in the precision of the parameters, whatever
-    divergence the trainer minimizes.
+    Over the whole vocabulary, at temperature 1, whatever divergence the trainer minimizes. Hidden
+    states have the precision of the trainer's loss, the heads' products are accumulated in fp32.
 
     Attributes:
         trainer: A DistillationTrainer.
@@ -89,10 +89,7 @@ class TeacherKL:
     def of(cls, trainer: Any) -> "TeacherKL":
         """Of the models a trainer has prepared; a Policy refuses heads it cannot apply."""
         models = (trainer.model_wrapped, trainer.teacher_model)
-        student, teacher = (
-            policy_of(trainer.accelerator.unwrap_model(model), trainer._tokenizer)
-            for model in models
-        )
+        student, teacher = (policy_of(trainer, model) for model in models)
         return cls(trainer=trainer, student=student, teacher=teacher)
 
     def __call__(self, written: WrittenAnswers) -> list[float]:

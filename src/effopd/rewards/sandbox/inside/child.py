@@ -1,22 +1,16 @@
 """One job: a fresh process reads its request, shuts itself in, runs the program, and ends."""
 
-import atexit
-import io
 import json
 import os
 import resource
 import signal
 import sys
-import threading
-import traceback
 import types
 from dataclasses import dataclass
 from typing import Any
 
-from . import kernel, values
+from . import conventions, kernel, values
 
-OUT_OF_MEMORY = 86
-"""Exit status of a program that ran out of memory and was told so by an exception."""
 RESULT, REQUEST = 3, 4
 """Descriptors beyond the three of the program.
 
@@ -92,10 +86,10 @@ def run_and_exit(numbers: dict[str, Any], bounds: Bounds, server: int) -> None:
         _shut_in(numbers["cpu_limit_s"], numbers["memory_bytes"], bounds, server)
         os.write(RESULT, SHUT_IN)
         os.closerange(REQUEST + 1 if request.entry_point else RESULT, 4096)
-        _claim_streams()
+        conventions.begin()
         status = _run(request)
     except MemoryError:
-        status = OUT_OF_MEMORY
+        status = conventions.OUT_OF_MEMORY
     finally:
         leave(status)
 
@@ -132,49 +126,20 @@ def _limit(which: int, most: int) -> None:
     resource.setrlimit(which, (most, most))
 
 
-def _claim_streams() -> None:
-    def stream(descriptor: int, mode: str) -> io.TextIOWrapper:
-        raw = io.FileIO(descriptor, mode, closefd=False)
-        buffered = io.BufferedReader(raw) if mode == "r" else io.BufferedWriter(raw)
-        return io.TextIOWrapper(buffered, encoding="utf-8", errors="surrogateescape")
-
-    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
-        opened = stream(descriptor, "w" if descriptor else "r")
-        setattr(sys, name, opened)
-        setattr(sys, f"__{name}__", opened)
-    sys.argv = ["program.py"]
-
-
-class _Ending:
-    """Turns whatever a program raises into its exit status."""
-
-    status = 0
-
-    def __enter__(self) -> "_Ending":
-        return self
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
-        if isinstance(error, SystemExit):
-            self.status = _exit_status(error)
-        elif error is not None:
-            traceback.print_exception(error, limit=-20)
-            self.status = OUT_OF_MEMORY if isinstance(error, MemoryError) else 1
-        return True
-
-
 def _run(request: Request) -> int:
-    with _Ending() as ending:
+    with conventions.Ending() as ending:
         code = compile(request.source, "program.py", "exec", dont_inherit=True)
         if request.entry_point:
             for offset, length in request.arguments:
                 _answer(code, request.entry_point, _part(offset, length))
             return 0
         exec(code, _main_module().__dict__)
-    return _finish(ending.status)
+    return conventions.end(ending.status)
 
 
 def _main_module() -> types.ModuleType:
     module = types.ModuleType("__main__")
+    module.__file__ = "program.py"
     sys.modules["__main__"] = module
     return module
 
@@ -201,21 +166,3 @@ def _answer(code: types.CodeType, entry_point: str, arguments: bytes) -> None:
     while text:
         text = text[os.write(RESULT, text) :]
     module.__dict__.clear()  # functions and their globals hold each other
-
-
-def _exit_status(end: SystemExit) -> int:
-    if end.code is None or isinstance(end.code, int):
-        return int(end.code or 0) & 0xFF
-    print(end.code, file=sys.stderr)
-    return 1
-
-
-def _finish(status: int) -> int:
-    """What an interpreter does at the end: threads, exit functions, buffers."""
-    for thread in threading.enumerate():
-        if thread is not threading.main_thread() and not thread.daemon:
-            thread.join()
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    return status

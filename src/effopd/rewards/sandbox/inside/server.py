@@ -45,7 +45,7 @@ def serve() -> None:
     hello = {"ready": True, "version": sys.version, "abi": kernel.landlock_abi()}
     control.send(json.dumps(hello).encode("ascii"))
     gc.collect()
-    gc.freeze()  # children share these pages for as long as they do not count references there
+    gc.freeze()  # children share these pages, and look for files among their own objects alone
     while True:
         packet, descriptors, _, _ = socket.recv_fds(control, _MOST_BYTES, child.REQUEST + 1)
         if not packet:

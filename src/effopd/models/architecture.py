@@ -1,0 +1,187 @@
+"""What an architecture does with attention and logits, from its configuration alone.
+
+Nothing is built and no weights are read, so the doctor says the same as a run that starts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+from effopd.errors import ConfigError, EffopdError, ParameterMismatchError
+from effopd.models.directory import check_config
+from effopd.models.weights import read_config
+
+Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
+CAPS = ("final_logit_softcapping", "output_logit_soft_cap", "logits_soft_cap")
+"""Settings of a config.json that make logits `cap * tanh(logits / cap)`."""
+FACTORS = ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multiplier")
+"""Settings of a config.json that multiply or divide the logits."""
+
+_LOADERS = (AutoModelForCausalLM, AutoModelForImageTextToText)
+_OF_TRANSFORMERS = (
+    OSError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError, AssertionError,
+    RuntimeError, ImportError, SafetensorError, StrictDataclassError,
+)  # fmt: skip
+"""What it raises on settings and files that are not what it expects."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """How a model directory is loaded.
+
+    Attributes:
+        loader: Transformers' class whose `from_pretrained` loads it; one with a vision tower is
+            loaded whole, and trained on text.
+        model_class: Class of the model.
+        config: Its configuration.
+        attention: Implementation that is used.
+    """
+
+    loader: Any
+    model_class: Any
+    config: Any
+    attention: Attention
+
+
+def read_architecture(
+    directory: Path, *, attention: Attention = "auto", path: str | None = None
+) -> Architecture:
+    """Checks from config.json that a model can be trained and scored here.
+
+    Args:
+        directory: With a config.json; weights need not be there.
+        attention: See `architecture_of`.
+        path: The model as the user named it; None for the directory.
+
+    Raises:
+        ConfigError: config.json is damaged, transformers does not know the architecture, or as
+            `architecture_of`.
+        ParameterMismatchError: Likewise.
+    """
+    path = path or str(directory)
+    check_config(directory / "config.json", read_config(directory))
+    with Explained(path):
+        config = AutoConfig.from_pretrained(str(directory), trust_remote_code=False)
+    return architecture_of(config, path, attention)
+
+
+def architecture_of(config: Any, path: str, attention: Attention = "auto") -> Architecture:
+    """How a model is loaded, by its configuration.
+
+    Args:
+        config: Of transformers.
+        path: The model, for messages.
+        attention: Implementation asked for; "auto" is "sdpa" where the architecture has it, else
+            "eager".
+
+    Raises:
+        ConfigError: It is no language model, or lacks the attention asked for.
+        ParameterMismatchError: Its logits are soft-capped.
+    """
+    check_uncapped(config, path)
+    for loader in _LOADERS:
+        with Explained(path):
+            model_class = loader._model_mapping.get(type(config), None)
+        reads_apart = loader is not AutoModelForCausalLM and config.is_encoder_decoder
+        if model_class is not None and not reads_apart:
+            break
+    else:
+        raise ConfigError(
+            f"{path} is of the architecture {config.model_type!r}, which is no language model that "
+            "transformers loads: give a causal language model, such as the text model it is made of"
+        )
+    if isinstance(model_class, Sequence):
+        model_class = model_class[0]
+    supported = {
+        "sdpa": model_class._supports_sdpa,
+        "flash_attention_2": model_class._supports_flash_attn,
+        "eager": True,
+    }
+    if attention == "auto":
+        attention = "sdpa" if supported["sdpa"] else "eager"
+    if not supported[attention]:
+        raise ConfigError(
+            f"{path}: {model_class.__name__} has no attention {attention!r}; it has "
+            f"{', '.join(name for name, has in supported.items() if has)}. Leave attention at "
+            "'auto', as in student.attention = \"auto\""
+        )
+    if config.sub_configs.get("text_config") is model_class.config_class:
+        config = config.get_text_config()  # only its language model is loaded
+    return Architecture(loader=loader, model_class=model_class, config=config, attention=attention)
+
+
+def check_uncapped(config: Any, path: str) -> None:
+    """Refuses logits that are no linear function of the last hidden state.
+
+    Args:
+        config: Configuration of a transformers model.
+        path: The model, for the message.
+
+    Raises:
+        ParameterMismatchError: A setting in `CAPS` is not None.
+    """
+    text = config.get_text_config()
+    for name in CAPS:
+        cap = getattr(text, name, None)
+        if cap is not None:
+            raise ParameterMismatchError(
+                f"{path} soft-caps its logits (config.json: {name} = {cap}): the losses multiply "
+                "hidden states by the head themselves and have no cap. Choose models whose logits "
+                "are not capped, such as Gemma 3 in the place of Gemma 2"
+            )
+
+
+def logit_factors(config: Any) -> tuple[float, ...]:
+    """What the head's output may be multiplied by, as settings in `FACTORS` say.
+
+    A setting is a factor in one architecture and a divisor in another, so both are there; the
+    model's own logits tell which it is.
+
+    Args:
+        config: Configuration of a transformers model.
+
+    Returns:
+        The candidates, 1 first.
+    """
+    text = config.get_text_config()
+    values = [getattr(text, name, None) for name in FACTORS]
+    numbers = [value for value in values if isinstance(value, int | float) and value > 0]
+    return (1.0, *(factor for value in numbers for factor in (float(value), 1 / value)))
+
+
+class Explained:
+    """What transformers cannot load is a wrong setting, not a crash.
+
+    Args:
+        path: The model as the user named it.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if isinstance(error, EffopdError):
+            return
+        # Damaged files are a bare Exception of tokenizers, and sizes that do not fit anything.
+        if kind is Exception or isinstance(error, _OF_TRANSFORMERS):
+            if "trust_remote_code" in str(error):
+                raise ConfigError(
+                    f"{self._path} needs code of its own, which effopd never runs"
+                ) from error
+            raise ConfigError(
+                f"cannot load {self._path}: {error or type(error).__name__}"
+            ) from error

@@ -1,0 +1,51 @@
+"""Formulas as trees."""
+
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+
+class Node(NamedTuple):
+    r"""A part of a formula.
+
+    `kind` is one of: number and decimal (args: a Fraction), symbol (a name), constant (`e`, `\pi`,
+    `i`, `\infty`), add, mul, pow, call (a function by name), seq (name: its two brackets), set,
+    such (args: variable or set, condition), union, intersection, difference, relation (name: its
+    signs, with spaces), list (name: `,`, `or` or `and`), qualified (args: formula; name: the text
+    of the condition behind it).
+    """
+
+    kind: str
+    name: str = ""
+    args: tuple[Any, ...] = ()
+
+
+class NoFormulaError(ValueError):
+    """The text is no formula that this grammar reads."""
+
+
+def number(value: int | Fraction) -> Node:
+    """An exact number."""
+    return Node("number", "", (Fraction(value),))
+
+
+def product(*factors: Node) -> Node:
+    """Their product."""
+    return Node("mul", "", factors)
+
+
+def negative(node: Node) -> Node:
+    """Minus a formula."""
+    return product(number(-1), node)
+
+
+def reciprocal(node: Node) -> Node:
+    """One over a formula."""
+    return Node("pow", "", (node, number(-1)))
+
+
+def transposed(node: Node) -> Node:
+    """A matrix with rows and columns changed over; a point as it is."""
+    if node.name != "matrix":
+        return node
+    columns = zip(*(row.args for row in node.args), strict=True)
+    return Node("seq", "matrix", tuple(Node("seq", "row", column) for column in columns))

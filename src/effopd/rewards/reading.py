@@ -1,0 +1,450 @@
+r"""Reads a formula as people answer with it, LaTeX or plain, into a tree; nothing is evaluated.
+
+The grammar is that of answers: sums and products, also without a sign for "times"; powers, roots,
+fractions, functions with or without brackets; points, intervals, sets, matrices; relations and
+chains of them; lists joined by commas, "or" and "and". What it does not know is refused, never read
+in part.
+"""
+
+import re
+from fractions import Fraction
+from functools import lru_cache
+
+from effopd.rewards import vocabulary as known
+from effopd.rewards.formula import (
+    Node,
+    NoFormulaError,
+    negative,
+    number,
+    product,
+    reciprocal,
+    transposed,
+)
+from effopd.rewards.tokens import Tokens
+
+
+@lru_cache(maxsize=256)  # the samples of one problem share its reference
+def read(text: str) -> Node:
+    """The formula that all of a tidy text is.
+
+    Raises:
+        NoFormulaError: It is none, or one that this grammar does not know.
+    """
+    return _Reader(text).whole()
+
+
+class _Reader:
+    """A text, token by token."""
+
+    def __init__(self, text: str) -> None:
+        self.tokens = Tokens(text)
+        self.fences: list[str] = []
+        self.calls = 0
+
+    # From lists down to factors -------------------------------------------------------------------
+
+    def whole(self) -> Node:
+        """A list or less, with what is said behind it about when it holds."""
+        node = self.listing()
+        if qualifier := self.tokens.condition():
+            return Node("qualified", qualifier, (node,))
+        if self.tokens.next:
+            raise NoFormulaError(f"does not go on with {self.tokens.next!r}")
+        return node
+
+    def listing(self) -> Node:
+        """Statements joined by commas or words."""
+        items, joints = [self.statement()], []
+        while self.tokens.next in known.JOINTS:
+            joint = known.JOINTS[self.tokens.take()]
+            while self.tokens.next in known.JOINTS:  # `1, or 2`
+                joint = known.JOINTS[self.tokens.take()]
+            if self.tokens.next == "" or self.tokens.condition():
+                break
+            joints.append(joint)
+            items.append(self.statement())
+        if not joints:
+            return items[0]
+        words = [joint for joint in joints if joint != ","]
+        return Node("list", words[0] if words else ",", tuple(items))
+
+    def statement(self) -> Node:
+        """A formula, or a chain of relations between some."""
+        name = self.tokens.name_of_equation()
+        sides, signs = [Node("symbol", name) if name else self.sets()], []
+        while self.tokens.next in known.RELATIONS or (
+            self.tokens.next == ":" and self.tokens.peek(1) == "="
+        ):
+            if self.tokens.take() == ":":
+                self.tokens.take()
+                signs.append("=")
+            else:
+                signs.append(known.RELATIONS[self.tokens.peek(-1)])
+            sides.append(self.sets())
+        return Node("relation", " ".join(signs), tuple(sides)) if signs else sides[0]
+
+    def sets(self) -> Node:
+        """Unions, intersections and differences, from the left."""
+        node = self.sums()
+        names = {r"\cup": "union", r"\cap": "intersection"}
+        while self.tokens.next in names or self.tokens.next in {r"\setminus", r"\backslash"}:
+            kind = names.get(self.tokens.take(), "difference")
+            other = self.sums()
+            same = node.kind == kind != "difference"
+            node = Node(kind, "", (*node.args, other) if same else (node, other))
+        return node
+
+    def sums(self) -> Node:
+        terms: list[Node] = []
+        while True:
+            sign = ""
+            while self.tokens.next in {"+", "-"}:
+                sign = "-" if (self.tokens.take() == "-") != (sign == "-") else "+"
+            if terms and not sign:
+                break
+            term = self.product()
+            if sign == "-" and term.kind == "set" and terms:
+                terms[-1] = Node("difference", "", (terms[-1], term))
+            else:
+                terms.append(negative(term) if sign == "-" else term)
+        return terms[0] if len(terms) == 1 else Node("add", "", tuple(terms))
+
+    def product(self) -> Node:
+        factors = [self.factor()]
+        while True:
+            if self.tokens.next in known.TIMES:
+                self.tokens.take()
+                factors.append(self.signed())
+            elif self.tokens.next in {"/", r"\div"} or self.is_ratio():
+                self.tokens.take()
+                factors.append(reciprocal(self.signed()))
+            elif self.tokens.next in {r"\otimes", r"\circ"}:
+                name = self.tokens.take()
+                factors = [Node("call", name, (product(*factors), self.factor()))]
+            elif self.starts_factor():
+                if mixed := self.mixed(factors[-1]):
+                    factors[-1] = mixed
+                elif self.tokens.next[0] in ".0123456789" and factors[-1].kind in {
+                    "number",
+                    "decimal",
+                }:
+                    raise NoFormulaError(f"a number follows a number: {self.tokens.next!r}")
+                else:
+                    factors.append(self.factor())
+            else:
+                return factors[0] if len(factors) == 1 else product(*factors)
+
+    def is_ratio(self) -> bool:
+        """Whether a colon divides: between numbers or letters, and not in a set builder."""
+        inside = self.fences[-1] if self.fences else ""
+        return self.tokens.next == ":" and self.tokens.peek(1).isalnum() and inside != "|"
+
+    def signed(self) -> Node:
+        """A factor after a sign of multiplication, which may have a sign of its own."""
+        if self.tokens.next in {"-", "+"}:
+            return negative(self.signed()) if self.tokens.take() == "-" else self.signed()
+        return self.factor()
+
+    def starts_factor(self) -> bool:
+        token = self.tokens.next
+        if token in {"|", r"\|"}:
+            return token not in self.fences
+        if token.startswith("\\end"):
+            return False
+        return token not in known.STOPS and not self.tokens.condition()
+
+    def mixed(self, whole: Node) -> Node | None:
+        r"""A mixed number: an integer before a fraction of integers, `3\frac12` or `3 1/2`."""
+        if whole.kind != "number" or not self.tokens.peek(-1).isdigit():
+            return None
+        rest = self.tokens.ahead(7)
+        stacked = re.match(r"\\frac (?:\{ (\d+) \}|(\d)(?=\d* )) ?(?:\{ (\d+) \}|(\d)$)", rest)
+        if stacked or re.match(r"\\frac (\d\d$|\d\d |\d \d)", rest):
+            return Node("add", "", (whole, self.factor()))
+        if match := re.match(r"(\d+) / (\d+)(?: |$)", rest):
+            self.tokens.skip(3)
+            return Node("add", "", (whole, number(Fraction(int(match[1]), int(match[2]) or 1))))
+        return None
+
+    # Factors --------------------------------------------------------------------------------------
+
+    def factor(self) -> Node:
+        node = self.base()
+        while True:
+            if self.tokens.next == "^":
+                node = self.raised(node)
+            elif self.tokens.next == "!":
+                self.tokens.take()
+                name = "factorial"
+                if self.tokens.next == "!":
+                    self.tokens.take()
+                    name = "factorial2"
+                node = Node("call", name, (node,))
+            elif self.tokens.next in {r"\%", "%"}:
+                self.tokens.take()
+                node = product(node, number(Fraction(1, 100)))
+            elif self.tokens.next in {r"\degree"}:
+                self.tokens.take()
+                node = self.degrees(node)
+            elif self.tokens.next == "_" and node.kind == "seq":
+                self.tokens.take()
+                node = Node("call", f"base_{self.tokens.index()}", (node,))
+            else:
+                return node
+
+    def raised(self, node: Node) -> Node:
+        """A power; transposing and degrees are written like one."""
+        self.tokens.expect("^")
+        if self.tokens.ahead(3).startswith((r"\circ", r"{ \circ }")):
+            self.tokens.index()
+            return self.degrees(node)
+        if node.kind == "seq" and re.match(
+            r"(\{ )?(T|t|\\top|\\intercal|\\mathsf|\\mathrm)\b",
+            self.tokens.ahead(2),
+        ):
+            self.tokens.index()
+            return transposed(node)
+        return Node("pow", "", (node, self.argument(whole=True)))
+
+    def degrees(self, node: Node) -> Node:
+        """Degrees are a unit that may be left out, but an angle where a function takes them."""
+        if not self.calls:
+            return node
+        return product(node, Node("constant", r"\pi"), number(Fraction(1, 180)))
+
+    def argument(self, *, whole: bool = False) -> Node:
+        """What a command or a power applies to: a group, or one token; all digits with `whole`."""
+        token = self.tokens.next
+        if token == "{":
+            self.tokens.take()
+            node = self.listing()
+            self.tokens.expect("}")
+            return node
+        if whole and token in {"-", "+"}:
+            return self.signed()
+        if whole and token == "(":
+            return self.base()
+        if token[:1].isdigit() and not whole:
+            self.tokens.split(1)
+        elif token.isalpha() and len(token) > 1 and token not in known.SYMBOLS | {"pi"}:
+            self.tokens.split(1)
+            return self.letter(self.tokens.take())
+        if token in known.STOPS:
+            raise NoFormulaError(f"nothing to apply to before {token!r}")
+        return self.base()
+
+    def base(self) -> Node:
+        """What stands without powers behind it."""
+        token = self.tokens.take()
+        if token[:1].isdigit() or token[:1] == ".":
+            if self.tokens.next == "_":
+                self.tokens.take()
+                return Node("symbol", f"{token}_{self.tokens.index()}")
+            return Node("decimal" if "." in token else "number", "", (Fraction(token),))
+        if token in {"(", "[", r"\{", "{"}:
+            return self.bracketed(token)
+        if token in known.FENCES:
+            return self.fenced(token)
+        if token in known.STEPS:
+            close, name = known.STEPS[token]
+            node = self.sums()
+            self.tokens.expect(close)
+            return Node("call", name, (node,))
+        if token.isalpha():
+            return self.letters(token)
+        if token.startswith(("\\text", "\\operatorname")) and token.endswith("}"):
+            return self.word(token)
+        if token.startswith("\\begin") and token.endswith("}"):
+            return self.matrix(token)
+        if token.startswith("\\") and token[1:].isalpha():
+            return self.command(token[1:])
+        raise NoFormulaError(f"does not begin with {token!r}")
+
+    def bracketed(self, opening: str) -> Node:
+        """Brackets: grouping around one formula; a point, interval or set around several."""
+        closing = {"(": (")", "]"), "[": ("]", ")"), r"\{": (r"\}",), "{": ("}",)}[opening]
+        self.fences.append("|" if opening == r"\{" else "")
+        if opening in {r"\{"} and self.tokens.next == r"\}":
+            items: tuple[Node, ...] = ()
+        else:
+            cycle = re.match(r"((?:\d+ )+\d+) \)", self.tokens.ahead(40))
+            if cycle and opening == "(":  # a permutation: `(1 2 3)`
+                self.tokens.skip(cycle.group().count(" ") + 1)
+                self.fences.pop()
+                entries = cycle.group(1).split(" ")
+                return Node("call", "cycle", tuple(number(int(each)) for each in entries))
+            inner = self.listing()
+            if opening == r"\{" and self.tokens.next in {"|", r"\mid", ":"}:
+                self.tokens.take()
+                inner = Node("such", "", (inner, self.listing()))
+            items = inner.args if inner.kind == "list" and inner.name == "," else (inner,)
+        self.fences.pop()
+        close = self.tokens.expect(*closing)
+        if opening == r"\{" or (opening == "{" and len(items) > 1):
+            return items[0] if items and items[0].kind == "such" else Node("set", "", items)
+        if len(items) == 1:
+            return items[0]
+        return Node("seq", opening + close, items)
+
+    def fenced(self, opening: str) -> Node:
+        self.fences.append(opening)
+        node = self.sums()
+        self.fences.pop()
+        self.tokens.expect(known.FENCES[opening])
+        return Node("call", "abs" if opening in {"|", r"\lvert"} else "norm", (node,))
+
+    def letters(self, token: str) -> Node:
+        """A name in plain letters: a known one, or else one symbol a letter."""
+        if token in known.FUNCTIONS | known.NAMED or token in {"sqrt", "binom"}:
+            if self.tokens.next == "{" or (token in known.NAMED and self.tokens.next != "("):
+                raise NoFormulaError(f"{token!r} lacks its backslash")
+            return self.command(token)
+        if (token in known.SYMBOLS | {"pi"} and len(token) > 2) or token == "pi":
+            return self.command(token)
+        if token.lower() in {"infinity", "infty", "inf"} or token == "oo":
+            return Node("constant", r"\infty")
+        head = next(
+            (name for name in ("sin", "cos", "tan", "ln", "log") if token.startswith(name)), ""
+        )
+        if head and len(token) == len(head) + 1:
+            self.tokens.insert(token[len(head) :])
+            return self.command(head)
+        if len(token) > 3 and not token.isupper():
+            raise NoFormulaError(f"{token!r} is a word")
+        if token[1:]:
+            self.tokens.insert(token[1:])
+        return self.letter(token[0])
+
+    def letter(self, letter: str) -> Node:
+        """One letter: a constant, a symbol with its index and primes, or a function applied."""
+        if letter in {"e", "i"} and self.tokens.next not in {"_", "'"}:
+            return Node("constant", letter)
+        return self.indexed(letter)
+
+    def indexed(self, name: str) -> Node:
+        """A symbol with its index and primes; a function where it is applied to something."""
+        while self.tokens.next in {"_", "'"}:
+            name += f"_{{{self.tokens.index()}}}" if self.tokens.take() == "_" else "'"
+        inverse = self.tokens.ahead(5) == "^ { - 1 }"
+        if inverse and self.tokens.peek(5) == "(":
+            self.tokens.skip(5)
+            return self.applied(f"{name}^-1")
+        content = self.tokens.ahead(3)
+        is_applied = (name[0] in known.OPAQUE and name[1:2] != "_") or re.match(
+            r"\( (\d+|\\?[a-zA-Z]) [),]", content
+        )
+        return (
+            self.applied(name) if self.tokens.next == "(" and is_applied else Node("symbol", name)
+        )
+
+    def applied(self, name: str) -> Node:
+        """A function before its brackets."""
+        self.tokens.expect("(")
+        inner = self.listing()
+        self.tokens.expect(")")
+        return Node("call", name, inner.args if inner.kind == "list" else (inner,))
+
+    def word(self, token: str) -> Node:
+        """A word in a command of its own: a function by that name, or a symbol."""
+        word = token[token.index("{") + 1 : -1].strip()
+        if word in known.FUNCTIONS | known.NAMED:
+            return self.command(word)
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9.'-]*", word):
+            raise NoFormulaError(f"{word!r} is no name")
+        return self.indexed(word)
+
+    def command(self, name: str) -> Node:
+        """What follows a command, or a plain name of one."""
+        if name in known.FUNCTIONS:
+            return self.function(known.SAME.get(name, name))
+        if name in known.NAMED:
+            arguments = self.applied(name).args if self.tokens.next == "(" else (self.argument(),)
+            return Node("call", known.SAME.get(name, name), arguments)
+        if name == "frac":
+            above, below = self.argument(), self.argument()
+            return product(above, reciprocal(below))
+        if name == "binom":
+            if self.tokens.next == "(":
+                return self.applied(name)
+            return Node("call", name, (self.argument(), self.argument()))
+        if name == "sqrt":
+            if self.tokens.next == "[":
+                self.tokens.take()
+                degree = self.sums()
+                self.tokens.expect("]")
+                return Node("call", "root", (self.argument(), degree))
+            radicand = self.base() if self.tokens.next == "(" else self.argument()
+            return Node("pow", "", (radicand, number(Fraction(1, 2))))
+        if name in {"pi", "infty"}:
+            return Node("constant", f"\\{name}")
+        if name in {"emptyset", "varnothing"}:
+            return Node("set")
+        if name in {"zeta", "Gamma"} and self.tokens.next == "(":
+            return self.applied(f"\\{name}")
+        if name in known.ACCENTS:
+            return self.indexed(f"\\{name}{{{self.tokens.index()}}}")
+        if name in known.SYMBOLS:
+            return self.indexed(f"\\{name}")
+        raise NoFormulaError(f"unknown command \\{name}")
+
+    def function(self, name: str) -> Node:
+        r"""A function with its power, base and argument: `\sin^2 x`, `\log_2 8`, `\ln(x+1)`."""
+        power = base = None
+        self.calls += name not in {"ln", "log", "lg", "exp"}
+        while self.tokens.next in {"^", "_"}:
+            if self.tokens.take() == "^":
+                power = self.argument(whole=True)
+            elif name != "log":
+                raise NoFormulaError(f"an index of {name}")
+            else:
+                base = self.argument()
+        if self.tokens.next in {"(", "{"} or self.tokens.next == "[":
+            node = self.base()
+        else:
+            factors = [self.factor()]
+            while self.starts_factor() and not self.begins_function():
+                factors.append(self.factor())
+            node = product(*factors)
+        self.calls -= name not in {"ln", "log", "lg", "exp"}
+        if name == "exp":
+            applied = Node("pow", "", (Node("constant", "e"), node))
+        elif name == "lg":
+            applied = Node("call", "log", (node, number(10)))
+        elif base is not None:
+            applied = Node("call", "log", (node, base))
+        elif power == negative(number(1)):
+            return Node("call", f"arc{name}", (node,))
+        else:
+            applied = Node("call", "ln" if name == "log" else name, (node,))
+        return Node("pow", "", (applied, power)) if power else applied
+
+    def begins_function(self) -> bool:
+        return self.tokens.next.removeprefix("\\") in known.FUNCTIONS or self.tokens.next in {
+            "(",
+            "[",
+        }
+
+    def matrix(self, token: str) -> Node:
+        """Rows of entries, as a sequence of sequences."""
+        kind = re.sub(r"\W|begin", "", token)
+        if not (kind.endswith("matrix") or kind == "array"):
+            raise NoFormulaError(f"unknown environment {kind}")
+        if kind == "array" and self.tokens.next == "{":
+            self.tokens.index()
+        rows: list[list[Node]] = [[]]
+        while not self.tokens.next.startswith("\\end"):
+            if self.tokens.next == "":
+                raise NoFormulaError("a matrix is not closed")
+            rows[-1].append(self.sets())
+            if self.tokens.next == "&":
+                self.tokens.take()
+            elif self.tokens.next == r"\\":
+                self.tokens.take()
+                rows.append([])
+            elif not self.tokens.next.startswith("\\end"):
+                raise NoFormulaError(f"an entry does not go on with {self.tokens.next!r}")
+        self.tokens.take()
+        rows = [row for row in rows if row]
+        if not rows or len({len(row) for row in rows}) > 1:
+            raise NoFormulaError("rows of different lengths")
+        return Node("seq", "matrix", tuple(Node("seq", "row", tuple(row)) for row in rows))

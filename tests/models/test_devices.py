@@ -1,0 +1,31 @@
+"""Which device a setting stands for."""
+
+import pytest
+import torch
+
+from effopd.cli.devices import placed
+from effopd.config import make_config, make_eval_config
+from effopd.errors import ConfigError
+from effopd.models.devices import real_device
+
+HERE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def test_auto_is_the_default_and_becomes_the_device_that_is_there() -> None:
+    assert real_device("auto") == HERE
+    run, evaluation = make_config({}), make_eval_config({})
+    assert run.device == evaluation.device == "auto"
+    assert placed(run).device == placed(evaluation).device == HERE
+    assert placed(run).teacher_device is None
+
+
+def test_the_teachers_device_may_be_auto_too() -> None:
+    config = make_config({"device": "cpu", "teacher_device": "auto"})
+    assert placed(config).teacher_device == HERE
+    assert placed(placed(config)) == placed(config)
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "", "Auto"])
+def test_a_device_that_is_not_there_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"device '{name}' cannot be used: "):
+        placed(make_config({"device": name}))

@@ -1,0 +1,110 @@
+"""What is said about paths that are no model."""
+
+from pathlib import Path
+
+import pytest
+from tests.support.checkpoints import save_family
+
+from effopd.cli.analyze_inputs import find_inputs
+from effopd.errors import ConfigError
+from effopd.models.loading import ModelSettings, load_model, load_tokenizer
+from effopd.models.paths import looks_local, no_such_directory
+from effopd.models.updates import open_update
+
+GGUF = "GGUF files hold weights quantized for llama.cpp"
+
+
+def refusals(path: str | Path) -> list[str]:
+    found = []
+    for load in (load_model, load_tokenizer):
+        with pytest.raises(ConfigError) as refusal:
+            load(ModelSettings(path=str(path)))
+        found.append(str(refusal.value))
+    return found
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("path", "local"),
+    [
+        ("./m", True), ("/m", True), ("~/m", True), ("../m", True), ("a/b/c", True),
+        ("m.gguf", True), ("m/model.safetensors", True), ("C:\\m", True), ("a b", True),
+        ("models/studnet/", True), ("gpt2", False), ("Qwen/Qwen3-0.6B", False), ("models/x", False),
+    ],
+)  # fmt: skip
+def test_repositories_are_told_from_paths(path: str, local: bool, here: Path) -> None:
+    assert looks_local(path) is local
+
+
+def test_a_mistyped_directory_gets_the_nearest_name(here: Path) -> None:
+    (here / "models" / "student").mkdir(parents=True)
+    for path in ("./models/studnet", f"{here}/models/studnet"):
+        near = Path(path).with_name("student")
+        expected = f"no model directory at {path} (did you mean {near}?)"
+        assert refusals(path) == [expected, expected]
+        with pytest.raises(ConfigError, match=r"did you mean .*student\?"):
+            find_inputs(Path(path), [], None, print)
+
+
+def test_one_that_could_be_a_repository_is_named_as_a_directory_first(here: Path) -> None:
+    (here / "models" / "student").mkdir(parents=True)
+    for message in refusals("models/studnet"):
+        assert message.startswith(
+            "cannot load models/studnet: no model directory at models/studnet (did you mean "
+            "models/student?); as a repository of the Hugging Face Hub, it is not in the cache"
+        )
+        assert "internet connection" not in message
+
+
+def test_the_nearest_name_of_a_parent(here: Path) -> None:
+    (here / "models").mkdir()
+    assert (
+        no_such_directory("modles/a/b") == "no model directory at modles/a/b (did you mean models?)"
+    )
+
+
+def test_gguf_is_named(here: Path) -> None:
+    (here / "model.gguf").write_bytes(b"GGUF")
+    (here / "quant").mkdir()
+    (here / "quant" / "model-Q4_K_M.gguf").write_bytes(b"GGUF")
+    for path in ("model.gguf", "nowhere.gguf", "quant"):
+        assert all(GGUF in message for message in refusals(path)), path
+    base = save_family(here / "base")
+    for path in (here / "model.gguf", here / "quant"):
+        with pytest.raises(ConfigError, match=GGUF):
+            open_update(base, path)
+    (here / "quant" / "config.json").write_text('{"model_type": "llama"}')
+    assert GGUF in refusals("quant")[0]
+
+
+def test_a_file_of_weights_names_its_directory(here: Path) -> None:
+    save_family(here / "m")
+    for message in refusals("m/model.safetensors"):
+        assert message == "m/model.safetensors is a file: give the model directory that it is in, m"
+
+
+@pytest.mark.parametrize("folder", ["checkpoint-{}", "checkpoints/step-{:05d}", "global_step_{}"])
+def test_an_output_directory_names_its_checkpoints(folder: str, here: Path) -> None:
+    base = save_family(here / "base")
+    for step in (10, 100, 2):
+        (here / "out" / folder.format(step)).mkdir(parents=True)
+    (here / "out" / "training_args.bin").write_bytes(b"")
+    last = Path("out", folder.format(100))
+    for message in refusals("out"):
+        assert f"output with 3 checkpoints: give one of them, such as {last}" in message
+    with pytest.raises(ConfigError, match=f"such as .*{last}"):
+        open_update(base, here / "out")
+
+
+def test_a_distributed_checkpoint_and_a_folder_around_a_model(here: Path) -> None:
+    (here / "dcp").mkdir()
+    (here / "dcp" / "__0_0.distcp").write_bytes(b"")
+    assert all("distributed checkpoint of FSDP: merge" in text for text in refusals("dcp"))
+    save_family(here / "around" / "huggingface")
+    assert all("around/huggingface is a model directory" in text for text in refusals("around"))
