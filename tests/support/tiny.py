@@ -60,6 +60,7 @@ def tiny_config(models: Path, settings: Mapping[str, Any] | None = None) -> RunC
     world = ("type", "hidden", "layers", "operations", "train_problems", "test_problems")
     raw: Raw = {
         "seed": 3,
+        "device": "cpu",
         "student": {"path": str(models / "student")},
         "teacher": {"path": str(models / "teacher")},
         "task": {name: getattr(WORLD, name) for name in world},
