@@ -116,11 +116,7 @@ def _precision(patient: Patient, model: Model, described: PreTrainedConfig) -> I
     config, dtype = patient.config, model.settings.dtype
     trains = model.name == "student" and model.settings.lora is None
     masters = config.memory.master_weights
-    if trains and dtype == "float16" and not masters:
-        text = "float16 weights are NaN after a few updates: Adam's eps is 0 in float16"
-        remedy = 'set memory.master_weights = true, or student.dtype = "bfloat16"'
-        yield Finding(level="problem", check=model.name, text=text, remedy=remedy)
-    elif trains and dtype == "bfloat16" and not masters and config.optimizer.lr < 1e-4:
+    if trains and dtype == "bfloat16" and not masters and config.optimizer.lr < 1e-4:
         text = f"bfloat16 weights round updates of {config.optimizer.lr:g} away"
         remedy = "set memory.master_weights = true"
         yield Finding(level="warning", check=model.name, text=text, remedy=remedy)
