@@ -103,7 +103,7 @@ def test_published_sizes_are_those_of_the_recipes_and_of_the_model_cards() -> No
     counts = {}
     for size, (repository, content) in PUBLISHED.items():
         counts[size] = shape_of(content, repository).parameters / 1e9
-        if size != "671B":
+        if size in {"1.5B", "4B"}:
             assert content.items() <= recipes[repository].items()
     cards = {"1.5B": 1.78, "4B": 4.02, "14B": 14.77, "32B": 32.76, "671B": 671.03}
     assert {size: round(count, 2) for size, count in counts.items()} == cards
