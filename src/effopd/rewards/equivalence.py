@@ -107,6 +107,12 @@ def same(reference: Node, answer: Node, error: float = 0.0) -> bool:
     if len(conditions) > 1:
         return False
     reference, answer = _plain(reference), _plain(answer)
+    if reference.kind == answer.kind == "such":
+        of = [node.args[0] for node in (reference, answer)]
+        ours, theirs = (node.args[0] if node.name == "in" else node for node in of)
+        if ours.kind == theirs.kind == "symbol":
+            kept = {name: name for name in letters(answer) - {ours.name}}
+            answer = renamed(answer, kept | {theirs.name: ours.name})
     if not _agrees_with_itself(answer):
         return False
     if _is_equation(reference) or _is_equation(answer):

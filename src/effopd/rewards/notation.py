@@ -63,6 +63,7 @@ _FACES = words(
 _HIDDEN = words("phantom hphantom vphantom hspace vspace label tag hskip")
 _SETS = words("mathbb mathcal mathscr mathfrak vec hat bar")
 
+_POWERS = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _FLAT = r"(?:[^{}]|\{[^{}]*\})*?"
 """A text with groups in it, but none within them."""
 
@@ -122,6 +123,10 @@ _LATER: _Rules = (
      lambda match: rf"\text{{{'am' if match[1] else 'pm'}}}"),
     (r"(?<![\d.])(\d+)\s*\^\s*\{?\s*\\circ\s*\}?\s*(\d+(?:\.\d+)?)\s*'(?!')"
      r"(?:\s*(\d+(?:\.\d+)?)\s*(?:''|\"))?", lambda match: _sexagesimal(*match.groups())),
+    (r"^\\text\s*\{(\s*[+-]?[$]?[\d.,]+\s+[a-z]+illion[^{}]*)\}$", r"\1"),
+    (rf"(?<=\d)\s*(?:(\\text\s*\{{)\s*)?({'|'.join(_POWERS)})(?![a-z])(?(1)\s*([^{{}}]*)\}})",
+     lambda match: rf"\times 10^{{{_POWERS[match[2]]}}}"
+     + (rf" \text{{{match[3]}}}" if match[3] else "")),
     (r"\\mu\s*\\text\s*\{\s*", r"\\text{micro"),
     (r",?\s*\\forall(?![a-zA-Z])", r" \\text{for all}"),
     (r"\s*,?\s*(?:\\p?mod(?![a-zA-Z])\s*\{?\s*(\w+)\s*\}?"
