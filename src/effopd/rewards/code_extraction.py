@@ -13,20 +13,12 @@ _MARKS = re.compile(r"[ \t]*(`{3,}|~{3,})")
 _BULLET = re.compile(r"[ \t]*(?:(?:[-*+]|[0-9]{1,9}[.)])[ \t]*)?")
 _TAGS = re.compile(r"[\s.,;:!*)]*(?:<[^<>]*>\s*)*")
 _NAME = re.compile(r"[\s{.]*([\w.+#-]*)")
-_PYTHON = re.compile(r"(?:python|py|pypy)[0-9.]*")
-_NO_LANGUAGES = {
-    "",
-    "text",
-    "txt",
-    "plaintext",
-    "plain",
-    "output",
-    "stdout",
-    "console",
-    "bash",
-    "sh",
-}
-"""Names of blocks that hold no program, such as what one prints."""
+_PYTHON = re.compile(r"(?:[ci]?python|py|pypy)[0-9.]*")
+_NO_PROGRAM = re.compile(
+    r"|te?xt|plain(?:text)?|(?:std)?(?:in|out)(?:put)?|console|terminal|log|(?:ba|z)?sh|shell|json"
+    r"|ya?ml|csv|xml|html|markdown|md|latex|tex|math|none"
+)
+"""Names of blocks that hold no program, such as what one reads and prints."""
 _FUTURE = re.compile(r"^from __future__ import .*$", re.MULTILINE)
 
 
@@ -109,7 +101,7 @@ def program_of(completion: str) -> str | None:
             last = _fence(lines[ends])
             assert last is not None
             closed.append((opened, _text(opened, [*lines[:ends], last.before])))
-        elif opened.language not in _NO_LANGUAGES:
+        elif not _NO_PROGRAM.fullmatch(opened.language):
             return None
     written = [(fence, text) for fence, text in closed if text.strip()]
     named = [text for fence, text in written if fence.is_python]

@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from effopd.rewards.formula import Node, NoFormulaError, negative, number, product
+from effopd.rewards.formula import Node, NoFormulaError, negative, number, product, renamed
 from effopd.rewards.reading import read
 from effopd.rewards.regions import linear_root, region, same_region
 from effopd.rewards.values import equal_values, has, letters, real_value, residue
 
 _CALCULUS = re.compile(r"\\(?:i?i?int|oint|sum|prod|lim|begin\{cases\})(?![a-zA-Z])")
 _OR = re.compile(r"\\text\s*\{\s*(?:or|and)\s*\}|\b(?:or|and)\b|;")
+_DEFINED = re.compile(r"[a-zA-Z]\s*\(\s*([a-z](?:\s*,\s*[a-z])*)\s*\)\s*=")
 _FLIPPED = str.maketrans("<>", "><")
 
 
@@ -47,7 +48,17 @@ def equal(reference: str, answer: str, relative_error: float = 0.0) -> bool:
         given = list(readings(answer))
     except NoFormulaError:
         return False
+    ours, theirs = _variables(reference), _variables(answer)
+    if ours != theirs and len(ours) == len(theirs) > 0:
+        names = {name: name for node in given for name in letters(node) - set(ours)}
+        given = [renamed(node, names | dict(zip(theirs, ours, strict=True))) for node in given]
     return any(same(one, other, relative_error) for one in wanted for other in given)
+
+
+def _variables(text: str) -> list[str]:
+    """What the functions are of that a text defines; none where they are of different letters."""
+    found = set(_DEFINED.findall(text))
+    return found.pop().replace(" ", "").split(",") if len(found) == 1 else []
 
 
 def readings(text: str) -> Iterator[Node]:
@@ -96,6 +107,12 @@ def same(reference: Node, answer: Node, error: float = 0.0) -> bool:
     if len(conditions) > 1:
         return False
     reference, answer = _plain(reference), _plain(answer)
+    if reference.kind == answer.kind == "such":
+        of = [node.args[0] for node in (reference, answer)]
+        ours, theirs = (node.args[0] if node.name == "in" else node for node in of)
+        if ours.kind == theirs.kind == "symbol":
+            kept = {name: name for name in letters(answer) - {ours.name}}
+            answer = renamed(answer, kept | {theirs.name: ours.name})
     if not _agrees_with_itself(answer):
         return False
     if _is_equation(reference) or _is_equation(answer):
@@ -254,7 +271,7 @@ def _proportional(one: Node, other: Node, *, positive: bool = False) -> bool:
     """Whether two formulas are constant multiples of one another, by a positive one if asked."""
     if letters(one) != letters(other):
         return False
-    moved, other_moved = _renamed(one), _renamed(other)
+    moved, other_moved = renamed(one, {}), renamed(other, {})
     if not equal_values(product(one, other_moved), product(moved, other)):
         return False
     if not positive:
@@ -262,14 +279,6 @@ def _proportional(one: Node, other: Node, *, positive: bool = False) -> bool:
     ones = {name: 1 + 0.37 * place for place, name in enumerate(sorted(letters(one)))}
     values = [real_value(_at(node, ones)) for node in (one, other)]
     return None not in values and bool(values[0] * values[1] > 0)
-
-
-def _renamed(node: Node) -> Node:
-    if node.kind == "symbol":
-        return node._replace(name=f"{node.name}~")
-    return node._replace(
-        args=tuple(_renamed(part) if isinstance(part, Node) else part for part in node.args)
-    )
 
 
 def _at(node: Node, values: dict[str, float]) -> Node:

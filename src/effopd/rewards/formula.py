@@ -1,5 +1,6 @@
 """Formulas as trees."""
 
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -41,6 +42,15 @@ def negative(node: Node) -> Node:
 def reciprocal(node: Node) -> Node:
     """One over a formula."""
     return Node("pow", "", (node, number(-1)))
+
+
+def renamed(node: Node, names: Mapping[str, str]) -> Node:
+    """A formula with other letters; those without a new name get a mark that makes them new."""
+    if node.kind == "symbol":
+        return node._replace(name=names.get(node.name, f"{node.name}~"))
+    return node._replace(
+        args=tuple(renamed(part, names) if isinstance(part, Node) else part for part in node.args)
+    )
 
 
 def transposed(node: Node) -> Node:

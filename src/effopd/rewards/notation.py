@@ -26,7 +26,8 @@ _SYMBOLS = str.maketrans({
     "ℂ": r"\mathbb{C}", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}",
     "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "’": "'", "′": "'", "“": '"', "”": '"',
     "…": r"\ldots ", "ℓ": r"\ell ", "→": r"\to ", "∨": r"\lor ", "∧": r"\land ", "ℵ": r"\aleph ",
-    "⟨": "(", "⟩": ")", "¬": r"\neg ",
+    "⟨": "(", "⟩": ")", "¬": r"\neg ", "∀": r"\forall ",
+    "\u00c5": " angstrom", "\u212b": " angstrom",
 } | {
     letter: f"\\{name} " for letter, name in zip(_GREEK_LETTERS, _GREEK_NAMES.split(), strict=True)
 })  # fmt: skip
@@ -43,8 +44,9 @@ _RENAMED = {
     "thickspace": " ", "nolinebreak": " ", "dollar": "$", "textdollar": "$", "euro": "€",
     "texteuro": "€", "pounds": "£", "textsterling": "£", "yen": "¥", "lt": "<", "gt": ">",
     "overline": r"\bar", "widehat": r"\hat", "widetilde": r"\tilde", "checkmark": "",
-    "blacksquare": "",
-} | dict.fromkeys(
+    "blacksquare": "", "nicefrac": r"\frac", "sfrac": r"\frac", "Bbb": r"\mathbb", "cr": r"\\",
+    "AA": " angstrom", "textdegree": r"^\circ ", "reals": r"\mathbb{R}", "Reals": r"\mathbb{R}",
+} | {letter: rf"\mathbb{{{letter}}}" for letter in "RZQN"} | dict.fromkeys(
     words(
         "left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr middle "
         "displaystyle textstyle scriptstyle limits nolimits large Large LARGE huge Huge normalsize "
@@ -56,10 +58,14 @@ _RENAMED = {
 _FACES = words(
     "mathbf boldsymbol bm pmb mathit mathnormal underline uline ensuremath emph mathop mathstrut "
     "mathrel mathbin overset underset text textbf textit textrm textsf texttt textnormal textup "
-    "mathrm mathsf mathtt mbox hbox operatorname rm"
+    "mathrm mathsf mathtt mbox hbox framebox operatorname rm unit si"
 )
 _HIDDEN = words("phantom hphantom vphantom hspace vspace label tag hskip")
 _SETS = words("mathbb mathcal mathscr mathfrak vec hat bar")
+
+_POWERS = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_FLAT = r"(?:[^{}]|\{[^{}]*\})*?"
+"""A text with groups in it, but none within them."""
 
 _Replacement = str | Callable[[re.Match[str]], str]
 _Rules = tuple[tuple[str, _Replacement], ...]
@@ -69,6 +75,13 @@ _IN_LATEX: _Rules = (
     (r"\\\\\s*\[\s*-?[\d.]+\s*[a-z]{2}\s*\]", r"\\\\"),
     (r"(?<=\d),\\!\s*(?=\d{3})", ""),
     (r"\{([^{}]*)\\choose(?![a-zA-Z])([^{}]*)\}", r"\\binom{\1}{\2}"),
+    (rf"\{{({_FLAT})\\over(?![a-zA-Z])({_FLAT})\}}|^({_FLAT})\\over(?![a-zA-Z])({_FLAT})$",
+     r"\\frac{\1\3}{\2\4}"),
+    (r"\\(?:SI|qty)\s*\{([^{}]*)\}\s*\{([^{}]*)\}",
+     lambda match: rf"{match[1]} \text{{{match[2].replace(chr(92), ' ')}}}"),
+    (r"\\ang\s*\{([^{}]*)\}", r"\1^\\circ "),
+    (r"\\num\s*\{([^{}]*)\}", r"\1"),
+    (r"\^\s*\{?\s*\\degree(?![a-zA-Z])\s*\}?", r"^\\circ "),
     (r"\\!\s*|(?<=\d)\\,\s*(?=\d)|(?<!\\)\\[()\[\]]", ""),
     (r"(?<!\\)\\[,;:> \n]", " "),
     (r"\\\{\s*\\\}", r"\\emptyset"),
@@ -89,7 +102,7 @@ _ANYWHERE: _Rules = (
     (r"(?<=[\w)\]}])\*\*(?=[\w({\\-])(?!.*\*\*\s*$)", "^"),
     (r"\*\*", ""),
     (r"``(.*)''", r"\1"),
-    (r"(?<=\d)\{,\}\s*(?=\d{3})", ""),
+    (r"(?<=\d)\{(?:,|\\[,;: ]|\s)\}\s*(?=\d{3})", ""),
     (r"\{,\}", ","),
     ("~", " "),
     (r"(?<=\d)\s*[xX]\s*(?=10\s*\^)", r"\\times "),
@@ -102,16 +115,36 @@ _ANYWHERE: _Rules = (
 )  # fmt: skip
 _LATER: _Rules = (
     (r"(?<![a-zA-Z\\])(?:np|numpy|math|sympy)\.(?=[a-z])", ""),
-    (r"\^\s*\{?\s*\\text\s*\{(?:st|nd|rd|th)\}\s*\}?", ""),
+    (r"\^\s*\{?\s*\\text\s*\{(?:st|nd|rd|th)\}\s*\}?|\^\s*\{\s*(?:st|nd|rd|th)\s*\}"
+     r"|(?<=\d)\s*\\text\s*\{\s*(?:st|nd|rd|th)\s*\}", ""),
+    (r"\\text\s*\{\s*([+-]?)\s*(?i:inf|infinity)\s*\}", r"\1\\infty "),
+    (r"(?<=:\d\d)\s*(?:\\text\s*\{\s*)?"
+     r"(?:(am|AM|a\.m\.?|A\.M\.?)|pm|PM|p\.m\.?|P\.M\.?)\s*\}?$",
+     lambda match: rf"\text{{{'am' if match[1] else 'pm'}}}"),
+    (r"(?<![\d.])(\d+)\s*\^\s*\{?\s*\\circ\s*\}?\s*(\d+(?:\.\d+)?)\s*'(?!')"
+     r"(?:\s*(\d+(?:\.\d+)?)\s*(?:''|\"))?", lambda match: _sexagesimal(*match.groups())),
+    (r"^\\text\s*\{(\s*[+-]?[$]?[\d.,]+\s+[a-z]+illion[^{}]*)\}$", r"\1"),
+    (rf"(?<=\d)\s*(?:(\\text\s*\{{)\s*)?({'|'.join(_POWERS)})(?![a-z])(?(1)\s*([^{{}}]*)\}})",
+     lambda match: rf"\times 10^{{{_POWERS[match[2]]}}}"
+     + (rf" \text{{{match[3]}}}" if match[3] else "")),
+    (r"\\mu\s*\\text\s*\{\s*", r"\\text{micro"),
+    (r",?\s*\\forall(?![a-zA-Z])", r" \\text{for all}"),
+    (r"\s*,?\s*(?:\\p?mod(?![a-zA-Z])\s*\{?\s*(\w+)\s*\}?"
+     r"|\(\s*\\?b?mod(?![a-zA-Z])\s*\{?\s*(\w+)\s*\}?\s*\))$", r" \\text{for mod \1\2}"),
+    (r"([a-zA-Z]\s*\(\s*[a-z]\s*\))\s*\\equiv(?![a-zA-Z])|\\equiv(?=.*\\text\{for mod)", r"\1="),
+    (r"^(?:([a-zA-Z])\s*:\s*)?([a-z])\s*\\mapsto(?![a-zA-Z])",
+     lambda match: f"{match[1] or 'f'}({match[2]})="),
+    (r"(?<=[)\]])\s*(?:U|union|\\text\s*\{\s*(?:U|union)\s*\})\s*(?=[(\[\]])", r"\\cup "),
     (r"(?<![\w\\.])(\d+(?:\.\d*)?|\.\d+)[eE]([+-]?\d+)(?!\w)", r"\1\\times 10^{\2}"),
     (r"\^\s*([a-zA-Z])(?![a-zA-Z])", r"^{\1}"),
     (r"(?<![a-zA-Z\\])([eE])_", r"\\text{\1}_"),  # a letter with an index, not Euler's number
     (r"\\mathbb\{R\}\s*[\^_]\s*\{?\s*(?:\+|>\s*0)\s*\}?", r"(0,\\infty)"),
     (r"\\mathbb\{R\}\s*[\^_]\s*\{?\s*(?:-|<\s*0)\s*\}?", r"(-\\infty,0)"),
     (r",?\s*\(\s*[a-z](?:\s*,\s*[a-z])*\s*\\in\s*\\mathbb\{[A-Z]\}[^()]*\)$", ""),
-    (r"^\]([^\[\],]+),([^\[\],]+)([\[\]])$", r"(\1,\2\3"),
-    (r"^([(\[])([^\[\],]+),([^\[\],]+)\[$", r"\1\2,\3)"),
-    (r"^\s*=|^[\"`]+|[\"`]+$", ""),
+    (r"(^|\\cup\s*|\\in\s*)\]([^\[\],;]+)[,;]([^\[\],;]+)([\[\]])(?=\s*(?:\\cup|$))",
+     r"\1(\2,\3\4"),
+    (r"([(\[])([^\[\],;]+)[,;]([^\[\],;]+)\[(?=\s*(?:\\cup|$))", r"\1\2,\3)"),
+    (r"^\s*(?:=|\\approx(?![a-zA-Z])|\\simeq(?![a-zA-Z]))|^[\"`]+|[\"`]+$", ""),
     (r"\\mathbb\{R\}\s*\^\s*\{?\s*\*\s*\}?", r"\\mathbb{R}\\setminus\\{0\\}"),
     (r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{(\d+)\}", lambda match: _repeating(*match.groups())),
     (r"(?<![\d.,(])(\d{1,3})((?: \d{3})+)(?![\d/,]| ?/|\.\d)",
@@ -129,7 +162,7 @@ _OPENED = re.compile(
     rf"|\\(?P<hidden>{'|'.join(sorted(_HIDDEN))})\*?\s*(?=\{{)"
     rf"|\\(?P<face>{'|'.join(sorted(_FACES, reverse=True))})\*?\s*(?=\{{)"
 )
-_WORD_FACES = {"text", "mathrm", "operatorname", "mbox", "hbox", "rm", "mathsf", "mathtt"}
+_WORD_FACES = words("text mathrm operatorname mbox hbox rm mathsf mathtt unit si")
 _ENVIRONMENT = re.compile(
     r"\\(?:begin|end)\s*\{(?:aligned|align|alignedat|gathered|gather|split|equation|displaymath|"
     r"math|multline|eqnarray|center)\*?\}"
@@ -151,16 +184,20 @@ _SHORT = words(
 )
 _FORMULA_WORD = re.compile(
     r"\\?(?:arc|a)?(?:sin|cos|tan|cot|sec|csc)h?|ln|log|exp|sqrt|pi|alpha|beta|gamma|delta|theta|"
-    r"lambda|omega|sigma|infinity|infty|inf|oo|[a-zA-Z]"
+    r"lambda|omega|sigma|[iI]nfinity|INFINITY|infty|inf|oo|and|or|[a-zA-Z]"
 )
 _SAME_WORDS = (
     ("none", "no solution", "no solutions", "there is no solution", "there are no solutions",
-     "no real solution", "no real solutions"),
+     "no real solution", "no real solutions", "empty set", "no roots", "no real roots"),
     ("infinitely many", "infinitely many solutions", "infinite solutions"),
     ("dne", "does not exist", "limit does not exist"),
     ("diverges", "divergent", "series diverges"),
     ("converges", "convergent", "series converges"),
 )  # fmt: skip
+_LEAD = r"(?i:(?:the )?(?:final )?answer(?: is:?|:))"
+_LED = re.compile(
+    rf"{_LEAD}\s*(?P<plain>\S.*)|\\text\{{\s*{_LEAD}\s*(?:(?P<words>[^{{}}]+)\}}|\}}\s*(?P<rest>\S.*))"
+)
 _PHRASES = {phrase.replace(" ", ""): group[0] for group in _SAME_WORDS for phrase in group}
 
 
@@ -184,6 +221,12 @@ def tidy(text: str) -> str:
     text = _rewritten(re.sub(r"\s+", " ", text), _COMPILED[2])
     text = _unbraced(re.sub(r"(?:\s|\\\\|[.;])+$", "", text).lstrip())
     return r"\mathbb{R}" if "real" in text and _REALS.fullmatch(text) else _joined(text)
+
+
+def without_lead(text: str) -> str:
+    r"""A tidy answer without `Answer:` and the like before it, in a command for words or not."""
+    led = _LED.fullmatch(text)
+    return next(filter(None, led.groups())) if led else text
 
 
 def _rewritten(text: str, rules: list[tuple[re.Pattern[str], _Replacement]]) -> str:
@@ -289,7 +332,10 @@ def _faced(text: str) -> str:
         if match.group("hidden"):
             continue
         face = match.group("face") or "color"
-        pieces.append(_content(face, content.strip() if face != "text" else content))
+        if content.strip() == "min" and not re.match(r"\s*[({\\_a-zA-Z]", text):
+            pieces.append(r"\text{min}")  # minutes: the least of something has something behind it
+        else:
+            pieces.append(_content(face, content.strip() if face != "text" else content))
     return "".join(pieces) + text
 
 
@@ -343,6 +389,12 @@ def _repeating(whole: str, fixed: str, repeated: str) -> str:
     start = Fraction(int((whole + fixed) or "0"), 10 ** len(fixed))
     value = start + Fraction(int(repeated), (10 ** len(repeated) - 1) * 10 ** len(fixed))
     return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+
+
+def _sexagesimal(degrees: str, minutes: str, seconds: str | None) -> str:
+    """Degrees, minutes and seconds as a fraction of degrees."""
+    value = int(degrees) + Fraction(minutes) / 60 + Fraction(seconds or 0) / 3600
+    return rf"\frac{{{value.numerator}}}{{{value.denominator}}}^\circ "
 
 
 def _unbraced(text: str) -> str:

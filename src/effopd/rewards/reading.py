@@ -446,4 +446,5 @@ class _Reader:
         rows = [row for row in rows if row]
         if not rows or len({len(row) for row in rows}) > 1:
             raise NoFormulaError("rows of different lengths")
-        return Node("seq", "matrix", tuple(Node("seq", "row", tuple(row)) for row in rows))
+        table = tuple(Node("seq", "row", tuple(row)) for row in rows)
+        return rows[0][0] if len(rows) == len(rows[0]) == 1 else Node("seq", "matrix", table)

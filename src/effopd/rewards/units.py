@@ -24,7 +24,7 @@ _NAMES = {
     "kPa": "", "atm": "atmosphere", "bar": "", "torr": "", "T": "tesla", "G": "gauss",
     "mol": "mole",
     "M": "molar", "ohm": r"\Omega", "F": "farad", "H": "henry", "erg": "", "dyn": "dyne", "AU": "",
-    "pc": "parsec", "kpc": "", "Mpc": "", "ly": "lightyear", "unit": "",
+    "angstrom": "", "pc": "parsec", "kpc": "", "Mpc": "", "ly": "lightyear", "unit": "",
 }  # fmt: skip
 _PER = {"mph": (("mi", 1), ("h", -1)), "kmh": (("km", 1), ("h", -1))} | dict.fromkeys(
     ("kph", "kmph"), (("km", 1), ("h", -1))
@@ -46,7 +46,10 @@ _POWER = r"(?:\s*\^\s*(?:\{\s*[+-]?\d+\s*\}|[+-]?\d))?"
 _WORD = rf"(?:\\text\s*\{{[^{{}}]*\}}|\\Omega){_POWER}"
 _TIMES = r"\s*(?:\\cdot|\\times|/|\*|\.)?\s*"
 _ROW = rf"(?:{_WORD}(?:{_TIMES}{_WORD})*)"
-_BRACED = re.compile(rf"(?:\s*/)?\s*(?:\\frac\s*\{{\s*{_ROW}\s*\}}\s*\{{\s*{_ROW}\s*\}}|{_ROW})$")
+_OVER = rf"(?:\s*/\s*\(\s*{_ROW}\s*\))?"
+_BRACED = re.compile(
+    rf"(?:\s*/)?\s*(?:\\frac\s*\{{\s*{_ROW}\s*\}}\s*\{{\s*{_ROW}\s*\}}|{_ROW}{_OVER})$"
+)
 _PLAIN = re.compile(
     r"(?<=[\d})])(?:\s*/\s*|\s+)(\(?[A-Za-z][A-Za-z]*(?:(?:\s*[/*·]\s*|\s+|-)\(?[A-Za-z]+|\)"
     r"|\^\{?-?\d+\}?)*)$|(?<=[\d})])([A-Za-z]{2,}(?:/[A-Za-z]+)?(?:\^\{?-?\d\}?)?)$"
@@ -103,6 +106,7 @@ def _unit(text: str) -> tuple[str, bool]:
     """A unit in one spelling, and whether all of its words are units."""
     text = re.sub(r"\\frac\s*\{(.*)\}\s*\{(.*)\}$", r"\1 / (\2)", text)
     text = re.sub(r"\^\s*\{\s*([+-]?\d+)\s*\}", r"^\1", text).replace("·", " ")
+    text = re.sub(r"(?:\\?\bmu\s+|\bmicro)(?=[A-Za-z])", "u", text)
     tokens = re.findall(r"\\?[A-Za-z]+|\^\s*[+-]?\d+|[/()]", text)
     powers: dict[str, int] = {}
     sign, group, factor, last, is_known = 1, 1, 1, "", True
@@ -128,7 +132,10 @@ def _unit(text: str) -> tuple[str, bool]:
         ):
             continue
         else:
-            for name, power in _PER.get(low, ((_UNITS.get(token) or _UNITS.get(low, ""), 1),)):
+            known = _UNITS.get(token) or _UNITS.get(low, "")
+            if not known and low[0] == "u" and token[1:] in _UNITS:
+                known = f"u{_UNITS[token[1:]]}"
+            for name, power in _PER.get(low, ((known, 1),)):
                 is_known &= bool(name)
                 last = name or low.rstrip("s")
                 powers[last] = powers.get(last, 0) + power * factor * sign * group

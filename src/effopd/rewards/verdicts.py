@@ -17,6 +17,7 @@ from effopd.rewards.notation import (
     squeezed,
     tidy,
     with_logarithm,
+    without_lead,
     wording,
 )
 from effopd.rewards.numerals import exact_number, numbers_agree
@@ -61,6 +62,7 @@ def decide(reference: str, answer: str, rules: AnswerRules = _STRICT) -> Verdict
     if max(len(reference), len(answer)) > MAX_CHARACTERS:
         return "correct" if squeezed(reference) == squeezed(answer) else "error"
     reference, answer = (with_logarithm(tidy(text), rules.log_base) for text in (reference, answer))
+    answer = without_lead(answer)
     if not answer:
         return "no_answer"
     if not reference:
@@ -132,7 +134,10 @@ def _hundredth(text: str) -> str:
 
 
 def _decide_one(reference: str, answer: str, error: float) -> Verdict | Pairs:
-    if (words := wording(reference)) is not None:
+    words = wording(reference)
+    if r"\emptyset" in (reference, answer) and "none" in (words, wording(answer)):
+        return "correct"
+    if words is not None:
         is_sentence = len(reference.split()) > _MOST_WORDS
         return "error" if is_sentence else _verdict(wording(answer) == words)
     if wording(answer) is not None:
