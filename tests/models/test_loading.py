@@ -292,6 +292,7 @@ def test_weights_that_overflow_in_the_precision_asked_for(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [("config.json", b"{", "{path}/config.json is damaged ("),
+     ("config.json", b"\xef\xbb\xbf{}", "{path}/config.json is damaged by a byte order mark: save"),
      ("config.json", b'{"model_type": "no-such-family"}', "cannot load {path}: "),
      ("config.json", b'{"model_type": 3}', "cannot load {path}: "),
      ("config.json", b"{}", "cannot load {path}: "),

@@ -220,6 +220,26 @@ def test_a_place_holder_for_a_tied_head_is_left_out(tied: tuple[Path, Path]) -> 
 
 
 @pytest.mark.parametrize("side", [0, 1])
+def test_a_tied_head_stored_in_place_of_the_embedding(side: int, tied: tuple[Path, Path]) -> None:
+    expected = updates_of(*tied)
+    stored = {"model.embed_tokens.weight": "lm_head.weight"}
+    rewritten(tied[side], lambda tensors: {stored.get(n, n): t for n, t in tensors.items()})
+    found = updates_of(*tied)
+    if side == 0:  # the names are the base's
+        found[next(iter(stored))] = found.pop("lm_head.weight")
+    assert_same(found, expected)
+
+
+def test_a_tied_head_of_another_shape_is_named(tied: tuple[Path, Path]) -> None:
+    rewritten(tied[1], lambda tensors: tensors | {"lm_head.weight": torch.zeros(3, 2)})
+    message = r"ties the head .* lm_head.weight is stored with shape \(3, 2\) and model.embed_tok"
+    with pytest.raises(ParameterMismatchError, match=message):
+        load_model(ModelSettings(path=str(tied[1])))
+    with pytest.raises(ParameterMismatchError, match=message):
+        open_update(*tied)
+
+
+@pytest.mark.parametrize("side", [0, 1])
 def test_a_tied_head_with_other_values_is_the_reason(side: int, tied: tuple[Path, Path]) -> None:
     rewritten(tied[side], lambda t: t | {"lm_head.weight": t["model.embed_tokens.weight"] + 1})
     with pytest.raises(ParameterMismatchError, match="ties the head to the embedding, but lm_head"):

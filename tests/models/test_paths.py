@@ -108,3 +108,33 @@ def test_a_distributed_checkpoint_and_a_folder_around_a_model(here: Path) -> Non
     assert all("distributed checkpoint of FSDP: merge" in text for text in refusals("dcp"))
     save_family(here / "around" / "huggingface")
     assert all("around/huggingface is a model directory" in text for text in refusals("around"))
+
+
+@pytest.mark.parametrize(
+    ("address", "remedy"),
+    [
+        ("file:///data/my%20model", "give the path alone, /data/my model"),
+        ("https://huggingface.co/Qwen/Qwen3-0.6B/tree/main", "name alone, Qwen/Qwen3-0.6B"),
+        ("hf://Qwen/Qwen3-0.6B", "name alone, Qwen/Qwen3-0.6B"),
+        ("s3://bucket/model", "download it"),
+    ],
+)
+def test_addresses_are_told_as_such(address: str, remedy: str, here: Path) -> None:
+    for message in refusals(address):
+        assert message.startswith(f"{address} is an address, not a model directory: ")
+        assert message.endswith(remedy)
+    assert no_such_directory(Path(address)).endswith(remedy)
+
+
+def test_a_repository_in_the_cache_names_its_snapshot(here: Path) -> None:
+    snapshot = save_family(here / "models--a--m" / "snapshots" / "abc")
+    for message in refusals("models--a--m"):
+        assert message.endswith("in the cache of the Hub: give models--a--m/snapshots/abc")
+    load_model(ModelSettings(path=str(snapshot)))
+
+
+def test_analyses_know_the_home_directory(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(here))
+    save_family(here / "base")
+    save_family(here / "tuned")
+    assert find_inputs(Path("~/base"), [Path("~/tuned")], None, print).base == here / "base"

@@ -102,7 +102,8 @@ def test_a_chat_template_without_system_messages() -> None:
     with pytest.raises(ConfigError) as error:
         PromptTemplate(system=";").encode(tokenizer, PROBLEM)
     assert str(error.value) == (
-        "the chat template of the tokenizer refuses prompt p-1: System role not supported"
+        "the chat template of the tokenizer refuses prompt p-1: System role not supported "
+        "(without the prompt's system message: prompt.system = '')"
     )
 
 

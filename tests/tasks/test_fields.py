@@ -1,5 +1,6 @@
 """Values by dotted names, and what is refused."""
 
+import json
 import math
 from typing import Any
 
@@ -112,6 +113,9 @@ def test_earlier_turns_stay_and_an_answer_at_the_end_does_not() -> None:
         {"role": "user", "content": [{"type": "text", "text": "q", "image": None}]},
         {"role": "user", "content": "q", "name": None, "tool_calls": None, "from": None},
         {"role": None, "content": None, "from": "user", "value": "q"},
+        {"role": "User", "value": "q"},
+        {"from": "human", "content": "q"},
+        {"role": "user", "content": [{"text": "q"}]},
     ],
     ids=repr,
 )
@@ -123,6 +127,24 @@ def test_conversations_of_sharegpt() -> None:
     said = [("system", "s"), ("human", "q"), ("gpt", "a"), ("human", "r"), ("gpt", "b")]
     value = [{"from": who, "value": text} for who, text in said]
     assert conversation_at({"f": value}, "f") == Conversation("s", (("q", "a"),), "r", True)
+
+
+def test_what_follows_the_last_question_is_its_answer() -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}
+    pair = [message("assistant", "a"), {"from": "gpt", "value": "b"}]
+    for behind in ([call, message("tool", "x"), ANSWER], [message("observation", "x")], pair):
+        value = [message("user", "q"), *behind]
+        assert conversation_at({"f": value}, "f") == Conversation("", (), "q", True)
+
+
+def test_messages_stored_as_text_or_alone() -> None:
+    told = Conversation("", (), "1 + 1?", True)
+    assert conversation_at({"f": json.dumps([FIRST, ANSWER])}, "f") == told
+    assert conversation_at({"f": FIRST}, "f") == told._replace(answered=False)
+    for text in ("[1, 2]", "[]", '{"role": "admin"}', "{", '[{"role": "x", "content": "q"}]'):
+        assert conversation_at({"f": text}, "f") == Conversation("", (), text)
+    with pytest.raises(ConfigError, match=r"set prompt_field = 'f\.messages'"):
+        conversation_at({"f": {"messages": [FIRST]}}, "f")
 
 
 def test_the_usual_field_of_messages_is_named() -> None:
@@ -141,8 +163,9 @@ def test_parts_are_joined_and_an_empty_system_message_is_none() -> None:
     [
         ([message("user", [{"type": "image_url", "image_url": {}}])], "a part of type 'image_url'"),
         ([message("user", [{"type": "image"}, {"type": "text", "text": "q"}])], "type 'image'"),
-        ([message("tool", "a")], "a message of 'tool'; read are those of system, developer, user"),
-        ([message("user", "q"), {"role": "assistant", "tool_calls": [{}]}], "calls a tool"),
+        ([message("x", "a")], "a message of 'x'; read are those of system, developer, user"),
+        ([message("tool", "a")], r"got the roles \['tool'\]"),
+        ([FIRST, {**ANSWER, "tool_calls": [{}]}, SECOND], "calls a tool"),
         ([ANSWER, FIRST], r"got the roles \['assistant', 'user'\]"),
         ([message("user", 1), message("assistant", None), message("user", "q")], "got None"),
     ],
@@ -157,7 +180,6 @@ NO_CONVERSATION = [
     [],
     [message("system", "s")],
     [message("assistant", "a")],
-    [message("user", "q"), message("assistant", "a"), message("assistant", "b")],
     [message("user", "q"), message("user", "q")],
     [message("user", "q"), message("system", "s")],
     [message("user", None)],
@@ -166,7 +188,8 @@ NO_CONVERSATION = [
     [message("user", "\ud83d")],
     ["user"],
     [{"content": "q"}],
-    {"role": "user", "content": "q"},
+    {"role": "user"},
+    {"text": "q"},
     None,
 ]
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,18 @@ def test_a_shape_of_conversation_that_the_template_refuses_stops_before_the_run(
     system = {"role": "system", "content": "s"}
     rows: list[Any] = [*PLAIN]
     rows[3] = {"prompt": [system, {"role": "user", "content": "q"}]}
-    with pytest.raises(ConfigError, match="refuses prompt p-4: no system"):
+    with pytest.raises(ConfigError, match=r"refuses prompt p-4: no system .*system = 'drop'"):
         said(run_config(tmp_path, rows), tmp_path / "run")
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_teacher_whose_template_refuses_is_needed_for_its_own_evaluation_alone(
+    tmp_path: Path,
+) -> None:
+    config = run_config(tmp_path)
+    save_chat(tmp_path / "teacher", chat_tokenizer(chat="{{ raise_exception('no') }}"))
+    remedy = r"teacher refuses prompt p-\d+: no. Only .* own eval.*evaluation.teacher = false"
+    with pytest.raises(ConfigError, match=remedy):
+        said(config, tmp_path / "run")
+    unmeasured = replace(config.evaluation, teacher=False)
+    said(config.model_copy(update={"evaluation": unmeasured}), tmp_path / "other")

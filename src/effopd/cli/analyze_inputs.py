@@ -110,11 +110,13 @@ def find_inputs(
         ConfigError: A directory is missing or given twice, there is no checkpoint, or they are not
             of one series.
     """
+    base, *checkpoints = (path.expanduser() for path in (base, *checkpoints))
+    final = final.expanduser() if final else None
     for path in (base, *checkpoints, *([final] if final else [])):
         if not path.is_dir():
             raise ConfigError(
-                f"{no_such_directory(path, 'directory')}: give a model directory, an adapter or a "
-                "run. A model of the Hugging Face Hub has to be downloaded first"
+                f"{no_such_directory(path, 'directory')}. Give a model directory, an adapter or a "
+                "run; a model of the Hugging Face Hub has to be downloaded first"
             )
     runs = [path for path in (base, *checkpoints) if is_run(path)]
     if len(runs) > 1:

@@ -6,7 +6,7 @@ from typing import Any
 
 from effopd.cli.data import Rendered, rendered
 from effopd.cli.doctor_visit import Finding, Level, Model, Patient
-from effopd.cli.problems import load_problems
+from effopd.cli.problems import check_teacher_prompts, load_problems
 from effopd.cli.verifiers import verifier_for
 from effopd.demo.world import TinyWorld
 from effopd.errors import EffopdError, ParameterMismatchError
@@ -130,6 +130,9 @@ def problems(patient: Patient) -> Iterator[Finding]:
         yield Finding(level=level, check="problems", text=line)
     text = f"{len(found.train)} to train on, {len(found.test)} held out"
     yield Finding(level="ok", check="problems", text=text)
+    evaluation, teacher = patient.config.evaluation, patient.models.get("teacher")
+    if evaluation.problems and evaluation.teacher and teacher and teacher.tokenizer is not None:
+        check_teacher_prompts(patient.config.prompt, teacher.tokenizer, found.test)
     prompts = [problem.prompt for problem in found.train]
     if twice := len(prompts) - len(set(prompts)):
         text = f"{twice} training problems are there twice"

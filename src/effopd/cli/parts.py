@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from effopd.cli.problems import check_teacher_prompts
 from effopd.config import RunConfig
 from effopd.core.validation import Validator
 from effopd.errors import ConfigError
@@ -114,6 +115,7 @@ class Parts:
         for name, policy in self.teachers.policies.items():
             own = [p for p in evaluator.problems if self.teachers.name_for(p) == name]
             if own:
+                check_teacher_prompts(self.config.prompt, policy.tokenizer, own)
                 found.append(replace(evaluator, problems=own).evaluate(self.writer(policy)))
         return Evaluation(
             rollouts=tuple(rollout for each in found for rollout in each.rollouts),

@@ -31,15 +31,36 @@ def load_problems(
     if config.prompt.too_long == "drop":
         task = _without_long_prompts(task, config.prompt, tokenizer)
     else:  # what is refused later is refused now, as far as the longest and each shape tell
-        everything = (*task.train, *task.test)
-        shapes = {(bool(problem.system), len(problem.turns)): problem for problem in everything}
-        for problem in (max(everything, key=lambda each: each.characters), *shapes.values()):
-            config.prompt.encode(tokenizer, problem)
+        _check_shapes(config.prompt, tokenizer, (*task.train, *task.test))
     for counts in task.counts:
         report(str(counts))
         if counts.example:
             report(f"the first row that cannot be read: {counts.example}")
     return task
+
+
+def check_teacher_prompts(
+    template: PromptTemplate, tokenizer: Any, problems: Sequence[Problem]
+) -> None:
+    """Refuses a teacher that cannot read the prompts of its own evaluation.
+
+    Raises:
+        ConfigError: Its chat template refuses one, or one is too long.
+    """
+    try:
+        _check_shapes(template, tokenizer, problems)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}. Only the teacher's own evaluation needs its prompts: set "
+            "evaluation.teacher = false"
+        ) from None
+
+
+def _check_shapes(template: PromptTemplate, tokenizer: Any, problems: Sequence[Problem]) -> None:
+    """Encodes the longest prompt and one of each shape of conversation."""
+    shapes = {(bool(problem.system), len(problem.turns)): problem for problem in problems}
+    for problem in (max(problems, key=lambda each: each.characters), *shapes.values()):
+        template.encode(tokenizer, problem)
 
 
 def counts_record(task: Task) -> dict[str, Any]:

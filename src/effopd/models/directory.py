@@ -4,6 +4,7 @@ Transformers follows links, takes names of files from config.json, and builds wh
 names; docs/safety.md lists what is refused and why.
 """
 
+import codecs
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -114,8 +115,8 @@ def check_texts(directory: Path) -> None:
     """Checks that configuration and tokenizer are files of the directory and not too large.
 
     Raises:
-        ConfigError: One is a pipe or a link that leads elsewhere, or has more than
-            `LARGEST_TEXT_BYTES`.
+        ConfigError: One is a pipe or a link that leads elsewhere, has more than
+            `LARGEST_TEXT_BYTES`, or is JSON that begins with a byte order mark.
     """
     for path in sorted([*directory.iterdir(), *(directory / _TEMPLATES).glob("*")]):
         if path.suffix not in _READ:
@@ -123,6 +124,11 @@ def check_texts(directory: Path) -> None:
         check_file(path, directory)
         if path.stat().st_size > LARGEST_TEXT_BYTES:
             raise ConfigError(f"{path} has more than {LARGEST_TEXT_BYTES} bytes: remove it")
+        if path.name.startswith("tokenizer") or path.name.endswith("config.json"):
+            with path.open("rb") as file:
+                if file.read(3) == codecs.BOM_UTF8:  # transformers cannot read it
+                    remedy = "save it as UTF-8 without one"
+                    raise ConfigError(f"{path} is damaged by a byte order mark: {remedy}")
 
 
 def check_config(path: Path, config: Mapping[str, Any]) -> None:

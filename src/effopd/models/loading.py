@@ -27,6 +27,7 @@ from effopd.models.names import (
     plain_names,
 )
 from effopd.models.paths import contents_instead
+from effopd.models.tying import check_tied_shapes
 from effopd.models.weights import (
     is_finite,
     open_weights,
@@ -95,7 +96,13 @@ def load_model(
         "ignore_mismatched_sizes": True,  # reported, and refused below
         "output_loading_info": True,
     }
-    names = plain_names(stored_tensors(directory), path)
+    stored = stored_tensors(directory)
+    names = plain_names(stored, path)
+    config, shapes = (
+        read_config(directory),
+        {names[n]: each.shape for n, (_, each) in stored.items()},
+    )
+    check_tied_shapes(shapes, config, path)
     prefixes = described_prefixes(names)
     with Explained(path), built_from(directory, contents):
         if prefixes:
@@ -105,7 +112,7 @@ def load_model(
             model, info = found.loader.from_pretrained(
                 str(directory), use_safetensors=True, trust_remote_code=False, **options
             )
-    drafts = draft_layers(read_config(directory))
+    drafts = draft_layers(config)
     _check_complete(path, info, drafts)
     _check_tied(path, model)
     has = {extra(name) for name in model.state_dict()}

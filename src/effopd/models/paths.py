@@ -3,6 +3,7 @@
 import difflib
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 _WEIGHT_FILES = (
     ".gguf",
@@ -16,6 +17,8 @@ _WEIGHT_FILES = (
     ".zip",
 )
 _REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+_URL = re.compile(r"(file|hf|s3|gs|https?):/*(/.*)")
+_HUB = re.compile(r"(?:https?:/+(?:www\.)?(?:huggingface\.co|hf\.co)/|hf:/+)([^/]+/[^/?#]+)")
 _STEP = re.compile(r"(?:checkpoint|step|global_step|iter)[-_]?(\d+)")
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.bin.index.json")
 _GGUF = (
@@ -38,6 +41,11 @@ def looks_local(path: str) -> bool:
 def no_such_directory(path: str | Path, wanted: str = "model directory") -> str:
     """Why a path is no directory of the kind that is wanted, and what is near it."""
     found = Path(path).expanduser()
+    if url := _URL.match(str(path)):
+        instead = f"give the path alone, {unquote(url[2])}" if url[1] == "file" else "download it"
+        if hub := _HUB.match(str(path)):
+            instead = f"give the repository's name alone, {hub[1]}"
+        return f"{path} is an address, not a {wanted}: {instead}"
     if found.suffix == ".gguf":
         return f"{path} is no model directory. {_GGUF}"
     if found.is_file():
@@ -49,6 +57,8 @@ def contents_instead(directory: Path) -> str:
     """What is in a directory that holds no weights, and what to give in its place."""
     if any(directory.glob("*.gguf")):
         return f"it holds {min(directory.glob('*.gguf')).name}. {_GGUF}"
+    if snapshots := sorted(directory.glob("snapshots/*/config.json")):
+        return f"it is a repository in the cache of the Hub: give {snapshots[-1].parent}"
     for parent in (directory / "checkpoints", directory):
         steps = _checkpoints(parent)
         if steps:

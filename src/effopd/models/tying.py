@@ -48,11 +48,7 @@ def equals_embedding(weights: "Weights", head: str) -> bool | None:
         None where there is no embedding of the head's shape.
     """
     shape = weights.shapes[head]
-    found = [
-        name
-        for name in weights.shapes
-        if name.endswith(".weight") and name.split(".")[-2] in _EMBEDDINGS and extra(name) is None
-    ]
+    found = filter(is_embedding, weights.shapes)
     embedding = next((name for name in found if weights.shapes[name] == shape), None)
     if embedding is None or len(shape) != 2:
         return None
@@ -62,6 +58,36 @@ def equals_embedding(weights: "Weights", head: str) -> bool | None:
         if not torch.equal(ours.to(torch.float64), theirs.to(torch.float64)):
             return False
     return True
+
+
+def check_tied_shapes(
+    shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any], where: object
+) -> None:
+    """Refuses a tied head that is stored in another shape than its embedding.
+
+    Args:
+        shapes: Of all tensors of a model.
+        config: Content of its config.json.
+        where: The model, for messages.
+
+    Raises:
+        ParameterMismatchError: It is; an empty one is a sharded trainer's place holder.
+    """
+    head = next((name for name in shapes if is_head(name)), None)
+    embedding = next((name for name in shapes if is_embedding(name)), None)
+    if head is None or embedding is None or not ties_head(config) or 0 in shapes[head]:
+        return
+    if shapes[head] != shapes[embedding]:
+        raise ParameterMismatchError(
+            f"config.json of {where} ties the head to the embedding, but {head} is stored with "
+            f"shape {shapes[head]} and {embedding} with {shapes[embedding]}: save the model again "
+            "without the head, or set tie_word_embeddings to what the weights are"
+        )
+
+
+def is_embedding(name: str) -> bool:
+    """Whether it is the weight of the embedding of tokens."""
+    return name.endswith(".weight") and name.split(".")[-2] in _EMBEDDINGS and extra(name) is None
 
 
 def tied_copy(weights: "Weights", config: Mapping[str, Any], where: object) -> str | None:
@@ -78,6 +104,7 @@ def tied_copy(weights: "Weights", config: Mapping[str, Any], where: object) -> s
     Raises:
         ParameterMismatchError: config.json ties the two and their values differ.
     """
+    check_tied_shapes(weights.shapes, config, where)
     head = stored_head(weights)
     if head is None or ties_head(config) is not True:
         return None

@@ -13,7 +13,7 @@ from effopd.errors import NonFiniteError, ParameterMismatchError
 from effopd.models.adapters import CONFIG, LoraAdapter
 from effopd.models.layout import Place, place_of
 from effopd.models.names import by_reason, counterparts, draft_layers, extra, is_head
-from effopd.models.tying import equals_embedding
+from effopd.models.tying import equals_embedding, is_embedding
 from effopd.models.weights import (
     Weights,
     check_name,
@@ -234,7 +234,7 @@ def _compared(
     base: Weights, tuned: Weights, drafts: Collection[int]
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Name in the base to that in the tuned checkpoint; and what only one of them has, and why."""
-    pairs = counterparts(base.shapes, tuned.shapes)
+    pairs = counterparts(base.shapes, tuned.shapes) | _tied_counterpart(base, tuned)
     sides = ("base", base, pairs.keys()), ("tuned", tuned, set(pairs.values()))
     left_out: dict[str, str] = {}
     missing: dict[str, list[str]] = {"base": [], "tuned": []}
@@ -258,6 +258,15 @@ def _compared(
         del pairs[name]
         left_out[name] = f"of other shapes in the two checkpoints: {why}"
     return pairs, left_out
+
+
+def _tied_counterpart(base: Weights, tuned: Weights) -> dict[str, str]:
+    """A head stored in place of the embedding that it is tied to, and the other's embedding."""
+    either = [{n for n in each.shapes if is_head(n) or is_embedding(n)} for each in (base, tuned)]
+    if not all(len(names) == 1 for names in either):
+        return {}
+    ours, theirs = (names.pop() for names in either)
+    return {ours: theirs} if is_head(ours) != is_head(theirs) else {}
 
 
 def _why_alone(name: str, weights: Weights, drafts: Collection[int]) -> str | None:

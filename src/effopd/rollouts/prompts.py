@@ -137,8 +137,13 @@ class PromptTemplate:
                 **self.template_kwargs,
             )
         except TEMPLATE_ERRORS as error:
+            remedy = ""
+            if problem.system or self.system:
+                setting = "task.train.system = 'drop'" if problem.system else "prompt.system = ''"
+                remedy = f" (without the prompt's system message: {setting})"
             raise ConfigError(
-                f"the chat template of {_named(tokenizer)} refuses prompt {problem.id}: {error}"
+                f"the chat template of {_named(tokenizer)} refuses prompt {problem.id}: "
+                f"{error}{remedy}"
             ) from None
         return tuple(encoded["input_ids"])
 

@@ -1,5 +1,6 @@
 """Values of a row by the name of their field, which may be dotted: `reward_model.ground_truth`."""
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -17,9 +18,17 @@ _ROLES = {
     "human": "user",
     "assistant": "assistant",
     "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
     "model": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "function_call": "tool",
+    "function_response": "tool",
+    "observation": "tool",
+    "ipython": "tool",
 }
-"""What data sets call those who speak -> what chat templates call them."""
+"""What data sets call those who speak, in small letters -> what chat templates call them."""
 _LEVEL = re.compile(r"(?:Level )?(-?\d{1,9}(?:\.\d{1,9})?)")
 
 
@@ -100,11 +109,12 @@ def level_at(row: Mapping[str, Any], field: str) -> float:
 
 
 def conversation_at(row: Mapping[str, Any], field: str) -> Conversation:
-    """A prompt: a text, or a list of chat messages.
+    """A prompt: a text, or chat messages, as a list, as the JSON text of one, or a single one.
 
     A message is `{role, content}`, where content is text or a list of parts of text, or
     `{from, value}` (ShareGPT). At most one system message comes first, then user and assistant take
-    turns. An answer at the end is left out: the student is to write its own.
+    turns. An answer at the end, with its calls of tools, is left out: the student is to write its
+    own.
 
     Raises:
         ConfigError: It is neither, a message comes out of turn, or one is no text (an image, a
@@ -116,51 +126,83 @@ def conversation_at(row: Mapping[str, Any], field: str) -> Conversation:
     except ConfigError as error:
         remedy = f"; set prompt_field = {usual!r}" if usual else ""
         raise ConfigError(f"{error}{remedy}") from None
+    where = f"field {field!r}"
+    value = _stored_messages(value) or value
+    if isinstance(value, Mapping):
+        inside = next((name for name in _USUAL if name in value), None)
+        if inside:
+            raise ConfigError(f"{where} is an object: set prompt_field = '{field}.{inside}'")
+        value = [value] if _said_by(value) else value
     if not isinstance(value, list):
-        return Conversation("", (), _text(value, f"field {field!r}"))
-    messages = [_message(each, f"field {field!r}") for each in value]
-    spoken = messages[1:] if messages and messages[0][0] == "system" else messages
-    system = messages[0][1] if spoken is not messages else ""
-    if answered := bool(spoken) and spoken[-1][0] == "assistant":
-        spoken = spoken[:-1]
-    if len(spoken) % 2 == 0 or any(r != _TURNS[i % 2] for i, (r, _) in enumerate(spoken)):
+        return Conversation("", (), _text(value, where))
+    roles = [_role(each, where) for each in value]
+    first = int(roles[:1] == ["system"])
+    last = len(roles)
+    while last > first and roles[last - 1] in {"assistant", "tool"}:
+        last -= 1
+    if (last - first) % 2 == 0 or any(r != _TURNS[i % 2] for i, r in enumerate(roles[first:last])):
         raise ConfigError(
-            f"field {field!r} must be messages of the user and the assistant by turns, the user "
-            "first and after at most one message of the system, got the roles "
-            f"{[role for role, _ in messages]!r:.80}"
+            f"{where} must be messages of the user and the assistant by turns, the user first and "
+            f"after at most one message of the system, got the roles {roles!r:.80}"
         )
-    *earlier, question = (_text(said, f"content in field {field!r}") for _, said in spoken)
+    contents = [_content(each, where) for each in value[:last]]
+    system = contents[0] if first else ""
+    *earlier, question = (_text(said, f"content in {where}") for said in contents[first:])
     return Conversation(
-        "" if system in {"", None} else _text(system, f"content in field {field!r}"),
+        "" if system in {"", None} else _text(system, f"content in {where}"),
         tuple(zip(earlier[::2], earlier[1::2], strict=True)),
         question,
-        answered,
+        last < len(roles),
     )
 
 
-def _message(message: Any, where: str) -> tuple[str, Any]:
-    """Role and content of a chat message, in OpenAI's form or ShareGPT's; parts are joined."""
+def _stored_messages(value: Any) -> Any:
+    """The messages that a text holds as JSON; None where it holds no messages."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
+        return None
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        return None
+    listed = found if isinstance(found, list) else [found]
+    return listed if listed and all(_said_by(each) in _ROLES for each in listed) else None
+
+
+def _said_by(message: Any) -> str:
+    """Who says a message, in small letters; "" where it is no message."""
+    said = (message.get("role") or message.get("from")) if isinstance(message, Mapping) else None
+    return said.strip().lower() if isinstance(said, str) else ""
+
+
+def _role(message: Any, where: str) -> str:
+    """Who says a message, as chat templates call them."""
     if not isinstance(message, Mapping):
         raise ConfigError(f"{where} must hold messages with role and content, got {message!r:.60}")
-    keys = ("role", "content") if message.get("role") is not None else ("from", "value")
-    said, content = (message.get(key) for key in keys)
-    role = _ROLES.get(said) if isinstance(said, str) else None
+    role = _ROLES.get(_said_by(message))
     if role is None:
+        said = message.get("role") or message.get("from")
         raise ConfigError(
             f"{where} has a message of {said!r:.40}; read are those of {', '.join(_ROLES)}"
         )
+    return role
+
+
+def _content(message: Mapping[str, Any], where: str) -> Any:
+    """What a message says; parts are joined."""
     if message.get("tool_calls"):
         raise ConfigError(f"{where} has a message that calls a tool, which is not supported")
+    content = message.get("content")
+    content = message.get("value") if content is None else content
     if isinstance(content, list):
         content = "".join(_part(part, where) for part in content)
-    return role, content
+    return content
 
 
 def _part(part: Any, where: str) -> str:
     """The text of one part of a message's content."""
     if isinstance(part, str):
         return part
-    kind = part.get("type") if isinstance(part, Mapping) else part
+    kind = part.get("type", "text") if isinstance(part, Mapping) else part
     if kind not in {"text", "input_text"} or not isinstance(part.get("text"), str):
         raise ConfigError(f"{where} has a part of type {kind!r:.40}; prompts are text alone")
     return str(part["text"])

@@ -65,7 +65,10 @@ def file_rows(path: Path, fields: Sequence[str] | None = None) -> Iterator[Row]:
         return jsonl_rows(path)
     if path.suffix == ".parquet":
         return parquet_rows(path, fields)
-    raise ConfigError(f"{path} must end in .jsonl or .parquet")
+    raise ConfigError(
+        f"{path} must end in .jsonl or .parquet: convert it, for example with datasets: "
+        "load_dataset('json', data_files=FILE)['train'].to_json('FILE.jsonl') ('csv' reads tables)"
+    )
 
 
 def jsonl_rows(path: Path) -> Iterator[Row]:
@@ -158,7 +161,10 @@ def _object(line: bytes, place: str) -> Mapping[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{place} is not JSON: {error}") from None
     if not isinstance(row, dict):
-        raise ConfigError(f"{place} is not a JSON object")
+        raise ConfigError(
+            f"{place} is not a JSON object: JSON Lines hold one object a line, as "
+            "jq -c '.[]' FILE writes them from a list"
+        )
     return _unmarked(row)
 
 
