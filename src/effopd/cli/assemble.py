@@ -159,6 +159,11 @@ def train(
             )
             return True
         dated = _dated(config, recorded_date(out) or str(date.today()))
+        if config.rounds_updates:
+            observer.on_message(
+                f"bfloat16 weights round updates of {config.optimizer.lr:g} away: set "
+                "memory.master_weights = true"
+            )
         with closing(build_parts(dated, observer.on_message)) as parts:
             trainer = build_trainer(parts, run, observer)
             for line in changed:
