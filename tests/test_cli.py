@@ -110,6 +110,10 @@ def test_wrong_settings_are_status_2(tmp_path: Path) -> None:
     good = write_recipe(tmp_path / "good.toml", {})
     assert refusal(2, "train", good, "train.steps=0") == "train.steps must be at least 1, got 0"
     assert refusal(2, "eval", tmp_path) == f"{tmp_path} is no run directory: config.toml is missing"
+    (tmp_path / "config.toml").touch()
+    step = tmp_path / "checkpoints" / "step-00002"
+    step.mkdir(parents=True)
+    assert refusal(2, "eval", step).endswith(f"it is a checkpoint of {tmp_path}: give that")
 
 
 def test_models_that_are_not_there_are_status_2(tmp_path: Path) -> None:

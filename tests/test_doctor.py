@@ -10,12 +10,15 @@ import torch
 from tests.support.architectures import ROWS, make, save, write_problems
 from transformers import AutoTokenizer
 
+from effopd.cli.assemble import train
 from effopd.cli.doctor import doctor, examine, page
 from effopd.cli.doctor_visit import Finding
 from effopd.cli.stand_in import byte_tokenizer
+from effopd.config import load_config
 from effopd.errors import ConfigError
 from effopd.models.devices import card_of
 from effopd.models.footprint import gpu_named
+from effopd.trainers.observer import Observer
 
 PAPER = Path(__file__).parents[1] / "recipes" / "paper"
 
@@ -247,6 +250,11 @@ def test_an_end_of_the_generation_settings_counts(recipe: Path) -> None:
 def test_precisions_that_cannot_learn(recipe: Path) -> None:
     small = found(recipe, "student.dtype=bfloat16", "optimizer.lr=1e-6")
     assert any("round updates of 1e-06 away" in each.text for each in small)
+    said: list[str] = []
+    short = ("method=opd", "train.steps=1", "train.prompts_per_step=2", "sampling.max_new_tokens=2")
+    config = load_config(recipe, ["student.dtype=bfloat16", "optimizer.lr=1e-6", *short])
+    assert train(config, recipe.parent / "run", Observer(on_message=said.append))
+    assert "bfloat16 weights round updates of 1e-06 away" in said[0]
 
 
 # Devices and cards --------------------------------------------------------------------------------

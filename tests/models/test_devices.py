@@ -25,7 +25,18 @@ def test_the_teachers_device_may_be_auto_too() -> None:
     assert placed(placed(config)) == placed(config)
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:99", "", "Auto"])
-def test_a_device_that_is_not_there_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"device '{name}' cannot be used: "):
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("gpu", "a device is 'auto', 'cpu'"),
+        ("", "a device is 'auto', 'cpu'"),
+        ("Auto", "a device is 'auto', 'cpu'"),
+        ("meta", "a device is 'auto', 'cpu'"),
+        ("mps", "it has no float64"),
+        ("cuda:99", "(PyTorch finds no GPU here|the GPUs here are 0 to)"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(name: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=f"^device '{name}' cannot be used: {reason}") as refusal:
         placed(make_config({"device": name}))
+    assert len(str(refusal.value)) < 200

@@ -84,7 +84,9 @@ def config_of_run(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: The directory holds none.
     """
     if not (run / "config.toml").is_file():
-        raise ConfigError(f"{run} is no run directory: config.toml is missing")
+        inside = run.parent.name == "checkpoints" and (run.parents[1] / "config.toml").is_file()
+        hint = f"; it is a checkpoint of {run.parents[1]}: give that" if inside else ""
+        raise ConfigError(f"{run} is no run directory: config.toml is missing{hint}")
     config = load_config(run / "config.toml", overrides)
     return _dated(config, recorded_date(run))
 
@@ -157,6 +159,11 @@ def train(
             )
             return True
         dated = _dated(config, recorded_date(out) or str(date.today()))
+        if config.rounds_updates:
+            observer.on_message(
+                f"bfloat16 weights round updates of {config.optimizer.lr:g} away: set "
+                "memory.master_weights = true"
+            )
         with closing(build_parts(dated, observer.on_message)) as parts:
             trainer = build_trainer(parts, run, observer)
             for line in changed:

@@ -114,9 +114,7 @@ def _positions(patient: Patient, model: Model, described: PreTrainedConfig) -> I
 def _precision(patient: Patient, model: Model, described: PreTrainedConfig) -> Iterator[Finding]:
     """Weights that cannot learn, or that leave the range of their type."""
     config, dtype = patient.config, model.settings.dtype
-    trains = model.name == "student" and model.settings.lora is None
-    masters = config.memory.master_weights
-    if trains and dtype == "bfloat16" and not masters and config.optimizer.lr < 1e-4:
+    if model.name == "student" and config.rounds_updates:
         text = f"bfloat16 weights round updates of {config.optimizer.lr:g} away"
         remedy = "set memory.master_weights = true"
         yield Finding(level="warning", check=model.name, text=text, remedy=remedy)

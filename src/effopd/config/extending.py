@@ -39,4 +39,7 @@ def check_extends_nothing(recipe: Path, raw: Mapping[str, Any]) -> None:
         ConfigError: `recipe` extends another one.
     """
     if EXTENDS in raw:
-        raise ConfigError(f"{recipe} is extended and cannot itself extend {raw[EXTENDS]!r:.80}")
+        raise ConfigError(
+            f"{recipe} is extended and cannot itself extend {raw[EXTENDS]!r:.80}: copy its "
+            "settings into your recipe, extends included, or give yours on the command line"
+        )

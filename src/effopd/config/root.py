@@ -144,6 +144,13 @@ class RunConfig(BaseModel):
         return self.method in SEARCHING
 
     @property
+    def rounds_updates(self) -> bool:
+        """Whether bfloat16 weights are trained by updates too small for them, without masters."""
+        student = self.student
+        low = student is not None and student.dtype == "bfloat16" and student.lora is None
+        return low and not self.memory.master_weights and self.optimizer.lr < 1e-4
+
+    @property
     def needs_teacher(self) -> bool:
         """Whether training or validation needs a teacher."""
         objective = self.objective

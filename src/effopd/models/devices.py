@@ -27,13 +27,25 @@ def real_device(name: str) -> str:
     if name == AUTO:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.zeros(1, dtype=torch.float64, device=name)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        first = str(error).splitlines()[0]
+        torch.zeros(1, dtype=torch.float64, device=name).item()
+    except (RuntimeError, AssertionError, TypeError):
         raise ConfigError(
-            f"device {name!r} cannot be used: {first}; 'auto' takes a GPU where there is one"
+            f"device {name!r} cannot be used: {_reason(name)}; 'auto' takes a GPU where there is "
+            "one, else the CPU"
         ) from None
     return name
+
+
+def _reason(name: str) -> str:
+    """Why a device cannot be used: PyTorch's own words are a list of all its backends."""
+    kind = name.partition(":")[0]
+    if kind == "cuda" and torch.cuda.is_available():
+        return f"the GPUs here are 0 to {torch.cuda.device_count() - 1}"
+    if kind == "cuda":
+        return "PyTorch finds no GPU here"
+    if kind == "mps":
+        return "it has no float64, in which answers are sampled"
+    return "a device is 'auto', 'cpu', 'cuda' or, of several GPUs, 'cuda:1'"
 
 
 def card_of(device: str) -> Gpu:
