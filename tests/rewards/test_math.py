@@ -321,11 +321,13 @@ def test_a_reference_that_is_no_formula_is_an_error_not_a_wrong_answer(
     verifier: MathVerifier,
 ) -> None:
     readable = [
-        problem(answer) for answer in ("7", r"\sqrt2", r"\text{east}", "C", r"so \boxed{3}")
+        problem(answer)
+        for answer in ("7", r"\sqrt2", r"\text{east}", "C", r"so \boxed{3}", "3:2", "a:b", "12:30")
     ]
     broken = (
         r"A \cup B \{", r"\begin{cases} x & y", " ", r"\frac{sqrt{7} + 1}{2}", r"\frac{1}{2",
-        "frac{1}{2}", r"\fraq{1}{2}", "2^", "Answer: 3", "The sum is 3", "#### 3",
+        "frac{1}{2}", r"\fraq{1}{2}", "2^", "Answer: 3", "The sum is 3", "#### 3", "ANSWER: 3",
+        "A: 3", "答案：3", "Ответ: 3", "The value is three",
         "The function is continuous everywhere but it is not differentiable at the origin",
     )  # fmt: skip
     unreadable = [problem(answer) for answer in broken]

@@ -39,6 +39,9 @@ _MAX_DIGITS = 1000
 _MAX_DEPTH = 40
 _MOST_WORDS = 8
 """A reference of more words is a sentence, which no answer repeats."""
+_LABEL = re.compile(r"(?:[^\W\d_]{3,}|[^\W\d_]{2}(?=\uff1a)|A(?=: )).{0,20}?[:\uff1a]\s*\S")
+"""What leads to an answer, such as `ANSWER: 3`: it is no part of one, and no ratio of letters."""
+_VERB = re.compile(r".*\b(?:is|are|equals?)\b", re.DOTALL)
 _SOLID = re.compile(r"[({\[]?[+-]?(?:\\d?frac\{)?[0-9A-Za-z]")
 """What a text begins with that surely holds an answer."""
 _LONG_NUMBER = re.compile(rf"\d{{{_MAX_DIGITS + 1}}}")
@@ -59,6 +62,7 @@ def decide(reference: str, answer: str, rules: AnswerRules = _STRICT) -> Verdict
     if reference == answer and _SOLID.match(reference):
         return "correct"
     reference, answer = unboxed(reference), unboxed(answer)
+    is_labelled = _LABEL.match(reference) is not None
     if max(len(reference), len(answer)) > MAX_CHARACTERS:
         return "correct" if squeezed(reference) == squeezed(answer) else "error"
     reference, answer = (with_logarithm(tidy(text), rules.log_base) for text in (reference, answer))
@@ -69,6 +73,8 @@ def decide(reference: str, answer: str, rules: AnswerRules = _STRICT) -> Verdict
         return "error"
     if reference == answer or _bare(reference) == _bare(answer):
         return "correct"
+    if is_labelled:
+        return "error"
     if letter := _choice(reference):
         return _verdict(choice_letter(answer) == letter)
     if _is_beyond(reference) or _is_beyond(answer):
@@ -138,7 +144,7 @@ def _decide_one(reference: str, answer: str, error: float) -> Verdict | Pairs:
     if r"\emptyset" in (reference, answer) and "none" in (words, wording(answer)):
         return "correct"
     if words is not None:
-        is_sentence = len(reference.split()) > _MOST_WORDS
+        is_sentence = len(reference.split()) > _MOST_WORDS or _VERB.match(reference)
         return "error" if is_sentence else _verdict(wording(answer) == words)
     if wording(answer) is not None:
         return "wrong"
