@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from effopd.models.chat_templates import TEMPLATE_ERRORS
+from effopd.models.saving import GENERATION
 from effopd.models.weights import read_config, read_object
 
 _QUESTION, _ANSWER = "What is 2 + 2?", "It is 4"
@@ -27,7 +28,7 @@ def end_token_ids(tokenizer: Any, model: Any) -> tuple[int, ...]:
 
 def end_token_ids_in(directory: Path, tokenizer: Any) -> tuple[int, ...]:
     """The same for a model on disk, whose weights are not loaded."""
-    config, path = read_config(directory), directory / "generation_config.json"
+    config, path = read_config(directory), directory / GENERATION
     generation = read_object(path) if path.exists() else {}
     text = config.get("text_config")
     parts = (generation, config, text if isinstance(text, Mapping) else {})

@@ -27,6 +27,7 @@ from effopd.models.names import (
     plain_names,
 )
 from effopd.models.paths import contents_instead
+from effopd.models.saving import GENERATION
 from effopd.models.tying import check_tied_shapes
 from effopd.models.weights import (
     is_finite,
@@ -36,7 +37,6 @@ from effopd.models.weights import (
     stored_tensors,
 )
 
-_GENERATION_CONFIG = "generation_config.json"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
@@ -83,8 +83,8 @@ def load_model(
     device = real_device(device)
     path, directory = settings.path, _located(settings, weights=True)
     contents = check_model(directory)
-    if (directory / _GENERATION_CONFIG).exists():
-        read_object(directory / _GENERATION_CONFIG)  # transformers passes over one that is damaged
+    if (directory / GENERATION).exists():
+        read_object(directory / GENERATION)  # transformers passes over one that is damaged
     found = read_architecture(directory, attention=settings.attention, path=path)
     if found.attention == "eager" != settings.attention:
         report(
@@ -98,10 +98,8 @@ def load_model(
     }
     stored = stored_tensors(directory)
     names = plain_names(stored, path)
-    config, shapes = (
-        read_config(directory),
-        {names[n]: each.shape for n, (_, each) in stored.items()},
-    )
+    config = read_config(directory)
+    shapes = {names[name]: each.shape for name, (_, each) in stored.items()}
     check_tied_shapes(shapes, config, path)
     prefixes = described_prefixes(names)
     with Explained(path), built_from(directory, contents):
@@ -174,7 +172,7 @@ def _load_renamed(
         **options,
     )
     model.name_or_path = model.config._name_or_path = str(directory)
-    if os.path.lexists(directory / "generation_config.json"):
+    if os.path.lexists(directory / GENERATION):
         model.generation_config = GenerationConfig.from_pretrained(str(directory))
     return model, info
 
