@@ -8,8 +8,9 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from effopd.analysis.monitor import MonitorSettings
-from effopd.core.extrapolator import Search
-from effopd.demo.world import TinyWorld
+from effopd.data.dataset import DatasetTask
+from effopd.data.files import JsonlTask
+from effopd.data.world import TinyWorld
 from effopd.evaluation.cached_kl import CachedKLValidation
 from effopd.evaluation.validators import AccuracyValidation, TeacherKLValidation
 from effopd.models.loading import ModelSettings
@@ -18,10 +19,9 @@ from effopd.rewards.code import CodeChecking
 from effopd.rollouts.engine import Sampling
 from effopd.rollouts.prompts import PromptTemplate
 from effopd.rollouts.settings import RolloutSettings
+from effopd.search.extrapolator import Search
 from effopd.servers.settings import ServerSettings
-from effopd.tasks.dataset import DatasetTask
-from effopd.tasks.files import JsonlTask
-from effopd.trainers.methods import (
+from effopd.training.methods import (
     EFFOPD_EPOCHS,
     EFFOPD_SEARCH,
     EFFOPD_VALIDATION,
@@ -29,8 +29,8 @@ from effopd.trainers.methods import (
     Method,
     Preset,
 )
-from effopd.trainers.policy_learning import check_reward_learning
-from effopd.trainers.settings import (
+from effopd.training.policy_learning import check_reward_learning
+from effopd.training.settings import (
     CheckpointSettings,
     EvaluationSettings,
     LoopSettings,
@@ -38,7 +38,7 @@ from effopd.trainers.settings import (
     OptimizerSettings,
     TrainSettings,
 )
-from effopd.trainers.teachers import SelfTeacher
+from effopd.training.teachers import SelfTeacher
 
 
 class RunConfig(BaseModel):
