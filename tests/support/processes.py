@@ -39,7 +39,7 @@ def fork(body: Callable[[], int | None], output: Path | None = None) -> int:
         status = body() or 0
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else FAILED
-    except BaseException:  # noqa: BLE001 (a child must never return into pytest)
+    except BaseException:
         traceback.print_exc()
     finally:
         sys.stdout.flush()

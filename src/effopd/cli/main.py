@@ -155,13 +155,10 @@ def compare(
 ) -> None:
     """Train every method of a plan in every world; write tables, figures and a page. Resumes."""
     with errors(debug):
-        from effopd.comparison.run import Request, list_cells, run_compare
+        from effopd.cli.compare import run_compare
 
-        asked = Request(plan=plan, out=out, workers=workers, quick=quick, debug=debug)
-        if list_runs:
-            list_cells(asked)
-            return
-        raise typer.Exit({"finished": 0, "failed": 1, "stopped": STOPPED}[run_compare(asked)])
+        ending = run_compare(plan, out, workers=workers, quick=quick, list_runs=list_runs)
+        raise typer.Exit({"finished": 0, "failed": 1, "stopped": STOPPED}[ending])
 
 
 @app.command()

@@ -2,18 +2,14 @@
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from effopd import __version__
 from effopd.comparison.plan import PlannedCell
-from effopd.errors import ConfigError
 from effopd.models.checkpoints import MANIFEST, checkpoint_path
 from effopd.records import write_json_atomic
-from effopd.training.lock import take_lock
 
 NAME = "cells.json"
 
@@ -79,28 +75,6 @@ class Ledger:
 
     def _write(self) -> None:
         write_json_atomic(self._path, {"schema": 1, **self._known})
-
-
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Keeps other comparisons out of a directory, which is made if needed.
-
-    Raises:
-        ConfigError: The directory cannot be made or written to.
-        RunLockedError: Another process is comparing there.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(out / "compare.lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise ConfigError(
-            f"{out} cannot hold a comparison: {error}. Choose another directory (--out)."
-        ) from None
-    take_lock(descriptor, out)
-    try:
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _digest(data: bytes) -> str:

@@ -1,22 +1,22 @@
-"""Jobs over a few processes that stay: each imports PyTorch once and does many jobs."""
+"""Runs of a comparison over a few processes that stay: each imports PyTorch once."""
 
-import json
+import multiprocessing
 import os
-import selectors
 import signal
-import subprocess
-import sys
-from collections import deque
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError, wait
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.synchronize import Event
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from effopd.errors import ConfigError
+from pebble import ProcessExpired, ProcessFuture, ProcessPool
+
+from effopd.errors import ConfigError, EffopdError
 from effopd.training.signals import StopRequest
-
-Settings = Mapping[str, Any]
 
 SINGLE_THREADED = {
     "OMP_NUM_THREADS": "1",
@@ -25,8 +25,8 @@ SINGLE_THREADED = {
 }
 """What keeps the libraries of a process from starting threads of their own."""
 
-LOOK_EVERY_S = 0.2
-"""How often to look for a wish to stop, and to move the clock on display."""
+POLL_S = 0.2
+"""How often the stop request and the processes' messages are looked at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Job:
 
     name: str
     kind: Literal["world", "cell"]
-    settings: Settings
+    settings: Mapping[str, Any]
     out: str = ""
 
 
@@ -61,66 +61,28 @@ class Outcome:
     error: str = ""
 
 
-class _Process:
-    """One process and the job it is doing."""
-
-    def __init__(self) -> None:
-        self.job: Job | None = None
-        self._pending = b""
-        self._child = subprocess.Popen(
-            [sys.executable, "-m", "effopd.comparison.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=os.environ | SINGLE_THREADED,
-            start_new_session=True,  # Ctrl-C reaches the parent alone, which passes it on
-        )
-        assert self._child.stdin is not None
-        assert self._child.stdout is not None
-        self._input, self.output = self._child.stdin, self._child.stdout
-
-    def send(self, message: Mapping[str, Any]) -> None:
-        """Writes a line; a process that is gone is noticed when it is read from."""
-        with suppress(BrokenPipeError):
-            self._input.write(json.dumps(message).encode() + b"\n")
-            self._input.flush()
-
-    def receive(self) -> list[dict[str, Any]] | None:
-        """The messages that have come in; None once the process is gone."""
-        data = os.read(self.output.fileno(), 1 << 16)
-        *lines, self._pending = (self._pending + data).split(b"\n")
-        return [json.loads(line) for line in lines] if data else None
-
-    def end(self, *, at_once: bool) -> int:
-        """Ends the process and returns its exit status."""
-        if at_once:
-            self._child.kill()
-        self.send({"kind": "end"})
-        status = self._child.wait()
-        for pipe in (self._input, self.output):
-            with suppress(BrokenPipeError):
-                pipe.close()
-        return status
-
-
 class Pool:
     """Processes that do jobs; use it as a context manager.
 
     Args:
         size: Most processes at a time.
-        debug: Whether they print the traceback of an expected error.
         on_message: Receives (name of the job, sentence).
 
     Raises:
         ConfigError: `size` is below 1.
     """
 
-    def __init__(self, size: int, *, debug: bool, on_message: Callable[[str, str], None]) -> None:
+    def __init__(self, size: int, *, on_message: Callable[[str, str], None]) -> None:
         if size < 1:
             raise ConfigError(f"at least 1 worker is needed, got {size}")
-        self._size, self._debug, self._on_message = size, debug, on_message
-        self._processes: list[_Process] = []
+        context = multiprocessing.get_context("spawn")
+        self._on_message, self._messages = on_message, context.SimpleQueue()
+        self._stop = context.Event()
+        self._pool = ProcessPool(
+            size, context=context, initializer=_begin, initargs=(self._stop, self._messages)
+        )
 
-    def __enter__(self) -> "Pool":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -129,86 +91,106 @@ class Pool:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for process in self._processes:
-            process.end(at_once=kind is not None or process.job is not None)
+        if kind is None:
+            self._pool.close()
+        else:
+            self._pool.stop()
+        self._pool.join()
 
     def run(
         self,
         jobs: Sequence[Job],
         stop: StopRequest,
         on_outcome: Callable[[Outcome], None],
-        on_look: Callable[[], None] = lambda: None,
+        on_poll: Callable[[], None] = lambda: None,
     ) -> None:
         """Does the jobs in order, as many at a time as there are processes.
 
         Args:
             jobs: What to do.
-            stop: Asked several times a second; cells then finish their step and save, the making
-                of a world is given up, and nothing new is started.
+            stop: Looked at several times a second; cells then finish their step and save, the
+                making of a world is given up, and nothing new is started.
             on_outcome: Receives how each job that was started ended.
-            on_look: Called several times a second.
+            on_poll: Called several times a second.
         """
-        waiting, told = deque(jobs), False
-        while waiting or any(process.job for process in self._processes):
-            on_look()
-            if stop and not told:
-                waiting.clear()
-                self._stop()
-                told = True
-            self._hand_out(waiting)
-            for process in self._readable():
-                for outcome in self._read(process):
-                    process.job = None
+        running = {self._pool.schedule(_do, args=(job,)): job for job in jobs}
+        while running:
+            done, _ = wait(running, timeout=POLL_S, return_when="FIRST_COMPLETED")
+            while not self._messages.empty():
+                self._on_message(*self._messages.get())
+            if stop and not self._stop.is_set():
+                self._stop.set()
+                for future, job in running.items():
+                    if job.kind == "world" or not future.running():
+                        future.cancel()
+            for future in done:
+                if (outcome := _outcome(running.pop(future), future)) is not None:
                     on_outcome(outcome)
-
-    def _hand_out(self, waiting: deque[Job]) -> None:
-        """Gives waiting jobs to idle processes, starting processes up to the limit."""
-        while waiting:
-            process = next((p for p in self._processes if p.job is None), None)
-            if process is None:
-                if len(self._processes) == self._size:
-                    return
-                process = _Process()
-                self._processes.append(process)
-            process.job = job = waiting.popleft()
-            what = {"kind": job.kind, "settings": job.settings, "out": job.out}
-            process.send(what | {"debug": self._debug})
-
-    def _readable(self) -> list[_Process]:
-        with selectors.DefaultSelector() as selector:
-            for process in self._processes:
-                selector.register(process.output, selectors.EVENT_READ, process)
-            return [key.data for key, _ in selector.select(LOOK_EVERY_S)]
-
-    def _read(self, process: _Process) -> list[Outcome]:
-        """How the job of a process ended, if it did."""
-        messages, job = process.receive(), process.job
-        if messages is None:
-            self._processes.remove(process)
-            status = process.end(at_once=False)
-            return [] if job is None else [_died(job, status)]
-        outcomes = []
-        for message in messages:
-            assert job is not None
-            if "message" in message:
-                self._on_message(job.name, message["message"])
-            elif "error" in message:
-                outcomes.append(Outcome(job=job, ending="failed", error=message["error"]))
-            else:
-                ending: Any = "finished" if message["finished"] else "stopped"
-                outcomes.append(Outcome(job=job, ending=ending))
-        return outcomes
-
-    def _stop(self) -> None:
-        for process in self._processes:
-            if process.job is not None and process.job.kind == "world":
-                process.end(at_once=True)
-                self._processes = [p for p in self._processes if p is not process]
-            elif process.job is not None:
-                process.send({"kind": "stop"})
+            on_poll()
 
 
-def _died(job: Job, status: int) -> Outcome:
-    cause = f"status {status}" if status >= 0 else f"signal {signal.Signals(-status).name}"
-    error = f"its process ended with {cause}, see above; memory may have run out"
+def _outcome(job: Job, future: "ProcessFuture[bool]") -> Outcome | None:
+    """How a job ended; None for one that was given up."""
+    try:
+        return Outcome(job=job, ending="finished" if future.result() else "stopped")
+    except CancelledError:
+        return None
+    except ProcessExpired as died:
+        status = died.exitcode
+        cause = f"status {status}" if status >= 0 else f"signal {signal.Signals(-status).name}"
+        error = f"its process ended with {cause}, see above; memory may have run out"
+    except (EffopdError, OSError) as refused:
+        error = str(refused)
+    except Exception as unexpected:  # one cell must not take the others down
+        error = f"{type(unexpected).__name__}: {unexpected}"
     return Outcome(job=job, ending="failed", error=error)
+
+
+# In a process -------------------------------------------------------------------------------------
+
+_process: "dict[str, Any]" = {}
+
+
+def _begin(stop: Event, messages: Any) -> None:
+    """Prepares a process: one thread, no signals, and an end with its parent."""
+    os.environ.update(SINGLE_THREADED)
+    os.dup2(2, 1)  # what libraries print is no result
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent passes the wish to stop on
+
+    def end_with_parent() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        with suppress(OSError):
+            parent.join()
+        os._exit(1)  # a run that is killed resumes exactly; one without a parent would block it
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    _process.update(stop=stop, messages=messages)
+
+
+class _StopRequest(StopRequest):
+    """Asks the pool."""
+
+    def __bool__(self) -> bool:
+        return bool(_process["stop"].is_set())
+
+
+def _do(job: Job) -> bool:
+    """Makes the models of a world, or trains a cell; whether it came to its end."""
+    from transformers.utils import logging
+
+    from effopd.config import make_config
+    from effopd.data.world import TinyWorld
+    from effopd.demo.cache import world_models
+    from effopd.training.loop import Observer
+    from effopd.training.run import train
+
+    logging.disable_progress_bar()
+    config = make_config(job.settings)
+    if job.kind == "cell":
+        return train(config, Path(job.out), Observer(), stop=_StopRequest())
+    assert isinstance(config.task, TinyWorld)
+    world_models(config.task, lambda text: _process["messages"].put((job.name, text)))
+    return True

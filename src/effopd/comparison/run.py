@@ -1,20 +1,21 @@
-"""What `effopd compare` does: the runs of a plan, in parallel, and the tables they add up to."""
+"""`effopd.compare`: the runs of a plan, in parallel, and the tables they add up to."""
 
+import json
 import os
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from effopd.comparison.ledger import Ledger, is_finished, locked
-from effopd.comparison.plan import Plan, PlannedCell, load_plan, parent_of
+from effopd.comparison.ledger import Ledger, is_finished
+from effopd.comparison.plan import Plan, PlannedCell, load_plan, make_plan, parent_of
 from effopd.comparison.pool import Job, Outcome, Pool
-from effopd.comparison.progress import CompareProgress, compare_progress
 from effopd.errors import ConfigError
-from effopd.records import display_text, load_run, write_json_atomic, write_text_atomic
-from effopd.training.signals import StopRequest, stop_on_signals
+from effopd.progress import SILENT, Display, Progress
+from effopd.records import load_run, write_json_atomic, write_text_atomic
+from effopd.training.signals import StopRequest
+from effopd.workspace import Workspace
 
 if TYPE_CHECKING:
     from effopd.config import RunConfig
@@ -22,77 +23,97 @@ if TYPE_CHECKING:
     from effopd.data.files import JsonlTask
     from effopd.data.world import TinyWorld
 
-Ending = Literal["finished", "stopped", "failed"]
-
 MOST_LISTED = 12
 """Runs named one by one in a message."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """What was asked for on the command line.
+class Comparison:
+    """What a comparison came to.
 
     Attributes:
-        plan: The plan, a TOML file.
-        out: Directory of runs and results; None for runs/compare-NAME.
-        workers: Most processes at a time; None for one per core.
-        quick: Whether to apply the plan's `[quick]` section.
-        debug: Whether processes show the traceback of an error.
+        directory: Runs, `summary.json`, `table.md`, `report.html` and figures.
+        ending: "finished"; "stopped" when asked to, and the same call goes on; "failed" if a run
+            failed, and the tables hold the others.
+        failed: Name of a failed run -> why.
     """
 
-    plan: Path
-    out: Path | None = None
-    workers: int | None = None
-    quick: bool = False
-    debug: bool = False
+    directory: Path
+    ending: Literal["finished", "stopped", "failed"]
+    failed: Mapping[str, str]
 
-    def directory(self, plan: Plan) -> Path:
-        """Where runs and results go; a quick comparison has a directory of its own."""
-        return self.out or Path("runs") / f"compare-{plan.name}{'-quick' if self.quick else ''}"
+    @property
+    def summary(self) -> dict[str, Any]:
+        """`summary.json`: the `rows`, and the tables made of them; empty before the end."""
+        path = self.directory / "summary.json"
+        return dict(json.loads(path.read_bytes())) if path.is_file() else {}
 
-    def command(self, plan: Plan, *, with_workers: bool = False) -> str:
-        """The command line that goes on with this comparison, or draws it again."""
-        words = ["effopd", "compare", str(self.plan), "--out", str(self.directory(plan))]
-        words += ["--quick"] if self.quick else []
-        words += ["--workers", str(self.workers)] if with_workers and self.workers else []
-        return shlex.join(words)
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a method, world and learning rate."""
+        return list(self.summary.get("rows", []))
 
+    def to_pandas(self) -> Any:
+        """The rows as a `pandas.DataFrame`."""
+        from pandas import DataFrame
 
-def list_cells(request: Request) -> None:
-    """Prints every run of the plan, and which of them are finished."""
-    plan = load_plan(request.plan, quick=request.quick)
-    out = request.directory(plan)
-    for cell in plan.cells():
-        print(f"{cell.name}{'  finished' if is_finished(out / cell.name) else ''}")
+        return DataFrame(self.rows)
 
 
-def run_compare(request: Request) -> Ending:
-    """Trains what is not finished, then writes table, page and figures.
+def directory_of(plan: Plan, *, quick: bool = False) -> Path:
+    """Where runs and results go by default; a quick comparison has a directory of its own."""
+    return Path("runs") / f"compare-{plan.name}{'-quick' if quick else ''}"
 
-    Returns:
-        "finished"; "stopped" after a signal, when the same command goes on; "failed" if a run
-        failed, when the tables hold the others.
+
+def compare(
+    plan: str | Path | Mapping[str, Any],
+    out: str | Path | None = None,
+    *,
+    workers: int | None = None,
+    quick: bool = False,
+    display: Display = SILENT,
+    stop: StopRequest | None = None,
+) -> Comparison:
+    """Trains every method of a plan in every world, then writes tables, a page and figures.
+
+    Runs that are finished are not trained again. The runs are trained in new processes: a script
+    that calls this does so below `if __name__ == "__main__":`.
+
+    Args:
+        plan: A TOML file, or its content.
+        out: Where runs and results go; `runs/compare-NAME` by default.
+        workers: Most processes at a time; one per core by default.
+        quick: Apply the plan's `[quick]` section.
+        display: Receives progress.
+        stop: When it becomes true, runs are saved and the comparison ends.
 
     Raises:
         ConfigError: The plan, or the settings of a run, are wrong, or not those of a run that is
             already there. Nothing was started then.
     """
-    plan = load_plan(request.plan, quick=request.quick)
-    out, cells = request.directory(plan), plan.cells()
-    with locked(out):
+    is_mapping = isinstance(plan, Mapping)
+    read = make_plan(plan) if is_mapping else load_plan(Path(plan), quick=quick)
+    out, cells = Path(out) if out else directory_of(read, quick=quick), read.cells()
+    words = ["effopd", "compare", "PLAN.toml" if is_mapping else str(plan), "--out", str(out)]
+    command = shlex.join(words + ["--quick"] * quick)
+    with Workspace(out, "comparison"):
         ledger = Ledger(out)
         failed: list[Outcome] = []
         if not all(map(ledger.is_settled, cells)):
             configs = _resolve(cells, out, ledger)
             left = [cell for cell in cells if not is_finished(out / cell.name)]
-            outcomes = _train(request, out, left, configs, ledger) if left else []
+            most = min(workers or os.cpu_count() or 1, len(left) or 1)
+            asked = StopRequest() if stop is None else stop  # false until it is asked
+            outcomes = _train(out, left, configs, ledger, most, display, asked)
             failed = [outcome for outcome in outcomes if outcome.ending == "failed"]
-            _print_failures(failed)
             if len(outcomes) < len(left) or any(o.ending == "stopped" for o in outcomes):
-                print(f"stopped and saved; go on with: {request.command(plan, with_workers=True)}")
-                return "stopped"
-        _write_results(request.command(plan), plan, out, ledger.workers)
-    return "failed" if failed else "finished"
+                return Comparison(directory=out, ending="stopped", failed={})
+        _write_results(command, read, out, ledger.workers)
+    return Comparison(
+        directory=out,
+        ending="failed" if failed else "finished",
+        failed={outcome.job.name: outcome.error for outcome in failed},
+    )
 
 
 def _resolve(cells: Sequence[PlannedCell], out: Path, ledger: Ledger) -> "dict[str, RunConfig]":
@@ -140,33 +161,35 @@ def _refuse_other_settings(configs: "Mapping[str, RunConfig]", out: Path) -> Non
 
 
 def _train(
-    request: Request,
     out: Path,
     cells: Sequence[PlannedCell],
     configs: "Mapping[str, RunConfig]",
     ledger: Ledger,
+    workers: int,
+    display: Display,
+    stop: StopRequest,
 ) -> list[Outcome]:
-    """Makes the worlds, then trains the longest runs first.
-
-    Returns:
-        How each run that was started ended.
-    """
-    workers = min(request.workers or os.cpu_count() or 1, len(cells))
+    """Makes the worlds, then trains the longest runs first; how each started run ended."""
     work = {cell.name: _work(configs[cell.name]) for cell in cells}
     outcomes: list[Outcome] = []
+    total = len(configs)
     with (
-        stop_on_signals() as stop,
-        compare_progress(len(configs), len(cells), sum(work.values())) as progress,
-        Pool(workers, debug=request.debug, on_message=progress.say) as pool,
+        display.progress("runs", total, done=total - len(cells), work=sum(work.values())) as shown,
+        Pool(workers, on_message=lambda name, text: display.say(f"{name}: {text}")) as pool,
     ):
 
         def take(outcome: Outcome) -> None:
-            progress.count(outcome, work[outcome.job.name])
             outcomes.append(outcome)
+            what = f"failed: {outcome.error}" if outcome.error else outcome.ending
+            shown.advance(
+                f"{outcome.job.name} {what}",
+                work=work[outcome.job.name],
+                counts=outcome.ending == "finished",
+            )
 
-        lost = _make_worlds(pool, cells, configs, stop, progress)
+        lost = _make_worlds(pool, cells, configs, stop, shown)
         ledger.count_workers(workers)
-        progress.begin()
+        shown.restart()
         jobs = []
         for cell in sorted(cells, key=lambda cell: -work[cell.name]):
             job = Job(name=cell.name, kind="cell", settings=cell.settings, out=str(out / cell.name))
@@ -174,7 +197,7 @@ def _train(
                 take(Outcome(job=job, ending="failed", error=lost[task]))
             else:
                 jobs.append(job)
-        pool.run(jobs, stop, take, progress.refresh)
+        pool.run(jobs, stop, take, shown.refresh)
     return outcomes
 
 
@@ -183,7 +206,7 @@ def _make_worlds(
     cells: Sequence[PlannedCell],
     configs: "Mapping[str, RunConfig]",
     stop: StopRequest,
-    progress: CompareProgress,
+    shown: Progress,
 ) -> "dict[TinyWorld | JsonlTask | DatasetTask, str]":
     """Makes base and teacher of each tiny world once, so that no two runs do.
 
@@ -201,7 +224,7 @@ def _make_worlds(
             tasks[config.task] = name
             jobs[name] = Job(name=name, kind="world", settings=cell.settings)
     outcomes: list[Outcome] = []
-    pool.run(list(jobs.values()), stop, outcomes.append, progress.refresh)
+    pool.run(list(jobs.values()), stop, outcomes.append, shown.refresh)
     errors = {o.job.name: o.error for o in outcomes if o.ending == "failed"}
     return {
         task: f"the models of its world could not be made: {errors[name]}"
@@ -218,16 +241,15 @@ def _work(config: "RunConfig") -> float:
 
 
 def _write_results(command: str, plan: Plan, out: Path, workers: Sequence[int]) -> None:
-    """Writes `summary.json`, `table.md`, `report.html` and the figures, and says where they are."""
+    """Writes `summary.json`, `table.md`, `report.html` and the figures."""
     from effopd.reports.aggregates import Cell
     from effopd.reports.compare_page import write_comparison
     from effopd.reports.compare_png import write_comparison_pngs
-    from effopd.reports.compare_tables import best_table, markdown_report
-    from effopd.reports.comparison import Comparison
-    from effopd.reports.tables import text_table
+    from effopd.reports.compare_tables import markdown_report
+    from effopd.reports.comparison import Comparison as Page
 
     there = [cell for cell in plan.cells() if is_finished(out / cell.name)]
-    comparison = Comparison(
+    comparison = Page(
         name=plan.name,
         cells=[
             Cell(
@@ -248,11 +270,8 @@ def _write_results(command: str, plan: Plan, out: Path, workers: Sequence[int]) 
     summary = comparison.summary
     write_json_atomic(out / "summary.json", summary)
     write_text_atomic(out / "table.md", markdown_report(plan.name, summary, comparison.notes))
-    print(text_table(best_table(summary)))
     write_comparison(comparison, out / "report.html")
     write_comparison_pngs(comparison, out / "figures")
-    print(f"\nsummary: {out / 'summary.json'}\ntable: {out / 'table.md'}")
-    print(f"report: {out / 'report.html'}\nfigures: {out / 'figures'}")
 
 
 def _notes(plan: Plan, there: Sequence[PlannedCell], workers: Sequence[int]) -> list[str]:
@@ -267,12 +286,6 @@ def _notes(plan: Plan, there: Sequence[PlannedCell], workers: Sequence[int]) -> 
     names = {cell.name for cell in there}
     missing = [cell.name for cell in plan.cells() if cell.name not in names]
     return [shared, *([f"Missing, because they failed: {_some(missing)}."] if missing else [])]
-
-
-def _print_failures(failed: Sequence[Outcome]) -> None:
-    for outcome in failed:
-        text = f"failed: {outcome.job.name}: {outcome.error}"
-        print(display_text(text), file=sys.stderr)
 
 
 def _some(names: Sequence[str]) -> str:
