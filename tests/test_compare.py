@@ -305,6 +305,9 @@ class Ends(dict[str, Any]):
 
     __iter__ = items = keys = get
 
+    def __reduce__(self) -> Any:
+        return Ends, ()
+
 
 @pytest.mark.slow
 def test_a_process_that_dies_is_a_failed_job_and_is_replaced(tmp_path: Path) -> None:
