@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from effopd.config.extending import EXTENDS, base_path, check_extends_nothing
 from effopd.config.mistakes import sentences, unknown_settings
-from effopd.config.root import RunConfig
+from effopd.training.config import RunConfig
 from effopd.errors import ConfigError
 from effopd.training.methods import method_settings
 

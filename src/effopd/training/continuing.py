@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from effopd.config.reading import make_config, settings_of, to_toml
-from effopd.config.root import RunConfig
+from effopd.training.config import RunConfig
 from effopd.errors import ConfigError
 
 Effect = Literal["the run", "rounding only", "no number", "what is measured and recorded"]
