@@ -45,19 +45,19 @@ import torch
 from torch import Tensor
 
 from effopd import AtLeast, PairedMargin, Strict
-from effopd.core.scales import LadderScales
-from effopd.core.search import line_search
-from effopd.core.selection import select_parameters
-from effopd.core.validation import AcceptRule, Draw, Score
+from effopd.data.world import TinyWorld
 from effopd.demo.cache import world_models
 from effopd.demo.pretrain import world_writer
-from effopd.demo.world import TinyWorld
 from effopd.evaluation.cached_kl import CachedKLValidation, distrust, weighted_kl
 from effopd.evaluation.scoring import completion_log_probs, completion_reverse_kl
 from effopd.models.loading import ModelSettings, load_model, load_tokenizer
 from effopd.models.policy import Policy
 from effopd.rollouts.rollout import Rollout
 from effopd.rollouts.seeds import derive_seed
+from effopd.search.line_search import line_search
+from effopd.search.scales import LadderScales
+from effopd.search.selection import select_parameters
+from effopd.search.validation import AcceptRule, Draw, Score
 
 SCALES = (3.0, 5.0, 7.0, 9.0, 11.0)
 PROMPTS = 50

@@ -31,12 +31,12 @@ from pathlib import Path
 from platform import python_version
 from typing import Any
 
+from effopd.data.benchmarks import load_benchmark
+from effopd.data.code_tests import CodeTests
+from effopd.data.problem import Answer, Problem
 from effopd.rewards.code import CodeChecking, CodeVerifier
 from effopd.rewards.sandbox.program import Limits
 from effopd.rewards.sandbox.settings import SandboxSettings
-from effopd.tasks.benchmarks import load_benchmark
-from effopd.tasks.code_tests import CodeTests
-from effopd.tasks.problem import Answer, Problem
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 SHOWN = ("setting", "programs", "ours", "peer", "ratio", "passed")

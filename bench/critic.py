@@ -18,17 +18,17 @@ from typing import Any
 
 import torch
 
-from effopd.cli.assemble import build_parts, train
 from effopd.config import RunConfig, make_config
-from effopd.demo.world import apply
+from effopd.data.problem import Problem
+from effopd.data.world import apply
 from effopd.evaluation.metrics import mean
 from effopd.models.checkpoints import list_checkpoints
 from effopd.models.loading import ModelSettings
 from effopd.objectives.advantages import explained_variance
 from effopd.records import read_jsonl
-from effopd.tasks.problem import Problem
-from effopd.trainers.loop import Observer
-from effopd.trainers.signals import StopRequest
+from effopd.training.loop import Observer
+from effopd.training.run import build_parts, train
+from effopd.training.signals import StopRequest
 
 
 def settings(steps: int) -> dict[str, Any]:

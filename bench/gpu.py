@@ -21,20 +21,20 @@ from typing import Any
 import torch
 from kl import CLEAR_REFS, LOSSES, MEBIBYTE, PACKAGES, Inputs, Setting, resident_mebibytes
 from kl import step as kl_step
-from search import PEER, PEER_VERSION, Ours, Released, Tensors, endpoints, ignore
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from effopd.demo.world import TinyWorld, make_tokenizer
+from effopd.data.problem import Problem
+from effopd.data.world import TinyWorld, make_tokenizer
 from effopd.evaluation.routing import Teachers
 from effopd.models.policy import Policy
 from effopd.objectives import FullVocabularyKL
 from effopd.rollouts.engine import Completion
 from effopd.rollouts.rollout import Rollout
-from effopd.tasks.problem import Problem
-from effopd.trainers.collect import Batch
-from effopd.trainers.learning import FullVocabularyLearner
-from effopd.trainers.settings import LoopSettings, MemorySettings, TrainSettings
-from effopd.trainers.updating import Updater
+from effopd.training.collect import Batch
+from effopd.training.learning import FullVocabularyLearner
+from effopd.training.settings import LoopSettings, MemorySettings, TrainSettings
+from effopd.training.updating import Updater
+from search import PEER, PEER_VERSION, Ours, Released, Tensors, endpoints, ignore
 
 SPARE_BYTES = 6 * 2**30
 """What activations and the divergence may take; the logits of one model would take 9.3 GiB."""

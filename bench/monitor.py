@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from effopd.analysis.monitor import Look, Monitor, MonitorSettings, monitored_matrices
-from effopd.demo.world import TinyWorld, make_model
+from effopd.data.world import TinyWorld, make_model
 
 MODELS = {"tiny": (96, 4), "small": (512, 4)}
 """Hidden size and layers."""

@@ -41,10 +41,10 @@ from typing import Any
 
 from math_verify import parse, verify
 
+from effopd.data.problem import Answer, Problem
 from effopd.rewards.math import MathVerifier
 from effopd.rewards.verdicts import decide
 from effopd.rewards.workers import WorkerSettings
-from effopd.tasks.problem import Answer, Problem
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 HANGING = r"\sin(\pi^{10^{8}})"

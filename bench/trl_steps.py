@@ -39,11 +39,11 @@ from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
 from trl import DistillationConfig, DistillationTrainer
 
 from effopd import Search
+from effopd.data.world import TinyWorld, make_tokenizer
 from effopd.demo.cache import WorldModels, world_models
 from effopd.demo.pretrain import accuracy
-from effopd.demo.world import TinyWorld, make_tokenizer
+from effopd.integrations.trl import FOLLOWING, EffOPDCallback
 from effopd.records import read_jsonl
-from effopd.trainers.trl import FOLLOWING, EffOPDCallback
 
 STEPS, EVERY = 64, 2
 PROMPTS = 128

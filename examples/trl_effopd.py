@@ -12,7 +12,7 @@ import argparse
 from datasets import load_dataset
 from trl import DistillationConfig, DistillationTrainer
 
-from effopd.trainers.trl import EffOPDCallback
+from effopd.integrations.trl import EffOPDCallback
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--student", required=True)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tests.reference.rollout_twin import draw, log_softmax, truncated
 
-from effopd.demo.world import TinyWorld, make_model, make_tokenizer
+from effopd.data.world import TinyWorld, make_model, make_tokenizer
 from effopd.errors import NonFiniteError
 from effopd.models.policy import Policy
 from effopd.rollouts.engine import Completion, Request, Sampling

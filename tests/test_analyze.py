@@ -15,11 +15,11 @@ from tests.support.tiny import tiny_config, train_tiny, write_models
 from torch import Tensor
 from typer.testing import CliRunner
 
+from effopd.analysis import units as analyze_units
 from effopd.analysis.noise import noise_metrics
-from effopd.cli import analyze_units
-from effopd.cli.analyze import AnalysisRequest, measure, parse_what
-from effopd.cli.analyze_inputs import find_inputs
-from effopd.cli.analyze_units import MEASUREMENTS, Measurement
+from effopd.analysis.series import find_inputs
+from effopd.analysis.study import AnalysisRequest, measure, parse_what
+from effopd.analysis.units import MEASUREMENTS, Measurement
 from effopd.cli.main import app
 from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError, RunLockedError
 from effopd.models.layout import Place, matrices, places
@@ -397,7 +397,7 @@ def test_a_directory_of_something_else_is_refused(series: Path, tmp_path: Path) 
 
 
 def test_one_process_at_a_time(series: Path, tmp_path: Path) -> None:
-    from effopd.cli.analyze_directory import AnalysisDirectory
+    from effopd.analysis.study_directory import AnalysisDirectory
 
     with (
         AnalysisDirectory(tmp_path / "out"),

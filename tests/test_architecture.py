@@ -53,7 +53,7 @@ THIRD_PARTY = {
 """Where the list of third-party packages is closed."""
 
 WITHOUT_TORCH = {
-    f"core/{name}.py"
+    f"search/{name}.py"
     for name in (
         "schedule", "scales", "validation", "search", "direction", "past", "rate", "settings",
     )
@@ -264,35 +264,35 @@ def test_table_of_layers_has_no_cycle() -> None:
 # The rules can fail -------------------------------------------------------------------------------
 
 BROKEN = [
-    (layers, "core/ray.py", "import effopd.records"),
-    (layers, "core/ray.py", "from effopd import trainers"),
-    (layers, "core/ray.py", "from effopd import Extrapolator"),
-    (layers, "core/ray.py", "def f():\n    from effopd.models.loading import load"),
-    (layers, "core/ray.py", "if TYPE_CHECKING:\n    from effopd.trainers import loop"),
-    (layers, "core/ray.py", "from ..objectives import distillation"),
-    (layers, "core/ray.py", "from .. import records"),
+    (layers, "search/ray.py", "import effopd.records"),
+    (layers, "search/ray.py", "from effopd import training"),
+    (layers, "search/ray.py", "from effopd import Extrapolator"),
+    (layers, "search/ray.py", "def f():\n    from effopd.models.loading import load"),
+    (layers, "search/ray.py", "if TYPE_CHECKING:\n    from effopd.training import loop"),
+    (layers, "search/ray.py", "from ..objectives import distillation"),
+    (layers, "search/ray.py", "from .. import records"),
     (layers, "errors.py", "from . import records"),
-    (layers, "reports/page.py", "from effopd.core.search import SearchResult"),
-    (layers, "demo/world.py", "from effopd.analysis import spectra"),
+    (layers, "reports/page.py", "from effopd.search.line_search import SearchResult"),
+    (layers, "data/world.py", "from effopd.analysis import spectra"),
     (layers, "config/root.py", "from effopd.cli import main"),
-    (layers, "trainers/verl/worker.py", "from ...reports import figures"),
+    (layers, "integrations/verl/worker.py", "from ...reports import figures"),
     (layers, "plugins/new.py", "import math"),
-    (third_party, "core/ray.py", "import numpy as np"),
+    (third_party, "search/ray.py", "import numpy as np"),
     (third_party, "objectives/distillation.py", "from transformers import AutoModel"),
-    (torch_stays_out, "core/search.py", "import torch"),
-    (torch_stays_out, "core/scales.py", "def f():\n    from torch import nn"),
+    (torch_stays_out, "search/line_search.py", "import torch"),
+    (torch_stays_out, "search/scales.py", "def f():\n    from torch import nn"),
     (torch_stays_out, "reports/figures.py", "import torch.nn as nn"),
-    (pydantic_stays_in_config, "core/search.py", "from pydantic import BaseModel"),
-    (pydantic_stays_in_config, "cli/assemble.py", "import pydantic_core"),
-    (no_attribute_probing, "core/ray.py", "x = hasattr(y, 'z')"),
-    (no_catch_all, "core/ray.py", "try:\n    f()\nexcept:\n    pass"),
-    (no_catch_all, "core/ray.py", "try:\n    f()\nexcept Exception as e:\n    raise"),
+    (pydantic_stays_in_config, "search/line_search.py", "from pydantic import BaseModel"),
+    (pydantic_stays_in_config, "training/run.py", "import pydantic_core"),
+    (no_attribute_probing, "search/ray.py", "x = hasattr(y, 'z')"),
+    (no_catch_all, "search/ray.py", "try:\n    f()\nexcept:\n    pass"),
+    (no_catch_all, "search/ray.py", "try:\n    f()\nexcept Exception as e:\n    raise"),
     (
         no_catch_all,
-        "core/ray.py",
+        "search/ray.py",
         "try:\n    f()\nexcept (OSError, builtins.BaseException):\n    g()",
     ),
-    (no_catch_all, "core/ray.py", "with contextlib.suppress(Exception):\n    f()"),
+    (no_catch_all, "search/ray.py", "with contextlib.suppress(Exception):\n    f()"),
     (no_pickle, "records.py", "import pickle"),
     (no_pickle, "records.py", "def f():\n    from pickle import loads"),
     (no_pickle, "records.py", "import torch\ntorch.save(x, 'f')"),
@@ -302,8 +302,8 @@ BROKEN = [
     (no_remote_code, "models/loading.py", "load('m', trust_remote_code=True)"),
     (no_remote_code, "models/loading.py", "load('m', trust_remote_code=flag)"),
     (no_remote_code, "models/loading.py", "options = {'trust_remote_code': True}"),
-    (no_drawer_of_odds_and_ends, "core/utils.py", ""),
-    (no_drawer_of_odds_and_ends, "trainers/helpers/state.py", ""),
+    (no_drawer_of_odds_and_ends, "search/utils.py", ""),
+    (no_drawer_of_odds_and_ends, "training/helpers/state.py", ""),
 ]
 
 
@@ -318,11 +318,11 @@ def test_every_rule_is_tested() -> None:
 
 HARMLESS = [
     (
-        "core/search.py",
-        "import math\nfrom effopd.core.scales import Trial\nfrom effopd import errors",
+        "search/line_search.py",
+        "import math\nfrom effopd.search.scales import Trial\nfrom effopd import errors",
     ),
-    ("core/ray.py", "import torch\nfrom . import search\nfrom ..errors import EffopdError"),
-    ("config/root.py", "import pydantic\nfrom effopd.core.extrapolator import Search"),
+    ("search/ray.py", "import torch\nfrom . import search\nfrom ..errors import EffopdError"),
+    ("config/root.py", "import pydantic\nfrom effopd.search.extrapolator import Search"),
     ("cli/main.py", "from effopd import __version__, records\nimport typer"),
     ("models/loading.py", "load('m', trust_remote_code=False)\nsafetensors.torch.save(x)"),
     (

@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 from effopd.cli.main import app
 from effopd.cli.progress import ProgressLines, progress_lines, step_line
 from effopd.config import load_config, to_toml
-from effopd.core.scales import Trial
-from effopd.core.validation import Score
-from effopd.demo.world import TinyWorld
+from effopd.data.world import TinyWorld
 from effopd.errors import RecordError
-from effopd.trainers.rows import EMPTY_METRICS
+from effopd.search.scales import Trial
+from effopd.search.validation import Score
+from effopd.training.rows import EMPTY_METRICS
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\x1b]52;c;cm0=\x07 \u202egnp.exe [bold red]x[/] :100: \x9b31m"
 VISIBLE = "␛[2J␛]0;owned␇␛]52;c;cm0=␇ ⟨202E⟩gnp.exe [bold red]x[/] :100: ⟨9B⟩31m"

@@ -14,10 +14,7 @@ import torch
 from tests.support.tiny import tiny_config, train_tiny, write_models
 from typer.testing import CliRunner
 
-from effopd.cli.assemble import build_parts
-from effopd.cli.main import app
-from effopd.cli.parts import Parts
-from effopd.cli.theory_inputs import (
+from effopd.analysis.theory_inputs import (
     PastRay,
     check_is_distillation,
     frozen_loss,
@@ -25,11 +22,14 @@ from effopd.cli.theory_inputs import (
     read_rays,
     write_text,
 )
+from effopd.cli.main import app
 from effopd.config import load_config, make_config
 from effopd.errors import ConfigError
 from effopd.models.checkpoints import checkpoint_path
 from effopd.objectives import group_advantages
 from effopd.records import load_run
+from effopd.training.build import Parts
+from effopd.training.run import build_parts
 
 STEPS = 5
 SMALL = ("--rank", "3", "--contexts", "40", "--steps", "4")

@@ -17,8 +17,8 @@ from tests.support.tiny import WORLD, outcome, write_models
 from typer.testing import CliRunner
 
 from effopd.cli.main import STOPPED, app
-from effopd.cli.pool import Job, Outcome, Pool
-from effopd.trainers.signals import StopRequest
+from effopd.comparison.pool import Job, Outcome, Pool
+from effopd.training.signals import StopRequest
 
 TASK = ("type", "hidden", "layers", "operations", "train_problems", "test_problems")
 SEARCH = {

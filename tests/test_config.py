@@ -11,16 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from effopd.config import RunConfig, differences, load_config, make_config, to_toml
-from effopd.core.extrapolator import Search
-from effopd.core.scales import GeometricScales, LadderScales, QuadraticScales
-from effopd.core.schedule import AtSteps
-from effopd.core.validation import AtLeast, LengthGuard
-from effopd.demo.world import TinyWorld
+from effopd.data.files import JsonlTask
+from effopd.data.world import TinyWorld
 from effopd.errors import ConfigError
 from effopd.evaluation.validators import AccuracyValidation
 from effopd.models.loading import ModelSettings
 from effopd.objectives import ExOPD, FullVocabularyKL, SampledTokenOPD
-from effopd.tasks.files import JsonlTask
+from effopd.search.extrapolator import Search
+from effopd.search.scales import GeometricScales, LadderScales, QuadraticScales
+from effopd.search.schedule import AtSteps
+from effopd.search.validation import AtLeast, LengthGuard
 
 JSONL = {
     "task": {"type": "jsonl", "train_path": "train.jsonl"},

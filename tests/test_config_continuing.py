@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from effopd.config import RunConfig, changes, make_config, to_toml
-from effopd.config.continuing import EFFECTS, effect_of
+from effopd.training.continuing import EFFECTS, effect_of
 
 
 def leaves(annotation: Any, name: str) -> Iterator[str]:

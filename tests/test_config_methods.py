@@ -10,8 +10,8 @@ from effopd.config import RunConfig, load_config, make_config, to_toml
 from effopd.errors import ConfigError
 from effopd.models.loading import ModelSettings
 from effopd.objectives import ExOPD, FullVocabularyKL, PolicyGradient
-from effopd.trainers.settings import Horizon, StopRule, TrainSettings
-from effopd.trainers.teachers import SelfTeacher
+from effopd.training.settings import Horizon, StopRule, TrainSettings
+from effopd.training.teachers import SelfTeacher
 
 JSONL: dict[str, Any] = {
     "task": {"type": "jsonl", "train_path": "train.jsonl"},

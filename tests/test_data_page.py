@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from effopd.config import RunConfig, load_config, make_config, to_toml
+from effopd.data.dataset import DatasetTask, DataSource
+from effopd.data.filters import Filters
+from effopd.data.origins import ORIGINS
+from effopd.data.templates import TEMPLATES
 from effopd.errors import ConfigError
-from effopd.tasks.dataset import DatasetTask, DataSource
-from effopd.tasks.filters import Filters
-from effopd.tasks.origins import ORIGINS
-from effopd.tasks.templates import TEMPLATES
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "data.md").read_text("utf-8")

@@ -10,7 +10,6 @@ import torch
 from tests.support.architectures import ROWS, make, save, write_problems
 from transformers import AutoTokenizer
 
-from effopd.cli.assemble import train
 from effopd.cli.doctor import doctor, examine, page
 from effopd.cli.doctor_visit import Finding
 from effopd.cli.stand_in import byte_tokenizer
@@ -18,7 +17,8 @@ from effopd.config import load_config
 from effopd.errors import ConfigError
 from effopd.models.devices import card_of
 from effopd.models.footprint import gpu_named
-from effopd.trainers.observer import Observer
+from effopd.training.observer import Observer
+from effopd.training.run import train
 
 PAPER = Path(__file__).parents[1] / "recipes" / "paper"
 

@@ -13,9 +13,9 @@ from tests.support.processes import kill_me
 from tests.support.tiny import tiny_config, train_tiny, write_models
 from typer.testing import CliRunner
 
-from effopd.cli import benchmarking
-from effopd.cli.evaluation_records import EvaluationRecords
 from effopd.cli.main import STOPPED, app
+from effopd.evaluation.benchmarks import run as benchmarking
+from effopd.evaluation.benchmarks.records import EvaluationRecords
 from effopd.evaluation.graded import Graded, summarise
 from effopd.evaluation.statistics import compare
 from effopd.records import read_json, read_jsonl

@@ -12,11 +12,11 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from effopd.cli.main import app
-from effopd.core.ray import Ray
-from effopd.core.selection import select_parameters
 from effopd.models.checkpoints import verify_checkpoint
 from effopd.models.loading import ModelSettings, load_model
 from effopd.models.weights import open_weights
+from effopd.search.ray import Ray
+from effopd.search.selection import select_parameters
 
 Point = dict[str, Tensor]
 

@@ -19,10 +19,8 @@ from tests.reference.core_twin import bits
 from torch import Tensor
 from typer.testing import CliRunner
 
-from effopd.analysis.scalings import WholeScaling
-from effopd.cli.assemble import build_parts
-from effopd.cli.intervention_kinds import KINDS, Source, interventions
-from effopd.cli.intervention_scores import (
+from effopd.analysis.intervention_kinds import KINDS, Source, interventions
+from effopd.analysis.intervention_scores import (
     STATISTICS,
     Case,
     Passes,
@@ -30,6 +28,7 @@ from effopd.cli.intervention_scores import (
     pooled,
     ratio,
 )
+from effopd.analysis.scalings import WholeScaling
 from effopd.cli.main import app
 from effopd.config import load_config
 from effopd.errors import ConfigError
@@ -40,6 +39,7 @@ from effopd.models.weights import MemoryWeights, open_weights
 from effopd.records import read_jsonl
 from effopd.reports.table_files import read_table
 from effopd.rollouts.seeds import derive_seed
+from effopd.training.run import build_parts
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = (DOCS / "interventions.md").read_text("utf-8")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import tomli_w
 
-from effopd.cli.plan import load_plan, make_plan, parent_of, rate_name
+from effopd.comparison.plan import load_plan, make_plan, parent_of, rate_name
 from effopd.errors import ConfigError
 
 PLAN: dict[str, Any] = {

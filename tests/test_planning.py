@@ -20,13 +20,13 @@ from effopd.cli.planning import named_shape, planned
 from effopd.cli.planning_searches import SimulatedSearch, simulated_searches
 from effopd.cli.planning_time import Planned
 from effopd.config.planning import make_plan_config
-from effopd.core.direction import SinceBase
-from effopd.core.schedule import EveryN, PowersOfTwo
-from effopd.core.validation import Score
 from effopd.errors import ConfigError
 from effopd.models.footprint import COMPUTE_SHARE, forward_operations
 from effopd.models.published import PUBLISHED
-from effopd.trainers.methods import EFFOPD_SEARCH
+from effopd.search.direction import SinceBase
+from effopd.search.schedule import EveryN, PowersOfTwo
+from effopd.search.validation import Score
+from effopd.training.methods import EFFOPD_SEARCH
 
 
 def one(model: str, *settings: str) -> Planned:

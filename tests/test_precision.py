@@ -31,11 +31,11 @@ from effopd.analysis.spectra import spectral_metrics
 from effopd.analysis.subspaces import leading_directions, subspace_cosines
 from effopd.analysis.trajectories import explained_variance_ratio, leading_trajectory
 from effopd.analysis.updates import path_geometry
-from effopd.core.factors import product_point
 from effopd.models.updates import AdapterUpdate
 from effopd.models.weights import MemoryWeights
 from effopd.objectives import fused_divergence, token_divergences, token_log_probs
 from effopd.precision import MatmulPrecision, float32_products
+from effopd.search.factors import product_point
 
 PRODUCTS = {
     "mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_", "mv", "addmv", "addmv_", "dot", "vdot",

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from effopd.cli.doctor import examine
-from effopd.cli.plan import load_plan
+from effopd.comparison.plan import load_plan
 from effopd.config import RunConfig, load_config, make_config, to_toml
-from effopd.core.extrapolator import Search
+from effopd.data.files import JsonlTask
 from effopd.evaluation.validators import AccuracyValidation
 from effopd.models.footprint import gpu_named
 from effopd.objectives import SampledTokenOPD
-from effopd.tasks.files import JsonlTask
+from effopd.search.extrapolator import Search
 
 FILES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
 PLANS = [path for path in FILES if path.stem.startswith("compare-")]

@@ -11,7 +11,7 @@ import pytest
 from effopd.cli import reproduce
 from effopd.cli.reproduce import measures, reproduce_study
 from effopd.cli.reproduction.study import Study
-from effopd.demo.world import TinyWorld, make_model, make_tokenizer
+from effopd.data.world import TinyWorld, make_model, make_tokenizer
 from effopd.errors import ConfigError
 
 WORLD = {

@@ -6,7 +6,7 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src" / "effopd"
 LONGEST_FILE = 450
 LONGEST_FUNCTION = 60
-LOOP = "trainers/loop.py"
+LOOP = "training/loop.py"
 LONGEST_LOOP = 300
 
 

@@ -7,19 +7,19 @@ from typing import Any
 import pytest
 from tests.support.tiny import Raw, metrics_of, tiny_config, train_tiny, write_models
 
-from effopd.cli import assemble
-from effopd.cli.assemble import build_parts
 from effopd.cli.run import evaluate_checkpoint
-from effopd.cli.verifiers import verifier_for, without_unreadable
-from effopd.demo.world import ChainVerifier, TinyWorld
+from effopd.data.files import JsonlTask
+from effopd.data.problem import Problem, Task
+from effopd.data.world import ChainVerifier, TinyWorld
 from effopd.errors import ConfigError
 from effopd.records import read_jsonl
 from effopd.rewards.boxed import BoxedAnswer
+from effopd.rewards.build import verifier_for, without_unreadable
 from effopd.rewards.code import CodeChecking
 from effopd.rewards.math import MathVerifier
 from effopd.rewards.workers import WorkerSettings
-from effopd.tasks.files import JsonlTask
-from effopd.tasks.problem import Problem, Task
+from effopd.training import run as assemble
+from effopd.training.run import build_parts
 
 pytest.importorskip("math_verify")
 

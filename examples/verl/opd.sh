@@ -97,5 +97,5 @@ SEARCH=(
   +effopd.validation.prompts=50
 )
 
-exec "$PYTHON" -m effopd.trainers.verl.main \
+exec "$PYTHON" -m effopd.integrations.verl.main \
   "${DATA[@]}" "${ACTOR[@]}" "${ROLLOUT[@]}" "${OBJECTIVE[@]}" "${TRAINER[@]}" "${SEARCH[@]}" "$@"

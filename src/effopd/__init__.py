@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from effopd.core.direction import (
+    from effopd.search.direction import (
         AlphaPLS,
         Averaged,
         Relex,
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
         SinceBase,
         SinceRaw,
     )
-    from effopd.core.extrapolator import Extrapolator
-    from effopd.core.past import PastSearch
-    from effopd.core.scales import (
+    from effopd.search.extrapolator import Extrapolator
+    from effopd.search.line_search import SearchResult
+    from effopd.search.past import PastSearch
+    from effopd.search.scales import (
         GeometricScales,
         LadderScales,
         QuadraticScales,
         TrackingScales,
     )
-    from effopd.core.schedule import Adaptive, AtSteps, EveryN, Foresight, PowersOfTwo
-    from effopd.core.search import SearchResult
-    from effopd.core.selection import select_parameters
-    from effopd.core.settings import Search
-    from effopd.core.validation import (
+    from effopd.search.schedule import Adaptive, AtSteps, EveryN, Foresight, PowersOfTwo
+    from effopd.search.selection import select_parameters
+    from effopd.search.settings import Search
+    from effopd.search.validation import (
         AtLeast,
         Draw,
         LengthGuard,
@@ -72,7 +72,7 @@ _HOME = {
         "Unconditional",
     ),
 }
-_MODULE = {name: f"effopd.core.{module}" for module, names in _HOME.items() for name in names}
+_MODULE = {name: f"effopd.search.{module}" for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "Adaptive",

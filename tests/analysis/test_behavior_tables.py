@@ -11,15 +11,15 @@ from tests.reference.kl_twin import reverse_kl
 from tests.support.tiny import tiny_config, write_models
 from torch import Tensor
 
-from effopd.cli.analyze_behavior import TABLES, Behavior, behavior_tables
-from effopd.cli.analyze_inputs import Checkpoint, Inputs
-from effopd.cli.assemble import build_parts
-from effopd.cli.behavior_study import BehaviorSettings
+from effopd.analysis.behavior_records import TABLES, Behavior, behavior_tables
+from effopd.analysis.behavior_study import BehaviorSettings
+from effopd.analysis.series import Checkpoint, Inputs
 from effopd.config import RunConfig, make_config
 from effopd.errors import ConfigError
 from effopd.models.loading import ModelSettings, load_model
 from effopd.models.policy import Sample
 from effopd.reports.examples import example_html
+from effopd.training.run import build_parts
 
 PROBLEMS = 6
 

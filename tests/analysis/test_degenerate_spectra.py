@@ -24,9 +24,9 @@ from effopd.analysis.local_theory import (
 )
 from effopd.analysis.quadratic import FrozenLoss
 from effopd.analysis.singular_values import numerical_rank, singular_values
-from effopd.core.alpha import leading_components
-from effopd.core.factors import product_point
-from effopd.core.rounding import above_rounding
+from effopd.search.alpha import leading_components
+from effopd.search.factors import product_point
+from effopd.search.rounding import above_rounding
 
 SIZE = 40
 SPECTRA = {

@@ -22,11 +22,11 @@ from effopd.analysis.interventions import Changed, Intervention
 from effopd.analysis.modules import module_norms, update_norm
 from effopd.analysis.ranks import BottomRank, TopRank, components
 from effopd.analysis.scalings import NormScaling, WholeScaling
-from effopd.core.ray import Ray
 from effopd.errors import ConfigError, ParameterMismatchError
 from effopd.models.layout import Heads
 from effopd.models.updates import AdapterUpdate, PairUpdate
 from effopd.models.weights import MemoryWeights
+from effopd.search.ray import Ray
 
 Point = dict[str, Tensor]
 SMALL = 1e-3

@@ -18,7 +18,7 @@ from effopd.analysis.monitor import (
     monitored_matrices,
     sampled_names,
 )
-from effopd.demo.world import TinyWorld, make_model
+from effopd.data.world import TinyWorld, make_model
 from effopd.errors import CheckpointError, ConfigError, NonFiniteError, ParameterMismatchError
 
 Q, V, UP = (f"layers.0.{n}.weight" for n in ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj"))

@@ -38,10 +38,10 @@ from effopd import (
     TrackingScales,
     Unconditional,
 )
-from effopd.core.direction import Direction
-from effopd.core.scales import Scales, Trial
-from effopd.core.schedule import Schedule
-from effopd.core.validation import AcceptRule
+from effopd.search.direction import Direction
+from effopd.search.scales import Scales, Trial
+from effopd.search.schedule import Schedule
+from effopd.search.validation import AcceptRule
 
 QUIET = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """Machines are shared: a slow example is no failure."""

@@ -18,7 +18,6 @@ from tests.fakes import (
 )
 from torch import nn
 
-from effopd.core.validation import Draw, Score, Validator
 from effopd.evaluation.cached_kl import CachedKLValidation, CachedKLValidator
 from effopd.evaluation.drawn_answers import DrawnAnswers
 from effopd.evaluation.routing import Teachers
@@ -29,6 +28,7 @@ from effopd.evaluation.validators import (
 )
 from effopd.models.policy import Policy
 from effopd.rollouts.rollout import Writer
+from effopd.search.validation import Draw, Score, Validator
 
 PROMPTS = 12
 PROBLEMS = list(WORLD.load().train)

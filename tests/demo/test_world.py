@@ -8,10 +8,10 @@ import pytest
 import torch
 from tests.reference.world_twin import steps, truth
 
+from effopd.data.problem import Answer, Problem
+from effopd.data.world import TinyWorld, demonstrations, make_model, make_tokenizer
 from effopd.demo.cache import content_key
-from effopd.demo.world import TinyWorld, demonstrations, make_model, make_tokenizer
 from effopd.errors import ConfigError
-from effopd.tasks.problem import Answer, Problem
 
 WORLDS = [
     TinyWorld(train_problems=400, test_problems=100),

@@ -19,8 +19,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from effopd import AlphaPLS, Averaged, Draw, EveryN, Extrapolator, Relex, Search
-from effopd.core.direction import Direction
 from effopd.errors import ConfigError
+from effopd.search.direction import Direction
 
 RANKS = 2
 STEPS = 6

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import effopd
 from effopd import Draw, Search, SearchResult
-from effopd.core.extrapolator import Extrapolator
+from effopd.search.extrapolator import Extrapolator
 
 ROOT = Path(__file__).parents[2]
 RANKS = 2

@@ -36,8 +36,8 @@ def ddp(rank: int, folder: Path) -> dict[str, Any]:
     from torch.nn.parallel import DistributedDataParallel
 
     from effopd import AtLeast, EveryN, LadderScales, PairedMargin, Search
+    from effopd.integrations.trl import EffOPDCallback
     from effopd.records import read_jsonl
-    from effopd.trainers.trl import EffOPDCallback
 
     report: dict[str, Any] = {}
     rules = {"rejected": PairedMargin(z=1e9), "accepted": AtLeast(), "plain": None}
@@ -62,8 +62,8 @@ def fsdp(rank: int, folder: Path) -> dict[str, Any]:
     from torch.distributed.tensor.debug import CommDebugMode
 
     from effopd import AtLeast, EveryN, LadderScales, Search
+    from effopd.integrations.trl import EffOPDCallback
     from effopd.records import read_jsonl
-    from effopd.trainers.trl import EffOPDCallback
 
     models = whole_models(folder, write=rank == 0)
     torch.distributed.barrier()

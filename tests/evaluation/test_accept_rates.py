@@ -17,8 +17,8 @@ from bench.accept import (
     search_scores,
 )
 
-from effopd.core.validation import PairedMargin, Strict
 from effopd.evaluation.cached_kl import CachedKLValidation, weighted_kl
+from effopd.search.validation import PairedMargin, Strict
 
 POOL = 120
 MODELS = 1 + len(SCALES)

@@ -12,10 +12,6 @@ from tests.fakes import TOKENIZER, WORLD, policy_writer, tiny_policy, writer
 from tests.reference import importance_twin as twin
 from tests.reference.kl_twin import log_probs_TV, reverse_kl
 
-from effopd.core.extrapolator import Extrapolator, Search
-from effopd.core.scales import LadderScales
-from effopd.core.schedule import EveryN
-from effopd.core.validation import Draw, Score, Strict
 from effopd.errors import ConfigError, ValidatorError
 from effopd.evaluation.cached_kl import (
     CachedKLValidation,
@@ -30,6 +26,10 @@ from effopd.models.policy import Policy
 from effopd.rollouts.engine import Completion, Request, Sampling
 from effopd.rollouts.hf import HFEngine
 from effopd.rollouts.rollout import Rollout, total_tokens
+from effopd.search.extrapolator import Extrapolator, Search
+from effopd.search.scales import LadderScales
+from effopd.search.schedule import EveryN
+from effopd.search.validation import Draw, Score, Strict
 
 PROBLEMS = list(WORLD.load().train)
 REDUCTIONS = ["token", "sequence"]

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 
 import pytest
 
+from effopd.data.code_tests import CodeTests
+from effopd.data.problem import Answer, Problem
 from effopd.errors import RecordError
 from effopd.evaluation.graded import Graded, by_question, grade, rewards_of, summarise
 from effopd.evaluation.statistics import average
 from effopd.rollouts.engine import Completion
 from effopd.rollouts.rollout import Rollout
-from effopd.tasks.code_tests import CodeTests
-from effopd.tasks.problem import Answer, Problem
 
 ONE_TEST = CodeTests(kind="stdin", inputs=("",), outputs=("",))
 

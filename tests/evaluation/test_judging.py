@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 import pytest
 from tests.fakes import FakeEngine, script, writer
 
+from effopd.data.problem import Answer, Problem
 from effopd.evaluation.evaluator import Evaluator
 from effopd.evaluation.judging import Judgement, judge, together
 from effopd.evaluation.validators import accuracy_measure
 from effopd.rollouts.rollout import Rollout
-from effopd.tasks.problem import Answer, Problem
 
 PROBLEMS = [Problem(id=f"p-{i}", prompt="3 + 4 =", answer=str(i % 4)) for i in range(8)]
 

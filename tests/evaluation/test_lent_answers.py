@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 from tests.fakes import WORLD, policy_writer, tiny_policy
 
-from effopd.core.validation import Draw
 from effopd.errors import ConfigError, ValidatorError
 from effopd.evaluation.cached_kl import CachedKLValidation, CachedKLValidator
 from effopd.evaluation.lent_answers import LentAnswers
 from effopd.evaluation.routing import Teachers
 from effopd.rollouts.engine import Sampling
 from effopd.rollouts.rollout import Rollout, mean_length, total_tokens
+from effopd.search.validation import Draw
 
 STUDENT = tiny_policy(0)
 

@@ -18,7 +18,7 @@ from tests.fakes import (
 )
 from tests.reference.kl_twin import reverse_kl
 
-from effopd.core.validation import Draw, LengthGuard
+from effopd.data.problem import Problem
 from effopd.errors import ConfigError, NonFiniteError
 from effopd.evaluation.cached_kl import CachedKLValidation
 from effopd.evaluation.drawn_answers import DrawnAnswers, problems_of_levels
@@ -31,7 +31,7 @@ from effopd.evaluation.validators import (
     teacher_kl_measure,
 )
 from effopd.rollouts.rollout import Rollout, mean_length, total_tokens
-from effopd.tasks.problem import Problem
+from effopd.search.validation import Draw, LengthGuard
 
 PROBLEMS = list(WORLD.load().train)
 THREES = [Problem(id=f"p-{i}", prompt=f"{i % 7} + 0 =", answer="3") for i in range(30)]

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from effopd.demo.world import ChainVerifier
-from effopd.tasks.problem import Answer
+from effopd.data.problem import Answer
+from effopd.data.world import ChainVerifier
 
 
 def _reward(self: ChainVerifier, answers: Sequence[Answer]) -> list[float]:

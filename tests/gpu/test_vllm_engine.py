@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from effopd.demo.world import TinyWorld, make_tokenizer
+from effopd.data.world import TinyWorld, make_tokenizer
 from effopd.models.loading import ModelSettings, load_model
 from effopd.rollouts.engine import Request, Sampling
 from effopd.rollouts.vllm import VLLMEngine, VLLMSettings, open_vllm

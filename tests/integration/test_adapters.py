@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import load_file
 from tests.support.tiny import Raw, metrics_of, search_rows, tiny_config, train_tiny, write_models
 
-from effopd.cli.assemble import build_parts, started_from
 from effopd.cli.run import evaluate_checkpoint
 from effopd.cli.theory import TheorySettings, theory
 from effopd.errors import ConfigError
@@ -17,6 +16,7 @@ from effopd.models.checkpoints import list_checkpoints, verify_checkpoint
 from effopd.models.policy import Sample
 from effopd.models.updates import AdapterUpdate, open_update
 from effopd.records import read_jsonl
+from effopd.training.run import build_parts, started_from
 
 pytest.importorskip("peft")
 

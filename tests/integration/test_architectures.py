@@ -18,7 +18,6 @@ from tests.support.tiny import Outcome, metrics_of, outcome, search_rows, train_
 from transformers import AutoModelForCausalLM
 
 from effopd.config import RunConfig, make_config
-from effopd.core.selection import select_parameters
 from effopd.errors import ParameterMismatchError
 from effopd.models.checkpoints import list_checkpoints
 from effopd.models.loading import ModelSettings, load_model, load_tokenizer
@@ -29,6 +28,7 @@ from effopd.models.updates import open_update
 from effopd.objectives import token_log_probs
 from effopd.rollouts.engine import Request, Sampling
 from effopd.rollouts.hf import HFEngine
+from effopd.search.selection import select_parameters
 
 TIED = {"gemma", "qwen2"}
 

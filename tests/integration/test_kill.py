@@ -24,21 +24,21 @@ from tests.support.tiny import (
     write_models,
 )
 
-from effopd.cli import assemble
 from effopd.cli.main import STOPPED, app
 from effopd.config import RunConfig, to_toml
-from effopd.core import extrapolator
-from effopd.core.ray import Ray
-from effopd.core.search import SearchResult
 from effopd.models.checkpoints import list_checkpoints
 from effopd.records import read_jsonl
 from effopd.rollouts.hf import SeededSampler
-from effopd.trainers import loop, state
-from effopd.trainers.collect import Collector
-from effopd.trainers.evaluating import Evaluations
-from effopd.trainers.loop import Trainer
-from effopd.trainers.run_directory import LOGS, RunDirectory
-from effopd.trainers.updating import Updater
+from effopd.search import extrapolator
+from effopd.search.line_search import SearchResult
+from effopd.search.ray import Ray
+from effopd.training import loop, state
+from effopd.training import run as assemble
+from effopd.training.collect import Collector
+from effopd.training.evaluating import Evaluations
+from effopd.training.loop import Trainer
+from effopd.training.run_directory import LOGS, RunDirectory
+from effopd.training.updating import Updater
 
 
 @pytest.fixture(autouse=True)

@@ -22,14 +22,14 @@ from tests.support.tiny import (
 )
 
 from effopd.cli.run import evaluate_checkpoint
-from effopd.core.validation import Draw
 from effopd.errors import CheckpointError, ConfigError, EffopdError
 from effopd.models.checkpoints import list_checkpoints, newest_good, write_checkpoint
 from effopd.records import read_jsonl
-from effopd.trainers import alarms
-from effopd.trainers.loop import Trainer
-from effopd.trainers.run_directory import LOGS, RunDirectory
-from effopd.trainers.signals import StopRequest
+from effopd.search.validation import Draw
+from effopd.training import alarms
+from effopd.training.loop import Trainer
+from effopd.training.run_directory import LOGS, RunDirectory
+from effopd.training.signals import StopRequest
 
 
 @pytest.fixture(autouse=True)

@@ -24,23 +24,23 @@ from tests.support.tiny import (
     write_models,
 )
 
-from effopd.cli.assemble import build_parts
 from effopd.config import RunConfig
-from effopd.demo.world import ChainVerifier
+from effopd.data.problem import Answer
+from effopd.data.world import ChainVerifier
 from effopd.errors import ConfigError
 from effopd.models.checkpoints import list_checkpoints
 from effopd.records import read_jsonl
-from effopd.tasks.problem import Answer
-from effopd.trainers import critic
-from effopd.trainers.collect import Collector
-from effopd.trainers.critic import Critic
-from effopd.trainers.evaluating import Evaluations
-from effopd.trainers.learning import SampledTokenLearner
-from effopd.trainers.loop import Trainer
-from effopd.trainers.run_directory import LOGS
-from effopd.trainers.signals import StopRequest
-from effopd.trainers.teachers import StudentAverage
-from effopd.trainers.watching import Watch
+from effopd.training import critic
+from effopd.training.collect import Collector
+from effopd.training.critic import Critic
+from effopd.training.evaluating import Evaluations
+from effopd.training.learning import SampledTokenLearner
+from effopd.training.loop import Trainer
+from effopd.training.run import build_parts
+from effopd.training.run_directory import LOGS
+from effopd.training.signals import StopRequest
+from effopd.training.teachers import StudentAverage
+from effopd.training.watching import Watch
 
 RECORDS = Path(__file__).parents[2] / "docs" / "records.md"
 STEPS = 5

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from effopd.cli.assemble import build_parts, train
 from effopd.config import make_config
+from effopd.data.problem import Answer
 from effopd.evaluation.metrics import mean
 from effopd.records import read_jsonl
-from effopd.tasks.problem import Answer
-from effopd.trainers.loop import Observer
-from effopd.trainers.signals import StopRequest
-from effopd.trainers.updating import Updater
+from effopd.training.loop import Observer
+from effopd.training.run import build_parts, train
+from effopd.training.signals import StopRequest
+from effopd.training.updating import Updater
 
 PROBLEMS = 256
 MEASURED = {

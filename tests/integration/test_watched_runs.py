@@ -25,7 +25,7 @@ from tests.support.tiny import (
 from effopd.errors import CheckpointError, ConfigError
 from effopd.models.checkpoints import list_checkpoints
 from effopd.records import read_jsonl
-from effopd.trainers.signals import StopRequest
+from effopd.training.signals import StopRequest
 
 WATCH = {"every": 1, "rows": 99, "matrices": 3, "patience": 2}
 PLAIN = {"method": "opd", "train.steps": 5, "checkpoint.every": 1, "checkpoint.keep": 99}

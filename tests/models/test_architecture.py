@@ -10,11 +10,11 @@ from tests.support.architectures import make
 from transformers import AutoConfig
 
 from effopd.cli.stand_in import byte_tokenizer
-from effopd.core.selection import RELEASED_NAMES, select_parameters
 from effopd.errors import ConfigError, ParameterMismatchError
 from effopd.models.architecture import read_architecture
 from effopd.models.policy import Policy, Sample
 from effopd.objectives import token_log_probs
+from effopd.search.selection import RELEASED_NAMES, select_parameters
 
 SAMPLES = [
     Sample(prompt_ids=(5, 6, 7), completion_ids=(8, 9, 2)),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.fakes import TOKENIZER
 
-from effopd.demo.world import CHAT_TEMPLATE
+from effopd.data.world import CHAT_TEMPLATE
 from effopd.errors import ConfigError
 from effopd.models.chat_templates import check_chat_template
 from effopd.models.loading import ModelSettings, load_tokenizer

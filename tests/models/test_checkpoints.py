@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from tests.support import disk
 from tests.support.tiny import WORLD
 
-from effopd.demo.world import make_tokenizer
+from effopd.data.world import make_tokenizer
 from effopd.errors import CheckpointError
 from effopd.models.checkpoints import (
     MANIFEST,

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from effopd.cli.devices import placed
 from effopd.config import make_config, make_eval_config
 from effopd.errors import ConfigError
 from effopd.models.devices import real_device
+from effopd.training.devices import placed
 
 HERE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tests.support.checkpoints import save_family
 
-from effopd.cli.analyze_inputs import find_inputs
+from effopd.analysis.series import find_inputs
 from effopd.errors import ConfigError
 from effopd.models.loading import ModelSettings, load_model, load_tokenizer
 from effopd.models.paths import looks_local, no_such_directory

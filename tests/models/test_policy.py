@@ -9,7 +9,7 @@ from tests.fakes import TOKENIZER, WORLD, ids, tiny_model, tiny_policy
 from torch import Tensor, nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from effopd.demo.world import make_model
+from effopd.data.world import make_model
 from effopd.errors import ParameterMismatchError
 from effopd.models.policy import Policy, Sample
 from effopd.objectives import token_log_probs

@@ -9,7 +9,6 @@ import torch
 from tests.support.architectures import ARCHITECTURES
 from tests.support.shapes import model_and_shape
 
-from effopd.core.selection import select_parameters
 from effopd.errors import ConfigError
 from effopd.models.published import PUBLISHED
 from effopd.models.shape_tensors import TensorShape
@@ -21,6 +20,7 @@ from effopd.models.sharding import (
     shard_elements,
     sharded_elements,
 )
+from effopd.search.selection import select_parameters
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "paper" / "shapes.json"
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from effopd.data.problem import Answer, Problem
 from effopd.rewards.boxed import BoxedAnswer
-from effopd.tasks.problem import Answer, Problem
 
 REWARDS = [
     ("4", r"The answer is $\boxed{4}$.", 1.0),

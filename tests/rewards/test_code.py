@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 from tests.support.sandboxes import sandbox_of
 
+from effopd.data.code_formats import from_codeforces, from_input_output
+from effopd.data.code_tests import CodeTests
+from effopd.data.evalplus import from_evalplus
+from effopd.data.livecodebench import from_livecodebench
+from effopd.data.problem import Answer, Problem
 from effopd.errors import ConfigError
 from effopd.rewards.code import CodeChecking, CodeVerifier, SandboxError
 from effopd.rewards.sandbox.program import Limits
 from effopd.rewards.sandbox.settings import Kind, SandboxSettings
-from effopd.tasks.code_formats import from_codeforces, from_input_output
-from effopd.tasks.code_tests import CodeTests
-from effopd.tasks.evalplus import from_evalplus
-from effopd.tasks.livecodebench import from_livecodebench
-from effopd.tasks.problem import Answer, Problem
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 LIMITS = Limits(wall_s=20.0, cpu_s=2.0, memory_bytes=256 * 1024**2, output_bytes=64 * 1024)

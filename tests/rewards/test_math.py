@@ -16,13 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.answer_pairs import GROUPS, pairs
 
+from effopd.data.problem import Answer, AnswerRules, Problem
 from effopd.errors import ConfigError, MissingExtraError
 from effopd.rewards import math
 from effopd.rewards.math import MathVerifier
 from effopd.rewards.notation import tidy
 from effopd.rewards.verdicts import VERDICTS, Verdict, decide
 from effopd.rewards.workers import WorkerSettings
-from effopd.tasks.problem import Answer, AnswerRules, Problem
 
 pytest.importorskip("math_verify")
 

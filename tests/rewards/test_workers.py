@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from tests.support.processes import fork, wait
 
+from effopd.data.problem import Answer, Problem
 from effopd.errors import ConfigError
 from effopd.rewards import workers
 from effopd.rewards.math import MathVerifier
 from effopd.rewards.workers import WorkerPool, WorkerSettings
-from effopd.tasks.problem import Answer, Problem
 
 pytest.importorskip("math_verify")
 

@@ -9,10 +9,10 @@ from tests.fakes import TOKENIZER, WORLD, ids
 from tests.support.chat import CHATML, chat_tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from effopd.demo.world import make_tokenizer
+from effopd.data.problem import Problem
+from effopd.data.world import make_tokenizer
 from effopd.errors import ConfigError
 from effopd.rollouts.prompts import PromptTemplate, lend_template_, prompt_remarks
-from effopd.tasks.problem import Problem
 
 PROBLEM = Problem(id="p-1", prompt="3 + 4 =")
 WITH_SYSTEM = Problem(id="p-2", prompt="3 + 4 =", system="; ;")

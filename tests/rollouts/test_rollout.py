@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 from tests.fakes import WORLD, FakeEngine, bigram_table, ids, script, writer
 
+from effopd.data.problem import Problem
 from effopd.errors import ConfigError
 from effopd.models.policy import Sample
 from effopd.rollouts.engine import Completion, Sampling
 from effopd.rollouts.rollout import Rollout, mean_length, total_tokens, truncated_share
 from effopd.rollouts.seeds import derive_seed
-from effopd.tasks.problem import Problem
 
 
 def rollout(length: int, reason: Any) -> Rollout:

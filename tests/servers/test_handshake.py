@@ -8,7 +8,7 @@ import torch
 from tests.fakes import TOKENIZER, tiny_model
 from tests.support.fake_server import FakeServer, serving, settings_of
 
-from effopd.demo.world import TinyWorld, make_tokenizer
+from effopd.data.world import TinyWorld, make_tokenizer
 from effopd.errors import ParameterMismatchError, ServerError
 from effopd.servers.client import Client
 from effopd.servers.flavors import api_of

@@ -9,12 +9,12 @@ import torch
 from tests.fakes import TOKENIZER, FakeEngine, bigram_table, tiny_model, writer
 from torch import Tensor, nn
 
+from effopd.data.problem import Problem
 from effopd.models.policy import Policy
 from effopd.rollouts.rollout import Rollout, total_tokens
-from effopd.tasks.problem import Problem
-from effopd.trainers.batch import Portion
-from effopd.trainers.collect import Batch
-from effopd.trainers.learning import Contribution, Learner
+from effopd.training.batch import Portion
+from effopd.training.collect import Batch
+from effopd.training.learning import Contribution, Learner
 
 LONGEST = 8
 

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from effopd.cli.assemble import build_parts, build_trainer, run_info, train
 from effopd.config import RunConfig, make_config, to_toml
-from effopd.demo.world import TinyWorld, make_model, make_tokenizer
+from effopd.data.world import TinyWorld, make_model, make_tokenizer
 from effopd.models.checkpoints import list_checkpoints
 from effopd.records import read_jsonl
-from effopd.trainers.loop import Observer, Trainer
-from effopd.trainers.run_directory import RunDirectory
-from effopd.trainers.signals import StopRequest
+from effopd.training.loop import Observer, Trainer
+from effopd.training.run import build_parts, build_trainer, run_info, train
+from effopd.training.run_directory import RunDirectory
+from effopd.training.signals import StopRequest
 
 WORLD = TinyWorld(hidden=16, layers=1, operations=2, train_problems=40, test_problems=6)
 STEPS = 8

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from effopd import Draw, EveryN, Extrapolator, GeometricScales, Search, SearchResult
-from effopd.core.validation import Score
 from effopd.errors import NonFiniteError, ValidatorError
-from effopd.trainers.verl.asked import AskedSearch
+from effopd.integrations.verl.asked import AskedSearch
+from effopd.search.validation import Score
 
 SEARCH = Search(parameters="all", schedule=EveryN(n=2), scales=GeometricScales(cap=16.0))
 CPU = torch.device("cpu")

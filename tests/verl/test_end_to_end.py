@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from effopd.core.selection import RELEASED_NAMES
+from effopd.search.selection import RELEASED_NAMES
 
 sys.path.insert(0, str(Path(__file__).parent))  # as PYTHONPATH of the runs
 
@@ -260,7 +260,7 @@ def refusal(world: Path, out: Path, changes: dict[str, object]) -> str:
     """What the launcher says before it ends badly."""
     arguments = [f"{k}={v}" for k, v in {**settings(world, out), **changes}.items()]
     finished = subprocess.run(
-        [sys.executable, "-m", "effopd.trainers.verl.main", *arguments],
+        [sys.executable, "-m", "effopd.integrations.verl.main", *arguments],
         env=environment(out),
         cwd=out,
         capture_output=True,

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from effopd import Search
-from effopd.trainers.verl.settings import RewardValidation, read_settings
-from effopd.trainers.verl.support import check_supported, lookup
+from effopd.integrations.verl.settings import RewardValidation, read_settings
+from effopd.integrations.verl.support import check_supported, lookup
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "verl"
 PAPER = {

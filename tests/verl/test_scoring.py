@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from effopd import Draw, LengthGuard
-from effopd.core.scales import Trial
-from effopd.core.search import SearchResult
-from effopd.core.validation import Score
 from effopd.errors import ValidatorError
+from effopd.integrations.verl.log import SearchLog
+from effopd.integrations.verl.scoring import ServedAnswer, drawn_prompts, score_of
+from effopd.integrations.verl.settings import RewardValidation, ServedKLValidation
 from effopd.records import read_jsonl
-from effopd.trainers.verl.log import SearchLog
-from effopd.trainers.verl.scoring import ServedAnswer, drawn_prompts, score_of
-from effopd.trainers.verl.settings import RewardValidation, ServedKLValidation
+from effopd.search.line_search import SearchResult
+from effopd.search.scales import Trial
+from effopd.search.validation import Score
 
 
 def answer(*ratios: float, reward: float = 0.0, cut: bool = False) -> ServedAnswer:

@@ -6,7 +6,7 @@ import pytest
 
 from effopd import AtLeast, AtSteps, EveryN, GeometricScales, LengthGuard, PairedMargin, Search
 from effopd.errors import ConfigError
-from effopd.trainers.verl.settings import (
+from effopd.integrations.verl.settings import (
     PluginSettings,
     RewardValidation,
     ServedKLValidation,

@@ -9,8 +9,8 @@ from torch import nn
 
 from effopd import Averaged, EveryN, Extrapolator, Search
 from effopd.errors import CheckpointError
-from effopd.trainers.search_file import save_shard
-from effopd.trainers.verl.shards import load_shard, shard_path
+from effopd.integrations.verl.shards import load_shard, shard_path
+from effopd.training.search_file import save_shard
 
 SEARCH = Search(parameters="all", schedule=EveryN(n=2), direction=Averaged(beta=0.5))
 

@@ -6,8 +6,8 @@ import pytest
 
 from effopd import AlphaPLS, Foresight, Search
 from effopd.errors import ConfigError
-from effopd.trainers.verl.settings import PluginSettings, RewardValidation, ServedKLValidation
-from effopd.trainers.verl.support import check_supported, lookup
+from effopd.integrations.verl.settings import PluginSettings, RewardValidation, ServedKLValidation
+from effopd.integrations.verl.support import check_supported, lookup
 
 REWARD = PluginSettings(search=Search(), validation=RewardValidation())
 

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from effopd.analysis.quadratic import ContextBatch, Covectors, FrozenLoss, fisher_product
-from effopd.core.rounding import above_rounding
 from effopd.errors import ConfigError, ParameterMismatchError
+from effopd.search.rounding import above_rounding
 
 
 @dataclass(frozen=True, kw_only=True)

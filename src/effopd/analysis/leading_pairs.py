@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from effopd.core.memory import wide
-from effopd.core.ray import check_fits
 from effopd.precision import float32_products
+from effopd.search.memory import wide
+from effopd.search.ray import check_fits
 
 COLD_ITERATIONS = 8
 """Without a vector to start from."""

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from effopd.analysis.lanczos import EigenPairs, Krylov, Product, ritz_pairs
 from effopd.analysis.quadratic import ParameterSpace
-from effopd.core.rounding import above_rounding
 from effopd.errors import ConfigError, ParameterMismatchError
 from effopd.precision import float32_products
+from effopd.search.rounding import above_rounding
 
 MATTERS = 0.01
 """Share of the remaining loss above which a direction counts for the largest stable factor."""

@@ -11,10 +11,10 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from effopd.core.ray import interpolate_
 from effopd.errors import ConfigError, ParameterMismatchError
 from effopd.models.layout import Block, Heads, Place, places
 from effopd.models.updates import AdapterUpdate, Update, wide_dtype
+from effopd.search.ray import interpolate_
 
 Norms = float | Mapping[str, float]
 """Frobenius norm of the whole update, or of each module by `Place.label`."""

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from effopd.core.memory import wide
-from effopd.core.ray import bit_sum, check_fits
 from effopd.errors import CheckpointError, NonFiniteError
 from effopd.precision import float32_products
+from effopd.search.memory import wide
+from effopd.search.ray import bit_sum, check_fits
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from effopd.core.rounding import above_rounding
 from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
+from effopd.search.rounding import above_rounding
 
 TOLERANCE = 5e-10
 """Largest relative error of the effective rank that the Gram matrix may cause."""

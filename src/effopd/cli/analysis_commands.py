@@ -36,8 +36,8 @@ def analyze(
 ) -> None:
     """Measure what training changed, place by place: tables, figures and a page. Resumes."""
     with errors(debug):
-        from effopd.cli.analyze import AnalysisRequest
-        from effopd.cli.analyze import analyze as run
+        from effopd.analysis.study import AnalysisRequest
+        from effopd.analysis.study import analyze as run
 
         run(
             AnalysisRequest(
@@ -83,7 +83,7 @@ def intervene(
 ) -> None:
     """Scale, remove or exchange parts of an update; write checkpoints or evaluate them. Resumes."""
     with errors(debug):
-        from effopd.cli.intervene import Request, run_intervene
+        from effopd.analysis.sweeps import Request, run_intervene
 
         run_intervene(
             Request(

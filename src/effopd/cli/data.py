@@ -9,14 +9,14 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from effopd.cli.problems import load_problems
-from effopd.cli.verifiers import verifier_for
 from effopd.config import RunConfig, load_config
-from effopd.demo.world import TinyWorld, make_tokenizer
+from effopd.data.problem import CountingVerifier, Problem, Task
+from effopd.data.world import TinyWorld, make_tokenizer
 from effopd.models.loading import ModelSettings, load_tokenizer
 from effopd.records import display_text
+from effopd.rewards.build import verifier_for
 from effopd.rollouts.prompts import lend_template_
-from effopd.tasks.problem import CountingVerifier, Problem, Task
+from effopd.training.problems import load_problems
 
 _NARROWEST, _GAP = 24, " | "
 

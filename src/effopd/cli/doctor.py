@@ -11,8 +11,8 @@ from effopd.cli.doctor_memory import memory
 from effopd.cli.doctor_models import devices, models
 from effopd.cli.doctor_prompts import problems, sandbox, servers, tokenizers
 from effopd.cli.doctor_visit import Finding, Patient
-from effopd.cli.plan import PlannedCell, load_plan
 from effopd.cli.stand_in import with_stand_ins
+from effopd.comparison.plan import PlannedCell, load_plan
 from effopd.config import RunConfig, load_config, make_config
 from effopd.errors import EffopdError
 from effopd.models.devices import card_of, real_device

@@ -6,17 +6,17 @@ from typing import Any
 
 from effopd.cli.data import Rendered, rendered
 from effopd.cli.doctor_visit import Finding, Level, Model, Patient
-from effopd.cli.problems import check_teacher_prompts, load_problems
-from effopd.cli.verifiers import verifier_for
-from effopd.demo.world import TinyWorld
+from effopd.data.dataset import DataSource
+from effopd.data.files import JsonlTask
+from effopd.data.problem import CountingVerifier, Problem
+from effopd.data.world import TinyWorld
 from effopd.errors import EffopdError, ParameterMismatchError
 from effopd.models.end_tokens import end_token_ids_in, token_names
 from effopd.models.vocabularies import shared_vocabulary
+from effopd.rewards.build import verifier_for
 from effopd.rewards.sandbox.opening import open_sandbox
 from effopd.rollouts.prompts import lend_template_, prompt_remarks
-from effopd.tasks.dataset import DataSource
-from effopd.tasks.files import JsonlTask
-from effopd.tasks.problem import CountingVerifier, Problem
+from effopd.training.problems import check_teacher_prompts, load_problems
 
 _QUESTION = Problem(id="doctor", prompt="What is 2 + 2?", answer="4")
 

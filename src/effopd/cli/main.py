@@ -103,7 +103,7 @@ def evaluate(
                 raise typer.BadParameter("give a run, or a model and --bench")
             evaluate_checkpoint(Path(target), step, problems, overrides or [])
             return
-        from effopd.cli.benchmarking import BenchRequest, run_benchmarks
+        from effopd.evaluation.benchmarks.run import BenchRequest, run_benchmarks
 
         finished = run_benchmarks(
             BenchRequest(
@@ -155,7 +155,7 @@ def compare(
 ) -> None:
     """Train every method of a plan in every world; write tables, figures and a page. Resumes."""
     with errors(debug):
-        from effopd.cli.compare import Request, list_cells, run_compare
+        from effopd.comparison.run import Request, list_cells, run_compare
 
         asked = Request(plan=plan, out=out, workers=workers, quick=quick, debug=debug)
         if list_runs:

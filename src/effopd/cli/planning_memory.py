@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from effopd.cli.planning_searches import SimulatedSearch, simulated_searches
 from effopd.config.planning import PlanConfig
-from effopd.core.settings import Search
 from effopd.errors import ConfigError
 from effopd.evaluation.cached_kl import CachedKLValidation
 from effopd.evaluation.validators import AccuracyValidation
@@ -24,6 +23,7 @@ from effopd.models.sharding import (
     shard_elements,
     sharded_elements,
 )
+from effopd.search.settings import Search
 
 COMPUTE_BYTES = 2
 """Of a number in bfloat16: gathered weights, activations, the teacher, inference engines."""

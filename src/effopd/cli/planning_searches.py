@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from effopd.core.past import PastSearch
-from effopd.core.rate import rate_change
-from effopd.core.search import SearchResult, line_search
-from effopd.core.settings import Search
-from effopd.core.validation import Draw, Score
+from effopd.search.line_search import SearchResult, line_search
+from effopd.search.past import PastSearch
+from effopd.search.rate import rate_change
+from effopd.search.settings import Search
+from effopd.search.validation import Draw, Score
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from effopd.core.scales import Trial
 from effopd.records import display_text
-from effopd.trainers.loop import Observer
-from effopd.trainers.rows import Row
+from effopd.search.scales import Trial
+from effopd.training.loop import Observer
+from effopd.training.rows import Row
 
 
 class ProgressLines:

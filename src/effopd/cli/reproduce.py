@@ -138,7 +138,7 @@ def _in_parallel(function: Callable[[Unit], str], units: Iterable[Unit]) -> None
 
 
 def _setup(study: Study) -> str:
-    from effopd.demo.world import TinyWorld, make_model
+    from effopd.data.world import TinyWorld, make_model
 
     world = TinyWorld(**study.world)
     count = sum(parameter.numel() for parameter in make_model(world).parameters())

@@ -8,14 +8,14 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-from effopd.cli.assemble import build_parts, config_of_run, started_from, train
 from effopd.cli.progress import progress_lines
 from effopd.cli.stand_in import with_stand_ins
 from effopd.config import RunConfig, load_config, to_toml
 from effopd.errors import CheckpointError, ConfigError
 from effopd.models.checkpoints import checkpoint_path, newest_good, verify_checkpoint
 from effopd.records import display_text
-from effopd.trainers.state import load_tensors, state_file
+from effopd.training.run import build_parts, config_of_run, started_from, train
+from effopd.training.state import load_tensors, state_file
 
 
 def run_recipe(

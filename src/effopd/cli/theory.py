@@ -18,8 +18,7 @@ from effopd.analysis.lanczos import EigenPairs, OnStep, krylov_space, leading_ei
 from effopd.analysis.local_comparison import Comparison, ScaleRow, compare_trajectory, cosine
 from effopd.analysis.local_theory import LocalTheory, krylov_theory, leading_theory
 from effopd.analysis.quadratic import FrozenLoss
-from effopd.cli.assemble import build_parts, config_of_run
-from effopd.cli.theory_inputs import (
+from effopd.analysis.theory_inputs import (
     Say,
     Text,
     check_is_distillation,
@@ -33,6 +32,7 @@ from effopd.errors import ConfigError
 from effopd.models.layout import place_of
 from effopd.records import SCHEMA, write_json_atomic
 from effopd.reports.table_files import write_table
+from effopd.training.run import build_parts, config_of_run
 
 RATE_SHARES = (0.1, 0.5, 1.0, 1.9)
 """Rates of gradient descent, in units of 1 / lambda_1; above 2 it diverges."""

@@ -3,10 +3,10 @@
 The only package that knows pydantic.
 """
 
-from effopd.config.continuing import Changes, changes, reasons
-from effopd.config.evaluation import EvalConfig, eval_toml, make_eval_config
 from effopd.config.reading import differences, load_config, make_config, to_toml
-from effopd.config.root import RunConfig
+from effopd.evaluation.config import EvalConfig, eval_toml, make_eval_config
+from effopd.training.config import RunConfig
+from effopd.training.continuing import Changes, changes, reasons
 
 __all__ = [
     "Changes",

@@ -8,11 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from effopd.config.mistakes import sentences, unknown_settings
 from effopd.config.reading import merged, parse_override
-from effopd.core.settings import Search
 from effopd.errors import ConfigError
 from effopd.evaluation.cached_kl import CachedKLValidation
 from effopd.evaluation.validators import AccuracyValidation, TeacherKLValidation
-from effopd.trainers.methods import Preset, method_settings
+from effopd.search.settings import Search
+from effopd.training.methods import Preset, method_settings
 
 Count = Annotated[int, Field(ge=1, le=2**40)]
 

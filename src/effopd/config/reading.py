@@ -11,9 +11,9 @@ from pydantic import ValidationError
 
 from effopd.config.extending import EXTENDS, base_path, check_extends_nothing
 from effopd.config.mistakes import sentences, unknown_settings
-from effopd.config.root import RunConfig
 from effopd.errors import ConfigError
-from effopd.trainers.methods import method_settings
+from effopd.training.config import RunConfig
+from effopd.training.methods import method_settings
 
 Raw = dict[str, Any]
 

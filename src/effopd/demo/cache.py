@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from effopd.data.world import TinyWorld, make_tokenizer
 from effopd.demo.pretrain import Report, pretrain_base
 from effopd.demo.teacher import train_teacher
-from effopd.demo.world import TinyWorld, make_tokenizer
 from effopd.errors import CheckpointError
 from effopd.models.checkpoints import verify_checkpoint, write_checkpoint
 from effopd.models.loading import ModelSettings, load_model

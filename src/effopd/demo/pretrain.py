@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from effopd.demo.world import TinyWorld, demonstrations, make_model, make_tokenizer
+from effopd.data.problem import Problem, Task
+from effopd.data.world import TinyWorld, demonstrations, make_model, make_tokenizer
 from effopd.errors import EffopdError
 from effopd.evaluation.metrics import mean
 from effopd.rollouts.engine import Sampling
 from effopd.rollouts.hf import HFEngine
 from effopd.rollouts.prompts import PromptTemplate
 from effopd.rollouts.rollout import Writer
-from effopd.tasks.problem import Problem, Task
 
 Report = Callable[[str], None]
 

@@ -3,15 +3,15 @@
 import copy
 from typing import Any
 
+from effopd.data.problem import Task
+from effopd.data.world import TinyWorld
 from effopd.demo.pretrain import CHECK_PROBLEMS, Report, accuracy, world_writer
-from effopd.demo.world import TinyWorld
 from effopd.models.policy import Policy
 from effopd.objectives import PolicyGradient
-from effopd.tasks.problem import Task
-from effopd.trainers.collect import Collector, rewards_differ
-from effopd.trainers.policy_learning import PolicyGradientLearner
-from effopd.trainers.settings import LoopSettings, OptimizerSettings, TrainSettings
-from effopd.trainers.updating import Updater
+from effopd.training.collect import Collector, rewards_differ
+from effopd.training.policy_learning import PolicyGradientLearner
+from effopd.training.settings import LoopSettings, OptimizerSettings, TrainSettings
+from effopd.training.updating import Updater
 
 CHECK_EVERY = 5
 

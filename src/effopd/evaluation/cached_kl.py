@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
-from effopd.core.validation import Draw, Score
 from effopd.errors import ConfigError, NonFiniteError, ValidatorError
 from effopd.evaluation.drawn_answers import Levels, check_prefix, check_prompts
 from effopd.evaluation.importance import (
@@ -25,6 +24,7 @@ from effopd.evaluation.scoring import BATCH_TOKENS, completion_log_probs
 from effopd.models.policy import Policy
 from effopd.rollouts.engine import Sampling
 from effopd.rollouts.rollout import Rollout, total_tokens
+from effopd.search.validation import Draw, Score
 
 
 @dataclass(frozen=True, kw_only=True)

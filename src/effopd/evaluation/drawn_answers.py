@@ -4,12 +4,12 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from effopd.core.validation import Draw
+from effopd.data.problem import Problem
 from effopd.errors import ConfigError
 from effopd.rollouts.engine import Sampling
 from effopd.rollouts.rollout import Rollout, Writer, truncated_share
 from effopd.rollouts.seeds import derive_seed
-from effopd.tasks.problem import Problem
+from effopd.search.validation import Draw
 
 Levels = tuple[int, int]
 """Lowest and highest level of difficulty, both included."""

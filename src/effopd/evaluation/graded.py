@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from effopd.data.benchmarks import Questions
+from effopd.data.problem import JudgingVerifier
 from effopd.errors import ConfigError, RecordError
 from effopd.evaluation.metrics import mean
 from effopd.evaluation.statistics import Estimate, average, majority, pass_at_k
 from effopd.rewards.extraction import final_answer
 from effopd.rewards.math import MathVerifier
 from effopd.rollouts.rollout import Rollout
-from effopd.tasks.benchmarks import Questions
-from effopd.tasks.problem import JudgingVerifier
 
 RIGHT = {"correct", "passed"}
 """Verdicts that earn an answer its reward of 1."""

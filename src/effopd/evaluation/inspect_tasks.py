@@ -12,12 +12,12 @@ from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.scorer import Score, Scorer, Target, accuracy, scorer, stderr
 from inspect_ai.solver import TaskState, generate
 
+from effopd.data.benchmarks import BENCHMARKS, load_benchmark
+from effopd.data.problem import Answer, JudgingVerifier
 from effopd.evaluation.graded import RIGHT, readable
 from effopd.rewards.code import CodeVerifier
 from effopd.rewards.extraction import final_answer
 from effopd.rewards.math import MathVerifier
-from effopd.tasks.benchmarks import BENCHMARKS, load_benchmark
-from effopd.tasks.problem import Answer, JudgingVerifier
 
 
 @scorer(metrics=[accuracy(), stderr()])
@@ -25,7 +25,7 @@ def verified(name: str, path: str = "", seed: int = 42) -> Scorer:
     """Scores 1 for an answer that the benchmark's verifier finds right, else 0.
 
     Args:
-        name: One of `effopd.tasks.benchmarks.BENCHMARKS`.
+        name: One of `effopd.data.benchmarks.BENCHMARKS`.
         path: File of the benchmark; "" for the hub.
         seed: Order of options.
 
@@ -53,7 +53,7 @@ def benchmark_task(name: str, path: str = "", seed: int = 42) -> Task:
     """A benchmark as a task, one answer an epoch.
 
     Args:
-        name: One of `effopd.tasks.benchmarks.BENCHMARKS`.
+        name: One of `effopd.data.benchmarks.BENCHMARKS`.
         path: File of the benchmark; "" for the hub.
         seed: Order of options.
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from effopd.data.problem import CountingVerifier, Verifier
 from effopd.rollouts.rollout import Rollout
-from effopd.tasks.problem import CountingVerifier, Verifier
 
 Verdicts = Mapping[str, int]
 """Verdict -> number of answers, of the verdicts that occurred."""

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from effopd.core.validation import Draw
 from effopd.errors import ConfigError, ValidatorError
 from effopd.evaluation.drawn_answers import Levels, weighted_truncated_share
 from effopd.rollouts.engine import Sampling
 from effopd.rollouts.rollout import Rollout
+from effopd.search.validation import Draw
 
 
 @dataclass(kw_only=True)

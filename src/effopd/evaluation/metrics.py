@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from effopd.core.validation import standard_error
+from effopd.search.validation import standard_error
 
 __all__ = ["mean", "standard_error"]
 

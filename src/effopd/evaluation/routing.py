@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from effopd.data.problem import Problem
 from effopd.errors import ConfigError
 from effopd.evaluation.scoring import (
     BATCH_SEQUENCES,
@@ -16,7 +17,6 @@ from effopd.evaluation.scoring import (
 from effopd.evaluation.served_teacher import ServedTeacher
 from effopd.models.policy import Policy, Sample
 from effopd.rollouts.rollout import Rollout
-from effopd.tasks.problem import Problem
 
 TokenValues = list[tuple[float, ...]]
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from effopd.core.validation import standard_error
 from effopd.errors import ConfigError
 from effopd.evaluation.metrics import mean
 from effopd.rewards.math import MathVerifier
+from effopd.search.validation import standard_error
 
 Z_95 = 1.959963984540054
 """Two-sided 95 % quantile of the standard normal distribution."""

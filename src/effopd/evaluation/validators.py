@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from effopd.core.validation import Draw, Score
+from effopd.data.problem import Verifier
 from effopd.errors import NonFiniteError
 from effopd.evaluation.drawn_answers import DrawnAnswers, Levels, check_prefix, check_prompts
 from effopd.evaluation.metrics import mean
@@ -12,7 +12,7 @@ from effopd.evaluation.routing import Teachers, routed_reverse_kl
 from effopd.evaluation.scoring import BATCH_SEQUENCES, BATCH_TOKENS
 from effopd.models.policy import Policy
 from effopd.rollouts.rollout import Rollout, mean_length, total_tokens
-from effopd.tasks.problem import Verifier
+from effopd.search.validation import Draw, Score
 
 
 @dataclass(frozen=True, kw_only=True)

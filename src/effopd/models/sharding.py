@@ -9,8 +9,8 @@ Source: PyTorch's page on `torch.distributed.fsdp.fully_shard`: parameters are c
 
 import math
 
-from effopd.core.selection import selected_names
 from effopd.models.shape_tensors import ModelShape, TensorShape
+from effopd.search.selection import selected_names
 
 
 def is_expert(tensor: TensorShape) -> bool:

@@ -4,8 +4,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from effopd.data.problem import Answer
 from effopd.rewards.extraction import final_answer, unboxed
-from effopd.tasks.problem import Answer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,14 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
+from effopd.data.code_tests import CodeTests
+from effopd.data.problem import Answer
 from effopd.errors import ConfigError, EffopdError
 from effopd.rewards.code_comparison import is_expected
 from effopd.rewards.code_extraction import assembled, written_program
 from effopd.rewards.sandbox.opening import open_sandbox
 from effopd.rewards.sandbox.program import GoesOn, Limits, Outcome, Program, Sandbox
 from effopd.rewards.sandbox.settings import SandboxSettings
-from effopd.tasks.code_tests import CodeTests
-from effopd.tasks.problem import Answer
 
 CodeVerdict = Literal[
     "passed", "wrong_answer", "runtime_error", "timeout", "memory", "output_limit",

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
 from typing import Any
 
-from effopd.tasks.code_tests import CodeTests
+from effopd.data.code_tests import CodeTests
 
 VALUE_ERROR = 1e-6
 """Absolute error that every float may have: EvalPlus' where the problem gives none."""

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Self
 
+from effopd.data.problem import Answer, Problem
 from effopd.errors import MissingExtraError
 from effopd.rewards.extraction import final_answer
 from effopd.rewards.verdicts import VERDICTS, Pairs, Verdict, decide
 from effopd.rewards.workers import WorkerPool, WorkerSettings
-from effopd.tasks.problem import Answer, Problem
 
 _DEFAULT = WorkerSettings()
 

@@ -10,6 +10,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Literal, get_args
 
+from effopd.data.problem import AnswerRules
 from effopd.rewards.extraction import choice_letter, unboxed, unwrapped
 from effopd.rewards.notation import (
     split_base,
@@ -22,7 +23,6 @@ from effopd.rewards.notation import (
 )
 from effopd.rewards.numerals import exact_number, numbers_agree
 from effopd.rewards.units import split_unit, units_agree
-from effopd.tasks.problem import AnswerRules
 
 Verdict = Literal["correct", "wrong", "no_answer", "truncated", "timeout", "memory", "error"]
 """How a check ended; "error" is an answer or a reference that could not be judged."""

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from effopd.data.problem import Answer, Problem
 from effopd.models.policy import Sample
 from effopd.rollouts.engine import Completion, Engine, Request, Sampling
 from effopd.rollouts.prompts import PromptTemplate
-from effopd.tasks.problem import Answer, Problem
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 from tests.support.sandboxes import BRIEF, QUICK, sandbox_of
 
+from effopd.data.code_tests import CodeTests
+from effopd.data.problem import Answer, Problem
 from effopd.rewards.code import CodeChecking, CodeVerifier
 from effopd.rewards.sandbox.opening import open_sandbox
 from effopd.rewards.sandbox.outcomes import Ending
 from effopd.rewards.sandbox.program import Limits, Outcome, Program, Sandbox
 from effopd.rewards.sandbox.server_process import Job, ServerProcess
 from effopd.rewards.sandbox.settings import SandboxSettings
-from effopd.tasks.code_tests import CodeTests
-from effopd.tasks.problem import Answer, Problem
 
 
 @pytest.fixture(params=["bubblewrap", "landlock", "none"])

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from tests.support.sandboxes import run_script, sandbox_of
 
+from effopd.data.code_tests import CodeTests
+from effopd.data.problem import Answer, Problem
 from effopd.rewards.code import CodeChecking, CodeVerifier
 from effopd.rewards.sandbox.opening import open_sandbox
 from effopd.rewards.sandbox.program import Limits, Program, Sandbox
 from effopd.rewards.sandbox.settings import Kind, SandboxSettings
-from effopd.tasks.code_tests import CodeTests
-from effopd.tasks.problem import Answer, Problem
 
 AMPLE = Limits(wall_s=60.0, cpu_s=30.0, memory_bytes=512 * 1024**2)
 

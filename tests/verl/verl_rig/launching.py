@@ -1,4 +1,4 @@
-"""Runs `python -m effopd.trainers.verl.main` as a user would, on the rig."""
+"""Runs `python -m effopd.integrations.verl.main` as a user would, on the rig."""
 
 import os
 import subprocess
@@ -79,7 +79,7 @@ def launch(world: Path, out: Path, overrides: Mapping[str, object]) -> str:
     out.mkdir(parents=True, exist_ok=True)
     with (out / "log.txt").open("a+") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "effopd.trainers.verl.main", *arguments],
+            [sys.executable, "-m", "effopd.integrations.verl.main", *arguments],
             env=environment(out),
             cwd=out,
             stdout=log,

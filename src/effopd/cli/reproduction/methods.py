@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from effopd.cli.compare import Request, run_compare
-from effopd.cli.plan import PlannedCell, load_plan
 from effopd.cli.reproduction.study import Study
+from effopd.comparison.plan import PlannedCell, load_plan
+from effopd.comparison.run import Request, run_compare
 from effopd.errors import EffopdError
 from effopd.records import Row, Run, load_run
 from effopd.reports.series import evaluations, teacher_accuracy

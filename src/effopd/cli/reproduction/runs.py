@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from effopd.cli.assemble import train
-from effopd.cli.plan import load_plan
 from effopd.cli.reproduction.study import REWARDED, Study
+from effopd.comparison.plan import load_plan
 from effopd.config import RunConfig, make_config
+from effopd.data.world import TinyWorld
 from effopd.demo.cache import world_models
-from effopd.demo.world import TinyWorld
 from effopd.errors import EffopdError
-from effopd.trainers.loop import Observer
+from effopd.training.loop import Observer
+from effopd.training.run import train
 
 RESPONSES = 8
 """Answers to one prompt in reinforcement learning; distillation writes one."""

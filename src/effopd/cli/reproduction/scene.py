@@ -4,16 +4,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from effopd.analysis.intervention_scores import Case, Passes, evaluate_interventions
 from effopd.analysis.interventions import Intervention
-from effopd.cli.assemble import build_parts
-from effopd.cli.intervention_scores import Case, Passes, evaluate_interventions
-from effopd.cli.parts import Parts
 from effopd.cli.reproduction.runs import base_directory, run_settings
 from effopd.cli.reproduction.study import Study
 from effopd.errors import NonFiniteError
 from effopd.evaluation.routing import Teachers
 from effopd.models.updates import Update, open_update
 from effopd.records import Row
+from effopd.training.build import Parts
+from effopd.training.run import build_parts
 
 BOTH = ("grpo", "opd")
 """Reinforcement learning and the distillation from its result."""

@@ -1,0 +1,221 @@
+"""What the local theory needs of a run: base, teacher, text, rewards, checkpoints and searches."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from effopd.analysis.quadratic import FrozenLoss, completion_logits
+from effopd.config import RunConfig
+from effopd.errors import ConfigError
+from effopd.models.checkpoints import checkpoint_path, list_checkpoints, verify_checkpoint
+from effopd.models.weights import open_weights
+from effopd.objectives import ExOPD, FullVocabularyKL, PolicyGradient, group_advantages
+from effopd.records import load_run
+from effopd.rollouts.rollout import Rollout
+from effopd.rollouts.seeds import derive_seed
+from effopd.search.direction import SinceAccepted, SinceBase, SinceRaw
+from effopd.training.build import Parts
+from effopd.training.state import load_tensors, state_file
+
+RESPONSES = 4
+"""Answers to each prompt, compared with each other for the advantages of reinforcement learning."""
+PROMPTS = 16
+"""Prompts answered at a time."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """What the base model wrote.
+
+    Attributes:
+        rollouts: Answers, those of one prompt together.
+        advantages: One a context, that of its answer within the group; None without a verifier.
+    """
+
+    rollouts: tuple[Rollout, ...]
+    advantages: tuple[float, ...] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PastRay:
+    """The ray of one search of the run.
+
+    Attributes:
+        step: Optimizer steps done before it.
+        scale: Where it ended.
+        tip_P: Displacement of the tip from the base.
+        anchor_P: Displacement of where the ray starts; equal to the tip's in what does not move.
+    """
+
+    step: int
+    scale: float
+    tip_P: Tensor
+    anchor_P: Tensor
+
+
+def check_is_distillation(config: RunConfig) -> None:
+    """The theory is that of a reverse KL to a teacher that stays.
+
+    Raises:
+        ConfigError: The run minimises something else.
+    """
+    objective = config.objective
+    if isinstance(objective, PolicyGradient):
+        what = "reinforcement learning"
+    elif config.self_teacher is not None:
+        what = "distillation from a teacher that follows the student"
+    elif isinstance(objective, FullVocabularyKL) and objective.divergence != "reverse":
+        what = f"objective.divergence = {objective.divergence!r}"
+    else:
+        return
+    raise ConfigError(
+        f"the run is {what}; the local theory is that of the reverse KL to a fixed teacher: give a "
+        "run of objective.type 'sampled_token', 'exopd' or 'full_kl'"
+    )
+
+
+def write_text(parts: Parts, contexts: int, say: Say) -> Text:
+    """Answers of the base model to training prompts, until there are so many contexts."""
+    responses = RESPONSES if parts.verifier is not None else 1
+    writer, problems = parts.writer(parts.student), parts.task.train
+    rollouts: list[Rollout] = []
+    found = start = 0
+    while found < contexts and start < len(problems):
+        chosen = [p for p in problems[start : start + PROMPTS] for _ in range(responses)]
+        seeds = [derive_seed(parts.config.seed, "theory", start, i) for i in range(len(chosen))]
+        written = writer.answer(chosen, seeds)
+        for group in range(0, len(written), responses):
+            if found < contexts:
+                answers = written[group : group + responses]
+                rollouts += answers
+                found += sum(len(r.completion.token_ids) for r in answers)
+        start += PROMPTS
+        say(f"{found} contexts in {len(rollouts)} answers of the base model")
+    return Text(rollouts=tuple(rollouts), advantages=_advantages(parts, rollouts))
+
+
+def frozen_loss(parts: Parts, text: Text) -> FrozenLoss:
+    """The base model's loss on the text, with the target that the run's objective has."""
+    assert parts.teachers is not None  # RunConfig checked it
+    samples = [rollout.sample for rollout in text.rollouts]
+    targets: dict[int, Tensor] = {}
+    for _, teacher, indices in parts.teachers.split_local(text.rollouts):
+        found = completion_logits(teacher, [samples[i] for i in indices])
+        targets.update(zip(indices, found, strict=True))
+    temperature = getattr(parts.config.objective, "teacher_temperature", 1.0)
+    target_logits = [targets[i] / temperature for i in range(len(samples))]
+    if parts.reference is not None:
+        share = _reward_scale(parts.config)
+        reference = completion_logits(parts.reference, samples)
+        pairs = zip(target_logits, reference, strict=True)
+        target_logits = [share * z + (1 - share) * z_ref for z, z_ref in pairs]
+    return FrozenLoss(parts.student, samples, target_logits)
+
+
+def read_checkpoints(run: Path, loss: FrozenLoss) -> dict[int, Tensor]:
+    """Step -> displacement from the base, in order of the steps; damaged ones are refused."""
+    found = {}
+    for directory in reversed(list_checkpoints(run / "checkpoints")):
+        verify_checkpoint(directory)
+        weights = open_weights(directory)
+        tensors = {name: weights.read(name).to(loss.base_P) for name in loss.space.shapes}
+        found[_step_of(directory)] = loss.space.flat(tensors) - loss.base_P
+    return found
+
+
+def read_rays(
+    run: Path, parts: Parts, loss: FrozenLoss, checkpoints: Mapping[int, Tensor], say: Say
+) -> list[PastRay]:
+    """The rays of the run's searches, as far as the checkpoints that are left tell them.
+
+    A search on the batch trained on next comes after the checkpoint of its step, which then holds
+    the tip; any other comes before it, and the checkpoint holds the accepted point. The anchor is
+    what a checkpoint saved since the search before says it is, or the base.
+    """
+    if not parts.config.searches:
+        return []
+    direction = parts.config.search.direction
+    if not isinstance(direction, SinceAccepted | SinceRaw | SinceBase):
+        say(f"searches left out: direction {direction.type!r} is not the displacement of the tip")
+        return []
+    follows_checkpoint = parts.lent_answers is not None
+    scales = {
+        row["step"] - follows_checkpoint: row["accepted_scale"]
+        for row in load_run(run).metrics
+        if row["accepted_scale"] is not None
+    }
+    rays: list[PastRay] = []
+    before: int | None = None
+    for step, scale in scales.items():
+        anchor = _anchor(run, loss, before, step, follows_checkpoint=follows_checkpoint)
+        before = step
+        if anchor is None or step not in checkpoints or (scale == 0 and not follows_checkpoint):
+            continue
+        point_P, anchor_P = checkpoints[step], checkpoints[step].clone()
+        for name, start in anchor.items():
+            anchor_P[loss.space.slices[name]] = start.flatten()
+        tip_P = point_P if follows_checkpoint else anchor_P + (point_P - anchor_P) / scale
+        rays.append(PastRay(step=step, scale=scale, tip_P=tip_P, anchor_P=anchor_P))
+    if len(rays) < len(scales):
+        say(
+            f"{len(scales) - len(rays)} of {len(scales)} searches left out: their checkpoints are "
+            "gone; train with checkpoint.every=1 and a large checkpoint.keep to have all"
+        )
+    return rays
+
+
+def _anchor(
+    run: Path, loss: FrozenLoss, before: int | None, step: int, *, follows_checkpoint: bool
+) -> dict[str, Tensor] | None:
+    """Where the search of `step` starts from, of the tensors that move; None if not known.
+
+    Args:
+        run: Run directory.
+        loss: Knows the base.
+        before: Step of the search before; None for the first one, which starts at the base.
+        step: Step of this search.
+        follows_checkpoint: Whether searches come after the checkpoint of their step.
+
+    Returns:
+        Displacement from the base, by name.
+    """
+    base = loss.space.tensors(loss.base_P)
+    if before is None:
+        files = (state_file(path, "anchor") for path in list_checkpoints(run / "checkpoints"))
+        moved = next((load_tensors(file) for file in files if file.is_file()), None)
+        return None if moved is None else {name: torch.zeros_like(base[name]) for name in moved}
+    for saved in range(before + follows_checkpoint, step + follows_checkpoint):
+        file = state_file(checkpoint_path(run / "checkpoints", saved), "anchor")
+        if file.is_file():
+            return {n: t.to(loss.base_P) - base[n] for n, t in load_tensors(file).items()}
+    return None
+
+
+def _advantages(parts: Parts, rollouts: list[Rollout]) -> tuple[float, ...] | None:
+    """Standardised within each group of answers to one prompt."""
+    verifier = parts.verifier
+    if verifier is None:
+        return None
+    rewards = verifier.rewards([rollout.answer for rollout in rollouts])
+    table_GR = torch.tensor(rewards, dtype=torch.float64).view(-1, RESPONSES)
+    advantages = group_advantages(table_GR, "std").flatten().tolist()
+    return tuple(
+        advantage
+        for advantage, rollout in zip(advantages, rollouts, strict=True)
+        for _ in rollout.completion.token_ids
+    )
+
+
+def _reward_scale(config: RunConfig) -> float:
+    """The lambda of the target `lambda z* + (1 - lambda) z_ref`."""
+    assert isinstance(config.objective, ExOPD | FullVocabularyKL)
+    return config.objective.reward_scale
+
+
+def _step_of(directory: Path) -> int:
+    return int(directory.name.removeprefix("step-"))

@@ -1,0 +1,1 @@
+"""Trains every method of a plan in every world, and compares."""

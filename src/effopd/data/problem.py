@@ -1,0 +1,128 @@
+"""What the student is asked, and who checks the answers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+from effopd.data.code_tests import CodeTests
+from effopd.data.counts import Counts
+from effopd.errors import ConfigError
+
+VerifierName = Literal["boxed", "math", "code", "none"]
+"""Who checks answers, as settings name it; "none" leaves them unchecked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerRules:
+    r"""How a data set writes its reference answers in mathematics.
+
+    Attributes:
+        log_base: What `\log` without a base means: "e", the natural logarithm, or "10".
+        relative_error: Relative error that an answer may have where the reference is rounded, that
+            is, written with a decimal point or a power of ten; 0 for none beyond the seventh digit.
+    """
+
+    log_base: Literal["e", "10"] = "e"
+    relative_error: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.log_base not in {"e", "10"}:
+            raise ConfigError(f"log_base must be 'e' or '10', got {self.log_base!r}")
+        if not 0 <= self.relative_error < 0.5:
+            raise ConfigError(f"relative_error must be in [0, 0.5), got {self.relative_error}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One prompt with its reference answer.
+
+    Attributes:
+        id: Unique within its task; recorded with every rollout.
+        prompt: Text shown to the student, before any chat template; of a conversation, its last
+            question.
+        answer: Reference answer the verifier compares with; "" when the task has no verifier.
+        teacher: Name of the teacher that scores its answers; "" where there is only one.
+        level: Difficulty on the task's own scale, higher is harder; 0 where there is none.
+        system: System message before the prompt; "" for none.
+        source: Where the problem is from, as its data set says; "" where it says nothing.
+        tests: Tests of the program that is asked for; None where answers are texts.
+        rules: How its reference is written.
+        turns: Earlier questions of a conversation, each with its answer.
+    """
+
+    id: str
+    prompt: str
+    answer: str = ""
+    teacher: str = ""
+    level: int = 0
+    system: str = ""
+    source: str = ""
+    tests: CodeTests | None = None
+    rules: AnswerRules = AnswerRules()
+    turns: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def characters(self) -> int:
+        """Of all that is said before the answer."""
+        said = (self.system, *(text for turn in self.turns for text in turn), self.prompt)
+        return sum(map(len, said))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What is to be checked.
+
+    Attributes:
+        problem: The problem answered.
+        completion: Text of the answer.
+        is_truncated: Whether it was cut at the length cap.
+    """
+
+    problem: Problem
+    completion: str
+    is_truncated: bool = False
+
+
+class Verifier(Protocol):
+    """Checks many answers at once, so that slow checks run side by side."""
+
+    def rewards(self, answers: Sequence[Answer]) -> list[float]:
+        """One reward in [0, 1] per answer, in order; it never raises for a bad answer."""
+        ...
+
+
+@runtime_checkable
+class CountingVerifier(Verifier, Protocol):
+    """A verifier that says how its checks ended, and that may hold processes."""
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Verdict -> answers that got it so far."""
+        ...
+
+    def close(self) -> None:
+        """Ends its processes."""
+        ...
+
+
+class JudgingVerifier(CountingVerifier, Protocol):
+    """A verifier that gives each answer a verdict: "correct" or "passed" earns it."""
+
+    def verdicts(self, answers: Sequence[Answer]) -> Sequence[str]:
+        """How each check ended, in order."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Disjoint problems to train on and to test on.
+
+    Attributes:
+        train: Training problems; validation sets of searches are drawn from these.
+        test: Held-out problems for the reported accuracy.
+        counts: What was read and left out, one per source that counts.
+    """
+
+    train: Sequence[Problem]
+    test: Sequence[Problem]
+    counts: tuple[Counts, ...] = ()

@@ -1,0 +1,276 @@
+"""The tiny world: a language, a task and a small Qwen3 model that learn in minutes on a CPU.
+
+The task is a left-to-right chain of modular arithmetic. The prompt is `x op b op b ... =`; a good
+answer writes every step, `a op b = v ;`, and then `# v`. The base model is trained on noisy
+demonstrations, so it knows arithmetic (greedy decoding is right) but samples badly: the knowledge
+is there and has to be sharpened, which is what reinforcement learning and distillation do.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Int
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from effopd.data.problem import Answer, Problem, Task
+from effopd.errors import ConfigError
+
+OPERATORS = ("+", "-", "*")
+SPECIAL = ("<pad>", "<bos>", "<eos>")
+PUNCTUATION = ("=", ";", "#")
+CHAT_TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyWorld:
+    """Settings of the world; its content is a pure function of them.
+
+    Attributes:
+        modulus: Numbers are 0 .. modulus - 1, one token each.
+        operations: Length of the chain, or of the longest one.
+        shortest: Length of the shortest chain, lengths up to `operations` being equally likely; 0
+            makes every chain `operations` long.
+        wrong_step: Probability that a demonstrated step has a wrong result.
+        direct_answer: Share of demonstrations that answer without steps.
+        layers: Decoder layers.
+        hidden: Hidden width.
+        train_problems: Size of the training set.
+        test_problems: Size of the held-out set.
+        seed: Seed of everything random.
+        base_steps: Cap on pre-training updates.
+        base_greedy: Greedy accuracy at which clean pre-training ends.
+        noise_steps: Updates on noisy demonstrations after that, with linear decay.
+        teacher_steps: Cap on reinforcement-learning updates of the teacher.
+        teacher_lr: Learning rate of the teacher's updates.
+        teacher_accuracy: Sampled accuracy at which the teacher is done.
+    """
+
+    type: Literal["tiny_world"] = "tiny_world"
+    modulus: int = 7
+    operations: int = 4
+    shortest: int = 0
+    wrong_step: float = 0.3
+    direct_answer: float = 0.2
+    layers: int = 4
+    hidden: int = 96
+    train_problems: int = 8192
+    test_problems: int = 512
+    seed: int = 0
+    base_steps: int = 900
+    base_greedy: float = 0.97
+    noise_steps: int = 80
+    teacher_steps: int = 60
+    teacher_lr: float = 3e-4
+    teacher_accuracy: float = 0.95
+
+    def __post_init__(self) -> None:
+        if self.modulus < 2:
+            raise ConfigError(f"modulus must be at least 2, got {self.modulus}")
+        for name in ("operations", "layers", "train_problems", "test_problems"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.shortest <= self.operations:
+            raise ConfigError(
+                f"shortest must be 0 to operations ({self.operations}), got {self.shortest}"
+            )
+        for name in ("wrong_step", "direct_answer"):
+            if not 0 <= (share := getattr(self, name)) < 1:
+                raise ConfigError(f"{name} must be at least 0 and below 1, got {share}")
+        if self.hidden % 16 or self.hidden < 16:
+            raise ConfigError(f"hidden must be a multiple of 16, got {self.hidden}")
+        self._check_size()
+
+    def _check_size(self) -> None:
+        """Drawing distinct problems must end, and soon: at most half of all are drawn."""
+        asked = self.train_problems + self.test_problems
+        distinct = self.modulus * (len(OPERATORS) * self.modulus) ** self.operations
+        if asked > distinct // 2:
+            raise ConfigError(
+                f"train_problems and test_problems must not exceed {distinct // 2} together, half "
+                f"of the chains of {self.operations} operations modulo {self.modulus}, got {asked}"
+            )
+
+    @property
+    def verifier(self) -> "ChainVerifier":
+        """Checks the value after `#`."""
+        return ChainVerifier()
+
+    @property
+    def lengths(self) -> range:
+        """Lengths of chains that occur; a problem's level is the length of its chain."""
+        return range(self.shortest or self.operations, self.operations + 1)
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens of the longest full answer, end of sequence included."""
+        return 6 * self.operations + 3
+
+    def load(self) -> Task:
+        """The training and held-out problems; disjoint."""
+        rng = random.Random(f"problems/{self.seed}")
+        count = self.train_problems + self.test_problems
+        chains: dict[str, tuple[str, int]] = {}
+        while len(chains) < count:
+            first = rng.randrange(self.modulus)
+            length = rng.choice(self.lengths) if len(self.lengths) > 1 else self.operations
+            steps = [(rng.choice(OPERATORS), rng.randrange(self.modulus)) for _ in range(length)]
+            text = " ".join([str(first), *(f"{op} {b}" for op, b in steps), "="])
+            chains[text] = (str(self._result(first, steps)), length)
+        problems = [
+            Problem(id=f"chain-{i}", prompt=prompt, answer=answer, level=length)
+            for i, (prompt, (answer, length)) in enumerate(chains.items())
+        ]
+        return Task(
+            train=problems[self.test_problems :],
+            test=problems[: self.test_problems],
+        )
+
+    def _result(self, value: int, steps: Sequence[tuple[str, int]]) -> int:
+        for operator, operand in steps:
+            value = apply(operator, value, operand) % self.modulus
+        return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainVerifier:
+    """The first `# v` must be the right value and end the answer.
+
+    A truncated answer is judged like any other: at the length cap it has said `# v` or it has not.
+    """
+
+    def rewards(self, answers: Sequence[Answer]) -> list[float]:
+        """1.0 for each answer where what follows the first `#` is exactly the reference."""
+        tails = [answer.completion.partition("#")[2] for answer in answers]
+        pairs = zip(tails, answers, strict=True)
+        return [float(tail.strip() == answer.problem.answer) for tail, answer in pairs]
+
+
+def apply(operator: str, left: int, right: int) -> int:
+    """`left operator right` over the integers."""
+    results = {"+": left + right, "-": left - right, "*": left * right}
+    return results[operator]
+
+
+def make_tokenizer(world: TinyWorld) -> PreTrainedTokenizerFast:
+    """One token per number and symbol, with a chat template that adds only the start token."""
+    words = [*SPECIAL, *map(str, range(world.modulus)), *OPERATORS, *PUNCTUATION]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", vocabulary["<bos>"])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        padding_side="left",
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def make_model(world: TinyWorld) -> Any:
+    """An untrained Qwen3 model of 0.4 M parameters at the default size."""
+    config = Qwen3Config(
+        vocab_size=len(SPECIAL) + world.modulus + len(OPERATORS) + len(PUNCTUATION),
+        hidden_size=world.hidden,
+        intermediate_size=world.hidden * 8 // 3,
+        num_hidden_layers=world.layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=world.hidden // 4,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+        initializer_range=world.hidden**-0.5,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(world.seed)
+        return Qwen3ForCausalLM(config)
+
+
+def demonstrations(
+    world: TinyWorld, count: int, generator: torch.Generator
+) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
+    """Noisy demonstrations as token ids.
+
+    Args:
+        world: The world.
+        count: Sequences B.
+        generator: Source of all randomness.
+
+    Returns:
+        Ids padded with 0, and labels: the ids after `=`, -100 elsewhere.
+    """
+    if len(world.lengths) == 1:
+        return _chains(world, world.operations, count, generator)
+    drawn = torch.randint(len(world.lengths), (count,), generator=generator)
+    counts = torch.bincount(drawn, minlength=len(world.lengths)).tolist()
+    parts = [
+        _chains(world, length, each, generator)
+        for length, each in zip(world.lengths, counts, strict=True)
+    ]
+    width = max(ids.shape[1] for ids, _ in parts)
+    ids, labels = (
+        torch.cat([pad(each, (0, width - each.shape[1]), value=filler) for each in tensors])
+        for tensors, filler in zip(zip(*parts, strict=True), (0, -100), strict=True)
+    )
+    return ids, labels
+
+
+def _chains(
+    world: TinyWorld, operations: int, count: int, generator: torch.Generator
+) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
+    """Demonstrations of chains of one length, see `demonstrations`."""
+    tokenizer = make_tokenizer(world)
+    number, symbol = len(SPECIAL), {w: tokenizer.convert_tokens_to_ids(w) for w in "+-*=;#"}
+
+    def draw(high: int, *shape: int) -> Tensor:
+        return torch.randint(high, (count, *shape), generator=generator)
+
+    def constant(word: str) -> Tensor:
+        return torch.full((count,), symbol[word])
+
+    first, operator, operand = (
+        draw(world.modulus),
+        draw(3, operations),
+        draw(world.modulus, operations),
+    )
+    wrong = torch.rand(count, operations, generator=generator) < world.wrong_step
+    shift = 1 + draw(world.modulus - 1, operations)
+    prompt, steps = [torch.ones(count, dtype=torch.long), first + number], []
+    value = truth = first
+    for i in range(operations):
+        op, b = operator[:, i], operand[:, i]
+        op_id = op + symbol["+"]
+        prompt += [op_id, b + number]
+        steps += [value + number, op_id, b + number, constant("=")]
+        value = (_vector_apply(op, value, b) + wrong[:, i] * shift[:, i]) % world.modulus
+        truth = _vector_apply(op, truth, b) % world.modulus
+        steps += [value + number, constant(";")]
+    prompt.append(constant("="))
+    eos = torch.full((count,), 2)
+    stepwise = torch.stack([*prompt, *steps, constant("#"), value + number, eos], dim=1)
+    direct = torch.zeros_like(stepwise)
+    short = torch.stack([*prompt, constant("#"), truth + number, eos], dim=1)
+    direct[:, : short.shape[1]] = short
+    answers_directly = torch.rand(count, 1, generator=generator) < world.direct_answer
+    ids = torch.where(answers_directly, direct, stepwise)
+    labels = torch.where(ids == 0, -100, ids)
+    labels[:, : len(prompt)] = -100
+    return ids, labels
+
+
+def _vector_apply(operator: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    results = torch.stack([left + right, left - right, left * right])
+    return results.gather(0, operator[None])[0]

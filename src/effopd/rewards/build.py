@@ -1,0 +1,96 @@
+"""Who checks the answers of a run, made from the name that the settings give."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from effopd.data.dataset import DatasetTask
+from effopd.data.files import JsonlTask
+from effopd.data.problem import Problem, Task, Verifier
+from effopd.data.world import TinyWorld
+from effopd.errors import ConfigError
+from effopd.rewards.boxed import BoxedAnswer
+from effopd.rewards.code import CodeChecking, CodeVerifier
+from effopd.rewards.math import MathVerifier
+
+
+def verifier_for(
+    task: TinyWorld | JsonlTask | DatasetTask, checking: CodeChecking
+) -> Verifier | None:
+    """The verifier of a task, which brings it or names it; None checks nothing.
+
+    Args:
+        task: Settings of the problems.
+        checking: How programs are checked.
+
+    Returns:
+        The verifier; close it at the end where it is a `CountingVerifier`.
+    """
+    if isinstance(task, TinyWorld):
+        return task.verifier
+    match task.verifier:
+        case "boxed":
+            return BoxedAnswer()
+        case "math":
+            return MathVerifier()
+        case "code":
+            return CodeVerifier(checking)
+        case "none":
+            return None
+
+
+def without_unreadable(
+    task: Task, verifier: Verifier | None, report: Callable[[str], None]
+) -> Task:
+    """Leaves out the problems whose reference the verifier cannot compare with an answer.
+
+    They would earn 0 whatever is answered.
+
+    Args:
+        task: Problems.
+        verifier: Who is going to check their answers.
+        report: Told how many were left out, and which.
+
+    Returns:
+        The task with the other problems, in their order.
+
+    Raises:
+        ConfigError: There is no other problem.
+    """
+    if not isinstance(verifier, MathVerifier):
+        return task
+
+    def readable(name: str, problems: Sequence[Problem]) -> Sequence[Problem]:
+        bad = {problem.id for problem in verifier.unreadable(problems)}
+        if not bad:
+            return problems
+        kept = [problem for problem in problems if problem.id not in bad]
+        if not kept:
+            remedy = (
+                "name the field that holds the answer alone, or worked solutions with the answer "
+                r"in \boxed{...}"
+            )
+            if not any(_PROSE.search(problem.answer) for problem in problems):
+                remedy = "use 'boxed', which compares texts, or other problems"
+            raise ConfigError(
+                f"none of the {len(problems)} {name} problems has a reference answer that "
+                f"task.verifier = 'math' can read, such as {problems[0].answer!r:.80}: {remedy}"
+            )
+        report(
+            f"left out {len(bad)} of {len(problems)} {name} problems, whose reference answers "
+            f"cannot be read as mathematics: {some(sorted(bad))}"
+        )
+        return kept
+
+    train, test = readable("training", task.train), readable("test", task.test)
+    return replace(task, train=train, test=test)
+
+
+_PROSE = re.compile(r"(?<!\\)\b[A-Za-z]{3,}\b\W*\s\S")
+"""A word before something else: a sentence, whose text no box repeats."""
+
+
+def some(names: Sequence[str], most: int = 20) -> str:
+    """Names for people, not all of very many."""
+    shown = ", ".join(names[:most])
+    return f"{shown}, ..." if len(names) > most else shown

@@ -1,0 +1,152 @@
+"""What a step trains on: prompts, the student's answers to them, and rewards.
+
+Legend: G groups (one per prompt), R responses per group; answers of a prompt stand together.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from effopd.data.problem import Problem, Verifier
+from effopd.errors import ConfigError
+from effopd.evaluation.judging import Verdicts, judge, together
+from effopd.evaluation.metrics import mean
+from effopd.objectives import informative_groups
+from effopd.rollouts.rollout import Rollout, Writer, total_tokens
+from effopd.rollouts.seeds import derive_seed
+from effopd.training.batch import step_problems
+from effopd.training.settings import TrainSettings
+
+Informative = Callable[[Sequence[float]], bool]
+"""Whether the rewards of one group teach anything."""
+
+Rewarded = tuple[Rollout, float | None]
+"""An answer and its reward."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """The rollouts of one step.
+
+    Attributes:
+        step: The step, 1 is the first.
+        rollouts: G * R answers, those of one prompt together.
+        rewards: One per rollout; empty when nobody asked for them.
+        responses: Answers per prompt, R.
+        written_tokens: Tokens the student wrote for it, groups that were dropped included.
+        reward: Mean reward of everything written; None without rewards.
+        refills: Extra portions of prompts it took to fill the batch.
+        horizon: Tokens at which answers were cut on purpose; None for whole answers.
+        verdicts: How the checks of everything written ended; None where they were not counted.
+    """
+
+    step: int
+    rollouts: tuple[Rollout, ...]
+    rewards: tuple[float, ...]
+    responses: int
+    written_tokens: int
+    reward: float | None = None
+    refills: int = 0
+    horizon: int | None = None
+    verdicts: Verdicts | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collector:
+    """Writes the answers of a step; a pure function of weights and step.
+
+    Attributes:
+        writer: The student's engine and sampling.
+        problems: Training problems.
+        settings: How many prompts and responses, and the horizon.
+        seed: Seed of the run.
+        verifier: Rewards answers; None where the objective needs no rewards.
+        informative: Groups to keep; None keeps all. Dropped groups are replaced by fresh prompts.
+        max_refills: Extra portions of prompts a step may use for that.
+    """
+
+    writer: Writer
+    problems: Sequence[Problem]
+    settings: TrainSettings
+    seed: int
+    verifier: Verifier | None = None
+    informative: Informative | None = None
+    max_refills: int = 0
+
+    def __post_init__(self) -> None:
+        if self.informative is not None and self.verifier is None:
+            raise ConfigError("groups are chosen by their rewards: pass a verifier")
+
+    def collect(self, step: int) -> Batch:
+        """The rollouts of step `step`.
+
+        With `informative` the batch is filled up to its size from further portions of prompts, and
+        what is too much is dropped. When the refills run out it stays smaller; when no group at
+        all is informative the last portion is kept, whose advantages are then all zero.
+        """
+        wanted = self.settings.prompts_per_step * self.settings.responses_per_prompt
+        written: list[Rewarded] = []
+        kept: list[Rewarded] = []
+        verdicts: list[Verdicts | None] = []
+        refill = 0
+        while True:
+            portion, counted = self._portion(step, refill)
+            verdicts.append(counted)
+            written += portion
+            kept += self._informative(portion)
+            if len(kept) >= wanted or refill == self.max_refills:
+                break
+            refill += 1
+        chosen = kept[:wanted] or portion
+        rewards = _rewards(written)
+        return Batch(
+            step=step,
+            rollouts=tuple(rollout for rollout, _ in chosen),
+            rewards=_rewards(chosen),
+            responses=self.settings.responses_per_prompt,
+            written_tokens=total_tokens([rollout for rollout, _ in written]),
+            reward=mean(rewards) if rewards else None,
+            refills=refill,
+            horizon=self._horizon(step),
+            verdicts=together(verdicts),
+        )
+
+    def _portion(self, step: int, refill: int) -> tuple[list[Rewarded], Verdicts | None]:
+        """Answers to one portion of prompts; refills have prompts and seeds of their own."""
+        prompts, responses = self.settings.prompts_per_step, self.settings.responses_per_prompt
+        stream = self.seed if refill == 0 else derive_seed(self.seed, "refill", refill)
+        problems = step_problems(self.problems, stream, step, prompts)
+        repeated = [problem for problem in problems for _ in range(responses)]
+        seeds = [derive_seed(stream, "train", step, i) for i in range(len(repeated))]
+        rollouts = self._writer(step).answer(repeated, seeds)
+        judgement = judge(self.verifier, rollouts)
+        rewards = judgement.rewards or [None] * len(rollouts)
+        return list(zip(rollouts, rewards, strict=True)), judgement.verdicts
+
+    def _writer(self, step: int) -> Writer:
+        horizon = self._horizon(step)
+        if horizon is None:
+            return self.writer
+        sampling = replace(self.writer.sampling, max_new_tokens=horizon)
+        return replace(self.writer, sampling=sampling)
+
+    def _horizon(self, step: int) -> int | None:
+        return self.settings.horizon.tokens_at(step, self.writer.sampling.max_new_tokens)
+
+    def _informative(self, portion: Sequence[Rewarded]) -> list[Rewarded]:
+        """The answers whose group is worth keeping."""
+        if self.informative is None:
+            return list(portion)
+        size = self.settings.responses_per_prompt
+        groups = [portion[start : start + size] for start in range(0, len(portion), size)]
+        return [answer for group in groups if self.informative(_rewards(group)) for answer in group]
+
+
+def rewards_differ(rewards: Sequence[float]) -> bool:
+    """Whether a group of answers teaches anything: not all right, not all wrong."""
+    return bool(informative_groups(torch.tensor([rewards], dtype=torch.float64))[0])
+
+
+def _rewards(answers: Sequence[Rewarded]) -> tuple[float, ...]:
+    return tuple(reward for _, reward in answers if reward is not None)

@@ -1,0 +1,214 @@
+"""Which settings may be others when a run goes on, and what that changes.
+
+A run that is killed for want of memory has to go on with less of it. So only what changes the run
+is refused; everything else is told.
+"""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from effopd.config.reading import make_config, settings_of, to_toml
+from effopd.errors import ConfigError
+from effopd.training.config import RunConfig
+
+Effect = Literal["the run", "rounding only", "no number", "what is measured and recorded"]
+"""What another value of a setting changes. "the run" is refused; after "rounding only" a run is
+no longer bit for bit the uninterrupted one."""
+
+_MODEL: Mapping[str, Effect] = {
+    "": "the run",
+    ".attention": "rounding only",
+    ".gradient_checkpointing": "no number",
+}
+_SERVER: Mapping[str, Effect] = {
+    ".model": "rounding only",  # whether it is the same model is checked when a run goes on
+    ".url": "rounding only",
+    ".flavor": "rounding only",
+    ".concurrency": "rounding only",
+    ".api_key_env": "no number",
+    ".request_s": "no number",
+    ".step_s": "no number",
+    ".retries": "no number",
+    ".backoff_s": "no number",
+    ".response_bytes": "no number",
+    ".tolerance_nats": "no number",
+    ".allow_link_local": "no number",
+}
+
+
+def _within(name: str, section: Mapping[str, Effect]) -> dict[str, Effect]:
+    return {name + setting: effect for setting, effect in section.items()}
+
+
+EFFECTS: Mapping[str, Effect] = {
+    "label": "what is measured and recorded",
+    "method": "the run",
+    "preset": "the run",
+    "seed": "the run",
+    "device": "rounding only",
+    "teacher_device": "rounding only",
+    "threads": "rounding only",
+    "stand_in": "the run",
+    **_within("student", _MODEL),
+    **_within("teacher", _MODEL),
+    **_within("teachers.*", _MODEL),
+    **_within("reference", _MODEL),
+    **_within("teacher_server", _SERVER),
+    **_within("rollouts.server", _SERVER),
+    "self_teacher": "the run",
+    "task": "the run",
+    "code": "the run",
+    "code.sandbox.processes": "no number",
+    "prompt": "the run",
+    "sampling": "the run",
+    "rollouts.engine": "the run",
+    "rollouts.weights_directory": "no number",
+    "rollouts.vllm.gpu_memory": "rounding only",
+    "rollouts.vllm.sleep": "no number",
+    "rollouts.vllm.eager": "rounding only",
+    "rollouts.vllm.tolerance_nats": "no number",
+    "objective": "the run",
+    "train.steps": "the run",
+    "train.prompts_per_step": "the run",
+    "train.responses_per_prompt": "the run",
+    "train.updates_per_step": "the run",
+    "train.epochs": "the run",
+    "train.micro_batch_tokens": "rounding only",
+    "train.rollout_batch": "rounding only",
+    "train.max_skipped_steps": "no number",
+    "train.horizon": "the run",
+    "train.stop": "the run",
+    "optimizer": "the run",
+    **dict.fromkeys(
+        (
+            "evaluation.every",
+            "evaluation.first",
+            "evaluation.problems",
+            "evaluation.recorded",
+            "evaluation.teacher",
+            "evaluation.divergence",
+        ),
+        "what is measured and recorded",
+    ),
+    "checkpoint.every": "no number",
+    "checkpoint.keep": "no number",
+    "monitor": "the run",
+    "memory.master_weights": "the run",
+    "memory.offload_optimizer": "rounding only",
+    "memory.anchor_device": "no number",
+    "memory.teacher_offload": "no number",
+    "memory.scoring_tokens": "rounding only",
+    "memory.generation_tokens": "rounding only",
+    "search": "the run",
+    "validation": "the run",
+}
+"""Setting or section -> what its change changes; the longest name that fits counts. A section in
+which some settings may change names each of its settings, so that a new one has to be thought of:
+what is not here is refused."""
+
+_PLACES = {"path", "train_path", "test_path", "adapter"}
+"""Settings that may be spelled in several ways."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """How settings differ from those of a run, one sentence each.
+
+    Attributes:
+        refused: What changes the run.
+        allowed: What does not, and what it does change.
+    """
+
+    refused: Sequence[str]
+    allowed: Mapping[str, Effect]
+
+    @property
+    def told(self) -> list[str]:
+        """What is allowed, for people."""
+        return [f"{line} (changes {effect})" for line, effect in self.allowed.items()]
+
+    @property
+    def of_comparisons(self) -> list[str]:
+        """What the runs of a comparison must have in common: all but how they are computed."""
+        measured = (n for n, e in self.allowed.items() if e == "what is measured and recorded")
+        longer = (name for name in self.allowed if name.startswith("train.steps:"))
+        return [*self.refused, *measured, *longer]
+
+
+def effect_of(setting: str) -> Effect | None:
+    """What a change of a setting changes; None if the table has no place for it."""
+    parts = setting.split(".")
+    if parts[0] == "teachers" and len(parts) > 1:
+        parts[1] = "*"
+    names = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((EFFECTS[name] for name in names if name in EFFECTS), None)
+
+
+def changes(old_toml: str, config: RunConfig, *, steps_done: int) -> Changes:
+    """Compares the settings of a run with those it is to go on with.
+
+    Settings that its version did not have yet count as their defaults.
+
+    Args:
+        old_toml: The run's `config.toml`.
+        config: Settings to go on with.
+        steps_done: Steps recorded so far.
+
+    Raises:
+        ValueError: The old settings are no TOML.
+    """
+    raw = tomllib.loads(old_toml)
+    with suppress(ConfigError):  # a setting that there no longer is: shown as a difference
+        raw = tomllib.loads(to_toml(make_config(raw)))
+    old, new = settings_of(raw), settings_of(tomllib.loads(to_toml(config)))
+    refused: list[str] = []
+    allowed: dict[str, Effect] = {}
+    for name in sorted(old.keys() | new.keys()):
+        before, after = old.get(name), new.get(name)
+        if before == after or (name.split(".")[-1] in _PLACES and _same_place(before, after)):
+            continue
+        line, effect = f"{name}: {before} -> {after}", _effect(name, config, after, steps_done)
+        if effect is None or effect == "the run":
+            refused.append(line)
+        else:
+            allowed[line] = effect
+    return Changes(refused=refused, allowed=allowed)
+
+
+def reasons(refused: Sequence[str], config: RunConfig, steps_done: int) -> list[str]:
+    """Why settings are refused where their names do not say it, one sentence each."""
+    found = []
+    if any(line.startswith("train.steps:") for line in refused):
+        if config.optimizer.decay != "none":
+            found.append(
+                f"With optimizer.decay = {config.optimizer.decay!r} the learning rate of every "
+                "step depends on train.steps; more steps need a run with decay = 'none', or a new "
+                "one that starts from this one's last checkpoint (student.path)."
+            )
+        elif config.train.steps < steps_done:
+            found.append(f"{steps_done} steps are done: train.steps cannot be less.")
+    if config.train.stop.is_active and any(line.startswith("evaluation.") for line in refused):
+        found.append("train.stop ends this run by its evaluations: they stay as they are.")
+    return found
+
+
+def _effect(name: str, config: RunConfig, after: Any, steps_done: int) -> Effect | None:
+    """What the table says, but for settings that depend on others."""
+    if name == "train.steps" and config.optimizer.decay == "none":
+        return "no number" if isinstance(after, int) and after >= steps_done else "the run"
+    if name.startswith("monitor.") and not config.monitor.every:
+        return "what is measured and recorded"  # it may be turned off on the way
+    decides = name.startswith("evaluation.") and config.train.stop.is_active
+    return "the run" if decides and name != "evaluation.recorded" else effect_of(name)
+
+
+def _same_place(first: Any, second: Any) -> bool:
+    """Whether two paths lead to the same file or directory."""
+    if not (isinstance(first, str) and isinstance(second, str)):
+        return False
+    one, other = (Path(text).expanduser() for text in (first, second))
+    return one.exists() and other.exists() and one.samefile(other)

@@ -1,0 +1,284 @@
+"""The training loop: sample, score, learn, look, search, evaluate, checkpoint.
+
+Every random number is a function of (seed, purpose, step, index), the data order is a function of
+the step, and every log has a known length at every checkpoint. So a run that is killed at any
+moment and resumed from its newest checkpoint writes the same weights, optimizer state and
+`metrics.jsonl` as one that was never disturbed (on a CPU, with the same number of threads).
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from effopd.errors import NonFiniteError
+from effopd.evaluation.evaluator import Evaluation
+from effopd.evaluation.lent_answers import LentAnswers
+from effopd.models.checkpoints import checkpoint_path, prune, write_checkpoint
+from effopd.models.policy import Policy
+from effopd.search.extrapolator import Search
+from effopd.search.line_search import SearchResult
+from effopd.search.scales import Trial
+from effopd.search.validation import Validator
+from effopd.training.alarms import alarms
+from effopd.training.collect import Collector
+from effopd.training.ending import LAST_STEP, stop_reason
+from effopd.training.evaluating import Evaluations
+from effopd.training.learning import Learner
+from effopd.training.observer import Observer
+from effopd.training.rows import (
+    EMPTY_METRICS,
+    Row,
+    batch_statistics,
+    relative_progress,
+    trial_row,
+)
+from effopd.training.run_directory import RunDirectory
+from effopd.training.searching import extrapolator_of
+from effopd.training.settings import LoopSettings
+from effopd.training.signals import StopRequest
+from effopd.training.state import Progress, Saved, load_state, save_state
+from effopd.training.teachers import StudentAverage
+from effopd.training.updating import Updater
+from effopd.training.watching import Watch
+
+PHASES = ("rollout_s", "teacher_s", "update_s", "monitor_s", "search_s")
+
+
+class Trainer:
+    """Trains one student; everything it needs is handed in.
+
+    Args:
+        student: The policy to train.
+        learner: Objective and teachers.
+        collector: Writes the answers of a step with the student.
+        run: Where records and checkpoints go.
+        settings: How much, how fast, when to evaluate and save.
+        evaluate: Evaluates the live student; None without test problems.
+        evaluate_teacher: Evaluates the teacher, once, before the first step.
+        search: Settings of the search; None trains without one.
+        validate: Scores candidates; needed with a search.
+        average: A teacher that follows the student; None for fixed teachers.
+        lent_answers: Lends each batch to the search, which then comes before the batch is trained
+            on; None searches after the update.
+        observer: Progress display.
+    """
+
+    def __init__(
+        self,
+        student: Policy,
+        learner: Learner,
+        collector: Collector,
+        run: RunDirectory,
+        *,
+        settings: LoopSettings,
+        evaluate: Callable[[], Evaluation] | None = None,
+        evaluate_teacher: Callable[[], Evaluation] | None = None,
+        search: Search | None = None,
+        validate: Validator | None = None,
+        average: StudentAverage | None = None,
+        lent_answers: LentAnswers | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        self.student, self.learner, self.collector = student, learner, collector
+        self.average, self.engine = average, collector.writer.engine
+        self.lent_answers = lent_answers
+        self.run_directory, self.settings = run, settings
+        self.observer = observer or Observer()
+        self.evaluations = Evaluations(
+            student,
+            run,
+            settings,
+            evaluate=evaluate,
+            evaluate_teacher=evaluate_teacher,
+            observer=self.observer,
+        )
+        self.updater = Updater(student, learner, settings)
+        self.extrapolator = extrapolator_of(
+            student,
+            self.updater,
+            settings,
+            search=search,
+            validate=validate,
+            on_trial=self._log_trial,
+        )
+        self.watch = Watch(student, run, settings, self.observer)
+        self.progress = Progress()
+        self._history: list[Row] = []
+        self._clock: dict[str, float] = {}
+
+    def resume(self) -> bool:
+        """Continues from the newest good checkpoint; False when there is none yet.
+
+        Damaged newer checkpoints are reported to the observer and left in place. Records written
+        after the checkpoint are cut off: they will be written again, identically.
+        """
+        directory, remarks = self.run_directory.resume_point(self.settings.checkpoint.every)
+        for remark in remarks:
+            self.observer.on_message(remark)
+        if directory is not None:
+            self.progress = load_state(directory, self._saved())
+        self.run_directory.rewind(self.progress.offsets, self.progress.step)
+        self._history = self.run_directory.rows("metrics")
+        self.engine.sync_weights()
+        return directory is not None
+
+    def _saved(self) -> Saved:
+        """What a checkpoint holds."""
+        return Saved(
+            policy=self.student,
+            optimizer=self.updater.optimizer,
+            moved=self.updater.moved,
+            masters=self.updater.masters,
+            extrapolator=self.extrapolator,
+            learner=self.learner,
+            average=self.average,
+            monitor=self.watch,
+        )
+
+    def run(self, stop: StopRequest) -> bool:
+        """Trains to the last step, or until the stop rule ends the run.
+
+        Args:
+            stop: Asked at the end of every step; a requested stop saves first.
+
+        Returns:
+            Whether it is over: the last step was reached, or the stop rule ended it.
+
+        Raises:
+            NonFiniteError: Too many updates in a row had a non-finite loss or gradient.
+        """
+        if self.progress.step == 0:
+            self.evaluations.before_training(self.progress)
+        reason = self._end()
+        while reason is None:
+            self._step()
+            self.evaluations.if_due(self.progress)
+            reason = self._end()
+            due = self.progress.step % self.settings.checkpoint.every == 0
+            if stop or due or reason is not None:
+                self._save()
+                if stop:  # inside: a signal after the first look must not skip the save
+                    break
+        if reason is not None:
+            self.run_directory.finish(self.progress.step, reason)
+        return reason is not None
+
+    def _end(self) -> str | None:
+        """Why the run is over; a function of its records alone."""
+        if self.progress.step >= self.settings.train.steps:
+            return LAST_STEP
+        rule = self.settings.train.stop
+        return stop_reason(self.run_directory.rows("evals"), rule) if rule.is_active else None
+
+    def _step(self) -> None:
+        """One batch of rollouts with its updates, a look and a search if due, and the rows."""
+        progress = self.progress
+        progress.step += 1
+        self._clock = dict.fromkeys(PHASES, 0.0)
+        row: Row = {"step": progress.step}
+        try:
+            batch = self._timed("rollout_s", self.collector.collect, progress.step)
+            progress.train_tokens += batch.written_tokens
+            row |= batch_statistics(batch)
+            if self.lent_answers is not None:
+                self.lent_answers.lend(batch.rollouts, are_cut=batch.horizon is not None)
+                row |= self._search(progress.step - 1, self._history[-1] if self._history else {})
+            row["lr"] = self.updater.set_lr_(progress.step, self._rate_factor())
+            progress.teacher_tokens += self._timed("teacher_s", self.learner.prepare, batch)
+            row |= self._timed("update_s", self.updater.update_, batch.rollouts, progress.step)
+            row |= self.learner.metrics()
+            row["skipped"], progress.skipped_in_a_row = None, 0
+        except NonFiniteError as error:
+            row |= self._skip(str(error))
+        self.engine.sync_weights()
+        self._timed("monitor_s", self.watch.look, progress.step)
+        if self.lent_answers is None:
+            row |= self._search(progress.step, row)
+        if self.average is not None:
+            self.average.update_()
+        self._finish(row)
+
+    def _rate_factor(self) -> float:
+        return self.extrapolator.rate_factor if self.extrapolator is not None else 1.0
+
+    def _skip(self, reason: str) -> Row:
+        """Gives up this update; too many in a row end the run."""
+        progress = self.progress
+        self.updater.discard()
+        progress.skipped_steps += 1
+        progress.skipped_in_a_row += 1
+        self.observer.on_message(f"step {progress.step}: update skipped, {reason}")
+        if progress.skipped_in_a_row > self.settings.train.max_skipped_steps:
+            raise NonFiniteError(
+                f"{progress.skipped_in_a_row} updates in a row were skipped, last: {reason}. The "
+                "checkpoints are good: check the teacher and resume, or start a new run (--out) "
+                "with a lower optimizer.lr."
+            )
+        return {"skipped": reason}
+
+    def _search(self, updates: int, last: Row) -> Row:
+        """Searches if it is due after so many updates; its field of the metrics row.
+
+        Args:
+            updates: Batches trained on so far.
+            last: Metrics of the last of them.
+        """
+        result = self._timed("search_s", self._searched, updates, last)
+        return {"accepted_scale": result.accepted_scale if result else None}
+
+    def _searched(self, updates: int, last: Row) -> SearchResult | None:
+        if self.extrapolator is None:
+            return None
+        try:
+            progress = relative_progress(last, self._history)
+            result = self.extrapolator.step(updates, progress, foresight=self.watch.foresight)
+        except NonFiniteError as error:
+            self.observer.on_message(f"step {self.progress.step}: search skipped, {error}")
+            return None
+        if result is not None:
+            self.progress.validation_tokens += result.tokens
+            self.progress.teacher_tokens += result.teacher_tokens
+            self.engine.sync_weights()
+            if result.accepted_scale != 1.0:
+                self.watch.jump_()
+        return result
+
+    def _log_trial(self, index: int, trial: Trial) -> None:
+        self.observer.on_trial(self.progress.step, index, trial)
+        self.run_directory.write("search", trial_row(self.progress.step, index, trial))
+
+    def _finish(self, row: Row) -> None:
+        """Completes and writes the step's rows."""
+        progress = self.progress
+        progress.elapsed_s += sum(self._clock.values())
+        metrics = EMPTY_METRICS | row
+        for counter in ("train", "validation", "sampled", "teacher"):
+            metrics[f"{counter}_tokens"] = getattr(progress, f"{counter}_tokens")
+        metrics["skipped_steps"] = progress.skipped_steps
+        metrics["alarms"] = alarms(metrics, self._history) if metrics["mean_length"] else []
+        for alarm in metrics["alarms"]:
+            self.observer.on_message(f"step {progress.step}: {alarm}")
+        timing = {"step": progress.step, "elapsed_s": progress.elapsed_s, **self._clock}
+        self._history.append(metrics)
+        self.run_directory.write("metrics", metrics)
+        self.run_directory.write("timing", timing)
+        self.observer.on_step(metrics, timing)
+
+    def _save(self) -> None:
+        self.progress.offsets = self.run_directory.offsets()
+        parent = self.run_directory.checkpoints
+
+        def write(directory: Path) -> None:
+            save_state(directory, self._saved(), self.progress)
+
+        write_checkpoint(checkpoint_path(parent, self.progress.step), write)
+        prune(parent, self.settings.checkpoint.keep)
+
+    def _timed(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
+        """Runs a phase and adds its wall time to the step's clock."""
+        start = time.perf_counter()
+        try:
+            return function(*args)
+        finally:
+            self._clock[name] = time.perf_counter() - start

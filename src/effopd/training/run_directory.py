@@ -1,0 +1,205 @@
+"""One run, one directory, one process: the lock, the records and the resolved settings."""
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from effopd.errors import CheckpointError, ConfigError, RecordError
+from effopd.models.checkpoints import list_checkpoints, newest_good
+from effopd.records import (
+    JsonlWriter,
+    read_jsonl,
+    truncate_jsonl,
+    write_json_atomic,
+    write_text_atomic,
+)
+from effopd.training.lock import take_lock
+
+LOGS = ("metrics", "timing", "search", "evals", "rollouts", "monitor")
+
+
+class RunDirectory:
+    """Holds the lock of a run directory and the writers of its records.
+
+    Args:
+        path: The directory; created with its parents.
+
+    Raises:
+        ConfigError: The directory cannot be created or written to.
+        RunLockedError: Another process is writing to it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(path / "run.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise ConfigError(
+                f"{path} cannot be a run directory: {error}. Choose another one (--out)."
+            ) from None
+        take_lock(self._lock, path)
+        self._writers: dict[str, JsonlWriter] = {}
+
+    @property
+    def holds_records(self) -> bool:
+        """Whether something was recorded or saved here."""
+        return bool(list_checkpoints(self.checkpoints)) or any(map(Path.exists, self._logs()))
+
+    def describe(
+        self,
+        config_toml: str,
+        info: Mapping[str, Any],
+        step: int = 0,
+        changes: Sequence[str] = (),
+    ) -> None:
+        """Writes `config.toml` and `run.json`.
+
+        Args:
+            config_toml: The settings from now on.
+            info: What `run.json` says of the run.
+            step: Steps done.
+            changes: How the settings differ from those before; those of earlier calls are kept.
+        """
+        resumed = _info(self.path).get("resumed", [])
+        if changes:
+            resumed = [*resumed, {"step": step, "changes": list(changes)}]
+        history = {"resumed": resumed} if resumed else {}
+        write_text_atomic(self.path / "config.toml", config_toml)
+        write_json_atomic(self.path / "run.json", {"schema": 1, **info, **history})
+
+    def finished(self) -> dict[str, Any] | None:
+        """Step and reason of the end as `run.json` has them; None while the run is not over."""
+        found: dict[str, Any] | None = _info(self.path).get("finished")
+        return found
+
+    def finish(self, step: int, reason: str) -> None:
+        """Notes in `run.json` that the run is over, and why."""
+        path = self.path / "run.json"
+        info = json.loads(path.read_text(encoding="utf-8"))
+        write_json_atomic(path, info | {"finished": {"step": step, "reason": reason}})
+
+    def resume_point(self, every: int) -> tuple[Path | None, list[str]]:
+        """The checkpoint to continue from, None to begin at step 0, and what to tell the user.
+
+        Args:
+            every: Steps between checkpoints from now on; those until now are in `config.toml`.
+
+        Returns:
+            The newest undamaged checkpoint, and sentences.
+
+        Raises:
+            CheckpointError: There is none, although there was one: starting over would throw the
+                recorded steps away.
+        """
+        directory, problems = newest_good(self.checkpoints)
+        if directory is not None:
+            skipped = [f"skipping a damaged checkpoint: {problem}" for problem in problems]
+            return directory, [*skipped, f"resuming from {directory.name}"]
+        recorded = len(self.rows("metrics"))
+        if problems or recorded > max(every, self._checkpoints_every()):
+            raise CheckpointError(
+                f"{self.checkpoints} holds no undamaged checkpoint, but {recorded} steps are "
+                "recorded. Restore a checkpoint, or start again in another directory (--out)."
+                + "".join(f"\n  {problem}" for problem in problems)
+            )
+        return None, ["no checkpoint yet: starting again from step 0"] if recorded else []
+
+    def rewind(self, offsets: Mapping[str, int], step: int) -> None:
+        """Cuts every log back to where it was at the checkpoint of `step`.
+
+        Args:
+            offsets: Bytes to keep of each log; logs not named become empty.
+            step: Rows `metrics.jsonl` must have then, one a step.
+
+        Raises:
+            ConfigError: Called after the first row was written.
+            CheckpointError: The records are not those of the checkpoint.
+        """
+        if self._writers:
+            raise ConfigError("rewind the logs before the first row is written")
+        for name in LOGS:
+            truncate_jsonl(self._log(name), offsets.get(name, 0))
+        steps = [row["step"] for row in self.rows("metrics")]
+        if steps != list(range(1, step + 1)):
+            raise CheckpointError(
+                f"{self._log('metrics')} holds {len(steps)} rows, expected one for each step from "
+                f"1 to {step}: the checkpoint of step {step} belongs to another run, or the file "
+                "was edited. Restore the file or resume from another checkpoint."
+            )
+
+    def write(self, log: str, row: Mapping[str, Any]) -> None:
+        """Appends one row to a log.
+
+        Raises:
+            RecordError: The disk refuses.
+        """
+        try:
+            self._writer(log).write(row)
+        except OSError as error:
+            raise self._refused(log, error) from error
+
+    def rows(self, log: str) -> list[dict[str, Any]]:
+        """The rows written so far."""
+        return read_jsonl(self._log(log)) if self._log(log).exists() else []
+
+    def offsets(self) -> dict[str, int]:
+        """Current length of every log in bytes, after forcing them to the disk.
+
+        Raises:
+            RecordError: The disk refuses.
+        """
+        for name in LOGS:
+            try:
+                self._writer(name).sync()
+            except OSError as error:
+                raise self._refused(name, error) from error
+        return {name: self._writer(name).offset for name in LOGS}
+
+    def close(self) -> None:
+        """Closes the logs and releases the lock."""
+        for writer in self._writers.values():
+            writer.close()
+        os.close(self._lock)
+
+    def _checkpoints_every(self) -> int:
+        """Steps between checkpoints so far; 0 where that is not known."""
+        path = self.path / "config.toml"
+        text = path.read_text("utf-8") if path.exists() else ""
+        return int(tomllib.loads(text).get("checkpoint", {}).get("every", 0))
+
+    def _refused(self, log: str, error: OSError) -> RecordError:
+        return RecordError(
+            f"cannot write {self._log(log)}: {error}. The checkpoints are intact: free space or "
+            "fix permissions, then run the same command to resume."
+        )
+
+    def _logs(self) -> list[Path]:
+        return [self._log(name) for name in LOGS]
+
+    def _log(self, name: str) -> Path:
+        return self.path / f"{name}.jsonl"
+
+    def _writer(self, name: str) -> JsonlWriter:
+        if name not in self._writers:
+            self._writers[name] = JsonlWriter(self._log(name))
+        return self._writers[name]
+
+
+def recorded_date(run: Path) -> str | None:
+    """The day on which a run started, "2026-01-31"; None where its `run.json` names none."""
+    found: str | None = _info(run).get("date")
+    return found
+
+
+def _info(run: Path) -> dict[str, Any]:
+    """Content of `run.json`; nothing where it is damaged: it is written anew."""
+    try:
+        found = json.loads((run / "run.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

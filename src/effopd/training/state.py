@@ -1,0 +1,258 @@
+"""Everything a run needs to continue bit for bit, as safetensors and JSON.
+
+A checkpoint is a Hugging Face directory (`from_pretrained` works, inference servers load it) plus
+`trainer_state.json` and the folder `trainer/`: servers take every safetensors file beside a model
+for a part of it. The folder holds `optimizer.safetensors`, and where they exist
+`masters.safetensors` (of a student in low precision), `anchor.safetensors` and
+`history.safetensors` (the search), `learner.safetensors` (a critic, or how teachers behind servers
+scored a fixed text), `average.safetensors` (a teacher that follows the student) and
+`monitor.safetensors`. Of a student with adapters the Hugging Face directory is that of the adapter,
+in PEFT's format. No random state: every random number is a function of seed and step.
+
+Checkpoints of version 2, which had all files in one directory, are still read.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from effopd.errors import CheckpointError, NonFiniteError
+from effopd.models.loading import ModelSettings, load_model
+from effopd.models.lora import load_adapters_, save_adapters, trains_adapters
+from effopd.models.policy import Policy
+from effopd.models.saving import save_model, save_tokenizer
+from effopd.search.extrapolator import Extrapolator
+
+VERSION = 3
+_READABLE = (2, VERSION)
+FOLDER = "trainer"
+SEARCH_TENSORS = ("anchor", "history")
+"""Parts of the search's state that are tensors, each a file."""
+
+
+@dataclass
+class Progress:
+    """Counters of a run; cumulative since step 0.
+
+    Attributes:
+        step: Optimizer updates done, skipped ones included.
+        train_tokens: Tokens the student sampled for training.
+        validation_tokens: Tokens the student sampled in searches.
+        teacher_tokens: Tokens the teacher scored, in training and searches.
+        skipped_steps: Updates skipped so far.
+        skipped_in_a_row: Updates skipped since the last good one.
+        elapsed_s: Wall time of training and searching.
+        offsets: Bytes of each log that belong to this state.
+    """
+
+    step: int = 0
+    train_tokens: int = 0
+    validation_tokens: int = 0
+    teacher_tokens: int = 0
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    elapsed_s: float = 0.0
+    offsets: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def sampled_tokens(self) -> int:
+        """Tokens the student sampled, validation included."""
+        return self.train_tokens + self.validation_tokens
+
+
+class Stateful(Protocol):
+    """Something beside the student that must come back bit for bit."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Its tensors by name."""
+        ...
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restores `state()`."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """The live objects a checkpoint is made of.
+
+    Attributes:
+        policy: The student.
+        optimizer: Its optimizer.
+        moved: What the optimizer moves, by the names of the student's parameters.
+        extrapolator: The search, if there is one.
+        learner: The objective, which may hold a critic.
+        average: A teacher that follows the student, if there is one.
+        monitor: What watches the weights; without state when it is off.
+        masters: Of a student in low precision.
+    """
+
+    policy: Policy
+    optimizer: torch.optim.Optimizer
+    moved: Mapping[str, Tensor]
+    extrapolator: Extrapolator | None
+    learner: Stateful
+    average: Stateful | None
+    monitor: Stateful
+    masters: Stateful | None = None
+
+    @property
+    def others(self) -> dict[str, Stateful]:
+        """File name -> what has tensors of its own."""
+        found: dict[str, Stateful | None] = {
+            "masters": self.masters,
+            "learner": self.learner,
+            "average": self.average,
+            "monitor": self.monitor,
+        }
+        return {name: part for name, part in found.items() if part is not None and part.state()}
+
+
+def save_state(directory: Path, saved: Saved, progress: Progress) -> None:
+    """Fills `directory` with model, tokenizer and trainer state.
+
+    Raises:
+        NonFiniteError: A parameter is NaN or infinite; nothing is saved then.
+    """
+    policy = saved.policy
+    for name, parameter in policy.model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise NonFiniteError(
+                f"parameter {name} is not finite at step {progress.step}: it is not saved. Start "
+                "a new run (--out) with a smaller optimizer.lr, or from an earlier checkpoint of "
+                "this one (student.path)."
+            )
+    if trains_adapters(policy.model):
+        save_adapters(policy.model, directory)
+    else:
+        save_model(policy.model, directory)
+    save_tokenizer(policy.tokenizer, directory)
+    state: dict[str, Any] = {"version": VERSION, "progress": asdict(progress)}
+    folder = directory / FOLDER
+    folder.mkdir()
+    save_file(_optimizer_tensors(saved), folder / "optimizer.safetensors")
+    if saved.extrapolator is not None:
+        search_state = saved.extrapolator.state_dict()
+        for name in SEARCH_TENSORS:
+            tensors = search_state.pop(name)
+            if tensors:
+                save_file(tensors, folder / f"{name}.safetensors")
+        state["search"] = search_state
+    for name, part in saved.others.items():
+        save_file(part.state(), folder / f"{name}.safetensors")
+    (directory / "trainer_state.json").write_text(json.dumps(state, sort_keys=True))
+
+
+def load_state(directory: Path, saved: Saved) -> Progress:
+    """Restores what `save_state` saved into live objects; verify the directory first.
+
+    Raises:
+        CheckpointError: The state is of another version, lacks a part, or is of another model.
+    """
+    state = _read_state(directory)
+    policy, extrapolator = saved.policy, saved.extrapolator
+    if ("search" in state) != (extrapolator is not None):
+        raise CheckpointError(
+            f"{directory} was written {'with' if 'search' in state else 'without'} a search, this "
+            f"run is {'with' if extrapolator else 'without'} one: it belongs to another run"
+        )
+    if trains_adapters(policy.model):
+        load_adapters_(policy.model, directory)
+    else:
+        _load_model(policy.model, directory)
+    _load_optimizer(saved, load_tensors(state_file(directory, "optimizer")))
+    if extrapolator is not None:
+        files = {name: state_file(directory, name) for name in SEARCH_TENSORS}
+        tensors = {
+            name: load_tensors(file) if file.exists() else {} for name, file in files.items()
+        }
+        extrapolator.load_state_dict({**state["search"], **tensors})
+    for name, part in saved.others.items():
+        part.load_state(load_tensors(state_file(directory, name)))
+    return Progress(**state["progress"])
+
+
+def _read_state(directory: Path) -> dict[str, Any]:
+    """Content of `trainer_state.json`, of the version known here."""
+    path = directory / "trainer_state.json"
+    try:
+        state: dict[str, Any] = json.loads(path.read_text())
+        version, counters = state["version"], set(state["progress"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is no state of a trainer ({error!r})") from None
+    known = set(Progress.__dataclass_fields__)
+    if version not in _READABLE or counters != known:
+        raise CheckpointError(
+            f"{path} has state version {version}, this effopd reads versions {_READABLE} (counters "
+            f"that only one of them has: {sorted(counters ^ known)}). Resume with the effopd that "
+            "wrote it (run.json names its version), or start a new run with --out."
+        )
+    return state
+
+
+def state_file(directory: Path, name: str) -> Path:
+    """Where a checkpoint has tensors of the trainer, of any version."""
+    folder = directory / FOLDER
+    return (folder if folder.is_dir() else directory) / f"{name}.safetensors"
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+
+
+def _load_model(model: Any, directory: Path) -> None:
+    """Copies the saved weights into the live parameters.
+
+    Through `from_pretrained`, because files and parameters need not have the same names: tied
+    tensors are saved once, experts one by one. Eager attention is what every model has.
+    """
+    dtype: Any = str(model.dtype).removeprefix("torch.")
+    settings = ModelSettings(path=str(directory), dtype=dtype, attention="eager")
+    own, saved = model.state_dict(), load_model(settings).state_dict()
+    different = {n for n in own.keys() & saved.keys() if own[n].shape != saved[n].shape}
+    different |= own.keys() ^ saved.keys()
+    if different:
+        raise CheckpointError(
+            f"{directory} holds the weights of another model: {sorted(different)[:3]} "
+            f"({len(different)} tensors in all) are missing, unknown or of another shape"
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(saved[name])
+
+
+def _optimizer_tensors(saved: Saved) -> dict[str, Tensor]:
+    """State tensors by `parameter name/key`."""
+    return {
+        f"{name}/{key}": value.contiguous()
+        for name, parameter in saved.moved.items()
+        for key, value in saved.optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _load_optimizer(saved: Saved, tensors: Mapping[str, Tensor]) -> None:
+    saved.optimizer.state.clear()
+    for key, tensor in tensors.items():
+        name, _, entry = key.rpartition("/")
+        parameter = saved.moved.get(name)
+        if parameter is None or (entry != "step" and tensor.shape != parameter.shape):
+            raise CheckpointError(
+                f"the optimizer state does not fit the model: {key} of shape {tuple(tensor.shape)}"
+            )
+        placed = tensor if entry == "step" else tensor.to(parameter.device)
+        saved.optimizer.state.setdefault(parameter, {})[entry] = placed

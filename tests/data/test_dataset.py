@@ -1,0 +1,203 @@
+"""The task of data sets: sources, hold-out, filters, settings."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from effopd.data.counts import Counts
+from effopd.data.dataset import DatasetTask, DataSource
+from effopd.data.filters import Filters
+from effopd.data.origins import ORIGINS
+from effopd.data.problem import Problem
+from effopd.errors import ConfigError
+
+DATA = Path(__file__).parents[2].parent / "shared" / "data"
+
+
+def jsonl(path: Path, *rows: Any) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def numbered(count: int, prefix: str = "q") -> list[dict[str, Any]]:
+    return [{"question": f"{prefix}{i}", "answer": i, "hard": i} for i in range(count)]
+
+
+def refusal(task: DatasetTask) -> str:
+    with pytest.raises(ConfigError) as error:
+        task.load()
+    return str(error.value)
+
+
+# Loading ------------------------------------------------------------------------------------------
+
+
+def test_the_last_problems_that_pass_are_held_out(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "x.jsonl", *numbered(10), {"question": "q"}, *numbered(3))
+    train = DataSource(path=path, level_field="hard")
+    task = DatasetTask(train=train, test_size=2, filters=Filters(min_level=3)).load()
+    assert [p.prompt for p in task.train] == ["q3", "q4", "q5", "q6", "q7"]
+    assert [p.prompt for p in task.test] == ["q8", "q9"]
+    assert task.train[0] == Problem(id="x-4", prompt="q3", answer="3", level=3)
+    dropped = {"level below 3": 6, "no readable reference answer": 1}
+    assert task.counts == (Counts(name=path, read=14, kept=7, dropped=dropped),)
+
+
+def test_test_problems_are_not_filtered_and_not_trained_on(tmp_path: Path) -> None:
+    train = DataSource(path=jsonl(tmp_path / "x.jsonl", *numbered(6)), level_field="hard")
+    test_path = jsonl(tmp_path / "y.jsonl", {"p": "q4", "a": "z"}, {"p": "q4", "a": "z"}, {"p": 1})
+    test = DataSource(path=test_path, prompt_field="p", answer_field="a")
+    task = DatasetTask(train=train, test=test, filters=Filters(min_level=2)).load()
+    assert [p.prompt for p in task.train] == ["q2", "q3", "q5"]
+    assert [p.id for p in task.test] == ["y-1", "y-2"]
+    assert [dict(counts.dropped) for counts in task.counts] == [
+        {"level below 2": 2, "the prompt of a test problem": 1},
+        {"no readable reference answer": 1},
+    ]
+
+
+def test_parquet_in_several_files_with_the_schema_of_gopd(tmp_path: Path) -> None:
+    for shard in range(2):
+        table = {
+            "data_source": ["DeepMath-103K"] * 3,
+            "prompt": [[{"role": "user", "content": f"q{shard}{i}"}] for i in range(3)],
+            "ability": ["math"] * 3,
+            "reward_model": [{"ground_truth": f"{shard}{i}", "style": "rule"} for i in range(3)],
+            "extra_info": [{"index": i, "split": "train"} for i in range(3)],
+        }
+        parquet.write_table(pa.table(table), tmp_path / f"train-{shard}.parquet")
+    source = DataSource(name="gopd_math", path=f"{tmp_path}/train-*.parquet")
+    task = DatasetTask(train=source, test_size=1).load()
+    assert [(p.id, p.prompt, p.answer) for p in task.train] == [
+        ("train-0-1", "q00", "00"),
+        ("train-0-2", "q01", "01"),
+        ("train-0-3", "q02", "02"),
+        ("train-1-1", "q10", "10"),
+        ("train-1-2", "q11", "11"),
+    ]
+    assert {p.source for p in task.train} == {"DeepMath-103K"}
+
+
+def test_ids_in_the_data_do_not_matter(tmp_path: Path) -> None:
+    rows = [row | {"id": "same"} for row in numbered(3)]
+    task = DatasetTask(train=DataSource(path=jsonl(tmp_path / "x.jsonl", *rows)), test_size=1)
+    assert [p.id for p in task.load().train] == ["x-1", "x-2"]
+
+
+def test_files_of_one_name(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    train = DataSource(path=jsonl(tmp_path / "a" / "x.jsonl", *numbered(3)))
+    test = DataSource(path=jsonl(tmp_path / "b" / "x.jsonl", *numbered(3, "t")))
+    assert refusal(DatasetTask(train=train, test=test)) == (
+        "2 problems would have the id 'x-1': give the files different names"
+    )
+
+
+def test_too_few_and_none(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "x.jsonl", *numbered(3))
+    assert refusal(DatasetTask(train=DataSource(path=path), test_size=3)) == (
+        f"3 problems of {path} are too few to hold out test_size = 3: give test or lower test_size"
+    )
+    source = DataSource(path=path, prompt_field="qustion")
+    assert refusal(DatasetTask(train=source)) == (
+        f"no problems are left. {path}: 0 of 3 rows kept; 3: no readable question\n"
+        f"The first that cannot be read: {path} line 1: no field 'qustion'; the row has "
+        "'question', 'answer', 'hard'"
+    )
+    assert refusal(DatasetTask(train=DataSource(path="gone.jsonl"))) == (
+        "no such problem file: gone.jsonl"
+    )
+
+
+def test_the_same_twice(tmp_path: Path) -> None:
+    task = DatasetTask(
+        train=DataSource(path=jsonl(tmp_path / "x.jsonl", *numbered(5))), test_size=1
+    )
+    assert task.load() == task.load(), "what a filter has seen is forgotten"
+
+
+# Settings -----------------------------------------------------------------------------------------
+
+
+def test_settings_over_those_of_the_data_set() -> None:
+    source = DataSource(name="deepmath", path="x.jsonl", answer_field="answer", template="plain")
+    origin, named = source.origin, ORIGINS["deepmath"]
+    assert (origin.answer_field, origin.template) == ("answer", "plain")
+    assert (origin.prompt_field, origin.level_field) == (named.prompt_field, named.level_field)
+    assert source.title == "x.jsonl"
+    assert DataSource(name="gsm8k", hub=True, split="test").title == (
+        "openai/gsm8k@740312add88f test"
+    )
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({}, "give either path, a local file, or hub = true"),
+    ({"path": "x.jsonl", "hub": True}, "give either path, a local file, or hub = true"),
+    ({"hub": True}, "hub = true needs name or repo"),
+    ({"hub": True, "repo": "a/b"}, "repo needs revision, a commit of it: branches move"),
+    (
+        {"hub": True, "name": "gsm8k", "repo": "a/b"},
+        "repo needs revision, a commit of it: branches move",
+    ),
+    (
+        {"hub": True, "repo": "a/b", "revision": "main"},
+        "revision must be a commit of 40 hexadecimal digits, got 'main': branches move",
+    ),
+    (
+        {"hub": True, "name": "gsm8k", "revision": COMMIT[:12]},
+        f"revision must be a commit of 40 hexadecimal digits, got {COMMIT[:12]!r}: branches move",
+    ),
+    ({"path": "x.jsonl", "split": "t"}, "split is of the hub: remove it, or "),
+    ({"path": "x.jsonl", "where": "a"}, "where_field and where select rows "),
+    ({"path": "x.jsonl", "tests_form": "input_output"}, "tests_form = 'input_output' needs "),
+    ({"path": "x.jsonl", "name": "imagenet"}, "name must be one of custom, deepmath, math_12k, "),
+    ({"path": "x.jsonl", "template": "mth"}, "template must contain {question} "),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("settings", "message"), REFUSED, ids=str)
+def test_refused_sources(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        DataSource(**settings)
+    assert str(error.value).startswith(message)
+
+
+def test_a_repository_of_ones_own() -> None:
+    source = DataSource(hub=True, repo="a/b", revision=COMMIT, split="test")
+    assert (source.origin.repo, source.origin.revision) == ("a/b", COMMIT)
+    assert source.title == "a/b@0123456789ab test"
+
+
+def test_verifiers_and_what_they_need() -> None:
+    math, code = DataSource(path="x.jsonl"), DataSource(name="eurus_code", path="x.jsonl")
+    for verifier in ("boxed", "math"):
+        with pytest.raises(ConfigError, match="needs answer_field; programs are checked by 'code'"):
+            DatasetTask(train=code, verifier=verifier)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="'code' needs programs with tests: set tests_form"):
+        DatasetTask(train=math, verifier="code")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="'code' needs programs with tests: set tests_form"):
+        DatasetTask(train=code, test=math, verifier="code")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="test_size must be at least 1, got 0"):
+        DatasetTask(train=math, test_size=0)
+    for source in (math, code):
+        DatasetTask(train=source, verifier="none")
+    assert len({DatasetTask(train=math), DatasetTask(train=math)}) == 1, "usable as keys"
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="no benchmark files beside the repository")
+def test_real_problems() -> None:
+    train = DataSource(name="deepmath", path=f"{DATA}/deepmath_1000.jsonl", answer_field="answer")
+    test = DataSource(path=f"{DATA}/aime24.jsonl", prompt_field="problem", template="math")
+    benchmarks = tuple(f"{DATA}/{name}.jsonl" for name in ("aime24", "math", "minerva"))
+    filters = Filters(min_level=6, benchmarks=benchmarks, benchmark_words=8)
+    task = DatasetTask(train=train, test=test, filters=filters).load()
+    assert (len(task.train), len(task.test)) == (617, 30)
+    assert task.counts[0].dropped == {"level below 6": 381, "8 words in a row of math.jsonl": 2}
+    assert min(p.level for p in task.train) == 6
+    assert task.test[0].prompt.endswith("within \\boxed{}.")

@@ -1,0 +1,200 @@
+"""Values by dotted names, and what is refused."""
+
+import json
+import math
+from typing import Any
+
+import pytest
+
+from effopd.data.fields import Conversation, conversation_at, integer_at, level_at, text_at
+from effopd.errors import ConfigError
+
+ROW = {"a": "x", "b": {"c": "y", "d": {"e": 7}}, "b.c": "column", "list": ["z"], "": "empty name"}
+
+
+def test_paths_and_columns_with_a_dot() -> None:
+    assert text_at(ROW, "a") == "x"
+    assert text_at(ROW, "b.d.e") == "7"
+    assert text_at(ROW, "b.c") == "column", "the column of this very name comes first"
+    assert text_at({"b": ROW["b"]}, "b.c") == "y"
+
+
+MISSING = [
+    ("z", "no field 'z'; the row has 'a', 'b', 'b.c', 'list', ''"),
+    ("b.z", "no field 'b.z'; 'b' has 'c', 'd'"),
+    ("b.d.z", "no field 'b.d.z'; 'd' has 'e'"),
+    ("a.z", "no field 'a.z'; 'a' is no object"),
+    ("list.0", "no field 'list.0'; 'list' is no object"),
+]
+
+
+@pytest.mark.parametrize(("field", "message"), MISSING)
+def test_missing_fields_say_what_is_there(field: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        text_at(ROW, field)
+    assert str(error.value) == message
+
+
+def test_a_row_without_fields() -> None:
+    with pytest.raises(ConfigError, match="the row has no fields"):
+        text_at({}, "a")
+
+
+NO_TEXT = [None, True, [], {}, b"x", "", " \n", math.nan, math.inf, "half \ud83d", "\udfff"]
+
+
+@pytest.mark.parametrize("value", NO_TEXT, ids=repr)
+def test_no_text(value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^field 'f' "):
+        text_at({"f": value}, "f")
+
+
+@pytest.mark.parametrize(("value", "text"), [(0, "0"), (4.5, "4.5"), (" x ", " x "), ("😀", "😀")])
+def test_text(value: Any, text: str) -> None:
+    assert text_at({"f": value}, "f") == text
+
+
+@pytest.mark.parametrize("value", [1.0, "1", True, None])
+def test_no_integer(value: Any) -> None:
+    with pytest.raises(ConfigError, match="must be an integer"):
+        integer_at({"f": value}, "f")
+    assert integer_at({"f": -3}, "f") == -3
+
+
+LEVELS = [(3, 3.0), (4.5, 4.5), ("Level 5", 5.0), (" 6.5 ", 6.5), ("-1", -1.0)]
+
+
+@pytest.mark.parametrize(("value", "level"), LEVELS)
+def test_levels(value: Any, level: float) -> None:
+    assert level_at({"f": value}, "f") == level
+
+
+@pytest.mark.parametrize(
+    "value", ["Level ?", "hard", "", None, True, math.nan, -math.inf, "1e9", [1]]
+)
+def test_no_level(value: Any) -> None:
+    with pytest.raises(ConfigError, match="field 'f' must be a number"):
+        level_at({"f": value}, "f")
+
+
+def message(role: Any, content: Any) -> dict[str, Any]:
+    return {"role": role, "content": content}
+
+
+def test_conversations() -> None:
+    user, system = message("user", "q"), message("system", "s")
+    assert conversation_at({"f": "q"}, "f") == Conversation("", (), "q")
+    assert conversation_at({"f": [user]}, "f") == Conversation("", (), "q")
+    assert conversation_at({"f": [system, user]}, "f") == Conversation("s", (), "q")
+
+
+FIRST, ANSWER, SECOND = (
+    {"role": "user", "content": "1 + 1?"},
+    {"role": "assistant", "content": "2"},
+    {"role": "user", "content": "and 3?"},
+)
+
+
+def test_earlier_turns_stay_and_an_answer_at_the_end_does_not() -> None:
+    turns = (("1 + 1?", "2"),)
+    several = conversation_at({"f": [FIRST, ANSWER, SECOND]}, "f")
+    assert several == Conversation("", turns, "and 3?")
+    assert several.asked == "1 + 1?\nand 3?"
+    trained = conversation_at({"f": [message("system", "s"), FIRST, ANSWER, SECOND, ANSWER]}, "f")
+    assert trained == Conversation("s", turns, "and 3?", answered=True)
+    assert conversation_at({"f": [FIRST, ANSWER]}, "f") == Conversation("", (), "1 + 1?", True)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        {"from": "human", "value": "q"},
+        {"role": "user", "content": [{"type": "text", "text": "q"}]},
+        {"role": "user", "content": [{"type": "text", "text": "q", "image": None}]},
+        {"role": "user", "content": "q", "name": None, "tool_calls": None, "from": None},
+        {"role": None, "content": None, "from": "user", "value": "q"},
+        {"role": "User", "value": "q"},
+        {"from": "human", "content": "q"},
+        {"role": "user", "content": [{"text": "q"}]},
+    ],
+    ids=repr,
+)
+def test_forms_of_messages(first: dict[str, Any]) -> None:
+    assert conversation_at({"f": [first]}, "f") == Conversation("", (), "q")
+
+
+def test_conversations_of_sharegpt() -> None:
+    said = [("system", "s"), ("human", "q"), ("gpt", "a"), ("human", "r"), ("gpt", "b")]
+    value = [{"from": who, "value": text} for who, text in said]
+    assert conversation_at({"f": value}, "f") == Conversation("s", (("q", "a"),), "r", True)
+
+
+def test_what_follows_the_last_question_is_its_answer() -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}
+    pair = [message("assistant", "a"), {"from": "gpt", "value": "b"}]
+    for behind in ([call, message("tool", "x"), ANSWER], [message("observation", "x")], pair):
+        value = [message("user", "q"), *behind]
+        assert conversation_at({"f": value}, "f") == Conversation("", (), "q", True)
+
+
+def test_messages_stored_as_text_or_alone() -> None:
+    told = Conversation("", (), "1 + 1?", True)
+    assert conversation_at({"f": json.dumps([FIRST, ANSWER])}, "f") == told
+    assert conversation_at({"f": FIRST}, "f") == told._replace(answered=False)
+    for text in ("[1, 2]", "[]", '{"role": "admin"}', "{", '[{"role": "x", "content": "q"}]'):
+        assert conversation_at({"f": text}, "f") == Conversation("", (), text)
+    with pytest.raises(ConfigError, match=r"set prompt_field = 'f\.messages'"):
+        conversation_at({"f": {"messages": [FIRST]}}, "f")
+
+
+def test_the_usual_field_of_messages_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"has 'messages', 'id'; set prompt_field = 'messages'"):
+        conversation_at({"messages": [FIRST], "id": 1}, "question")
+
+
+def test_parts_are_joined_and_an_empty_system_message_is_none() -> None:
+    parts = [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]
+    value = [message("system", ""), message("user", parts)]
+    assert conversation_at({"f": value}, "f") == Conversation("", (), "a b")
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ([message("user", [{"type": "image_url", "image_url": {}}])], "a part of type 'image_url'"),
+        ([message("user", [{"type": "image"}, {"type": "text", "text": "q"}])], "type 'image'"),
+        ([message("x", "a")], "a message of 'x'; read are those of system, developer, user"),
+        ([message("tool", "a")], r"got the roles \['tool'\]"),
+        ([FIRST, {**ANSWER, "tool_calls": [{}]}, SECOND], "calls a tool"),
+        ([ANSWER, FIRST], r"got the roles \['assistant', 'user'\]"),
+        ([message("user", 1), message("assistant", None), message("user", "q")], "got None"),
+    ],
+    ids=repr,
+)
+def test_what_is_no_conversation_is_named(value: Any, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        conversation_at({"f": value}, "f")
+
+
+NO_CONVERSATION = [
+    [],
+    [message("system", "s")],
+    [message("assistant", "a")],
+    [message("user", "q"), message("user", "q")],
+    [message("user", "q"), message("system", "s")],
+    [message("user", None)],
+    [message("user", "")],
+    [message("system", " "), message("user", "q")],
+    [message("user", "\ud83d")],
+    ["user"],
+    [{"content": "q"}],
+    {"role": "user"},
+    {"text": "q"},
+    None,
+]
+
+
+@pytest.mark.parametrize("value", NO_CONVERSATION, ids=repr)
+def test_no_conversation(value: Any) -> None:
+    with pytest.raises(ConfigError, match="field 'f'"):
+        conversation_at({"f": value}, "f")

@@ -1,0 +1,196 @@
+"""Filters with their counts, against a naive twin."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from effopd.data.counts import Counts
+from effopd.data.filters import Filters, plain, select
+from effopd.data.mapping import Candidate, Unfit
+from effopd.data.problem import Problem
+from effopd.errors import ConfigError
+
+
+def candidate(
+    question: str, level: float | None = None, *, number: int = 0, **more: Any
+) -> Candidate:
+    problem = Problem(id=f"p-{number}", prompt=f"{question}\nBox it.", **more)
+    return Candidate(problem=problem, question=question, level=level)
+
+
+def run(filters: Filters, *rows: Candidate | Unfit, test: frozenset[str] = frozenset()) -> Any:
+    """Questions that pass, and what was dropped."""
+    kept, counts = select("source", rows, filters.checks(test))
+    assert counts.kept == len(kept)
+    assert counts.read == len(rows) == counts.kept + sum(counts.dropped.values())
+    return [each.question for each in kept], dict(counts.dropped)
+
+
+def test_nothing_is_left_out_but_what_is_repeated() -> None:
+    rows = [candidate("b"), candidate("a"), candidate(" b ", 3), candidate("B")]
+    assert run(Filters(), *rows) == (["b", "a", "B"], {"the prompt of an earlier row": 1})
+    assert run(Filters(repeated="keep"), *rows) == (["b", "a", " b ", "B"], {})
+
+
+def test_levels() -> None:
+    rows = [candidate(f"q{level}", level) for level in (4.5, 5.0, 6.0, 6.5, None)]
+    assert run(Filters(min_level=5, max_level=6), *rows) == (
+        ["q5.0", "q6.0"],
+        {"no readable level": 1, "level below 5": 1, "level above 6": 1},
+    )
+    assert run(Filters(max_level=4.5), *rows)[0] == ["q4.5"]
+    assert run(Filters(min_level=6.5), *rows)[0] == ["q6.5"]
+
+
+def test_characters_of_the_question_without_its_template() -> None:
+    rows = [candidate("x" * length) for length in (3, 4, 5)]
+    kept, dropped = run(Filters(max_characters=4), *rows)
+    assert (kept, dropped) == (["xxx", "xxxx"], {"more than 4 characters": 1})
+
+
+def test_prompts_of_test_problems() -> None:
+    test = frozenset({plain(candidate("b"))})
+    rows = [candidate("a"), candidate("b\n"), candidate("c")]
+    assert run(Filters(), *rows, test=test) == (["a", "c"], {"the prompt of a test problem": 1})
+
+
+def test_another_system_message_is_another_prompt() -> None:
+    rows = [candidate("a", system="s"), candidate("a", system="t"), candidate("a", system="s")]
+    assert run(Filters(), *rows)[0] == ["a", "a"]
+
+
+def test_benchmarks(tmp_path: Path) -> None:
+    (tmp_path / "one.jsonl").write_text('{"problem": "how many ducks are there in the pond"}\n')
+    (tmp_path / "two.jsonl").write_text('{"question": "what is one and one and one"}\n')
+    filters = Filters(
+        benchmarks=(f"{tmp_path}/one.jsonl", f"{tmp_path}/two.jsonl"), benchmark_words=5
+    )
+    rows = [
+        candidate("How many ducks are there?"),
+        candidate("How many ducks are in it?"),
+        candidate("Say: is one and one and two"),
+    ]
+    assert run(filters, *rows) == (
+        ["How many ducks are in it?"],
+        {"5 words in a row of one.jsonl": 1, "5 words in a row of two.jsonl": 1},
+    )
+
+
+def test_the_first_reason_counts() -> None:
+    rows = [
+        Unfit(reason="no readable question", message="row 1: empty"),
+        candidate("long enough", 1),
+        candidate("long enough", 9),
+        candidate("long enough", 9),
+        Unfit(reason="ability is not 'code'"),
+        candidate("x", 9),
+    ]
+    filters = Filters(min_level=5, max_characters=5, repeated="drop")
+    assert run(filters, *rows) == (
+        ["x"],
+        {
+            "more than 5 characters": 2,
+            "no readable question": 1,
+            "level below 5": 1,
+            "ability is not 'code'": 1,
+        },
+    )
+
+
+def test_counts_in_one_line() -> None:
+    dropped = {"level below 6": 3, "no readable question": 1}
+    counts = Counts(name="x.jsonl", read=10, kept=6, dropped=dropped)
+    assert str(counts) == "x.jsonl: 6 of 10 rows kept; 3: level below 6; 1: no readable question"
+    assert str(Counts(name="x", read=2, kept=2, dropped={})) == "x: 2 of 2 rows kept"
+
+
+def test_nothing_left() -> None:
+    rows = [
+        Unfit(reason="ability is not 'code'"),
+        Unfit(reason="no readable question", message="x.jsonl line 2: no field 'q'"),
+        Unfit(reason="no readable question", message="x.jsonl line 3: no field 'q'"),
+    ]
+    with pytest.raises(ConfigError) as error:
+        select("x.jsonl", rows, [])
+    assert str(error.value) == (
+        "no problems are left. x.jsonl: 0 of 3 rows kept; 2: no readable question; "
+        "1: ability is not 'code'\nThe first that cannot be read: x.jsonl line 2: no field 'q'"
+    )
+    with pytest.raises(ConfigError) as error:
+        select("x.jsonl", [], [])
+    assert str(error.value) == "no problems are left. x.jsonl: 0 of 0 rows kept"
+
+
+REFUSED = [
+    ({"min_level": 3, "max_level": 2}, "min_level must be at most max_level, got 3 and 2"),
+    ({"max_characters": 0}, "max_characters must be at least 1, got 0"),
+    ({"benchmark_words": 0}, "benchmark_words must be at least 1, got 0"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), REFUSED)
+def test_refused_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        Filters(**settings)
+    assert str(error.value) == message
+
+
+# The twin -----------------------------------------------------------------------------------------
+
+
+def reason_of(
+    row: Candidate | Unfit, before: list[Candidate | Unfit], limits: Any, test: set[str]
+) -> str:
+    """Why a row is left out, from the definition; "" if it is not."""
+    if isinstance(row, Unfit):
+        return row.reason
+    low, high, longest = limits
+    if row.level is None and (low is not None or high is not None):
+        return "no readable level"
+    if low is not None and row.level < low:  # type: ignore[operator]
+        return f"level below {low:g}"
+    if high is not None and row.level > high:  # type: ignore[operator]
+        return f"level above {high:g}"
+    if longest is not None and len(row.question) > longest:
+        return f"more than {longest} characters"
+    earlier = [
+        each
+        for i, each in enumerate(before)
+        if isinstance(each, Candidate)
+        and reason_of(each, before[:i], limits, set()) in {"", "the prompt of an earlier row"}
+    ]
+    if any(each.problem.prompt.split() == row.problem.prompt.split() for each in earlier):
+        return "the prompt of an earlier row"
+    return "the prompt of a test problem" if " ".join(row.problem.prompt.split()) in test else ""
+
+
+QUESTIONS = st.text("ab ", min_size=1, max_size=4)
+LEVEL = st.none() | st.sampled_from([1.0, 2.0, 2.5, 3.0])
+CANDIDATES = st.builds(candidate, QUESTIONS, LEVEL)
+ROWS = st.lists(CANDIDATES | st.just(Unfit(reason="no readable question")), max_size=8)
+
+
+@given(ROWS, LEVEL, LEVEL, st.none() | st.integers(1, 4), st.lists(CANDIDATES, max_size=2))
+def test_equal_to_the_twin(
+    rows: list[Candidate | Unfit],
+    low: float | None,
+    high: float | None,
+    longest: int | None,
+    test: list[Candidate],
+) -> None:
+    if low is not None and high is not None and low > high:
+        low, high = high, low
+    limits, held_out = (low, high, longest), {plain(each) for each in test}
+    reasons = [reason_of(row, rows[:i], limits, held_out) for i, row in enumerate(rows)]
+    filters = Filters(min_level=low, max_level=high, max_characters=longest)
+    if "" not in reasons:
+        with pytest.raises(ConfigError, match="no problems are left"):
+            select("source", rows, filters.checks(held_out))
+        return
+    kept, counts = select("source", rows, filters.checks(held_out))
+    assert kept == [row for row, reason in zip(rows, reasons, strict=True) if not reason]
+    assert counts.dropped == Counter(reason for reason in reasons if reason)

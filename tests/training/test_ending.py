@@ -1,0 +1,100 @@
+"""Why a run ends: the exact conditions of the stop rule."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from effopd.errors import ConfigError
+from effopd.training.ending import stop_reason
+from effopd.training.settings import StopRule
+
+
+def rows(
+    accuracies: Sequence[float | None], teacher: Sequence[float | None] = ()
+) -> list[dict[str, Any]]:
+    """Evaluations of a run; the teacher's come first."""
+    models = [("teacher", value) for value in teacher] + [("student", v) for v in accuracies]
+    return [{"model": model, "accuracy": accuracy} for model, accuracy in models]
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "patience", "ends"),
+    [
+        ([], 1, False),
+        ([0.5], 1, False),
+        ([0.5, 0.5], 1, True),  # a new best must be better
+        ([0.5, 0.6], 1, False),
+        ([0.5, 0.4], 2, False),
+        ([0.5, 0.4, 0.3], 2, True),
+        ([0.5, 0.4, 0.5], 2, True),
+        ([0.5, 0.4, 0.51], 2, False),
+        ([0.5, 0.51, 0.4], 2, False),  # the best is one evaluation old
+        ([0.5, 0.51, 0.4, 0.51], 2, True),
+        ([0.5, 0.4, 0.4, 0.4, 0.4], 5, False),
+        ([0.5, 0.4, 0.4, 0.4, 0.4, 0.4], 5, True),
+        ([0.5] * 99, 0, False),
+        ([None, None, None], 1, False),
+        ([0.5, None, None], 1, False),  # not measured is not worse
+        ([0.5, None, 0.4, None], 1, True),
+    ],
+)
+def test_patience(accuracies: list[float | None], patience: int, ends: bool) -> None:
+    reason = stop_reason(rows(accuracies, [0.9]), StopRule(patience=patience))
+    assert reason == (f"no better accuracy in {patience} evaluations" if ends else None)
+
+
+@given(accuracies=st.lists(st.floats(0, 1), min_size=1, max_size=12), patience=st.integers(1, 5))
+def test_patience_is_the_time_since_the_best(accuracies: list[float], patience: int) -> None:
+    """By counting evaluations since the last new best."""
+    best, since = accuracies[0], 0
+    for accuracy in accuracies[1:]:
+        best, since = (accuracy, 0) if accuracy > best else (best, since + 1)
+    ends = stop_reason(rows(accuracies), StopRule(patience=patience)) is not None
+    assert ends == (since >= patience)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "teacher", "target", "ends"),
+    [
+        ([0.81], [0.9], 0.9, True),  # 0.9 * 0.9 is 0.81 and a rounding error
+        ([0.8099], [0.9], 0.9, False),
+        ([0.9], [0.9], 1.0, True),
+        ([0.95], [0.9], 1.1, False),
+        ([0.99], [0.9], 1.1, True),
+        ([0.9, 0.2], [0.9], 0.9, False),  # now, not ever
+        ([0.9], [], 0.9, False),
+        ([0.9], [None], 0.9, False),
+        ([None], [0.9], 0.9, False),
+        ([0.9, None], [0.9], 0.9, True),  # the last that was measured
+        ([], [0.9], 0.9, False),
+        ([0.9], [0.9], 0.0, False),
+        ([0.0], [0.0], 0.9, True),
+    ],
+)
+def test_target(
+    accuracies: list[float | None], teacher: list[float | None], target: float, ends: bool
+) -> None:
+    assert (stop_reason(rows(accuracies, teacher), StopRule(target=target)) is not None) == ends
+
+
+def test_the_target_is_named() -> None:
+    reason = stop_reason(rows([0.5, 0.875], [0.9]), StopRule(target=0.95, patience=1))
+    assert reason == "accuracy 0.875 is 95% of the teacher's"
+
+
+def test_a_rule_without_numbers_is_not_active() -> None:
+    assert not StopRule().is_active
+    assert StopRule(patience=1).is_active
+    assert StopRule(target=0.5).is_active
+    assert stop_reason(rows([0.5] * 9, [0.1]), StopRule()) is None
+
+
+@pytest.mark.parametrize(
+    "bad", [{"patience": -1}, {"target": -0.1}, {"target": float("nan")}, {"target": float("inf")}]
+)
+def test_impossible_rules_are_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"train.stop needs patience >= 0 and target >= 0"):
+        StopRule(**bad)

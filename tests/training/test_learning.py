@@ -1,0 +1,261 @@
+"""The distillation learners against twins of plain loops in float64, with several teachers."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from tests.reference import learner_twin as twin
+from tests.reference import objectives_twin
+from tests.support.learning import (
+    accumulate,
+    assert_same,
+    batch,
+    gradient,
+    moved,
+    precise_policy,
+    rollouts,
+)
+
+from effopd.errors import ConfigError
+from effopd.evaluation.routing import Teachers
+from effopd.models.policy import Policy
+from effopd.objectives import ExOPD, FullVocabularyKL, SampledTokenOPD
+from effopd.training.learning import FullVocabularyLearner, Learner, SampledTokenLearner
+
+MATH, CODE = precise_policy(1), precise_policy(2, sharpness=3.0)
+STUDENT, REFERENCE, OTHER = precise_policy(0), precise_policy(3), precise_policy(4)
+BOTH = Teachers(policies={"math": MATH, "code": CODE})
+ANSWERS = rollouts(7, 1, ("math", "code", "code"))
+SAMPLES = [answer.sample for answer in ANSWERS]
+WRITTEN = [list(answer.completion.log_probs) for answer in ANSWERS]
+EVERYTHING = list(range(len(ANSWERS)))
+OF = {
+    name: [i for i in EVERYTHING if ANSWERS[i].problem.teacher == name] for name in ("math", "code")
+}
+TOKENS = sum(len(sample.completion_ids) for sample in SAMPLES)
+
+Objective = SampledTokenOPD | ExOPD | FullVocabularyKL
+
+
+def learner_of(
+    objective: Objective, teachers: Teachers = BOTH, reference: Policy | None = REFERENCE
+) -> Learner:
+    if isinstance(objective, FullVocabularyKL):
+        return FullVocabularyLearner(objective, STUDENT, teachers, reference)
+    return SampledTokenLearner(objective, STUDENT, teachers, reference)
+
+
+def gradient_of(learner: Learner, cuts: Sequence[int] = (2, 3)) -> torch.Tensor:
+    """Of the whole batch."""
+    learner.prepare(batch(ANSWERS))
+    accumulate(learner, ANSWERS, EVERYTHING, cuts)
+    return gradient(STUDENT.model.parameters())
+
+
+def teacher_of(i: int) -> Policy:
+    return BOTH.policies[ANSWERS[i].problem.teacher]
+
+
+# Twins --------------------------------------------------------------------------------------------
+
+
+def sampled_twin(
+    scale: float = 1.0,
+    temperature: float = 1.0,
+    cap: float = 5.0,
+    reference: Policy = REFERENCE,
+) -> torch.Tensor:
+    """Gradient of equation 9, with ExOPD's advantage."""
+    advantages = []
+    for i, sample in enumerate(SAMPLES):
+        with torch.no_grad():
+            p = twin.log_probs(STUDENT.model, sample)
+            q = twin.log_probs(teacher_of(i).model, sample, temperature)
+            r = twin.log_probs(reference.model, sample)
+        rows = zip(p, q, r, strict=True)
+        advantages.append(
+            [torch.tensor(objectives_twin.exopd_advantage(*map(float, row), scale)) for row in rows]
+        )
+    twin.distillation_loss(STUDENT.model, SAMPLES, advantages, WRITTEN, cap).backward()
+    return gradient(STUDENT.model.parameters())
+
+
+def full_twin(
+    objective: FullVocabularyKL, reference: Policy = REFERENCE
+) -> tuple[float, torch.Tensor]:
+    """Loss and gradient of the divergence to `softmax(lambda z / T + (1 - lambda) z_ref)`."""
+    total = torch.zeros((), dtype=torch.float64)
+    for i, sample in enumerate(SAMPLES):
+        p = twin.distributions(STUDENT.model, sample)
+        with torch.no_grad():
+            z = twin.distributions(teacher_of(i).model, sample)  # logits up to a constant a row
+            r = twin.distributions(reference.model, sample)
+            scale = objective.reward_scale
+            mixed = scale * z / objective.teacher_temperature + (1 - scale) * r
+            q = torch.log_softmax(mixed, dim=-1)
+        parts = objectives_twin.divergences(objective.divergence, p, q, objective.beta)
+        total = total + parts.sum()
+    loss = total / TOKENS
+    loss.backward()
+    return loss.item(), gradient(STUDENT.model.parameters())
+
+
+# The sampled token --------------------------------------------------------------------------------
+
+SAMPLED: dict[str, tuple[Objective, dict[str, float]]] = {
+    "plain": (SampledTokenOPD(), {}),
+    "temperature": (SampledTokenOPD(teacher_temperature=0.5), {"temperature": 0.5}),
+    "low cap": (SampledTokenOPD(importance_cap=0.8), {"cap": 0.8}),
+    "exopd": (ExOPD(reward_scale=1.25), {"scale": 1.25}),
+    "exopd, temperature": (
+        ExOPD(reward_scale=0.5, teacher_temperature=2.0),
+        {"scale": 0.5, "temperature": 2.0},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_the_gradient_at_the_sampled_token_equals_the_twin(name: str) -> None:
+    objective, settings = SAMPLED[name]
+    assert_same(gradient_of(learner_of(objective)), sampled_twin(**settings))
+
+
+def test_exopd_at_scale_one_is_plain_distillation_bit_for_bit() -> None:
+    plain = gradient_of(learner_of(SampledTokenOPD()))
+    assert torch.equal(gradient_of(learner_of(ExOPD(reward_scale=1.0))), plain)
+    assert not torch.equal(gradient_of(learner_of(ExOPD(reward_scale=1.25))), plain)
+
+
+def test_a_reference_of_its_own_corrects_the_reward() -> None:
+    """`(lambda - 1) (log q - log r)` changes by `(lambda - 1) (log r - log r')`."""
+    own = gradient_of(learner_of(ExOPD(), reference=OTHER))
+    assert_same(own, sampled_twin(1.25, reference=OTHER))
+    change, advantages = own - gradient_of(learner_of(ExOPD())), []
+    for sample in SAMPLES:
+        rows = [twin.scores(policy, [sample])[0] for policy in (REFERENCE, OTHER)]
+        advantages.append([torch.tensor(0.25 * (r - o)) for r, o in zip(*rows, strict=True)])
+    twin.distillation_loss(STUDENT.model, SAMPLES, advantages, WRITTEN, 5.0).backward()
+    assert_same(change, gradient(STUDENT.model.parameters()))
+
+
+# The whole vocabulary -----------------------------------------------------------------------------
+
+FULL: dict[str, FullVocabularyKL] = {
+    "reverse": FullVocabularyKL(),
+    "forward": FullVocabularyKL(divergence="forward"),
+    "jsd, temperature": FullVocabularyKL(divergence="jsd", beta=0.3, teacher_temperature=0.5),
+    "exopd": FullVocabularyKL(reward_scale=1.25),
+    "exopd, forward": FullVocabularyKL(reward_scale=1.25, divergence="forward"),
+    "exopd, temperature": FullVocabularyKL(reward_scale=1.25, teacher_temperature=0.5),
+    "interpolated": FullVocabularyKL(reward_scale=0.4),
+    "reference alone": FullVocabularyKL(reward_scale=0.0),
+}
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_loss_and_gradient_over_the_vocabulary_equal_the_twin(name: str) -> None:
+    learner = learner_of(FULL[name])
+    assert learner.prepare(batch(ANSWERS)) == TOKENS
+    parts = accumulate(learner, ANSWERS, EVERYTHING, cuts=(2, 3))
+    found = gradient(STUDENT.model.parameters())
+    loss, expected = full_twin(FULL[name])
+    assert_same(found, expected)
+    assert sum(part.loss.item() for part in parts) == pytest.approx(loss, rel=1e-6)
+    measured = [part.sums.get("reverse_kl") for part in parts]
+    if name == "reverse":
+        assert sum(part.sums["reverse_kl"] for part in parts) / TOKENS == pytest.approx(loss)
+    else:
+        assert measured == [None] * 3
+
+
+def test_reward_scale_one_is_plain_distillation_bit_for_bit() -> None:
+    """With or without a reference: it is not asked."""
+    plain = gradient_of(learner_of(FullVocabularyKL(), reference=None))
+    scaled = learner_of(FullVocabularyKL(reward_scale=1.0))
+    assert torch.equal(gradient_of(scaled), plain)
+
+
+def test_exopd_over_the_vocabulary_has_a_reference_of_its_own_too() -> None:
+    found = gradient_of(learner_of(FullVocabularyKL(reward_scale=1.25), reference=OTHER))
+    _, expected = full_twin(FullVocabularyKL(reward_scale=1.25), reference=OTHER)
+    assert_same(found, expected)
+
+
+def test_exopd_minimises_the_negative_of_its_objective() -> None:
+    """`KL(p || target)` falls as `lambda E log(q / r) - KL(p || r)` rises, token by token."""
+    learner = learner_of(FullVocabularyKL(reward_scale=1.25))
+    found = gradient_of(learner)
+    total = torch.zeros((), dtype=torch.float64)
+    for i, sample in enumerate(SAMPLES):
+        p = twin.distributions(STUDENT.model, sample)
+        with torch.no_grad():
+            q = twin.distributions(teacher_of(i).model, sample)
+            r = twin.distributions(REFERENCE.model, sample)
+        gain = (p.exp() * 1.25 * (q - r)).sum() - objectives_twin.kl(p, r).sum()
+        total = total - gain / TOKENS
+    total.backward()
+    assert_same(found, gradient(STUDENT.model.parameters()))
+
+
+# Several teachers ---------------------------------------------------------------------------------
+
+OBJECTIVES: list[Objective] = [
+    SampledTokenOPD(),
+    ExOPD(),
+    FullVocabularyKL(),
+    FullVocabularyKL(reward_scale=1.25, divergence="forward"),
+]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+def test_every_answer_learns_from_its_own_teacher(objective: Objective) -> None:
+    """The gradient of the batch is that of the two halves with their one teacher each."""
+    together = gradient_of(learner_of(objective), cuts=(1, 4))
+    apart = torch.zeros_like(together)
+    for name, policy in (("math", MATH), ("code", CODE)):
+        learner = learner_of(objective, Teachers(policies={name: policy}))
+        own = [ANSWERS[i] for i in OF[name]]
+        learner.prepare(batch(own))
+        parts = accumulate(learner, own, range(len(own)))
+        share = sum(len(SAMPLES[i].completion_ids) for i in OF[name]) / TOKENS
+        apart += share * gradient(STUDENT.model.parameters())
+        assert len(parts) == 1
+    assert_same(together, apart)
+    swapped = Teachers(policies={"math": CODE, "code": MATH})
+    assert not torch.allclose(gradient_of(learner_of(objective, swapped)), together, rtol=1e-2)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+@pytest.mark.parametrize("cuts", [(), (3,), (1, 2, 3, 4, 5, 6)])
+def test_micro_batches_add_up_to_the_batch(objective: Objective, cuts: tuple[int, ...]) -> None:
+    learner = learner_of(objective)
+    assert_same(gradient_of(learner, cuts), gradient_of(learner, (2,)))
+
+
+def test_a_second_update_compares_with_the_student_as_it_is() -> None:
+    """The advantage is of the current policy, the weight against the one that wrote."""
+    learner = learner_of(SampledTokenOPD())
+    learner.prepare(batch(ANSWERS))
+    kept = {name: value.clone() for name, value in STUDENT.model.state_dict().items()}
+    try:
+        moved(STUDENT, 5, 0.05)
+        accumulate(learner, ANSWERS, EVERYTHING)
+        assert_same(gradient(STUDENT.model.parameters()), sampled_twin())
+    finally:
+        STUDENT.model.load_state_dict(kept)
+
+
+# Refusals -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", [ExOPD(), FullVocabularyKL(reward_scale=1.25)], ids=str)
+def test_going_past_the_teacher_needs_a_reference(objective: Objective) -> None:
+    with pytest.raises(ConfigError, match="a reference"):
+        learner_of(objective, reference=None)
+
+
+def test_an_unknown_teacher_is_named() -> None:
+    stranger = replace(ANSWERS[0], problem=replace(ANSWERS[0].problem, teacher="law"))
+    with pytest.raises(ConfigError, match="names the teacher 'law'; known are 'math', 'code'"):
+        learner_of(SampledTokenOPD()).prepare(batch([stranger]))

@@ -1,0 +1,200 @@
+"""What is kept where: the documented bytes, and that no setting changes what a run computes."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.fakes import TOKENIZER, tiny_model, tiny_policy
+from tests.support.learning import batch, rollouts
+from tests.support.tiny import Raw, metrics_of, outcome, tiny_config, train_tiny, write_models
+from torch import Tensor
+
+from effopd.evaluation.routing import Teachers
+from effopd.models.lora import LoraStudent, add_adapters_
+from effopd.models.policy import Policy
+from effopd.objectives import FullVocabularyKL
+from effopd.search.extrapolator import Search
+from effopd.search.schedule import EveryN
+from effopd.training.learning import FullVocabularyLearner
+from effopd.training.searching import extrapolator_of
+from effopd.training.settings import LoopSettings, MemorySettings
+from effopd.training.updating import Updater
+
+PAGE = Path(__file__).parents[2] / "docs" / "memory.md"
+
+
+# Bytes --------------------------------------------------------------------------------------------
+
+
+def documented() -> dict[str, tuple[list[int], set[str]]]:
+    """Student -> bytes a parameter, and which of them are on the host."""
+    columns = ("weights", "masters", "gradients", "moments", "anchor and tip")
+    rows = [line for line in PAGE.read_text(encoding="utf-8").split("\n") if line.startswith("|")]
+    start = rows.index("| student | " + " | ".join(columns) + " |")
+    found = {}
+    for row in rows[start + 2 :]:
+        name, *cells = [cell.strip() for cell in row.strip("|").split("|")]
+        if len(cells) != len(columns):
+            break
+        host = {c for c, cell in zip(columns, cells, strict=True) if cell.endswith(" host")}
+        found[name] = [int(cell.removesuffix(" host")) for cell in cells], host
+    return found
+
+
+STUDENTS: dict[str, tuple[str, MemorySettings, bool]] = {
+    "float32": ("float32", MemorySettings(), False),
+    "bfloat16": ("bfloat16", MemorySettings(), False),
+    "bfloat16, master_weights": ("bfloat16", MemorySettings(master_weights=True), False),
+    "bfloat16, master_weights, offload_optimizer": (
+        "bfloat16",
+        MemorySettings(master_weights=True, offload_optimizer=True),
+        False,
+    ),
+    "adapters, each of their parameters": ("bfloat16", MemorySettings(), True),
+}
+
+
+def persistent(dtype: str, memory: MemorySettings, adapted: bool) -> list[list[Tensor]]:
+    """What is held after an update and a search, in the order of the table."""
+    model = tiny_model(0).to(getattr(torch, dtype))
+    if adapted:
+        add_adapters_(model, LoraStudent(r=4))
+    policy = Policy(model, TOKENIZER)
+    learner = FullVocabularyLearner(FullVocabularyKL(), policy, Teachers.single(tiny_policy(1)))
+    answers = rollouts(3, 1)
+    learner.prepare(batch(answers))
+    settings = LoopSettings(memory=memory)
+    updater = Updater(policy, learner, settings)
+    search = Search(schedule=EveryN(n=1), parameters="all")
+    extrapolator = extrapolator_of(
+        policy, updater, settings, search=search, validate=lambda d: 0.0, on_trial=lambda i, t: None
+    )
+    assert extrapolator is not None
+    updater.set_lr_(1)
+    updater.update_(answers, 1)
+    extrapolator.step(1)
+    ray, live = extrapolator._ray, list(updater.live.values())
+    masters = list(updater.masters.tensors.values()) if updater.masters else []
+    moments = [entry for state in updater.optimizer.state.values() for entry in state.values()]
+    return [
+        live,
+        masters,
+        [p.grad for p in (*live, *masters) if p.grad is not None],
+        [moment for moment in moments if moment.ndim],
+        [*ray.anchor.values(), *ray.tip.values()],
+    ]
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_bytes_per_parameter_are_as_documented(name: str) -> None:
+    held = persistent(*STUDENTS[name])
+    parameters = sum(tensor.numel() for tensor in held[0])
+    found = [sum(t.numel() * t.element_size() for t in tensors) / parameters for tensors in held]
+    assert found == documented()[name][0]
+
+
+def test_the_table_has_every_student_and_says_what_is_on_the_host() -> None:
+    table = documented()
+    assert table.keys() == STUDENTS.keys()
+    for name, (_, host) in table.items():
+        memory = STUDENTS[name][1]
+        moved = {"masters", "gradients", "moments"} if memory.offload_optimizer else set()
+        assert host == {"anchor and tip"} | moved
+
+
+def test_the_example_of_four_billion_parameters() -> None:
+    table, sums = documented(), []
+    for name in ("bfloat16, master_weights", "bfloat16, master_weights, offload_optimizer"):
+        numbers, host = table[name]
+        columns = ("weights", "masters", "gradients", "moments", "anchor and tip")
+        there = sum(n for n, c in zip(numbers, columns, strict=True) if c in host)
+        sums += [4 * (sum(numbers) - there), 4 * there]
+    text = " ".join(PAGE.read_text(encoding="utf-8").split())
+    said = re.search(
+        r"takes (\d+) GB on the device and (\d+) GB on the host; with `offload_optimizer` (\d+) GB "
+        r"and (\d+) GB",
+        text,
+    )
+    assert said is not None
+    assert [int(number) for number in said.groups()] == sums
+
+
+# Results ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(autouse=True)
+def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+
+
+METHODS: dict[str, Raw] = {
+    "full_kl": {"objective": {"type": "full_kl", "reward_scale": 1.25}, "train.epochs": 2},
+    "sampled_token": {"validation": {"type": "cached_kl", "prompts": 8}},
+    "distilling grpo": {
+        "method": "grpo",
+        "objective": {"distillation": 0.5, "kl_coefficient": 0.1},
+        "train.responses_per_prompt": 2,
+    },
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "memory",
+    [
+        {"teacher_offload": True, "anchor_device": "student"},
+        {"master_weights": True, "offload_optimizer": True},
+    ],
+    ids=["teachers and anchor", "optimizer"],
+)
+def test_a_run_computes_the_same_wherever_things_are(
+    models: Path, tmp_path: Path, method: str, memory: dict[str, Any]
+) -> None:
+    common = {"train.steps": 4, "optimizer.lr": 3e-3} | METHODS[method]
+    for name, own in (("plain", {}), ("apart", {"memory": memory})):
+        assert train_tiny(tiny_config(models, common | own), tmp_path / name)[0]
+    plain, apart = outcome(tmp_path / "plain"), outcome(tmp_path / "apart")
+    masters = {"masters.safetensors"} if "master_weights" in memory else set()
+    assert apart.files.keys() - plain.files.keys() == masters
+    assert {name: apart.files[name] for name in plain.files} == plain.files
+    for part in ("metrics", "evals", "rollouts", "search", "counters"):
+        assert getattr(apart, part) == getattr(plain, part), part
+
+
+def test_small_passes_give_the_same_up_to_rounding(models: Path, tmp_path: Path) -> None:
+    """And what is written does not depend on what is written beside it."""
+    settings: Raw = {"train.steps": 1, "method": "opd", "objective": {"type": "sampled_token"}}
+    small = {"memory": {"scoring_tokens": 1, "generation_tokens": 1}}
+    runs = {}
+    for name, own in (("large", {}), ("small", small)):
+        train_tiny(tiny_config(models, settings | own), tmp_path / name)
+        runs[name] = outcome(tmp_path / name)
+    rows = [(tmp_path / name / "rollouts.jsonl").read_text() for name in runs]
+    tokens = [re.findall(r'"tokens":\[[^\]]*\]', text) for text in rows]
+    assert tokens[0] == tokens[1] != []
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"student.dtype": "float16", "memory.master_weights": True},
+        {"student.dtype": "float16", "student.lora": {"r": 2, "alpha": 4.0}},
+        {"teacher.dtype": "float16", "objective.type": "full_kl"},
+    ],
+    ids=["masters", "adapters", "teacher"],
+)
+def test_float16_trains_where_none_of_its_weights_moves_itself(
+    models: Path, tmp_path: Path, settings: Raw
+) -> None:
+    common: Raw = {"train.steps": 3, "method": "opd", "evaluation.problems": 0}
+    assert train_tiny(tiny_config(models, common | settings), tmp_path)[0]
+    rows = metrics_of(tmp_path)
+    assert [row["skipped"] for row in rows] == [None] * 3
+    assert all(row["loss"] is not None for row in rows)
