@@ -43,6 +43,9 @@ MAY_IMPORT = {
 }
 """Package or root file -> the others it may import; siblings of one package always may."""
 
+READER = "effopd.config.reading"
+"""The reader of settings, which knows none of them: any file may import it."""
+
 THIRD_PARTY = {
     "__init__": set(),
     "errors": set(),
@@ -106,7 +109,7 @@ def layers(path: str, source: str) -> list[str]:
     return [
         f"{path}:{line}: {layer} imports {name}"
         for line, name in imported(path, source)
-        if layer_of_import(name) not in {None, *allowed}
+        if layer_of_import(name) not in {None, *allowed} and not name.startswith(READER)
     ]
 
 

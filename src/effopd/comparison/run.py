@@ -17,10 +17,10 @@ from effopd.records import display_text, load_run, write_json_atomic, write_text
 from effopd.training.signals import StopRequest, stop_on_signals
 
 if TYPE_CHECKING:
-    from effopd.config import RunConfig
     from effopd.data.dataset import DatasetTask
     from effopd.data.files import JsonlTask
     from effopd.data.world import TinyWorld
+    from effopd.training.config import Config
 
 Ending = Literal["finished", "stopped", "failed"]
 
@@ -95,9 +95,10 @@ def run_compare(request: Request) -> Ending:
     return "failed" if failed else "finished"
 
 
-def _resolve(cells: Sequence[PlannedCell], out: Path, ledger: Ledger) -> "dict[str, RunConfig]":
+def _resolve(cells: Sequence[PlannedCell], out: Path, ledger: Ledger) -> "dict[str, Config]":
     """Checked settings by run, all of them those of the runs that are already there."""
-    from effopd.config import make_config, to_toml
+    from effopd.config.reading import to_toml
+    from effopd.training.config import make_config
     from effopd.training.devices import placed
 
     configs, mistakes = {}, dict[str, list[str]]()
@@ -116,8 +117,8 @@ def _resolve(cells: Sequence[PlannedCell], out: Path, ledger: Ledger) -> "dict[s
     return configs
 
 
-def _refuse_other_settings(configs: "Mapping[str, RunConfig]", out: Path) -> None:
-    from effopd.config import changes
+def _refuse_other_settings(configs: "Mapping[str, Config]", out: Path) -> None:
+    from effopd.training.continuing import changes
 
     changed: dict[str, list[str]] = {}
     for name, config in configs.items():
@@ -143,7 +144,7 @@ def _train(
     request: Request,
     out: Path,
     cells: Sequence[PlannedCell],
-    configs: "Mapping[str, RunConfig]",
+    configs: "Mapping[str, Config]",
     ledger: Ledger,
 ) -> list[Outcome]:
     """Makes the worlds, then trains the longest runs first.
@@ -181,7 +182,7 @@ def _train(
 def _make_worlds(
     pool: Pool,
     cells: Sequence[PlannedCell],
-    configs: "Mapping[str, RunConfig]",
+    configs: "Mapping[str, Config]",
     stop: StopRequest,
     progress: CompareProgress,
 ) -> "dict[TinyWorld | JsonlTask | DatasetTask, str]":
@@ -210,7 +211,7 @@ def _make_worlds(
     }
 
 
-def _work(config: "RunConfig") -> float:
+def _work(config: "Config") -> float:
     """Estimated work of a run in prompts: what it learns from and what its searches score."""
     searched = config.validation.prompts if config.searches else 0
     learnt = config.train.prompts_per_step * config.train.responses_per_prompt

@@ -47,9 +47,9 @@ def _do(job: Message, stop: StopRequest, answers: TextIO) -> bool:
     """Makes the models of a world, or trains a cell; whether it came to its end."""
     from transformers.utils import logging
 
-    from effopd.config import make_config
     from effopd.data.world import TinyWorld
     from effopd.demo.cache import world_models
+    from effopd.training.config import make_config
     from effopd.training.loop import Observer
     from effopd.training.run import train
 
