@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 
-from effopd.config import RunConfig, make_config
 from effopd.data.problem import Problem
 from effopd.data.world import apply
 from effopd.evaluation.metrics import mean
@@ -26,6 +25,7 @@ from effopd.models.checkpoints import list_checkpoints
 from effopd.models.loading import ModelSettings
 from effopd.objectives.advantages import explained_variance
 from effopd.records import read_jsonl
+from effopd.training.config import Config, make_config
 from effopd.training.loop import Observer
 from effopd.training.run import build_parts, train
 from effopd.training.signals import StopRequest
@@ -54,7 +54,7 @@ def right_tokens(problem: Problem, modulus: int) -> list[str]:
     return [*tokens, "#", value, "<eos>"]
 
 
-def oracle(config: RunConfig, student: Path | None, problems: int) -> tuple[float, float]:
+def oracle(config: Config, student: Path | None, problems: int) -> tuple[float, float]:
     """Accuracy of a student, and the variance of its returns that the oracle explains."""
     if student is not None:
         config = config.model_copy(update={"student": ModelSettings(path=str(student))})

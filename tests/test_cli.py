@@ -16,11 +16,12 @@ from typer.testing import CliRunner
 
 from effopd.cli.main import app
 from effopd.cli.progress import ProgressLines, progress_lines, step_line
-from effopd.config import load_config, to_toml
+from effopd.config.reading import to_toml
 from effopd.data.world import TinyWorld
 from effopd.errors import RecordError
 from effopd.search.scales import Trial
 from effopd.search.validation import Score
+from effopd.training.config import load_config
 from effopd.training.rows import EMPTY_METRICS
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\x1b]52;c;cm0=\x07 \u202egnp.exe [bold red]x[/] :100: \x9b31m"
@@ -376,7 +377,7 @@ def test_a_bar_shows_hostile_text_and_obeys_none(
 
 def test_the_demo_compares_searches_under_one_objective() -> None:
     from effopd.cli.demo import COMMON, METHODS
-    from effopd.config import make_config
+    from effopd.training.config import make_config
 
     configs = {label: make_config(COMMON | settings) for label, settings in METHODS.items()}
     assert {config.method for config in configs.values()} == {"opd", "effopd"}

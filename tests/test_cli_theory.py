@@ -23,12 +23,12 @@ from effopd.analysis.theory_inputs import (
     write_text,
 )
 from effopd.cli.main import app
-from effopd.config import load_config, make_config
 from effopd.errors import ConfigError
 from effopd.models.checkpoints import checkpoint_path
 from effopd.objectives import group_advantages
 from effopd.records import load_run
 from effopd.training.build import Parts
+from effopd.training.config import load_config, make_config
 from effopd.training.run import build_parts
 
 STEPS = 5

@@ -10,7 +10,7 @@ import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 
-from effopd.config import RunConfig, differences, load_config, make_config, to_toml
+from effopd.config.reading import differences, to_toml
 from effopd.data.files import JsonlTask
 from effopd.data.world import TinyWorld
 from effopd.errors import ConfigError
@@ -21,6 +21,7 @@ from effopd.search.extrapolator import Search
 from effopd.search.scales import GeometricScales, LadderScales, QuadraticScales
 from effopd.search.schedule import AtSteps
 from effopd.search.validation import AtLeast, LengthGuard
+from effopd.training.config import Config, load_config, make_config
 
 JSONL = {
     "task": {"type": "jsonl", "train_path": "train.jsonl"},
@@ -35,7 +36,7 @@ def refusal(raw: dict[str, Any], *overrides: str) -> str:
     return str(error.value)
 
 
-def round_trip(config: RunConfig, directory: Path) -> RunConfig:
+def round_trip(config: Config, directory: Path) -> Config:
     path = directory / "config.toml"
     path.write_text(to_toml(config), encoding="utf-8")
     return load_config(path)
@@ -45,7 +46,7 @@ def round_trip(config: RunConfig, directory: Path) -> RunConfig:
 
 
 def test_nothing_given_is_the_default_preset() -> None:
-    assert make_config({}) == RunConfig() == make_config({"preset": "default"})
+    assert make_config({}) == Config() == make_config({"preset": "default"})
 
 
 PUBLISHED = {"paper": Search.paper(), "release": Search.release()}
@@ -60,8 +61,8 @@ def test_presets_are_the_published_settings(preset: str) -> None:
     assert config.objective == SampledTokenOPD()
     assert config.train.epochs == 1
     changed = ("preset", "search", "validation", "objective", "train")
-    same = {name: getattr(RunConfig(), name) for name in changed}
-    assert config.model_copy(update=same) == RunConfig()
+    same = {name: getattr(Config(), name) for name in changed}
+    assert config.model_copy(update=same) == Config()
 
 
 def test_settings_win_over_their_preset() -> None:
@@ -79,7 +80,7 @@ def test_settings_win_over_their_preset() -> None:
 
 
 def test_a_guard_can_be_turned_off() -> None:
-    assert RunConfig().search.guard is not None
+    assert Config().search.guard is not None
     assert make_config({"search": {"guard": "none"}}).search.guard is None
 
 
@@ -101,7 +102,7 @@ def test_without_a_type_the_section_keeps_that_of_the_default() -> None:
     config = make_config({"task": {"modulus": 5}, "search": {"scales": {"ratio": 3.0}}})
     assert config.task == TinyWorld(modulus=5)
     assert config.search.scales == GeometricScales(ratio=3.0, floor=0.125)
-    objective = RunConfig().objective
+    objective = Config().objective
     assert isinstance(objective, FullVocabularyKL)
     assert make_config({"objective": {"divergence": "forward"}}).objective == FullVocabularyKL(
         divergence="forward"
@@ -163,7 +164,7 @@ OVERRIDES = [
 
 @pytest.mark.parametrize(("override", "holds"), OVERRIDES, ids=[text for text, _ in OVERRIDES])
 def test_overrides(override: str, holds: Any) -> None:
-    assert not holds(RunConfig())
+    assert not holds(Config())
     assert holds(make_config({}, [override]))
     assert make_config({"label": "x"}, ["label="]).label == ""
 
@@ -433,8 +434,8 @@ def test_no_message_shows_a_class_of_ours() -> None:
 
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        RunConfig().seed = 3  # type: ignore[misc]
+        Config().seed = 3  # type: ignore[misc]
 
 
 def test_every_default_is_plain_toml() -> None:
-    assert tomli_w.dumps(RunConfig().model_dump(exclude_none=True))
+    assert tomli_w.dumps(Config().model_dump(exclude_none=True))

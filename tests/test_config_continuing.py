@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from effopd.config import RunConfig, changes, make_config, to_toml
-from effopd.training.continuing import EFFECTS, effect_of
+from effopd.config.reading import to_toml
+from effopd.training.config import Config, make_config
+from effopd.training.continuing import EFFECTS, changes, effect_of
 
 
 def leaves(annotation: Any, name: str) -> Iterator[str]:
@@ -32,11 +33,7 @@ def leaves(annotation: Any, name: str) -> Iterator[str]:
 
 
 SETTINGS = sorted(
-    {
-        leaf
-        for name, field in RunConfig.model_fields.items()
-        for leaf in leaves(field.annotation, name)
-    }
+    {leaf for name, field in Config.model_fields.items() for leaf in leaves(field.annotation, name)}
 )
 
 

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import tomli_w
 
-from effopd.config import RunConfig, load_config, make_config, to_toml
+from effopd.config.reading import to_toml
 from effopd.errors import ConfigError
 from effopd.models.loading import ModelSettings
 from effopd.objectives import ExOPD, FullVocabularyKL, PolicyGradient
+from effopd.training.config import Config, load_config, make_config
 from effopd.training.settings import Horizon, StopRule, TrainSettings
 from effopd.training.teachers import SelfTeacher
 
@@ -23,7 +25,7 @@ ADAPTED = {"student": {"path": "s", "lora": {}}}
 UNCHECKED = JSONL | {"task": JSONL["task"] | {"verifier": "none"}}
 
 
-def round_trip(config: RunConfig, directory: Path) -> RunConfig:
+def round_trip(config: Config, directory: Path) -> Config:
     path = directory / "config.toml"
     path.write_text(to_toml(config), encoding="utf-8")
     return load_config(path)
@@ -31,7 +33,7 @@ def round_trip(config: RunConfig, directory: Path) -> RunConfig:
 
 # Methods ------------------------------------------------------------------------------------------
 
-METHODS = get_args(RunConfig.model_fields["method"].annotation)
+METHODS = get_args(Config.model_fields["method"].annotation)
 SCALED = FullVocabularyKL(reward_scale=1.25)
 EIGHT = TrainSettings(prompts_per_step=32, responses_per_prompt=8)
 REWARDED: dict[str, PolicyGradient] = {
@@ -42,23 +44,49 @@ REWARDED: dict[str, PolicyGradient] = {
 }
 
 
+SECTIONS: list[dict[str, Any]] = [
+    {},
+    {"train": {"steps": 3}, "optimizer": {"lr": 2e-5}, "search": {"guard": "none"}},
+    {"sampling": {"max_new_tokens": 100}, "student": {"path": "s"}, "teachers": {}},
+]
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("preset", ["default", "paper", "release"])
-def test_every_method_has_settings_that_read_back_equal(
-    method: str, preset: str, tmp_path: Path
+@pytest.mark.parametrize("sections", SECTIONS, ids=["alone", "search", "sampling"])
+def test_a_python_object_and_the_same_toml_are_the_same_run(
+    method: Any, preset: str, sections: dict[str, Any], tmp_path: Path
 ) -> None:
-    config = make_config({"method": method, "preset": preset})
+    config = Config.of(method, preset=preset, **sections)
     assert (config.method, config.preset) == (method, preset)
     assert config.name == (preset if (method == "effopd") & (preset != "default") else method)
+    path = tmp_path / "recipe.toml"
+    path.write_text(tomli_w.dumps({"method": method, "preset": preset} | sections))
+    assert load_config(path) == config == Config(method=method, preset=preset, **sections)
     again = round_trip(config, tmp_path)
     assert again == config
     assert to_toml(again) == to_toml(config)
+    whole = {name: getattr(config, name) for name in Config.model_fields}
+    assert Config(**whole) == config  # settings objects are taken whole
+
+
+def test_a_settings_object_is_taken_whole_and_a_mapping_in_part() -> None:
+    whole = Config.of("effopd", train=TrainSettings(steps=3))
+    part = Config.of("effopd", train={"steps": 3})
+    assert (whole.train.epochs, part.train.epochs) == (1, 4)
+    assert Config.of("opd", student=ModelSettings(path="s")).student == ModelSettings(path="s")
+
+
+def test_python_objects_are_checked_like_toml() -> None:
+    with pytest.raises(ConfigError, match=r"^unknown setting optimizr; did you mean 'optimizer'"):
+        Config.of("opd", optimizr={"lr": 1.0})
+    with pytest.raises(ConfigError, match=r"^train.steps must be a valid integer, got '3'"):
+        Config(train={"steps": "3"})
 
 
 def test_exopd_goes_past_the_teacher() -> None:
-    assert make_config({"method": "exopd"}) == RunConfig(
-        method="exopd", objective=SCALED, train=TrainSettings()
-    )
+    config = make_config({"method": "exopd"})
+    assert (config.objective, config.train) == (SCALED, TrainSettings())
     assert make_config({"method": "exopd", "preset": "paper"}).objective == ExOPD()
     assert not make_config({"method": "exopd"}).searches
 
@@ -66,7 +94,7 @@ def test_exopd_goes_past_the_teacher() -> None:
 @pytest.mark.parametrize("method", REWARDED)
 def test_methods_that_learn_from_rewards_are_the_published_settings(method: str) -> None:
     config = make_config({"method": method})
-    assert config == RunConfig(method=method, objective=REWARDED[method], train=EIGHT)  # type: ignore[arg-type]
+    assert (config.objective, config.train) == (REWARDED[method], EIGHT)
     assert not config.searches
     assert not config.needs_teacher
     mixed = make_config({"method": method, "objective": {"distillation": 0.5}})
@@ -80,7 +108,7 @@ def test_the_buffer_of_dapo_is_a_fifth_of_the_length_cap(longest: int, buffer: i
     config = make_config({"method": "dapo", "sampling": sampling})
     assert isinstance(config.objective, PolicyGradient)
     assert config.objective.overlong_buffer == buffer
-    assert config.sampling == replace(RunConfig().sampling, max_new_tokens=longest)
+    assert config.sampling == replace(Config().sampling, max_new_tokens=longest)
     assert config.objective == replace(PolicyGradient.dapo(), overlong_buffer=buffer)
     own = {"method": "dapo", "sampling": sampling, "objective": {"overlong_buffer": 1}}
     assert make_config(own).objective == replace(config.objective, overlong_buffer=1)

@@ -9,10 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from effopd.cli.main import app
-from effopd.config import load_config, make_config, to_toml
+from effopd.config.reading import to_toml
 from effopd.errors import ConfigError
 from effopd.rollouts.settings import RolloutSettings
 from effopd.servers.settings import ServerSettings
+from effopd.training.config import load_config, make_config
 
 SERVER = {"url": "http://127.0.0.1:8000", "model": "teacher", "api_key_env": "TEACHER_KEY"}
 TAUGHT: dict[str, Any] = {

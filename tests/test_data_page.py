@@ -8,19 +8,20 @@ from typing import Any
 
 import pytest
 
-from effopd.config import RunConfig, load_config, make_config, to_toml
+from effopd.config.reading import to_toml
 from effopd.data.dataset import DatasetTask, DataSource
 from effopd.data.filters import Filters
 from effopd.data.origins import ORIGINS
 from effopd.data.templates import TEMPLATES
 from effopd.errors import ConfigError
+from effopd.training.config import Config, load_config, make_config
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "data.md").read_text("utf-8")
 MODELS = {"student": {"path": "student"}, "teacher": {"path": "teacher"}}
 
 
-def config(**settings: Any) -> RunConfig:
+def config(**settings: Any) -> Config:
     return make_config(MODELS | settings)
 
 

@@ -12,13 +12,13 @@ from typer.testing import CliRunner
 
 from effopd.cli.data import Rendered, block, side_by_side
 from effopd.cli.main import app
-from effopd.config import load_config
 from effopd.data.code_tests import CodeTests
 from effopd.data.problem import Problem, Task
 from effopd.data.world import make_tokenizer
 from effopd.errors import ConfigError
 from effopd.rewards.math import MathVerifier
 from effopd.rewards.workers import WorkerSettings
+from effopd.training.config import load_config
 from effopd.training.problems import counts_record, load_problems
 
 THINKING = (

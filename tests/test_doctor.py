@@ -13,10 +13,10 @@ from transformers import AutoTokenizer
 from effopd.cli.doctor import doctor, examine, page
 from effopd.cli.doctor_visit import Finding
 from effopd.cli.stand_in import byte_tokenizer
-from effopd.config import load_config
 from effopd.errors import ConfigError
 from effopd.models.devices import card_of
 from effopd.models.footprint import gpu_named
+from effopd.training.config import load_config
 from effopd.training.observer import Observer
 from effopd.training.run import train
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from effopd.cli.doctor_estimates import Estimate, Phase, step_seconds
-from effopd.config import load_config, make_config
 from effopd.models.footprint import CONTEXT_BYTES, Bytes, Gpu, cache_bytes, gpu_named
 from effopd.models.shapes import ModelShape
+from effopd.training.config import load_config, make_config
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "paper" / "math-4b.toml"
 SHAPE = ModelShape(

@@ -12,7 +12,7 @@ from tests.support.tiny import tiny_config, train_tiny, write_models
 from typer.testing import CliRunner
 
 from effopd.cli.main import app
-from effopd.config import to_toml
+from effopd.config.reading import to_toml
 
 CANARIES = {
     name: f"canary-{name.lower()}-0123456789"

@@ -30,7 +30,6 @@ from effopd.analysis.intervention_scores import (
 )
 from effopd.analysis.scalings import WholeScaling
 from effopd.cli.main import app
-from effopd.config import load_config
 from effopd.errors import ConfigError
 from effopd.evaluation.evaluator import Evaluation, Evaluator
 from effopd.evaluation.metrics import mean, standard_error
@@ -39,6 +38,7 @@ from effopd.models.weights import MemoryWeights, open_weights
 from effopd.records import read_jsonl
 from effopd.reports.table_files import read_table
 from effopd.rollouts.seeds import derive_seed
+from effopd.training.config import load_config
 from effopd.training.run import build_parts
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -372,7 +372,7 @@ def test_passes_are_at_least_one() -> None:
         ("scale", [], False, "--kind scale takes one of scale=..., norm=... and --other"),
         ("scale", ["scale=1", "norm=1"], False, "--kind scale takes one of scale=..., norm=..."),
         ("scale", ["scale=1"], True, "--kind scale takes one of scale=..., norm=... and --other"),
-        ("scale", ["scale=x"], False, "scale must be a number, got 'x'"),
+        ("scale", ["scale=x"], False, "scale must be a valid number, got 'x'"),
         (
             "scale",
             ["scale"],
@@ -381,10 +381,10 @@ def test_passes_are_at_least_one() -> None:
         ),
         ("scale", ["beta=1"], False, "--kind scale has the settings scale=..., norm=..., got"),
         ("norm", [], False, "--kind norm takes norms or tensors of a second model: give --other"),
-        ("norm", ["per=layer"], True, "per must be module or whole, got 'layer'"),
+        ("norm", ["per=layer"], True, "per must be 'module' or 'whole', got 'layer'"),
         ("window", [], True, "--kind window takes nothing from a second model: leave out --other"),
-        ("window", ["centre=1.5"], False, "centre must be a whole number, got '1.5'"),
-        ("window", ["only_whole=yes"], False, "only_whole must be true or false, got 'yes'"),
+        ("window", ["centre=1.5"], False, "centre must be a valid integer, got 1.5"),
+        ("window", ["only_whole=yes"], False, "only_whole must be a valid boolean, got 'yes'"),
         ("window", ["centre=1", "only_whole=true"], False, "only_whole chooses among all centres"),
         ("window", ["only_whole=true"], False, "no whole window of 17 layers fits into 2 layers"),
         ("top_rank", [], False, "give the share of the rank that is kept: share=0.01 is 1 %"),

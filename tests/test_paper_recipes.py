@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from effopd.cli.run import run_recipe
-from effopd.config import RunConfig, load_config
 from effopd.errors import ConfigError
 from effopd.models.shapes import shape_of
 from effopd.objectives import ExOPD, PolicyGradient, SampledTokenOPD
 from effopd.records import read_jsonl
+from effopd.training.config import Config, load_config
 
 PAPER = Path(__file__).parents[1] / "recipes" / "paper"
 RECIPES = sorted(path for path in PAPER.glob("*.toml") if not path.stem.startswith("base-"))
@@ -76,7 +76,7 @@ def test_sizes_are_those_that_names_promise() -> None:
             assert shape_of(shapes[config.teacher.path], path) == shape
 
 
-def config_of(name: str, *overrides: str) -> RunConfig:
+def config_of(name: str, *overrides: str) -> Config:
     return load_config(PAPER / f"{name}.toml", overrides)
 
 

@@ -9,12 +9,13 @@ import torch
 
 from effopd.cli.doctor import examine
 from effopd.comparison.plan import load_plan
-from effopd.config import RunConfig, load_config, make_config, to_toml
+from effopd.config.reading import to_toml
 from effopd.data.files import JsonlTask
 from effopd.evaluation.validators import AccuracyValidation
 from effopd.models.footprint import gpu_named
 from effopd.objectives import SampledTokenOPD
 from effopd.search.extrapolator import Search
+from effopd.training.config import Config, load_config, make_config
 
 FILES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
 PLANS = [path for path in FILES if path.stem.startswith("compare-")]
@@ -22,7 +23,7 @@ RECIPES = [path for path in FILES if path not in PLANS]
 QWEN = next(path for path in RECIPES if path.stem == "qwen3-4b-deepmath-effopd")
 
 
-def resolved(config: RunConfig, directory: Path) -> RunConfig:
+def resolved(config: Config, directory: Path) -> Config:
     """What comes back from the `config.toml` of a run."""
     path = directory / "config.toml"
     path.write_text(to_toml(config), encoding="utf-8")

@@ -10,9 +10,10 @@ from tests.support.architectures import save
 
 from effopd.cli.doctor import examine
 from effopd.cli.run import run_recipe
-from effopd.config import load_config, make_config, to_toml
+from effopd.config.reading import to_toml
 from effopd.models.devices import real_device
 from effopd.records import read_json, read_jsonl
+from effopd.training.config import load_config, make_config
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "recipes.md").read_text("utf-8")

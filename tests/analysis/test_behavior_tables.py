@@ -14,11 +14,11 @@ from torch import Tensor
 from effopd.analysis.behavior_records import TABLES, Behavior, behavior_tables
 from effopd.analysis.behavior_study import BehaviorSettings
 from effopd.analysis.series import Checkpoint, Inputs
-from effopd.config import RunConfig, make_config
 from effopd.errors import ConfigError
 from effopd.models.loading import ModelSettings, load_model
 from effopd.models.policy import Sample
 from effopd.reports.examples import example_html
+from effopd.training.config import Config, make_config
 from effopd.training.run import build_parts
 
 PROBLEMS = 6
@@ -54,7 +54,7 @@ def inputs(models: Path, *names: str, final: str | None = None) -> Inputs:
     return Inputs(base=models / "student", checkpoints=series, final=last)
 
 
-def recipe(models: Path, **settings: Any) -> RunConfig:
+def recipe(models: Path, **settings: Any) -> Config:
     return tiny_config(models, {"evaluation.problems": PROBLEMS, **settings})
 
 

@@ -17,7 +17,6 @@ from tests.support.architectures import (
 from tests.support.tiny import Outcome, metrics_of, outcome, search_rows, train_tiny
 from transformers import AutoModelForCausalLM
 
-from effopd.config import RunConfig, make_config
 from effopd.errors import ParameterMismatchError
 from effopd.models.checkpoints import list_checkpoints
 from effopd.models.loading import ModelSettings, load_model, load_tokenizer
@@ -29,6 +28,7 @@ from effopd.objectives import token_log_probs
 from effopd.rollouts.engine import Request, Sampling
 from effopd.rollouts.hf import HFEngine
 from effopd.search.selection import select_parameters
+from effopd.training.config import Config, make_config
 
 TIED = {"gemma", "qwen2"}
 
@@ -49,7 +49,7 @@ def write_pair(directory: Path, kind: str) -> None:
     write_problems(directory / "problems.jsonl")
 
 
-def settings(directory: Path, method: str, steps: int = 2, **models: Any) -> RunConfig:
+def settings(directory: Path, method: str, steps: int = 2, **models: Any) -> Config:
     raw: dict[str, Any] = {
         "method": method,
         "student": {"path": str(directory / "student")},

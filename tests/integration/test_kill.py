@@ -25,7 +25,7 @@ from tests.support.tiny import (
 )
 
 from effopd.cli.main import STOPPED, app
-from effopd.config import RunConfig, to_toml
+from effopd.config.reading import to_toml
 from effopd.models.checkpoints import list_checkpoints
 from effopd.records import read_jsonl
 from effopd.rollouts.hf import SeededSampler
@@ -35,6 +35,7 @@ from effopd.search.ray import Ray
 from effopd.training import loop, state
 from effopd.training import run as assemble
 from effopd.training.collect import Collector
+from effopd.training.config import Config
 from effopd.training.evaluating import Evaluations
 from effopd.training.loop import Trainer
 from effopd.training.run_directory import LOGS, RunDirectory
@@ -48,13 +49,13 @@ def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     models = write_models(tmp_path_factory.mktemp("models"))
     return tiny_config(models, {"train.steps": 5, "checkpoint.every": 2})
 
 
 @pytest.fixture(scope="module")
-def undisturbed(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("undisturbed") / "run"
     assert train_tiny(config, out)[0]
     return out
@@ -70,7 +71,7 @@ def assert_records_are_readable(out: Path) -> None:
         assert steps == list(range(1, len(steps) + 1))
 
 
-def assert_ends_like(undisturbed: Path, config: RunConfig, out: Path) -> None:
+def assert_ends_like(undisturbed: Path, config: Config, out: Path) -> None:
     """Resumes `out` to the end and compares everything."""
     assert_records_are_readable(out)
     assert train_tiny(config, out)[0]
@@ -94,7 +95,7 @@ PHASES: dict[str, tuple[Any, str, int]] = {
 """What happens there, in which function, and how many kills it gets."""
 
 
-def events_in_each_phase(config: RunConfig, out: Path) -> dict[str, int]:
+def events_in_each_phase(config: Config, out: Path) -> dict[str, int]:
     """Python calls and returns inside each phase of a whole run."""
     counters = {phase: EventCounter() for phase in PHASES}
     with pytest.MonkeyPatch.context() as patch:
@@ -104,9 +105,7 @@ def events_in_each_phase(config: RunConfig, out: Path) -> dict[str, int]:
     return {phase: counter.count for phase, counter in counters.items()}
 
 
-def test_twenty_kills_at_random_moments(
-    config: RunConfig, undisturbed: Path, tmp_path: Path
-) -> None:
+def test_twenty_kills_at_random_moments(config: Config, undisturbed: Path, tmp_path: Path) -> None:
     """SIGKILL at a random Python call or return, a fixed number of times in each phase."""
     counts = events_in_each_phase(config, tmp_path / "counted")
     assert sum(kills for _, _, kills in PHASES.values()) == 20
@@ -137,7 +136,7 @@ def test_a_student_with_adapters_is_killed_too(tmp_path: Path) -> None:
         assert_ends_like(tmp_path / "undisturbed", config, out)
 
 
-def train_and_die(config: RunConfig, out: Path, phase: str, event: int) -> int:
+def train_and_die(config: Config, out: Path, phase: str, event: int) -> int:
     """Exit status of a child that kills itself at an event of a phase."""
 
     def body() -> None:
@@ -156,7 +155,7 @@ def wait_for_rows(out: Path, rows: int, has_ended: Callable[[], bool]) -> None:
 
 @pytest.mark.slow
 def test_a_crash_at_every_operation_on_files(
-    config: RunConfig, undisturbed: Path, tmp_path: Path
+    config: Config, undisturbed: Path, tmp_path: Path
 ) -> None:
     points = 0
     while True:
@@ -173,7 +172,7 @@ def test_a_crash_at_every_operation_on_files(
 
 
 @pytest.mark.slow
-def test_the_command_survives_kills(config: RunConfig, tmp_path: Path) -> None:
+def test_the_command_survives_kills(config: Config, tmp_path: Path) -> None:
     """The real command in processes of its own, killed while it is at a chosen step."""
     longer = config.model_copy(update={"train": dataclasses.replace(config.train, steps=40)})
     assert train_tiny(longer, tmp_path / "undisturbed")[0]
@@ -254,7 +253,7 @@ MOMENTS: dict[str, tuple[Callable[[Patch], None], bool]] = {
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_kill_around_a_search_neither_repeats_nor_skips_it(
-    config: RunConfig, undisturbed: Path, tmp_path: Path, moment: str
+    config: Config, undisturbed: Path, tmp_path: Path, moment: str
 ) -> None:
     die, is_logged = MOMENTS[moment]
 
@@ -271,7 +270,7 @@ def test_a_kill_around_a_search_neither_repeats_nor_skips_it(
 
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_a_kill_between_candidates_repeats_the_whole_search(
-    config: RunConfig, undisturbed: Path, tmp_path: Path, index: int
+    config: Config, undisturbed: Path, tmp_path: Path, index: int
 ) -> None:
     def on_trial(step: int, trial: int, _: Any) -> None:
         if (step, trial) == (SEARCHED, index):
@@ -303,7 +302,7 @@ def at(patch: Patch, owner: Any, name: str, call: int, happen: Callable[[], None
     patch.setattr(owner, name, wrapped)
 
 
-def command(config: RunConfig, directory: Path) -> list[str]:
+def command(config: Config, directory: Path) -> list[str]:
     """Arguments of `effopd`: a recipe, an override that needs quoting, and where to write."""
     recipe = directory / "a recipe.toml"
     recipe.write_text(to_toml(config))
@@ -330,7 +329,7 @@ SIGNALS = {
 
 @pytest.mark.parametrize("case", SIGNALS)
 def test_a_signal_finishes_the_step_saves_and_says_how_to_resume(
-    config: RunConfig, undisturbed: Path, tmp_path: Path, case: str
+    config: Config, undisturbed: Path, tmp_path: Path, case: str
 ) -> None:
     number, owner, name, call, last = SIGNALS[case]
     arguments = command(config, tmp_path)
@@ -354,7 +353,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_resume(
 
 
 def test_a_second_ctrl_c_stops_at_once_and_the_run_can_be_resumed(
-    config: RunConfig, undisturbed: Path, tmp_path: Path
+    config: Config, undisturbed: Path, tmp_path: Path
 ) -> None:
     arguments = command(config, tmp_path)
 
@@ -375,7 +374,7 @@ def test_a_second_ctrl_c_stops_at_once_and_the_run_can_be_resumed(
 
 
 def test_a_second_ctrl_c_in_a_save_leaves_no_half_of_it(
-    config: RunConfig, undisturbed: Path, tmp_path: Path
+    config: Config, undisturbed: Path, tmp_path: Path
 ) -> None:
     def twice() -> None:
         os.kill(os.getpid(), signal.SIGINT)
@@ -392,7 +391,7 @@ def test_a_second_ctrl_c_in_a_save_leaves_no_half_of_it(
 
 
 def test_a_finished_run_says_so_and_exits_with_zero(
-    config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [*command(config, tmp_path), "--debug"]
     arguments.insert(3, "train.steps=1")
@@ -405,7 +404,7 @@ def test_a_finished_run_says_so_and_exits_with_zero(
 
 
 def test_a_directory_in_use_is_refused_by_the_command(
-    config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     holder = RunDirectory(tmp_path / "run")
     assert exit_status(command(config, tmp_path)) == 1
@@ -414,7 +413,7 @@ def test_a_directory_in_use_is_refused_by_the_command(
 
 
 def test_a_full_disk_is_one_line_and_status_one(
-    config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with disk.largest_file(6000):
         status = exit_status(command(config, tmp_path))

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from tests.support.tiny import Raw, copy_run, outcome, tiny_config, train_tiny, write_models
 
-from effopd.config import load_config, to_toml
+from effopd.config.reading import to_toml
 from effopd.errors import ConfigError
 from effopd.records import read_jsonl
+from effopd.training.config import load_config
 
 ADAPTERS: Raw = {"student.lora": {"r": 2, "alpha": 4.0}, "search.parameters": "all"}
 

@@ -24,7 +24,6 @@ from tests.support.tiny import (
     write_models,
 )
 
-from effopd.config import RunConfig
 from effopd.data.problem import Answer
 from effopd.data.world import ChainVerifier
 from effopd.errors import ConfigError
@@ -32,6 +31,7 @@ from effopd.models.checkpoints import list_checkpoints
 from effopd.records import read_jsonl
 from effopd.training import critic
 from effopd.training.collect import Collector
+from effopd.training.config import Config
 from effopd.training.critic import Critic
 from effopd.training.evaluating import Evaluations
 from effopd.training.learning import SampledTokenLearner
@@ -128,7 +128,7 @@ TWO = {
 }
 
 
-def config_of(name: str, models: Path, problems: Path, settings: Raw | None = None) -> RunConfig:
+def config_of(name: str, models: Path, problems: Path, settings: Raw | None = None) -> Config:
     own = {
         "train.steps": STEPS,
         "checkpoint.every": 1,
@@ -382,7 +382,7 @@ def test_every_field_and_file_of_a_run_is_documented(
 
 
 def test_every_method_is_documented() -> None:
-    methods = get_args(RunConfig.model_fields["method"].annotation)
+    methods = get_args(Config.model_fields["method"].annotation)
     text = RECORDS.read_text(encoding="utf-8")
     assert [name for name in methods if f'"{name}"' not in text] == []
 

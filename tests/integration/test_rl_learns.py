@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from effopd.config import make_config
 from effopd.data.problem import Answer
 from effopd.evaluation.metrics import mean
 from effopd.records import read_jsonl
+from effopd.training.config import make_config
 from effopd.training.loop import Observer
 from effopd.training.run import build_parts, train
 from effopd.training.signals import StopRequest

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
-from effopd.config import make_config, make_eval_config
+from effopd.config.reading import read
 from effopd.errors import ConfigError
+from effopd.evaluation.config import EvalConfig
 from effopd.models.devices import real_device
+from effopd.training.config import make_config
 from effopd.training.devices import placed
 
 HERE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -13,7 +15,7 @@ HERE = "cuda" if torch.cuda.is_available() else "cpu"
 
 def test_auto_is_the_default_and_becomes_the_device_that_is_there() -> None:
     assert real_device("auto") == HERE
-    run, evaluation = make_config({}), make_eval_config({})
+    run, evaluation = make_config({}), read(EvalConfig, {})
     assert run.device == evaluation.device == "auto"
     assert placed(run).device == placed(evaluation).device == HERE
     assert placed(run).teacher_device is None

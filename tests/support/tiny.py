@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from effopd.config import RunConfig, make_config, to_toml
+from effopd.config.reading import to_toml
 from effopd.data.world import TinyWorld, make_model, make_tokenizer
 from effopd.models.checkpoints import list_checkpoints
 from effopd.records import read_jsonl
+from effopd.training.config import Config, make_config
 from effopd.training.loop import Observer, Trainer
 from effopd.training.run import build_parts, build_trainer, run_info, train
 from effopd.training.run_directory import RunDirectory
@@ -47,7 +48,7 @@ def write_models(directory: Path, *, tied: bool = False, dropout: float = 0.0) -
     return directory
 
 
-def tiny_config(models: Path, settings: Mapping[str, Any] | None = None) -> RunConfig:
+def tiny_config(models: Path, settings: Mapping[str, Any] | None = None) -> Config:
     """A run of 8 steps with searches after 1, 2, 4, 8 and checkpoints after 4 and 8.
 
     Args:
@@ -91,7 +92,7 @@ def tiny_config(models: Path, settings: Mapping[str, Any] | None = None) -> RunC
 
 
 def train_tiny(
-    config: RunConfig, out: Path, *, stop_after: int | None = None, **callbacks: Any
+    config: Config, out: Path, *, stop_after: int | None = None, **callbacks: Any
 ) -> tuple[bool, list[str]]:
     """Trains without signal handlers, from fresh objects.
 
@@ -116,7 +117,7 @@ def train_tiny(
 
 
 def trainer_of(
-    config: RunConfig, out: Path, on_message: Callable[[str], None] = print
+    config: Config, out: Path, on_message: Callable[[str], None] = print
 ) -> tuple[Trainer, RunDirectory]:
     """A trainer to meddle with before it runs; close the run directory afterwards."""
     run = RunDirectory(out)

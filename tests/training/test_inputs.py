@@ -10,9 +10,9 @@ import pytest
 from tests.support.chat import CHATML, SIZE, chat_model, chat_tokenizer, save_chat
 from tests.support.tiny import train_tiny
 
-from effopd.config import RunConfig, make_config
 from effopd.errors import ConfigError, ParameterMismatchError
 from effopd.records import read_json, read_jsonl
+from effopd.training.config import Config, make_config
 from effopd.training.run import config_of_run
 
 PLAIN = [{"prompt": f"{i} + {i}?", "answer": str(2 * i)} for i in range(12)]
@@ -20,7 +20,7 @@ PLAIN = [{"prompt": f"{i} + {i}?", "answer": str(2 * i)} for i in range(12)]
 
 def run_config(
     directory: Path, rows: Sequence[Any] = PLAIN, overrides: Sequence[str] = (), **settings: Any
-) -> RunConfig:
+) -> Config:
     """A run of one step on `student` and `teacher` in the directory; both are made if need be."""
     for name, seed in (("student", 0), ("teacher", 1)):
         if not (directory / name).exists():
@@ -40,7 +40,7 @@ def run_config(
     return make_config(raw | settings, overrides)
 
 
-def said(config: RunConfig, out: Path) -> list[str]:
+def said(config: Config, out: Path) -> list[str]:
     is_over, messages = train_tiny(config, out)
     assert is_over
     return messages

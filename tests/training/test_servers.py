@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from tests.support.fake_server import FAULTS, FakeServer, serving, settings_of
 from tests.support.tiny import metrics_of, outcome, sha256, tiny_config, train_tiny, write_models
 
-from effopd.config import RunConfig
 from effopd.errors import ServerError
 from effopd.models.checkpoints import list_checkpoints
 from effopd.models.loading import ModelSettings, load_model, load_tokenizer
 from effopd.records import read_jsonl
+from effopd.training.config import Config
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 
@@ -54,7 +54,7 @@ PLAIN: dict[str, Any] = {
 }
 
 
-def served(models: Path, server: FakeServer, **changes: Any) -> RunConfig:
+def served(models: Path, server: FakeServer, **changes: Any) -> Config:
     """A run whose teacher is behind the server."""
     settings = asdict(settings_of(server, api_key_env="TEACHER_KEY", retries=30, backoff_s=0.002))
     config = PLAIN | {"teacher": None, "teacher_server": settings} | changes

@@ -11,10 +11,11 @@ from transformers.utils import logging as transformers_logging
 from effopd.analysis.behavior_study import BehaviorSettings, BehaviorStudy, Tables
 from effopd.analysis.series import Inputs
 from effopd.analysis.study_directory import AnalysisDirectory
-from effopd.config import RunConfig, load_config, to_toml
+from effopd.config.reading import to_toml
 from effopd.errors import ConfigError
 from effopd.records import SCHEMA, Row, read_json, write_json_atomic
 from effopd.reports.table_files import write_table
+from effopd.training.config import Config, load_config
 from effopd.training.run import config_of_run
 
 TABLES = ("divergences", "positions", "shifts", "shift_points")
@@ -23,7 +24,7 @@ TABLES = ("divergences", "positions", "shifts", "shift_points")
 
 def behavior_recipe(
     asked: Sequence[str], run: Path | None, recipe: Path | None, device: str
-) -> RunConfig | None:
+) -> Config | None:
     """Where problems, prompts and teachers come from.
 
     Args:
@@ -55,7 +56,7 @@ def behavior_recipe(
 
 
 def measure_behavior(
-    directory: AnalysisDirectory, inputs: Inputs, recipe: RunConfig, *, draws_tsne: bool
+    directory: AnalysisDirectory, inputs: Inputs, recipe: Config, *, draws_tsne: bool
 ) -> None:
     """Writes the tables of behavior and the example, measured now or before.
 
@@ -87,7 +88,7 @@ def measure_behavior(
         write_json_atomic(directory.path / "example.json", example)
 
 
-def _measured(inputs: Inputs, recipe: RunConfig, settings: BehaviorSettings) -> Row:
+def _measured(inputs: Inputs, recipe: Config, settings: BehaviorSettings) -> Row:
     transformers_logging.disable_progress_bar()
     found = behavior_tables(inputs, recipe, settings=settings)
     return {"tables": found.tables, "example": found.example}
@@ -108,7 +109,7 @@ class Behavior:
 
 def behavior_tables(
     inputs: Inputs,
-    recipe: RunConfig,
+    recipe: Config,
     *,
     settings: BehaviorSettings | None = None,
     report: Callable[[str], None] = print,

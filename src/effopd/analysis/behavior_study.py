@@ -28,7 +28,6 @@ from effopd.analysis.shift_pictures import (
     spread_tokens,
 )
 from effopd.analysis.trajectories import pca_points, tsne_points
-from effopd.config import RunConfig
 from effopd.errors import ConfigError
 from effopd.evaluation.evaluator import Evaluation
 from effopd.evaluation.routing import routed_reverse_kl
@@ -38,6 +37,7 @@ from effopd.models.updates import open_update
 from effopd.objectives import FullVocabularyKL
 from effopd.records import Row
 from effopd.rollouts.rollout import Rollout
+from effopd.training.config import Config
 from effopd.training.run import build_parts, started_from
 from effopd.training.teachers import frozen_copy
 
@@ -89,7 +89,7 @@ class BehaviorStudy:
     def __init__(
         self,
         base: Path,
-        recipe: RunConfig,
+        recipe: Config,
         settings: BehaviorSettings,
         report: Callable[[str], None],
     ) -> None:

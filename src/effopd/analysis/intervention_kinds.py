@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, make_dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from effopd.analysis.interventions import Intervention
 from effopd.analysis.modules import layer_count, module_norms, update_norm
 from effopd.analysis.ranks import BottomRank, TopRank
 from effopd.analysis.scalings import NormScaling, WholeScaling
+from effopd.config.reading import read
 from effopd.errors import ConfigError
 from effopd.models.layout import Heads
 from effopd.models.updates import Update
@@ -61,12 +62,12 @@ class Kind:
     """A kind of intervention on the command line.
 
     Attributes:
-        settings: Name to what reads its text.
+        settings: Name to type.
         build: Makes the interventions of one value for each setting; what was not given is absent.
         other: Whether a second tuned model has to be given, may be given, or may not.
     """
 
-    settings: Mapping[str, Callable[[str, str], Any]]
+    settings: Mapping[str, Any]
     build: Build
     other: Literal["required", "allowed", "refused"] = "refused"
 
@@ -92,54 +93,22 @@ def interventions(kind: str, settings: Sequence[str], source: Source) -> list[In
         raise ConfigError(f"--kind {kind} takes norms or tensors of a second model: give --other")
     if chosen.other == "refused" and source.other is not None:
         raise ConfigError(f"--kind {kind} takes nothing from a second model: leave out --other")
-    given = dict(_parse(kind, chosen, text) for text in settings)
-    combinations = itertools.product(*given.values())
+    fields = [(name, hint | None, field(default=None)) for name, hint in chosen.settings.items()]
+    cls = make_dataclass(kind, fields, frozen=True)
+    given = {}
+    for text in settings:
+        name, equals, values = text.partition("=")
+        if not equals or name not in chosen.settings:
+            known = ", ".join(f"{each}=..." for each in chosen.settings)
+            raise ConfigError(f"--kind {kind} has the settings {known}, got {text!r}")
+        given[name] = [
+            getattr(read(cls, {}, [f"{name}={value.strip()}"]), name) for value in values.split(",")
+        ]
     return [
         each
-        for values in combinations
+        for values in itertools.product(*given.values())
         for each in chosen.build(source, dict(zip(given, values, strict=True)))
     ]
-
-
-def _parse(kind: str, chosen: Kind, text: str) -> tuple[str, list[Any]]:
-    name, equals, values = text.partition("=")
-    if not equals or name not in chosen.settings:
-        known = ", ".join(f"{each}=..." for each in chosen.settings)
-        raise ConfigError(f"--kind {kind} has the settings {known}, got {text!r}")
-    return name, [chosen.settings[name](name, value.strip()) for value in values.split(",")]
-
-
-# Values -------------------------------------------------------------------------------------------
-
-
-def _number(name: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ConfigError(f"{name} must be a number, got {text!r}") from None
-
-
-def _whole_number(name: str, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ConfigError(f"{name} must be a whole number, got {text!r}") from None
-
-
-def _truth(name: str, text: str) -> bool:
-    if text not in {"true", "false"}:
-        raise ConfigError(f"{name} must be true or false, got {text!r}")
-    return text == "true"
-
-
-def _text(name: str, text: str) -> str:
-    return text
-
-
-def _granularity(name: str, text: str) -> str:
-    if text not in {"module", "whole"}:
-        raise ConfigError(f"{name} must be module or whole, got {text!r}")
-    return text
 
 
 # Kinds --------------------------------------------------------------------------------------------
@@ -196,24 +165,26 @@ def _swap(source: Source, values: Values) -> list[Intervention]:
 
 
 KINDS: Mapping[str, Kind] = {
-    "scale": Kind(settings={"scale": _number, "norm": _number}, build=_scale, other="allowed"),
-    "norm": Kind(settings={"beta": _number, "per": _granularity}, build=_norm, other="required"),
-    "embeddings": Kind(settings={"part": _text, "into": _text}, build=_embeddings),
+    "scale": Kind(settings={"scale": float, "norm": float}, build=_scale, other="allowed"),
+    "norm": Kind(
+        settings={"beta": float, "per": Literal["module", "whole"]}, build=_norm, other="required"
+    ),
+    "embeddings": Kind(settings={"part": str, "into": str}, build=_embeddings),
     "window": Kind(
         settings={
-            "centre": _whole_number,
-            "block": _text,
-            "half_width": _whole_number,
-            "only_whole": _truth,
+            "centre": int,
+            "block": str,
+            "half_width": int,
+            "only_whole": bool,
         },
         build=_window,
     ),
     "top_rank": Kind(
-        settings={"share": _number, "norm": _number, "others": _text},
+        settings={"share": float, "norm": float, "others": str},
         build=_top_rank,
         other="allowed",
     ),
-    "bottom_rank": Kind(settings={"share": _number, "others": _text}, build=_bottom_rank),
-    "swap": Kind(settings={"blocks": _text}, build=_swap, other="required"),
+    "bottom_rank": Kind(settings={"share": float, "others": str}, build=_bottom_rank),
+    "swap": Kind(settings={"blocks": str}, build=_swap, other="required"),
 }
 """Name on the command line -> how it is made."""

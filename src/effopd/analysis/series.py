@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from effopd.config import load_config
 from effopd.errors import ConfigError, ParameterMismatchError
 from effopd.models.checkpoints import list_checkpoints
 from effopd.models.paths import no_such_directory
 from effopd.models.updates import Update, open_update
 from effopd.records import Row
+from effopd.training.config import load_config
 from effopd.training.run import base_settings
 
 RESERVED = {"base", "teacher"}

@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 from effopd.analysis.applying import write_intervened
 from effopd.analysis.intervention_kinds import Source, interventions
 from effopd.analysis.intervention_scores import Case, Passes, Row, evaluate_interventions, key_of
-from effopd.config import RunConfig, differences, load_config, to_toml
+from effopd.config.reading import differences, to_toml
 from effopd.errors import ConfigError
 from effopd.models.fingerprint import weights_fingerprint
 from effopd.models.layout import read_heads
@@ -22,6 +22,7 @@ from effopd.records import JsonlWriter, display_text, read_jsonl, write_text_ato
 from effopd.reports.table_files import write_table
 from effopd.reports.tables import text_table
 from effopd.training.build import Parts
+from effopd.training.config import Config, load_config
 from effopd.training.devices import placed
 from effopd.training.run import build_parts, started_from
 
@@ -111,7 +112,7 @@ def directory_name(case: Case) -> str:
 # Evaluation ---------------------------------------------------------------------------------------
 
 
-def _config(asked: Request, recipe: Path) -> RunConfig:
+def _config(asked: Request, recipe: Path) -> Config:
     """The recipe's settings with the base as the student.
 
     Raises:
@@ -129,7 +130,7 @@ def _config(asked: Request, recipe: Path) -> RunConfig:
     return placed(started_from(config, asked.base))
 
 
-def _evaluate(asked: Request, config: RunConfig, cases: Sequence[Case]) -> None:
+def _evaluate(asked: Request, config: Config, cases: Sequence[Case]) -> None:
     """Evaluates what the tables lack, one row at a time, and writes the tables."""
     _check_same_evaluation(asked, config)
     directories = [asked.base, asked.tuned, *([asked.other] if asked.other else [])]
@@ -167,7 +168,7 @@ def _passes(asked: Request, parts: Parts) -> Passes:
     )
 
 
-def _check_same_evaluation(asked: Request, config: RunConfig) -> None:
+def _check_same_evaluation(asked: Request, config: Config) -> None:
     """All rows of a table come from one base, one evaluation and one number of passes."""
     path = asked.out / "evaluation.toml"
     text = f"passes = {asked.passes}\n{to_toml(config)}"

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from effopd.analysis.quadratic import FrozenLoss, completion_logits
-from effopd.config import RunConfig
 from effopd.errors import ConfigError
 from effopd.models.checkpoints import checkpoint_path, list_checkpoints, verify_checkpoint
 from effopd.models.weights import open_weights
@@ -18,6 +17,7 @@ from effopd.rollouts.rollout import Rollout
 from effopd.rollouts.seeds import derive_seed
 from effopd.search.direction import SinceAccepted, SinceBase, SinceRaw
 from effopd.training.build import Parts
+from effopd.training.config import Config
 from effopd.training.state import load_tensors, state_file
 
 RESPONSES = 4
@@ -58,7 +58,7 @@ class PastRay:
     anchor_P: Tensor
 
 
-def check_is_distillation(config: RunConfig) -> None:
+def check_is_distillation(config: Config) -> None:
     """The theory is that of a reverse KL to a teacher that stays.
 
     Raises:
@@ -101,7 +101,7 @@ def write_text(parts: Parts, contexts: int, say: Say) -> Text:
 
 def frozen_loss(parts: Parts, text: Text) -> FrozenLoss:
     """The base model's loss on the text, with the target that the run's objective has."""
-    assert parts.teachers is not None  # RunConfig checked it
+    assert parts.teachers is not None  # Config checked it
     samples = [rollout.sample for rollout in text.rollouts]
     targets: dict[int, Tensor] = {}
     for _, teacher, indices in parts.teachers.split_local(text.rollouts):
@@ -211,7 +211,7 @@ def _advantages(parts: Parts, rollouts: list[Rollout]) -> tuple[float, ...] | No
     )
 
 
-def _reward_scale(config: RunConfig) -> float:
+def _reward_scale(config: Config) -> float:
     """The lambda of the target `lambda z* + (1 - lambda) z_ref`."""
     assert isinstance(config.objective, ExOPD | FullVocabularyKL)
     return config.objective.reward_scale

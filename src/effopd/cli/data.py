@@ -9,13 +9,13 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from effopd.config import RunConfig, load_config
 from effopd.data.problem import CountingVerifier, Problem, Task
 from effopd.data.world import TinyWorld, make_tokenizer
 from effopd.models.loading import ModelSettings, load_tokenizer
 from effopd.records import display_text
 from effopd.rewards.build import verifier_for
 from effopd.rollouts.prompts import lend_template_
+from effopd.training.config import Config, load_config
 from effopd.training.problems import load_problems
 
 _NARROWEST, _GAP = 24, " | "
@@ -51,7 +51,7 @@ def preview(recipe: Path, overrides: Sequence[str], problems: int) -> None:
         print("\n".join(["", *block(problem, own, seen, width=width)]))
 
 
-def rendered(config: RunConfig, tokenizer: Any, problem: Problem) -> Rendered:
+def rendered(config: Config, tokenizer: Any, problem: Problem) -> Rendered:
     """The prompt of a problem by one model's tokenizer and chat template."""
     ids = config.prompt.encode(tokenizer, problem)
     return Rendered(ids=ids, text=tokenizer.decode(ids, skip_special_tokens=False))
@@ -102,7 +102,7 @@ def _reference(problem: Problem) -> str:
     return display_text(problem.answer) or "none"
 
 
-def _problems(config: RunConfig, tokenizer: Any) -> Task:
+def _problems(config: Config, tokenizer: Any) -> Task:
     """The problems as a run would have them, counts printed."""
     with ExitStack() as stack:
         verifier = verifier_for(config.task, config.code)
@@ -111,13 +111,13 @@ def _problems(config: RunConfig, tokenizer: Any) -> Task:
         return load_problems(config, tokenizer, verifier, lambda line: print(display_text(line)))
 
 
-def _tokenizers(config: RunConfig) -> tuple[Any, Mapping[str, Any]]:
+def _tokenizers(config: Config) -> tuple[Any, Mapping[str, Any]]:
     """The student's tokenizer, and the teachers' by name; the tiny world brings its own."""
 
     def tokenizer(settings: ModelSettings | None) -> Any:
         if settings is not None:
             return load_tokenizer(settings)
-        assert isinstance(config.task, TinyWorld)  # RunConfig checked it
+        assert isinstance(config.task, TinyWorld)  # Config checked it
         return make_tokenizer(config.task)
 
     student = tokenizer(config.student)

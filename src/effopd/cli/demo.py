@@ -6,9 +6,9 @@ from typing import Any
 
 from effopd.cli.report import report_runs
 from effopd.cli.run import run_config
-from effopd.config import make_config
 from effopd.records import load_run, write_json_atomic
 from effopd.reports.summary import comparison
+from effopd.training.config import make_config
 
 COMMON: dict[str, Any] = {
     "device": "cpu",

@@ -13,11 +13,11 @@ from effopd.cli.doctor_prompts import problems, sandbox, servers, tokenizers
 from effopd.cli.doctor_visit import Finding, Patient
 from effopd.cli.stand_in import with_stand_ins
 from effopd.comparison.plan import PlannedCell, load_plan
-from effopd.config import RunConfig, load_config, make_config
 from effopd.errors import EffopdError
 from effopd.models.devices import card_of, real_device
 from effopd.models.footprint import Gpu, gpu_named
 from effopd.records import display_text
+from effopd.training.config import Config, load_config, make_config
 
 Check = Callable[[Patient], Iterator[Finding]]
 
@@ -82,9 +82,7 @@ def page(findings: Sequence[Finding]) -> str:
     return "\n".join([*lines, "", ", ".join(said)])
 
 
-def _visited(
-    config: RunConfig, recipe: Path, *, offline: bool, gpu: Gpu | None
-) -> Iterator[Finding]:
+def _visited(config: Config, recipe: Path, *, offline: bool, gpu: Gpu | None) -> Iterator[Finding]:
     """What the checks find; without a card named, that of this machine if the run takes it."""
     if gpu is None and not offline:
         try:
@@ -123,7 +121,7 @@ def _plan(
         yield Finding(level="problem", check="settings", text=raise_about)
         return
     cells = load_plan(path).cells()
-    configs: dict[str, tuple[PlannedCell, RunConfig]] = {}
+    configs: dict[str, tuple[PlannedCell, Config]] = {}
     for cell in cells:
         try:
             configs.setdefault(f"{cell.world}/{cell.method}", (cell, make_config(cell.settings)))

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from effopd.config import RunConfig
 from effopd.models.footprint import (
     CONTEXT_BYTES,
     Bytes,
@@ -24,6 +23,7 @@ from effopd.models.footprint import (
 from effopd.models.loading import ModelSettings
 from effopd.models.shapes import ModelShape
 from effopd.objectives import ExOPD, FullVocabularyKL, PolicyGradient
+from effopd.training.config import Config
 
 _ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _PER_TRAINED_TOKEN = {False: 3, True: 4}
@@ -55,7 +55,7 @@ class Estimate:
         gpu: The card; None where only memory is asked for.
     """
 
-    config: RunConfig
+    config: Config
     shapes: Mapping[str, ModelShape]
     gpu: Gpu | None = None
 

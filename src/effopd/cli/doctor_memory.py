@@ -9,8 +9,8 @@ from pathlib import Path
 
 from effopd.cli.doctor_estimates import Estimate, step_seconds
 from effopd.cli.doctor_visit import Finding, Level, Patient
-from effopd.config import RunConfig
 from effopd.models.footprint import Gpu
+from effopd.training.config import Config
 
 FULL = 0.9
 """Share of a card's memory beyond which an estimate is no comfort."""
@@ -21,7 +21,7 @@ _LARGER = (
     "in examples/verl (docs/verl.md, effopd plan)"
 )
 
-Change = Callable[[RunConfig], RunConfig]
+Change = Callable[[Config], Config]
 
 
 def memory(patient: Patient) -> Iterator[Finding]:
@@ -57,7 +57,7 @@ def memory(patient: Patient) -> Iterator[Finding]:
     yield _disk(patient.config, estimate.checkpoint_bytes())
 
 
-def _time(config: RunConfig, seconds: float | None) -> Iterator[Finding]:
+def _time(config: Config, seconds: float | None) -> Iterator[Finding]:
     if seconds is None:
         return
     steps, whole = config.train.steps, config.train.steps * seconds
@@ -74,7 +74,7 @@ def _host_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _disk(config: RunConfig, one: int) -> Finding:
+def _disk(config: Config, one: int) -> Finding:
     """Room for the checkpoints that are kept, and the one that is being written."""
     needed, free = one * (config.checkpoint.keep + 1), shutil.disk_usage(Path.cwd()).free
     text = f"checkpoints take {gb(needed)}, {gb(free)} are free here"
@@ -186,13 +186,13 @@ def _in(section: str, **values: bool | int | str) -> Saving:
     """Sets values of one section."""
     named = [f"{section}.{name}={_toml(value)}" for name, value in values.items()]
 
-    def change(config: RunConfig) -> RunConfig:
+    def change(config: Config) -> Config:
         return config.model_copy(update={section: replace(getattr(config, section), **values)})
 
     return Saving(settings=" ".join(named), change=change)
 
 
-def _share(config: RunConfig, share: float) -> Saving:
+def _share(config: Config, share: float) -> Saving:
     """Another share for vLLM, which it gives back while it sleeps."""
     vllm = replace(config.rollouts.vllm, gpu_memory=share, sleep=True)
     sleep = "" if config.rollouts.vllm.sleep else " rollouts.vllm.sleep=true"

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from effopd.cli.shipped_shapes import model_config
-from effopd.config import RunConfig
 from effopd.errors import EffopdError
 from effopd.models.counted import model_shape
 from effopd.models.footprint import Gpu
@@ -15,6 +14,7 @@ from effopd.models.hub import fetch
 from effopd.models.loading import ModelSettings, load_tokenizer
 from effopd.models.shapes import ModelShape
 from effopd.records import display_text
+from effopd.training.config import Config
 
 Level = Literal["ok", "warning", "problem"]
 
@@ -85,7 +85,7 @@ class Model:
 class Patient:
     """A run to look at."""
 
-    config: RunConfig
+    config: Config
     recipe: Path
     offline: bool
     gpu: Gpu | None

@@ -155,7 +155,7 @@ def compare(
 ) -> None:
     """Train every method of a plan in every world; write tables, figures and a page. Resumes."""
     with errors(debug):
-        from effopd.comparison.run import run_compare
+        from effopd.cli.compare import run_compare
 
         ending = run_compare(plan, out, workers=workers, quick=quick, list_runs=list_runs)
         raise typer.Exit({"finished": 0, "failed": 1, "stopped": STOPPED}[ending])

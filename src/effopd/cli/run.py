@@ -10,10 +10,11 @@ from transformers.utils import logging as transformers_logging
 
 from effopd.cli.progress import progress_lines
 from effopd.cli.stand_in import with_stand_ins
-from effopd.config import RunConfig, load_config, to_toml
+from effopd.config.reading import to_toml
 from effopd.errors import CheckpointError, ConfigError
 from effopd.models.checkpoints import checkpoint_path, newest_good, verify_checkpoint
 from effopd.records import display_text
+from effopd.training.config import Config, load_config
 from effopd.training.run import build_parts, config_of_run, started_from, train
 from effopd.training.state import load_tensors, state_file
 
@@ -34,7 +35,7 @@ def run_recipe(
     return run_config(config, out, resume_hint=shlex.join(command))
 
 
-def run_config(config: RunConfig, out: Path, *, resume_hint: str) -> bool:
+def run_config(config: Config, out: Path, *, resume_hint: str) -> bool:
     """Trains with progress on standard output; says how to resume when stopped."""
     transformers_logging.disable_progress_bar()
     with progress_lines(config.name, config.train.steps) as lines:

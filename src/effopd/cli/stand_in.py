@@ -16,10 +16,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from effopd.cli.shipped_shapes import model_config
-from effopd.config import RunConfig, make_config, to_toml
+from effopd.config.reading import to_toml
 from effopd.demo.cache import cache_directory
 from effopd.models.checkpoints import write_checkpoint
 from effopd.models.counted import model_shape
+from effopd.training.config import Config, make_config
 
 SPECIAL = ("<|endoftext|>", "<bos>", "<eos>")  # the first is added to any Qwen2 tokenizer
 ROWS = 256 + len(SPECIAL)
@@ -32,7 +33,7 @@ _TEMPLATE = (
 )
 
 
-def with_stand_ins(config: RunConfig, recipe: Path) -> RunConfig:
+def with_stand_ins(config: Config, recipe: Path) -> Config:
     """The settings with tiny models and problems, which are made if they are not cached.
 
     Args:

@@ -27,11 +27,11 @@ from effopd.analysis.theory_inputs import (
     read_rays,
     write_text,
 )
-from effopd.config import RunConfig
 from effopd.errors import ConfigError
 from effopd.models.layout import place_of
 from effopd.records import SCHEMA, write_json_atomic
 from effopd.reports.table_files import write_table
+from effopd.training.config import Config
 from effopd.training.run import build_parts, config_of_run
 
 RATE_SHARES = (0.1, 0.5, 1.0, 1.9)
@@ -257,7 +257,7 @@ def _finite(row: Row) -> Row:
 
 
 def _summary(
-    config: RunConfig,
+    config: Config,
     compared: Comparison,
     pairs: EigenPairs,
     covariances: EstimatorCovariances,

@@ -115,7 +115,7 @@ class Pool:
         """
         running = {self._pool.schedule(_do, args=(job,)): job for job in jobs}
         while running:
-            done, _ = wait(running, timeout=POLL_S, return_when="FIRST_COMPLETED")
+            done, _ = wait(list(running), timeout=POLL_S, return_when="FIRST_COMPLETED")
             while not self._messages.empty():
                 self._on_message(*self._messages.get())
             if stop and not self._stop.is_set():
@@ -123,7 +123,7 @@ class Pool:
                 for future, job in running.items():
                     if job.kind == "world" or not future.running():
                         future.cancel()
-            for future in done:
+            for future in [each for each in running if each in done]:
                 if (outcome := _outcome(running.pop(future), future)) is not None:
                     on_outcome(outcome)
             on_poll()
@@ -181,9 +181,9 @@ def _do(job: Job) -> bool:
     """Makes the models of a world, or trains a cell; whether it came to its end."""
     from transformers.utils import logging
 
-    from effopd.config import make_config
     from effopd.data.world import TinyWorld
     from effopd.demo.cache import world_models
+    from effopd.training.config import make_config
     from effopd.training.loop import Observer
     from effopd.training.run import train
 

@@ -18,10 +18,10 @@ from effopd.training.signals import StopRequest
 from effopd.workspace import Workspace
 
 if TYPE_CHECKING:
-    from effopd.config import RunConfig
     from effopd.data.dataset import DatasetTask
     from effopd.data.files import JsonlTask
     from effopd.data.world import TinyWorld
+    from effopd.training.config import Config
 
 MOST_LISTED = 12
 """Runs named one by one in a message."""
@@ -91,10 +91,12 @@ def compare(
         ConfigError: The plan, or the settings of a run, are wrong, or not those of a run that is
             already there. Nothing was started then.
     """
-    is_mapping = isinstance(plan, Mapping)
-    read = make_plan(plan) if is_mapping else load_plan(Path(plan), quick=quick)
+    if isinstance(plan, Mapping):
+        read, name = make_plan(plan), "PLAN.toml"
+    else:
+        read, name = load_plan(Path(plan), quick=quick), str(plan)
     out, cells = Path(out) if out else directory_of(read, quick=quick), read.cells()
-    words = ["effopd", "compare", "PLAN.toml" if is_mapping else str(plan), "--out", str(out)]
+    words = ["effopd", "compare", name, "--out", str(out)]
     command = shlex.join(words + ["--quick"] * quick)
     with Workspace(out, "comparison"):
         ledger = Ledger(out)
@@ -116,9 +118,10 @@ def compare(
     )
 
 
-def _resolve(cells: Sequence[PlannedCell], out: Path, ledger: Ledger) -> "dict[str, RunConfig]":
+def _resolve(cells: Sequence[PlannedCell], out: Path, ledger: Ledger) -> "dict[str, Config]":
     """Checked settings by run, all of them those of the runs that are already there."""
-    from effopd.config import make_config, to_toml
+    from effopd.config.reading import to_toml
+    from effopd.training.config import make_config
     from effopd.training.devices import placed
 
     configs, mistakes = {}, dict[str, list[str]]()
@@ -137,8 +140,8 @@ def _resolve(cells: Sequence[PlannedCell], out: Path, ledger: Ledger) -> "dict[s
     return configs
 
 
-def _refuse_other_settings(configs: "Mapping[str, RunConfig]", out: Path) -> None:
-    from effopd.config import changes
+def _refuse_other_settings(configs: "Mapping[str, Config]", out: Path) -> None:
+    from effopd.training.continuing import changes
 
     changed: dict[str, list[str]] = {}
     for name, config in configs.items():
@@ -163,7 +166,7 @@ def _refuse_other_settings(configs: "Mapping[str, RunConfig]", out: Path) -> Non
 def _train(
     out: Path,
     cells: Sequence[PlannedCell],
-    configs: "Mapping[str, RunConfig]",
+    configs: "Mapping[str, Config]",
     ledger: Ledger,
     workers: int,
     display: Display,
@@ -204,7 +207,7 @@ def _train(
 def _make_worlds(
     pool: Pool,
     cells: Sequence[PlannedCell],
-    configs: "Mapping[str, RunConfig]",
+    configs: "Mapping[str, Config]",
     stop: StopRequest,
     shown: Progress,
 ) -> "dict[TinyWorld | JsonlTask | DatasetTask, str]":
@@ -233,7 +236,7 @@ def _make_worlds(
     }
 
 
-def _work(config: "RunConfig") -> float:
+def _work(config: "Config") -> float:
     """Estimated work of a run in prompts: what it learns from and what its searches score."""
     searched = config.validation.prompts if config.searches else 0
     learnt = config.train.prompts_per_step * config.train.responses_per_prompt

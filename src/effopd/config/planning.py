@@ -1,14 +1,11 @@
 """The settings of `effopd plan`, from overrides alone."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from effopd.config.mistakes import sentences, unknown_settings
-from effopd.config.reading import merged, parse_override
-from effopd.errors import ConfigError
+from effopd.config.reading import merged, overridden, raw_of, read
 from effopd.evaluation.cached_kl import CachedKLValidation
 from effopd.evaluation.validators import AccuracyValidation, TeacherKLValidation
 from effopd.search.settings import Search
@@ -122,18 +119,8 @@ def make_plan_config(overrides: Sequence[str] = ()) -> PlanConfig:
     Raises:
         ConfigError: An unknown key, a wrong value, or numbers that do not divide; names the key.
     """
-    given: dict[str, Any] = {}
-    for override in overrides:
-        given = merged(given, parse_override(override))
-    whole = merged(_defaults(given), given)
-    if isinstance(whole["search"], Mapping) and whole["search"].get("guard") == "none":
-        whole["search"] = {**whole["search"], "guard": None}
-    if mistakes := list(unknown_settings(whole, PlanConfig)):
-        raise ConfigError("\n".join(mistakes))
-    try:
-        return PlanConfig.model_validate_json(json.dumps(whole, default=str), strict=True)
-    except ValidationError as error:
-        raise ConfigError("\n".join(sentences(error, whole))) from None
+    given = overridden({}, overrides)
+    return read(PlanConfig, merged(_defaults(given), given))
 
 
 def _defaults(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,4 +132,4 @@ def _defaults(given: Mapping[str, Any]) -> dict[str, Any]:
         "validation": found["validation"],
         "epochs": found["train"].epochs,
     }
-    return PlanConfig(**chosen).model_dump(exclude={"preset"})
+    return dict(raw_of(PlanConfig(**chosen))) | {"preset": given.get("preset", config.preset)}

@@ -1,70 +1,166 @@
-"""Settings from TOML and overrides, and back."""
+"""Settings objects from nested mappings, TOML files and overrides, and back to TOML.
 
+Knows no settings class: every class of frozen dataclasses or pydantic models is read alike.
+"""
+
+import dataclasses
+import difflib
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePath
+from types import NoneType
+from typing import Any, TypeVar
 
 import tomli_w
-from pydantic import ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from effopd.config.extending import EXTENDS, base_path, check_extends_nothing
-from effopd.config.mistakes import sentences, unknown_settings
-from effopd.training.config import RunConfig
 from effopd.errors import ConfigError
-from effopd.training.methods import method_settings
 
 Raw = dict[str, Any]
+T = TypeVar("T")
+
+NONE = "none"
+"""How TOML spells an optional section that is turned off."""
+INTERNAL = "internal"
+"""Metadata of a field that is no setting."""
 
 
-def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
-    """Reads a TOML recipe, which may extend another one in its directory.
+def read(cls: type[T], raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> T:
+    """A settings object from a nested mapping.
 
     Args:
-        path: The recipe.
+        cls: A frozen dataclass or pydantic model; sections are dataclasses, those of a union are
+            told apart by their field `type`.
+        raw: Plain values or settings objects, by field name.
         overrides: `section.key=value` with a TOML value, for example `optimizer.lr=3e-4`.
 
     Returns:
-        The resolved settings.
+        The settings.
 
     Raises:
-        ConfigError: The file is missing or no TOML, or a setting is wrong.
+        ConfigError: An unknown key, a wrong value, or a contradiction; one line each, naming the
+            key.
     """
-    raw = _read(Path(path))
-    if (base := base_path(Path(path), raw)) is not None:
-        below = _read(base)
-        check_extends_nothing(base, below)
-        raw = merged(below, {key: value for key, value in raw.items() if key != EXTENDS})
-    return make_config(raw, overrides)
+    whole = checked(overridden(raw, overrides), cls)
+    with explained(whole):
+        return TypeAdapter(cls).validate_json(as_json(whole), strict=True)
 
 
-def make_config(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
-    """Validated settings from a nested mapping, presets expanded.
-
-    Raises:
-        ConfigError: An unknown key, a wrong value, or a contradiction; names the key.
-    """
-    whole = dict(raw)
-    for override in overrides:
-        whole = merged(whole, parse_override(override))
-    whole = merged(_defaults(whole), whole)
-    if isinstance(whole["search"], Mapping) and whole["search"].get("guard") == "none":
-        whole["search"] = {**whole["search"], "guard": None}
-    if mistakes := list(unknown_settings(whole, RunConfig)):
-        raise ConfigError("\n".join(mistakes))
-    try:  # as JSON, where strict does not mean that a list is no tuple and a table no dataclass
-        return RunConfig.model_validate_json(json.dumps(whole, default=str), strict=True)
-    except ValidationError as error:
-        raise ConfigError("\n".join(sentences(error, whole))) from None
+def as_json(raw: Mapping[str, Any]) -> str:
+    """JSON, in which strict does not mean that a list is no tuple and a table no dataclass."""
+    return json.dumps(raw, default=str)
 
 
-def to_toml(config: RunConfig) -> str:
-    """All settings, defaults included, as TOML that `load_config` reads back."""
-    dumped = config.model_dump()
-    if dumped["search"]["guard"] is None:
-        dumped["search"]["guard"] = "none"
-    return tomli_w.dumps(without_none(dumped))
+# Mappings -----------------------------------------------------------------------------------------
+
+
+def overridden(raw: Mapping[str, Any], overrides: Sequence[str]) -> Raw:
+    """A mapping of plain values with `section.key=value` over it."""
+    whole: Raw = raw_of(raw)
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"override {text!r} must look like section.key=value")
+        try:
+            parsed = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            parsed = value
+        for part in reversed(key.strip().split(".")):
+            parsed = {part: parsed}
+        whole = merged(whole, parsed)
+    return whole
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> Raw:
+    """`above` over `below`; a section that changes its `type` replaces the whole section."""
+    found = dict(below)
+    for key, value in above.items():
+        old = found.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            replaced = "type" in value and value["type"] != old.get("type", value["type"])
+            found[key] = value if replaced else merged(old, value)
+        else:
+            found[key] = value
+    return found
+
+
+def raw_of(value: Any) -> Any:
+    """Plain values of settings objects, and of mappings and lists that hold some."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: raw_of(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, BaseModel):
+        return {name: raw_of(getattr(value, name)) for name in type(value).model_fields}
+    if isinstance(value, Mapping):
+        return {key: raw_of(each) for key, each in value.items()}
+    return [raw_of(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def settings_of(raw: Mapping[str, Any], prefix: str = "") -> Raw:
+    """Every setting of a nested mapping by its dotted name."""
+    found: Raw = {}
+    for key, value in raw.items():
+        nested = isinstance(value, Mapping)
+        found |= settings_of(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return found
+
+
+# TOML ---------------------------------------------------------------------------------------------
+
+
+def read_recipe(path: Path) -> Raw:
+    """The content of a TOML file, over that of the one in its directory that it `extends`."""
+    raw = read_toml(path)[0]
+    name = raw.pop("extends", None)
+    if name is None:
+        return raw
+    if not isinstance(name, str) or PurePath(name).name != name or not name.endswith(".toml"):
+        raise ConfigError(
+            f"{path}: extends must name a TOML file in the same directory, got {name!r:.80}"
+        )
+    base = read_toml(path.parent / name)[0]
+    if "extends" in base:  # what a run does should be read from two files at most
+        raise ConfigError(
+            f"{path.parent / name} is extended and cannot itself extend {base['extends']!r:.80}: "
+            "copy its settings into your recipe, extends included, or give yours on the command "
+            "line"
+        )
+    return merged(base, raw)
+
+
+def read_toml(path: Path) -> tuple[Raw, str]:
+    """The content of a TOML file, and its text."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # editors write the mark
+        return tomllib.loads(text), text
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8: {error}; save it as UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+
+
+def to_toml(settings: Any) -> str:
+    """All settings of an object, defaults included, as TOML that reads back equal."""
+    return tomli_w.dumps(_spelled(settings))
+
+
+def _spelled(value: Any) -> Any:
+    """Plain values without None, which TOML cannot write; "none" where another one is default."""
+    if isinstance(value, BaseModel):
+        defaults = {name: field.default for name, field in type(value).model_fields.items()}
+    elif dataclasses.is_dataclass(value):
+        defaults = {field.name: field.default for field in dataclasses.fields(value)}
+    elif isinstance(value, Mapping):
+        return {key: _spelled(each) for key, each in value.items() if each is not None}
+    else:
+        return [_spelled(each) for each in value] if isinstance(value, list | tuple) else value
+    found = {name: getattr(value, name) for name in defaults}
+    off = {name: NONE for name, each in found.items() if each is None and defaults[name]}
+    return {name: _spelled(each) for name, each in (found | off).items() if each is not None}
 
 
 def differences(old_toml: str, new_toml: str) -> list[str]:
@@ -74,75 +170,121 @@ def differences(old_toml: str, new_toml: str) -> list[str]:
     return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in keys if old.get(k) != new.get(k)]
 
 
-def settings_of(raw: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Every setting of a nested mapping by its dotted name."""
-    found: dict[str, Any] = {}
-    for key, value in raw.items():
-        nested = isinstance(value, Mapping)
-        found |= settings_of(value, f"{prefix}{key}.") if nested else {prefix + key: value}
-    return found
+# Mistakes -----------------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> Raw:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors write the mark
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8: {error}; save it as UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from None
+def checked(raw: Mapping[str, Any], cls: type, renamed: Mapping[str, str] | None = None) -> Raw:
+    """The mapping with None for "none", once all its keys and types of sections are known.
 
-
-def _defaults(raw: Mapping[str, Any]) -> Raw:
-    """All settings of a method and preset in raw form; unknown ones are reported later."""
-    method, preset = str(raw.get("method", "effopd")), str(raw.get("preset", "default"))
-    found = method_settings(method, preset, _longest(raw))
-    return RunConfig(**found).model_dump(exclude={"method", "preset"})
-
-
-def _longest(raw: Mapping[str, Any]) -> int:
-    """The length cap that is asked for, else the default; a wrong one is reported later."""
-    section = raw.get("sampling")
-    cap = section.get("max_new_tokens") if isinstance(section, Mapping) else None
-    if isinstance(cap, int) and cap > 0:
-        return cap
-    return RunConfig().sampling.max_new_tokens
-
-
-def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> Raw:
-    """`above` over `below`; a section that changes its `type` replaces the whole section."""
-    found = dict(below)
-    for key, value in above.items():
-        old = found.get(key)
-        if isinstance(old, Mapping) and isinstance(value, Mapping):
-            replaced = "type" in value and value["type"] != old.get("type")
-            found[key] = value if replaced else merged(old, value)
-        else:
-            found[key] = value
-    return found
-
-
-def parse_override(text: str) -> Raw:
-    """The nested mapping of `section.key=value`, whose value is TOML or else text.
-
-    Raises:
-        ConfigError: It is written otherwise.
+    `renamed` has what became of keys, by dotted name.
     """
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f"override {text!r} must look like section.key=value")
+    mistakes: list[str] = []
+    whole = _checked_section(raw, cls, "", mistakes, renamed or {})
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return whole
+
+
+def _checked_section(
+    raw: Mapping[str, Any], cls: type, section: str, mistakes: list[str], renamed: Mapping[str, str]
+) -> Raw:
+    hints = typing.get_type_hints(cls)
+    if issubclass(cls, BaseModel):
+        names = sorted(cls.model_fields)
+    else:
+        names = sorted(f.name for f in dataclasses.fields(cls) if not f.metadata.get(INTERNAL))
+    found = dict(raw)
+    for key, value in raw.items():
+        name = section + key
+        if name in renamed:
+            mistakes.append(f"unknown setting {name}; {renamed[name]}")
+            continue
+        if key not in names:
+            mistakes.append(f"unknown setting {name}; {_hint(key, names, section, raw)}")
+            continue
+        arms = typing.get_args(hints[key]) or (hints[key],)
+        members = [arm for arm in arms if dataclasses.is_dataclass(arm)]
+        optional = NoneType in arms
+        if not members or (optional and value is None):
+            continue
+        if optional and value == NONE:
+            found[key] = None
+        elif not isinstance(value, Mapping):
+            spelled = f" or {NONE!r}" if optional else ""
+            mistakes.append(f"{name} must be a section{spelled}, got {value!r}")
+        elif typing.get_origin(hints[key]) is dict:  # sections with names of the user's own
+            found[key] = dict(value)
+            for own, item in value.items():
+                if not isinstance(item, Mapping):
+                    mistakes.append(f"{name}.{own} must be a section, got {item!r}")
+                    continue
+                found[key][own] = _checked_section(
+                    item, members[0], f"{name}.{own}.", mistakes, renamed
+                )
+        else:
+            types = [getattr(member, "type", None) for member in members]
+            kind = value.get("type") if None not in types else None
+            if kind in types:
+                member = members[types.index(kind)]
+                found[key] = _checked_section(value, member, f"{name}.", mistakes, renamed)
+            elif f"{name}.type={kind}" in renamed:
+                mistakes.append(f"{name}.type = {kind!r}: {renamed[f'{name}.type={kind}']}")
+            else:
+                listed = ", ".join(map(repr, types))
+                mistakes.append(f"{name}.type must be one of {listed}, got {kind!r}")
+    return found
+
+
+def _hint(key: str, names: Sequence[str], section: str, raw: Mapping[str, Any]) -> str:
+    """The name that was meant, else all there are."""
+    if close := difflib.get_close_matches(key, names, n=1):
+        return f"did you mean {close[0]!r}?"
+    where = f"[{section.removesuffix('.')}]" if section else "the top level"
+    of_type = f" of type {raw.get('type')!r}" if "type" in names else ""
+    return f"{where}{of_type} has {', '.join(name for name in names if name != 'type')}"
+
+
+@contextmanager
+def explained(raw: Mapping[str, Any]) -> Iterator[None]:
+    """Raises what pydantic finds wrong with a mapping as one sentence a mistake."""
     try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        parsed = value
-    for part in reversed(key.strip().split(".")):
-        parsed = {part: parsed}
-    return parsed
+        yield
+    except ValidationError as error:
+        items = error.errors()
+        # of a union, pydantic also tries the members whose `type` was not given
+        others = [i["loc"][:-1] for i in items if i["loc"] and i["loc"][-1] == "type"]
+        told = [i for i in items if not any(i["loc"][: len(o)] == o for o in others)]
+        raise ConfigError("\n".join(_sentence(item, raw) for item in told)) from None
 
 
-def without_none(value: Any) -> Any:
-    """A nested mapping without what is None, which TOML cannot write."""
-    if isinstance(value, dict):
-        return {k: without_none(v) for k, v in value.items() if v is not None}
-    return [without_none(v) for v in value] if isinstance(value, list | tuple) else value
+def _sentence(item: Any, raw: Mapping[str, Any]) -> str:
+    """One mistake, naming the key as it is written in TOML."""
+    kind, given = item["type"], item["input"]
+    key, message = _key(item, raw), item["msg"].removeprefix("Value error, ")
+    if kind == "missing":
+        return f"{key} is missing"
+    if kind != "value_error":
+        for said, meant in _WORDS.items():
+            message = message.replace(said, meant)
+        return f"{key} {message}, got {given!r}"
+    if not key or message.startswith((f"{key}.", f"{key} ")):
+        return str(message)
+    starts_with_setting = isinstance(given, Mapping) and message.split(" ")[0] in given
+    return f"{key}.{message}" if starts_with_setting else f"{key}: {message}"
+
+
+_WORDS = {"Input should be": "must be", "an object": "a section", "a valid array": "a list"}
+"""What pydantic says -> what TOML calls it."""
+
+
+def _key(item: Any, raw: Any) -> str:
+    """Dotted key of a mistake, without the union members that pydantic names on the way."""
+    *sections, last = item["loc"] or ("",)
+    parts = []
+    for part in sections:
+        if isinstance(raw, Mapping) and part in raw:
+            parts.append(part)
+            raw = raw[part]
+    if item["type"] == "missing" or not isinstance(raw, Mapping) or last in raw:
+        parts.append(last)
+    return ".".join(map(str, parts))

@@ -1,15 +1,9 @@
 """The settings of `effopd eval --bench`, from overrides alone."""
 
-import json
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
-import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from effopd.config.mistakes import sentences, unknown_settings
-from effopd.config.reading import merged, parse_override, without_none
-from effopd.errors import ConfigError
 from effopd.models.loading import ModelSettings
 from effopd.rewards.code import CodeChecking
 from effopd.rollouts.engine import Sampling
@@ -50,32 +44,3 @@ class EvalConfig(BaseModel):
     sampling: Sampling = Sampling(max_new_tokens=16384)
     code: CodeChecking = CodeChecking()
     vllm: VLLMSettings = VLLMSettings()
-
-
-def make_eval_config(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> EvalConfig:
-    """Validated settings from a nested mapping.
-
-    Args:
-        raw: Settings.
-        overrides: `section.key=value` with a TOML value.
-
-    Returns:
-        The settings.
-
-    Raises:
-        ConfigError: An unknown key or a wrong value; names the key.
-    """
-    given = dict(raw)
-    for override in overrides:
-        given = merged(given, parse_override(override))
-    if mistakes := list(unknown_settings(given, EvalConfig)):
-        raise ConfigError("\n".join(mistakes))
-    try:
-        return EvalConfig.model_validate_json(json.dumps(given, default=str), strict=True)
-    except ValidationError as error:
-        raise ConfigError("\n".join(sentences(error, given))) from None
-
-
-def eval_toml(config: EvalConfig) -> str:
-    """All settings, defaults included."""
-    return tomli_w.dumps(without_none(config.model_dump()))

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from effopd.config import RunConfig
 from effopd.data.problem import CountingVerifier, Task, Verifier
 from effopd.errors import ConfigError
 from effopd.evaluation.cached_kl import CachedKLValidation, CachedKLValidator
@@ -28,6 +27,7 @@ from effopd.rollouts.server import ServerEngine
 from effopd.rollouts.vllm import VLLMEngine
 from effopd.search.validation import Validator
 from effopd.training.collect import Collector, rewards_differ
+from effopd.training.config import Config
 from effopd.training.critic import Critic
 from effopd.training.learning import FullVocabularyLearner, Learner, SampledTokenLearner
 from effopd.training.policy_learning import PolicyGradientLearner
@@ -45,7 +45,7 @@ class Parts:
     `engine` writes for the student; None where its live model does.
     """
 
-    config: RunConfig
+    config: Config
     task: Task
     verifier: Verifier | None
     student: Policy
@@ -129,7 +129,7 @@ class Parts:
         objective = self.config.objective
         if isinstance(objective, PolicyGradient):
             return self._policy_learner(objective)
-        assert self.teachers is not None  # RunConfig checked it
+        assert self.teachers is not None  # Config checked it
         if isinstance(objective, FullVocabularyKL):
             return FullVocabularyLearner(
                 objective,
@@ -201,7 +201,7 @@ class Parts:
             return RolloutValidator(
                 answers=self._drawn_answers(), measure=measure, scores_with_teacher=False
             )
-        assert self.teachers is not None  # RunConfig checked it
+        assert self.teachers is not None  # Config checked it
         temperature = getattr(self.config.objective, "teacher_temperature", 1.0)
         if isinstance(settings, CachedKLValidation):
             return CachedKLValidator(

@@ -3,11 +3,23 @@
 Every section is the settings object of the thing it configures; nothing is described twice.
 """
 
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from effopd.analysis.monitor import MonitorSettings
+from effopd.config.reading import (
+    Raw,
+    as_json,
+    checked,
+    explained,
+    merged,
+    overridden,
+    raw_of,
+    read_recipe,
+)
 from effopd.data.dataset import DatasetTask
 from effopd.data.files import JsonlTask
 from effopd.data.world import TinyWorld
@@ -22,12 +34,12 @@ from effopd.rollouts.settings import RolloutSettings
 from effopd.search.extrapolator import Search
 from effopd.servers.settings import ServerSettings
 from effopd.training.methods import (
-    EFFOPD_EPOCHS,
     EFFOPD_SEARCH,
     EFFOPD_VALIDATION,
     SEARCHING,
     Method,
     Preset,
+    method_settings,
 )
 from effopd.training.policy_learning import check_reward_learning
 from effopd.training.settings import (
@@ -41,8 +53,11 @@ from effopd.training.settings import (
 from effopd.training.teachers import SelfTeacher
 
 
-class RunConfig(BaseModel):
-    """Everything `effopd train` needs to know.
+class Config(BaseModel):
+    """Everything a training run needs to know.
+
+    A section is a settings object, which is taken whole, or a mapping of some of its settings;
+    the others are what `method` and `preset` stand for. The same settings in TOML are the same run.
 
     Attributes:
         label: Name in reports; the method's name by default.
@@ -106,7 +121,7 @@ class RunConfig(BaseModel):
     objective: Annotated[
         SampledTokenOPD | ExOPD | FullVocabularyKL | PolicyGradient, Field(discriminator="type")
     ] = FullVocabularyKL()
-    train: TrainSettings = TrainSettings(epochs=EFFOPD_EPOCHS)
+    train: TrainSettings = TrainSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
@@ -117,8 +132,29 @@ class RunConfig(BaseModel):
         AccuracyValidation | TeacherKLValidation | CachedKLValidation, Field(discriminator="type")
     ] = EFFOPD_VALIDATION
 
+    def __init__(self, /, **given: Any) -> None:
+        """Expands method and preset, and checks everything.
+
+        Raises:
+            ConfigError: An unknown key, a wrong value, or a contradiction; names the key.
+        """
+        whole = checked(_expanded(raw_of(given)), Config, RENAMED)
+        with explained(whole):
+            self.__pydantic_validator__.validate_json(
+                as_json(whole), strict=True, self_instance=self
+            )
+
+    @classmethod
+    def of(cls, method: Method, **sections: Any) -> "Config":
+        """The settings of a method: `Config.of("opd", optimizer={"lr": 1e-5}, train={"steps": 8})`.
+
+        Raises:
+            ConfigError: An unknown key, a wrong value, or a contradiction; names the key.
+        """
+        return cls(method=method, **sections)
+
     @model_validator(mode="after")
-    def _is_consistent(self) -> "RunConfig":
+    def _is_consistent(self) -> "Config":
         _check_models(self)
         _check_teacher_server(self)
         _check_rollouts(self)
@@ -182,7 +218,53 @@ class RunConfig(BaseModel):
         )
 
 
-def _check_models(config: RunConfig) -> None:
+RENAMED: Mapping[str, str] = {}
+"""Keys of earlier versions, and `KEY.type=NAME` of sections -> what to write instead."""
+
+
+def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
+    """Settings from a TOML recipe, which may extend another one in its directory.
+
+    Args:
+        path: The recipe.
+        overrides: `section.key=value` with a TOML value, for example `optimizer.lr=3e-4`.
+
+    Returns:
+        The resolved settings.
+
+    Raises:
+        ConfigError: The file is missing or no TOML, or a setting is wrong.
+    """
+    return make_config(read_recipe(Path(path)), overrides)
+
+
+def make_config(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """Settings from a nested mapping and overrides.
+
+    Raises:
+        ConfigError: An unknown key, a wrong value, or a contradiction; names the key.
+    """
+    return Config(**overridden(raw, overrides))
+
+
+def _expanded(raw: Raw) -> Raw:
+    """All settings: those given over what method and preset stand for.
+
+    The only place that expands them; wrong values are reported later.
+    """
+    defaults = {name: field.default for name, field in Config.model_fields.items()}
+    section = raw.get("sampling")
+    cap = section.get("max_new_tokens") if isinstance(section, Mapping) else None
+    longest = cap if isinstance(cap, int) and cap > 0 else defaults["sampling"].max_new_tokens
+    chosen = method_settings(
+        str(raw.get("method", defaults["method"])),
+        str(raw.get("preset", defaults["preset"])),
+        longest,
+    )
+    return merged(raw_of(defaults | chosen), raw)
+
+
+def _check_models(config: Config) -> None:
     """Every model that is needed is named; the tiny world brings student and teacher."""
     if config.task.type != "tiny_world":
         if config.student is None:
@@ -196,14 +278,14 @@ def _check_models(config: RunConfig) -> None:
         raise ValueError("self_teacher is the only teacher: remove [teachers]")
 
 
-def _check_rollouts(config: RunConfig) -> None:
+def _check_rollouts(config: Config) -> None:
     """Adapters write with the live model alone: other engines take whole weights."""
     engine, student = config.rollouts.engine, config.student
     if engine != "hf" and student is not None and student.lora is not None:
         raise ValueError(f"rollouts.engine = {engine!r} takes whole weights, not student.lora's")
 
 
-def _check_teacher_server(config: RunConfig) -> None:
+def _check_teacher_server(config: Config) -> None:
     """A server scores given tokens, at temperature 1; nothing over the whole vocabulary."""
     if config.teacher_server is None:
         return
@@ -232,7 +314,7 @@ def _check_teacher_server(config: RunConfig) -> None:
         )
 
 
-def _check_adapters(config: RunConfig) -> None:
+def _check_adapters(config: Config) -> None:
     """Of a student with adapters, the product of two factors is what is trained and searched."""
     others = [config.teacher, *config.teachers.values(), config.reference]
     if any(model is not None and model.lora is not None for model in others):
@@ -252,7 +334,7 @@ def _check_adapters(config: RunConfig) -> None:
         )
 
 
-def _check_memory(config: RunConfig) -> None:
+def _check_memory(config: Config) -> None:
     """Nothing is kept apart that moves or is not there."""
     if config.memory.teacher_offload and config.self_teacher is not None:
         raise ValueError("memory.teacher_offload is for teachers that stay as they are")
@@ -266,7 +348,7 @@ def _check_memory(config: RunConfig) -> None:
         )
 
 
-def _check_float16(config: RunConfig) -> None:
+def _check_float16(config: Config) -> None:
     """AdamW's eps of 1e-8 is 0 in float16, and so are squares of most gradients."""
     assert config.student is not None
     adapted, objective = config.student.lora is not None, config.objective
@@ -283,7 +365,7 @@ def _check_float16(config: RunConfig) -> None:
         )
 
 
-def _check_lent_answers(config: RunConfig) -> None:
+def _check_lent_answers(config: Config) -> None:
     """A search and its re-test need different answers of one batch."""
     validation, train = config.validation, config.train
     lends = isinstance(validation, CachedKLValidation) and validation.source == "batch"
@@ -295,7 +377,7 @@ def _check_lent_answers(config: RunConfig) -> None:
         )
 
 
-def _check_verifier(config: RunConfig) -> None:
+def _check_verifier(config: Config) -> None:
     """What looks at rewards or accuracies needs someone who checks answers."""
     if isinstance(config.task, TinyWorld) or config.task.verifier != "none":
         return

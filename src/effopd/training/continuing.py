@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from effopd.config.reading import make_config, settings_of, to_toml
-from effopd.training.config import RunConfig
+from effopd.config.reading import settings_of, to_toml
 from effopd.errors import ConfigError
+from effopd.training.config import Config, make_config
 
 Effect = Literal["the run", "rounding only", "no number", "what is measured and recorded"]
 """What another value of a setting changes. "the run" is refused; after "rounding only" a run is
@@ -148,7 +148,7 @@ def effect_of(setting: str) -> Effect | None:
     return next((EFFECTS[name] for name in names if name in EFFECTS), None)
 
 
-def changes(old_toml: str, config: RunConfig, *, steps_done: int) -> Changes:
+def changes(old_toml: str, config: Config, *, steps_done: int) -> Changes:
     """Compares the settings of a run with those it is to go on with.
 
     Settings that its version did not have yet count as their defaults.
@@ -179,7 +179,7 @@ def changes(old_toml: str, config: RunConfig, *, steps_done: int) -> Changes:
     return Changes(refused=refused, allowed=allowed)
 
 
-def reasons(refused: Sequence[str], config: RunConfig, steps_done: int) -> list[str]:
+def reasons(refused: Sequence[str], config: Config, steps_done: int) -> list[str]:
     """Why settings are refused where their names do not say it, one sentence each."""
     found = []
     if any(line.startswith("train.steps:") for line in refused):
@@ -196,7 +196,7 @@ def reasons(refused: Sequence[str], config: RunConfig, steps_done: int) -> list[
     return found
 
 
-def _effect(name: str, config: RunConfig, after: Any, steps_done: int) -> Effect | None:
+def _effect(name: str, config: Config, after: Any, steps_done: int) -> Effect | None:
     """What the table says, but for settings that depend on others."""
     if name == "train.steps" and config.optimizer.decay == "none":
         return "no number" if isinstance(after, int) and after >= steps_done else "the run"

@@ -2,13 +2,14 @@
 
 from typing import TypeVar
 
-from effopd.config import EvalConfig, RunConfig
+from effopd.evaluation.config import EvalConfig
 from effopd.models.devices import real_device
+from effopd.training.config import Config
 
-Config = TypeVar("Config", RunConfig, EvalConfig)
+Settings = TypeVar("Settings", Config, EvalConfig)
 
 
-def placed(config: Config) -> Config:
+def placed(config: Settings) -> Settings:
     """The same settings with real devices in the place of "auto", as they are recorded.
 
     Raises:

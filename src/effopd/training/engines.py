@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from effopd.config import RunConfig
 from effopd.errors import ConfigError
 from effopd.evaluation.served_teacher import ServedTeacher
 from effopd.models.policy import Policy
@@ -14,10 +13,11 @@ from effopd.rollouts.weight_reload import WeightReload
 from effopd.servers.client import Client
 from effopd.servers.flavors import api_of
 from effopd.servers.handshake import Identity, shake_hands
+from effopd.training.config import Config
 
 
 def served_teacher(
-    config: RunConfig, student: Policy, report: Callable[[str], None]
+    config: Config, student: Policy, report: Callable[[str], None]
 ) -> ServedTeacher | None:
     """The teacher behind a server, checked against the student; None where there is none.
 
@@ -38,7 +38,7 @@ def served_teacher(
 
 
 def student_engine(
-    config: RunConfig, student: Policy, start_path: str, report: Callable[[str], None]
+    config: Config, student: Policy, start_path: str, report: Callable[[str], None]
 ) -> Engine | None:
     """What writes for the student, with its weights; None where its live model does.
 
@@ -92,7 +92,7 @@ def student_engine(
     return engine
 
 
-def _longest(config: RunConfig) -> int:
+def _longest(config: Config) -> int:
     return config.prompt.max_tokens + config.sampling.max_new_tokens
 
 

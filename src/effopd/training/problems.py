@@ -4,16 +4,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from effopd.config import RunConfig
 from effopd.data.counts import Counts
 from effopd.data.problem import Problem, Task, Verifier
 from effopd.errors import ConfigError
 from effopd.rewards.build import without_unreadable
 from effopd.rollouts.prompts import PromptTemplate
+from effopd.training.config import Config
 
 
 def load_problems(
-    config: RunConfig, tokenizer: Any, verifier: Verifier | None, report: Callable[[str], None]
+    config: Config, tokenizer: Any, verifier: Verifier | None, report: Callable[[str], None]
 ) -> Task:
     """Reads the problems and leaves out those that cannot be used.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from effopd.config import RunConfig, changes, load_config, reasons, to_toml
+from effopd.config.reading import to_toml
 from effopd.data.problem import Task
 from effopd.data.world import TinyWorld
 from effopd.demo.cache import world_models
@@ -29,6 +29,8 @@ from effopd.objectives import ExOPD
 from effopd.rewards.build import verifier_for
 from effopd.rollouts.prompts import lend_template_, prompt_remarks
 from effopd.training.build import Parts
+from effopd.training.config import Config, load_config
+from effopd.training.continuing import changes, reasons
 from effopd.training.devices import placed
 from effopd.training.ending import LAST_STEP
 from effopd.training.engines import served_teacher, student_engine
@@ -39,7 +41,7 @@ from effopd.training.signals import StopRequest, stop_on_signals
 from effopd.training.teachers import StudentAverage, align_vocabularies, frozen, frozen_copy
 
 
-def build_parts(config: RunConfig, report: Callable[[str], None]) -> Parts:
+def build_parts(config: Config, report: Callable[[str], None]) -> Parts:
     """Loads task and models; trains the tiny world's models if they are not cached."""
     config = placed(config)
     torch.set_num_threads(config.threads)
@@ -77,7 +79,7 @@ def build_parts(config: RunConfig, report: Callable[[str], None]) -> Parts:
     )
 
 
-def config_of_run(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
+def config_of_run(run: Path, overrides: Sequence[str] = ()) -> Config:
     """The settings of a run as it was trained, the date in its prompts included.
 
     Raises:
@@ -91,14 +93,14 @@ def config_of_run(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
     return _dated(config, recorded_date(run))
 
 
-def _dated(config: RunConfig, day: str | None) -> RunConfig:
+def _dated(config: Config, day: str | None) -> Config:
     """The settings with the day that prompts are to have, unless they name one themselves."""
     prompt = replace(config.prompt, date=config.prompt.date or day)
     return config.model_copy(update={"prompt": prompt})
 
 
 def _report_templates(
-    config: RunConfig, name: str, student: Any, teacher: Any, report: Callable[[str], None]
+    config: Config, name: str, student: Any, teacher: Any, report: Callable[[str], None]
 ) -> None:
     """Lends a teacher the student's chat template if need be; tokenizers are given."""
     if config.prompt.chat and lend_template_(student, teacher):
@@ -111,7 +113,7 @@ def _report_templates(
 
 
 def _report_prompts(
-    config: RunConfig, student: Policy, task: Task, report: Callable[[str], None]
+    config: Config, student: Policy, task: Task, report: Callable[[str], None]
 ) -> None:
     """Says what would go wrong with prompts and answers, and refuses tokens that are not shared."""
     for problem in (task.train[0], task.test[0]):
@@ -128,7 +130,7 @@ def _report_prompts(
 
 
 def train(
-    config: RunConfig,
+    config: Config,
     out: Path,
     observer: Observer,
     *,
@@ -202,7 +204,7 @@ def build_trainer(parts: Parts, run: RunDirectory, observer: Observer) -> Traine
     )
 
 
-def run_info(config: RunConfig) -> dict[str, Any]:
+def run_info(config: Config) -> dict[str, Any]:
     """Content of `run.json`."""
     packages = ("effopd", "torch", "transformers", "safetensors", "numpy")
     return {
@@ -221,7 +223,7 @@ def _end_tokens(student: Policy) -> dict[str, int]:
     return {student.tokenizer.convert_ids_to_tokens(i): i for i in student.end_ids}
 
 
-def _allowed_changes(run: RunDirectory, config: RunConfig) -> Sequence[str]:
+def _allowed_changes(run: RunDirectory, config: Config) -> Sequence[str]:
     """How the settings differ from the run's, where that does not change the run.
 
     Raises:
@@ -255,7 +257,7 @@ def _allowed_changes(run: RunDirectory, config: RunConfig) -> Sequence[str]:
     return found.told
 
 
-def _finished(run: RunDirectory, config: RunConfig) -> str | None:
+def _finished(run: RunDirectory, config: Config) -> str | None:
     """Why the run is over, if its last checkpoint is there undamaged; None if it is not.
 
     A run that its rule ended before the first step has no checkpoint.
@@ -272,15 +274,15 @@ def _finished(run: RunDirectory, config: RunConfig) -> str | None:
     return None if more_asked else f"after step {finished['step']}: {finished['reason']}"
 
 
-def base_settings(config: RunConfig, report: Callable[[str], None]) -> ModelSettings:
+def base_settings(config: Config, report: Callable[[str], None]) -> ModelSettings:
     """The model that a run starts from; the tiny world brings one, which is made if need be."""
     if config.student is not None:
         return config.student
-    assert isinstance(config.task, TinyWorld)  # RunConfig checked it
+    assert isinstance(config.task, TinyWorld)  # Config checked it
     return ModelSettings(path=str(world_models(config.task, report).base))
 
 
-def started_from(config: RunConfig, directory: Path) -> RunConfig:
+def started_from(config: Config, directory: Path) -> Config:
     """The same settings with another model in the place of the student, loaded in the same way.
 
     The directory may be a checkpoint of a student with adapters, which holds those alone.
@@ -295,7 +297,7 @@ def started_from(config: RunConfig, directory: Path) -> RunConfig:
 
 
 def _model_settings(
-    config: RunConfig, report: Callable[[str], None]
+    config: Config, report: Callable[[str], None]
 ) -> tuple[ModelSettings, dict[str, ModelSettings]]:
     """The student's settings, and the teachers' by name; none for an average of the student."""
     named = dict(config.teachers)
@@ -329,7 +331,7 @@ def _policy(settings: ModelSettings, device: str, report: Callable[[str], None])
 
 
 def _scoring_policy(
-    config: RunConfig, settings: ModelSettings, report: Callable[[str], None]
+    config: Config, settings: ModelSettings, report: Callable[[str], None]
 ) -> Policy:
     """A model that only scores: on its device, or there only while it does."""
     device = config.teacher_device or config.device
@@ -345,7 +347,7 @@ def _offloaded(model: Any, tokenizer: Any, device: str, size: int | None = None)
     return Policy(model, tokenizer, vocabulary_size=size, during=during)
 
 
-def _reference(config: RunConfig, student: Policy, report: Callable[[str], None]) -> Policy | None:
+def _reference(config: Config, student: Policy, report: Callable[[str], None]) -> Policy | None:
     """What the objective moves away from or holds on to; the untrained student by default."""
     objective = config.objective
     if not (isinstance(objective, ExOPD) or getattr(objective, "needs_reference", False)):

@@ -5,10 +5,10 @@ from typing import Any
 
 from effopd.cli.reproduction.study import REWARDED, Study
 from effopd.comparison.plan import load_plan
-from effopd.config import RunConfig, make_config
 from effopd.data.world import TinyWorld
 from effopd.demo.cache import world_models
 from effopd.errors import EffopdError
+from effopd.training.config import Config, make_config
 from effopd.training.loop import Observer
 from effopd.training.run import train
 
@@ -29,7 +29,7 @@ def worlds(study: Study) -> list[TinyWorld]:
     return list(dict.fromkeys(found))
 
 
-def run_settings(study: Study, method: str, seed: int) -> RunConfig:
+def run_settings(study: Study, method: str, seed: int) -> Config:
     """Settings of one run.
 
     Distillation takes the objective of the paper's code, the sampled token's log-ratio, and its

@@ -6,9 +6,9 @@ from typing import Any, Protocol
 
 import torch
 
-from effopd.config import EvalConfig
 from effopd.data.benchmarks import Question, Questions
 from effopd.errors import ConfigError
+from effopd.evaluation.config import EvalConfig
 from effopd.models.end_tokens import end_token_ids
 from effopd.models.loading import load_model, load_tokenizer
 from effopd.models.positions import position_limit

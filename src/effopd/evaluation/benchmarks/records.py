@@ -12,9 +12,10 @@ from typing import Any, Self
 
 import tomli_w
 
-from effopd.config import EvalConfig, differences, eval_toml
+from effopd.config.reading import differences, to_toml
 from effopd.data.benchmarks import Questions
 from effopd.errors import ConfigError
+from effopd.evaluation.config import EvalConfig
 from effopd.evaluation.graded import Graded
 from effopd.models.fingerprint import weights_fingerprint
 from effopd.models.loading import ModelSettings
@@ -128,7 +129,7 @@ def read_finished(directory: Path) -> Finished:
 
 def settings_of(config: EvalConfig, questions: Questions) -> str:
     """What makes an answer what it is, as TOML: settings, weights and questions."""
-    settings = tomllib.loads(eval_toml(config))
+    settings = tomllib.loads(to_toml(config))
     for name in _CHANGEABLE:
         del settings[name]
     if config.model is not None:

@@ -10,8 +10,7 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-from effopd.comparison.progress import duration
-from effopd.config import EvalConfig, make_eval_config
+from effopd.config.reading import read
 from effopd.data.benchmarks import Questions, load_benchmark
 from effopd.data.problem import JudgingVerifier
 from effopd.errors import ConfigError
@@ -24,9 +23,11 @@ from effopd.evaluation.benchmarks.records import (
     settings_of,
 )
 from effopd.evaluation.benchmarks.tables import comparison_lines, summary_lines
+from effopd.evaluation.config import EvalConfig
 from effopd.evaluation.graded import Graded, by_question, grade, readable, rewards_of, summarise
 from effopd.evaluation.statistics import compare
 from effopd.models.checkpoints import list_checkpoints, verify_checkpoint
+from effopd.progress import duration
 from effopd.records import display_text, write_json_atomic
 from effopd.rewards.build import some
 from effopd.rewards.code import CodeVerifier
@@ -148,7 +149,7 @@ def _subjects(asked: BenchRequest) -> Iterator[Subject]:
         name = "own-solutions" if asked.own_solutions else Path(asked.model or "").name
         raw: Row = {} if asked.own_solutions else {"model": {"path": asked.model}}
         out = asked.out or Path("runs") / f"eval-{name}"
-        yield Subject(title=name, config=placed(make_eval_config(raw, asked.settings)), out=out)
+        yield Subject(title=name, config=placed(read(EvalConfig, raw, asked.settings)), out=out)
         return
     config = config_of_run(asked.run)
     found = [(_step(path), path) for path in reversed(list_checkpoints(asked.run / "checkpoints"))]
@@ -167,7 +168,7 @@ def _subjects(asked: BenchRequest) -> Iterator[Subject]:
             "device": config.device,
         }
         out = (asked.out or asked.run / "benchmarks") / path.name
-        settings = placed(make_eval_config(raw, asked.settings))
+        settings = placed(read(EvalConfig, raw, asked.settings))
         yield Subject(title=path.name, config=settings, out=out)
 
 
