@@ -7,7 +7,6 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from effopd.analysis.monitor import MonitorSettings
 from effopd.data.dataset import DatasetTask
 from effopd.data.files import JsonlTask
 from effopd.data.world import TinyWorld
@@ -35,6 +34,7 @@ from effopd.training.settings import (
     EvaluationSettings,
     LoopSettings,
     MemorySettings,
+    MonitorSettings,
     OptimizerSettings,
     TrainSettings,
 )
@@ -126,8 +126,6 @@ class RunConfig(BaseModel):
         _check_memory(self)
         _check_verifier(self)
         _check_lent_answers(self)
-        if self.search.schedule.type == "foresight" and not self.monitor.every:
-            raise ValueError("search.schedule.type = 'foresight' needs monitor.every of 1 or more")
         train = self.loop.train  # the loop's settings check one another
         if isinstance(self.objective, PolicyGradient):
             check_reward_learning(self.objective, train, self.sampling.max_new_tokens)
