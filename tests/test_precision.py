@@ -17,25 +17,24 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from effopd import AlphaPLS
-from effopd.analysis.directions import exact_directions
 from effopd.analysis.embeddings import state_shift
-from effopd.analysis.gradient_covariance import gradient_covariance, sampled_opd_covectors
-from effopd.analysis.krylov import block_krylov
-from effopd.analysis.lanczos import krylov_space, leading_eigenpairs
-from effopd.analysis.leading_pairs import leading_pair
 from effopd.analysis.local_theory import krylov_theory, leading_theory, quadratic_parabola
-from effopd.analysis.monitor import Monitor, MonitorSettings
 from effopd.analysis.quadratic import FrozenLoss, completion_logits
 from effopd.analysis.ranks import components
 from effopd.analysis.spectra import spectral_metrics
-from effopd.analysis.subspaces import leading_directions, subspace_cosines
+from effopd.analysis.subspaces import subspace_cosines
+from effopd.analysis.theory import gradient_covariance, sampled_opd_covectors
 from effopd.analysis.trajectories import explained_variance_ratio, leading_trajectory
 from effopd.analysis.updates import path_geometry
+from effopd.linalg.krylov import krylov_space, leading_eigenpairs
+from effopd.linalg.leading import block_krylov, exact_directions, leading_directions
 from effopd.models.updates import AdapterUpdate
 from effopd.models.weights import MemoryWeights
 from effopd.objectives import fused_divergence, token_divergences, token_log_probs
 from effopd.precision import MatmulPrecision, float32_products
 from effopd.search.factors import product_point
+from effopd.training.monitor import Monitor
+from effopd.training.settings import MonitorSettings
 
 PRODUCTS = {
     "mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_", "mv", "addmv", "addmv_", "dot", "vdot",
@@ -135,15 +134,15 @@ def descent(dtype: torch.dtype) -> Tensor:
     return torch.cat([*(p.double() for p in parts), torch.tensor([parabola.curvature])])
 
 
-def looks(dtype: torch.dtype) -> Tensor:
-    live = {"model.layers.0.mlp.up_proj.weight": UPDATE.to(dtype)}
-    monitor = Monitor(live, MonitorSettings(every=1))
+def observations(dtype: torch.dtype) -> Tensor:
+    live = UPDATE.to(dtype)
+    monitor = Monitor([live], MonitorSettings(every=1))
     found: list[float] = []
     for step in (1, 2):
-        live["model.layers.0.mlp.up_proj.weight"] += normal(24, 18, seed=step).to(dtype)
-        row = monitor.look_if_due(step).row()
-        found += [row[n] for n in ("displacement", "path_length", "spectral_share")]
-    return torch.tensor([*found, row["step_cosine"], row["alignment"]], dtype=torch.float64)
+        live += normal(24, 18, seed=step).to(dtype)
+        row = monitor.observe(step)
+        found += [row[n] for n in ("displacement", "path_length")]
+    return torch.tensor([*found, row["step_cosine"]], dtype=torch.float64)
 
 
 def adapter(dtype: torch.dtype) -> Tensor:
@@ -198,11 +197,10 @@ RESULTS: dict[str, tuple[Callable[[torch.dtype], Tensor], float]] = {
     "divergence of a token": (divergences, 1e-6),
     "gradient of a divergence": (divergence_gradient, 1e-6),
     "log-probabilities and their gradient": (log_probs, 1e-6),
-    "leading pair": (lambda dtype: leading_pair(UPDATE.to(dtype), None, 8)[1][None], 1e-6),
     "block Krylov": (lambda dtype: block_krylov(UPDATE.to(dtype), 2, depth=3).values_k, 1e-6),
     "local theory": (descent, 1e-5),
     "frozen loss": (theory_numbers, 1e-5),
-    "monitor": (looks, 1e-6),
+    "monitor": (observations, 1e-6),
     "update of an adapter": (adapter, 1e-6),
     "weights that a regression predicts": (predicted, 1e-5),
     "directions": (subspaces, 1e-9),

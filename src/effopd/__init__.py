@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         QuadraticScales,
         TrackingScales,
     )
-    from effopd.search.schedule import Adaptive, AtSteps, EveryN, Foresight, PowersOfTwo
+    from effopd.search.schedule import Adaptive, AtSteps, EveryN, PowersOfTwo
     from effopd.search.selection import select_parameters
     from effopd.search.settings import Search
     from effopd.search.validation import (
@@ -58,7 +58,7 @@ _HOME = {
     "extrapolator": ("Extrapolator",),
     "past": ("PastSearch",),
     "scales": ("GeometricScales", "LadderScales", "QuadraticScales", "TrackingScales"),
-    "schedule": ("Adaptive", "AtSteps", "EveryN", "Foresight", "PowersOfTwo"),
+    "schedule": ("Adaptive", "AtSteps", "EveryN", "PowersOfTwo"),
     "line_search": ("SearchResult",),
     "selection": ("select_parameters",),
     "settings": ("Search",),
@@ -83,7 +83,6 @@ __all__ = [
     "Draw",
     "EveryN",
     "Extrapolator",
-    "Foresight",
     "GeometricScales",
     "LadderScales",
     "LengthGuard",

@@ -203,7 +203,7 @@ class Run:
         search: One row per trial.
         evals: One row per evaluation.
         rollouts: One row per recorded sample.
-        monitor: One row per look of the monitor.
+        monitor: One row per observation of the monitor.
     """
 
     directory: Path

@@ -12,7 +12,7 @@ from tests.support.tiny import tiny_config, write_models
 from torch import Tensor
 
 from effopd.analysis.behavior_records import TABLES, Behavior, behavior_tables
-from effopd.analysis.behavior_study import BehaviorSettings
+from effopd.analysis.behavior_study import BehaviorSettings, most_informative_question
 from effopd.analysis.series import Checkpoint, Inputs
 from effopd.errors import ConfigError
 from effopd.models.loading import ModelSettings, load_model
@@ -203,6 +203,24 @@ def test_half_of_an_update_at_the_norms_of_the_whole_is_the_whole(found: Behavio
         assert min(early) > 1e-4
     assert [w["writer"] for w in example["writers"]] == names
     assert example["questions"] == PROBLEMS
+
+
+@pytest.mark.parametrize(
+    ("early", "rescaled", "teacher", "expected"),
+    [
+        ([0, 0, 0, 0], [0, 1, 1, 0], [1, 1, 1, 1], (1, 2)),
+        ([1, 0, 0, 0], [1, 1, 0, 1], [1, 0, 1, 1], (3, 1)),
+        ([1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1], (0, 0)),
+        ([0, 0, 0, 0], [0.5, 0, 0, 0], [1, 1, 1, 1], (0, 0)),
+        ([0.5, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1], (0, 1)),
+        ([None] * 4, [None] * 4, [None] * 4, (0, 0)),
+    ],
+)
+def test_the_question_shown_is_one_that_only_the_early_writer_gets_wrong(
+    early: list[float], rescaled: list[float], teacher: list[float], expected: tuple[int, int]
+) -> None:
+    rewards = {"early": early, "rescaled": rescaled, "teacher": teacher}
+    assert most_informative_question(rewards, "early") == expected
 
 
 def test_the_example_can_be_shown(found: Behavior) -> None:

@@ -12,22 +12,19 @@ from tests.reference.quadratic_twin import (
 )
 from torch import Tensor
 
-from effopd.analysis.lanczos import EigenPairs, krylov_space
 from effopd.analysis.local_theory import (
+    LocalTheory,
     Parabola,
-    closing_factors,
     descent_gain,
     fitted_parabola,
     flow_gain,
     krylov_theory,
     largest_stable_factor,
     leading_theory,
-    module_norms,
     quadratic_parabola,
-    tail_gain,
 )
-from effopd.analysis.quadratic import ParameterSpace
-from effopd.errors import ConfigError, ParameterMismatchError
+from effopd.errors import ConfigError
+from effopd.linalg.krylov import EigenPairs, krylov_space
 
 SIZE = 30
 VALUES = [4.0 * 0.7**i for i in range(20)]
@@ -42,7 +39,6 @@ def exact_pairs(k: int) -> EigenPairs:
         values_k=values.flip(0)[:k],
         vectors_kP=vectors.flip(1).mT[:k].contiguous(),
         residuals_k=torch.zeros(k, dtype=torch.float64),
-        products=0,
     )
 
 
@@ -153,18 +149,6 @@ def test_flow_is_the_limit_of_small_rates() -> None:
     )
 
 
-@pytest.mark.parametrize("rate", RATES)
-@pytest.mark.parametrize("steps", STEPS)
-def test_gain_of_the_tail_grows_at_most_linearly(rate: float, steps: int) -> None:
-    tail = torch.tensor(VALUES, dtype=torch.float64)
-    assert tail_gain(rate, steps, tail) <= min(rate * steps, 2 / VALUES[-1]) * (1 + 1e-12)
-    assert tail_gain(rate, steps) == rate * steps
-
-
-def test_gain_of_no_tail_is_zero() -> None:
-    assert tail_gain(0.1, 5, torch.zeros(3)) == 0.0
-
-
 @pytest.mark.parametrize(("rate", "steps"), [(0.0, 1), (-0.1, 1), (math.inf, 1), (0.1, -1)])
 def test_impossible_descent_is_refused(rate: float, steps: int) -> None:
     with pytest.raises(ConfigError, match="rate above 0 and steps >= 0"):
@@ -185,15 +169,6 @@ def test_beyond_the_optimum_nothing_matches() -> None:
     theory = leading_theory(exact_pairs(20), B)
     optimum = torch.linalg.pinv(A, hermitian=True, rtol=1e-10) @ B
     assert theory.matching_time(1.01 * float(optimum.norm())) is None
-
-
-# Modules ------------------------------------------------------------------------------------------
-
-
-def test_norm_of_each_module() -> None:
-    space = ParameterSpace(shapes={"a": (2, 2), "b": (3,)})
-    vector = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0, 3.0, 4.0])
-    assert module_norms(space, vector) == {"a": 2.0, "b": 5.0}
 
 
 # Extrapolation ------------------------------------------------------------------------------------
@@ -228,39 +203,30 @@ def test_a_ray_of_a_concave_loss_is_found_out_by_the_fit() -> None:
     assert fitted_parabola(1.0, 2.0, 2.5).factor is None
 
 
-def test_closing_factor_closes_the_gap_of_each_direction() -> None:
-    theory = leading_theory(exact_pairs(20), B)
-    rate, steps = 0.1, 8
-    anchor, tip = theory.displacement(rate, 4), theory.displacement(rate, 8)
-    optimum = theory.vectors_kP.mT @ (theory.coefficients_k / theory.values_k)
-    factors = closing_factors(theory.values_k, rate, steps)
-    update_k = theory.vectors_kP @ (tip - anchor)
-    gap_k = theory.vectors_kP @ (optimum - tip)
-    torch.testing.assert_close(factors * update_k, gap_k, rtol=1e-6, atol=1e-12)
-    soft = float(factors[-1])
-    assert soft == pytest.approx(2 / (rate * VALUES[-1] * steps), rel=0.02)
-
-
-def test_closing_factor_of_a_flat_direction_is_infinite() -> None:
-    assert closing_factors(torch.zeros(1), 0.1, 4).tolist() == [math.inf]
-
-
 @pytest.mark.parametrize(("q", "largest"), [(0.5, 2.0), (5 / 6, 10.0)])
 def test_largest_stable_factor_of_one_direction(q: float, largest: float) -> None:
-    value = torch.tensor([1 - q], dtype=torch.float64)
-    factors = closing_factors(value, 1.0, 2)
-    assert largest_stable_factor(factors, torch.ones(1)) == pytest.approx(largest)
+    """From half of the steps to all of them q of the gap is left: twice `q / (1 - q)`."""
+    theory = LocalTheory(
+        values_k=torch.tensor([1 - q], dtype=torch.float64),
+        vectors_kP=torch.eye(1, 3, dtype=torch.float64),
+        coefficients_k=torch.ones(1, dtype=torch.float64),
+        perpendicular_norm=0.0,
+    )
+    tip, anchor = theory.displacement(1.0, 2), theory.displacement(1.0, 1)
+    assert largest_stable_factor(theory, tip, tip - anchor) == pytest.approx(largest)
 
 
 def test_directions_without_remaining_loss_do_not_limit_the_factor() -> None:
-    factors = torch.tensor([0.1, 3.0, 5.0, -1.0])
-    assert largest_stable_factor(factors, torch.tensor([0.0, 1.0, 1.0, 1e-6])) == 6.0
-    assert largest_stable_factor(factors, torch.tensor([0.0, 1.0, 1.0, 1.0])) == 0.0
-    assert largest_stable_factor(factors, torch.zeros(4)) == math.inf
+    theory = leading_theory(exact_pairs(20), B)
+    U, optimum_k = theory.vectors_kP, theory.coefficients_k / theory.values_k
 
+    def factor(gaps: dict[int, float], factors: dict[int, float]) -> float:
+        """Of these gaps; other directions are at their optimum and move by one."""
+        gap_k, moved_k = torch.zeros_like(optimum_k), torch.ones_like(optimum_k)
+        for i, gap in gaps.items():
+            gap_k[i], moved_k[i] = gap, gap / factors[i]
+        return largest_stable_factor(theory, U.mT @ (optimum_k - gap_k), U.mT @ moved_k)
 
-def test_odd_steps_and_unequal_lengths_are_refused() -> None:
-    with pytest.raises(ConfigError, match="even"):
-        closing_factors(torch.ones(1), 0.1, 3)
-    with pytest.raises(ParameterMismatchError, match=r"\(2,\) and \(1,\)"):
-        largest_stable_factor(torch.ones(2), torch.ones(1))
+    assert factor({0: 1.0, 1: 1.0}, {0: 3.0, 1: 5.0}) == pytest.approx(6.0)
+    assert factor({0: 1.0, 1: 1e-3}, {0: 3.0, 1: 0.1}) == pytest.approx(6.0)
+    assert factor({0: 1.0, 1: 1.0}, {0: 3.0, 1: -1.0}) == 0.0

@@ -10,7 +10,6 @@ from tests.fakes import EOS, TOKENIZER, ids, tiny_model
 from tests.reference import quadratic_twin as twin
 from torch import Tensor
 
-from effopd.analysis.lanczos import krylov_space, leading_eigenpairs
 from effopd.analysis.local_theory import krylov_theory, leading_theory
 from effopd.analysis.quadratic import (
     ContextBatch,
@@ -20,6 +19,7 @@ from effopd.analysis.quadratic import (
     fisher_product,
 )
 from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
+from effopd.linalg.krylov import krylov_space, leading_eigenpairs
 from effopd.models.policy import Policy, Sample
 
 SAMPLES = [

@@ -7,17 +7,17 @@ import torch
 from tests.reference import analysis_twin as twin
 from torch import Tensor
 
-from effopd.analysis import singular_values as module
-from effopd.analysis.singular_values import (
+from effopd.analysis.spectra import SpectralMetrics, metrics_of, spectral_metrics
+from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
+from effopd.linalg import singular_values as module
+from effopd.linalg.singular_values import (
     gram_eigenvectors,
     numerical_rank,
-    product_triples,
+    product_svd,
     singular_values,
     smallest_is_not_zero,
     tail_singular_values,
 )
-from effopd.analysis.spectra import SpectralMetrics, metrics_of, spectral_metrics
-from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
 
 TOP = (0.01, 0.05, 0.1, 0.5, 1.0)
 
@@ -251,13 +251,13 @@ def test_vectors_of_the_gram_matrix_are_singular_vectors(shape: tuple[int, int])
 def test_a_product_is_decomposed_through_its_factors() -> None:
     left, right = randn(90, 4).float() * 1e-3, randn(4, 60, seed=1).float() * 1e3
     product = left.double() @ right.double()
-    u, values, v = product_triples(left, right)
+    u, values, v = product_svd(left, right)
     torch.testing.assert_close(values, torch.linalg.svdvals(product)[:4], rtol=1e-12, atol=0)
     torch.testing.assert_close((u * values) @ v.T, product, rtol=1e-12, atol=1e-14)
     assert numerical_rank(values, (90, 60)) == 4
     assert numerical_rank(torch.cat([values, 1e-15 * values]), (90, 60)) == 4
     assert numerical_rank(torch.zeros(4), (90, 60)) == 0
-    _, wide, _ = product_triples(randn(3, 8), randn(8, 5))
+    _, wide, _ = product_svd(randn(3, 8), randn(8, 5))
     torch.testing.assert_close(wide, torch.linalg.svdvals(randn(3, 8) @ randn(8, 5)))
     with pytest.raises(ParameterMismatchError, match=r"\[m, r\] and \[r, n\]"):
-        product_triples(left, right.T)
+        product_svd(left, right.T)

@@ -8,12 +8,8 @@ import torch
 from tests.reference import subspace_twin
 from torch import Tensor
 
-from effopd.analysis import krylov
-from effopd.analysis.directions import Directions, exact_directions
-from effopd.analysis.krylov import block_krylov
 from effopd.analysis.subspace_series import (
     SubspaceRow,
-    agreement,
     direction_rows,
     subspace_columns,
     subspace_series,
@@ -21,11 +17,18 @@ from effopd.analysis.subspace_series import (
 from effopd.analysis.subspaces import (
     captured_norms,
     direction_cosines,
-    leading_directions,
     principal_angles,
     subspace_cosines,
 )
 from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
+from effopd.linalg.leading import (
+    OVERSAMPLING,
+    Directions,
+    block_krylov,
+    exact_directions,
+    leading_directions,
+    orthonormal_rest,
+)
 
 K = 4
 
@@ -129,7 +132,7 @@ def test_depth_and_tolerance_end_the_iteration() -> None:
     errors = [block_krylov(update, K, depth=depth).relative_error for depth in range(1, 6)]
     assert errors == sorted(errors, reverse=True)
     found = block_krylov(update, K, depth=5, tolerance=errors[2])
-    assert found.products == 3 * 2 * (K + krylov.OVERSAMPLING)
+    assert found.products == 3 * 2 * (K + OVERSAMPLING)
     assert found.relative_error == errors[2]
 
 
@@ -156,7 +159,7 @@ def test_a_block_that_hardly_leaves_the_basis_is_still_split_into_orthonormal_pa
     basis = orthonormal(80, 30, 0)
     away = orthonormal(80, 3, 5) * torch.tensor([1e-5, 1e-9, 2e-13])
     block = basis[:, :3] + away
-    within, new, beyond = krylov.orthonormal_rest(block, basis, 1.0)
+    within, new, beyond = orthonormal_rest(block, basis, 1.0)
     everything = torch.cat([basis, new], 1)
     unit = torch.eye(33, dtype=torch.float64)
     torch.testing.assert_close(everything.T @ everything, unit, rtol=0, atol=1e-14)
@@ -165,7 +168,7 @@ def test_a_block_that_hardly_leaves_the_basis_is_still_split_into_orthonormal_pa
 
 def test_a_block_within_rounding_of_the_basis_adds_nothing() -> None:
     basis = orthonormal(80, 30, 0)
-    _, new, beyond = krylov.orthonormal_rest(basis @ orthonormal(30, 3, 1), basis, 1.0)
+    _, new, beyond = orthonormal_rest(basis @ orthonormal(30, 3, 1), basis, 1.0)
     assert (new.shape, beyond.shape) == ((80, 0), (0, 3))
 
 
@@ -458,7 +461,7 @@ def test_columns_of_a_table() -> None:
 def test_what_is_not_finite_is_refused(method: Method, bad: float) -> None:
     update = spiked()
     update[3, 5] = bad
-    with pytest.raises(NonFiniteError, match="a NaN or an infinity"):
+    with pytest.raises(NonFiniteError, match="damaged or training diverged"):
         method(update, K)
 
 
@@ -467,7 +470,7 @@ def test_what_has_no_directions_is_refused(method: Method) -> None:
     with pytest.raises(ConfigError, match="k is 0; expected at least 1"):
         method(spiked(), 0)
     for shape in ((7,), (2, 3, 4), (0, 5)):
-        with pytest.raises(ParameterMismatchError, match="expected two dimensions"):
+        with pytest.raises(ParameterMismatchError, match=r"expected \[m, n\] of floating-point"):
             method(torch.zeros(shape), 1)
 
 
@@ -484,6 +487,3 @@ def test_what_does_not_fit_is_refused() -> None:
     own = leading_directions(update, K)
     with pytest.raises(ParameterMismatchError, match=r"length 12 and .* \[120, 150\]"):
         captured_norms(orthonormal(12, K, 0), update, own)
-    with pytest.raises(ParameterMismatchError, match="as many of each"):
-        Directions(**{**vars(own), "residuals_k": own.residuals_k[1:]})
-    assert agreement(own, own, update) is not None

@@ -20,7 +20,6 @@ from effopd import (
     Draw,
     EveryN,
     Extrapolator,
-    Foresight,
     GeometricScales,
     LadderScales,
     LengthGuard,
@@ -54,8 +53,6 @@ SCHEDULES = [
     AtSteps(steps=(1, 5, 6)),
     Adaptive(),
     Adaptive(first=9, shortest=2, longest=5, large=64.0),
-    Foresight(),
-    Foresight(first=7, soon=2, usual=3, seldom=30),
 ]
 SCALES = [
     LadderScales(),
@@ -141,29 +138,21 @@ def test_types_tell_the_classes_of_a_protocol_apart() -> None:
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 @settings(QUIET, max_examples=30)
-@given(
-    accepted=st.lists(ends, min_size=200, max_size=200),
-    foresight=st.lists(st.sampled_from([True, False, None]), min_size=201, max_size=201),
-)
+@given(accepted=st.lists(ends, min_size=200, max_size=200))
 def test_schedule_is_a_pure_function_of_what_it_is_told(
-    schedule: Schedule, accepted: list[float], foresight: list[bool | None]
+    schedule: Schedule, accepted: list[float]
 ) -> None:
     past: list[PastSearch] = []
     pasts = []
     for step in range(1, 201):
         pasts.append(tuple(past))
-        if schedule.is_due(step, past, foresight[step]):
+        if schedule.is_due(step, past):
             past.append(PastSearch(step=step, accepted_scale=accepted[step - 1]))
     due = [search.step for search in past]
-    again = [
-        step
-        for step in reversed(range(1, 201))
-        if schedule.is_due(step, pasts[step - 1], foresight[step])
-    ]
+    again = [step for step in reversed(range(1, 201)) if schedule.is_due(step, pasts[step - 1])]
     assert again[::-1] == due
     assert due
-    for holds in (True, False, None):
-        assert not any(schedule.is_due(step, (), holds) for step in range(-5, 1))
+    assert not any(schedule.is_due(step, ()) for step in range(-5, 1))
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)

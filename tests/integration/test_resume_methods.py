@@ -36,11 +36,11 @@ from effopd.training.critic import Critic
 from effopd.training.evaluating import Evaluations
 from effopd.training.learning import SampledTokenLearner
 from effopd.training.loop import Trainer
+from effopd.training.monitor import MonitorHook
 from effopd.training.run import build_parts
 from effopd.training.run_directory import LOGS
 from effopd.training.signals import StopRequest
 from effopd.training.teachers import StudentAverage
-from effopd.training.watching import Watch
 
 RECORDS = Path(__file__).parents[2] / "docs" / "records.md"
 STEPS = 5
@@ -106,8 +106,8 @@ BATCH = {
     "train.epochs": 2,
 }
 WATCHED = BATCH | {
-    "search.schedule": {"type": "foresight", "first": 2, "usual": 2, "seldom": 2},
-    "monitor": {"every": 1, "rows": 3, "matrices": 3, "patience": 1, "bound": 0.05},
+    "search.schedule": {"type": "every_n", "n": 2},
+    "monitor": {"every": 1, "patience": 1, "bound": 0.05},
 }
 RANK_ONE = {
     "search.schedule": {"type": "every_n", "n": 2},
@@ -162,7 +162,7 @@ CASES: dict[str, tuple[Raw, Holds]] = {
             and any(row["accepted_scale"] not in {None, 1.0} for row in rows)
         ),
     ),
-    "searches that foresight decides on": (
+    "search with the monitor": (
         WATCHED,
         lambda rows, files: (
             "monitor.safetensors" in files
@@ -248,8 +248,8 @@ KILLS: list[tuple[str, Any, str, int]] = [
     ("dapo, refills", Collector, "_portion", 4),
     ("self-teacher", StudentAverage, "update_", 4),
     ("two teachers", SampledTokenLearner, "prepare", 4),
-    ("searches that foresight decides on", Watch, "look", 4),  # between the update and its look
-    ("searches that foresight decides on", Watch, "jump_", 2),  # between a jump and its note
+    ("search with the monitor", MonitorHook, "observe", 4),  # between the update and its row
+    ("search with the monitor", MonitorHook, "on_extrapolation", 2),  # between a jump and its note
 ]
 """A case, and the call before which its process is killed."""
 
@@ -363,9 +363,7 @@ def test_a_problem_of_an_unknown_teacher_is_refused_before_the_first_step(
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
-@pytest.mark.parametrize(
-    "case", ["ppo, several updates", "horizon", "searches that foresight decides on"]
-)
+@pytest.mark.parametrize("case", ["ppo, several updates", "horizon", "search with the monitor"])
 def test_every_field_and_file_of_a_run_is_documented(
     models: Path, problems: Path, tmp_path: Path, case: str
 ) -> None:

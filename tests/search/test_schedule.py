@@ -4,7 +4,7 @@ import pytest
 
 from effopd.errors import ConfigError
 from effopd.search.past import PastSearch
-from effopd.search.schedule import Adaptive, AtSteps, EveryN, Foresight, PowersOfTwo, Schedule
+from effopd.search.schedule import Adaptive, AtSteps, EveryN, PowersOfTwo, Schedule
 
 
 def due(schedule: Schedule, last: int) -> list[int]:
@@ -66,42 +66,6 @@ def test_adaptive_makes_up_for_steps_that_were_not_asked_about() -> None:
     assert [step for step in range(5, 9) if Adaptive().is_due(step, past)] == [6, 7, 8]
 
 
-def foreseen(schedule: Schedule, foresight: dict[int, bool | None], last: int) -> list[int]:
-    """Steps of the searches when foresight changes at these steps."""
-    past: list[PastSearch] = []
-    holds = None
-    for step in range(1, last + 1):
-        holds = foresight.get(step, holds)
-        if schedule.is_due(step, past, holds):
-            past.append(PastSearch(step=step, accepted_scale=2.0))
-    return [search.step for search in past]
-
-
-@pytest.mark.parametrize(
-    ("schedule", "foresight", "steps"),
-    [
-        (Foresight(), {}, [1, 5, 9, 13, 17]),
-        (Foresight(first=3), {1: True}, list(range(3, 21))),
-        (Foresight(), {1: False}, [1, 17]),
-        # lost after step 4, found again at step 12, when the shorter interval is long over
-        (Foresight(), {1: True, 5: False, 12: True, 14: None}, [1, 2, 3, 4, 12, 13, 17]),
-        (Foresight(soon=2, usual=3, seldom=5), {1: True, 6: False}, [1, 3, 5, 10, 15, 20]),
-    ],
-)
-def test_foresight_decides_how_soon(
-    schedule: Schedule, foresight: dict[int, bool | None], steps: list[int]
-) -> None:
-    assert foreseen(schedule, foresight, 20) == steps
-
-
-@pytest.mark.parametrize(
-    "schedule", [PowersOfTwo(), EveryN(n=3), AtSteps(steps=(2, 7)), Adaptive()], ids=str
-)
-def test_other_schedules_do_not_ask_for_foresight(schedule: Schedule) -> None:
-    asked = [foreseen(schedule, {1: holds}, 20) for holds in (True, False, None)]
-    assert asked[0] == asked[1] == asked[2]
-
-
 @pytest.mark.parametrize(
     ("build", "message"),
     [
@@ -113,10 +77,6 @@ def test_other_schedules_do_not_ask_for_foresight(schedule: Schedule) -> None:
         (lambda: Adaptive(shortest=9, longest=8), "shortest <= longest"),
         (lambda: Adaptive(large=1.0), "large > 1"),
         (lambda: Adaptive(large=math.nan), "large > 1"),
-        (lambda: Foresight(first=0), "first >= 1.*got first 0"),
-        (lambda: Foresight(soon=0), "1 <= soon"),
-        (lambda: Foresight(soon=5), "soon <= usual.*soon 5, usual 4"),
-        (lambda: Foresight(usual=17), "usual <= seldom"),
         (lambda: AtSteps(steps=()), "strictly increasing"),
         (lambda: AtSteps(steps=(0, 1)), "strictly increasing"),
         (lambda: AtSteps(steps=(1, 3, 3)), "strictly increasing"),

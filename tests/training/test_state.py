@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from tests.support.tiny import WORLD, write_models
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from effopd.analysis.monitor import Monitor, MonitorSettings, monitored_matrices
 from effopd.data.world import make_tokenizer
 from effopd.errors import CheckpointError, EffopdError, NonFiniteError
 from effopd.models.loading import ModelSettings, load_model, load_tokenizer
@@ -20,6 +19,8 @@ from effopd.models.policy import Policy, Sample
 from effopd.search.extrapolator import Extrapolator, Search
 from effopd.training.critic import Critic
 from effopd.training.learning import Stateless
+from effopd.training.monitor import Monitor
+from effopd.training.settings import MonitorSettings
 from effopd.training.state import Progress, Saved, load_state, save_state
 from effopd.training.teachers import StudentAverage, frozen_copy
 
@@ -57,7 +58,7 @@ class Live:
         self.policy = policy
         self.critic = Critic(policy, lr=1e-2) if others else None
         self.average = StudentAverage(frozen_copy(policy), policy, 0.9) if others else None
-        watched = monitored_matrices(policy.model)
+        watched = policy.model.parameters()
         self.monitor = Monitor(watched, MonitorSettings(every=1)) if others else None
         self.optimizer = torch.optim.AdamW(policy.model.parameters(), lr=1e-2)
         self.extrapolator = (
@@ -79,7 +80,7 @@ class Live:
                 (values_N - 1).square().sum().backward()
                 self.critic.update_()
             if self.monitor is not None:
-                self.monitor.look_if_due(step)
+                self.monitor.observe(step)
             if self.extrapolator is not None:
                 self.extrapolator.step(step)
 

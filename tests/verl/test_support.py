@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from effopd import AlphaPLS, Foresight, Search
+from effopd import AlphaPLS, Search
 from effopd.errors import ConfigError
 from effopd.integrations.verl.settings import PluginSettings, RewardValidation, ServedKLValidation
 from effopd.integrations.verl.support import check_supported, lookup
@@ -110,7 +110,6 @@ def test_the_teacher_kl_needs_samples_of_the_student_and_their_scores(key: str, 
     ("search", "named"),
     [
         (Search(direction=AlphaPLS()), "alpha_pls"),
-        (Search(schedule=Foresight()), "foresight"),
         (Search(learning_rate="follow"), "follow"),
     ],
 )

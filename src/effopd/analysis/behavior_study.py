@@ -3,7 +3,7 @@
 In memory: the base, its teachers, one checkpoint, and a copy of what that one changed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +15,6 @@ from torch import Tensor
 from effopd.analysis.applying import Footprint, intervened
 from effopd.analysis.behavior import closed_share, divergence_summary, position_rows
 from effopd.analysis.embeddings import embedding_shift, state_shift
-from effopd.analysis.example import Answer, Question, example_record, telling_question
-from effopd.analysis.interventions import Changed
 from effopd.analysis.modules import module_norms
 from effopd.analysis.scalings import NormScaling, WholeScaling
 from effopd.analysis.series import Checkpoint
@@ -35,7 +33,7 @@ from effopd.evaluation.scoring import completion_reverse_kl
 from effopd.models.policy import Policy
 from effopd.models.updates import open_update
 from effopd.objectives import FullVocabularyKL
-from effopd.records import Row
+from effopd.records import SCHEMA, Row
 from effopd.rollouts.rollout import Rollout
 from effopd.training.config import Config
 from effopd.training.run import build_parts, started_from
@@ -234,43 +232,62 @@ class BehaviorStudy:
             final: Any other checkpoint of the same base.
 
         Returns:
-            See `example_record`; None without a teacher, and where both are one checkpoint.
+            What `example.json` holds: the question, how many were asked and how many tell the
+            writers apart; for each writer its accuracy over all questions; and its answer, with the
+            divergence from the teacher (nats) of every token in the eyes of either student. None
+            without a teacher, and where both are one checkpoint.
 
         Source: arXiv 2605.11739, section 3.3 and appendix F.4.
         """
-        if self._parts.teachers is None or early.label == final.label:
+        student, teachers = self._parts.student, self._parts.teachers
+        if teachers is None or early.label == final.label:
             self._report("no example: it takes a teacher and two checkpoints")
             return None
+        # Two students, three writers.
         norms = module_norms(open_update(self._directory, final.directory))
         update = open_update(self._directory, early.directory)
-        rescaled_name = f"{early.label} at the norms of {final.label}"
+        rescaled = f"{early.label} at the norms of {final.label}"
         models = {
             early.label: WholeScaling(scale=1.0).apply(update),
-            rescaled_name: NormScaling(final=norms).apply(update),
+            rescaled: NormScaling(final=norms).apply(update),
         }
         written = {early.label: self._written[early.label]}
-        with intervened(self._parts.student.model, models[rescaled_name]):
-            written[rescaled_name] = self._parts.evaluate_student()
-        rollouts = {name: found.rollouts for name, found in written.items()}
-        answers = {name: _answers(found) for name, found in written.items()}
-        teacher = _in_order(self._parts.evaluate_teacher(), self._text)
-        rollouts["teacher"], answers["teacher"] = teacher.rollouts, _answers(teacher)
-        choice = telling_question(answers, early.label)
-        chosen = [each[choice.index] for each in rollouts.values()]
-        decode = self._parts.student.tokenizer.decode
-        return example_record(
-            [Question(problem_id=r.problem.id, prompt=r.problem.prompt) for r in self._text],
-            answers,
-            choice,
-            {name: self._read_by(changed, chosen) for name, changed in models.items()},
-            decode=lambda token: str(decode([token])),
-        )
-
-    def _read_by(self, changed: Changed, rollouts: Sequence[Rollout]) -> Sequence[Sequence[float]]:
-        """Divergence from the teacher of the student with changed weights."""
-        assert self._parts.teachers is not None
-        with intervened(self._parts.student.model, changed):
-            return routed_reverse_kl(self._parts.student, self._parts.teachers, rollouts)
+        with intervened(student.model, models[rescaled]):
+            written[rescaled] = self._parts.evaluate_student()
+        written["teacher"] = _in_order(self._parts.evaluate_teacher(), self._text)
+        rewards = {
+            name: found.rewards or (None,) * len(found.rollouts) for name, found in written.items()
+        }
+        # The question shown, as each student reads each answer to it.
+        index, telling = most_informative_question(rewards, early.label)
+        chosen = [found.rollouts[index] for found in written.values()]
+        kl_nats = {}
+        for name, changed in models.items():
+            with intervened(student.model, changed):
+                kl_nats[name] = routed_reverse_kl(student, teachers, chosen)
+        decode = student.tokenizer.decode
+        return {
+            "schema": SCHEMA,
+            "problem_id": chosen[0].problem.id,
+            "prompt": chosen[0].problem.prompt,
+            "questions": len(self._text),
+            "telling": telling,
+            "writers": [
+                {"writer": name, "accuracy": row["accuracy"], "mean_tokens": row["mean_length"]}
+                for name, row in ((name, found.row()) for name, found in written.items())
+            ],
+            "answers": [
+                {
+                    "writer": name,
+                    "text": rollout.completion.text,
+                    "tokens": [str(decode([token])) for token in rollout.completion.token_ids],
+                    "finish_reason": rollout.completion.finish_reason,
+                    "reward": rewards[name][index],
+                    "kl_nats": {reader: list(values[i]) for reader, values in kl_nats.items()},
+                }
+                for i, (name, rollout) in enumerate(zip(written, chosen, strict=True))
+            ],
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,17 +329,23 @@ def _embeddings(policy: Policy) -> Tensor:
     return weight.detach()
 
 
-def _answers(evaluation: Evaluation) -> list[Answer]:
-    rewards = evaluation.rewards or [None] * len(evaluation.rollouts)
-    return [
-        Answer(
-            sample=rollout.sample,
-            text=rollout.completion.text,
-            finish_reason=rollout.completion.finish_reason,
-            reward=reward,
+def most_informative_question(
+    rewards: Mapping[str, Sequence[float | None]], early: str
+) -> tuple[int, int]:
+    """The first question that all writers but `early` answer correctly, and how many there are.
+
+    The first question of all where there is none. Appendix F.4 of arXiv 2605.11739 shows such a
+    question and does not say how many it was chosen from.
+    """
+    found = [
+        index
+        for index, row in enumerate(zip(*rewards.values(), strict=True))
+        if all(
+            reward is not None and (reward == 1.0) == (writer != early)
+            for writer, reward in zip(rewards, row, strict=True)
         )
-        for rollout, reward in zip(evaluation.rollouts, rewards, strict=True)
     ]
+    return (found[0] if found else 0), len(found)
 
 
 def _in_order(evaluation: Evaluation, like: Sequence[Rollout]) -> Evaluation:

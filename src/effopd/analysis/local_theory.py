@@ -15,11 +15,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from effopd.analysis.lanczos import EigenPairs, Krylov, Product, ritz_pairs
-from effopd.analysis.quadratic import ParameterSpace
-from effopd.errors import ConfigError, ParameterMismatchError
+from effopd.errors import ConfigError
+from effopd.linalg.krylov import EigenPairs, Krylov, Product, ritz_pairs
+from effopd.linalg.singular_values import above_rounding
 from effopd.precision import float32_products
-from effopd.search.rounding import above_rounding
 
 MATTERS = 0.01
 """Share of the remaining loss above which a direction counts for the largest stable factor."""
@@ -31,16 +30,8 @@ def descent_gain(values_k: Float[Tensor, " k"], rate: float, steps: int) -> Floa
     Stable for small `eta lambda`, where the difference would cancel. Any rate is allowed; beyond
     `2 / lambda` the gain grows without bound, as gradient descent does.
 
-    Args:
-        values_k: Eigenvalues.
-        rate: eta, above 0.
-        steps: s, at least 0.
-
-    Returns:
-        Gains, in the dtype of the values.
-
     Raises:
-        ConfigError: Rate or steps are out of range.
+        ConfigError: The rate is not above 0, or steps are negative.
 
     Source: arXiv 2605.11739, equations 42 and 44.
     """
@@ -58,26 +49,6 @@ def flow_gain(values_k: Float[Tensor, " k"], time: float) -> Float[Tensor, " k"]
     """`(1 - exp(-t lambda)) / lambda`: the gain for a small rate, at time `t = eta s`."""
     nonzero_k = torch.where(values_k == 0, 1.0, values_k)
     return torch.where(values_k == 0, time, -torch.expm1(-time * values_k) / nonzero_k)
-
-
-def tail_gain(rate: float, steps: int, tail_values: Tensor | None = None) -> float:
-    """rho_perp: the largest gain in what is left out of the leading space, equation 48.
-
-    Args:
-        rate: eta.
-        steps: s.
-        tail_values: Eigenvalues left out; zeros among them do not count. None bounds it for any
-            that satisfy `0 < eta lambda <= 2`, by `eta s`.
-
-    Returns:
-        The bound; 0 when nothing is left out.
-    """
-    if tail_values is None:
-        return rate * steps
-    positive = tail_values[tail_values > 0]
-    if not positive.numel():
-        return 0.0
-    return float(descent_gain(positive, rate, steps).abs().max())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,13 +103,21 @@ class LocalTheory:
         return float((d_k * (self.values_k * d_k / 2 - self.coefficients_k)).sum())
 
     def error_bound(self, rate: float, steps: int, tail_values: Tensor | None = None) -> float:
-        """Largest distance of the exact `D_s` from `displacement`, equation 49.
+        """Largest distance of the exact `D_s` from `displacement`, equations 48 and 49.
 
         For eigenpairs of A; a Krylov space of m steps is exact up to step m instead.
+
+        Args:
+            rate: eta.
+            steps: s.
+            tail_values: Eigenvalues left out; None bounds the gain there by `eta s`, for any that
+                satisfy `0 < eta lambda <= 2`.
         """
+        gain = rate * steps
         if tail_values is not None:
-            tail_values = tail_values[self._above_rounding(tail_values)]
-        return tail_gain(rate, steps, tail_values) * self.perpendicular_norm
+            tail = tail_values[(tail_values > 0) & self._above_rounding(tail_values)]
+            gain = float(descent_gain(tail, rate, steps).abs().max()) if len(tail) else 0.0
+        return gain * self.perpendicular_norm
 
     def matching_time(self, norm: float) -> float | None:
         """When gradient flow is `norm` away from the base; None if it never gets there."""
@@ -146,17 +125,17 @@ class LocalTheory:
             return 0.0
         if not bool(self.positive_k.any()):
             return norm / self.drive_norm if self.drive_norm else None
-        latest = 64 / float(self.values_k[self.positive_k].min())
-        if self._flow_norm(latest) < norm:
+
+        def distance(time: float) -> float:
+            return float((flow_gain(self.values_k, time) * self.coefficients_k).norm())
+
+        low, high = 0.0, 64 / float(self.values_k[self.positive_k].min())
+        if distance(high) < norm:
             return None
-        low, high = 0.0, latest
         for _ in range(200):
             middle = (low + high) / 2
-            low, high = (middle, high) if self._flow_norm(middle) < norm else (low, middle)
+            low, high = (middle, high) if distance(middle) < norm else (low, middle)
         return high
-
-    def _flow_norm(self, time: float) -> float:
-        return float((flow_gain(self.values_k, time) * self.coefficients_k).norm())
 
     @float32_products()
     def _along(self, gains_k: Tensor) -> Tensor:
@@ -194,36 +173,20 @@ def krylov_theory(krylov: Krylov) -> LocalTheory:
     )
 
 
-def module_norms(space: ParameterSpace, vector_P: Float[Tensor, " P"]) -> dict[str, float]:
-    """Norm of each tensor's part of a vector: `||b_m||` for the drive, equation 53."""
-    return {name: float(part.norm()) for name, part in space.tensors(vector_P).items()}
-
-
 # How far to extrapolate ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parabola:
-    """The loss along `tip + f * update`: `L + slope f + curvature f^2 / 2`.
-
-    Attributes:
-        slope: `g^T update`, nats.
-        curvature: `update^T A update`, nats.
-    """
+    """The loss along `tip + f * update`: `L + slope f + curvature f^2 / 2`, in nats."""
 
     slope: float
     curvature: float
 
     @property
     def factor(self) -> float | None:
-        """`f* = -slope / curvature` of the minimum; None where the loss does not curve upwards.
-
-        Away from the teacher the reverse KL may be indefinite; a fitted curvature that is not
-        positive has no minimum to go to.
-        """
-        if not self.curvature > 0:
-            return None
-        return -self.slope / self.curvature
+        """`f* = -slope / curvature` of the minimum; None where the loss does not curve upwards."""
+        return -self.slope / self.curvature if self.curvature > 0 else None
 
     @property
     def scale(self) -> float | None:
@@ -244,9 +207,6 @@ def quadratic_parabola(
         update_P: Displacement of the tip from the anchor.
         largest: Largest eigenvalue of A, if known: beside it a curvature along the ray that is
             zero up to rounding is taken for zero, so that there is no minimum.
-
-    Returns:
-        The parabola.
     """
     gradient_P = product(tip_P) - drive_P
     curvature, square = update_P @ product(update_P), float(update_P @ update_P)
@@ -268,57 +228,17 @@ def fitted_parabola(anchor: float, tip: float, beyond: float) -> Parabola:
     return Parabola(slope=(beyond - anchor) / 2, curvature=float(curvature) if counts else 0.0)
 
 
-def closing_factors(values_k: Float[Tensor, " k"], rate: float, steps: int) -> Tensor:
-    """`q_i / (1 - q_i)` with `q_i = (1 - eta lambda_i)^(s / 2)`: closes the gap of direction i.
+def largest_stable_factor(theory: LocalTheory, tip_P: Tensor, update_P: Tensor) -> float:
+    """Twice the smallest `gap_i / update_i` among the directions that still matter, at least 0.
 
-    The tip is after `steps` steps of gradient descent, the anchor after half of them. 0 for stiff
-    directions, about `2 / (eta lambda_i s)` for soft ones, infinite where lambda is 0, which is
-    where `above_rounding` says so for as many numbers as there are eigenvalues.
-
-    Args:
-        values_k: Eigenvalues.
-        rate: eta.
-        steps: s, even.
-
-    Returns:
-        Factors of `tip - anchor`.
-
-    Raises:
-        ConfigError: Steps are odd.
+    The gap of a direction is what is left to its optimum `beta_i / lambda_i`; up to this factor no
+    such direction is left farther from its optimum than it was at the tip. A direction matters that
+    holds `MATTERS` of the remaining loss `lambda_i gap_i^2 / 2`. Infinite when none has any.
     """
-    if steps < 2 or steps % 2:
-        raise ConfigError(f"the anchor is at half of the steps: give an even number, got {steps}")
-    kept_k = (1 - rate * values_k) ** (steps // 2)
-    factors_k = kept_k / (values_k * descent_gain(values_k, rate, steps // 2))
-    return torch.where(above_rounding(values_k, len(values_k)), factors_k, math.inf)
-
-
-def largest_stable_factor(
-    factors_k: Float[Tensor, " k"],
-    remaining_loss_k: Float[Tensor, " k"],
-    *,
-    matters: float = MATTERS,
-) -> float:
-    """Twice the smallest closing factor among the directions that still matter, at least 0.
-
-    Up to there no such direction is left farther from its optimum than it was at the tip.
-
-    Args:
-        factors_k: From `closing_factors`, or `remaining / update` as measured.
-        remaining_loss_k: `lambda_i gap_i^2 / 2` of each direction at the tip.
-        matters: Share of the total remaining loss that makes a direction matter.
-
-    Returns:
-        The factor; infinite when no direction has any loss left.
-
-    Raises:
-        ParameterMismatchError: The two do not belong together.
-    """
-    if factors_k.shape != remaining_loss_k.shape:
-        raise ParameterMismatchError(
-            f"one factor and one remaining loss a direction: got {tuple(factors_k.shape)} and "
-            f"{tuple(remaining_loss_k.shape)}"
-        )
-    total = remaining_loss_k.sum()
-    counted = factors_k[(remaining_loss_k > 0) & (remaining_loss_k >= matters * total)]
-    return 2 * max(0.0, float(counted.min())) if counted.numel() else math.inf
+    positive_k = theory.positive_k
+    values_k, vectors_kP = theory.values_k[positive_k], theory.vectors_kP[positive_k]
+    gap_k = theory.coefficients_k[positive_k] / values_k - vectors_kP @ tip_P
+    loss_k = values_k * gap_k.square() / 2
+    counted_k = (loss_k > 0) & (loss_k >= MATTERS * loss_k.sum())
+    factors = (gap_k / (vectors_kP @ update_P))[counted_k]
+    return 2 * max(0.0, float(factors.min())) if len(factors) else math.inf

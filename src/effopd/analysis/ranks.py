@@ -27,14 +27,14 @@ from effopd.analysis.modules import (
     place_factors,
     tensor_places,
 )
-from effopd.analysis.singular_values import (
-    gram_eigenvectors,
-    numerical_rank,
-    product_triples,
-    smallest_is_not_zero,
-)
 from effopd.analysis.spectra import check_shares, share_count
 from effopd.errors import ParameterMismatchError
+from effopd.linalg.singular_values import (
+    gram_eigenvectors,
+    numerical_rank,
+    product_svd,
+    smallest_is_not_zero,
+)
 from effopd.models.layout import Heads, Place, matrices
 from effopd.models.updates import Update, read_place
 
@@ -201,7 +201,7 @@ def product_components(
     Returns:
         The kept part.
     """
-    left_mk, values_k, right_nk = product_triples(left_mr, right_rn)
+    left_mk, values_k, right_nk = product_svd(left_mr, right_rn)
     kept = _kept(share, end, numerical_rank(values_k, (left_mr.shape[0], right_rn.shape[1])))
     return (left_mk[:, kept] * values_k[kept]) @ right_nk[:, kept].T
 

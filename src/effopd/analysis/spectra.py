@@ -11,8 +11,8 @@ from fractions import Fraction
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from effopd.analysis.singular_values import numerical_rank, singular_values, value_entropy
 from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
+from effopd.linalg.singular_values import numerical_rank, singular_values, value_entropy
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,15 +12,13 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from effopd.analysis.directions import Directions
 from effopd.analysis.subspaces import (
-    TOLERANCE,
     captured_norms,
     direction_cosines,
-    leading_directions,
     principal_angles,
     subspace_cosines,
 )
+from effopd.linalg.leading import TOLERANCE, Directions, leading_directions
 
 DIRECTIONS = 20
 """Directions that are compared, as in figure 5b."""

@@ -9,57 +9,15 @@ meaning where values are tied, which is why the relative gap stands beside it. A
 mean cosine of the principal angles: the same for every basis of the two subspaces.
 """
 
-from dataclasses import replace
-
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from effopd.analysis.directions import Directions, exact_directions
-from effopd.analysis.krylov import OVERSAMPLING, block_krylov
 from effopd.errors import ParameterMismatchError
+from effopd.linalg.leading import Directions
 
-TOLERANCE = 1e-5
-"""Relative error of leading directions that is accepted: largest residual over its value."""
-LARGEST_BASIS = 0.25
-"""Share of the short side up to which a Krylov basis grows; beyond it, exact costs no more."""
 ORTHONORMAL = 1e-4
 """Largest deviation from orthonormality that columns may have."""
-
-
-# Directions ---------------------------------------------------------------------------------------
-
-
-def leading_directions(
-    update_mn: Float[Tensor, "m n"],
-    k: int,
-    *,
-    start: Float[Tensor, "n j"] | None = None,
-    tolerance: float = TOLERANCE,
-) -> Directions:
-    """Leading k singular directions of an update, the same at every call.
-
-    Block Krylov iteration in float64 until the relative error is reached; exactly where k is a
-    large part of the short side, or where the values lie so dense that the iteration would cost as
-    much. A zero update has no directions (`never_moved`), one of rank below k has fewer than k
-    (`is_whole_rank`): values below 1e-6 of the largest one are rounding.
-
-    Args:
-        update_mn: Tuned minus base, any floating dtype.
-        k: Directions wanted, at least 1.
-        start: Right directions of a neighbouring checkpoint, which save products.
-        tolerance: Largest residual over its value, see `Directions.relative_error`.
-    """
-    matrix = update_mn.double()
-    width = k + OVERSAMPLING
-    depth = int(LARGEST_BASIS * min(matrix.shape, default=0) / width)
-    if depth < 2:
-        return exact_directions(matrix, k, tolerance=tolerance)
-    found = block_krylov(matrix, k, depth=depth, start=start, tolerance=tolerance)
-    if found.relative_error <= tolerance:
-        return found
-    exact = exact_directions(matrix, k, tolerance=tolerance)
-    return replace(exact, products=exact.products + found.products)
 
 
 # Two subspaces ------------------------------------------------------------------------------------

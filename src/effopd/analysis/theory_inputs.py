@@ -1,6 +1,7 @@
 """What the local theory needs of a run: base, teacher, text, rewards, checkpoints and searches."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from effopd.analysis.quadratic import FrozenLoss, completion_logits
+from effopd.analysis.theory import PastRay
 from effopd.errors import ConfigError
 from effopd.models.checkpoints import checkpoint_path, list_checkpoints, verify_checkpoint
 from effopd.models.weights import open_weights
@@ -18,6 +20,7 @@ from effopd.rollouts.seeds import derive_seed
 from effopd.search.direction import SinceAccepted, SinceBase, SinceRaw
 from effopd.training.build import Parts
 from effopd.training.config import Config
+from effopd.training.run import build_parts, config_of_run
 from effopd.training.state import load_tensors, state_file
 
 RESPONSES = 4
@@ -42,28 +45,36 @@ class Text:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PastRay:
-    """The ray of one search of the run.
+class TheoryInputs:
+    """A run as the local theory needs it; checkpoints are step -> displacement from the base."""
 
-    Attributes:
-        step: Optimizer steps done before it.
-        scale: Where it ended.
-        tip_P: Displacement of the tip from the base.
-        anchor_P: Displacement of where the ray starts; equal to the tip's in what does not move.
+    config: Config
+    text: Text
+    loss: FrozenLoss
+    checkpoints: Mapping[int, Tensor]
+    rays: Sequence[PastRay]
+
+
+def read_inputs(run: Path, contexts: int, say: Say) -> TheoryInputs:
+    """Lets the base model of a run write at least so many contexts, and reads what the run did.
+
+    Raises:
+        ConfigError: `run` holds no resolved settings, or the theory is not about it.
     """
-
-    step: int
-    scale: float
-    tip_P: Tensor
-    anchor_P: Tensor
+    config = config_of_run(run)
+    check_is_distillation(config)
+    if config.student is not None and config.student.lora is not None:
+        raise ConfigError("the local theory is that of weights, this run trains adapters")
+    with closing(build_parts(config, say)) as parts:
+        text = write_text(parts, contexts, say)
+    loss = frozen_loss(parts, text)
+    checkpoints = read_checkpoints(run, loss)
+    rays = read_rays(run, parts, loss, checkpoints, say)
+    return TheoryInputs(config=config, text=text, loss=loss, checkpoints=checkpoints, rays=rays)
 
 
 def check_is_distillation(config: Config) -> None:
-    """The theory is that of a reverse KL to a teacher that stays.
-
-    Raises:
-        ConfigError: The run minimises something else.
-    """
+    """Refuses runs that minimise anything but a reverse KL to a teacher that stays."""
     objective = config.objective
     if isinstance(objective, PolicyGradient):
         what = "reinforcement learning"
@@ -96,7 +107,17 @@ def write_text(parts: Parts, contexts: int, say: Say) -> Text:
                 found += sum(len(r.completion.token_ids) for r in answers)
         start += PROMPTS
         say(f"{found} contexts in {len(rollouts)} answers of the base model")
-    return Text(rollouts=tuple(rollouts), advantages=_advantages(parts, rollouts))
+    if parts.verifier is None:
+        return Text(rollouts=tuple(rollouts), advantages=None)
+    rewards = parts.verifier.rewards([rollout.answer for rollout in rollouts])
+    table_GR = torch.tensor(rewards, dtype=torch.float64).view(-1, RESPONSES)
+    each = group_advantages(table_GR, "std").flatten().tolist()
+    advantages = tuple(
+        advantage
+        for advantage, rollout in zip(each, rollouts, strict=True)
+        for _ in rollout.completion.token_ids
+    )
+    return Text(rollouts=tuple(rollouts), advantages=advantages)
 
 
 def frozen_loss(parts: Parts, text: Text) -> FrozenLoss:
@@ -110,7 +131,8 @@ def frozen_loss(parts: Parts, text: Text) -> FrozenLoss:
     temperature = getattr(parts.config.objective, "teacher_temperature", 1.0)
     target_logits = [targets[i] / temperature for i in range(len(samples))]
     if parts.reference is not None:
-        share = _reward_scale(parts.config)
+        assert isinstance(parts.config.objective, ExOPD | FullVocabularyKL)
+        share = parts.config.objective.reward_scale
         reference = completion_logits(parts.reference, samples)
         pairs = zip(target_logits, reference, strict=True)
         target_logits = [share * z + (1 - share) * z_ref for z, z_ref in pairs]
@@ -124,7 +146,7 @@ def read_checkpoints(run: Path, loss: FrozenLoss) -> dict[int, Tensor]:
         verify_checkpoint(directory)
         weights = open_weights(directory)
         tensors = {name: weights.read(name).to(loss.base_P) for name in loss.space.shapes}
-        found[_step_of(directory)] = loss.space.flat(tensors) - loss.base_P
+        found[int(directory.name.removeprefix("step-"))] = loss.space.flat(tensors) - loss.base_P
     return found
 
 
@@ -172,17 +194,9 @@ def read_rays(
 def _anchor(
     run: Path, loss: FrozenLoss, before: int | None, step: int, *, follows_checkpoint: bool
 ) -> dict[str, Tensor] | None:
-    """Where the search of `step` starts from, of the tensors that move; None if not known.
+    """Displacement from the base, by name, of where the search of `step` starts; None: unknown.
 
-    Args:
-        run: Run directory.
-        loss: Knows the base.
-        before: Step of the search before; None for the first one, which starts at the base.
-        step: Step of this search.
-        follows_checkpoint: Whether searches come after the checkpoint of their step.
-
-    Returns:
-        Displacement from the base, by name.
+    `before` is the step of the search before; None for the first one, which starts at the base.
     """
     base = loss.space.tensors(loss.base_P)
     if before is None:
@@ -194,28 +208,3 @@ def _anchor(
         if file.is_file():
             return {n: t.to(loss.base_P) - base[n] for n, t in load_tensors(file).items()}
     return None
-
-
-def _advantages(parts: Parts, rollouts: list[Rollout]) -> tuple[float, ...] | None:
-    """Standardised within each group of answers to one prompt."""
-    verifier = parts.verifier
-    if verifier is None:
-        return None
-    rewards = verifier.rewards([rollout.answer for rollout in rollouts])
-    table_GR = torch.tensor(rewards, dtype=torch.float64).view(-1, RESPONSES)
-    advantages = group_advantages(table_GR, "std").flatten().tolist()
-    return tuple(
-        advantage
-        for advantage, rollout in zip(advantages, rollouts, strict=True)
-        for _ in rollout.completion.token_ids
-    )
-
-
-def _reward_scale(config: Config) -> float:
-    """The lambda of the target `lambda z* + (1 - lambda) z_ref`."""
-    assert isinstance(config.objective, ExOPD | FullVocabularyKL)
-    return config.objective.reward_scale
-
-
-def _step_of(directory: Path) -> int:
-    return int(directory.name.removeprefix("step-"))

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from effopd.analysis.subspaces import TOLERANCE, leading_directions
 from effopd.errors import ConfigError, MissingExtraError, NonFiniteError, ParameterMismatchError
+from effopd.linalg.leading import TOLERANCE, leading_directions
 
 LEAST_POINTS = 4
 """Fewest points that a t-SNE picture arranges: perplexity 1 needs three neighbours."""

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from effopd.analysis.modules import place_factors
 from effopd.analysis.series import Inputs
-from effopd.analysis.singular_values import product_triples
 from effopd.analysis.spectra import SpectralMetrics, metrics_of, spectral_metrics
 from effopd.analysis.subspace_series import (
     DIRECTIONS,
@@ -31,6 +30,7 @@ from effopd.analysis.trajectories import (
     tsne_points,
 )
 from effopd.analysis.updates import place_paths, place_statistics
+from effopd.linalg.singular_values import product_svd
 from effopd.models.layout import Place, matrices, places, read_heads
 from effopd.models.updates import Update, read_place
 from effopd.records import Row
@@ -187,6 +187,6 @@ def _metrics(subject: Subject, update: Update, place: Place) -> SpectralMetrics:
         return spectral_metrics(subject.read(update, place), top=TOP)
     left_mr, right_rn = (factor.to(subject.device) for factor in factors)
     m, n = place.shape
-    found_k = product_triples(left_mr, right_rn)[1]
+    found_k = product_svd(left_mr, right_rn)[1]
     values_p = torch.nn.functional.pad(found_k, (0, min(m, n) - len(found_k)))
     return metrics_of(values_p, (m, n), top=TOP)

@@ -134,6 +134,7 @@ def local_theory(
 ) -> None:
     """Predict a distillation run from the local theory of its base model; compare."""
     with errors(debug):
-        from effopd.cli.theory import TheorySettings, theory
+        from effopd.analysis.theory import TheorySettings
+        from effopd.cli.theory import theory
 
         theory(run, out, TheorySettings(rank=rank, contexts=contexts, steps=steps))

@@ -60,41 +60,32 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
-    """One look of the monitor.
+class Observation:
+    """One row of the monitor.
 
     Attributes:
         step: Optimizer updates done.
-        step_cosine: Of the last stretch of training with the one before it.
+        step_cosine: Of the displacement by training with the one before it.
         inertia: What momentum alone would make of it.
-        straightness: Displacement over path length.
-        allocation_entropy: Of the squared displacement over matrices, in [0, 1].
-        spectral_share: Spectral over Frobenius norm of sampled displacements.
-        alignment: Of leading directions with those at the look before.
-        is_alarm: Whether foresight was lost at this look.
+        straightness: Distance from the base over path length.
+        is_alarm: Whether foresight was lost here.
     """
 
     step: float
     step_cosine: float | None
     inertia: float | None
     straightness: float | None
-    allocation_entropy: float | None
-    spectral_share: float | None
-    alignment: float | None
     is_alarm: bool
 
 
-def looks(run: Run) -> list[Look]:
-    """Looks of the monitor in the order they were taken."""
+def observations(run: Run) -> list[Observation]:
+    """Rows of the monitor in order."""
     return [
-        Look(
+        Observation(
             step=_required(row, "step", run),
             step_cosine=number(row, "step_cosine", run),
             inertia=number(row, "inertia", run),
             straightness=number(row, "straightness", run),
-            allocation_entropy=number(row, "allocation_entropy", run),
-            spectral_share=number(row, "spectral_share", run),
-            alignment=number(row, "alignment", run),
             is_alarm=bool(row.get("alarms")),
         )
         for row in run.monitor

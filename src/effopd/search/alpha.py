@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from effopd.search.rounding import above_rounding
+from effopd.linalg.singular_values import above_rounding
 
 PIECE = 2**20
 """Elements of a matrix that are widened to float64 at a time."""

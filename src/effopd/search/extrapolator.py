@@ -92,9 +92,7 @@ class Extrapolator:
         self._past: list[PastSearch] = []
         self._last_step = 0
 
-    def step(
-        self, step: int, progress: float | None = None, *, foresight: bool | None = None
-    ) -> SearchResult | None:
+    def step(self, step: int, progress: float | None = None) -> SearchResult | None:
         """Searches if one is due after optimizer update `step`.
 
         Args:
@@ -102,8 +100,6 @@ class Extrapolator:
             progress: How far the weights that update `step` started from had come, 0 at the base
                 and 1 at the teacher: what its training batch measures for free. Only directions
                 that regress on it ask for it.
-            foresight: Whether the direction so far still tells where the weights go; only the
-                `Foresight` schedule asks, see `effopd.analysis.monitor`.
 
         Returns:
             The search's result, or None when none was due or this step is over already (a resumed
@@ -118,7 +114,7 @@ class Extrapolator:
         if step <= self._last_step:
             return None
         result = None
-        if self.search.schedule.is_due(step, self._past, foresight):
+        if self.search.schedule.is_due(step, self._past):
             result = self._search_(step, progress)
         else:
             self._memory.record_(self._ray, step, progress, searched=False)

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from effopd.errors import ConfigError
-from effopd.search.rounding import above_rounding
+from effopd.linalg.singular_values import above_rounding
 
 Pair = tuple[str, str]
 """Names of the left factor [m, r] and of the right one [r, n]."""

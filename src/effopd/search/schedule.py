@@ -1,7 +1,7 @@
 """When to search: schedules over optimizer steps.
 
-A schedule is a pure function of the step number, of the searches before it, and of whether
-foresight holds where someone watches it; so a resumed run searches at the same steps.
+A schedule is a pure function of the step number and of the searches before it, so a resumed run
+searches at the same steps.
 """
 
 from collections.abc import Sequence
@@ -15,14 +15,12 @@ from effopd.search.past import PastSearch
 class Schedule(Protocol):
     """Decides at which optimizer steps a search is due."""
 
-    def is_due(self, step: int, past: Sequence[PastSearch], foresight: bool | None = None) -> bool:
+    def is_due(self, step: int, past: Sequence[PastSearch]) -> bool:
         """Whether to search after optimizer update number `step` (1 is the first update).
 
         Args:
             step: Number of the update.
             past: Every earlier search in order.
-            foresight: Whether the direction so far still tells where the weights go, as a monitor
-                sees it; None where that is not known. Most schedules do not ask.
         """
         ...
 
@@ -44,7 +42,7 @@ class PowersOfTwo:
         if self.first < 1:
             raise ConfigError(f"first must be at least 1, got {self.first}")
 
-    def is_due(self, step: int, past: Sequence[PastSearch], foresight: bool | None = None) -> bool:
+    def is_due(self, step: int, past: Sequence[PastSearch]) -> bool:
         """True at powers of two from `first` on."""
         return step >= self.first and step & (step - 1) == 0
 
@@ -64,7 +62,7 @@ class EveryN:
         if self.n < 1:
             raise ConfigError(f"n must be at least 1, got {self.n}")
 
-    def is_due(self, step: int, past: Sequence[PastSearch], foresight: bool | None = None) -> bool:
+    def is_due(self, step: int, past: Sequence[PastSearch]) -> bool:
         """True at positive multiples of `n`."""
         return step > 0 and step % self.n == 0
 
@@ -88,7 +86,7 @@ class AtSteps:
                 f"steps must be strictly increasing positive numbers, got {self.steps}"
             )
 
-    def is_due(self, step: int, past: Sequence[PastSearch], foresight: bool | None = None) -> bool:
+    def is_due(self, step: int, past: Sequence[PastSearch]) -> bool:
         """True at the listed steps."""
         return step in self.steps
 
@@ -122,7 +120,7 @@ class Adaptive:
                 f"{self.longest}, large {self.large}"
             )
 
-    def is_due(self, step: int, past: Sequence[PastSearch], foresight: bool | None = None) -> bool:
+    def is_due(self, step: int, past: Sequence[PastSearch]) -> bool:
         """True once the interval has passed since the last search."""
         if not past:
             return step >= self.first
@@ -136,39 +134,3 @@ class Adaptive:
             elif search.is_rejection:
                 interval = min(2 * interval, self.longest)
         return interval
-
-
-@dataclass(frozen=True, kw_only=True)
-class Foresight:
-    """Soon again while foresight holds, seldom while it is broken.
-
-    The first search is due at step `first`. The next is due `soon` steps after the last one while
-    foresight holds, `usual` while that is not known, and `seldom` while it is broken: a search now
-    and then finds out what a verdict that is wrong would miss.
-
-    Attributes:
-        first: No search before this step.
-        soon: Interval in optimizer steps while foresight holds.
-        usual: Interval while it is not known.
-        seldom: Interval while it is broken.
-    """
-
-    type: Literal["foresight"] = "foresight"
-    first: int = 1
-    soon: int = 1
-    usual: int = 4
-    seldom: int = 16
-
-    def __post_init__(self) -> None:
-        if not (self.first >= 1 and 1 <= self.soon <= self.usual <= self.seldom):
-            raise ConfigError(
-                "a foresight schedule needs first >= 1 and 1 <= soon <= usual <= seldom, got first "
-                f"{self.first}, soon {self.soon}, usual {self.usual}, seldom {self.seldom}"
-            )
-
-    def is_due(self, step: int, past: Sequence[PastSearch], foresight: bool | None = None) -> bool:
-        """True once the interval that foresight asks for has passed since the last search."""
-        if not past:
-            return step >= self.first
-        interval = {True: self.soon, None: self.usual, False: self.seldom}[foresight]
-        return step >= past[-1].step + interval

@@ -13,7 +13,7 @@ from effopd.search.direction import (
     SinceRaw,
 )
 from effopd.search.scales import GeometricScales, LadderScales, QuadraticScales, TrackingScales
-from effopd.search.schedule import Adaptive, AtSteps, EveryN, Foresight, PowersOfTwo
+from effopd.search.schedule import Adaptive, AtSteps, EveryN, PowersOfTwo
 from effopd.search.validation import AtLeast, LengthGuard, PairedMargin, Strict, Unconditional
 
 
@@ -39,7 +39,7 @@ class Search:
             beyond it a candidate is rejected unseen. 1 tries all.
     """
 
-    schedule: PowersOfTwo | EveryN | AtSteps | Adaptive | Foresight = PowersOfTwo()
+    schedule: PowersOfTwo | EveryN | AtSteps | Adaptive = PowersOfTwo()
     scales: LadderScales | GeometricScales | TrackingScales | QuadraticScales = GeometricScales()
     direction: SinceAccepted | SinceRaw | SinceBase | Averaged | Relex | AlphaPLS = SinceAccepted()
     accept: Strict | AtLeast | PairedMargin | Unconditional = Strict()

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from effopd.analysis.monitor import MonitorSettings
 from effopd.config.reading import (
     Raw,
     as_json,
@@ -47,6 +46,7 @@ from effopd.training.settings import (
     EvaluationSettings,
     LoopSettings,
     MemorySettings,
+    MonitorSettings,
     OptimizerSettings,
     TrainSettings,
 )
@@ -162,8 +162,6 @@ class Config(BaseModel):
         _check_memory(self)
         _check_verifier(self)
         _check_lent_answers(self)
-        if self.search.schedule.type == "foresight" and not self.monitor.every:
-            raise ValueError("search.schedule.type = 'foresight' needs monitor.every of 1 or more")
         train = self.loop.train  # the loop's settings check one another
         if isinstance(self.objective, PolicyGradient):
             check_reward_learning(self.objective, train, self.sampling.max_new_tokens)

@@ -1,4 +1,4 @@
-"""The training loop: sample, score, learn, look, search, evaluate, checkpoint.
+"""The training loop: sample, score, learn, observe, search, evaluate, checkpoint.
 
 Every random number is a function of (seed, purpose, step, index), the data order is a function of
 the step, and every log has a known length at every checkpoint. So a run that is killed at any
@@ -25,6 +25,7 @@ from effopd.training.collect import Collector
 from effopd.training.ending import LAST_STEP, stop_reason
 from effopd.training.evaluating import Evaluations
 from effopd.training.learning import Learner
+from effopd.training.monitor import MonitorHook
 from effopd.training.observer import Observer
 from effopd.training.rows import (
     EMPTY_METRICS,
@@ -40,7 +41,6 @@ from effopd.training.signals import StopRequest
 from effopd.training.state import Progress, Saved, load_state, save_state
 from effopd.training.teachers import StudentAverage
 from effopd.training.updating import Updater
-from effopd.training.watching import Watch
 
 PHASES = ("rollout_s", "teacher_s", "update_s", "monitor_s", "search_s")
 
@@ -102,7 +102,7 @@ class Trainer:
             validate=validate,
             on_trial=self._log_trial,
         )
-        self.watch = Watch(student, run, settings, self.observer)
+        self.monitor = MonitorHook.of(student, run, settings, self.observer)
         self.progress = Progress()
         self._history: list[Row] = []
         self._clock: dict[str, float] = {}
@@ -133,7 +133,7 @@ class Trainer:
             extrapolator=self.extrapolator,
             learner=self.learner,
             average=self.average,
-            monitor=self.watch,
+            monitor=self.monitor,
         )
 
     def run(self, stop: StopRequest) -> bool:
@@ -158,7 +158,7 @@ class Trainer:
             due = self.progress.step % self.settings.checkpoint.every == 0
             if stop or due or reason is not None:
                 self._save()
-                if stop:  # inside: a signal after the first look must not skip the save
+                if stop:  # inside: a signal after the first check must not skip the save
                     break
         if reason is not None:
             self.run_directory.finish(self.progress.step, reason)
@@ -172,7 +172,7 @@ class Trainer:
         return stop_reason(self.run_directory.rows("evals"), rule) if rule.is_active else None
 
     def _step(self) -> None:
-        """One batch of rollouts with its updates, a look and a search if due, and the rows."""
+        """One batch of rollouts with its updates, a search if due, and the rows."""
         progress = self.progress
         progress.step += 1
         self._clock = dict.fromkeys(PHASES, 0.0)
@@ -192,7 +192,7 @@ class Trainer:
         except NonFiniteError as error:
             row |= self._skip(str(error))
         self.engine.sync_weights()
-        self._timed("monitor_s", self.watch.look, progress.step)
+        self._timed("monitor_s", self.monitor.observe, progress.step)
         if self.lent_answers is None:
             row |= self._search(progress.step, row)
         if self.average is not None:
@@ -232,7 +232,7 @@ class Trainer:
             return None
         try:
             progress = relative_progress(last, self._history)
-            result = self.extrapolator.step(updates, progress, foresight=self.watch.foresight)
+            result = self.extrapolator.step(updates, progress)
         except NonFiniteError as error:
             self.observer.on_message(f"step {self.progress.step}: search skipped, {error}")
             return None
@@ -241,7 +241,7 @@ class Trainer:
             self.progress.teacher_tokens += result.teacher_tokens
             self.engine.sync_weights()
             if result.accepted_scale != 1.0:
-                self.watch.jump_()
+                self.monitor.on_extrapolation()
         return result
 
     def _log_trial(self, index: int, trial: Trial) -> None:

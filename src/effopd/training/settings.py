@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from effopd.analysis.monitor import MonitorSettings
 from effopd.errors import ConfigError
 
 _COUNTS = (
@@ -249,6 +248,29 @@ class CheckpointSettings:
             raise ConfigError(
                 f"checkpoint.every and checkpoint.keep must be at least 1, got {self.every} and "
                 f"{self.keep}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitorSettings:
+    """Watching the direction of training, see docs/monitor.md.
+
+    Attributes:
+        every: Steps between observations; 0 turns the monitor off.
+        bound: Foresight is lost when cosines of successive displacements exceed what momentum alone
+            gives by less than this, on average over the last `patience` observations.
+        patience: Observations that the verdict rests on; there is none before so many.
+    """
+
+    every: int = 0
+    bound: float = 0.0
+    patience: int = 3
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.patience < 1 or not -2 <= self.bound <= 2:
+            raise ConfigError(
+                "monitor needs every >= 0 (0 is off), patience >= 1 and a bound in [-2, 2], a "
+                f"difference of cosines; got {self.every}, {self.patience} and {self.bound}"
             )
 
 

@@ -11,9 +11,9 @@ from effopd.analysis.exchanges import EmbeddingReplacement, sliding_windows
 from effopd.analysis.modules import layer_count, module_norms, update_norm
 from effopd.analysis.ranks import BottomRank, TopRank
 from effopd.analysis.scalings import NormScaling, WholeScaling
-from effopd.analysis.singular_values import tail_singular_values
 from effopd.cli.reproduction.scene import BOTH, Scene
 from effopd.cli.reproduction.study import METHODS
+from effopd.linalg.singular_values import tail_singular_values
 from effopd.models.layout import matrices, places
 from effopd.models.updates import Update, read_place
 from effopd.records import Row, load_run

@@ -13,7 +13,6 @@ from trl import DistillationTrainer, GRPOTrainer
 
 from effopd.errors import ConfigError
 from effopd.search.direction import AlphaPLS
-from effopd.search.schedule import Foresight
 from effopd.search.settings import Search
 
 TESTED = {"trl": "1.16", "transformers": "5.24", "accelerate": "1.15"}
@@ -77,8 +76,6 @@ def check_sharded(trainer: Any, parameters: Mapping[str, Tensor]) -> None:
 
 
 def _search(search: Search) -> Iterator[str]:
-    if isinstance(search.schedule, Foresight):
-        yield "schedule 'foresight' asks a monitor that this plug-in does not run: use another"
     if isinstance(search.direction, AlphaPLS):
         yield "direction 'alpha_pls' asks for the progress of each batch, which TRL does not tell"
 

@@ -7,7 +7,6 @@ from typing import Any
 from effopd.errors import ConfigError
 from effopd.integrations.verl.settings import PluginSettings, ServedKLValidation
 from effopd.search.direction import AlphaPLS
-from effopd.search.schedule import Foresight
 from effopd.search.validation import PairedMargin
 
 TRAINER_MODE = "effopd"
@@ -174,11 +173,6 @@ def _search_problems(settings: PluginSettings) -> list[str]:
         problems.append(
             "effopd.search.direction = 'alpha_pls' regresses on progress, which verl does not "
             "measure: use 'since_accepted'"
-        )
-    if isinstance(search.schedule, Foresight):
-        problems.append(
-            "effopd.search.schedule = 'foresight' needs the monitor of effopd's own loop: use "
-            "'powers_of_two' or 'adaptive'"
         )
     if search.learning_rate != "keep":
         problems.append(

@@ -1,29 +1,28 @@
-"""All singular values of an update, exact.
+"""All singular values of a matrix, exact, and which of them are zero up to rounding.
 
-Axes: an update is m by n, p = min(m, n) is its short side and q = max(m, n) its long one.
-Everything is float64 on the update's device, whatever the update's dtype.
+Axes: a matrix is m by n, p = min(m, n) is its short side and q = max(m, n) its long one.
+Everything is float64 on the matrix' device, whatever its dtype.
 
-They come from the p by p Gram matrix, whose eigenvalues are their squares. Squaring costs half of
-the digits of small values: below 1e-8 of the largest one a Gram value is rounding noise, and a few
-hundred of these move an effective rank by 1e-6. The error that the noise can cause is therefore
-bounded from the eigenvalues themselves; where it may exceed `TOLERANCE`, or where a value cannot be
-told from zero, the values are computed again from a QR factorisation and a singular value
+The values come from the p by p Gram matrix, whose eigenvalues are their squares. Squaring costs
+half of the digits of small values: below 1e-8 of the largest one a Gram value is rounding noise,
+and a few hundred of these move an effective rank by 1e-6. The error that the noise can cause is
+therefore bounded from the eigenvalues themselves; where it may exceed `TOLERANCE`, or where a value
+cannot be told from zero, the values are computed again from a QR factorisation and a singular value
 decomposition of its triangle, several times slower and without squares.
 """
 
 import math
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
-from effopd.search.rounding import above_rounding
 
 TOLERANCE = 5e-10
 """Largest relative error of the effective rank that the Gram matrix may cause."""
 PIECE = 2**22
-"""Elements of an update that are widened to float64 at a time, 32 MiB."""
+"""Elements of a matrix that are widened to float64 at a time, 32 MiB."""
 STRIP = 256
 """Rows of the Gram matrix that are computed at a time, up to the diagonal."""
 EPSILON = torch.finfo(torch.float64).eps
@@ -32,82 +31,95 @@ NOISE = 16
 
 That of its sums and of the eigenvalue solver; the largest found is 4, less for larger matrices.
 """
+LEAST_SIZE = 16
+"""Size below which a decomposition is not more accurate than at this one."""
 
 
-def singular_values(update_mn: Float[Tensor, "m n"]) -> Float64[Tensor, "p"]:
+def above_rounding(
+    values: Float[Tensor, "..."],
+    size: int,
+    *,
+    largest: float | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> Bool[Tensor, "..."]:
+    """Where an eigenvalue or singular value is larger in size than rounding can make a zero.
+
+    The cutoff is `size * eps` of the largest value, as in `numpy.linalg.matrix_rank`, with a size
+    of at least `LEAST_SIZE` and a share of at most `sqrt(eps)`: long sums lose less than that.
+
+    Args:
+        values: Of one matrix, in any order.
+        size: The longer side of the matrix.
+        largest: What the values are compared with; None for the largest of them.
+        dtype: What the matrix, or products with it, were computed in.
+
+    Returns:
+        True where the value counts; nowhere in a matrix of zeros.
+    """
+    eps = torch.finfo(dtype).eps
+    share = min(max(size, LEAST_SIZE) * eps, math.sqrt(eps))
+    sizes = values.abs()
+    if largest is None:
+        largest = float(sizes.max()) if sizes.numel() else 0.0
+    return (sizes > share * largest) & (sizes > 0)
+
+
+def numerical_rank(values: Float64[Tensor, "k"], shape: tuple[int, int]) -> int:
+    """How many of the leading singular values of an m by n matrix are above rounding."""
+    return int(above_rounding(values, max(shape)).sum())
+
+
+def singular_values(matrix_mn: Float[Tensor, "m n"]) -> Float64[Tensor, "p"]:
     """All singular values, descending, accurate enough for every metric to 1e-9.
 
     `p*p*q` floating-point operations for the Gram matrix and about `4/3 p**3` for its eigenvalues;
-    where the module's docstring sends them to QR, `2 p*p*q + 8/3 p**3` or more. Beside the update
+    where the module's docstring sends them to QR, `2 p*p*q + 8/3 p**3` or more. Beside the matrix
     it needs `2 p*p + PIECE` float64 numbers, and with QR `2 p*q + 2 p*p`.
 
     Values above 1e-4 of the largest are accurate to 1e-9; for smaller ones one by one see
     `tail_singular_values`.
-
-    Args:
-        update_mn: The update.
-
-    Returns:
-        Its values.
     """
-    exponent = power_of_two(update_mn)
-    squares_p = torch.linalg.eigvalsh(_lower_gram(update_mn, exponent)).flip(0).clamp_(min=0)
+    exponent = power_of_two(matrix_mn)
+    squares_p = torch.linalg.eigvalsh(_lower_gram(matrix_mn, exponent)).flip(0).clamp_(min=0)
     if squares_p[0] == 0 or _is_resolved(squares_p):
         return squares_p.sqrt_().mul_(2.0**exponent)
-    return _values_by_qr(update_mn, exponent)
+    return _values_by_qr(matrix_mn, exponent)
 
 
 def tail_singular_values(
-    update_mn: Float[Tensor, "m n"], count: int | None = None
+    matrix_mn: Float[Tensor, "m n"], count: int | None = None
 ) -> Float64[Tensor, "k"]:
-    """The smallest singular values, descending, each to about 1e-15 of the largest one of all.
+    """The `count` smallest singular values (None: all), each to about 1e-15 of the largest of all.
 
-    From QR and a singular value decomposition of the triangle, without squares.
-
-    Args:
-        update_mn: The update.
-        count: How many, 1 to p; None for all.
-
-    Returns:
-        The values.
+    From QR and a singular value decomposition of the triangle, without squares; descending.
 
     Raises:
         ConfigError: There are not so many.
     """
-    exponent, p = power_of_two(update_mn), min(update_mn.shape)
+    exponent, p = power_of_two(matrix_mn), min(matrix_mn.shape)
     if count is not None and not 1 <= count <= p:
         raise ConfigError(f"{count} of {p} singular values; expected 1 to {p}")
-    return _values_by_qr(update_mn, exponent)[p - (count or p) :]
+    return _values_by_qr(matrix_mn, exponent)[p - (count or p) :]
 
 
 def gram_eigenvectors(
-    update_mn: Float[Tensor, "m n"],
+    matrix_mn: Float[Tensor, "m n"],
 ) -> tuple[Float64[Tensor, "p"], Float64[Tensor, "p p"]]:
-    """Singular vectors of the short side, and squared values up to a common factor.
+    """Squared values up to a common factor, descending, and singular vectors of the short side.
 
     As accurate as the eigenvectors of the Gram matrix: a vector whose value is below 1e-8 of the
     largest is noise, and `smallest_is_not_zero` says whether there may be such.
-
-    Args:
-        update_mn: The update.
-
-    Returns:
-        Squares, descending, and as many orthonormal columns.
     """
-    squares_p, vectors_pp = torch.linalg.eigh(_lower_gram(update_mn, power_of_two(update_mn)))
+    squares_p, vectors_pp = torch.linalg.eigh(_lower_gram(matrix_mn, power_of_two(matrix_mn)))
     return squares_p.flip(0), vectors_pp.flip(1)
 
 
-def product_triples(
+def product_svd(
     left_mr: Float[Tensor, "m r"], right_rn: Float[Tensor, "r n"]
 ) -> tuple[Float64[Tensor, "m k"], Float64[Tensor, "k"], Float64[Tensor, "n k"]]:
     """Singular triples of `left_mr @ right_rn` without the product, such as a LoRA adapter's.
 
     The product rounded to fp32 has full rank; this one has the rank of its factors.
-
-    Args:
-        left_mr: The left factor, r small.
-        right_rn: The right factor.
 
     Returns:
         Left vectors, values, right vectors: k = min(m, r, n) of them, largest value first.
@@ -127,41 +139,22 @@ def product_triples(
     return left @ u, values_k.mul_(2.0 ** sum(exponents)), right @ v_transposed.T
 
 
-def numerical_rank(values: Float64[Tensor, "k"], shape: tuple[int, int]) -> int:
-    """How many singular values of a matrix of a shape are above rounding.
-
-    Args:
-        values: The leading ones, descending, the last of which may be zero.
-        shape: (m, n).
-
-    Returns:
-        The number that `above_rounding` counts, with `max(m, n)` for a size.
-    """
-    return int(above_rounding(values, max(shape)).sum())
-
-
-def power_of_two(update_mn: Float[Tensor, "m n"]) -> int:
-    """Exponent of the power of two just above the largest entry.
+def power_of_two(matrix_mn: Float[Tensor, "m n"]) -> int:
+    """Exponent, in [-1000, 1000], of the power of two just above the largest entry; 0 for zeros.
 
     Divided by that power, which is exact, no square over- or underflows.
 
-    Args:
-        update_mn: The update.
-
-    Returns:
-        The exponent, in [-1000, 1000]; 0 for a zero update.
-
     Raises:
-        ParameterMismatchError: The update is no matrix of floating-point numbers.
+        ParameterMismatchError: It is no matrix of floating-point numbers.
         NonFiniteError: An entry is NaN or infinite.
     """
-    shape = tuple(update_mn.shape)
-    if len(shape) != 2 or not update_mn.is_floating_point() or 0 in shape:
+    shape = tuple(matrix_mn.shape)
+    if len(shape) != 2 or not matrix_mn.is_floating_point() or 0 in shape:
         raise ParameterMismatchError(
-            f"an update of shape {shape} and {update_mn.dtype}; expected [m, n] of floating-point"
+            f"an update of shape {shape} and {matrix_mn.dtype}; expected [m, n] of floating-point"
             " numbers, none of the sizes 0"
         )
-    least, most = (bound.item() for bound in update_mn.detach().aminmax())
+    least, most = (bound.item() for bound in matrix_mn.detach().aminmax())
     largest = max(-least, most)
     if not math.isfinite(least + most):
         raise NonFiniteError(
@@ -172,39 +165,20 @@ def power_of_two(update_mn: Float[Tensor, "m n"]) -> int:
 
 
 def value_entropy(values_p: Float64[Tensor, "p"]) -> float:
-    """Entropy of the values over their sum, in nats; zeros add nothing.
-
-    Args:
-        values_p: Not negative, not all zero.
-
-    Returns:
-        The logarithm of the effective rank.
-    """
-    shares_p = values_p / values_p.sum()
-    return float(torch.special.entr(shares_p).sum().item())
+    """Entropy of the values over their sum, in nats: the logarithm of the effective rank."""
+    return float(torch.special.entr(values_p / values_p.sum()).sum().item())
 
 
 def smallest_is_not_zero(squares_p: Float64[Tensor, "p"]) -> bool:
-    """Whether the noise of the Gram matrix cannot have raised the smallest value from zero.
-
-    Args:
-        squares_p: Its eigenvalues, descending.
-
-    Returns:
-        Whether the update has full rank for certain.
-    """
-    return bool(squares_p[-1] > 2 * _noise(squares_p))
+    """Whether a Gram matrix' smallest eigenvalue is for certain not zero; descending values."""
+    return bool(squares_p[-1] > 2 * NOISE * EPSILON * squares_p.sum())
 
 
-def _noise(squares_p: Tensor) -> Tensor:
-    return NOISE * EPSILON * squares_p.sum()
-
-
-def _lower_gram(update_mn: Tensor, exponent: int) -> Float64[Tensor, "p p"]:
+def _lower_gram(matrix_mn: Tensor, exponent: int) -> Float64[Tensor, "p p"]:
     """Lower triangle of the Gram matrix of the short side; above it, parts and zeros."""
-    short_pq = update_mn if update_mn.shape[0] <= update_mn.shape[1] else update_mn.T
+    short_pq = matrix_mn if matrix_mn.shape[0] <= matrix_mn.shape[1] else matrix_mn.T
     p, q = short_pq.shape
-    gram_pp = torch.zeros(p, p, dtype=torch.float64, device=update_mn.device)
+    gram_pp = torch.zeros(p, p, dtype=torch.float64, device=matrix_mn.device)
     width = max(1, PIECE // p)
     for start in range(0, q, width):
         piece = _widened(short_pq[:, start : start + width], exponent)
@@ -223,14 +197,14 @@ def _is_resolved(squares_p: Float64[Tensor, "p"]) -> bool:
     """
     if not smallest_is_not_zero(squares_p):
         return False
-    values_p, noise = squares_p.sqrt(), _noise(squares_p)
+    values_p, noise = squares_p.sqrt(), NOISE * EPSILON * squares_p.sum()
     logs_p = (values_p / values_p.sum()).log()
     weights_p = (logs_p + value_entropy(values_p)) / (2 * (squares_p - noise).sqrt())
     return bool(noise * weights_p.norm() < TOLERANCE * values_p.sum())
 
 
-def _values_by_qr(update_mn: Tensor, exponent: int) -> Float64[Tensor, "p"]:
-    tall_qp = update_mn if update_mn.shape[0] >= update_mn.shape[1] else update_mn.T
+def _values_by_qr(matrix_mn: Tensor, exponent: int) -> Float64[Tensor, "p"]:
+    tall_qp = matrix_mn if matrix_mn.shape[0] >= matrix_mn.shape[1] else matrix_mn.T
     matrix = _widened(tall_qp, exponent)
     if matrix.shape[0] > matrix.shape[1]:
         matrix = torch.linalg.qr(matrix, mode="r").R
@@ -238,5 +212,5 @@ def _values_by_qr(update_mn: Tensor, exponent: int) -> Float64[Tensor, "p"]:
 
 
 def _widened(part: Tensor, exponent: int) -> Float64[Tensor, "a b"]:
-    """A part of the update in float64, its largest entry between 1/2 and 1."""
+    """A part of a matrix in float64, its largest entry between 1/2 and 1."""
     return part.detach().to(torch.float64, copy=True).mul_(2.0**-exponent)

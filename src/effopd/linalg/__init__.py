@@ -1,0 +1,1 @@
+"""Linear algebra that several layers share: spectra, leading directions, Krylov spaces."""
