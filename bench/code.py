@@ -35,8 +35,7 @@ from effopd.data.benchmarks import load_benchmark
 from effopd.data.code_tests import CodeTests
 from effopd.data.problem import Answer, Problem
 from effopd.rewards.code import CodeChecking, CodeVerifier
-from effopd.rewards.sandbox.program import Limits
-from effopd.rewards.sandbox.settings import SandboxSettings
+from effopd.rewards.sandbox.program import Limits, SandboxSettings
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 SHOWN = ("setting", "programs", "ours", "peer", "ratio", "passed")

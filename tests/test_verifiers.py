@@ -13,10 +13,9 @@ from effopd.data.problem import Problem, Task
 from effopd.data.world import ChainVerifier, TinyWorld
 from effopd.errors import ConfigError
 from effopd.records import read_jsonl
-from effopd.rewards.boxed import BoxedAnswer
 from effopd.rewards.build import verifier_for, without_unreadable
 from effopd.rewards.code import CodeChecking
-from effopd.rewards.math import MathVerifier
+from effopd.rewards.math import BoxedAnswer, MathVerifier
 from effopd.rewards.workers import WorkerSettings
 from effopd.training import run as assemble
 from effopd.training.run import build_parts

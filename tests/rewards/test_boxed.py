@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from effopd.data.problem import Answer, Problem
-from effopd.rewards.boxed import BoxedAnswer
+from effopd.rewards.math import BoxedAnswer
 
 REWARDS = [
     ("4", r"The answer is $\boxed{4}$.", 1.0),

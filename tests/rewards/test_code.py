@@ -15,8 +15,7 @@ from effopd.data.livecodebench import from_livecodebench
 from effopd.data.problem import Answer, Problem
 from effopd.errors import ConfigError
 from effopd.rewards.code import CodeChecking, CodeVerifier, SandboxError
-from effopd.rewards.sandbox.program import Limits
-from effopd.rewards.sandbox.settings import Kind, SandboxSettings
+from effopd.rewards.sandbox.program import Kind, Limits, SandboxSettings
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 LIMITS = Limits(wall_s=20.0, cpu_s=2.0, memory_bytes=256 * 1024**2, output_bytes=64 * 1024)
@@ -26,7 +25,7 @@ DOUBLES = CodeTests(
 )
 
 
-@pytest.fixture(scope="module", params=["bubblewrap", "landlock"])
+@pytest.fixture(scope="module", params=["landlock"])
 def kind(request: pytest.FixtureRequest) -> Kind:
     sandbox_of(request.param)  # skips where there is none
     return request.param  # type: ignore[no-any-return]

@@ -76,7 +76,7 @@ PROGRAMS = {
 }  # fmt: skip
 
 
-@pytest.fixture(params=["bubblewrap", "landlock"])
+@pytest.fixture(params=["landlock"])
 def sandbox(request: pytest.FixtureRequest) -> Sandbox:
     return sandbox_of(request.param)
 

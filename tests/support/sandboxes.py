@@ -6,8 +6,7 @@ import pytest
 
 from effopd.errors import ConfigError, MissingExtraError
 from effopd.rewards.sandbox.opening import open_sandbox
-from effopd.rewards.sandbox.program import Limits, Outcome, Program, Sandbox
-from effopd.rewards.sandbox.settings import Kind, SandboxSettings
+from effopd.rewards.sandbox.program import Kind, Limits, Outcome, Program, Sandbox, SandboxSettings
 
 QUICK = Limits(wall_s=20.0, cpu_s=2.0, memory_bytes=256 * 1024**2, output_bytes=1024**2)
 BRIEF = Limits(wall_s=1.0, cpu_s=20.0, memory_bytes=256 * 1024**2, output_bytes=1024**2)

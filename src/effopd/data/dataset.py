@@ -12,7 +12,7 @@ from effopd.data.filters import Check, Filters, plain, select
 from effopd.data.hub import hub_rows
 from effopd.data.mapping import Candidate, needed_fields, read_row
 from effopd.data.origins import ORIGINS, Origin, OriginName, TestsForm
-from effopd.data.problem import AnswerRules, Problem, Task, VerifierName
+from effopd.data.problem import AnswerRules, Problem, Task, VerifierName, check_verifier
 from effopd.data.rows import Row, file_rows, local_files
 from effopd.data.templates import check_template
 from effopd.errors import ConfigError
@@ -147,6 +147,7 @@ class DatasetTask:
     filters: Filters = Filters()
 
     def __post_init__(self) -> None:
+        check_verifier(self.verifier)
         if self.test_size < 1:
             raise ConfigError(f"test_size must be at least 1, got {self.test_size}")
         for source in (self.train, self.test):
@@ -155,7 +156,7 @@ class DatasetTask:
             what = source.origin
             if self.verifier == "code" and not what.tests_form:
                 raise ConfigError("verifier = 'code' needs programs with tests: set tests_form")
-            if self.verifier != "code" and not what.answer_field:
+            if self.verifier in {"boxed", "math"} and not what.answer_field:
                 raise ConfigError(
                     f"verifier = {self.verifier!r} needs answer_field; programs are checked by "
                     "'code', nothing by 'none'"

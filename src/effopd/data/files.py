@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from effopd.data.counts import Counts
 from effopd.data.fields import conversation_at, integer_at, text_at
-from effopd.data.problem import AnswerRules, Problem, Task, VerifierName
+from effopd.data.problem import AnswerRules, Problem, Task, VerifierName, check_verifier
 from effopd.data.rows import Row, jsonl_rows
 from effopd.data.templates import check_template, fill
 from effopd.errors import ConfigError
@@ -28,7 +28,7 @@ class JsonlTask:
         template: Name (docs/data.md) or text of the template around the question; `{question}` is
             replaced.
         verifier: Who checks answers (docs/rewards.md): "boxed" compares the text of the last box,
-            "math" its value; "none" for no accuracy.
+            "math" its value, `package.module:function` is your own; "none" for no accuracy.
         log_base: What `\log` without a base means in references, "e" or "10".
         relative_error: Relative error that answers to rounded references may have.
         test_size: Problems held out when `test_path` is None.
@@ -50,9 +50,10 @@ class JsonlTask:
     def __post_init__(self) -> None:
         check_template(self.template)
         AnswerRules(log_base=self.log_base, relative_error=self.relative_error)
+        check_verifier(self.verifier)
         if self.verifier == "code":
             raise ConfigError("verifier = 'code' needs tests of programs: use type = 'dataset'")
-        if self.verifier != "none" and not self.answer_field:
+        if self.verifier in {"boxed", "math"} and not self.answer_field:
             raise ConfigError("answer_field must name a field, or set verifier = 'none'")
         if self.test_size < 1:
             raise ConfigError(f"test_size must be at least 1, got {self.test_size}")

@@ -78,7 +78,8 @@ def read_row(row: Row, origin: Origin, verifier: VerifierName) -> Candidate | Un
             return Unfit(reason=f"{origin.where_field} is not {origin.where!r}")
         said = conversation_at(values, origin.prompt_field)
         reason = "no readable reference answer"
-        answer = "" if verifier in {"code", "none"} else _answer(values, origin)
+        has_answer = verifier not in {"code", "none"} and bool(origin.answer_field)
+        answer = _answer(values, origin) if has_answer else ""
         reason = "no usable tests"
         tests = _tests(values, origin) if verifier == "code" else None
         reason = "no readable teacher or source"

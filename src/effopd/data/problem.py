@@ -8,8 +8,23 @@ from effopd.data.code_tests import CodeTests
 from effopd.data.counts import Counts
 from effopd.errors import ConfigError
 
-VerifierName = Literal["boxed", "math", "code", "none"]
-"""Who checks answers, as settings name it; "none" leaves them unchecked."""
+VerifierName = str
+"""Who checks answers, as settings name it: one of `VERIFIERS`, or `package.module:function`."""
+VERIFIERS = ("boxed", "math", "code", "none")
+"""The verifiers with a name; "none" leaves answers unchecked."""
+
+
+def check_verifier(name: str) -> None:
+    """Refuses what names no verifier."""
+    parts = name.split(":")
+    is_function = len(parts) == 2 and all(
+        each.isidentifier() for part in parts for each in part.split(".")
+    )
+    if name not in VERIFIERS and not is_function:
+        raise ConfigError(
+            f"verifier must be one of {', '.join(VERIFIERS)}, or a function of your own as "
+            f"package.module:function, got {name!r}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

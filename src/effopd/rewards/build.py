@@ -9,9 +9,9 @@ from effopd.data.files import JsonlTask
 from effopd.data.problem import Problem, Task, Verifier
 from effopd.data.world import TinyWorld
 from effopd.errors import ConfigError
-from effopd.rewards.boxed import BoxedAnswer
 from effopd.rewards.code import CodeChecking, CodeVerifier
-from effopd.rewards.math import MathVerifier
+from effopd.rewards.functions import imported_verifier
+from effopd.rewards.math import BoxedAnswer, MathVerifier
 
 
 def verifier_for(
@@ -19,12 +19,7 @@ def verifier_for(
 ) -> Verifier | None:
     """The verifier of a task, which brings it or names it; None checks nothing.
 
-    Args:
-        task: Settings of the problems.
-        checking: How programs are checked.
-
-    Returns:
-        The verifier; close it at the end where it is a `CountingVerifier`.
+    Close it at the end where it is a `CountingVerifier`.
     """
     if isinstance(task, TinyWorld):
         return task.verifier
@@ -37,25 +32,16 @@ def verifier_for(
             return CodeVerifier(checking)
         case "none":
             return None
+        case path:
+            return imported_verifier(path)
 
 
 def without_unreadable(
     task: Task, verifier: Verifier | None, report: Callable[[str], None]
 ) -> Task:
-    """Leaves out the problems whose reference the verifier cannot compare with an answer.
+    """The task without problems whose reference the verifier cannot compare with an answer.
 
-    They would earn 0 whatever is answered.
-
-    Args:
-        task: Problems.
-        verifier: Who is going to check their answers.
-        report: Told how many were left out, and which.
-
-    Returns:
-        The task with the other problems, in their order.
-
-    Raises:
-        ConfigError: There is no other problem.
+    They would earn 0 whatever is answered. `report` is told how many were left out, and which.
     """
     if not isinstance(verifier, MathVerifier):
         return task

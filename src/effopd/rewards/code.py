@@ -17,8 +17,14 @@ from effopd.errors import ConfigError, EffopdError
 from effopd.rewards.code_comparison import is_expected
 from effopd.rewards.code_extraction import assembled, written_program
 from effopd.rewards.sandbox.opening import open_sandbox
-from effopd.rewards.sandbox.program import GoesOn, Limits, Outcome, Program, Sandbox
-from effopd.rewards.sandbox.settings import SandboxSettings
+from effopd.rewards.sandbox.program import (
+    GoesOn,
+    Limits,
+    Outcome,
+    Program,
+    Sandbox,
+    SandboxSettings,
+)
 
 CodeVerdict = Literal[
     "passed", "wrong_answer", "runtime_error", "timeout", "memory", "output_limit",
@@ -123,39 +129,31 @@ class CodeVerifier:
         written = written_program(answer.completion, continues_prompt=bool(tests.preamble))
         if written is None:
             return "no_answer", 0.0
-        verdicts = self._verdicts(tests, assembled(tests.preamble, written))
-        passed = sum(verdict == "passed" for verdict in verdicts)
-        failed: CodeVerdict = next((v for v in verdicts if v != "passed"), "passed")
-        if self.settings.reward == "share":
-            return failed, passed / len(tests.inputs)
-        return failed, float(failed == "passed")
-
-    def _verdicts(self, tests: CodeTests, source: str) -> list[CodeVerdict]:
-        """One verdict a test; none after a failure that decides."""
-        expected = self._outputs(tests)
-        program = Program(source=source, entry_point=tests.entry_point)
+        expected = tests.outputs or self._reference_outputs(tests)
+        source = assembled(tests.preamble, written)
         verdicts: list[CodeVerdict] = []
 
         def goes_on(index: int, outcome: Outcome) -> bool:
-            verdicts.append(_verdict(tests, index, expected[index], outcome))
-            return self.settings.reward == "share" or verdicts[-1] == "passed"
+            verdict: CodeVerdict = "passed"
+            if outcome.status != "finished":
+                verdict = next(known for known in get_args(CodeVerdict) if known == outcome.status)
+            elif not is_expected(tests, index, expected[index], _result(tests, outcome)):
+                verdict = "wrong_answer"
+            verdicts.append(verdict)
+            return self.settings.reward == "share" or verdict == "passed"
 
-        self._run(program, tests, goes_on)
-        return verdicts
+        self._run(source, tests, goes_on)
+        failed = next((verdict for verdict in verdicts if verdict != "passed"), None)
+        if self.settings.reward == "share":
+            return failed or "passed", verdicts.count("passed") / len(tests.inputs)
+        return failed or "passed", float(failed is None)
 
-    def _outputs(self, tests: CodeTests) -> tuple[Any, ...]:
-        """What is expected, computed by the reference where the problem does not say it.
-
-        Raises:
-            SandboxError: The reference does not run.
-        """
-        if tests.outputs:
-            return tests.outputs
+    def _reference_outputs(self, tests: CodeTests) -> tuple[Any, ...]:
+        """What the reference gives, where the problem does not say what is expected."""
         with self._lock:
             known = self._expected.get(tests)
         if known is None:
-            program = Program(source=tests.reference, entry_point=tests.entry_point)
-            outcomes = self._run(program, tests, lambda _, outcome: outcome.status == "finished")
+            outcomes = self._run(tests.reference, tests, lambda _, each: each.status == "finished")
             failed = next((each for each in outcomes if each.status != "finished"), None)
             if failed is not None:
                 raise SandboxError(
@@ -168,16 +166,11 @@ class CodeVerifier:
                 self._expected[tests] = known
         return known
 
-    def _run(self, program: Program, tests: CodeTests, goes_on: GoesOn) -> list[Outcome]:
-        """Runs a program on the tests, as long as it goes on.
-
-        Raises:
-            SandboxError: The sandbox failed.
-        """
-        inputs = [each.encode() if tests.kind == "stdin" else each for each in tests.inputs]
+    def _run(self, source: str, tests: CodeTests, goes_on: GoesOn) -> list[Outcome]:
+        """Runs a program on the tests, as long as it goes on; SandboxError where that fails."""
         outcomes = self._sandbox.run(
-            program,
-            inputs,
+            Program(source=source, entry_point=tests.entry_point),
+            [each.encode() if tests.kind == "stdin" else each for each in tests.inputs],
             self.settings.limits,
             lambda index, each: each.status != "sandbox_error" and goes_on(index, each),
         )
@@ -187,13 +180,6 @@ class CodeVerifier:
                 "right nor wrong. See the sandbox and the memory of this machine, then go on"
             )
         return outcomes
-
-
-def _verdict(tests: CodeTests, index: int, expected: Any, outcome: Outcome) -> CodeVerdict:
-    if outcome.status == "finished":
-        right = is_expected(tests, index, expected, _result(tests, outcome))
-        return "passed" if right else "wrong_answer"
-    return next(known for known in get_args(CodeVerdict) if known == outcome.status)
 
 
 def _result(tests: CodeTests, outcome: Outcome) -> Any:

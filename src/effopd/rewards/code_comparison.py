@@ -8,8 +8,8 @@ each takes time linear in what it is given, but for sorting: whatever a program 
 import hashlib
 import math
 import re
-from collections.abc import Callable
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
+from functools import partial
 from typing import Any
 
 from effopd.data.code_tests import CodeTests
@@ -32,14 +32,7 @@ _EXACT = Context(prec=5000, Emax=MAX_EMAX, Emin=MIN_EMIN)
 
 
 def is_expected(tests: CodeTests, index: int, expected: Any, given: Any) -> bool:
-    """Whether the result of a test is right.
-
-    Args:
-        tests: Kind, rule and tolerance.
-        index: Of the test; some rules look at its arguments.
-        expected: Text, or the value that is right.
-        given: Bytes that were printed, or the value that was returned.
-    """
+    """Whether the bytes that were printed, or the value that was returned, are right."""
     try:
         if tests.rule == "exact":
             return bool(given.split() == expected.encode().split())
@@ -47,7 +40,7 @@ def is_expected(tests: CodeTests, index: int, expected: Any, given: Any) -> bool
             return same_tokens(given, expected.encode(), tests.atol)
         if tests.rule == "lines":
             return same_lines(given, expected.encode(), max(tests.atol, VALUE_ERROR))
-        return _VALUE_RULES[tests.rule](tests, tests.inputs[index], expected, given)
+        return _is_value(tests, tests.inputs[index], expected, given)
     except RecursionError:
         return False
 
@@ -72,17 +65,15 @@ def same_lines(given: bytes, expected: bytes, error: float = 0.0) -> bool:
     Words are compared as in `same_tokens`. The white space between them counts, as in
     LiveCodeBench, where some of them are no numbers.
     """
-
-    def same(given: bytes, expected: bytes) -> bool:
-        if given == expected:
-            return True
-        separator = None if all(map(_NUMBER.fullmatch, expected.split())) else b" "
-        return _same_words(given.split(separator), expected.split(separator), error)
-
     left, right = given.strip().split(b"\n"), expected.strip().split(b"\n")
-    return len(left) == len(right) and all(
-        same(a.strip(), b.strip()) for a, b in zip(left, right, strict=True)
-    )
+    for a, b in zip(left, right, strict=False):
+        given, expected = a.strip(), b.strip()
+        separator = None if all(map(_NUMBER.fullmatch, expected.split())) else b" "
+        if given != expected and not _same_words(
+            given.split(separator), expected.split(separator), error
+        ):
+            return False
+    return len(left) == len(right)
 
 
 def _same_words(given: list[bytes], expected: list[bytes], error: float) -> bool:
@@ -108,7 +99,9 @@ def _same_number(given: bytes, expected: bytes, error: float) -> bool:
 # Returned values ----------------------------------------------------------------------------------
 
 
-def equal_values(given: Any, expected: Any, atol: float = 0.0, *, tuples_are_lists: bool) -> bool:
+def equal_values(
+    given: Any, expected: Any, atol: float = 0.0, *, tuples_are_lists: bool = False
+) -> bool:
     """Equality of plain values as Python has it, with floats close and NaN equal to itself.
 
     `2` is `2.0` and `True` is `1`; a list is no tuple unless it is said so. Two floats are close at
@@ -118,7 +111,10 @@ def equal_values(given: Any, expected: Any, atol: float = 0.0, *, tuples_are_lis
 
     def equal(given: Any, expected: Any) -> bool:
         if isinstance(given, float) and isinstance(expected, float):
-            return _close(given, expected, max(atol, VALUE_ERROR))
+            if given == expected or (math.isnan(given) and math.isnan(expected)):
+                return True
+            error = max(atol, VALUE_ERROR) + RELATIVE_ERROR * abs(expected)
+            return math.isfinite(error) and abs(given - expected) <= error
         if isinstance(given, dict) and isinstance(expected, dict):
             return len(given) == len(expected) and all(
                 key in given and equal(given[key], each) for key, each in expected.items()
@@ -140,9 +136,6 @@ def _key(value: Any) -> str:
     """A text that equal plain values share, and no others; NaN is equal to itself.
 
     Sets of it cannot be made to collide, as values can whose hashes a program chooses.
-
-    Raises:
-        TypeError: The value is not plain.
     """
     if value is None or isinstance(value, str):
         return repr(value)
@@ -165,93 +158,44 @@ def _key(value: Any) -> str:
     return f"{kind} {hashlib.sha256(repr(parts).encode('utf-8', 'surrogatepass')).hexdigest()}"
 
 
-def _close(given: float, expected: float, atol: float) -> bool:
-    if given == expected or (math.isnan(given) and math.isnan(expected)):
-        return True
-    if not math.isfinite(given) or not math.isfinite(expected):
-        return False
-    return abs(given - expected) <= atol + RELATIVE_ERROR * abs(expected)
+def _is_value(tests: CodeTests, arguments: list[Any], expected: Any, given: Any) -> bool:
+    """Whether a returned value is right by the rule of its tests."""
 
+    def is_number(wanted: int) -> bool:
+        return isinstance(given, int | float) and given == wanted
 
-# One function a rule: (tests, arguments, expected, given) -> whether it is right.
-
-
-def _json(tests: CodeTests, arguments: list[Any], expected: Any, given: Any) -> bool:
-    is_wrapped = tests.is_wrapped and isinstance(expected, list | tuple)
-    wanted = [expected, *expected] if is_wrapped else [expected]
-    return any(equal_values(given, each, tests.atol, tuples_are_lists=True) for each in wanted)
-
-
-def _value(tests: CodeTests, arguments: list[Any], expected: Any, given: Any) -> bool:
-    return equal_values(given, expected, tests.atol, tuples_are_lists=False)
-
-
-def _set(tests: CodeTests, arguments: list[Any], expected: Any, given: Any) -> bool:
-    """The same elements, in any order and as often as one likes."""
-    collections = list | tuple | set | frozenset
-    if not isinstance(given, collections) or not isinstance(expected, collections):
-        return _value(tests, arguments, expected, given)
-    return {_key(each) for each in given} == {_key(each) for each in expected}
-
-
-def _presence(tests: CodeTests, arguments: list[Any], expected: Any, given: Any) -> bool:
-    """Something where the reference returns something; a bool says it itself."""
-    is_there = given if isinstance(given, bool) else given is not None
-    return is_there == (expected is not None)
-
-
-def _root(tests: CodeTests, arguments: list[Any], expected: Any, given: Any) -> bool:
-    """A zero of the polynomial whose coefficients are the argument, lowest first."""
-    if isinstance(given, bool) or not isinstance(given, int | float):
-        return False
-    try:
-        value = sum(c * math.pow(given, power) for power, c in enumerate(arguments[0]))
-    except OverflowError:
-        return False
-    return abs(value) <= tests.atol
-
-
-def _anything(tests: CodeTests, arguments: list[Any], expected: Any, given: Any) -> bool:
-    return True
-
-
-def _zero_too(tests: CodeTests, arguments: list[Any], expected: Any, given: Any) -> bool:
-    return _value(tests, arguments, expected, given) or _is_number(given, 0)
-
-
-def _pyramid(tests: CodeTests, arguments: list[Any], expected: Any, given: Any) -> bool:
-    """The height may be that of a side, as in the reference, or of the pyramid."""
-    base, height = arguments
-    slant = math.hypot(base / 2, height)
-    return _value(tests, arguments, expected, given) or _is_number(
-        given, round(base**2 + 2 * base * slant)
-    )
-
-
-def _digit_distance(tests: CodeTests, arguments: list[Any], expected: Any, given: Any) -> bool:
-    """The sum of the digits of the difference, as in the reference, or of their differences."""
-    if _value(tests, arguments, expected, given):
-        return True
-    left, right = (str(number) for number in arguments)
-    if not (left + right).isdecimal():
-        return False
-    width = max(len(left), len(right))
-    digits = zip(left.zfill(width), right.zfill(width), strict=True)
-    return _is_number(given, sum(abs(int(a) - int(b)) for a, b in digits))
-
-
-def _is_number(given: Any, wanted: int) -> bool:
-    return isinstance(given, int | float) and given == wanted
-
-
-_VALUE_RULES: dict[str, Callable[[CodeTests, list[Any], Any, Any], bool]] = {
-    "json": _json,
-    "value": _value,
-    "set": _set,
-    "presence": _presence,
-    "root": _root,
-    "anything": _anything,
-    "zero_too": _zero_too,
-    "pyramid": _pyramid,
-    "digit_distance": _digit_distance,
-}
+    is_equal = partial(equal_values, given, atol=tests.atol, tuples_are_lists=tests.rule == "json")
+    match tests.rule:
+        case "json":
+            is_wrapped = tests.is_wrapped and isinstance(expected, list | tuple)
+            return any(map(is_equal, [expected, *expected] if is_wrapped else [expected]))
+        case "set":  # the same elements, in any order and as often as one likes
+            collections = list | tuple | set | frozenset
+            if isinstance(given, collections) and isinstance(expected, collections):
+                return {_key(each) for each in given} == {_key(each) for each in expected}
+        case "presence":  # something where the reference returns something; a bool says it itself
+            is_there = given if isinstance(given, bool) else given is not None
+            return is_there == (expected is not None)
+        case "root":  # a zero of the polynomial whose coefficients are the argument, lowest first
+            if isinstance(given, bool) or not isinstance(given, int | float):
+                return False
+            try:
+                value = sum(c * math.pow(given, power) for power, c in enumerate(arguments[0]))
+            except OverflowError:
+                return False
+            return abs(value) <= tests.atol
+        case "anything":
+            return True
+        case "zero_too":
+            return is_equal(expected) or is_number(0)
+        case "pyramid":  # the height may be that of a side, as in the reference, or of the pyramid
+            base, height = arguments
+            slant = math.hypot(base / 2, height)
+            return is_equal(expected) or is_number(round(base**2 + 2 * base * slant))
+        case "digit_distance":  # of the difference, as in the reference, or between the digits
+            left, right = (str(number) for number in arguments)
+            if not is_equal(expected) and (left + right).isdecimal():
+                width = max(len(left), len(right))
+                digits = zip(left.zfill(width), right.zfill(width), strict=True)
+                return is_number(sum(abs(int(a) - int(b)) for a, b in digits))
+    return is_equal(expected)

@@ -43,29 +43,20 @@ class _Fence:
     def is_bare(self) -> bool:
         return _TAGS.fullmatch(self.after) is not None
 
-    def opens(self) -> bool:
-        """Whether it opens a block where none is open."""
-        return not self.before.strip() or self.is_python or self.is_bare
-
     def closes(self, opened: "_Fence") -> bool:
-        return self.is_as_long_as(opened) and self.is_bare and not self.before.strip()
+        return self.marks.startswith(opened.marks) and self.is_bare and not self.before.strip()
 
     def reopens(self, opened: "_Fence") -> bool:
         """Whether what seemed to open a block was a mention of a fence, or closed the prompt's."""
         is_mention = bool(opened.before.strip()) and not self.before.strip()
         is_other = is_mention or not opened.is_python
-        return is_other and self.is_python and self.is_as_long_as(opened)
-
-    def is_as_long_as(self, opened: "_Fence") -> bool:
-        return self.marks.startswith(opened.marks)
+        return is_other and self.is_python and self.marks.startswith(opened.marks)
 
 
 def written_program(completion: str, *, continues_prompt: bool) -> str | None:
     """The source that a completion gives; None where it gives none.
 
-    Args:
-        completion: All that the model wrote.
-        continues_prompt: Whether it may continue the source in the prompt without any fence.
+    With `continues_prompt` it may continue the source in the prompt without any fence.
     """
     continuation = continuation_of(completion, needs_fence=not continues_prompt)
     first = next((line for line in (continuation or "").split("\n") if line.strip()), "")
@@ -86,7 +77,7 @@ def program_of(completion: str) -> str | None:
     for line in _said(completion).split("\n"):
         fence = _fence(line)
         if opened is None:
-            if fence is not None and fence.opens():
+            if fence and (not fence.before.strip() or fence.is_python or fence.is_bare):
                 opened, lines = fence, []
         elif fence is not None and fence.closes(opened):
             closed.append((opened, _text(opened, lines)))
@@ -96,13 +87,14 @@ def program_of(completion: str) -> str | None:
         else:
             lines.append(line)
     if opened is not None:
-        ends = next((i for i, line in enumerate(lines) if _ends_block(line, opened)), None)
-        if ends is not None:
-            last = _fence(lines[ends])
-            assert last is not None
-            closed.append((opened, _text(opened, [*lines[:ends], last.before])))
-        elif not _NO_PROGRAM.fullmatch(opened.language):
-            return None
+        # the last line of its program may end in the fence that closes it
+        for place, line in enumerate(lines):
+            if (last := _fence(line)) and last.is_bare and last.marks.startswith(opened.marks):
+                closed.append((opened, _text(opened, [*lines[:place], last.before])))
+                break
+        else:
+            if not _NO_PROGRAM.fullmatch(opened.language):
+                return None
     written = [(fence, text) for fence, text in closed if text.strip()]
     named = [text for fence, text in written if fence.is_python]
     unnamed = [text for fence, text in written if not fence.language]
@@ -114,11 +106,7 @@ def continuation_of(completion: str, *, needs_fence: bool = False) -> str | None
     """The completion itself as source: what a base model writes.
 
     It ends at its first fence, which closes the block that the prompt opened; None where that
-    fence opens one.
-
-    Args:
-        completion: All that the model wrote.
-        needs_fence: Whether there is no source without that fence.
+    fence opens one, and with `needs_fence` where there is no fence.
     """
     said = _said(completion)
     lines = said.split("\n")
@@ -132,15 +120,10 @@ def continuation_of(completion: str, *, needs_fence: bool = False) -> str | None
 
 
 def assembled(preamble: str, program: str, ending: str = "") -> str:
-    """One source: the preamble, the program, and an ending.
-
-    `from __future__` statements of the program move to the top, where Python wants them.
-    """
-    futures = _FUTURE.findall(program)
-    if futures and preamble:
+    """One source; `from __future__` statements of the program move to the top of it."""
+    futures = _FUTURE.findall(program) if preamble else []
+    if futures:
         program = _FUTURE.sub("pass", program)
-    else:
-        futures = []
     return "\n".join(part for part in (*futures, preamble, program, ending) if part)
 
 
@@ -163,20 +146,12 @@ def _fence(line: str) -> _Fence | None:
     return None if "`" in after else _Fence(before=before, marks=found, after=after)
 
 
-def _ends_block(line: str, opened: _Fence) -> bool:
-    """Whether the last line of a block's program ends in the fence that closes it."""
-    fence = _fence(line)
-    return fence is not None and fence.is_bare and fence.is_as_long_as(opened)
-
-
 def _text(opened: _Fence, lines: list[str]) -> str:
     """The lines of a block, without the indentation that they share with its fence."""
+
+    def indent(line: str) -> int:
+        return len(line) - len(line.lstrip(" \t"))
+
     first = next((line for line in lines if line.strip()), "")
-    indent = 0
-    if _BULLET.fullmatch(opened.before):
-        indent = min(len(opened.before), _indent(first))
-    return "\n".join(line[min(indent, _indent(line)) :] for line in lines)
-
-
-def _indent(line: str) -> int:
-    return len(line) - len(line.lstrip(" \t"))
+    shared = min(len(opened.before), indent(first)) if _BULLET.fullmatch(opened.before) else 0
+    return "\n".join(line[min(shared, indent(line)) :] for line in lines)

@@ -1,18 +1,41 @@
 r"""Rewards for mathematics: the boxed answer against the reference, by value."""
 
+import re
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Self
 
 from effopd.data.problem import Answer, Problem
 from effopd.errors import MissingExtraError
-from effopd.rewards.extraction import final_answer
+from effopd.rewards.extraction import final_answer, unboxed
 from effopd.rewards.verdicts import VERDICTS, Pairs, Verdict, decide
 from effopd.rewards.workers import WorkerPool, WorkerSettings
 
 _DEFAULT = WorkerSettings()
+_PROBE = "0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxedAnswer:
+    r"""Exact match of the last `\boxed{...}` with the reference, spaces removed.
+
+    A reference that has a box itself, as a worked solution, is what its last box holds.
+    A string comparison, nothing symbolic: `1/2` and `0.5` differ. A truncated answer is wrong.
+    """
+
+    def rewards(self, answers: Sequence[Answer]) -> list[float]:
+        """1.0 for each answer whose last box holds the reference."""
+        found = []
+        for answer in answers:
+            box = None if answer.is_truncated else final_answer(answer.completion)
+            texts = [
+                re.sub(r"\s+", "", each) for each in (box or "", unboxed(answer.problem.answer))
+            ]
+            found.append(float(box is not None and texts[0] == texts[1]))
+        return found
 
 
 class MathVerifier:
@@ -56,9 +79,14 @@ class MathVerifier:
         Returns:
             One verdict per answer; they are added to `counts`.
         """
-        outcomes = [_outcome(answer) for answer in answers]
-        compared = self._compare([pairs for pairs in outcomes if isinstance(pairs, tuple)])
-        verdicts = [compared[found] if isinstance(found, tuple) else found for found in outcomes]
+        outcomes: list[Verdict | Pairs] = []
+        for answer in answers:
+            final, problem = final_answer(answer.completion), answer.problem
+            if answer.is_truncated or final is None:
+                outcomes.append("truncated" if answer.is_truncated else "no_answer")
+            else:
+                outcomes.append(decide(problem.answer, final, problem.rules))
+        verdicts = self._settled(outcomes)
         with self._lock:
             self._counts.update(verdicts)
         return verdicts
@@ -69,14 +97,8 @@ class MathVerifier:
         Leave them out of a task: every other answer to them is an "error", which earns nothing. A
         reference that takes too long is not among them, so that the clock decides nothing.
         """
-        outcomes = [decide(problem.answer, _PROBE, problem.rules) for problem in problems]
-        compared = self._compare([pairs for pairs in outcomes if isinstance(pairs, tuple)])
-        verdicts = [compared[found] if isinstance(found, tuple) else found for found in outcomes]
-        return [
-            problem
-            for problem, verdict in zip(problems, verdicts, strict=True)
-            if verdict == "error"
-        ]
+        verdicts = self._settled([decide(each.answer, _PROBE, each.rules) for each in problems])
+        return [each for each, found in zip(problems, verdicts, strict=True) if found == "error"]
 
     def groups(self, answers: Sequence[str | None]) -> list[int | None]:
         """Which answers of one question have the same value, for votes among samples.
@@ -93,17 +115,14 @@ class MathVerifier:
         for group in range(len(left)):
             if not left:
                 break
-            outcomes = [decide(left[0], answer) for answer in left]
-            compared = self._compare([pairs for pairs in outcomes if isinstance(pairs, tuple)])
-            found = [compared[each] if isinstance(each, tuple) else each for each in outcomes]
-            same = [
-                answer == left[0] or verdict == "correct"
-                for answer, verdict in zip(left, found, strict=True)
-            ]
+            found = self._settled([decide(left[0], answer) for answer in left])
+            group_of[left[0]] = group
             group_of |= {
-                answer: group for answer, is_same in zip(left, same, strict=True) if is_same
+                answer: group
+                for answer, verdict in zip(left, found, strict=True)
+                if verdict == "correct"
             }
-            left = [answer for answer, is_same in zip(left, same, strict=True) if not is_same]
+            left = [answer for answer in left if answer not in group_of]
         return [group_of.get(answer) if answer else None for answer in answers]
 
     @property
@@ -126,18 +145,8 @@ class MathVerifier:
         """A copy in another process has the same settings, workers of its own and no counts."""
         return type(self), (self.settings,)
 
-    def _compare(self, checks: Sequence[Pairs]) -> dict[Pairs, Verdict]:
-        unique = list(dict.fromkeys(checks))
-        return dict(zip(unique, self._pool.verdicts(unique), strict=True)) if unique else {}
-
-
-_PROBE = "0"
-
-
-def _outcome(answer: Answer) -> Verdict | Pairs:
-    if answer.is_truncated:
-        return "truncated"
-    final = final_answer(answer.completion)
-    return (
-        "no_answer" if final is None else decide(answer.problem.answer, final, answer.problem.rules)
-    )
+    def _settled(self, outcomes: Sequence[Verdict | Pairs]) -> list[Verdict]:
+        """The verdicts, those by algebra found in the processes, equal ones once."""
+        unique = list(dict.fromkeys(each for each in outcomes if isinstance(each, tuple)))
+        compared = dict(zip(unique, self._pool.verdicts(unique), strict=True))
+        return [compared[each] if isinstance(each, tuple) else each for each in outcomes]

@@ -1,11 +1,10 @@
-"""The process that compares formulas: one JSON object a line in, one out.
+"""The process that compares formulas: one line of JSON in, one out.
 
-A request is `{"id": n, "pairs": [[reference, answer], ...]}`, with the relative error as a third
-entry of a pair where one is allowed; the reply is `{"id": n, "verdict": ..., "last": ...}`, where a
-true `last` says that the process has grown and ends now. The process limits itself before it reads
-anything: memory, processor time, no files, no processes, no network. The kernel ends it when a
-request takes too long, whatever it is doing, and it ends by itself when its standard input does:
-nothing is left of it when its parent is gone.
+A request is the pairs `[[reference, answer], ...]`, with the relative error as a third entry of a
+pair where one is allowed; the reply is `[verdict, last]`, where a true `last` says that the process
+has grown and ends now. It limits itself before it reads anything: memory, processor time, no files,
+no processes, no network. The kernel ends it when a request takes too long, whatever it is doing;
+it ends by itself when its standard input does, so that nothing is left when its parent is gone.
 """
 
 import json
@@ -14,9 +13,9 @@ import resource
 import signal
 import sys
 import time
-from typing import Any, BinaryIO
+from typing import Any
 
-MAX_REQUEST_BYTES = 64 * 1024
+_MAX_REQUEST_BYTES = 64 * 1024
 
 _REFUSED = ("os.", "subprocess.", "socket.", "shutil.", "ctypes.", "webbrowser.", "pty.", "ftplib.")
 _HARMLESS = {"os.listdir", "os.scandir"}
@@ -24,14 +23,17 @@ _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def work(wall_s: float, memory_bytes: int) -> None:
-    """Answers requests until there are no more.
-
-    Args:
-        wall_s: Seconds a request may take, of processor and of clock.
-        memory_bytes: Address space of this process.
-    """
-    requests, replies = _claim_streams()
-    _limit(memory_bytes)
+    """Answers requests until there are no more, each within `wall_s` of processor and of clock."""
+    # standard input and output for this protocol alone: what libraries print goes nowhere
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1):
+        os.dup2(nowhere, descriptor)
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    for number in (signal.SIGALRM, signal.SIGXCPU):
+        signal.signal(number, signal.SIG_DFL)  # the kernel ends the process, no handler has to run
     from effopd.rewards.equivalence import UnreadableReferenceError, equal
     from effopd.rewards.values import UndecidedError
 
@@ -53,16 +55,18 @@ def work(wall_s: float, memory_bytes: int) -> None:
     # What is loaded and built on first use costs no answer its time.
     verdict([[r"\frac{1}{2}", r"x+\sqrt{2}"], [r"\int_0^1 x dx", "1"]])
     refuse_effects()
-    _write(replies, {"ready": True})
-    while line := requests.readline(MAX_REQUEST_BYTES):
-        request = json.loads(line)
-        _arm(wall_s)
-        found = verdict(request["pairs"])
+    replies.write(b'"ready"\n')
+    while line := requests.readline(_MAX_REQUEST_BYTES):
+        # start the clocks of this request
+        signal.setitimer(signal.ITIMER_REAL, wall_s)
+        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+        resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time() + wall_s) + 2, hard))
+        found = verdict(json.loads(line))
         signal.setitimer(signal.ITIMER_REAL, 0)
         is_full = _peak_bytes() > memory_bytes // 2
         if is_full and found != "correct":
             found = "memory"  # an allocation that failed may have been caught on the way
-        _write(replies, {"id": request["id"], "verdict": found, "last": is_full})
+        replies.write(json.dumps([found, is_full]).encode() + b"\n")
         if is_full:
             return
 
@@ -84,31 +88,6 @@ def refuse_effects() -> None:
     sys.addaudithook(audit)
 
 
-def _claim_streams() -> tuple[BinaryIO, BinaryIO]:
-    """Standard input and output for this protocol alone; what libraries print goes nowhere."""
-    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1):
-        os.dup2(nowhere, descriptor)
-    os.close(nowhere)
-    return requests, replies
-
-
-def _limit(memory_bytes: int) -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    for number in (signal.SIGALRM, signal.SIGXCPU):
-        signal.signal(number, signal.SIG_DFL)  # the kernel ends the process, no handler has to run
-
-
-def _arm(wall_s: float) -> None:
-    """Starts the clocks of a request."""
-    signal.setitimer(signal.ITIMER_REAL, wall_s)
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time() + wall_s) + 2, hard))
-
-
 def _peak_bytes() -> int:
     """The most memory this program has held.
 
@@ -120,11 +99,6 @@ def _peak_bytes() -> int:
     with open("/proc/self/status", encoding="ascii") as status:
         kibibytes = next(line.split()[1] for line in status if line.startswith("VmHWM:"))
     return int(kibibytes) * 1024
-
-
-def _write(replies: BinaryIO, message: dict[str, object]) -> None:
-    replies.write(json.dumps(message).encode() + b"\n")
-    replies.flush()
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def write(path):
 """
 
 
-@pytest.fixture(params=["bubblewrap", "landlock"])
+@pytest.fixture(params=["landlock"])
 def sandbox(request: pytest.FixtureRequest) -> Sandbox:
     return sandbox_of(request.param)
 
@@ -404,7 +404,7 @@ TRAINER = """
 import sys, threading
 from effopd.rewards.sandbox.opening import open_sandbox
 from effopd.rewards.sandbox.program import Limits, Program
-from effopd.rewards.sandbox.settings import SandboxSettings
+from effopd.rewards.sandbox.program import SandboxSettings
 sandbox = open_sandbox(SandboxSettings(kind=sys.argv[1]))
 def work():
     sandbox.run(Program(source="import time\\nwhile True: time.sleep(0.01)"), [b""], Limits(wall_s=300))

@@ -10,8 +10,7 @@ from tests.support.sandboxes import QUICK, run_script, sandbox_of
 
 from effopd.errors import ConfigError
 from effopd.rewards.sandbox.opening import open_sandbox
-from effopd.rewards.sandbox.program import Limits, Program, Sandbox
-from effopd.rewards.sandbox.settings import Kind, SandboxSettings
+from effopd.rewards.sandbox.program import Limits, Program, Sandbox, SandboxSettings
 
 SCRIPTS = {
     "print": ("print(1)", b"", b"1\n"),
@@ -66,7 +65,7 @@ SCRIPTS = {
 }  # fmt: skip
 
 
-@pytest.fixture(params=["bubblewrap", "landlock", "none"])
+@pytest.fixture(params=["landlock", "none"])
 def sandbox(request: pytest.FixtureRequest) -> Sandbox:
     return sandbox_of(request.param)
 
@@ -176,10 +175,9 @@ def test_declared_package_is_there() -> None:
     assert outcome.value == [[0, 1, 2], 2.5, 1.0], outcome
 
 
-@pytest.mark.parametrize("kind", ["bubblewrap", "landlock"])
-def test_a_declared_package_brings_no_other(kind: Kind) -> None:
-    sandbox_of(kind)
-    sandbox = open_sandbox(SandboxSettings(kind=kind, packages=("numpy",)))
+def test_a_declared_package_brings_no_other() -> None:
+    sandbox_of("landlock")
+    sandbox = open_sandbox(SandboxSettings(packages=("numpy",)))
     neighbours = Path(pytest.__file__).parents[1]
     source = f"""
 import os, numpy.fft, numpy.random
@@ -195,6 +193,6 @@ for act in (lambda: __import__("pytest"), lambda: os.listdir({str(neighbours)!r}
 
 
 def test_packages_are_absent_unless_declared() -> None:
-    outcome = run_script(sandbox_of("auto"), "import numpy")
+    outcome = run_script(sandbox_of("landlock"), "import numpy")
     assert outcome.status == "runtime_error"
     assert "ModuleNotFoundError" in outcome.detail

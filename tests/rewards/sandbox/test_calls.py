@@ -10,13 +10,11 @@ from effopd.data.code_tests import CodeTests
 from effopd.data.problem import Answer, Problem
 from effopd.rewards.code import CodeChecking, CodeVerifier
 from effopd.rewards.sandbox.opening import open_sandbox
-from effopd.rewards.sandbox.outcomes import Ending
-from effopd.rewards.sandbox.program import Limits, Outcome, Program, Sandbox
-from effopd.rewards.sandbox.server_process import Job, ServerProcess
-from effopd.rewards.sandbox.settings import SandboxSettings
+from effopd.rewards.sandbox.program import Limits, Outcome, Program, Sandbox, SandboxSettings
+from effopd.rewards.sandbox.server_process import Ending, Job, ServerProcess
 
 
-@pytest.fixture(params=["bubblewrap", "landlock", "none"])
+@pytest.fixture(params=["landlock", "none"])
 def sandbox(request: pytest.FixtureRequest) -> Sandbox:
     return sandbox_of(request.param)
 
@@ -110,7 +108,7 @@ def test_a_hang_ends_its_own_call_once(sandbox: Sandbox, jobs: list[int]) -> Non
 
 def test_time_is_counted_for_each_call(jobs: list[int]) -> None:
     source = "import time\ndef f(x): time.sleep(0.5); return x"
-    sandbox = sandbox_of("auto")
+    sandbox = sandbox_of("landlock")
     jobs.clear()  # of the probe
     outcomes = calls(sandbox, source, list(range(6)), Limits(wall_s=2.5))
     assert [each.value for each in outcomes] == list(range(6))

@@ -14,8 +14,7 @@ from effopd.data.code_tests import CodeTests
 from effopd.data.problem import Answer, Problem
 from effopd.rewards.code import CodeChecking, CodeVerifier
 from effopd.rewards.sandbox.opening import open_sandbox
-from effopd.rewards.sandbox.program import Limits, Program, Sandbox
-from effopd.rewards.sandbox.settings import Kind, SandboxSettings
+from effopd.rewards.sandbox.program import Kind, Limits, Program, Sandbox, SandboxSettings
 
 AMPLE = Limits(wall_s=60.0, cpu_s=30.0, memory_bytes=512 * 1024**2)
 
@@ -65,7 +64,7 @@ def marks():
 """Looks through its memory, its objects and the frames below it for marks."""
 
 
-@pytest.fixture(params=["bubblewrap", "landlock"])
+@pytest.fixture(params=["landlock"])
 def kind(request: pytest.FixtureRequest) -> Kind:
     sandbox_of(request.param)  # skips where there is none
     return request.param

@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from effopd.rewards.sandbox import seccomp
+from effopd.rewards.sandbox.opening import seccomp_filter
 
 ALLOW, ENOSYS, KILL_THREAD, KILL_PROCESS = 0x7FFF0000, 0x00050026, 0x00000000, 0x80000000
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -31,7 +31,7 @@ def decision(machine: str, number: int, *arguments: int, architecture: int | Non
     known = ARCHITECTURES[machine] if architecture is None else architecture
     values = [each & (2**64 - 1) for each in (*arguments, *(0,) * 6)][:6]
     data = struct.pack("<IIQ6Q", number & 0xFFFFFFFF, known, 0, *values)
-    program = list(struct.iter_unpack("<HBBI", seccomp.instructions(machine)))
+    program = list(struct.iter_unpack("<HBBI", seccomp_filter(machine)))
     place = accumulator = 0
     while True:
         code, if_true, if_false, constant = program[place]

@@ -14,8 +14,7 @@ import pytest
 from effopd.errors import ConfigError
 from effopd.rewards.sandbox import url
 from effopd.rewards.sandbox.opening import open_sandbox
-from effopd.rewards.sandbox.program import Limits, Outcome, Program
-from effopd.rewards.sandbox.settings import SandboxSettings
+from effopd.rewards.sandbox.program import Limits, Outcome, Program, SandboxSettings
 
 pytestmark = pytest.mark.enable_socket
 LIMITS = Limits(wall_s=5.0, output_bytes=4096)

@@ -1,4 +1,4 @@
-"""Sandboxes on this machine: fork servers, each inside a boundary, that run one job at a time."""
+"""The sandbox of this machine: fork servers behind the boundary, one job at a time each."""
 
 import contextlib
 import json
@@ -12,14 +12,15 @@ from typing import Any
 
 from effopd.errors import ConfigError
 from effopd.rewards.sandbox.inside import values
-from effopd.rewards.sandbox.outcomes import outcome_of, refused, value_outcome
 from effopd.rewards.sandbox.program import (
     MAX_INPUT_BYTES,
     MAX_SOURCE_BYTES,
+    MIXED_INPUTS,
     GoesOn,
     Limits,
     Outcome,
     Program,
+    printable,
 )
 from effopd.rewards.sandbox.server_process import (
     BrokenServerError,
@@ -110,30 +111,24 @@ class _Run:
         limits: Limits,
         goes_on: GoesOn | None,
     ) -> None:
-        """Encodes the program and the arguments.
-
-        Raises:
-            ConfigError: An input is not of the kind that the program takes, or is too long.
-        """
         self.outcomes: list[Outcome] = []
         self.request = b""
         self._inputs, self._limits, self._goes_on = inputs, limits, goes_on
         self._is_script, self._is_wanted = not program.entry_point, True
         if any(isinstance(each, bytes) != self._is_script for each in inputs):
-            raise ConfigError(
-                "inputs must be bytes for a script and lists of arguments for a function"
-            )
+            raise ConfigError(MIXED_INPUTS)
         arguments = [] if self._is_script else [values.dump(each) for each in inputs]
         if any(len(each) > MAX_INPUT_BYTES for each in (arguments or inputs)):
             raise ConfigError(f"an input must have at most {MAX_INPUT_BYTES} bytes")
         try:
             source = program.source.encode("utf-8")
         except UnicodeEncodeError:
-            self._refuse("the program is not Unicode text")
-            return
-        if len(source) > MAX_SOURCE_BYTES:
-            self._refuse(f"the program has more than {MAX_SOURCE_BYTES} bytes")
-            return
+            source, refusal = b"", "the program is not Unicode text"
+        else:
+            is_long = len(source) > MAX_SOURCE_BYTES
+            refusal = f"the program has more than {MAX_SOURCE_BYTES} bytes" if is_long else ""
+        while refusal and not self.is_over:
+            self.add(Outcome(status="runtime_error", detail=refusal))
         header = json.dumps(
             {
                 "entry_point": program.entry_point,
@@ -145,7 +140,6 @@ class _Run:
 
     @property
     def is_over(self) -> bool:
-        """Whether no further outcome is wanted."""
         return not self._is_wanted or len(self.outcomes) == len(self._inputs)
 
     def add(self, outcome: Outcome) -> None:
@@ -155,40 +149,35 @@ class _Run:
             self._is_wanted = self._goes_on(len(self.outcomes) - 1, outcome)
 
     def advance(self, server: ServerProcess, request: int) -> None:
-        """Adds the outcome of at least one input.
-
-        Raises:
-            BrokenServerError: The server failed; outcomes that were added are right.
-        """
+        """Adds the outcome of at least one input, unless the server breaks."""
         first = len(self.outcomes)
         if self._is_script:
             given = self._inputs[first]
             assert isinstance(given, bytes)
             with file_of(given) as file:
                 ending = server.run(self._job(request, file, 1, None))
-            self.add(outcome_of(ending, self._limits, is_call=False))
+            self.add(ending.outcome(self._limits, is_call=False))
             return
         began_s = time.monotonic()
         failed: Outcome | None = None
 
         def take(line: bytes) -> bool:
             nonlocal began_s, failed
-            now_s = time.monotonic()
-            outcome = value_outcome(line, now_s - began_s)
-            began_s = now_s
-            if outcome.status != "finished":
-                failed = outcome
-                return False
-            self.add(outcome)
-            return not self.is_over
+            began_s, seconds = time.monotonic(), time.monotonic() - began_s
+            try:
+                self.add(Outcome(status="finished", value=values.load(line), seconds=seconds))
+            except values.ValueRefusedError as error:
+                failed = Outcome(status="runtime_error", detail=printable(f"no value: {error}"))
+            return failed is None and not self.is_over
 
         with open(os.devnull, "rb") as nothing:
             calls = len(self._inputs) - first
             ending = server.run(self._job(request, nothing.fileno(), calls, take))
+        # a failure counts where no earlier call of this child can have caused it
         done = len(self.outcomes) - first
         is_certain = not done or (ending.stopped in {"wall", "cpu"} and ending.laps == done)
         if is_certain and not self.is_over:
-            self.add(failed or outcome_of(ending, self._limits, is_call=True))
+            self.add(failed or ending.outcome(self._limits, is_call=True))
 
     def _job(
         self, request: int, given: int, calls: int, take: Callable[[bytes], bool] | None
@@ -209,10 +198,6 @@ class _Run:
             output_bytes=limits.output_bytes,
             take=take,
         )
-
-    def _refuse(self, detail: str) -> None:
-        while not self.is_over:
-            self.add(refused(detail))
 
 
 def _end_all(servers: list[ServerProcess]) -> None:

@@ -1,11 +1,13 @@
-"""What is run in a sandbox, under which limits, and what comes of it."""
+"""What runs in a sandbox, under which limits, what comes of it, and which sandbox is used."""
 
+import urllib.parse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from effopd.errors import ConfigError
 
+Kind = Literal["landlock", "url", "none"]
 Status = Literal[
     "finished", "runtime_error", "timeout", "memory", "output_limit", "sandbox_error"
 ]  # fmt: skip
@@ -14,6 +16,56 @@ also when it was tried again in a fresh one."""
 
 MAX_SOURCE_BYTES = 8 * 1024**2
 MAX_INPUT_BYTES = 256 * 1024**2
+_DELETED_KINDS = ("auto", "bubblewrap")
+MIXED_INPUTS = "inputs must be bytes for a script and lists of arguments for a function"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SandboxSettings:
+    """The boundary in which programs written by a model run.
+
+    Attributes:
+        kind: "landlock" is this machine's: Landlock, a seccomp filter and limits. "url" asks a
+            server. "none" protects nothing.
+        processes: Programs that run at once.
+        packages: Packages of this environment that programs may import, for instance "numpy".
+            The standard library is always there.
+        url: Of the server, for "url": it speaks SandboxFusion's `/run_code`.
+    """
+
+    kind: Kind = "landlock"
+    processes: int = 2
+    packages: tuple[str, ...] = ()
+    url: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind in _DELETED_KINDS:
+            raise ConfigError(
+                f'kind = {self.kind!r} was deleted: use "landlock", the default, which stops every '
+                "known attack without namespaces"
+            )
+        if self.kind not in get_args(Kind):
+            raise ConfigError(f"kind must be one of {get_args(Kind)}, got {self.kind!r}")
+        if not 1 <= self.processes <= 1024:
+            raise ConfigError(f"processes must be 1 to 1024, got {self.processes}")
+        for package in self.packages:
+            if not package.isidentifier():
+                raise ConfigError(f"packages must be names that can be imported, got {package!r}")
+        if (self.kind == "url") != bool(self.url):
+            raise ConfigError(
+                f'url must be given with kind "url" and only then, got {self.kind!r}, {self.url!r}'
+            )
+        if not self.url:
+            return
+        try:
+            parts = urllib.parse.urlsplit(self.url)
+            port = parts.port
+        except ValueError as error:
+            raise ConfigError(f"url must be a URL, got {self.url!r}: {error}") from error
+        if parts.scheme not in {"http", "https"} or not parts.hostname or port == 0:
+            raise ConfigError(f"url must be http://HOST or https://HOST, got {self.url!r}")
+        if parts.username is not None or parts.query or parts.fragment:
+            raise ConfigError("url must have no user, password, query or fragment")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +128,7 @@ class Outcome:
 
 
 GoesOn = Callable[[int, Outcome], bool]
-"""(place of an input, its outcome) -> whether the program is run on the next."""
+"""(index of an input, its outcome) -> whether the program is run on the next."""
 
 
 class Sandbox(Protocol):
@@ -84,7 +136,7 @@ class Sandbox(Protocol):
 
     @property
     def kind(self) -> str:
-        """What the boundary is: "bubblewrap", "landlock", "url" or "none"."""
+        """What the boundary is: "landlock", "url" or "none"."""
         ...
 
     def run(
@@ -113,3 +165,8 @@ class Sandbox(Protocol):
     def close(self) -> None:
         """Ends its processes; the next run starts others."""
         ...
+
+
+def printable(text: str) -> str:
+    """The last 2,000 characters, with a space for what a terminal might obey."""
+    return "".join(c if c.isprintable() or c == "\n" else " " for c in text[-2000:]).strip()

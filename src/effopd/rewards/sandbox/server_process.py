@@ -1,10 +1,11 @@
-"""A fork server as its user sees it: started, given jobs, ended."""
+"""A fork server as its user sees it: started, given jobs, ended. Its replies are not trusted."""
 
 import contextlib
 import fcntl
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import threading
@@ -12,12 +13,12 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from effopd.errors import EffopdError
-from effopd.rewards.sandbox.inside.child import SHUT_IN
-from effopd.rewards.sandbox.interpreter import ENVIRONMENT
-from effopd.rewards.sandbox.outcomes import Ending
+from effopd.rewards.sandbox.inside.child import OUT_OF_MEMORY, SHUT_IN
+from effopd.rewards.sandbox.program import Limits, Outcome, Status, printable
 
 _START_S = 60.0
 _GRACE_S = 10.0
@@ -26,6 +27,18 @@ _MAX_PACKET_BYTES = 64 * 1024
 _CHUNK_BYTES = 1 << 18
 _DETAIL_BYTES = 2000
 _BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from inside.server import serve; serve()"
+_CODE = str(Path(__file__).parent)
+"""The directory above the package `inside`."""
+_ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "HOME": "/tmp",
+    "PYTHONHASHSEED": "0",  # the order of a set must not depend on the process
+    "MALLOC_ARENA_MAX": "1",  # each other one takes 64 MiB of address space
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
+"""All of it: nothing of this process's own goes inside."""
 
 
 class BrokenServerError(EffopdError, OSError):
@@ -34,15 +47,8 @@ class BrokenServerError(EffopdError, OSError):
 
 @dataclass(frozen=True, kw_only=True)
 class StartPlan:
-    """How a server is started.
+    """How a server is started: the interpreter, and what the server is told first."""
 
-    Attributes:
-        command: What stands before the interpreter; empty without namespaces.
-        executable: The interpreter.
-        configuration: What the server is told first.
-    """
-
-    command: tuple[str, ...]
     executable: str
     configuration: dict[str, Any]
 
@@ -67,6 +73,83 @@ class Job:
     take: Callable[[bytes], bool] | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How the process of a job ended.
+
+    Attributes:
+        stopped: Why it had to be ended: "wall", "cpu", "threads" or "output_limit", "asked" when
+            it was no longer wanted; else "".
+        laps: Calls that it finished, as its server counted.
+        exit_status: As `waitpid` has it.
+        cpu_s: Processor time it took.
+        seconds: By the clock.
+        detail: The end of its standard error.
+        stdout: What a script printed.
+    """
+
+    stopped: str
+    laps: int
+    exit_status: int
+    cpu_s: float
+    seconds: float
+    detail: str
+    stdout: bytes
+
+    @classmethod
+    def read(
+        cls, reply: dict[str, Any], stopped: str, stdout: bytes, stderr: bytes
+    ) -> "Ending | None":
+        """An ending from the reply of a server, unless something is missing or no number."""
+        try:
+            return cls(
+                stopped=stopped or str(reply["stopped"]),
+                laps=int(reply["laps"]),
+                exit_status=int(reply["exit_status"]),
+                cpu_s=float(reply["cpu_s"]),
+                seconds=float(reply["seconds"]),
+                detail=stderr.decode("utf-8", "replace"),
+                stdout=stdout,
+            )
+        except (KeyError, TypeError, ValueError, OverflowError):
+            return None
+
+    def outcome(self, limits: Limits, *, is_call: bool) -> Outcome:
+        """The outcome of a script, or of the call that was under way when the process ended."""
+        status, detail = self._status(limits)
+        if is_call and status == "finished":
+            status, detail = "runtime_error", "it ended before its function returned a value"
+        return Outcome(
+            status=status,
+            stdout=self.stdout[: limits.output_bytes],
+            seconds=self.seconds,
+            detail=printable(detail),
+        )
+
+    def _status(self, limits: Limits) -> tuple[Status, str]:
+        over_cpu: tuple[Status, str] = ("timeout", f"more than {limits.cpu_s:g} s of processor")
+        stops: dict[str, tuple[Status, str]] = {
+            "wall": ("timeout", f"more than {limits.wall_s:g} s"),
+            "cpu": over_cpu,
+            "threads": ("runtime_error", "too many threads"),
+            "output_limit": ("output_limit", f"more than {limits.output_bytes} bytes"),
+        }
+        if self.stopped in stops:
+            return stops[self.stopped]
+        if os.WIFSIGNALED(self.exit_status):  # the kernel's limits end it by SIGXCPU or SIGKILL
+            number = os.WTERMSIG(self.exit_status)
+            is_killed = number == signal.SIGKILL
+            if number == signal.SIGXCPU or (is_killed and self.cpu_s > limits.cpu_s - 0.1):
+                return over_cpu
+            if is_killed:
+                return "memory", "the kernel ended it"
+            return "runtime_error", f"{self.detail}\nsignal {number}"
+        code = os.WEXITSTATUS(self.exit_status)
+        if code == OUT_OF_MEMORY:
+            return "memory", self.detail
+        return ("runtime_error" if code else "finished"), self.detail
+
+
 class ServerProcess:
     """One fork server. Starting it raises BrokenServerError when it does not come to work."""
 
@@ -74,11 +157,10 @@ class ServerProcess:
         self._owner = os.getpid()
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self._process = _in_lasting_thread(lambda: _popen(plan, theirs))
-        parent = 0 if plan.command else os.getpid()  # in a namespace of its own it sees none
-        configuration = json.dumps(plan.configuration | {"parent": parent}).encode("ascii")
+            self._process = _in_lasting_thread(lambda: _popen(plan.executable, theirs))
+        configuration = plan.configuration | {"parent": os.getpid(), "code": _CODE}
         try:
-            with file_of(configuration) as file:
+            with file_of(json.dumps(configuration).encode("ascii")) as file:
                 self._send(b"configuration", [file])
             self.hello = self._receive(time.monotonic() + _START_S)
             if self.hello.get("ready") is not True:
@@ -93,11 +175,7 @@ class ServerProcess:
         return self._owner == os.getpid() and self._process.poll() is None
 
     def run(self, job: Job) -> Ending:
-        """Has a fresh child do a job.
-
-        Raises:
-            BrokenServerError: The server failed, not the program.
-        """
+        """Has a fresh child do a job; raises BrokenServerError when not the program failed."""
         deadline = time.monotonic() + job.numbers["calls"] * job.numbers["wall_s"] + _GRACE_S
         with contextlib.ExitStack() as opened:
             pipes = [os.pipe() for _ in range(3)]
@@ -255,15 +333,13 @@ def file_of(content: bytes) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _popen(plan: StartPlan, control: socket.socket) -> "subprocess.Popen[bytes]":
-    code = plan.configuration["code"]
-    options = ["-P", "-S", "-B", "-X", "utf8"]
+def _popen(executable: str, control: socket.socket) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
-        [*plan.command, plan.executable, *options, "-c", _BOOT, code],
+        [executable, "-P", "-S", "-B", "-X", "utf8", "-c", _BOOT, _CODE],
         stdin=control.fileno(),
         stdout=control.fileno(),
         stderr=subprocess.PIPE,
-        env=ENVIRONMENT,
+        env=_ENVIRONMENT,
         cwd="/",
         start_new_session=True,
     )
@@ -276,7 +352,7 @@ _spawners_lock = threading.Lock()
 def _in_lasting_thread(
     start: Callable[[], "subprocess.Popen[bytes]"],
 ) -> "subprocess.Popen[bytes]":
-    """Calls in a thread that lives as long as this process.
+    """Starts a server in a thread that lives as long as this process.
 
     The kernel ends a server with the thread that started it, so it must not be a caller's.
     """

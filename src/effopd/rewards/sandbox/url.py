@@ -4,19 +4,26 @@ The boundary is the server's. What it answers is read with caps; whatever it doe
 "sandbox_error" after a few tries, never a verdict on a program.
 """
 
-import http.client
 import json
 import time
-import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx2
+
 from effopd.errors import ConfigError
 from effopd.rewards.sandbox.inside import values
-from effopd.rewards.sandbox.outcomes import printable
-from effopd.rewards.sandbox.program import GoesOn, Limits, Outcome, Program, Status
-from effopd.rewards.sandbox.settings import SandboxSettings
+from effopd.rewards.sandbox.program import (
+    MIXED_INPUTS,
+    GoesOn,
+    Limits,
+    Outcome,
+    Program,
+    SandboxSettings,
+    Status,
+    printable,
+)
 
 _TRIES = 3
 _PAUSE_S = 0.2
@@ -56,7 +63,8 @@ class UrlSandbox:
 
     def __init__(self, settings: SandboxSettings) -> None:
         self.kind = "url"
-        self._parts = urllib.parse.urlsplit(settings.url)
+        url = settings.url.rstrip("/")
+        self._url = url if url.endswith("/run_code") else f"{url}/run_code"
 
     def run(
         self,
@@ -89,66 +97,35 @@ class UrlSandbox:
         return Outcome(status="sandbox_error", detail=printable(fault))
 
     def _post(self, body: bytes, limits: Limits) -> dict[str, Any]:
-        """The reply to a request.
-
-        Raises:
-            _ServerFault: There is none that can be read.
-        """
+        """The reply to a request, in one deadline, whatever trickles in."""
         deadline = time.monotonic() + limits.wall_s + _GRACE_S
-        connection = self._connection(limits.wall_s + _GRACE_S)
+        most_bytes, text = 12 * limits.output_bytes + 2**16, bytearray()
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         try:
-            path = self._parts.path.rstrip("/")
-            path = path if path.endswith("/run_code") else path + "/run_code"
-            connection.request("POST", path, body, {"Content-Type": "application/json"})
-            response = connection.getresponse()
-            if response.status != 200:  # a redirect as well: nobody else was named
-                raise _ServerFault(f"the server answered with status {response.status}")
-            text = _read(response, 12 * limits.output_bytes + 2**16, deadline)
+            with httpx2.stream(
+                "POST", self._url, content=body, headers=headers,
+                timeout=limits.wall_s + _GRACE_S, follow_redirects=False, trust_env=False,
+            ) as response:  # fmt: skip
+                if response.status_code != 200:  # a redirect as well: nobody else was named
+                    raise _ServerFault(f"the server answered with status {response.status_code}")
+                for chunk in response.iter_raw():
+                    text += chunk
+                    if len(text) > most_bytes:
+                        raise _ServerFault(f"the server sent more than {most_bytes} bytes")
+                    if time.monotonic() > deadline:
+                        raise _ServerFault("the server was too slow")
             reply = json.loads(text)
-        except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
+        except (OSError, httpx2.HTTPError, ValueError, RecursionError) as error:
             raise _ServerFault(f"the server failed: {type(error).__name__} {error}") from error
-        finally:
-            connection.close()
         if not isinstance(reply, dict):
             raise _ServerFault("the server answered with something else than an object")
         return reply
 
-    def _connection(self, timeout_s: float) -> http.client.HTTPConnection:
-        assert self._parts.hostname is not None
-        host, port = self._parts.hostname, self._parts.port
-        if self._parts.scheme == "https":
-            return http.client.HTTPSConnection(host, port, timeout=timeout_s)
-        return http.client.HTTPConnection(host, port, timeout=timeout_s)
-
-
-def _read(response: http.client.HTTPResponse, most_bytes: int, deadline: float) -> bytes:
-    """The body of a reply.
-
-    Raises:
-        _ServerFault: It is too long or too slow.
-    """
-    chunks: list[bytes] = []
-    length = 0
-    while chunk := response.read1(1 << 16):
-        chunks.append(chunk)
-        length += len(chunk)
-        if length > most_bytes:
-            raise _ServerFault(f"the server sent more than {most_bytes} bytes")
-        if time.monotonic() > deadline:
-            raise _ServerFault("the server was too slow")
-    if response.length:  # read1 does not tell a body that was cut off
-        raise _ServerFault("the server sent half a reply")
-    return b"".join(chunks)
-
 
 def _request(program: Program, given: bytes | list[Any], limits: Limits) -> dict[str, Any]:
-    """The request of a test.
-
-    Raises:
-        ConfigError: The input is not of the kind that the program takes, or is no text.
-    """
+    """The request of a test."""
     if isinstance(given, bytes) == bool(program.entry_point):
-        raise ConfigError("inputs must be bytes for a script and lists of arguments for a function")
+        raise ConfigError(MIXED_INPUTS)
     if isinstance(given, bytes):
         try:
             stdin = given.decode("utf-8")
@@ -176,11 +153,7 @@ def _request(program: Program, given: bytes | list[Any], limits: Limits) -> dict
 
 
 def _outcome(reply: dict[str, Any], limits: Limits, is_call: bool) -> Outcome:
-    """What a reply says.
-
-    Raises:
-        _ServerFault: It says that the server failed, or nothing.
-    """
+    """What a reply says of the program, unless it says that the server failed, or nothing."""
     result = reply.get("run_result")
     if reply.get("status") not in ("Success", "Failed") or not isinstance(result, dict):
         raise _ServerFault(f"the server reports {str(reply.get('message', reply))[:300]}")
@@ -190,7 +163,15 @@ def _outcome(reply: dict[str, Any], limits: Limits, is_call: bool) -> Outcome:
         raise _ServerFault("the server's output is no text")
     if not isinstance(seconds, int | float) or not isinstance(code, int | None):
         raise _ServerFault("the server's times and codes are no numbers")
-    status = _status(result.get("status"), code, complaint)
+    if result.get("status") == "TimeLimitExceeded":
+        status: Status = "timeout"
+    elif result.get("status") != "Finished" or code is None:
+        said = str(result.get("status"))[:50]
+        raise _ServerFault(f"the server reports a program as {said!r}, code {code}")
+    elif code:
+        status = "memory" if "MemoryError" in complaint[-300:] else "runtime_error"
+    else:
+        status = "finished"
     stdout = printed.encode("utf-8", "surrogatepass")
     if len(stdout) > limits.output_bytes and status == "finished":
         status = "output_limit"
@@ -207,18 +188,3 @@ def _outcome(reply: dict[str, Any], limits: Limits, is_call: bool) -> Outcome:
         seconds=float(seconds),
         detail=printable(complaint),
     )
-
-
-def _status(said: Any, code: int | None, complaint: str) -> Status:
-    """The status of a program.
-
-    Raises:
-        _ServerFault: The server does not say how it ended.
-    """
-    if said == "TimeLimitExceeded":
-        return "timeout"
-    if said != "Finished" or code is None:
-        raise _ServerFault(f"the server reports a program as {str(said)[:50]!r}, code {code}")
-    if code == 0:
-        return "finished"
-    return "memory" if "MemoryError" in complaint[-300:] else "runtime_error"

@@ -26,43 +26,27 @@ def landlock_abi() -> int:
 
 
 def landlock_ruleset(abi: int, readable: list[str], writable: list[str]) -> int:
-    """A ruleset that lets files be read below some paths, some written, and nothing else.
+    """The descriptor of a ruleset: files are read below some paths, some written, no others.
 
-    Args:
-        abi: The version of Landlock, at least 1.
-        readable: Files and directories; those that do not exist are left out.
-        writable: Files.
-
-    Returns:
-        Its descriptor.
-
-    Raises:
-        OSError: The kernel refuses.
+    Paths that do not exist are left out; `abi` is the version of Landlock, at least 1.
     """
     files = _ALL_FILES.get(abi, _ALL_FILES_NOW)
-    attributes = struct.pack(
-        "=QQQ", files, _TCP if abi >= 4 else 0, _SCOPES if abi >= 6 else 0
-    )  # fmt: skip
+    attributes = struct.pack("=QQQ", files, _TCP if abi >= 4 else 0, _SCOPES if abi >= 6 else 0)
     size = 8 if abi < 4 else 16 if abi < 6 else 24
     ruleset = _checked(
         _LIBC.syscall(_CREATE_RULESET, ctypes.c_char_p(attributes), ctypes.c_size_t(size), 0)
     )
-    for path in readable:
+    rights = {path: READ_FILE | (READ_DIR if os.path.isdir(path) else 0) for path in readable}
+    rights |= dict.fromkeys(writable, READ_FILE | WRITE_FILE)
+    for path, allowed in rights.items():
         with contextlib.suppress(FileNotFoundError):
-            _allow(ruleset, path, READ_FILE | (READ_DIR if os.path.isdir(path) else 0))
-    for path in writable:
-        with contextlib.suppress(FileNotFoundError):
-            _allow(ruleset, path, READ_FILE | WRITE_FILE)
+            descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            try:
+                rule = struct.pack("=Qi", allowed, descriptor)
+                _checked(_LIBC.syscall(_ADD_RULE, ruleset, _PATH_BENEATH, ctypes.c_char_p(rule), 0))
+            finally:
+                os.close(descriptor)
     return ruleset
-
-
-def _allow(ruleset: int, path: str, rights: int) -> None:
-    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    try:
-        rule = struct.pack("=Qi", rights, descriptor)
-        _checked(_LIBC.syscall(_ADD_RULE, ruleset, _PATH_BENEATH, ctypes.c_char_p(rule), 0))
-    finally:
-        os.close(descriptor)
 
 
 def landlock_restrict(ruleset: int) -> None:
@@ -77,11 +61,7 @@ class _Program(ctypes.Structure):
 
 
 def seccomp(instructions: bytes) -> None:
-    """Puts this thread under a filter of system calls, for good.
-
-    Args:
-        instructions: Classic BPF, 8 bytes each.
-    """
+    """Puts this thread under a filter of system calls, classic BPF of 8 bytes each, for good."""
     program = _Program(len(instructions) // 8, instructions)
     _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(program))
 
@@ -109,11 +89,7 @@ def _prctl(option: int, first: int, second: int) -> None:
 
 
 def _checked(result: int) -> int:
-    """A result of the kernel's.
-
-    Raises:
-        OSError: It is an error.
-    """
+    """A result of the kernel's; OSError where it is an error."""
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

@@ -5,6 +5,7 @@ child it forks reads the program from one of them and writes to the others, whic
 that asks. What the server replies of how a job ended is what the kernel told it.
 """
 
+import builtins
 import dataclasses
 import gc
 import importlib.machinery
@@ -17,6 +18,7 @@ import signal
 import socket
 import sys
 import time
+from _sitebuiltins import Quitter
 from typing import Any
 
 from . import child, kernel
@@ -42,8 +44,7 @@ def serve() -> None:
     _, files, _, _ = socket.recv_fds(control, _MOST_BYTES, 1)
     with open(files[0], "rb") as file:
         bounds = _prepare(json.load(file))
-    hello = {"ready": True, "version": sys.version, "abi": kernel.landlock_abi()}
-    control.send(json.dumps(hello).encode("ascii"))
+    control.send(json.dumps({"ready": True, "version": sys.version}).encode("ascii"))
     gc.collect()
     gc.freeze()  # children share these pages, and look for files among their own objects alone
     while True:
@@ -56,23 +57,21 @@ def serve() -> None:
 
 
 def _prepare(configuration: dict[str, Any]) -> child.Bounds:
-    """Makes this process what its children start as.
-
-    Raises:
-        OSError: The kernel has not what is needed.
-    """
-    kernel.die_with_parent(configuration["parent"] or os.getppid(), signal.SIGKILL)
+    """Makes this process what its children start as."""
+    kernel.die_with_parent(configuration["parent"], signal.SIGKILL)
     sys.path[:] = [path for path in sys.path if path != configuration["code"]]
     sys.path += configuration["paths"]
     for name in (*_WARM, *configuration["packages"]):
         importlib.import_module(name)
-    _add_quitters()
+    for name in ("exit", "quit"):  # which programs use and only `site` brings
+        setattr(builtins, name, Quitter(name, "Ctrl-D"))
     ruleset = None
     if configuration["is_landlocked"]:
-        ruleset = _ruleset(configuration)
+        readable = [*configuration["readable"], "/dev/urandom", "/dev/zero"]
+        ruleset = kernel.landlock_ruleset(kernel.landlock_abi(), readable, ["/dev/null"])
     if configuration["is_user_new"]:
-        _become(_free_user())
-        kernel.die_with_parent(configuration["parent"] or os.getppid(), signal.SIGKILL)
+        _become_nobody_else()
+        kernel.die_with_parent(configuration["parent"], signal.SIGKILL)
     _remember_library([_reachable(path) for path in configuration["paths"]])
     kernel.no_new_privileges()
     kernel.keep_memory_private()
@@ -103,32 +102,16 @@ def _remember_library(package_paths: list[str]) -> None:
             setattr(finder, "_fill_cache", lambda: None)  # noqa: B010 - mypy knows no such name
 
 
-def _ruleset(configuration: dict[str, Any]) -> int:
-    """The Landlock rules of the children.
+def _become_nobody_else() -> None:
+    """Gives up root for a user that nobody has, so that the kernel counts this server's threads.
 
-    Raises:
-        OSError: There is no Landlock.
-    """
-    abi = kernel.landlock_abi()
-    if abi < 1:
-        raise OSError("the kernel has no Landlock")
-    readable = [*configuration["readable"], "/dev/urandom", "/dev/zero"]
-    return kernel.landlock_ruleset(abi, readable, ["/dev/null"])
-
-
-def _free_user() -> int:
-    """The number of a user that nobody has, so that the kernel counts this server's threads alone.
-
-    Of those that systemd leaves unused; in a namespace with few, of those for dynamic users.
+    The user is of those that systemd leaves unused; in a namespace with few, of those for dynamic
+    users. Files of this interpreter stay in reach by way of the working directory.
     """
     with open("/proc/self/uid_map", encoding="ascii") as ranges:
         end = max(int(first) + int(count) for first, _, count in map(str.split, ranges))
     first, last = (_FREE_USERS, 2**31 - 2**16) if end >= 2**31 else (max(1, end - 4096), end - 2)
-    return first + int.from_bytes(os.urandom(8), "big") % (last - first)
-
-
-def _become(user: int) -> None:
-    """Gives up root; files of this interpreter stay in reach by way of the working directory."""
+    user = first + int.from_bytes(os.urandom(8), "big") % (last - first)
     os.chdir(sys.base_prefix)
     before = list(sys.path)
     os.setgroups([])
@@ -148,15 +131,6 @@ def _reachable(path: str) -> str:
     return "/proc/self/cwd/" + path.removeprefix(sys.base_prefix + "/")
 
 
-def _add_quitters() -> None:
-    """`exit` and `quit`, which programs use and only `site` brings."""
-    import builtins
-    from _sitebuiltins import Quitter
-
-    for name in ("exit", "quit"):
-        setattr(builtins, name, Quitter(name, "Ctrl-D"))
-
-
 # One job ------------------------------------------------------------------------------------------
 
 
@@ -166,7 +140,13 @@ def _run(request: dict[str, Any], descriptors: list[int], bounds: child.Bounds) 
     server = os.getpid()
     process = os.fork()
     if process == 0:
-        _become_child(request, descriptors, bounds, server)
+        # put the descriptors above all that are open, then where the program has them
+        ruleset = None if bounds.ruleset is None else os.dup2(bounds.ruleset, 110)
+        for place, each in enumerate(descriptors):
+            os.dup2(each, 100 + place)
+        for place in range(len(descriptors)):
+            os.dup2(100 + place, place)
+        child.run_and_exit(request, dataclasses.replace(bounds, ruleset=ruleset), server)
     for descriptor in descriptors:
         os.close(descriptor)
     watched = os.pidfd_open(process)
@@ -182,20 +162,6 @@ def _run(request: dict[str, Any], descriptors: list[int], bounds: child.Bounds) 
         "cpu_s": used.ru_utime + used.ru_stime,
         "seconds": time.monotonic() - started,
     }
-
-
-def _become_child(
-    request: dict[str, Any], descriptors: list[int], bounds: child.Bounds, server: int
-) -> None:
-    """Puts the descriptors where the program has them, above all that are open, then in place."""
-    ruleset = bounds.ruleset
-    high = [os.dup2(each, 100 + place) for place, each in enumerate(descriptors)]
-    if ruleset is not None:
-        ruleset = os.dup2(ruleset, 110)
-    for place, each in enumerate(high):
-        os.dup2(each, place)
-    bounds = dataclasses.replace(bounds, ruleset=ruleset)
-    child.run_and_exit(request, bounds, server)
 
 
 def _watch(

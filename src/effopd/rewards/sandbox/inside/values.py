@@ -22,20 +22,12 @@ class ValueRefusedError(ValueError):
 
 
 def dump(value: Any) -> bytes:
-    """A value as ASCII.
-
-    Raises:
-        ValueRefusedError: It is not made of plain built-ins, or breaks a cap.
-    """
+    """A value as ASCII; ValueRefusedError where it is not plain, or breaks a cap."""
     return json.dumps(_encode(value, 0), separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
 def load(text: bytes) -> Any:
-    """The value in a text that nobody vouches for.
-
-    Raises:
-        ValueRefusedError: The text is no value, or breaks a cap.
-    """
+    """The value in a text that nobody vouches for; ValueRefusedError where it is none."""
     try:
         document = json.loads(text.decode("ascii"), parse_constant=_refuse, parse_int=_small_int)
         return _decode(document, 0)
@@ -60,20 +52,14 @@ def _encode(value: Any, depth: int) -> Any:
 
 def _encode_int(value: int, depth: int) -> Any:
     value = int.__index__(value)
-    if abs(value) < _PLAIN_INT:
-        return value
     if value.bit_length() > 4 * _MAX_HEX_DIGITS:
         raise ValueRefusedError("an integer is too long")
-    return {"int": f"{value:x}"}
+    return value if abs(value) < _PLAIN_INT else {"int": f"{value:x}"}
 
 
 def _encode_float(value: float, depth: int) -> Any:
     value = float.__float__(value)
     return value if math.isfinite(value) else {"float": repr(value)}
-
-
-def _encode_complex(value: complex, depth: int) -> Any:
-    return {"complex": [_encode_float(value.real, depth), _encode_float(value.imag, depth)]}
 
 
 def _encode_all(values: Iterable[Any], depth: int) -> list[Any]:
@@ -83,7 +69,7 @@ def _encode_all(values: Iterable[Any], depth: int) -> list[Any]:
 _ENCODERS: tuple[tuple[type, Callable[[Any, int], Any]], ...] = (
     (int, _encode_int),
     (float, _encode_float),
-    (complex, _encode_complex),
+    (complex, lambda v, d: {"complex": [_encode_float(v.real, d), _encode_float(v.imag, d)]}),
     (str, lambda v, _: str.__str__(v)),
     (bytes, lambda v, _: {"bytes": bytes.hex(v)}),
     (bytearray, lambda v, _: {"bytearray": bytearray.hex(v)}),
@@ -146,33 +132,20 @@ def _decode_list(content: Any, depth: int) -> list[Any]:
     return [_decode(each, depth) for each in content]
 
 
-def _decode_hashed(content: Any, depth: int) -> list[Any]:
-    elements = _decode_list(content, depth)
-    _check_hashes(elements)
-    return elements
-
-
 def _decode_dict(content: Any, depth: int) -> dict[Any, Any]:
-    pairs = [_decode_list(pair, depth) for pair in _list_of(content)]
-    _check_hashes([key for key, _ in pairs])
+    if not isinstance(content, list):
+        raise ValueRefusedError("a dict must be a list of pairs")
+    pairs = [_decode_list(pair, depth) for pair in content]
+    _spread([key for key, _ in pairs])
     return dict(pairs)
 
 
-def _list_of(content: Any) -> list[Any]:
-    if not isinstance(content, list):
-        raise ValueRefusedError("a dict must be a list of pairs")
-    return content
-
-
-def _check_hashes(elements: list[Any]) -> None:
-    """Refuses elements chosen to collide, which would make a set of them quadratic.
-
-    Raises:
-        ValueRefusedError: Many have the same hash.
-    """
+def _spread(elements: list[Any]) -> list[Any]:
+    """The elements, unless they were chosen to collide, which makes a set of them quadratic."""
     most = Counter(map(hash, elements)).most_common(1)
     if most and most[0][1] > _MAX_EQUAL_HASHES:
         raise ValueRefusedError("many elements have the same hash")
+    return elements
 
 
 _DECODERS: dict[str, Callable[[Any, int], Any]] = {
@@ -182,7 +155,7 @@ _DECODERS: dict[str, Callable[[Any, int], Any]] = {
     "bytes": lambda v, _: bytes.fromhex(v),
     "bytearray": lambda v, _: bytearray.fromhex(v),
     "tuple": lambda v, d: tuple(_decode_list(v, d)),
-    "set": lambda v, d: set(_decode_hashed(v, d)),
-    "frozenset": lambda v, d: frozenset(_decode_hashed(v, d)),
+    "set": lambda v, d: set(_spread(_decode_list(v, d))),
+    "frozenset": lambda v, d: frozenset(_spread(_decode_list(v, d))),
     "dict": _decode_dict,
 }
