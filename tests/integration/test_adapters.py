@@ -11,7 +11,7 @@ from tests.support.tiny import Raw, metrics_of, search_rows, tiny_config, train_
 from effopd.cli.run import evaluate_checkpoint
 from effopd.cli.theory import TheorySettings, theory
 from effopd.errors import ConfigError
-from effopd.evaluation.scoring import completion_log_probs
+from effopd.evaluation.logprobs import completion_log_probs
 from effopd.models.checkpoints import list_checkpoints, verify_checkpoint
 from effopd.models.policy import Sample
 from effopd.models.updates import AdapterUpdate, open_update
