@@ -49,7 +49,7 @@ from effopd.data.world import TinyWorld
 from effopd.demo.cache import world_models
 from effopd.demo.pretrain import world_writer
 from effopd.evaluation.cached_kl import CachedKLValidation, distrust, weighted_kl
-from effopd.evaluation.scoring import completion_log_probs, completion_reverse_kl
+from effopd.evaluation.logprobs import completion_log_probs, completion_reverse_kl
 from effopd.models.loading import ModelSettings, load_model, load_tokenizer
 from effopd.models.policy import Policy
 from effopd.rollouts.rollout import Rollout

@@ -21,11 +21,11 @@ from effopd.errors import NonFiniteError
 from effopd.models.end_tokens import end_token_ids
 from effopd.rollouts.engine import Completion, Engine, Request, Sampling
 from effopd.rollouts.hf import HFEngine
-from effopd.rollouts.server import ServerEngine
-from effopd.rollouts.vllm import VLLMEngine, VLLMSettings
-from effopd.rollouts.weight_reload import WeightReload
+from effopd.rollouts.server import ServerEngine, WeightReload
+from effopd.rollouts.settings import VLLMSettings
+from effopd.rollouts.vllm import VLLMEngine
 from effopd.servers.client import Client
-from effopd.servers.flavors import api_of
+from effopd.servers.dialects import api_of
 
 CAP = 14
 

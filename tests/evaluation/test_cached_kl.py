@@ -20,8 +20,8 @@ from effopd.evaluation.cached_kl import (
     weighted_kl,
 )
 from effopd.evaluation.drawn_answers import DrawnAnswers
+from effopd.evaluation.logprobs import completion_log_probs
 from effopd.evaluation.routing import Teachers, routed_reverse_kl
-from effopd.evaluation.scoring import completion_log_probs
 from effopd.models.policy import Policy
 from effopd.rollouts.engine import Completion, Request, Sampling
 from effopd.rollouts.hf import HFEngine

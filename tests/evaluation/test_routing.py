@@ -8,8 +8,8 @@ from tests.reference.kl_twin import log_probs_TV, reverse_kl
 
 from effopd.data.problem import Problem
 from effopd.errors import ConfigError
+from effopd.evaluation.logprobs import completion_log_probs, completion_reverse_kl
 from effopd.evaluation.routing import Teachers, routed_log_probs, routed_reverse_kl
-from effopd.evaluation.scoring import completion_log_probs, completion_reverse_kl
 from effopd.rollouts.rollout import Rollout
 
 STUDENT, MATH, CODE = tiny_policy(0), tiny_policy(1), tiny_policy(2, sharpness=3.0)

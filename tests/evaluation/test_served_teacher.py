@@ -10,8 +10,8 @@ from tests.support.fake_server import FAULTS, FakeServer, patience_s, serving, s
 from tests.support.learning import rollouts
 
 from effopd.errors import ConfigError, NonFiniteError, ServerError
+from effopd.evaluation.logprobs import completion_log_probs
 from effopd.evaluation.routing import Teachers, routed_log_probs, routed_reverse_kl
-from effopd.evaluation.scoring import completion_log_probs
 from effopd.evaluation.served_teacher import ServedTeacher
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])

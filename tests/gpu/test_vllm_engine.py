@@ -13,7 +13,8 @@ import torch
 from effopd.data.world import TinyWorld, make_tokenizer
 from effopd.models.loading import ModelSettings, load_model
 from effopd.rollouts.engine import Request, Sampling
-from effopd.rollouts.vllm import VLLMEngine, VLLMSettings, open_vllm
+from effopd.rollouts.settings import VLLMSettings
+from effopd.rollouts.vllm import VLLMEngine, open_vllm
 
 pytest.importorskip("vllm")
 pytestmark = [

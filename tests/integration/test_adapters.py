@@ -12,7 +12,7 @@ from effopd.analysis.theory import TheorySettings
 from effopd.cli.run import evaluate_checkpoint
 from effopd.cli.theory import theory
 from effopd.errors import ConfigError
-from effopd.evaluation.scoring import completion_log_probs
+from effopd.evaluation.logprobs import completion_log_probs
 from effopd.models.checkpoints import list_checkpoints, verify_checkpoint
 from effopd.models.policy import Sample
 from effopd.models.updates import AdapterUpdate, open_update

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tests.fakes import TOKENIZER, ids, tiny_model, tiny_policy
 
-from effopd.evaluation.scoring import completion_log_probs, completion_reverse_kl
+from effopd.evaluation.logprobs import completion_log_probs, completion_reverse_kl
 from effopd.models.offloading import Offloaded
 from effopd.models.policy import Policy, Sample
 from effopd.rollouts.engine import Request, Sampling

@@ -17,6 +17,7 @@ from effopd.objectives import (
     ExOPD,
     FullVocabularyKL,
     SampledTokenOPD,
+    check_finite,
     exopd_advantages,
     fused_divergence,
     importance_weights,
@@ -216,16 +217,22 @@ CALLS = [
 ]
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("who", ["student", "teacher", "reference", "engine"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_non_finite_inputs(call: Any, bad: float) -> None:
-    good = torch.zeros(5)
-    broken = good.clone()
-    broken[2] = bad
-    with pytest.raises(NonFiniteError, match=r"token 2 is .*top_p = 1"):
-        call(good, broken)
-    with pytest.raises(NonFiniteError):
-        call(broken, good)
+def test_non_finite_inputs_come_out_in_the_loss(who: str, bad: float) -> None:
+    """Neither the cap of the weights nor a weight of 0 hides them."""
+    given = {name: torch.full((5,), -1.0) for name in ("student", "teacher", "reference", "engine")}
+    given[who][2] = bad
+    student, engine = given["student"], given["engine"]
+    advantages = exopd_advantages(student, given["teacher"], given["reference"], 1.25)
+    loss = sampled_token_loss(student, advantages, importance_weights(student, engine, 5.0), 1)
+    assert not loss.isfinite()
+    with pytest.raises(NonFiniteError, match=f"{who}: token 2 is .*1 of 5 tokens.*top_p = 1"):
+        check_finite(loss, **given)
+    given[who][2] = -1.0
+    check_finite(torch.zeros(()), **given)
+    with pytest.raises(NonFiniteError, match="overflows although its inputs are finite"):
+        check_finite(loss, **given)
 
 
 @pytest.mark.parametrize("call", CALLS)

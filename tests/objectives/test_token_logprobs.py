@@ -7,8 +7,9 @@ from tests.reference.objectives_models import DOUBLE, close
 from tests.reference.objectives_storages import Storages
 from torch import Tensor
 
-from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
+from effopd.errors import ConfigError, ParameterMismatchError
 from effopd.objectives import token_log_probs
+from effopd.objectives.token_logprobs import _TokenLogProbsFunction
 
 
 def inputs(
@@ -152,8 +153,18 @@ def test_settings_out_of_range() -> None:
 def test_non_finite_hidden_states(bad: float) -> None:
     hidden, weight, _, targets = inputs()
     hidden.data[3, 1] = bad
-    with pytest.raises(NonFiniteError, match=r"token 3 .*Check the hidden states"):
-        token_log_probs(hidden, weight, targets, chunk_tokens=2)
+    found = token_log_probs(hidden, weight, targets, chunk_tokens=2).log_probs_N
+    assert (~found.isfinite()).nonzero().flatten().tolist() == [3]
+
+
+@pytest.mark.parametrize("outside", [-100, 11])
+def test_targets_that_nobody_looked_at_give_nan(outside: int) -> None:
+    """On a GPU, where looking waits and an index outside ends the process."""
+    hidden, weight, _, targets = inputs()
+    targets[3] = outside
+    found, _ = _TokenLogProbsFunction.apply(hidden, weight, None, targets, 1.0, 2, None)
+    assert (~found.isfinite()).nonzero().flatten().tolist() == [3]
+    found.sum().backward()
 
 
 def test_no_tensor_of_tokens_times_vocabulary() -> None:

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from tests.fakes import EOS, TOKENIZER, ids
 
 from effopd.errors import NonFiniteError
-from effopd.rollouts.engine import Completion, Sampling
-from effopd.rollouts.finishing import finished
+from effopd.rollouts.engine import Completion, Sampling, finished
 
 
 def finish(tokens: tuple[int, ...], *, stopped: bool = False, **sampling: Any) -> Completion:

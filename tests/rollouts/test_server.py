@@ -12,10 +12,9 @@ from tests.support.fake_server import FAULTS, FakeServer, serving, settings_of
 
 from effopd.errors import ConfigError, ServerError
 from effopd.rollouts.engine import Request, Sampling
-from effopd.rollouts.server import ServerEngine
-from effopd.rollouts.weight_reload import WeightReload
+from effopd.rollouts.server import ServerEngine, WeightReload
 from effopd.servers.client import Client
-from effopd.servers.flavors import api_of
+from effopd.servers.dialects import api_of
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 

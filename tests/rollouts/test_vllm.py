@@ -9,7 +9,8 @@ from tests.support.fake_vllm import FakeLLM
 
 from effopd.errors import ConfigError, MissingExtraError, NonFiniteError, ServerError
 from effopd.rollouts.engine import Request, Sampling
-from effopd.rollouts.vllm import VLLMEngine, VLLMSettings, open_vllm, sampling_arguments
+from effopd.rollouts.settings import VLLMSettings
+from effopd.rollouts.vllm import VLLMEngine, open_vllm, sampling_arguments
 
 SIZE = len(TOKENIZER)
 ASKED = [Request(prompt_ids=ids("<bos> 3 + 4 ="), seed=i) for i in range(3)]

@@ -15,8 +15,8 @@ from tests.fakes import TOKENIZER, tiny_model
 from tests.support.fake_server import FAULTS, FakeServer, patience_s, serving, settings_of
 
 from effopd.errors import ConfigError, NonFiniteError, ServerError
-from effopd.servers.client import Call, Client
-from effopd.servers.flavors import api_of
+from effopd.servers.client import Client, ServerRequest
+from effopd.servers.dialects import api_of
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 
@@ -46,9 +46,9 @@ SEQUENCES = [tuple(random.Random(i).choices(range(len(TOKENIZER)), k=4 + i)) for
 def scores(server: FakeServer, **changes: Any) -> list[tuple[float, ...]]:
     settings = settings_of(server, **changes)
     client, api = Client(settings), api_of(settings)
-    calls = [api.score_call(ids) for ids in SEQUENCES]
+    requests = [api.score_request(ids) for ids in SEQUENCES]
     reads = [lambda a, ids=ids: api.read_scores(a, ids, 2) for ids in SEQUENCES]
-    return client.ask_all(calls, reads, client.step())
+    return client.ask_all(requests, reads, client.deadline())
 
 
 def refusal(server: FakeServer, **changes: Any) -> str:
@@ -70,7 +70,7 @@ def test_answers_come_in_order_and_so_many_at_a_time(server: FakeServer) -> None
 
 def test_nothing_asked_nothing_sent(vllm: FakeServer) -> None:
     client = Client(settings_of(vllm))
-    assert client.ask_all([], [], client.step()) == []
+    assert client.ask_all([], [], client.deadline()) == []
     assert vllm.requests == []
 
 
@@ -101,10 +101,10 @@ def test_many_faults_at_once_change_nothing(server: FakeServer) -> None:
         ("drop", "3 tries failed, the last: "),
         ("stall", "no answer in 2 s"),
         ("slow body", "no answer in 2 s"),
-        ("half body", "ends .* bytes early"),
+        ("half body", "without sending complete message body"),
         ("truncated", "that is no JSON"),
         ("wrong count", "log-probabilities for"),
-        ("deep", "nested deeper than 32 levels"),
+        ("deep", "an answer without|that is no JSON"),
         ("nan", "is nan"),
         ("null", "is None|no log-probability"),
     ],
@@ -135,7 +135,7 @@ def test_a_server_that_is_away_is_an_error(model: Any) -> None:
         settings = settings_of(server, retries=1)
     client = Client(settings)
     with pytest.raises(ServerError, match=r"2 tries failed, the last: .*refused"):
-        client.ask(Call(path="/v1/models"), lambda answer: answer, client.step())
+        client.ask(ServerRequest(path="/v1/models"), lambda answer: answer, client.deadline())
     assert client.disturbances == 2
 
 
@@ -163,7 +163,9 @@ def test_one_failure_for_good_ends_all(vllm: FakeServer) -> None:
 def test_a_mistake_of_ours_is_shown_once(vllm: FakeServer) -> None:
     client = Client(settings_of(vllm))
     with pytest.raises(ServerError, match=r"HTTP 404: .*Not Found"):
-        client.ask(Call(path="/nowhere", payload={}), lambda answer: answer, client.step())
+        client.ask(
+            ServerRequest(path="/nowhere", payload={}), lambda answer: answer, client.deadline()
+        )
     assert len(vllm.requests) == 1
 
 
@@ -191,10 +193,10 @@ def test_waits_double_with_jitter_from_the_seed(vllm: FakeServer) -> None:
 
 
 def test_giving_up_ends_waits_at_once(vllm: FakeServer) -> None:
-    step = Client(settings_of(vllm)).step()
-    threading.Timer(0.05, step.give_up).start()
-    step.wait(10**6)  # longer than a test may take
-    assert step.left_s == 0
+    deadline = Client(settings_of(vllm)).deadline()
+    threading.Timer(0.05, deadline.give_up).start()
+    deadline.wait(10**6)  # longer than a test may take
+    assert deadline.left_s == 0
 
 
 # Secrets ------------------------------------------------------------------------------------------
@@ -210,7 +212,9 @@ def test_the_key_is_sent_and_never_shown(
         assert "HTTP 401: name the variable that holds the key in api_key_env" in without
         client = Client(settings_of(server, api_key_env="TEACHER_KEY"))
         with pytest.raises(ServerError) as error:
-            client.ask(Call(path="/" + "x", payload={"a": 1}), lambda a: a, client.step())
+            client.ask(
+                ServerRequest(path="/" + "x", payload={"a": 1}), lambda a: a, client.deadline()
+            )
         shown = client._shown(f"bad key {SECRET}\x1b[2J")
     assert shown == ascii("bad key (the key)\x1b[2J")
     everything = [without, str(error.value), repr(error.value), str(client), *capfd.readouterr()]
@@ -224,10 +228,10 @@ def test_a_missing_key_is_noticed_before_anything_is_sent(vllm: FakeServer) -> N
 
 def test_control_is_asked_once_and_believed(vllm: FakeServer) -> None:
     client = Client(settings_of(vllm))
-    client.control(Call(path="/reset_prefix_cache", payload={}), 1.0)
+    client.control(ServerRequest(path="/reset_prefix_cache", payload={}), 1.0)
     vllm.can_reload = False
     with pytest.raises(ServerError, match="HTTP 404"):
-        client.control(Call(path="/reset_prefix_cache", payload={}), 1.0)
+        client.control(ServerRequest(path="/reset_prefix_cache", payload={}), 1.0)
     assert [path for path, _ in vllm.requests] == ["/reset_prefix_cache"] * 2
 
 

@@ -11,8 +11,8 @@ from tests.support.fake_server import FakeServer, serving, settings_of
 from effopd.data.world import TinyWorld, make_tokenizer
 from effopd.errors import ParameterMismatchError, ServerError
 from effopd.servers.client import Client
-from effopd.servers.flavors import api_of
-from effopd.servers.handshake import PROBE_TOKENS, Identity, probe_ids, shake_hands
+from effopd.servers.dialects import api_of
+from effopd.servers.handshake import PROBE_TOKENS, Identity, probe_ids, verify_server
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 
@@ -27,7 +27,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[FakeServer]:
 
 def meet(server: FakeServer, longest: int = 64, **changes: Any) -> Identity:
     settings = settings_of(server, **changes)
-    return shake_hands(Client(settings), api_of(settings), TOKENIZER, SIZE, longest)
+    return verify_server(Client(settings), api_of(settings), TOKENIZER, SIZE, longest)
 
 
 def test_the_probe_spans_the_vocabulary() -> None:

@@ -202,7 +202,7 @@ def test_micro_batches_add_up_to_the_mini_batch(name: str, cuts: tuple[int, ...]
     parts = accumulate(case.learner, ANSWERS, EVERYTHING, cuts)
     assert_same_gradients(case.gradients(), expected)
     for key, value in whole[0].sums.items():
-        assert sum(p.sums[key] for p in parts) == pytest.approx(value, rel=1e-6), key
+        assert float(sum(p.sums[key] for p in parts)) == pytest.approx(float(value), rel=1e-6), key
 
 
 def test_the_numbers_of_the_metrics() -> None:
@@ -210,7 +210,7 @@ def test_the_numbers_of_the_metrics() -> None:
     case = Case(SETTINGS["ppo, overlong, reference, distillation"])
     case.move()
     parts = accumulate(case.learner, ANSWERS, EVERYTHING, cuts=(5,))
-    sums = {name: sum(part.sums[name] for part in parts) for name in parts[0].sums}
+    sums = {name: float(sum(part.sums[name] for part in parts)) for name in parts[0].sums}
     now, old = twin.scores(case.student, SAMPLES), case.old
     weights, k3s, clipped = [], [], 0
     for i, row in enumerate(now):

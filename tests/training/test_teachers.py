@@ -10,7 +10,7 @@ from tests.support.chat import SIZE, chat_model, chat_tokenizer
 from tests.support.learning import moved
 
 from effopd.errors import CheckpointError, ConfigError, ParameterMismatchError
-from effopd.evaluation.scoring import completion_reverse_kl
+from effopd.evaluation.logprobs import completion_reverse_kl
 from effopd.models.policy import Policy, Sample
 from effopd.rollouts.engine import Request, Sampling
 from effopd.rollouts.hf import HFEngine

@@ -28,8 +28,8 @@ from effopd.analysis.shift_pictures import (
 from effopd.analysis.trajectories import pca_points, tsne_points
 from effopd.errors import ConfigError
 from effopd.evaluation.evaluator import Evaluation
+from effopd.evaluation.logprobs import completion_reverse_kl
 from effopd.evaluation.routing import routed_reverse_kl
-from effopd.evaluation.scoring import completion_reverse_kl
 from effopd.models.policy import Policy
 from effopd.models.updates import open_update
 from effopd.objectives import FullVocabularyKL

@@ -19,8 +19,8 @@ from effopd.evaluation.importance import (
     ratio_values,
     weighted_sums,
 )
+from effopd.evaluation.logprobs import BATCH_TOKENS, completion_log_probs
 from effopd.evaluation.routing import Teachers, routed_reverse_kl
-from effopd.evaluation.scoring import BATCH_TOKENS, completion_log_probs
 from effopd.models.policy import Policy
 from effopd.rollouts.engine import Sampling
 from effopd.rollouts.rollout import Rollout, total_tokens

@@ -8,7 +8,7 @@ from effopd.models.loading import ModelSettings
 from effopd.rewards.code import CodeChecking
 from effopd.rollouts.engine import Sampling
 from effopd.rollouts.prompts import PromptTemplate
-from effopd.rollouts.vllm import VLLMSettings
+from effopd.rollouts.settings import VLLMSettings
 
 
 class EvalConfig(BaseModel):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from effopd.data.problem import Problem
 from effopd.errors import ConfigError
-from effopd.evaluation.scoring import (
+from effopd.evaluation.logprobs import (
     BATCH_SEQUENCES,
     BATCH_TOKENS,
     completion_log_probs,

@@ -11,9 +11,9 @@ from typing import Any
 
 from effopd.errors import ConfigError, ServerError
 from effopd.models.policy import Sample
-from effopd.servers.client import Client, Step
-from effopd.servers.flavors import api_of
-from effopd.servers.handshake import Identity, mean_difference, score, shake_hands
+from effopd.servers.client import Client, Deadline
+from effopd.servers.dialects import api_of
+from effopd.servers.handshake import Identity, mean_difference, score, verify_server
 from effopd.servers.settings import ServerSettings
 
 
@@ -42,7 +42,7 @@ class ServedTeacher:
     ) -> None:
         self.client, self.api = Client(settings, seed), api_of(settings)
         self.tokenizer, self.vocabulary_size = tokenizer, vocabulary_size
-        self.identity: Identity = shake_hands(
+        self.identity: Identity = verify_server(
             self.client, self.api, tokenizer, vocabulary_size, longest
         )
         self._verifying = threading.Lock()
@@ -71,16 +71,16 @@ class ServedTeacher:
                 f"objective.teacher_temperature must be 1 with teacher_server, got {temperature}: "
                 "servers score prompts with the logits as they are"
             )
-        step = self.client.step()
-        self._verify(step)
+        deadline = self.client.deadline()
+        self._verify(deadline)
         sequences = [(s.prompt_ids + s.completion_ids, len(s.prompt_ids)) for s in samples]
         values = self.client.ask_all(
-            [self.api.score_call(ids) for ids, _ in sequences],
+            [self.api.score_request(ids) for ids, _ in sequences],
             [partial(self.api.read_scores, token_ids=i, start=start) for i, start in sequences],
-            step,
-            before_retry=partial(self._verify_after_failure, step),
+            deadline,
+            before_retry=partial(self._verify_after_failure, deadline),
         )
-        self._verify(step)
+        self._verify(deadline)
         return values
 
     def expect(self, log_probs: Sequence[float]) -> None:
@@ -96,19 +96,21 @@ class ServedTeacher:
             raise ServerError(f"{self}: the run was trained with a teacher of another vocabulary")
         self._compare(log_probs, "when the run was started")
 
-    def _verify_after_failure(self, step: Step) -> None:
+    def _verify_after_failure(self, deadline: Deadline) -> None:
         """Verifies once per disturbance, whoever notices it first."""
         with self._verifying:
             seen = self.client.disturbances
             if seen > self._verified_at:
                 probe = self.identity.probe_ids
                 read = partial(self.api.read_scores, token_ids=probe, start=1)
-                self._compare(self.client.ask_once(self.api.score_call(probe), read, step), "now")
+                self._compare(
+                    self.client.ask_once(self.api.score_request(probe), read, deadline), "now"
+                )
                 self._verified_at = seen
 
-    def _verify(self, step: Step) -> None:
+    def _verify(self, deadline: Deadline) -> None:
         """The fixed text is scored as at the start."""
-        self._compare(score(self.client, self.api, self.identity.probe_ids, 1, step), "now")
+        self._compare(score(self.client, self.api, self.identity.probe_ids, 1, deadline), "now")
 
     def _compare(self, log_probs: Sequence[float], when: str) -> None:
         nats = mean_difference(self.identity.log_probs, log_probs)

@@ -7,9 +7,9 @@ from typing import Literal, Protocol
 from effopd.data.problem import Verifier
 from effopd.errors import NonFiniteError
 from effopd.evaluation.drawn_answers import DrawnAnswers, Levels, check_prefix, check_prompts
+from effopd.evaluation.logprobs import BATCH_SEQUENCES, BATCH_TOKENS
 from effopd.evaluation.metrics import mean
 from effopd.evaluation.routing import Teachers, routed_reverse_kl
-from effopd.evaluation.scoring import BATCH_SEQUENCES, BATCH_TOKENS
 from effopd.models.policy import Policy
 from effopd.rollouts.rollout import Rollout, mean_length, total_tokens
 from effopd.search.validation import Draw, Score

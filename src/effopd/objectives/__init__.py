@@ -18,7 +18,7 @@ from effopd.objectives.distillation import (
     opd_advantages,
     sampled_token_loss,
 )
-from effopd.objectives.divergence_tiles import Divergence
+from effopd.objectives.divergences import Divergence
 from effopd.objectives.fused_kl import FusedDivergence, fused_divergence, token_divergences
 from effopd.objectives.policy_gradient import (
     ClippedSurrogate,
@@ -28,8 +28,9 @@ from effopd.objectives.policy_gradient import (
     k3_divergence,
     token_weights,
 )
+from effopd.objectives.projection import aligned_vocabulary_size, trim_rows
+from effopd.objectives.token_checks import check_finite, non_finite_cause
 from effopd.objectives.token_logprobs import TokenLogProbs, token_log_probs
-from effopd.objectives.vocabulary import aligned_vocabulary_size, trim_rows
 from effopd.precision import MatmulPrecision
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "SampledTokenOPD",
     "TokenLogProbs",
     "aligned_vocabulary_size",
+    "check_finite",
     "clipped_surrogate",
     "clipped_value_loss",
     "exopd_advantages",
@@ -54,6 +56,7 @@ __all__ = [
     "importance_weights",
     "informative_groups",
     "k3_divergence",
+    "non_finite_cause",
     "opd_advantages",
     "overlong_penalties",
     "sampled_token_loss",

@@ -13,7 +13,12 @@ from torch import Tensor
 
 from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
 from effopd.objectives.projection import accumulation_dtype
-from effopd.objectives.token_checks import check_lengths, check_range, check_tokens
+from effopd.objectives.token_checks import (
+    check_finite,
+    check_lengths,
+    check_range,
+    check_shapes,
+)
 
 GroupScale = Literal["std", "none"]
 
@@ -155,7 +160,8 @@ def gae(
     """
     check_range("gamma", gamma, 0.0, 1.0)
     check_range("lam", lam, 0.0, 1.0)
-    check_tokens(rewards=rewards_N, values=values_N)
+    check_shapes(rewards=rewards_N, values=values_N)
+    check_finite(rewards_N + values_N, rewards=rewards_N, values=values_N)
     check_lengths(lengths)
     if sum(lengths) != len(values_N):
         raise ParameterMismatchError(
@@ -179,7 +185,8 @@ def whiten(advantages_N: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
     Returns:
         Advantages of the same order, in fp32 (float64 for float64 ones).
     """
-    check_tokens(advantages=advantages_N)
+    check_shapes(advantages=advantages_N)
+    check_finite(advantages_N, advantages=advantages_N)
     wide_N = advantages_N.detach().to(accumulation_dtype(advantages_N))
     if not bool((wide_N != wide_N[:1]).any()):
         return torch.zeros_like(wide_N)
@@ -197,7 +204,8 @@ def explained_variance(returns_N: Float[Tensor, "N"], values_N: Float[Tensor, "N
         At most 1, where the critic is right up to a constant; 0 for a constant critic, negative
         for one that is worse; None where the returns do not vary.
     """
-    check_tokens(returns=returns_N, values=values_N)
+    check_shapes(returns=returns_N, values=values_N)
+    check_finite(returns_N + values_N, returns=returns_N, values=values_N)
     dtype = accumulation_dtype(returns_N, values_N)
     returns_N, values_N = returns_N.detach().to(dtype), values_N.detach().to(dtype)
     if not bool((returns_N != returns_N[:1]).any()):

@@ -1,18 +1,20 @@
 """On-policy distillation as per-token advantages, and its settings.
 
 Axes: N tokens. The student samples a response and every sampled token is pushed up or down by how
-much more the teacher likes it; log-probabilities are in nats.
+much more the teacher likes it; log-probabilities are in nats. NaN and infinity in an input come out
+in the loss (`check_finite`).
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from effopd.errors import ConfigError
-from effopd.objectives.divergence_tiles import Divergence, check_divergence
-from effopd.objectives.token_checks import check_positive, check_tokens
+from effopd.objectives.divergences import Divergence, check_divergence
+from effopd.objectives.token_checks import check_positive, check_shapes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,11 +121,10 @@ def opd_advantages(
 
     Raises:
         ParameterMismatchError: If shapes disagree.
-        NonFiniteError: If an input is NaN or infinite.
 
     Source: equation (9) of arXiv 2605.11739, whose sign is that of a descent step.
     """
-    check_tokens(student=student_log_probs_N, teacher=teacher_log_probs_N)
+    check_shapes(student=student_log_probs_N, teacher=teacher_log_probs_N)
     return (teacher_log_probs_N - student_log_probs_N).detach()
 
 
@@ -149,11 +150,10 @@ def exopd_advantages(
 
     Raises:
         ParameterMismatchError: If shapes disagree.
-        NonFiniteError: If an input is NaN or infinite.
 
     Source: G-OPD / ExOPD, arXiv 2602.12125.
     """
-    check_tokens(
+    check_shapes(
         student=student_log_probs_N, teacher=teacher_log_probs_N, reference=reference_log_probs_N
     )
     imitation_N = teacher_log_probs_N - student_log_probs_N
@@ -174,18 +174,19 @@ def importance_weights(
         cap: Upper bound of the weight, above 0.
 
     Returns:
-        Weights; 1 where both agree.
+        Weights; 1 where both agree, NaN where the engine's log-probability is not finite.
 
     Raises:
         ParameterMismatchError: If shapes disagree.
-        NonFiniteError: If an input is NaN or infinite.
         ConfigError: If the cap is not positive.
 
     Source: token-level truncated importance sampling of arXiv 2605.11739, cap 5.
     """
     check_positive("cap", cap)
-    check_tokens(train=train_log_probs_N, rollout=rollout_log_probs_N)
-    return (train_log_probs_N - rollout_log_probs_N).exp().clamp(max=cap).detach()
+    check_shapes(train=train_log_probs_N, rollout=rollout_log_probs_N)
+    weights_N = (train_log_probs_N - rollout_log_probs_N).exp().clamp(max=cap)
+    # The cap would hide the -inf of an engine that filtered the token.
+    return torch.where(rollout_log_probs_N.isfinite(), weights_N, torch.nan).detach()
 
 
 def sampled_token_loss(
@@ -210,9 +211,8 @@ def sampled_token_loss(
 
     Raises:
         ParameterMismatchError: If shapes disagree.
-        NonFiniteError: If an input is NaN or infinite.
         ConfigError: If the normalizer is not positive.
     """
     check_positive("normalizer", normalizer)
-    check_tokens(student=log_probs_N, advantages=advantages_N, weights=weights_N)
+    check_shapes(student=log_probs_N, advantages=advantages_N, weights=weights_N)
     return -(weights_N.detach() * advantages_N.detach() * log_probs_N).sum() / normalizer

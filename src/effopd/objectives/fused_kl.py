@@ -16,16 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
-from effopd.objectives.divergence_tiles import Divergence, tile_divergence
-from effopd.objectives.projection import (
-    Head,
-    HeadGradients,
-    accumulation_dtype,
-    check_head,
-    project_,
-    token_chunks,
-)
+from effopd.errors import ConfigError, ParameterMismatchError
+from effopd.objectives.divergences import Divergence, tile_divergence
+from effopd.objectives.projection import Head, HeadGradients, check_head, project_, tiles
 from effopd.objectives.token_checks import check_positive
 from effopd.precision import MatmulPrecision
 
@@ -94,11 +87,10 @@ def fused_divergence(
             `torch.set_float32_matmul_precision` says; None takes what the caller has set there.
 
     Returns:
-        Loss and per-token values.
+        Loss and per-token values; NaN where a model's logits are not finite (`check_finite`).
 
     Raises:
         ParameterMismatchError: If shapes, vocabulary sizes or devices disagree.
-        NonFiniteError: If a token's divergence is NaN or infinite.
         ConfigError: If a setting is out of range.
 
     Source: equation (24) of arXiv 2605.11739 with the contexts frozen; the mixture is that of GKD,
@@ -106,7 +98,24 @@ def fused_divergence(
     """
     student = Head(student_hidden_ND, student_weight_VD, student_bias)
     teacher = Head(teacher_hidden_NE, teacher_weight_VE, teacher_bias)
-    _check(student, teacher, normalizer)
+    check_head("student", student)
+    check_head("teacher", teacher)
+    if student_weight_VD.shape[0] != teacher_weight_VE.shape[0]:
+        raise ParameterMismatchError(
+            f"the student's lm_head has {student_weight_VD.shape[0]} rows and the teacher's "
+            f"{teacher_weight_VE.shape[0]}; expected equal vocabularies. If the tokenizers agree, "
+            "trim both with trim_rows(weight, aligned_vocabulary_size(...))."
+        )
+    if student_hidden_ND.shape[0] != teacher_hidden_NE.shape[0]:
+        raise ParameterMismatchError(
+            f"{student_hidden_ND.shape[0]} student tokens and {teacher_hidden_NE.shape[0]} teacher "
+            "tokens; expected the same ones. Apply one mask to both."
+        )
+    if normalizer is not None and not normalizer > 0.0:
+        raise ConfigError(
+            f"normalizer is {normalizer}; expected a positive number, such as the token count of "
+            "the whole batch."
+        )
     check_positive("temperature", temperature)
     check_positive("teacher_temperature", teacher_temperature)
     settings = _Settings(
@@ -116,7 +125,6 @@ def fused_divergence(
     loss, per_token_N = _FusedFunction.apply(  # type: ignore[no-untyped-call]
         *student, teacher, settings, scale, torch.is_grad_enabled()
     )
-    _check_finite(per_token_N)
     return FusedDivergence(loss=loss, per_token_N=per_token_N)
 
 
@@ -174,7 +182,18 @@ class _FusedFunction(torch.autograd.Function):
         student = Head(hidden_ND, weight_VD, bias_V)
         needed = ctx.needs_input_grad[:3] if grad_enabled else ()
         gradients = HeadGradients(student, needed, settings.precision) if any(needed) else None
-        per_token_N = _sweep(student, teacher, settings, gradients)
+        (student_tile, teacher_tile), chunks = tiles(2, student, settings.chunk_tokens)
+        evaluate = tile_divergence(settings.divergence, settings.beta)
+        teacher_temperature = settings.temperature * settings.teacher_temperature
+        per_token_N = student_tile.new_empty(len(hidden_ND))
+        for chunk in chunks:
+            length = chunk.stop - chunk.start
+            student_CV, teacher_CV = student_tile[:length], teacher_tile[:length]
+            project_(student_CV, chunk, student, settings.temperature, settings.precision)
+            project_(teacher_CV, chunk, teacher, teacher_temperature, settings.precision)
+            per_token_N[chunk] = evaluate(student_CV, teacher_CV)
+            if gradients is not None:  # the student's tile holds the gradient of its logits now
+                gradients.add_(student_CV, chunk, student)
         ctx.gradients, ctx.scale = gradients, scale / settings.temperature
         ctx.mark_non_differentiable(per_token_N)
         return per_token_N.sum() * scale, per_token_N
@@ -189,61 +208,3 @@ class _FusedFunction(torch.autograd.Function):
             )
         gradients, ctx.gradients = ctx.gradients, None
         return (*gradients.release(grad_loss * ctx.scale), None, None, None, None)
-
-
-def _sweep(
-    student: Head, teacher: Head, settings: _Settings, gradients: HeadGradients | None
-) -> Tensor:
-    """Per-token divergences; adds to `gradients` on the way."""
-    tokens, vocabulary = student.hidden_ND.shape[0], student.weight_VD.shape[0]
-    device = student.hidden_ND.device
-    evaluate = tile_divergence(settings.divergence, settings.beta)
-    rows, chunks = token_chunks(tokens, vocabulary, device, settings.chunk_tokens)
-    dtype = accumulation_dtype(student.hidden_ND, student.weight_VD)
-    teacher_temperature = settings.temperature * settings.teacher_temperature
-    student_tile, teacher_tile = torch.empty(
-        2, rows, vocabulary, dtype=dtype, device=device
-    ).unbind()
-    per_token_N = torch.empty(tokens, dtype=dtype, device=device)
-    for chunk in chunks:
-        length = chunk.stop - chunk.start
-        student_CV, teacher_CV = student_tile[:length], teacher_tile[:length]
-        project_(student_CV, chunk, student, settings.temperature, settings.precision)
-        project_(teacher_CV, chunk, teacher, teacher_temperature, settings.precision)
-        per_token_N[chunk] = evaluate(student_CV, teacher_CV)
-        if gradients is not None:
-            gradients.add_(student_CV, chunk, student)
-    return per_token_N
-
-
-def _check(student: Head, teacher: Head, normalizer: float | None) -> None:
-    check_head("student", student)
-    check_head("teacher", teacher)
-    if student.weight_VD.shape[0] != teacher.weight_VD.shape[0]:
-        raise ParameterMismatchError(
-            f"the student's lm_head has {student.weight_VD.shape[0]} rows and the teacher's "
-            f"{teacher.weight_VD.shape[0]}; expected equal vocabularies. If the tokenizers agree, "
-            "trim both with trim_rows(weight, aligned_vocabulary_size(...))."
-        )
-    if student.hidden_ND.shape[0] != teacher.hidden_ND.shape[0]:
-        raise ParameterMismatchError(
-            f"{student.hidden_ND.shape[0]} student tokens and {teacher.hidden_ND.shape[0]} teacher "
-            "tokens; expected the same ones. Apply one mask to both."
-        )
-    if normalizer is not None and not normalizer > 0.0:
-        raise ConfigError(
-            f"normalizer is {normalizer}; expected a positive number, such as the token count of "
-            "the whole batch."
-        )
-
-
-def _check_finite(per_token_N: Tensor) -> None:
-    finite = per_token_N.isfinite()
-    if not bool(finite.all()):
-        token = int((~finite).nonzero()[0])
-        raise NonFiniteError(
-            f"the divergence of token {token} is {per_token_N[token].item()}, as is that of "
-            f"{int((~finite).sum())} of {len(per_token_N)} tokens; expected finite numbers. Check "
-            "both models' hidden states for NaN or infinity (a learning rate too high, fp16 "
-            "overflow) and the lm_head biases for masked tokens."
-        )

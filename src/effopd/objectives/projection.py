@@ -1,4 +1,4 @@
-"""Projection through an lm_head, and its gradients, in tiles that the caller owns.
+"""Heads: one vocabulary for two models; projection and its gradients, in the caller's tiles.
 
 Axes: N tokens, C tokens of one chunk, D hidden width, V vocabulary rows. Products accumulate in
 fp32 (float64 for float64 inputs) whatever the inputs' dtype.
@@ -26,32 +26,71 @@ class Head(NamedTuple):
     bias_V: Tensor | None
 
 
+def aligned_vocabulary_size(student_rows: int, teacher_rows: int, tokenizer_size: int) -> int:
+    """Number of lm_head rows on which student and teacher are compared.
+
+    Rows past the tokenizer are padding that no token uses, so models that share a tokenizer may
+    differ in them (Qwen: 151936 against 152064). The smaller count is kept: the smaller model's
+    distribution stays untouched, the larger one is renormalised without its extra padding. Rows
+    are only ever dropped: padding the smaller model would give it probabilities it never had.
+
+    Args:
+        student_rows: Rows of the student's lm_head.
+        teacher_rows: Rows of the teacher's lm_head.
+        tokenizer_size: Number of ids the shared tokenizer uses, added tokens included.
+
+    Returns:
+        `min(student_rows, teacher_rows)`.
+
+    Raises:
+        ParameterMismatchError: A model lacks rows for real tokens.
+    """
+    rows = min(student_rows, teacher_rows)
+    if rows < tokenizer_size:
+        raise ParameterMismatchError(
+            f"the lm_heads have {student_rows} (student) and {teacher_rows} (teacher) rows, but "
+            f"the tokenizer uses {tokenizer_size} ids; only padding rows may be trimmed. Resize "
+            "the smaller model's embeddings, or drop the added tokens it does not know."
+        )
+    return rows
+
+
+def trim_rows(weight_VD: Float[Tensor, "V ..."], size: int) -> Float[Tensor, "rows ..."]:
+    """The first `size` rows, a view; works on an lm_head's weight and on its bias.
+
+    Args:
+        weight_VD: Weight [V, D] or bias [V].
+        size: Rows to keep, from `aligned_vocabulary_size`.
+
+    Returns:
+        The same tensor if nothing is to be dropped, else a view; gradients reach the rows kept.
+
+    Raises:
+        ParameterMismatchError: If there are fewer rows than asked for.
+    """
+    rows = weight_VD.shape[0]
+    if not 0 < size <= rows:
+        raise ParameterMismatchError(
+            f"cannot keep {size} of {rows} vocabulary rows; expected 1 to {rows}. Ask "
+            "aligned_vocabulary_size for a count that both models have."
+        )
+    return weight_VD if size == rows else weight_VD[:size]
+
+
 def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
     """float64 if any of the tensors is, else float32."""
     wide = any(tensor.dtype == torch.float64 for tensor in tensors)
     return torch.float64 if wide else torch.float32
 
 
-def token_chunks(
-    tokens: int, vocabulary: int, device: torch.device, chunk_tokens: int | None
-) -> tuple[int, list[slice]]:
-    """Chunk length, and the slices that cover all tokens in order; the last may be shorter.
+def tiles(count: int, head: Head, chunk_tokens: int | None) -> tuple[list[Tensor], list[slice]]:
+    """Empty tiles [C, V] of the accumulation dtype, and slices that cover all tokens in order.
 
     The default tile holds 32 MiB of fp32, but never fewer than 128 tokens (1,024 on a GPU): each
-    chunk reads and writes the whole gradient of the lm_head once, which a short chunk cannot repay.
-
-    Args:
-        tokens: How many tokens there are.
-        vocabulary: Rows of the lm_head.
-        device: Where the tiles live.
-        chunk_tokens: Tokens in a tile, or None for the default.
-
-    Returns:
-        The number of rows a tile needs, and the slices.
-
-    Raises:
-        ConfigError: If `chunk_tokens` is below 1.
+    chunk reads and writes the whole gradient of the lm_head once, which a short one cannot repay.
     """
+    tokens, vocabulary = head.hidden_ND.shape[0], head.weight_VD.shape[0]
+    device = head.hidden_ND.device
     if chunk_tokens is None:
         least = 128 if device.type == "cpu" else 1024
         chunk_tokens = max(least, min(1024, _TILE_ELEMENTS // max(1, vocabulary)))
@@ -61,19 +100,13 @@ def token_chunks(
         )
     starts = range(0, tokens, chunk_tokens)
     slices = [slice(start, min(start + chunk_tokens, tokens)) for start in starts]
-    return min(chunk_tokens, tokens), slices
+    dtype = accumulation_dtype(head.hidden_ND, head.weight_VD)
+    shape = (count, min(chunk_tokens, tokens), vocabulary)
+    return list(torch.empty(shape, dtype=dtype, device=device).unbind()), slices
 
 
 def check_head(name: str, head: Head) -> None:
-    """Refuse hidden states and an lm_head that do not fit together.
-
-    Args:
-        name: Whose head it is, for the message.
-        head: The tensors.
-
-    Raises:
-        ParameterMismatchError: If a shape or a device differs from what the others imply.
-    """
+    """Refuses hidden states and an lm_head that do not fit together; `name` says whose."""
     hidden, weight, bias = head
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
         raise ParameterMismatchError(
@@ -99,14 +132,9 @@ def project_(
     temperature: float,
     precision: MatmulPrecision | None,
 ) -> None:
-    """Overwrite a tile with `(hidden @ weight.T + bias) / temperature` of one chunk.
+    """Overwrites a tile with `(hidden @ weight.T + bias) / temperature` of one chunk.
 
-    Args:
-        logits_CV: The tile, in the accumulation dtype.
-        chunk: The tokens to project.
-        head: Hidden states and lm_head.
-        temperature: Divides the logits.
-        precision: Of the fp32 product, or None for the caller's setting.
+    The tile is of the accumulation dtype; `precision` is that of fp32 products, None the caller's.
     """
     operand = _operand_dtype(head.hidden_ND, logits_CV.dtype)
     hidden_CD = head.hidden_ND[chunk].to(operand)
@@ -137,13 +165,7 @@ class HeadGradients:
         )
 
     def add_(self, gradient_CV: Float[Tensor, "C V"], chunk: slice, head: Head) -> None:
-        """Add the contribution of one chunk.
-
-        Args:
-            gradient_CV: Gradient of the chunk's logits.
-            chunk: Which tokens it belongs to.
-            head: The head these gradients are of.
-        """
+        """Adds what the gradient of one chunk's logits contributes."""
         operand = _operand_dtype(head.hidden_ND, gradient_CV.dtype)
         tile_CV = gradient_CV.to(operand)
         if self.hidden_ND is not None:
@@ -156,13 +178,9 @@ class HeadGradients:
             self.bias_V.add_(gradient_CV.sum(0))
 
     def release(self, scale: Tensor | float) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Scale every buffer in place and give it away, in the dtype of its parameter.
+        """Scales the buffers in place and hands them out, each in the dtype of its parameter.
 
-        Args:
-            scale: Factor common to all gradients.
-
-        Returns:
-            Gradients of hidden states, weight and bias; None where not wanted.
+        Gradients of hidden states, weight and bias; None where not wanted.
         """
         buffers = (self.hidden_ND, self.weight_VD, self.bias_V)
         self.hidden_ND = self.weight_VD = self.bias_V = None

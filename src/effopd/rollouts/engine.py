@@ -1,11 +1,11 @@
-"""The contract between the loop and whatever generates text."""
+"""What every inference engine is asked and returns."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
-from effopd.errors import ConfigError
+from effopd.errors import ConfigError, NonFiniteError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,3 +86,57 @@ class Engine(Protocol):
     def sync_weights(self) -> None:
         """Makes the next `generate` use the student's weights as they are now."""
         ...
+
+
+def finished(
+    token_ids: Sequence[int],
+    log_probs: Sequence[float],
+    *,
+    stopped: bool,
+    sampling: Sampling,
+    tokenizer: Any,
+    ends: Sequence[int],
+) -> Completion:
+    """The completion in tokens that an inference engine sampled, cut after its first end.
+
+    An end is a token of `ends` or a stop string. `log_probs` are those before temperature, top-p
+    and top-k, so at a temperature other than 0 and 1 those of the scaled policy are unknown: NaN.
+    `stopped` is what the engine says. Raises NonFiniteError for a `log_probs` of NaN or infinity.
+    """
+    if not all(map(math.isfinite, log_probs)):
+        raise NonFiniteError(
+            "log-probabilities of written tokens are not finite: the student's weights may hold NaN"
+        )
+    length = _end(token_ids, sampling, tokenizer, ends)
+    kept = tuple(token_ids[: length or sampling.max_new_tokens])
+    known = sampling.temperature in {0.0, 1.0}
+    return Completion(
+        token_ids=kept,
+        log_probs=tuple(log_probs[: len(kept)]) if known else (math.nan,) * len(kept),
+        finish_reason="stop" if stopped or length else "length",
+        text=tokenizer.decode(without_end(kept, ends), skip_special_tokens=True),
+    )
+
+
+def without_end(token_ids: Sequence[int], ends: Sequence[int]) -> Sequence[int]:
+    """The tokens but for an end token at the end, which decoders show where it is not special."""
+    return token_ids[:-1] if token_ids and token_ids[-1] in ends else token_ids
+
+
+def _end(
+    token_ids: Sequence[int], sampling: Sampling, tokenizer: Any, end_ids: Sequence[int]
+) -> int:
+    """Tokens up to the first end, that end included; 0 without one."""
+
+    def holds_stop(tokens: Sequence[int]) -> bool:
+        text = tokenizer.decode(tokens)
+        return any(string in text for string in sampling.stop)
+
+    ends = [i + 1 for i, token in enumerate(token_ids) if token in end_ids][:1]
+    if sampling.stop and holds_stop(token_ids):
+        low, high = 0, len(token_ids)  # the text of low tokens holds none, that of high does
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if holds_stop(token_ids[:middle]) else (middle, high)
+        ends.append(high)
+    return min(ends, default=0)

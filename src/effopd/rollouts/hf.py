@@ -26,8 +26,7 @@ from transformers import (
 from effopd.errors import NonFiniteError
 from effopd.models.end_tokens import end_token_ids
 from effopd.models.portions import portions
-from effopd.rollouts.engine import Completion, Request, Sampling
-from effopd.rollouts.finishing import without_end
+from effopd.rollouts.engine import Completion, Request, Sampling, without_end
 
 
 class HFEngine:

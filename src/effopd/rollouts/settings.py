@@ -1,11 +1,35 @@
-"""Who writes the student's answers."""
+"""Which engine samples the student's answers."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 from effopd.errors import ConfigError
-from effopd.rollouts.vllm import VLLMSettings
 from effopd.servers.settings import ServerSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class VLLMSettings:
+    """How vLLM shares the GPU with the student.
+
+    Attributes:
+        gpu_memory: Share of the GPU's memory that vLLM may use, in (0, 1).
+        sleep: Give the memory of weights and cache back between rollouts; the weights wait in the
+            memory of the CPU.
+        eager: Do without CUDA graphs: slower, but less memory and a quicker start.
+        tolerance_nats: Mean difference of log-probabilities between vLLM and the student beyond
+            which a sync has failed.
+    """
+
+    gpu_memory: float = 0.4
+    sleep: bool = True
+    eager: bool = False
+    tolerance_nats: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not 0 < self.gpu_memory < 1:
+            raise ConfigError(f"gpu_memory must be above 0 and below 1, got {self.gpu_memory}")
+        if not self.tolerance_nats > 0:
+            raise ConfigError(f"tolerance_nats must be positive, got {self.tolerance_nats}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,13 +9,7 @@ from effopd.errors import NonFiniteError
 
 
 class StudentProbe:
-    """The student's own log-probabilities of a fixed text, and whether they were finite.
-
-    Args:
-        model: The live student.
-        token_ids: The text, at least two tokens.
-        vocabulary_size: Head rows that count.
-    """
+    """The student's own log-probabilities of a fixed text, and whether they were finite."""
 
     def __init__(self, model: Any, token_ids: tuple[int, ...], vocabulary_size: int) -> None:
         self._model, self.token_ids = model, token_ids
@@ -30,11 +24,7 @@ class StudentProbe:
         return self.is_finite
 
     def check_finite(self) -> None:
-        """Refuses to write with weights that were not brought over.
-
-        Raises:
-            NonFiniteError: The student's logits were not finite at the last look.
-        """
+        """Refuses to sample with weights that were not brought over: they gave NaN."""
         if not self.is_finite:
             raise NonFiniteError("the student's logits are not finite: its weights may hold NaN")
 

@@ -6,44 +6,18 @@ sampling parameters.
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from effopd.errors import ConfigError, MissingExtraError, ServerError
+from effopd.errors import MissingExtraError, ServerError
 from effopd.models.end_tokens import end_token_ids
-from effopd.rollouts.engine import Completion, Request, Sampling
-from effopd.rollouts.finishing import finished
+from effopd.rollouts.engine import Completion, Request, Sampling, finished
+from effopd.rollouts.settings import VLLMSettings
 from effopd.rollouts.student_probe import StudentProbe
 from effopd.servers.handshake import mean_difference, probe_ids
 
 NamedTensors = Iterable[tuple[str, Tensor]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class VLLMSettings:
-    """How vLLM shares the GPU with the student.
-
-    Attributes:
-        gpu_memory: Share of the GPU's memory that vLLM may use, in (0, 1).
-        sleep: Give the memory of weights and cache back between rollouts; the weights wait in the
-            memory of the CPU.
-        eager: Do without CUDA graphs: slower, but less memory and a quicker start.
-        tolerance_nats: Mean difference of log-probabilities between vLLM and the student beyond
-            which a sync has failed.
-    """
-
-    gpu_memory: float = 0.4
-    sleep: bool = True
-    eager: bool = False
-    tolerance_nats: float = 0.05
-
-    def __post_init__(self) -> None:
-        if not 0 < self.gpu_memory < 1:
-            raise ConfigError(f"gpu_memory must be above 0 and below 1, got {self.gpu_memory}")
-        if not self.tolerance_nats > 0:
-            raise ConfigError(f"tolerance_nats must be positive, got {self.tolerance_nats}")
 
 
 class VLLMEngine:
@@ -163,21 +137,9 @@ def open_vllm(
     vocabulary_size: int,
     longest: int,
 ) -> VLLMEngine:
-    """Starts vLLM in this process with the model in a directory.
+    """Starts vLLM in this process with the model in `path`, whose weights it has until a sync.
 
-    Args:
-        settings: Memory, sleep, tolerance.
-        path: Directory or repository of a model of the student's shape.
-        model: The live student.
-        tokenizer: Its tokenizer.
-        vocabulary_size: Head rows that count.
-        longest: Tokens of the longest prompt and answer together.
-
-    Returns:
-        The engine; it holds the weights in `path` until the first sync.
-
-    Raises:
-        MissingExtraError: vLLM is not installed.
+    `longest` is the tokens of the longest prompt and answer together.
     """
     # Weights are handed over as tensors of this process, and scheduling becomes deterministic.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"

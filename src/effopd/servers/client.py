@@ -2,6 +2,7 @@
 
 import json
 import random
+import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -9,38 +10,35 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import httpx2
+
 from effopd.errors import EffopdError, NonFiniteError, ServerError
-from effopd.servers.address import Address
-from effopd.servers.connection import Bounds, Reply, exchange
-from effopd.servers.failures import NotFiniteAnswerError, PassingError
-from effopd.servers.json_text import parse
 from effopd.servers.settings import ServerSettings
 
 LONGEST_WAIT_S = 30.0
-_PASSING_STATUS = {408, 425, 429}
+_TRANSIENT_STATUS = {408, 425, 429}
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Call:
-    """One request.
+class TransientServerError(ServerError):
+    """A failure that may pass: the server was away, overloaded, or sent something broken."""
 
-    Attributes:
-        path: From the root of the server.
-        payload: Sent as JSON by POST; None is a GET.
-    """
+
+class NonFiniteAnswerError(TransientServerError):
+    """A log-probability in an answer was NaN, infinite or missing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerRequest:
+    """A path from the root of the server; the payload is sent as JSON by POST, None is a GET."""
 
     path: str
     payload: dict[str, Any] | None = None
 
 
-class Step:
-    """The time that the requests of one step have together, and whether they still matter.
-
-    Args:
-        seconds: All of it.
-    """
+class Deadline:
+    """The time that the requests of one step share, and whether their answers still matter."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -57,43 +55,49 @@ class Step:
         self._given_up.set()
 
     def wait(self, seconds: float) -> None:
-        """Waits, at most to the end of the step."""
+        """Waits, at most until the deadline."""
         self._given_up.wait(max(0.0, min(seconds, self.left_s)))
 
 
 class Client:
-    """Asks one server.
+    """Asks one server; `seed` decides the jitter of the waits.
 
-    Args:
-        settings: Where it is, and how patient to be.
-        seed: Decides the jitter of the waits.
+    Redirects are not followed and proxies of the environment are not used. Every request has a
+    connection of its own: a server that restarts leaves no dead one behind.
     """
 
     def __init__(self, settings: ServerSettings, seed: int = 0) -> None:
         self.settings = settings
-        self._address = Address.parse(settings.url)
+        self._url = settings.url.rstrip("/")
         self._key = settings.api_key()
         self._seed = seed
         self._lock = threading.Lock()
         self._disturbances = 0
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
+        self._http = httpx2.Client(
+            headers=headers | ({"Authorization": f"Bearer {self._key}"} if self._key else {}),
+            verify=ssl.create_default_context() if self._url.startswith("https:") else False,
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
+            trust_env=False,
+        )
 
     def __str__(self) -> str:
-        return f"{self.settings.model} at {self._address}"
+        return f"{self.settings.model} at {self._url}"
 
     @property
     def disturbances(self) -> int:
         """Failures so far: where it has grown, the server may have restarted meanwhile."""
         return self._disturbances
 
-    def step(self) -> Step:
-        """A new step, which starts now."""
-        return Step(self.settings.step_s)
+    def deadline(self) -> Deadline:
+        """The deadline of a step that starts now."""
+        return Deadline(self.settings.step_s)
 
     def ask(
         self,
-        call: Call,
+        request: ServerRequest,
         read: Callable[[Any], T],
-        step: Step,
+        deadline: Deadline,
         *,
         before_retry: Callable[[], None] | None = None,
         stream: int = 0,
@@ -101,9 +105,9 @@ class Client:
         """What `read` makes of the answer; asked again while failures may pass.
 
         Args:
-            call: The request; asking twice must do no harm.
-            read: Raises PassingError for a broken answer.
-            step: Whose time it takes.
+            request: What is asked; asking twice must do no harm.
+            read: Raises TransientServerError for a broken answer.
+            deadline: Whose time it takes.
             before_retry: Called before each further try; its failures count as the request's.
             stream: Which sequence of jitter to use.
 
@@ -115,110 +119,125 @@ class Client:
             ServerError: All tries failed, or the first failed for good.
         """
         rng = random.Random(f"{self._seed}/{stream}")
-        failure: PassingError | None = None
+        failure: TransientServerError | None = None
         for attempt in range(self.settings.retries + 1):
             if failure is not None:
-                step.wait(self._backoff_s(attempt, rng))
-            if step.left_s <= 0:
+                deadline.wait(self._backoff_s(attempt, rng))
+            if deadline.left_s <= 0:
                 raise ServerError(
-                    f"{self}: the {step.seconds:g} s of a step (step_s) are over"
+                    f"{self}: the {deadline.seconds:g} s of a step (step_s) are over"
                     + (f"; the last failure: {failure}" if failure else "")
                 ) from None
             try:
                 if failure is not None and before_retry is not None:
                     before_retry()
-                return self.ask_once(call, read, step)
-            except PassingError as error:
+                return self.ask_once(request, read, deadline)
+            except TransientServerError as error:
                 failure = error
                 with self._lock:
                     self._disturbances += 1
         message = f"{self}: {self.settings.retries + 1} tries failed, the last: {failure}"
-        if isinstance(failure, NotFiniteAnswerError):
+        if isinstance(failure, NonFiniteAnswerError):
             raise NonFiniteError(message)
         raise ServerError(message)
 
-    def ask_once(self, call: Call, read: Callable[[Any], T], step: Step) -> T:
-        """What `read` makes of the answer to one request; both may raise a PassingError."""
-        return read(self._answer(call, max(1e-3, min(self.settings.request_s, step.left_s))))
+    def ask_once(self, request: ServerRequest, read: Callable[[Any], T], deadline: Deadline) -> T:
+        """What `read` makes of the answer to one request; both may fail transiently."""
+        return read(self._answer(request, max(1e-3, min(self.settings.request_s, deadline.left_s))))
 
     def ask_all(
         self,
-        calls: Sequence[Call],
+        requests: Sequence[ServerRequest],
         reads: Sequence[Callable[[Any], T]],
-        step: Step,
+        deadline: Deadline,
         *,
         before_retry: Callable[[], None] | None = None,
     ) -> list[T]:
-        """`ask` for each call, several at a time, in the order of the calls.
+        """`ask` for each request, several at a time, in the order of the requests.
 
         Where one fails for good the others are given up, and its error is raised.
         """
-        if not calls:
+        if not requests:
             return []
         first: list[EffopdError] = []
 
         def one(index: int) -> T:
             try:
                 return self.ask(
-                    calls[index], reads[index], step, before_retry=before_retry, stream=index
+                    requests[index], reads[index], deadline, before_retry=before_retry, stream=index
                 )
             except EffopdError as error:
                 with self._lock:
                     first.append(error)
-                step.give_up()
+                deadline.give_up()
                 raise
 
-        with ThreadPoolExecutor(min(self.settings.concurrency, len(calls))) as pool:
-            futures = [pool.submit(one, index) for index in range(len(calls))]
+        with ThreadPoolExecutor(min(self.settings.concurrency, len(requests))) as pool:
+            futures = [pool.submit(one, index) for index in range(len(requests))]
             is_over = False
             try:
                 wait(futures)
                 is_over = True
             finally:
                 if not is_over:  # interrupted: the others must not go on
-                    step.give_up()
+                    deadline.give_up()
                     pool.shutdown(wait=False, cancel_futures=True)
         if first:
             raise first[0]
         return [future.result() for future in futures]
 
-    def control(self, call: Call, seconds: float) -> None:
+    def control(self, request: ServerRequest, seconds: float) -> None:
         """One request that changes the server; asked once, since it may be done already.
 
         Raises:
             ServerError: It failed, or the server answers that it did not succeed.
         """
-        answer = self._answer(call, seconds)
+        answer = self._answer(request, seconds)
         if isinstance(answer, dict) and answer.get("success") is False:
-            raise ServerError(f"{self}: {call.path} did not succeed: {self._shown(answer)}")
+            raise ServerError(f"{self}: {request.path} did not succeed: {self._shown(answer)}")
 
-    def _answer(self, call: Call, seconds: float) -> Any:
-        bounds = Bounds(
-            seconds=seconds,
-            response_bytes=self.settings.response_bytes,
-            allow_link_local=self.settings.allow_link_local,
-        )
-        headers = {"Accept": "application/json", "Connection": "close"}
-        if call.payload is not None:
-            headers["Content-Type"] = "application/json"
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
-        body = None if call.payload is None else json.dumps(call.payload).encode()
-        reply = exchange(self._address, call.path, body, headers, bounds)
-        self._check_status(call, reply)
-        return parse(reply.body) if reply.body.strip() else None
+    def _answer(self, request: ServerRequest, seconds: float) -> Any:
+        """The JSON value of an answer within `seconds`; None where it is empty."""
+        url, most = self._url + request.path, self.settings.response_bytes
+        end = time.monotonic() + seconds
+        method = "GET" if request.payload is None else "POST"
+        body = bytearray()
+        try:
+            with self._http.stream(method, url, json=request.payload, timeout=seconds) as reply:
+                # The library bounds each read, not their sum: a trickle would last for ever.
+                for part in reply.iter_bytes():
+                    body += part
+                    if len(body) > most:
+                        raise ServerError(
+                            f"{url}: an answer longer than allowed are {most} bytes "
+                            "(response_bytes)"
+                        )
+                    if time.monotonic() > end:
+                        raise TransientServerError(f"{url}: no answer in {seconds:.3g} s")
+        except httpx2.TimeoutException:
+            raise TransientServerError(f"{url}: no answer in {seconds:.3g} s") from None
+        except httpx2.TransportError as error:
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                raise ServerError(f"{url}: its certificate is not trusted: {error}") from None
+            raise TransientServerError(f"{url}: {error or type(error).__name__}") from None
+        self._check_status(url, reply.status_code, bytes(body))
+        try:
+            return json.loads(body) if body.strip() else None
+        except (ValueError, RecursionError):
+            message = f"{url}: an answer of {len(body)} bytes that is no JSON"
+            raise TransientServerError(message) from None
 
-    def _check_status(self, call: Call, reply: Reply) -> None:
-        if 200 <= reply.status < 300:
+    def _check_status(self, url: str, status: int, body: bytes) -> None:
+        if 200 <= status < 300:
             return
-        where = f"{self._address}{call.path}: HTTP {reply.status}"
-        if reply.status >= 500 or reply.status in _PASSING_STATUS:
-            raise PassingError(where)
-        if 300 <= reply.status < 400:
+        where = f"{url}: HTTP {status}"
+        if status >= 500 or status in _TRANSIENT_STATUS:
+            raise TransientServerError(where)
+        if 300 <= status < 400:
             raise ServerError(f"{where}, a redirect, which is not followed: give its target as url")
-        if reply.status in {401, 403}:
+        if status in {401, 403}:
             raise ServerError(f"{where}: name the variable that holds the key in api_key_env")
-        raise ServerError(f"{where}: {self._shown(reply.body.decode('utf-8', 'replace'))}")
+        raise ServerError(f"{where}: {self._shown(body.decode('utf-8', 'replace'))}")
 
     def _shown(self, text: Any) -> str:
         """The start of what the server said, without the key and without control characters."""

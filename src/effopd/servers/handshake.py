@@ -6,11 +6,11 @@ from itertools import zip_longest
 from typing import Any
 
 from effopd.errors import ParameterMismatchError, ServerError
-from effopd.servers.api import Api, TokenIds, Writing, field
-from effopd.servers.client import Call, Client, Step
+from effopd.servers.client import Client, Deadline, ServerRequest
+from effopd.servers.dialects import Api, GenerateRequest, TokenIds, field
 
 PROBE_TOKENS = 32
-_WRITTEN = 8
+_GENERATED = 8
 _TEXT_TOKENS = 256
 
 
@@ -33,10 +33,10 @@ class Identity:
     self_score_nats: float
 
 
-def shake_hands(
+def verify_server(
     client: Client, api: Api, tokenizer: Any, vocabulary_size: int, longest: int
 ) -> Identity:
-    """Checks a server before anything depends on it.
+    """Checks a server before anything depends on it, and describes it for later comparisons.
 
     Args:
         client: Asks it.
@@ -46,32 +46,56 @@ def shake_hands(
         longest: Tokens of the longest sequence that will be sent.
 
     Returns:
-        What it is, for comparisons later on.
+        What it is.
 
     Raises:
         ParameterMismatchError: Another tokenizer or vocabulary.
         ServerError: It does not serve the model, takes too short texts, or does not score a text
             twice, or its own text, alike.
     """
-    step = client.step()
-    _check_model(client, step)
-    context = _check_tokenizer(client, api, tokenizer, vocabulary_size, step)
+    deadline = client.deadline()
+    # 1. It serves the model.
+    listed = client.ask(ServerRequest(path="/v1/models"), lambda a: field(a, "data"), deadline)
+    names = [str(model.get("id")) for model in listed if isinstance(model, dict)]
+    if client.settings.model not in names:
+        served = ascii(", ".join(names)[:300])
+        raise ServerError(f"{client} is not served; served are {served}")
+    # 2. Its tokenizer is the student's, and whole answers fit.
+    context = _check_tokenizer(client, api, tokenizer, vocabulary_size, deadline)
     if context < longest + 1:
         raise ServerError(
             f"{client} takes {context} tokens, prompt and answer may have {longest} and one more "
             "is written: start it with a longer context, or lower prompt.max_tokens or "
             "sampling.max_new_tokens"
         )
+    # 3. It scores a text alike twice.
     probe = probe_ids(vocabulary_size)
-    log_probs = score(client, api, probe, 1, step)
+    log_probs = score(client, api, probe, 1, deadline)
+    again = score(client, api, probe, 1, deadline)
+    # 4. It scores what it generates as it does the same text in a prompt.
+    asked = GenerateRequest(prompt_ids=probe, seed=0, max_tokens=_GENERATED, temperature=0.0)
+    own = client.ask(api.generate_request(asked), api.read_generation, deadline)
+    if not own.token_ids:
+        raise ServerError(f"{client} wrote nothing where a token was asked for")
+    own_again = score(client, api, probe + own.token_ids, len(probe), deadline)
     identity = Identity(
         probe_ids=probe,
         log_probs=log_probs,
         context=context,
-        repeat_nats=mean_difference(log_probs, score(client, api, probe, 1, step)),
-        self_score_nats=_self_score(client, api, probe, step),
+        repeat_nats=mean_difference(log_probs, again),
+        self_score_nats=mean_difference(own.log_probs, own_again),
     )
-    _check_arithmetic(client, identity)
+    tolerance = client.settings.tolerance_nats
+    for what, nats in (
+        ("the same text twice", identity.repeat_nats),
+        ("its own text, written and read,", identity.self_score_nats),
+    ):
+        if nats > tolerance:
+            raise ServerError(
+                f"{client} scores {what} differently, by {nats:.3g} nats a token on average; "
+                f"allowed are {tolerance:g} (tolerance_nats). Its log-probabilities cannot be "
+                "trained on."
+            )
     return identity
 
 
@@ -81,9 +105,11 @@ def probe_ids(vocabulary_size: int) -> TokenIds:
     return tuple(i * last // (PROBE_TOKENS - 1) for i in range(PROBE_TOKENS))
 
 
-def score(client: Client, api: Api, ids: TokenIds, start: int, step: Step) -> tuple[float, ...]:
+def score(
+    client: Client, api: Api, ids: TokenIds, start: int, deadline: Deadline
+) -> tuple[float, ...]:
     """The server's log-probabilities of `ids[start:]`."""
-    return client.ask(api.score_call(ids), lambda a: api.read_scores(a, ids, start), step)
+    return client.ask(api.score_request(ids), lambda a: api.read_scores(a, ids, start), deadline)
 
 
 def mean_difference(first: Sequence[float], second: Sequence[float]) -> float:
@@ -91,23 +117,15 @@ def mean_difference(first: Sequence[float], second: Sequence[float]) -> float:
     return sum(abs(a - b) for a, b in zip(first, second, strict=True)) / len(first)
 
 
-def _check_model(client: Client, step: Step) -> None:
-    answer = client.ask(Call(path="/v1/models"), lambda answer: field(answer, "data"), step)
-    names = [str(model.get("id")) for model in answer if isinstance(model, dict)]
-    if client.settings.model not in names:
-        served = ascii(", ".join(names)[:300])
-        raise ServerError(f"{client} is not served; served are {served}")
-
-
 def _check_tokenizer(
-    client: Client, api: Api, tokenizer: Any, vocabulary_size: int, step: Step
+    client: Client, api: Api, tokenizer: Any, vocabulary_size: int, deadline: Deadline
 ) -> int:
     """Compares both tokenizers on a text that uses the whole vocabulary; the server's context."""
     size = min(vocabulary_size, len(tokenizer))
     chosen = sorted({i * (size - 1) // (_TEXT_TOKENS - 1) for i in range(_TEXT_TOKENS)})
     text = " ".join(tokenizer.decode([i]) for i in chosen)
     ours = tokenizer(text, add_special_tokens=False)["input_ids"]
-    theirs = client.ask(api.tokenize_call(text), api.read_tokens, step)
+    theirs = client.ask(api.tokenize_request(text), api.read_tokens, deadline)
     if tuple(ours) != theirs.token_ids:
         pairs = enumerate(zip_longest(ours, theirs.token_ids))
         place, (own, other) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
@@ -120,27 +138,3 @@ def _check_tokenizer(
             "tokenizer."
         )
     return theirs.context
-
-
-def _self_score(client: Client, api: Api, probe: TokenIds, step: Step) -> float:
-    """How far the log-probabilities of a text that it writes are from those of the same prompt."""
-    writing = Writing(prompt_ids=probe, seed=0, max_tokens=_WRITTEN, temperature=0.0)
-    written = client.ask(api.write_call(writing), api.read_written, step)
-    if not written.token_ids:
-        raise ServerError(f"{client} wrote nothing where a token was asked for")
-    again = score(client, api, probe + written.token_ids, len(probe), step)
-    return mean_difference(written.log_probs, again)
-
-
-def _check_arithmetic(client: Client, identity: Identity) -> None:
-    tolerance = client.settings.tolerance_nats
-    for what, nats in (
-        ("the same text twice", identity.repeat_nats),
-        ("its own text, written and read,", identity.self_score_nats),
-    ):
-        if nats > tolerance:
-            raise ServerError(
-                f"{client} scores {what} differently, by {nats:.3g} nats a token on average; "
-                f"allowed are {tolerance:g} (tolerance_nats). Its log-probabilities cannot be "
-                "trained on."
-            )

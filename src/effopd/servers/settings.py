@@ -1,18 +1,15 @@
-"""Where an inference server is, and how patient we are with it."""
+"""Where an inference server is, and how patient its client is."""
 
 import math
 import os
 import re
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import urlsplit
 
 from effopd.errors import ConfigError
-from effopd.servers.address import Address
 
 Flavor = Literal["vllm", "sglang"]
-
-_POSITIVE = ("request_s", "step_s", "backoff_s", "tolerance_nats")
-_COUNTS = ("concurrency", "response_bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +30,6 @@ class ServerSettings:
         response_bytes: Longest answer that is read.
         tolerance_nats: Mean difference of log-probabilities beyond which two answers are not those
             of one model. Servers answer a little differently in each batch.
-        allow_link_local: Allow addresses like 169.254.169.254, where clouds keep credentials.
     """
 
     url: str
@@ -47,10 +43,9 @@ class ServerSettings:
     concurrency: int = 16
     response_bytes: int = 256 * 2**20
     tolerance_nats: float = 0.05
-    allow_link_local: bool = False
 
     def __post_init__(self) -> None:
-        Address.parse(self.url)
+        _check_url(self.url)
         if not self.model:
             raise ConfigError("model must be the name that the server serves, got an empty one")
         if self.api_key_env and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", self.api_key_env):
@@ -58,14 +53,12 @@ class ServerSettings:
                 "api_key_env must be the name of an environment variable, not the key itself "
                 "(what was given is not shown)"
             )
-        for name in _POSITIVE:
+        for name in ("request_s", "step_s", "backoff_s", "tolerance_nats"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in _COUNTS:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.retries < 0:
-            raise ConfigError(f"retries must be at least 0, got {self.retries}")
+        for name, least in (("concurrency", 1), ("response_bytes", 1), ("retries", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
     def api_key(self) -> str:
         """The key, read now from the environment; "" where none is needed.
@@ -84,3 +77,30 @@ class ServerSettings:
         if not (key.isascii() and key.isprintable()):
             raise ConfigError(f"the environment variable {self.api_key_env} holds no API key")
         return key
+
+
+def _check_url(url: str) -> None:
+    """Refuses everything but the plain root of a server; a URL that may hold secrets is not shown.
+
+    The port is read because urlsplit checks it only then.
+    """
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        raise ConfigError("url is not a valid URL (it is not shown)") from None
+    if "@" in parts.netloc:
+        raise ConfigError(
+            "url holds a user or password (it is not shown): put the key into an environment "
+            "variable and name that in api_key_env"
+        )
+    if parts.query or parts.fragment:
+        raise ConfigError(
+            "url has a query or fragment, which may be a secret (it is not shown): remove it"
+        )
+    if not url.isascii() or not url.isprintable() or any(c in url for c in ' \\"<>'):
+        raise ConfigError("url holds characters that no URL has (it is not shown)")
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ConfigError(f"url must be http://host:port or https://host:port, got {url!r}")
+    if parts.path.rstrip("/").endswith("/v1"):
+        raise ConfigError(f"url is the root of the server, without /v1, got {url!r}")

@@ -36,7 +36,6 @@ _SERVER: Mapping[str, Effect] = {
     ".backoff_s": "no number",
     ".response_bytes": "no number",
     ".tolerance_nats": "no number",
-    ".allow_link_local": "no number",
 }
 
 

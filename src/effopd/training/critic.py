@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from effopd.errors import CheckpointError
-from effopd.evaluation.scoring import BATCH_SEQUENCES, BATCH_TOKENS
+from effopd.evaluation.logprobs import BATCH_SEQUENCES, BATCH_TOKENS
 from effopd.models.policy import Policy, Sample
 from effopd.models.portions import portions
 

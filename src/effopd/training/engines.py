@@ -7,13 +7,12 @@ from effopd.errors import ConfigError
 from effopd.evaluation.served_teacher import ServedTeacher
 from effopd.models.policy import Policy
 from effopd.rollouts.engine import Engine
-from effopd.rollouts.server import ServerEngine
+from effopd.rollouts.server import ServerEngine, WeightReload
 from effopd.rollouts.vllm import VLLMEngine, open_vllm
-from effopd.rollouts.weight_reload import WeightReload
 from effopd.servers.client import Client
-from effopd.servers.flavors import api_of
-from effopd.servers.handshake import Identity, shake_hands
 from effopd.training.config import Config
+from effopd.servers.dialects import api_of
+from effopd.servers.handshake import Identity, verify_server
 
 
 def served_teacher(
@@ -40,16 +39,10 @@ def served_teacher(
 def student_engine(
     config: Config, student: Policy, start_path: str, report: Callable[[str], None]
 ) -> Engine | None:
-    """What writes for the student, with its weights; None where its live model does.
+    """What samples for the student, with its weights; None where its live model does.
 
-    Args:
-        config: Settings.
-        student: The live student, its vocabulary aligned with the teachers'.
-        start_path: Directory or repository of the model it started from.
-        report: Told what was found.
-
-    Returns:
-        The engine.
+    The student's vocabulary is aligned with the teachers'; `start_path` is the directory or
+    repository of the model it started from.
     """
     settings = config.rollouts
     if settings.engine == "hf":
@@ -76,7 +69,7 @@ def student_engine(
         assert settings.server is not None  # RolloutSettings checked it
         client, api = Client(settings.server, config.seed), api_of(settings.server)
         usable = min(size, len(student.tokenizer))
-        identity = shake_hands(client, api, student.tokenizer, usable, _longest(config))
+        identity = verify_server(client, api, student.tokenizer, usable, _longest(config))
         report(f"engine {client}: {_described(identity)}")
         directory = Path(settings.weights_directory)
         reload = WeightReload(student.model, client, api, directory, vocabulary_size=usable)

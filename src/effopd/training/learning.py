@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from effopd.errors import ConfigError
+from effopd.evaluation.logprobs import BATCH_TOKENS, completion_log_probs, evaluation_mode
 from effopd.evaluation.routing import Teachers, routed_log_probs
-from effopd.evaluation.scoring import BATCH_TOKENS, completion_log_probs, evaluation_mode
 from effopd.models.policy import Policy, Sample
 from effopd.objectives import (
     ExOPD,
@@ -43,11 +43,14 @@ class Contribution:
 
     Attributes:
         loss: Its share of the update's loss; `backward()` adds its share of the gradient.
-        sums: Sums over its tokens of what the metrics report per token, by name.
+        sums: Sums over its tokens of what the metrics report per token, by name; left on the device
+            until the update is done.
+        inputs: What the loss was computed from, [N] each; looked at where it is not finite.
     """
 
     loss: Tensor
-    sums: Mapping[str, float] = field(default_factory=dict)
+    sums: Mapping[str, Tensor | float] = field(default_factory=dict)
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Learner(Protocol):
@@ -164,23 +167,20 @@ class SampledTokenLearner(Stateless):
         log_probs_N = policy_log_probs(self._student, rollouts)
         current_N = log_probs_N.detach()
         teacher_N = gathered(self._teacher_scores, indices, current_N)
-        written_N = gathered([r.completion.log_probs for r in self._rollouts], indices, current_N)
-        weights_N = importance_weights(current_N, written_N, self._objective.importance_cap)
-        loss = sampled_token_loss(
-            log_probs_N,
-            self._advantages(indices, current_N, teacher_N),
-            weights_N,
-            portion.tokens,
-        )
-        sums = {"reverse_kl": (current_N - teacher_N).sum().item()}
+        engine_N = gathered([r.completion.log_probs for r in self._rollouts], indices, current_N)
+        inputs = {"student": current_N, "teacher": teacher_N, "rollout engine": engine_N}
+        if isinstance(self._objective, ExOPD):
+            reference_N = gathered(self._reference_scores, indices, current_N)
+            inputs["reference"] = reference_N
+            scale = self._objective.reward_scale
+            advantages_N = exopd_advantages(current_N, teacher_N, reference_N, scale)
+        else:
+            advantages_N = opd_advantages(current_N, teacher_N)
+        weights_N = importance_weights(current_N, engine_N, self._objective.importance_cap)
+        loss = sampled_token_loss(log_probs_N, advantages_N, weights_N, portion.tokens)
+        sums = {"reverse_kl": (current_N - teacher_N).sum()}
         capped = weight_sums(weights_N, self._objective.importance_cap)
-        return Contribution(loss=loss, sums=sums | capped)
-
-    def _advantages(self, indices: Sequence[int], current_N: Tensor, teacher_N: Tensor) -> Tensor:
-        if not isinstance(self._objective, ExOPD):
-            return opd_advantages(current_N, teacher_N)
-        reference_N = gathered(self._reference_scores, indices, current_N)
-        return exopd_advantages(current_N, teacher_N, reference_N, self._objective.reward_scale)
+        return Contribution(loss=loss, sums=sums | capped, inputs=inputs)
 
 
 class FullVocabularyLearner(Stateless):
@@ -227,16 +227,21 @@ class FullVocabularyLearner(Stateless):
     def contribution(self, indices: Sequence[int], portion: Portion) -> Contribution:
         """See `Learner.contribution`."""
         rollouts = [self._rollouts[i] for i in indices]
-        loss, divergence = torch.zeros(()), 0.0
-        for _, teacher, members in self._teachers.split_local(rollouts):
+        loss, divergence = torch.zeros(()), torch.zeros((), dtype=torch.float64)
+        inputs: Tensors = {}
+        for name, teacher, members in self._teachers.split_local(rollouts):
             part = self._divergence(teacher, [rollouts[i] for i in members], portion.tokens)
             loss = part.loss + loss.to(part.loss.device)
-            divergence += part.per_token_N.sum().item()
+            divergence = part.per_token_N.sum().double() + divergence.to(part.loss.device)
+            inputs[f"divergence from the teacher {name}".rstrip()] = part.per_token_N
         count = sum(len(r.completion.token_ids) for r in rollouts)
-        sums = {"importance_mean": float(count), "importance_capped_share": 0.0}
+        sums: dict[str, Tensor | float] = {
+            "importance_mean": float(count),
+            "importance_capped_share": 0.0,
+        }
         if self._objective.divergence == "reverse" and self._reference is None:
             sums["reverse_kl"] = divergence
-        return Contribution(loss=loss, sums=sums)
+        return Contribution(loss=loss, sums=sums, inputs=inputs)
 
     def _divergence(
         self, teacher: Policy, rollouts: Sequence[Rollout], tokens: int
@@ -297,9 +302,9 @@ def gathered(scores: TokenScores, indices: Sequence[int], like_N: Tensor) -> Ten
     return torch.tensor(flat, dtype=like_N.dtype, device=like_N.device)
 
 
-def weight_sums(weights_N: Tensor, cap: float) -> dict[str, float]:
+def weight_sums(weights_N: Tensor, cap: float) -> Tensors:
     """Sums of the importance weights and of how many were capped."""
     return {
-        "importance_mean": weights_N.sum().item(),
-        "importance_capped_share": float((weights_N >= cap).sum()),
+        "importance_mean": weights_N.sum(),
+        "importance_capped_share": (weights_N >= cap).sum(),
     }

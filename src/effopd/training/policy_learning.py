@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from effopd.errors import ConfigError
+from effopd.evaluation.logprobs import BATCH_TOKENS, completion_log_probs
 from effopd.evaluation.routing import Teachers, routed_log_probs
-from effopd.evaluation.scoring import BATCH_TOKENS, completion_log_probs
 from effopd.models.policy import Policy
 from effopd.objectives import (
     PolicyGradient,
@@ -186,25 +186,28 @@ class PolicyGradientLearner:
         log_probs_N = policy_log_probs(self._student, rollouts)
         current_N = log_probs_N.detach()
         old_N = gathered(self._old, indices, current_N) if self._old else current_N
-        written_N = gathered([r.completion.log_probs for r in self._rollouts], indices, current_N)
+        engine_N = gathered([r.completion.log_probs for r in self._rollouts], indices, current_N)
+        advantages_N = gathered(self._advantages, indices, current_N)
+        inputs = {"student": current_N, "student before the step": old_N}
+        inputs |= {"rollout engine": engine_N, "advantages": advantages_N}
         cap = self._objective.importance_cap
-        weights_N = importance_weights(old_N, written_N, cap)
+        weights_N = importance_weights(old_N, engine_N, cap)
         surrogate = clipped_surrogate(
             log_probs_N,
             old_N,
-            gathered(self._advantages, indices, current_N),
+            advantages_N,
             self._objective.clip_low,
             self._objective.clip_high,
         )
         per_token_N = weights_N * surrogate.loss_N
         sums = weight_sums(weights_N, cap)
-        sums["clipped_share"] = surrogate.clipped_N.sum().item()
+        sums["clipped_share"] = surrogate.clipped_N.sum()
         if self._objective.needs_reference:
-            divergence_N = k3_divergence(
-                log_probs_N, gathered(self._reference_scores, indices, current_N)
-            )
+            reference_N = gathered(self._reference_scores, indices, current_N)
+            inputs["reference"] = reference_N
+            divergence_N = k3_divergence(log_probs_N, reference_N)
             per_token_N = per_token_N + self._objective.kl_coefficient * divergence_N
-            sums["reference_kl"] = divergence_N.sum().item()
+            sums["reference_kl"] = divergence_N.detach().sum()
         shares_N = token_weights(
             [len(r.completion.token_ids) for r in rollouts],
             self._objective.aggregation,
@@ -216,23 +219,17 @@ class PolicyGradientLearner:
         if self._only_critic_learns:
             loss = loss.detach()  # no gradient, not one of 0: the student stays bit for bit
         if self._critic is not None:
-            value_loss = self._value_loss(indices, rollouts, portion)
-            sums["value_loss"] = value_loss.item() * portion.tokens
+            # A token mean; critic and student share no parameters, so one backward serves both.
+            values_N = self._critic.values([r.sample for r in rollouts])
+            known_N = gathered(self._values, indices, values_N)
+            returns_N = gathered(self._returns, indices, values_N)
+            inputs["values"] = values_N.detach()
+            clip = self._objective.value_clip
+            value_loss = clipped_value_loss(values_N, known_N, returns_N, clip).sum()
+            value_loss = value_loss / portion.tokens
+            sums["value_loss"] = value_loss.detach().double() * portion.tokens
             loss = loss + value_loss.to(loss.device)
-        return Contribution(loss=loss, sums=sums)
-
-    def _value_loss(
-        self, indices: Sequence[int], rollouts: Sequence[Rollout], portion: Portion
-    ) -> Tensor:
-        """Token mean; critic and student share no parameters, so one backward pass serves both."""
-        assert self._critic is not None
-        values_N = self._critic.values([r.sample for r in rollouts])
-        old_N = gathered(self._values, indices, values_N)
-        returns_N = gathered(self._returns, indices, values_N)
-        return (
-            clipped_value_loss(values_N, old_N, returns_N, self._objective.value_clip).sum()
-            / portion.tokens
-        )
+        return Contribution(loss=loss, sums=sums, inputs=inputs)
 
     def after_update(self) -> None:
         """See `Learner.after_update`."""

@@ -8,6 +8,7 @@ from typing import Any
 from effopd.errors import NonFiniteError
 from effopd.evaluation.evaluator import Evaluation
 from effopd.evaluation.metrics import mean
+from effopd.objectives import non_finite_cause
 from effopd.rollouts.rollout import mean_length, total_tokens, truncated_share
 from effopd.search.scales import Trial
 from effopd.training.batch import Portion
@@ -81,12 +82,16 @@ def finite_update(parts: Sequence[Contribution], portion: Portion, grad_norm: fl
     Raises:
         NonFiniteError: Loss or gradient norm is NaN or infinite.
     """
-    loss = sum(part.loss.item() for part in parts)
+    losses = [part.loss.item() for part in parts]
+    loss = sum(losses)
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-        raise NonFiniteError(f"loss {loss} and gradient norm {grad_norm} must be finite")
+        broken = [p for p, own in zip(parts, losses, strict=True) if not math.isfinite(own)]
+        cause = f". {non_finite_cause(broken[0].inputs)}" if broken else ""
+        raise NonFiniteError(f"loss {loss} and gradient norm {grad_norm} must be finite{cause}")
     names = dict.fromkeys(name for part in parts for name in part.sums)
     means = {
-        name: sum(part.sums.get(name, 0.0) for part in parts) / portion.tokens for name in names
+        name: sum(float(part.sums.get(name, 0.0)) for part in parts) / portion.tokens
+        for name in names
     }
     return Update(loss=loss, grad_norm=grad_norm, means=means)
 

@@ -11,6 +11,7 @@ from trl import DistillationTrainer
 from effopd.integrations.trl.policies import policy_of
 from effopd.objectives import (
     SampledTokenOPD,
+    check_finite,
     importance_weights,
     opd_advantages,
     sampled_token_loss,
@@ -106,6 +107,7 @@ class SampledTokenTrainer(DistillationTrainer):
             importance_weights(student_N, engine_N, self.objective.importance_cap),
             float(tokens if num_items_in_batch is None else num_items_in_batch),
         )
+        check_finite(loss, student=student_N, teacher=teacher_N, engine=engine_N)
         return loss, entropies_N.sum(), tokens
 
     def _log_probs(

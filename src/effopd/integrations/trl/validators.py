@@ -10,8 +10,8 @@ from trl.chat_template_utils import parse_response
 from trl.data_utils import is_conversational
 
 from effopd.errors import NonFiniteError
+from effopd.evaluation.logprobs import completion_reverse_kl
 from effopd.evaluation.metrics import mean
-from effopd.evaluation.scoring import completion_reverse_kl
 from effopd.integrations.trl.answers import TrainerAnswers, WrittenAnswers
 from effopd.integrations.trl.policies import gathered, policy_of
 from effopd.integrations.trl.unnoticed import unnoticed

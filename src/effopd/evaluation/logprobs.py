@@ -6,9 +6,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from effopd.models.policy import PackedStates, Policy, Sample
+from effopd.models.policy import Policy, Sample
 from effopd.models.portions import portions
-from effopd.objectives import token_divergences, token_log_probs
+from effopd.objectives import check_finite, token_divergences, token_log_probs
 
 BATCH_SEQUENCES = 64
 """Sequences in one forward pass, at most."""
@@ -26,8 +26,6 @@ def completion_log_probs(
 ) -> list[tuple[float, ...]]:
     """Log-probability (nats) of every completion token, one tuple a sample.
 
-    The objective raises a NonFiniteError where the policy gives NaN or infinity.
-
     Args:
         policy: Who scores.
         samples: What is scored.
@@ -37,6 +35,9 @@ def completion_log_probs(
 
     Returns:
         The log-probabilities, in the order of the samples.
+
+    Raises:
+        NonFiniteError: The policy gives NaN or infinity.
     """
     found: list[tuple[float, ...]] = []
     limits = {"batch_sequences": batch_sequences, "batch_tokens": batch_tokens}
@@ -50,7 +51,7 @@ def completion_log_probs(
                 bias=policy.head_bias_V,
                 temperature=temperature,
             )
-            found += _per_sample(scored.log_probs_N, states.lengths)
+            found += _per_sample("log-probabilities", scored.log_probs_N, states.lengths)
     return found
 
 
@@ -67,7 +68,6 @@ def completion_reverse_kl(
 
     Exact at each position of the given text (no sampling of the token): equation 7 of arXiv
     2605.11739 with its sum over tokens left to the caller.
-    The objective raises a NonFiniteError where a policy gives NaN or infinity.
 
     Args:
         student: The policy that the expectation is over.
@@ -79,33 +79,26 @@ def completion_reverse_kl(
 
     Returns:
         The divergences, in the order of the samples.
+
+    Raises:
+        NonFiniteError: A policy gives NaN or infinity.
     """
     found: list[tuple[float, ...]] = []
     limits = {"batch_sequences": batch_sequences, "batch_tokens": batch_tokens}
     with teacher.during(), torch.no_grad(), evaluation_mode(student), evaluation_mode(teacher):
         for batch in completion_batches(samples, **limits):
             ours, theirs = student.states(batch), teacher.states(batch)
-            divergences_N = _divergences(student, ours, teacher, theirs, teacher_temperature)
-            found += _per_sample(divergences_N, ours.lengths)
+            divergences_N = token_divergences(
+                ours.hidden_ND,
+                student.head_weight_VD,
+                theirs.hidden_ND.to(ours.hidden_ND.device),
+                teacher.head_weight_VD,
+                student_bias=student.head_bias_V,
+                teacher_bias=teacher.head_bias_V,
+                teacher_temperature=teacher_temperature,
+            )
+            found += _per_sample("divergence", divergences_N, ours.lengths)
     return found
-
-
-def _divergences(
-    student: Policy,
-    ours: PackedStates,
-    teacher: Policy,
-    theirs: PackedStates,
-    teacher_temperature: float,
-) -> Tensor:
-    return token_divergences(
-        ours.hidden_ND,
-        student.head_weight_VD,
-        theirs.hidden_ND.to(ours.hidden_ND.device),
-        teacher.head_weight_VD,
-        student_bias=student.head_bias_V,
-        teacher_bias=teacher.head_bias_V,
-        teacher_temperature=teacher_temperature,
-    )
 
 
 @contextmanager
@@ -131,5 +124,6 @@ def completion_batches(
         yield [samples[i] for i in indices]
 
 
-def _per_sample(values_N: Tensor, lengths: Sequence[int]) -> list[tuple[float, ...]]:
+def _per_sample(name: str, values_N: Tensor, lengths: Sequence[int]) -> list[tuple[float, ...]]:
+    check_finite(values_N, **{name: values_N})
     return [tuple(part.tolist()) for part in values_N.split(list(lengths))]

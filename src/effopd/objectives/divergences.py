@@ -24,15 +24,7 @@ _DEFAULT_BLOCK_ELEMENTS = 2**26
 
 
 def check_divergence(divergence: str, beta: float) -> None:
-    """Refuse a divergence that does not exist.
-
-    Args:
-        divergence: `"reverse"`, `"forward"` or `"jsd"`.
-        beta: Weight of the teacher in the mixture of `"jsd"`.
-
-    Raises:
-        ConfigError: If the name is unknown, or it is `"jsd"` and beta is not in (0, 1).
-    """
+    """Refuses an unknown divergence, and a beta outside (0, 1) where it is the mixture's."""
     if divergence not in get_args(Divergence):
         raise ConfigError(f"divergence is {divergence!r}; expected one of {get_args(Divergence)}.")
     if divergence == "jsd" and not 0.0 < beta < 1.0:
@@ -43,16 +35,7 @@ def check_divergence(divergence: str, beta: float) -> None:
 
 
 def tile_divergence(divergence: Divergence, beta: float) -> TileDivergence:
-    """Function that evaluates one divergence on a pair of tiles.
-
-    Args:
-        divergence: `"reverse"` KL(student || teacher), `"forward"` KL(teacher || student), or
-            `"jsd"`, the generalised Jensen-Shannon divergence.
-        beta: Weight of the teacher in the mixture of `"jsd"`, in (0, 1); unused by the others.
-
-    Returns:
-        A function of (student logits, teacher logits) as the module says.
-    """
+    """The function of (student logits, teacher logits) that the module describes."""
     check_divergence(divergence, beta)
     if divergence == "reverse":
         return reverse_kl_
@@ -66,13 +49,6 @@ def reverse_kl_(student_CV: Float[Tensor, "C V"], teacher_CV: Float[Tensor, "C V
 
     Gradient left in the student's tile: `p (log p - log q - k)`. Seven passes over the tiles, no
     temporary of their size.
-
-    Args:
-        student_CV: Logits of the student, replaced by the gradient.
-        teacher_CV: Logits of the teacher, destroyed.
-
-    Returns:
-        Divergences, shape [C], nats.
     """
     torch.log_softmax(student_CV, -1, out=student_CV)
     torch.log_softmax(teacher_CV, -1, out=teacher_CV)

@@ -6,7 +6,7 @@ from tests.fakes import TOKENIZER, ids, tiny_model, tiny_policy
 from tests.reference.kl_twin import log_probs_TV, reverse_kl
 
 from effopd.errors import ConfigError, NonFiniteError
-from effopd.evaluation.scoring import completion_log_probs, completion_reverse_kl
+from effopd.evaluation.logprobs import completion_log_probs, completion_reverse_kl
 from effopd.models.policy import Policy, Sample
 
 SAMPLES = [

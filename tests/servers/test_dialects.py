@@ -7,15 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from effopd.servers.api import Api, Writing
-from effopd.servers.failures import NotFiniteAnswerError, PassingError
-from effopd.servers.flavors import api_of
+from effopd.servers.client import NonFiniteAnswerError, TransientServerError
+from effopd.servers.dialects import Api, GenerateRequest, SGLangApi, VLLMApi, api_of
 from effopd.servers.settings import ServerSettings
-from effopd.servers.sglang_api import SGLangApi
-from effopd.servers.vllm_api import VLLMApi
 
 VLLM, SGLANG = VLLMApi("qwen"), SGLangApi("qwen")
-WRITING = Writing(
+ASKED = GenerateRequest(
     prompt_ids=(5, 6),
     seed=2**62 + 3,
     max_tokens=9,
@@ -38,7 +35,7 @@ def test_flavors() -> None:
 
 
 def test_what_vllm_is_asked_to_write() -> None:
-    call = VLLM.write_call(WRITING)
+    call = VLLM.generate_request(ASKED)
     assert call.path == "/v1/completions"
     assert call.payload == {
         "model": "qwen", "prompt": [5, 6], "seed": 2**62 + 3, "max_tokens": 9, "temperature": 0.5,
@@ -59,9 +56,9 @@ def vllm_written(**changes: Any) -> Any:
 
 
 def test_what_vllm_wrote() -> None:
-    found = VLLM.read_written(vllm_written())
+    found = VLLM.read_generation(vllm_written())
     assert (found.token_ids, found.log_probs, found.stopped) == ((7, 8), (-0.5, -1.0), True)
-    assert not VLLM.read_written(vllm_written(finish_reason="length")).stopped
+    assert not VLLM.read_generation(vllm_written(finish_reason="length")).stopped
 
 
 @pytest.mark.parametrize(
@@ -79,15 +76,15 @@ def test_what_vllm_wrote() -> None:
     ],
 )
 def test_what_vllm_cannot_have_written(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(PassingError, match=message):
-        VLLM.read_written(vllm_written(**changes))
+    with pytest.raises(TransientServerError, match=message):
+        VLLM.read_generation(vllm_written(**changes))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf"), None, "-1", True])
 def test_log_probabilities_must_be_finite(value: Any) -> None:
-    with pytest.raises(NotFiniteAnswerError, match="the log-probability of token 1 is"):
-        VLLM.read_written(vllm_written(logprobs={"token_logprobs": [-0.5, value]}))
-    with pytest.raises(NotFiniteAnswerError):
+    with pytest.raises(NonFiniteAnswerError, match="the log-probability of token 1 is"):
+        VLLM.read_generation(vllm_written(logprobs={"token_logprobs": [-0.5, value]}))
+    with pytest.raises(NonFiniteAnswerError):
         SGLANG.read_scores(sglang_scores([[None, 5], [-1, 6], [value, 7]]), (5, 6, 7), 1)
 
 
@@ -104,7 +101,7 @@ def vllm_scores(**changes: Any) -> Any:
 
 
 def test_scores_by_vllm() -> None:
-    call = VLLM.score_call((5, 6, 7))
+    call = VLLM.score_request((5, 6, 7))
     assert call.payload == {
         "model": "qwen", "prompt": [5, 6, 7], "max_tokens": 1, "temperature": 0.0,
         "prompt_logprobs": 1, "return_token_ids": True,
@@ -126,12 +123,12 @@ def test_scores_by_vllm() -> None:
     ],
 )
 def test_broken_scores_by_vllm(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(PassingError, match=message):
+    with pytest.raises(TransientServerError, match=message):
         VLLM.read_scores(vllm_scores(**changes), (5, 6, 7), 1)
 
 
 def test_reloading_by_vllm() -> None:
-    reload, forget = VLLM.reload_calls("/weights")
+    reload, forget = VLLM.reload_requests("/weights")
     assert reload.path == "/collective_rpc"
     assert reload.payload == {
         "method": "reload_weights",
@@ -144,7 +141,7 @@ def test_reloading_by_vllm() -> None:
 
 
 def test_what_sglang_is_asked_to_write() -> None:
-    call = SGLANG.write_call(WRITING)
+    call = SGLANG.generate_request(ASKED)
     assert call.path == "/generate"
     assert call.payload == {
         "input_ids": [5, 6],
@@ -159,7 +156,9 @@ def test_what_sglang_is_asked_to_write() -> None:
 
 
 def test_sglang_keeps_all_tokens_by_minus_one() -> None:
-    payload = SGLANG.write_call(Writing(prompt_ids=(5,), seed=0, max_tokens=1)).payload
+    payload = SGLANG.generate_request(
+        GenerateRequest(prompt_ids=(5,), seed=0, max_tokens=1)
+    ).payload
     assert payload is not None
     assert payload["sampling_params"]["top_k"] == -1
 
@@ -174,7 +173,7 @@ def sglang_written(**changes: Any) -> Any:
 
 
 def test_what_sglang_wrote() -> None:
-    found = SGLANG.read_written(sglang_written())
+    found = SGLANG.read_generation(sglang_written())
     assert (found.token_ids, found.log_probs, found.stopped) == ((7, 8), (-0.5, -1.0), True)
 
 
@@ -190,8 +189,8 @@ def test_what_sglang_wrote() -> None:
     ],
 )
 def test_what_sglang_cannot_have_written(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(PassingError, match=message):
-        SGLANG.read_written(sglang_written(**changes))
+    with pytest.raises(TransientServerError, match=message):
+        SGLANG.read_generation(sglang_written(**changes))
 
 
 def sglang_scores(entries: Any) -> Any:
@@ -199,20 +198,20 @@ def sglang_scores(entries: Any) -> Any:
 
 
 def test_scores_by_sglang() -> None:
-    call = SGLANG.score_call((5, 6, 7))
+    call = SGLANG.score_request((5, 6, 7))
     assert call.payload is not None
     assert call.payload["logprob_start_len"] == 0
     assert call.payload["sampling_params"] == {"max_new_tokens": 1, "temperature": 0.0}
     answer = sglang_scores([[None, 5, None], [-1.5, 6, None], [-2.5, 7, None]])
     assert SGLANG.read_scores(answer, (5, 6, 7), 2) == (-2.5,)
-    with pytest.raises(PassingError, match="other tokens than were asked for"):
+    with pytest.raises(TransientServerError, match="other tokens than were asked for"):
         SGLANG.read_scores(answer, (5, 6, 8), 1)
-    with pytest.raises(PassingError, match="3 log-probabilities for 2 tokens"):
+    with pytest.raises(TransientServerError, match="3 log-probabilities for 2 tokens"):
         SGLANG.read_scores(answer, (5, 6), 1)
 
 
 def test_reloading_by_sglang() -> None:
-    (reload,) = SGLANG.reload_calls("/weights")
+    (reload,) = SGLANG.reload_requests("/weights")
     assert (reload.path, reload.payload) == (
         "/update_weights_from_disk",
         {"model_path": "/weights"},
@@ -236,17 +235,17 @@ ANSWERS = st.recursive(
 @pytest.mark.parametrize("api", [VLLM, SGLANG], ids=["vllm", "sglang"])
 @given(answer=ANSWERS)
 def test_any_answer_is_read_or_may_pass(api: Api, answer: Any) -> None:
-    reads = (api.read_written, api.read_tokens, lambda a: api.read_scores(a, (5, 6), 1))
+    reads = (api.read_generation, api.read_tokens, lambda a: api.read_scores(a, (5, 6), 1))
     for read in reads:
         try:
             read(answer)
-        except PassingError:
+        except TransientServerError:
             continue
 
 
 @pytest.mark.parametrize("api", [VLLM, SGLANG], ids=["vllm", "sglang"])
 def test_tokens(api: Api) -> None:
-    call = api.tokenize_call("3 + 4")
+    call = api.tokenize_request("3 + 4")
     assert call.path == "/tokenize"
     assert call.payload == {"model": "qwen", "prompt": "3 + 4", "add_special_tokens": False}
     found = api.read_tokens({"tokens": [5, 6], "count": 2, "max_model_len": 64})
