@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from effopd.cli.reproduction.study import Study
+from studies.paper.study import Study
+
 from effopd.comparison.plan import PlannedCell, load_plan
 from effopd.comparison.run import Request, run_compare
 from effopd.errors import EffopdError
