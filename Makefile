@@ -44,7 +44,7 @@ docs: .venv/.installed ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict
 
 reproduce: .venv/.installed ## Every figure and table of the paper in the tiny world, into docs/reproduction.md
-	$(BIN)/effopd reproduce
+	$(BIN)/python -m studies.paper
 
 bench: .venv-bench/.installed ## Measure against the peers of bench/requirements.txt
 	$(BENCH)/python bench/kl.py
@@ -54,7 +54,7 @@ bench: .venv-bench/.installed ## Measure against the peers of bench/requirements
 
 clean: ## Remove caches and built pages; environments and runs/ stay
 	rm -rf site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find src tests bench examples -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests bench examples studies -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -161,27 +161,6 @@ def compare(
         raise typer.Exit({"finished": 0, "failed": 1, "stopped": STOPPED}[ending])
 
 
-@app.command()
-def reproduce(
-    out: Annotated[Path, typer.Option(help="Where runs and measurements go.")] = Path(
-        "runs/reproduce"
-    ),
-    page: Annotated[Path, typer.Option(help="Markdown page to write.")] = Path(
-        "docs/reproduction.md"
-    ),
-    quick: Annotated[
-        bool,
-        typer.Option("--quick", help="Minutes instead of most of an hour; verdicts mean little."),
-    ] = False,
-    debug: Debug = False,
-) -> None:
-    """Train and measure every figure and table of the paper in the tiny world. Resumes."""
-    with errors(debug):
-        from effopd.cli.reproduce import reproduce as run
-
-        run(out, page, quick=quick)
-
-
 app.command()(analysis_commands.analyze)
 app.command()(analysis_commands.intervene)
 app.command()(analysis_commands.extrapolate)

@@ -10,9 +10,9 @@ from effopd.rollouts.engine import Engine
 from effopd.rollouts.server import ServerEngine, WeightReload
 from effopd.rollouts.vllm import VLLMEngine, open_vllm
 from effopd.servers.client import Client
-from effopd.training.config import Config
 from effopd.servers.dialects import api_of
 from effopd.servers.handshake import Identity, verify_server
+from effopd.training.config import Config
 
 
 def served_teacher(

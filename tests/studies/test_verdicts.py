@@ -3,9 +3,9 @@
 import math
 
 import pytest
+from studies.paper.page import Interval, interval, verdict
 
 from effopd.errors import RecordError
-from effopd.reports.verdicts import Interval, interval, verdict
 
 
 def test_an_interval_of_known_values() -> None:

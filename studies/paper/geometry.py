@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 import torch
+from studies.paper.study import METHODS, Scene
 from torch import Tensor
 
 from effopd.analysis.embeddings import embedding_shift
@@ -18,8 +19,6 @@ from effopd.analysis.tables import (
     table_1_rows,
 )
 from effopd.analysis.trajectories import explained_variance_ratio, leading_trajectory, pca_points
-from effopd.cli.reproduction.scene import Scene
-from effopd.cli.reproduction.study import METHODS
 from effopd.models.layout import Place, matrices, places
 from effopd.models.updates import Update, read_place
 from effopd.records import Row

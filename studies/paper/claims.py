@@ -1,14 +1,13 @@
 """The paper's claims as numbers that records of the tiny world can contradict.
 
 Each claim is a quantity per seed which the claim says is above a neutral value. What a record holds
-is said where it is measured, in `cli/reproduction/`.
+is said where it is measured, in `accuracy.py`, `geometry.py` and `methods.py`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from effopd.records import Row
-from effopd.reports.quantities import (
+from studies.paper.quantities import (
     alike_within_2,
     at_equal_norm,
     difference,
@@ -22,6 +21,8 @@ from effopd.reports.quantities import (
     share,
     sooner,
 )
+
+from effopd.records import Row
 
 Statistic = Callable[[Row], float | None]
 """A record of one seed -> its number; None where the record leaves it undefined."""

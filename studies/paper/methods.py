@@ -4,10 +4,12 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from effopd.cli.reproduction.study import Study
+from studies.paper.study import Study
+
 from effopd.comparison.plan import PlannedCell, load_plan
-from effopd.comparison.run import Request, run_compare
+from effopd.comparison.run import compare
 from effopd.errors import EffopdError
+from effopd.progress import Terminal
 from effopd.records import Row, Run, load_run
 from effopd.reports.series import evaluations, teacher_accuracy
 from effopd.reports.summary import first_at
@@ -32,7 +34,7 @@ def compare_methods(study: Study) -> None:
         EffopdError: A run failed, or the comparison was asked to stop.
     """
     out = study.out / "methods"
-    ending = run_compare(Request(plan=study.plan, out=out, workers=2, quick=study.quick))
+    ending = compare(study.plan, out, workers=2, quick=study.quick, display=Terminal()).ending
     if ending != "finished":
         raise EffopdError(f"{out}: the comparison {ending}; run the same command to go on")
 

@@ -1,18 +1,17 @@
 """Measurements that evaluate changed models: figures 2 to 5c, 8 to 10 and 14.
 
-Each takes a scene and gives a record of plain numbers; `reports/claims.py` reads them.
+Each takes a scene and gives a record of plain numbers; `claims.py` reads them.
 """
 
 import math
 
 import torch
+from studies.paper.study import BOTH, METHODS, Scene
 
 from effopd.analysis.exchanges import EmbeddingReplacement, sliding_windows
 from effopd.analysis.modules import layer_count, module_norms, update_norm
 from effopd.analysis.ranks import BottomRank, TopRank
 from effopd.analysis.scalings import NormScaling, WholeScaling
-from effopd.cli.reproduction.scene import BOTH, Scene
-from effopd.cli.reproduction.study import METHODS
 from effopd.linalg.singular_values import tail_singular_values
 from effopd.models.layout import matrices, places
 from effopd.models.updates import Update, read_place

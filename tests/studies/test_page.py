@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from studies.paper.claims import Claim
+from studies.paper.page import judge, load_measurements, write_reproduction
 
 from effopd.errors import RecordError
 from effopd.records import write_json_atomic
-from effopd.reports.claims import Claim
-from effopd.reports.reproduction import judge, load_measurements, write_reproduction
 
 TABLE = {"spectral_share": 0.25, "effective_rank": 1234.0}
 METHODS = {"titles": {"opd": "vanilla OPD"}, "opd": {"steps": 20, "seconds": 12.5}}

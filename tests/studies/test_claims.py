@@ -4,10 +4,8 @@ import math
 from typing import Any
 
 import pytest
-
-from effopd.errors import RecordError
-from effopd.reports.claims import CLAIMS
-from effopd.reports.quantities import (
+from studies.paper.claims import CLAIMS
+from studies.paper.quantities import (
     alike_within_2,
     at_equal_norm,
     edge_excess,
@@ -20,6 +18,8 @@ from effopd.reports.quantities import (
     recovered,
     sooner,
 )
+
+from effopd.errors import RecordError
 
 
 def curve(norms: list[float], accuracies: list[float]) -> dict[str, list[float]]:

@@ -1,4 +1,4 @@
-"""What `effopd reproduce` does: trains, measures, and writes the page; goes on where it was."""
+"""Trains, measures, and writes the page; goes on where it was interrupted."""
 
 import multiprocessing
 import os
@@ -6,11 +6,16 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 
-from effopd.cli.reproduction.study import METHODS, REWARDED, Study, quick_study
+from studies.paper import accuracy, geometry, methods
+from studies.paper.claims import CLAIMS
+from studies.paper.figures import write_reproduction_pngs
+from studies.paper.page import load_measurements, write_reproduction
+from studies.paper.study import METHODS, REWARDED, Scene, Study, train_run, worlds
+from transformers.utils import logging
+
+from effopd.data.world import TinyWorld, make_model
+from effopd.demo.cache import world_models
 from effopd.records import Row, write_json_atomic
-from effopd.reports.claims import CLAIMS
-from effopd.reports.reproduction import load_measurements, write_reproduction
-from effopd.reports.reproduction_figures import write_reproduction_pngs
 
 WORKERS = 2
 
@@ -24,23 +29,22 @@ at learning rate {lr:g}, with {n} seeds. Accuracy is over {problems} held-out pr
 sampled answers each."""
 
 
-def reproduce(out: Path, page: Path, *, quick: bool) -> None:
-    """Trains and measures what is missing below `out`, then writes page and figures.
+def reproduce(study: Study, page: Path) -> None:
+    """Trains and measures what is missing below `study.out`, then writes page and figures.
 
-    Args:
-        out: Directory of runs and measurements.
-        page: Markdown file to write; figures go to `assets/reproduction` beside it.
-        quick: Small and short; for checking that everything works.
+    Figures go to `assets/reproduction` beside the page.
     """
-    reproduce_study(quick_study(out) if quick else Study(out=out), page)
-
-
-def reproduce_study(study: Study, page: Path) -> None:
-    """The same for a study of any size."""
     _hide_progress()
-    _train(study)
-    _measure(study)
+    # Models of the worlds, reinforcement learning, distillation from it, the comparison.
+    _in_parallel(_make_world, [(study, "world", i) for i in range(len(worlds(study)))])
+    for stage in (REWARDED, [name for name in METHODS if name not in REWARDED]):
+        _in_parallel(_train_one, [(study, name, seed) for name in stage for seed in study.seeds])
+    methods.compare_methods(study)
+
+    units = [(study, name, seed) for name in measures(study) for seed in study.seeds]
+    _in_parallel(_measure_one, [u for u in units if not study.measurement(*u[1:]).is_file()])
     measurements = load_measurements(study.out)
+
     claims = [claim for claim in CLAIMS if claim.measurement in measurements]
     counts = write_reproduction(
         measurements,
@@ -54,27 +58,9 @@ def reproduce_study(study: Study, page: Path) -> None:
     print(f"{page}: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
 
 
-def _train(study: Study) -> None:
-    """The worlds' models, reinforcement learning, distillation from it, the comparison."""
-    from effopd.cli.reproduction.methods import compare_methods
-    from effopd.cli.reproduction.runs import worlds
-
-    _in_parallel(_make_world, [(study, "world", i) for i in range(len(worlds(study)))])
-    for stage in (REWARDED, [name for name in METHODS if name not in REWARDED]):
-        _in_parallel(_train_one, [(study, name, seed) for name in stage for seed in study.seeds])
-    compare_methods(study)
-
-
-def _measure(study: Study) -> None:
-    units = [(study, name, seed) for name in measures(study) for seed in study.seeds]
-    _in_parallel(_measure_one, [u for u in units if not study.measurement(*u[1:]).is_file()])
-
-
-def measures(study: Study) -> dict[str, Callable[..., Row]]:
+def measures(study: Study) -> dict[str, Callable[[Scene], Row]]:
     """Name of each measurement -> what takes it from a scene."""
-    from effopd.cli.reproduction import accuracy, geometry, methods
-
-    found: dict[str, Callable[..., Row]] = {
+    found: dict[str, Callable[[Scene], Row]] = {
         "ranks": accuracy.ranks,
         "windows": accuracy.windows,
         "rescaling": accuracy.rescaling,
@@ -92,25 +78,18 @@ def measures(study: Study) -> dict[str, Callable[..., Row]]:
 
 def _make_world(unit: Unit) -> str:
     """Base and teacher of a world; cached ones are taken."""
-    from effopd.cli.reproduction.runs import worlds
-    from effopd.demo.cache import world_models
-
     study, _, index = unit
     world_models(worlds(study)[index], print)
     return f"made the models of world {index + 1}"
 
 
 def _train_one(unit: Unit) -> str:
-    from effopd.cli.reproduction.runs import train_run
-
     study, method, seed = unit
     train_run(study, method, seed)
     return f"trained {method}, seed {seed}"
 
 
 def _measure_one(unit: Unit) -> str:
-    from effopd.cli.reproduction.scene import Scene
-
     study, name, seed = unit
     record = measures(study)[name](Scene(study, seed))
     write_json_atomic(study.measurement(name, seed), {"schema": 1, **record})
@@ -119,8 +98,6 @@ def _measure_one(unit: Unit) -> str:
 
 def _hide_progress() -> None:
     """A unit is one line of progress; bars of reading and writing its models would hide it."""
-    from transformers.utils import logging
-
     logging.disable_progress_bar()
 
 
@@ -138,8 +115,6 @@ def _in_parallel(function: Callable[[Unit], str], units: Iterable[Unit]) -> None
 
 
 def _setup(study: Study) -> str:
-    from effopd.data.world import TinyWorld, make_model
-
     world = TinyWorld(**study.world)
     count = sum(parameter.numel() for parameter in make_model(world).parameters())
     return SETUP.format(

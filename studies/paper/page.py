@@ -1,14 +1,18 @@
 """The page that sets the paper's claims beside what the tiny world shows."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from studies.paper.claims import CLAIMS, Claim
 
 from effopd.errors import RecordError
 from effopd.records import Row, write_text_atomic
-from effopd.reports.claims import CLAIMS, Claim
-from effopd.reports.verdicts import Interval, Verdict, interval, verdict
+
+Verdict = Literal["reproduced", "not", "opposite"]
 
 Measurements = Mapping[str, Sequence[Row]]
 """Name of a measurement -> its records, one a seed."""
@@ -18,6 +22,67 @@ _SHOWN: dict[Verdict, str] = {
     "not": "not reproduced",
     "opposite": "**opposite**",
 }
+
+_T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""97.5 % points of Student's t with 1 to 9 degrees of freedom."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A mean over seeds and its 95 % interval by Student's t.
+
+    Attributes:
+        mean: Mean.
+        low: Lower end; minus infinity with a single seed.
+        high: Upper end; infinity with a single seed.
+        n: Seeds.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    def text(self, digits: int = 2) -> str:
+        """`0.12 [0.05, 0.19]`; a single seed has no interval."""
+        mean = f"{self.mean:.{digits}f}"
+        return mean if self.n == 1 else f"{mean} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """The 95 % interval of the mean of one value per seed.
+
+    Args:
+        values: One to ten finite values.
+
+    Raises:
+        RecordError: There are none, more than ten, or one is not finite.
+    """
+    n = len(values)
+    if not 1 <= n <= 1 + len(_T_975) or not all(map(math.isfinite, values)):
+        raise RecordError(f"an interval needs 1 to {1 + len(_T_975)} finite values, got {values}")
+    mean = math.fsum(values) / n
+    if n == 1:
+        return Interval(mean=mean, low=-math.inf, high=math.inf, n=1)
+    variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
+    half = _T_975[n - 2] * math.sqrt(variance / n)
+    return Interval(mean=mean, low=mean - half, high=mean + half, n=n)
+
+
+def verdict(found: Interval, neutral: float = 0.0) -> Verdict:
+    """Whether a quantity that a claim says is above `neutral` is above it.
+
+    Args:
+        found: The quantity over seeds.
+        neutral: The value at which the claim is neither right nor wrong.
+
+    Returns:
+        "reproduced" when the whole interval lies above, "opposite" when it lies below, else "not":
+        the seeds leave it open.
+    """
+    if found.low > neutral:
+        return "reproduced"
+    return "opposite" if found.high < neutral else "not"
 
 
 def load_measurements(directory: Path) -> Measurements:
@@ -34,7 +99,7 @@ def load_measurements(directory: Path) -> Measurements:
         except ValueError as error:
             raise RecordError(f"{file} is damaged ({error}): delete it and measure again") from None
     if not found:
-        raise RecordError(f"{directory} holds no measurements: run `effopd reproduce` first")
+        raise RecordError(f"{directory} holds no measurements: run `make reproduce` first")
     return found
 
 

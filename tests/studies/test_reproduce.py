@@ -1,4 +1,4 @@
-"""`effopd reproduce` from nothing, in a world that takes seconds."""
+"""`python -m studies.paper` from nothing, in a world that takes seconds."""
 
 import json
 import os
@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from studies.paper import reproduce
+from studies.paper.reproduce import measures
+from studies.paper.study import Study
 
-from effopd.cli import reproduce
-from effopd.cli.reproduce import measures, reproduce_study
-from effopd.cli.reproduction.study import Study
 from effopd.data.world import TinyWorld, make_model, make_tokenizer
 from effopd.errors import ConfigError
 
@@ -85,7 +85,7 @@ def test_everything_is_trained_measured_and_written_once(
 ) -> None:
     monkeypatch.setattr(reproduce, "_in_parallel", one_by_one)
     page = tmp_path / "docs" / "reproduction.md"
-    reproduce_study(study, page)
+    reproduce.reproduce(study, page)
     written = {
         path: path.stat().st_mtime_ns for path in study.out.rglob("*.json*") if path.is_file()
     }
@@ -101,7 +101,7 @@ def test_everything_is_trained_measured_and_written_once(
 
     study.measurement("scaling", 1).unlink()  # as if it had been interrupted there
     text = page.read_text("utf-8")
-    reproduce_study(study, page)
+    reproduce.reproduce(study, page)
     assert page.read_text("utf-8") == text
     again = {path: path.stat().st_mtime_ns for path in written}
     trained = [p for p in written if "measurements" in p.parts or p.name == "metrics.jsonl"]

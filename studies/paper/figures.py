@@ -5,9 +5,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from studies.paper.page import Measurements
+
 from effopd.records import Row
 from effopd.reports.png import save_figure
-from effopd.reports.reproduction import Measurements
 
 METHOD_COLORS = {"grpo": "#c44e52", "dapo": "#dd8452", "opd": "#55a868"}
 METHOD_NAMES = {"grpo": "GRPO", "dapo": "DAPO", "opd": "OPD"}

@@ -1,1 +1,0 @@
-"""The paper's figures and tables in the tiny world: training, measuring, and writing them down."""
