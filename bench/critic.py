@@ -25,10 +25,9 @@ from effopd.models.checkpoints import list_checkpoints
 from effopd.models.loading import ModelSettings
 from effopd.objectives.advantages import explained_variance
 from effopd.records import read_jsonl
+from effopd.training.build import build_parts
 from effopd.training.config import Config, make_config
-from effopd.training.loop import Observer
-from effopd.training.run import build_parts, train
-from effopd.training.signals import StopRequest
+from effopd.training.run import train
 
 
 def settings(steps: int) -> dict[str, Any]:
@@ -87,7 +86,7 @@ def main() -> None:
     arguments = parser.parse_args()
     config = make_config(settings(arguments.steps))
     with tempfile.TemporaryDirectory() as folder:
-        train(config, Path(folder), Observer(), stop=StopRequest())
+        train(config, folder)
         rows = read_jsonl(Path(folder) / "metrics.jsonl")
         known = mean([row["explained_variance"] for row in rows[-max(1, arguments.steps // 4) :]])
         students = {"base": None, "end": list_checkpoints(Path(folder) / "checkpoints")[0]}

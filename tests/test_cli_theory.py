@@ -27,9 +27,8 @@ from effopd.errors import ConfigError
 from effopd.models.checkpoints import checkpoint_path
 from effopd.objectives import group_advantages
 from effopd.records import load_run
-from effopd.training.build import Parts
+from effopd.training.build import Parts, build_parts
 from effopd.training.config import load_config, make_config
-from effopd.training.run import build_parts
 
 STEPS = 5
 SMALL = ("--rank", "3", "--contexts", "40", "--steps", "4")

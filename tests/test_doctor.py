@@ -253,7 +253,9 @@ def test_precisions_that_cannot_learn(recipe: Path) -> None:
     said: list[str] = []
     short = ("method=opd", "train.steps=1", "train.prompts_per_step=2", "sampling.max_new_tokens=2")
     config = load_config(recipe, ["student.dtype=bfloat16", "optimizer.lr=1e-6", *short])
-    assert train(config, recipe.parent / "run", Observer(on_message=said.append))
+    assert train(
+        config, recipe.parent / "run", callbacks=[Observer(on_message=said.append)]
+    ).finished
     assert "bfloat16 weights round updates of 1e-06 away" in said[0]
 
 

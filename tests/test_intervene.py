@@ -38,8 +38,8 @@ from effopd.models.weights import MemoryWeights, open_weights
 from effopd.records import read_jsonl
 from effopd.reports.table_files import read_table
 from effopd.rollouts.seeds import derive_seed
+from effopd.training.build import build_parts
 from effopd.training.config import load_config
-from effopd.training.run import build_parts
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = (DOCS / "interventions.md").read_text("utf-8")

@@ -18,7 +18,7 @@ from effopd.rewards.code import CodeChecking
 from effopd.rewards.math import BoxedAnswer, MathVerifier
 from effopd.rewards.workers import WorkerSettings
 from effopd.training import run as assemble
-from effopd.training.run import build_parts
+from effopd.training.build import build_parts
 
 pytest.importorskip("math_verify")
 

@@ -217,6 +217,23 @@ class Run:
     rollouts: list[Row] = field(default_factory=list)
     monitor: list[Row] = field(default_factory=list)
 
+    @property
+    def finished(self) -> bool:
+        """Whether the run is over, rather than interrupted."""
+        return bool(self.info.get("finished"))
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The newest checkpoint, a model directory; None before the first."""
+        found = sorted((self.directory / "checkpoints").glob("step-*"))
+        return found[-1] if found else None
+
+    def to_pandas(self, name: str = "metrics") -> Any:
+        """One of the records as a `pandas.DataFrame`: "metrics", "timing", "search", "evals" ..."""
+        from pandas import DataFrame
+
+        return DataFrame(getattr(self, name))
+
 
 def load_run(directory: Path | str) -> Run:
     """Read a run directory, finished or still being written.

@@ -16,10 +16,10 @@ from effopd.evaluation.routing import Teachers
 from effopd.models.checkpoints import checkpoint_path
 from effopd.models.updates import Update, open_update
 from effopd.records import Row
-from effopd.training.build import Parts
+from effopd.training.build import Parts, build_parts
 from effopd.training.config import Config, make_config
-from effopd.training.loop import Observer
-from effopd.training.run import build_parts, train
+from effopd.training.run import train
+from effopd.training.signals import stop_on_signals
 
 REWARDED = ("grpo", "dapo")
 """Methods that learn from rewards; the first one's last checkpoint is the teacher of `opd`."""
@@ -158,7 +158,9 @@ def train_run(study: Study, method: str, seed: int) -> None:
         EffopdError: It was asked to stop; it is saved.
     """
     out = study.run(method, seed)
-    if not train(run_settings(study, method, seed), out, Observer()):
+    with stop_on_signals() as stop:
+        finished = train(run_settings(study, method, seed), out, stop=stop).finished
+    if not finished:
         raise EffopdError(f"{out} was stopped and saved: run the same command to go on")
 
 

@@ -17,7 +17,7 @@ from effopd.models.checkpoints import list_checkpoints, verify_checkpoint
 from effopd.models.policy import Sample
 from effopd.models.updates import AdapterUpdate, open_update
 from effopd.records import read_jsonl
-from effopd.training.run import build_parts, started_from
+from effopd.training.build import build_parts, started_from
 
 pytest.importorskip("peft")
 

@@ -30,6 +30,7 @@ from effopd.errors import ConfigError
 from effopd.models.checkpoints import list_checkpoints
 from effopd.records import read_jsonl
 from effopd.training import critic
+from effopd.training.build import build_parts
 from effopd.training.collect import Collector
 from effopd.training.config import Config
 from effopd.training.critic import Critic
@@ -37,7 +38,6 @@ from effopd.training.evaluating import Evaluations
 from effopd.training.learning import SampledTokenLearner
 from effopd.training.loop import Trainer
 from effopd.training.monitor import MonitorHook
-from effopd.training.run import build_parts
 from effopd.training.run_directory import LOGS
 from effopd.training.signals import StopRequest
 from effopd.training.teachers import StudentAverage

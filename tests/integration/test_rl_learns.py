@@ -11,10 +11,9 @@ import torch
 from effopd.data.problem import Answer
 from effopd.evaluation.metrics import mean
 from effopd.records import read_jsonl
+from effopd.training.build import build_parts
 from effopd.training.config import make_config
-from effopd.training.loop import Observer
-from effopd.training.run import build_parts, train
-from effopd.training.signals import StopRequest
+from effopd.training.run import train
 from effopd.training.updating import Updater
 
 PROBLEMS = 256
@@ -40,7 +39,7 @@ LEARNS: dict[str, dict[str, Any]] = {
 def test_every_method_raises_the_base(tmp_path: Path, method: str) -> None:
     """From about 0.3 to at least 0.8, sampled, on problems that were held out."""
     config = make_config(MEASURED | {"method": method} | LEARNS[method])
-    assert train(config, tmp_path, Observer(), stop=StopRequest())
+    assert train(config, tmp_path).finished
     before, after = read_jsonl(tmp_path / "evals.jsonl")
     assert before["n"] == after["n"] == PROBLEMS
     assert 0.2 < before["accuracy"] < 0.4

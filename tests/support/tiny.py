@@ -18,9 +18,10 @@ from effopd.config.reading import to_toml
 from effopd.data.world import TinyWorld, make_model, make_tokenizer
 from effopd.models.checkpoints import list_checkpoints
 from effopd.records import read_jsonl
+from effopd.training.build import build_parts
 from effopd.training.config import Config, make_config
 from effopd.training.loop import Observer, Trainer
-from effopd.training.run import build_parts, build_trainer, run_info, train
+from effopd.training.run import build_trainer, run_info, train
 from effopd.training.run_directory import RunDirectory
 from effopd.training.signals import StopRequest
 
@@ -113,7 +114,7 @@ def train_tiny(
             stop.signal_number = 15
 
     callbacks = {"on_step": on_step, "on_message": messages.append} | callbacks
-    return train(config, out, Observer(**callbacks), stop=stop), messages
+    return train(config, out, callbacks=[Observer(**callbacks)], stop=stop).finished, messages
 
 
 def trainer_of(

@@ -35,8 +35,8 @@ from effopd.models.updates import open_update
 from effopd.objectives import FullVocabularyKL
 from effopd.records import SCHEMA, Row
 from effopd.rollouts.rollout import Rollout
+from effopd.training.build import build_parts, started_from
 from effopd.training.config import Config
-from effopd.training.run import build_parts, started_from
 from effopd.training.teachers import frozen_copy
 
 Rows = list[Row]

@@ -11,8 +11,8 @@ from effopd.models.checkpoints import list_checkpoints
 from effopd.models.paths import no_such_directory
 from effopd.models.updates import Update, open_update
 from effopd.records import Row
+from effopd.training.build import base_settings
 from effopd.training.config import load_config
-from effopd.training.run import base_settings
 
 RESERVED = {"base", "teacher"}
 """Labels that tables use for models that are no checkpoint of the series."""

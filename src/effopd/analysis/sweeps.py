@@ -21,10 +21,9 @@ from effopd.models.updates import open_update, say_left_out
 from effopd.records import JsonlWriter, display_text, read_jsonl, write_text_atomic
 from effopd.reports.table_files import write_table
 from effopd.reports.tables import text_table
-from effopd.training.build import Parts
+from effopd.training.build import Parts, build_parts, started_from
 from effopd.training.config import Config, load_config
 from effopd.training.devices import placed
-from effopd.training.run import build_parts, started_from
 
 
 @dataclass(frozen=True, kw_only=True)

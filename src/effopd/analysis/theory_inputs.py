@@ -18,9 +18,9 @@ from effopd.records import load_run
 from effopd.rollouts.rollout import Rollout
 from effopd.rollouts.seeds import derive_seed
 from effopd.search.direction import SinceAccepted, SinceBase, SinceRaw
-from effopd.training.build import Parts
+from effopd.training.build import Parts, build_parts
 from effopd.training.config import Config
-from effopd.training.run import build_parts, config_of_run
+from effopd.training.run import config_of_run
 from effopd.training.state import load_tensors, state_file
 
 RESPONSES = 4

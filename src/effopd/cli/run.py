@@ -14,8 +14,10 @@ from effopd.config.reading import to_toml
 from effopd.errors import CheckpointError, ConfigError
 from effopd.models.checkpoints import checkpoint_path, newest_good, verify_checkpoint
 from effopd.records import display_text
+from effopd.training.build import build_parts, started_from
 from effopd.training.config import Config, load_config
-from effopd.training.run import build_parts, config_of_run, started_from, train
+from effopd.training.run import config_of_run, train
+from effopd.training.signals import stop_on_signals
 from effopd.training.state import load_tensors, state_file
 
 
@@ -38,8 +40,8 @@ def run_recipe(
 def run_config(config: Config, out: Path, *, resume_hint: str) -> bool:
     """Trains with progress on standard output; says how to resume when stopped."""
     transformers_logging.disable_progress_bar()
-    with progress_lines(config.name, config.train.steps) as lines:
-        finished = train(config, out, lines.observer)
+    with progress_lines(config.name, config.train.steps) as lines, stop_on_signals() as stop:
+        finished = train(config, out, callbacks=[lines.observer], stop=stop).finished
     if not finished:
         print(f"stopped and saved; resume with: {resume_hint}")
     return finished

@@ -9,7 +9,6 @@ from concurrent.futures import CancelledError, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -184,13 +183,12 @@ def _do(job: Job) -> bool:
     from effopd.data.world import TinyWorld
     from effopd.demo.cache import world_models
     from effopd.training.config import make_config
-    from effopd.training.loop import Observer
     from effopd.training.run import train
 
     logging.disable_progress_bar()
     config = make_config(job.settings)
     if job.kind == "cell":
-        return train(config, Path(job.out), Observer(), stop=_StopRequest())
+        return train(config, job.out, stop=_StopRequest()).finished
     assert isinstance(config.task, TinyWorld)
     world_models(config.task, lambda text: _process["messages"].put((job.name, text)))
     return True

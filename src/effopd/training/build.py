@@ -1,9 +1,17 @@
 """The objects of one run, made from its settings and models."""
 
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
 
 from effopd.data.problem import CountingVerifier, Task, Verifier
+from effopd.data.world import TinyWorld
+from effopd.demo.cache import world_models
 from effopd.errors import ConfigError
 from effopd.evaluation.cached_kl import CachedKLValidation, CachedKLValidator
 from effopd.evaluation.drawn_answers import DrawnAnswers, problems_of_levels
@@ -18,10 +26,17 @@ from effopd.evaluation.validators import (
     accuracy_measure,
     teacher_kl_measure,
 )
+from effopd.models.adapters import CONFIG as ADAPTER_CONFIG
+from effopd.models.loading import ModelSettings, load_model, load_tokenizer
+from effopd.models.lora import without_adapters
+from effopd.models.offloading import Offloaded
 from effopd.models.policy import Policy
-from effopd.objectives import FullVocabularyKL, PolicyGradient
+from effopd.models.positions import position_limit
+from effopd.objectives import ExOPD, FullVocabularyKL, PolicyGradient
+from effopd.rewards.build import verifier_for
 from effopd.rollouts.engine import Engine
 from effopd.rollouts.hf import HFEngine
+from effopd.rollouts.prompts import lend_template_, prompt_remarks
 from effopd.rollouts.rollout import Writer
 from effopd.rollouts.server import ServerEngine
 from effopd.rollouts.vllm import VLLMEngine
@@ -29,10 +44,12 @@ from effopd.search.validation import Validator
 from effopd.training.collect import Collector, rewards_differ
 from effopd.training.config import Config
 from effopd.training.critic import Critic
+from effopd.training.devices import placed
+from effopd.training.engines import served_teacher, student_engine
 from effopd.training.learning import FullVocabularyLearner, Learner, SampledTokenLearner
 from effopd.training.policy_learning import PolicyGradientLearner
-from effopd.training.problems import check_teacher_prompts
-from effopd.training.teachers import StudentAverage
+from effopd.training.problems import check_teacher_prompts, load_problems
+from effopd.training.teachers import StudentAverage, align_vocabularies, frozen, frozen_copy
 
 EVALUATION_SEED = 0
 """The same held-out sampling for every run, so that runs are compared on equal terms."""
@@ -245,3 +262,190 @@ class Parts:
             seed=self.config.seed,
             prefix=getattr(settings, "prefix", 1.0),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """Objects that take the place of what the settings of a run name."""
+
+    student: Policy | None = None
+    teacher: Policy | None = None
+    task: Task | None = None
+    verifier: Verifier | None = None
+
+
+def build_parts(config: Config, report: Callable[[str], None], given: Given = Given()) -> Parts:
+    """Loads task and models; trains the tiny world's models if they are not cached."""
+    config = placed(config)
+    torch.set_num_threads(config.threads)
+    student_settings, teacher_settings = _model_settings(config, report)
+    student = given.student or _policy(student_settings, config.device, report)
+    served = served_teacher(config, student, report)
+    teachers: dict[str, Policy] = {
+        name: (
+            frozen(given.teacher)
+            if given.teacher and not name
+            else _scoring_policy(config, settings, report)
+        )
+        for name, settings in teacher_settings.items()
+    }
+    reference = _reference(config, student, report)
+    scoring = {f"teachers.{name}" if name else "the teacher": p for name, p in teachers.items()}
+    others = scoring | ({"the reference": reference} if reference else {})
+    for remark in align_vocabularies(student, others):
+        report(remark)
+    for name, policy in scoring.items():
+        _report_templates(config, name, student.tokenizer, policy.tokenizer, report)
+    average = None
+    if config.self_teacher is not None:
+        teachers = {"": teachers.get("") or frozen_copy(student)}
+        average = StudentAverage(teachers[""], student, config.self_teacher.decay)
+    everyone: dict[str, Teacher] = {**teachers, **({"": served} if served else {})}
+    verifier = given.verifier or verifier_for(config.task, config.code)
+    task = load_problems(config, student.tokenizer, verifier, report, given.task)
+    _report_prompts(config, student, task, report)
+    return Parts(
+        config=config,
+        task=task,
+        verifier=verifier,
+        student=student,
+        teachers=_known_teachers(everyone, task) if everyone else None,
+        reference=reference,
+        average=average,
+        engine=student_engine(config, student, student_settings.path, report),
+    )
+
+
+def _report_templates(
+    config: Config, name: str, student: Any, teacher: Any, report: Callable[[str], None]
+) -> None:
+    """Lends a teacher the student's chat template if need be; tokenizers are given."""
+    if config.prompt.chat and lend_template_(student, teacher):
+        report(f"{name} has no chat template: its own evaluation uses the student's")
+    elif unread := config.prompt.unread(teacher):
+        report(
+            f"the chat template of {name} never reads {', '.join(map(repr, unread))} "
+            "(prompt.template_kwargs): in its own evaluation they have no effect"
+        )
+
+
+def _report_prompts(
+    config: Config, student: Policy, task: Task, report: Callable[[str], None]
+) -> None:
+    """Says what would go wrong with prompts and answers, and refuses tokens that are not shared."""
+    for problem in (task.train[0], task.test[0]):
+        student.check_known(config.prompt.encode(student.tokenizer, problem))
+    for remark in prompt_remarks(
+        config.prompt,
+        student.tokenizer,
+        [*task.train, *task.test],
+        ends=student.end_ids,
+        cap=config.sampling.max_new_tokens,
+        positions=position_limit(student.model.config.to_dict()),
+    ):
+        report(remark)
+
+
+def base_settings(config: Config, report: Callable[[str], None]) -> ModelSettings:
+    """The model that a run starts from; the tiny world brings one, which is made if need be."""
+    if config.student is not None:
+        return config.student
+    assert isinstance(config.task, TinyWorld)  # Config checked it
+    return ModelSettings(path=str(world_models(config.task, report).base))
+
+
+def started_from(config: Config, directory: Path) -> Config:
+    """The same settings with another model in the place of the student, loaded in the same way.
+
+    The directory may be a checkpoint of a student with adapters, which holds those alone.
+    """
+    original = config.student or ModelSettings(path=str(directory))
+    if original.lora is not None and (directory / ADAPTER_CONFIG).is_file():
+        lora = replace(original.lora, adapter=str(directory))
+        student = replace(original, lora=lora)
+    else:
+        student = replace(original, path=str(directory), revision=None, lora=None)
+    return config.model_copy(update={"student": student})
+
+
+def _model_settings(
+    config: Config, report: Callable[[str], None]
+) -> tuple[ModelSettings, dict[str, ModelSettings]]:
+    """The student's settings, and the teachers' by name; none for an average of the student."""
+    named = dict(config.teachers)
+    if config.teacher is not None:
+        named[""] = config.teacher
+    brings_teacher = not (named or config.self_teacher or config.teacher_server)
+    if isinstance(config.task, TinyWorld) and brings_teacher:
+        named[""] = ModelSettings(path=str(world_models(config.task, report).teacher))
+    return base_settings(config, report), named
+
+
+def _known_teachers(policies: dict[str, Teacher], task: Task) -> Teachers:
+    """The teachers, each problem's own among them.
+
+    Raises:
+        ConfigError: A problem names a teacher that is not there.
+    """
+    teachers = Teachers(policies=policies)
+    for problem in (*task.train, *task.test):
+        teachers.name_for(problem)
+    return teachers
+
+
+def _policy(settings: ModelSettings, device: str, report: Callable[[str], None]) -> Policy:
+    return Policy(load_model(settings, device, report), load_tokenizer(settings))
+
+
+def _scoring_policy(
+    config: Config, settings: ModelSettings, report: Callable[[str], None]
+) -> Policy:
+    """A model that only scores: on its device, or there only while it does."""
+    device = config.teacher_device or config.device
+    if not config.memory.teacher_offload:
+        return frozen(_policy(settings, device, report))
+    return _offloaded(load_model(settings, report=report), load_tokenizer(settings), device)
+
+
+def _offloaded(model: Any, tokenizer: Any, device: str, size: int | None = None) -> Policy:
+    """A policy whose model is on the device while it scores, and on the host otherwise."""
+    model.requires_grad_(False)
+    during = Offloaded(model, device)
+    return Policy(model, tokenizer, vocabulary_size=size, during=during)
+
+
+def _reference(config: Config, student: Policy, report: Callable[[str], None]) -> Policy | None:
+    """What the objective moves away from or holds on to; the untrained student by default."""
+    objective = config.objective
+    if not (isinstance(objective, ExOPD) or getattr(objective, "needs_reference", False)):
+        return None
+    if config.reference is not None:
+        return _scoring_policy(config, config.reference, report)
+    lora = config.student.lora if config.student is not None else None
+    size = student.vocabulary_size
+    if lora is not None and lora.adapter is None:
+        during = partial(without_adapters, student.model)
+        return Policy(student.model, student.tokenizer, vocabulary_size=size, during=during)
+    if config.memory.teacher_offload:
+        copied = copy.deepcopy(student.model).cpu()
+        return _offloaded(copied, student.tokenizer, config.teacher_device or config.device, size)
+    return frozen_copy(student)
+
+
+def policy_of(source: Any) -> Policy:
+    """A policy of a model object, or of a pair of model and tokenizer.
+
+    Raises:
+        ConfigError: It is neither, or the model names no directory to take a tokenizer from.
+    """
+    model, tokenizer = source if isinstance(source, tuple) else (source, None)
+    if not isinstance(model, torch.nn.Module):
+        raise ConfigError(
+            f"a model must be a directory, a repository of the hub, a Hugging Face model or a pair "
+            f"of model and tokenizer, got {type(source).__name__}"
+        )
+    if tokenizer is None:
+        if not getattr(model, "name_or_path", ""):
+            raise ConfigError("the model names no directory or repository: give (model, tokenizer)")
+        tokenizer = load_tokenizer(ModelSettings(path=str(model.name_or_path)))
+    return Policy(model.eval(), tokenizer)

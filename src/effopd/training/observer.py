@@ -1,7 +1,7 @@
 """Who is told while a run goes on."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 
 from effopd.search.scales import Trial
 from effopd.training.rows import Row
@@ -22,3 +22,16 @@ class Observer:
     on_evaluation: Callable[[Row], None] = lambda row: None
     on_trial: Callable[[int, int, Trial], None] = lambda step, index, trial: None
     on_message: Callable[[str], None] = lambda text: None
+
+
+def joined(observers: Sequence[Observer]) -> Observer:
+    """One observer that tells all of them, in order."""
+
+    def tell(name: str) -> Callable[..., None]:
+        def all_of(*event: object) -> None:
+            for each in observers:
+                getattr(each, name)(*event)
+
+        return all_of
+
+    return Observer(**{field.name: tell(field.name) for field in fields(Observer)})

@@ -13,8 +13,9 @@ from effopd.training.config import Config
 
 
 def load_problems(
-    config: Config, tokenizer: Any, verifier: Verifier | None, report: Callable[[str], None]
-) -> Task:
+    config: Config, tokenizer: Any, verifier: Verifier | None, report: Callable[[str], None],
+    given: Task | None = None,
+) -> Task:  # fmt: skip
     """Reads the problems and leaves out those that cannot be used.
 
     Args:
@@ -27,7 +28,7 @@ def load_problems(
         The problems, with the counts of what was left out on the way.
     """
     config.prompt.check_arguments(tokenizer)
-    task = without_unreadable(config.task.load(), verifier, report)
+    task = without_unreadable(given or config.task.load(), verifier, report)
     if config.prompt.too_long == "drop":
         task = _without_long_prompts(task, config.prompt, tokenizer)
     else:  # what is refused later is refused now, as far as the longest and each shape tell

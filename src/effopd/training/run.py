@@ -1,82 +1,32 @@
 """From settings to a run: the only place where everything meets."""
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from datetime import date
-from functools import partial
+from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from effopd.config.reading import to_toml
-from effopd.data.problem import Task
-from effopd.data.world import TinyWorld
-from effopd.demo.cache import world_models
+from effopd.config.reading import raw_of, read, to_toml
+from effopd.data.dataset import DatasetTask
+from effopd.data.problem import Verifier
 from effopd.errors import CheckpointError, ConfigError
-from effopd.evaluation.routing import Teacher, Teachers
-from effopd.models.adapters import CONFIG as ADAPTER_CONFIG
 from effopd.models.checkpoints import checkpoint_path, verify_checkpoint
-from effopd.models.loading import ModelSettings, load_model, load_tokenizer
-from effopd.models.lora import without_adapters
-from effopd.models.offloading import Offloaded
 from effopd.models.policy import Policy
-from effopd.models.positions import position_limit
-from effopd.objectives import ExOPD
-from effopd.rewards.build import verifier_for
-from effopd.rollouts.prompts import lend_template_, prompt_remarks
-from effopd.training.build import Parts
-from effopd.training.config import Config, load_config
+from effopd.records import Run, load_run
+from effopd.rewards.functions import Reward, as_verifier
+from effopd.training.build import Given, Parts, build_parts, policy_of
+from effopd.training.config import Config, load_config, make_config
 from effopd.training.continuing import changes, reasons
 from effopd.training.devices import placed
 from effopd.training.ending import LAST_STEP
-from effopd.training.engines import served_teacher, student_engine
-from effopd.training.loop import Observer, Trainer
-from effopd.training.problems import counts_record, load_problems
+from effopd.training.loop import Trainer
+from effopd.training.observer import Observer, joined
+from effopd.training.problems import counts_record
 from effopd.training.run_directory import RunDirectory, recorded_date
-from effopd.training.signals import StopRequest, stop_on_signals
-from effopd.training.teachers import StudentAverage, align_vocabularies, frozen, frozen_copy
-
-
-def build_parts(config: Config, report: Callable[[str], None]) -> Parts:
-    """Loads task and models; trains the tiny world's models if they are not cached."""
-    config = placed(config)
-    torch.set_num_threads(config.threads)
-    student_settings, teacher_settings = _model_settings(config, report)
-    student = _policy(student_settings, config.device, report)
-    served = served_teacher(config, student, report)
-    teachers: dict[str, Policy] = {
-        name: _scoring_policy(config, settings, report)
-        for name, settings in teacher_settings.items()
-    }
-    reference = _reference(config, student, report)
-    scoring = {f"teachers.{name}" if name else "the teacher": p for name, p in teachers.items()}
-    others = scoring | ({"the reference": reference} if reference else {})
-    for remark in align_vocabularies(student, others):
-        report(remark)
-    for name, policy in scoring.items():
-        _report_templates(config, name, student.tokenizer, policy.tokenizer, report)
-    average = None
-    if config.self_teacher is not None:
-        teachers = {"": teachers.get("") or frozen_copy(student)}
-        average = StudentAverage(teachers[""], student, config.self_teacher.decay)
-    everyone: dict[str, Teacher] = {**teachers, **({"": served} if served else {})}
-    verifier = verifier_for(config.task, config.code)
-    task = load_problems(config, student.tokenizer, verifier, report)
-    _report_prompts(config, student, task, report)
-    return Parts(
-        config=config,
-        task=task,
-        verifier=verifier,
-        student=student,
-        teachers=_known_teachers(everyone, task) if everyone else None,
-        reference=reference,
-        average=average,
-        engine=student_engine(config, student, student_settings.path, report),
-    )
+from effopd.training.signals import StopRequest
 
 
 def config_of_run(run: Path, overrides: Sequence[str] = ()) -> Config:
@@ -99,59 +49,50 @@ def _dated(config: Config, day: str | None) -> Config:
     return config.model_copy(update={"prompt": prompt})
 
 
-def _report_templates(
-    config: Config, name: str, student: Any, teacher: Any, report: Callable[[str], None]
-) -> None:
-    """Lends a teacher the student's chat template if need be; tokenizers are given."""
-    if config.prompt.chat and lend_template_(student, teacher):
-        report(f"{name} has no chat template: its own evaluation uses the student's")
-    elif unread := config.prompt.unread(teacher):
-        report(
-            f"the chat template of {name} never reads {', '.join(map(repr, unread))} "
-            "(prompt.template_kwargs): in its own evaluation they have no effect"
-        )
-
-
-def _report_prompts(
-    config: Config, student: Policy, task: Task, report: Callable[[str], None]
-) -> None:
-    """Says what would go wrong with prompts and answers, and refuses tokens that are not shared."""
-    for problem in (task.train[0], task.test[0]):
-        student.check_known(config.prompt.encode(student.tokenizer, problem))
-    for remark in prompt_remarks(
-        config.prompt,
-        student.tokenizer,
-        [*task.train, *task.test],
-        ends=student.end_ids,
-        cap=config.sampling.max_new_tokens,
-        positions=position_limit(student.model.config.to_dict()),
-    ):
-        report(remark)
-
-
 def train(
-    config: Config,
-    out: Path,
-    observer: Observer,
+    config: Config | Mapping[str, Any] | str | Path,
+    out: str | Path,
     *,
+    model: Any = None,
+    teacher: Any = None,
+    problems: Any = None,
+    reward: Reward | Verifier | str | None = None,
+    callbacks: Sequence[Observer] = (),
     stop: StopRequest | None = None,
-) -> bool:
+) -> Run:
     """Trains, or continues a run that was interrupted; leaves a finished one alone.
 
+    Prints nothing and installs no signal handler. What is given here takes the place of what the
+    settings name, and is given again to continue: a run is continued exactly where models, problems
+    and reward are the same.
+
     Args:
-        config: Settings.
+        config: Settings, a mapping of them, or a recipe.
         out: Run directory.
-        observer: Progress display.
-        stop: Asked at the end of every step; None reacts to signals.
+        model: Student: a directory, a repository of the hub, a Hugging Face model, or a pair of
+            model and tokenizer. A model object is trained in place, on its device.
+        teacher: The same of the teacher.
+        problems: Training problems: a path, a list of mappings or a `datasets.Dataset`, of which
+            some are held out; or a mapping with "train" and "test".
+        reward: A function (problem, answer text) -> number in [0, 1], a `Verifier`, or
+            "package.module:function".
+        callbacks: Told what goes on.
+        stop: Asked at the end of every step; the run is saved when it is true.
 
     Returns:
-        Whether the run is over.
+        The records of the run, `finished` among them.
 
     Raises:
-        ConfigError: `out` holds a run with other settings.
+        ConfigError: A setting is wrong, or `out` holds a run with other settings.
+        RunLockedError: Another process writes to `out`.
     """
-    config = placed(config)
-    run = RunDirectory(out)
+    if isinstance(config, str | Path):
+        config = load_config(config)
+    elif not isinstance(config, Config):
+        config = make_config(config)
+    config, given = _with_objects(config, model, teacher, problems, reward)
+    config, observer = placed(config), joined(callbacks)
+    run = RunDirectory(Path(out))
     try:
         changed = _allowed_changes(run, config)
         if (finished := _finished(run, config)) is not None:
@@ -159,14 +100,14 @@ def train(
                 f"{out} is finished ({finished}), nothing was changed. Raise train.steps to go "
                 "on after the last step, or choose another directory (--out)."
             )
-            return True
-        dated = _dated(config, recorded_date(out) or str(date.today()))
+            return load_run(run.path)
+        dated = _dated(config, recorded_date(run.path) or str(date.today()))
         if config.rounds_updates:
             observer.on_message(
                 f"bfloat16 weights round updates of {config.optimizer.lr:g} away: set "
                 "memory.master_weights = true"
             )
-        with closing(build_parts(dated, observer.on_message)) as parts:
+        with closing(build_parts(dated, observer.on_message, given)) as parts:
             trainer = build_trainer(parts, run, observer)
             for line in changed:
                 observer.on_message(f"goes on with {line}")
@@ -175,12 +116,72 @@ def train(
             info |= {"date": dated.prompt.date, "end_tokens": _end_tokens(parts.student)}
             info |= {"attention": _attention(parts.student)}
             run.describe(to_toml(config), info, trainer.progress.step, changed)
-            if stop is not None:
-                return trainer.run(stop)
-            with stop_on_signals() as request:
-                return trainer.run(request)
+            trainer.run(StopRequest() if stop is None else stop)
     finally:
         run.close()
+    return load_run(run.path)
+
+
+def _with_objects(
+    config: Config, model: Any, teacher: Any, problems: Any, reward: Any
+) -> tuple[Config, Given]:
+    """Settings that name what was given, and the objects among it."""
+    raw, given = raw_of(config), Given()
+    for name, source in (("student", model), ("teacher", teacher)):
+        if source is None:
+            continue
+        if isinstance(source, str | Path):
+            path = str(source)
+        else:
+            policy = policy_of(source)
+            is_student = name == "student"
+            given = replace(given, student=policy) if is_student else replace(given, teacher=policy)
+            path = str(policy.model.name_or_path) or "model in memory"
+            device = str(policy.model.device)
+            raw |= {"device": device} if is_student else {"teacher_device": device}
+        raw[name] = (raw.get(name) or {}) | {"path": path}
+    if reward is not None and not isinstance(reward, str):
+        given = replace(given, verifier=as_verifier(reward))
+        reward = _importable_name(reward)
+    if problems is not None:
+        task, loaded = _task_of(problems, raw["task"], reward or "math")
+        raw["task"], given = task, replace(given, task=loaded)
+    elif reward is not None and raw["task"]["type"] == "dataset":
+        raw["task"] |= {"verifier": reward}
+    elif reward is not None and given.verifier is None:
+        raise ConfigError("reward takes a name only with problems of a data set")
+    return Config(**raw), given
+
+
+def _task_of(problems: Any, named: dict[str, Any], verifier: str) -> tuple[dict[str, Any], Any]:
+    """Settings of a task, and its problems where they are in memory."""
+    parts = dict(problems) if isinstance(problems, Mapping) else {"train": problems}
+    if not {"train"} <= parts.keys() <= {"train", "test"}:
+        raise ConfigError(f"problems has the parts {sorted(parts)}, expected train and test")
+    kept = named if named["type"] == "dataset" else {"type": "dataset", "verifier": verifier}
+    settings = {k: v for k, v in kept.items() if k not in {"train", "test"}}
+    rows: dict[str, Any] = {}
+    for name, source in parts.items():
+        fields: dict[str, Any] = dict(kept.get(name) or kept.get("train") or {})
+        if isinstance(source, str | Path):
+            settings[name] = fields | {"path": str(source)}
+            continue
+        rows[name] = [dict(row) for row in source]
+        digest = blake2b(repr(rows[name]).encode(), digest_size=8).hexdigest()
+        settings[name] = fields | {"path": f"{len(rows[name])} problems in memory ({digest})"}
+    if "test" not in parts and "train" in rows:
+        settings.setdefault("test_size", max(1, min(256, len(rows["train"]) // 5)))
+    if not rows:
+        return settings, None
+    task = read(DatasetTask, settings)
+    return settings, task.of_rows(rows.get("train"), rows.get("test"))
+
+
+def _importable_name(reward: Any) -> str:
+    """Names a function in settings; what has no name there has to be given again."""
+    module, name = getattr(reward, "__module__", ""), getattr(reward, "__qualname__", "")
+    is_name = all(part.isidentifier() for part in f"{module}.{name}".split("."))
+    return f"{module}:{name}" if module and is_name else "__main__:reward"
 
 
 def build_trainer(parts: Parts, run: RunDirectory, observer: Observer) -> Trainer:
@@ -274,92 +275,6 @@ def _finished(run: RunDirectory, config: Config) -> str | None:
     return None if more_asked else f"after step {finished['step']}: {finished['reason']}"
 
 
-def base_settings(config: Config, report: Callable[[str], None]) -> ModelSettings:
-    """The model that a run starts from; the tiny world brings one, which is made if need be."""
-    if config.student is not None:
-        return config.student
-    assert isinstance(config.task, TinyWorld)  # Config checked it
-    return ModelSettings(path=str(world_models(config.task, report).base))
-
-
-def started_from(config: Config, directory: Path) -> Config:
-    """The same settings with another model in the place of the student, loaded in the same way.
-
-    The directory may be a checkpoint of a student with adapters, which holds those alone.
-    """
-    original = config.student or ModelSettings(path=str(directory))
-    if original.lora is not None and (directory / ADAPTER_CONFIG).is_file():
-        lora = replace(original.lora, adapter=str(directory))
-        student = replace(original, lora=lora)
-    else:
-        student = replace(original, path=str(directory), revision=None, lora=None)
-    return config.model_copy(update={"student": student})
-
-
-def _model_settings(
-    config: Config, report: Callable[[str], None]
-) -> tuple[ModelSettings, dict[str, ModelSettings]]:
-    """The student's settings, and the teachers' by name; none for an average of the student."""
-    named = dict(config.teachers)
-    if config.teacher is not None:
-        named[""] = config.teacher
-    brings_teacher = not (named or config.self_teacher or config.teacher_server)
-    if isinstance(config.task, TinyWorld) and brings_teacher:
-        named[""] = ModelSettings(path=str(world_models(config.task, report).teacher))
-    return base_settings(config, report), named
-
-
-def _known_teachers(policies: dict[str, Teacher], task: Task) -> Teachers:
-    """The teachers, each problem's own among them.
-
-    Raises:
-        ConfigError: A problem names a teacher that is not there.
-    """
-    teachers = Teachers(policies=policies)
-    for problem in (*task.train, *task.test):
-        teachers.name_for(problem)
-    return teachers
-
-
 def _attention(policy: Policy) -> str:
     """The implementation that a model runs with."""
     return str(policy.model.config._attn_implementation)
-
-
-def _policy(settings: ModelSettings, device: str, report: Callable[[str], None]) -> Policy:
-    return Policy(load_model(settings, device, report), load_tokenizer(settings))
-
-
-def _scoring_policy(
-    config: Config, settings: ModelSettings, report: Callable[[str], None]
-) -> Policy:
-    """A model that only scores: on its device, or there only while it does."""
-    device = config.teacher_device or config.device
-    if not config.memory.teacher_offload:
-        return frozen(_policy(settings, device, report))
-    return _offloaded(load_model(settings, report=report), load_tokenizer(settings), device)
-
-
-def _offloaded(model: Any, tokenizer: Any, device: str, size: int | None = None) -> Policy:
-    """A policy whose model is on the device while it scores, and on the host otherwise."""
-    model.requires_grad_(False)
-    during = Offloaded(model, device)
-    return Policy(model, tokenizer, vocabulary_size=size, during=during)
-
-
-def _reference(config: Config, student: Policy, report: Callable[[str], None]) -> Policy | None:
-    """What the objective moves away from or holds on to; the untrained student by default."""
-    objective = config.objective
-    if not (isinstance(objective, ExOPD) or getattr(objective, "needs_reference", False)):
-        return None
-    if config.reference is not None:
-        return _scoring_policy(config, config.reference, report)
-    lora = config.student.lora if config.student is not None else None
-    size = student.vocabulary_size
-    if lora is not None and lora.adapter is None:
-        during = partial(without_adapters, student.model)
-        return Policy(student.model, student.tokenizer, vocabulary_size=size, during=during)
-    if config.memory.teacher_offload:
-        copied = copy.deepcopy(student.model).cpu()
-        return _offloaded(copied, student.tokenizer, config.teacher_device or config.device, size)
-    return frozen_copy(student)

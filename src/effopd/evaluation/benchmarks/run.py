@@ -33,8 +33,9 @@ from effopd.rewards.build import some
 from effopd.rewards.code import CodeVerifier
 from effopd.rewards.math import MathVerifier
 from effopd.rollouts.seeds import derive_seed
+from effopd.training.build import started_from
 from effopd.training.devices import placed
-from effopd.training.run import config_of_run, started_from
+from effopd.training.run import config_of_run
 from effopd.training.signals import StopRequest, stop_on_signals
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
