@@ -18,7 +18,6 @@ from effopd.training.signals import StopRequest, stop_on_signals
 
 if TYPE_CHECKING:
     from effopd.data.dataset import DatasetTask
-    from effopd.data.files import JsonlTask
     from effopd.data.world import TinyWorld
     from effopd.training.config import Config
 
@@ -185,7 +184,7 @@ def _make_worlds(
     configs: "Mapping[str, Config]",
     stop: StopRequest,
     progress: CompareProgress,
-) -> "dict[TinyWorld | JsonlTask | DatasetTask, str]":
+) -> "dict[TinyWorld | DatasetTask, str]":
     """Makes base and teacher of each tiny world once, so that no two runs do.
 
     Returns:

@@ -45,8 +45,6 @@ def is_expected(tests: CodeTests, index: int, expected: Any, given: Any) -> bool
             return bool(given.split() == expected.encode().split())
         if tests.rule == "tokens":
             return same_tokens(given, expected.encode(), tests.atol)
-        if tests.rule == "lines":
-            return same_lines(given, expected.encode(), max(tests.atol, VALUE_ERROR))
         return _VALUE_RULES[tests.rule](tests, tests.inputs[index], expected, given)
     except RecursionError:
         return False
@@ -63,31 +61,9 @@ def same_tokens(given: bytes, expected: bytes, error: float) -> bool:
     it may be written otherwise, and be off by `error`, absolute or relative. One of two or three
     decimals that ends in 0 is a text again, since a format made it: `1.10` is not `1.1`.
     """
-    return _same_words(given.split(), expected.split(), error)
-
-
-def same_lines(given: bytes, expected: bytes, error: float = 0.0) -> bool:
-    """Whether texts have the same lines, without the white space around each and at both ends.
-
-    Words are compared as in `same_tokens`. The white space between them counts, as in
-    LiveCodeBench, where some of them are no numbers.
-    """
-
-    def same(given: bytes, expected: bytes) -> bool:
-        if given == expected:
-            return True
-        separator = None if all(map(_NUMBER.fullmatch, expected.split())) else b" "
-        return _same_words(given.split(separator), expected.split(separator), error)
-
-    left, right = given.strip().split(b"\n"), expected.strip().split(b"\n")
+    left, right = given.split(), expected.split()
     return len(left) == len(right) and all(
-        same(a.strip(), b.strip()) for a, b in zip(left, right, strict=True)
-    )
-
-
-def _same_words(given: list[bytes], expected: list[bytes], error: float) -> bool:
-    return len(given) == len(expected) and all(
-        a == b or _same_number(a, b, error) for a, b in zip(given, expected, strict=True)
+        a == b or _same_number(a, b, error) for a, b in zip(left, right, strict=True)
     )
 
 
