@@ -169,7 +169,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
         "label": HOSTILE,
         "student": {"path": str(directory / "student")},
         "teacher": {"path": str(directory / "teacher")},
-        "task": {"type": "jsonl", "train_path": str(directory / "problems.jsonl"), "test_size": 4},
+        "task": {
+            "type": "dataset",
+            "train": {"path": str(directory / "problems.jsonl")},
+            "test_size": 4,
+        },
         "sampling": {"max_new_tokens": 4},
         "train": {"steps": 3, "prompts_per_step": 4},
         "evaluation": {"every": 3, "first": [], "problems": 2},

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from effopd.config.reading import differences, to_toml
-from effopd.data.files import JsonlTask
+from effopd.data.dataset import DatasetSpec, DatasetTask
 from effopd.data.world import TinyWorld
 from effopd.errors import ConfigError
 from effopd.evaluation.validators import AccuracyValidation
@@ -24,7 +24,7 @@ from effopd.search.validation import AtLeast, LengthGuard
 from effopd.training.config import Config, load_config, make_config
 
 JSONL = {
-    "task": {"type": "jsonl", "train_path": "train.jsonl"},
+    "task": {"type": "dataset", "train": {"path": "train.jsonl"}},
     "student": {"path": "base"},
     "teacher": {"path": "teacher"},
 }
@@ -111,7 +111,7 @@ def test_without_a_type_the_section_keeps_that_of_the_default() -> None:
 
 def test_models_and_problems_of_ones_own() -> None:
     config = make_config(JSONL)
-    assert config.task == JsonlTask(train_path="train.jsonl")
+    assert config.task == DatasetTask(train=DatasetSpec(path="train.jsonl"))
     assert config.student == ModelSettings(path="base")
     assert config.teacher == ModelSettings(path="teacher")
 
@@ -192,7 +192,7 @@ CONFIGS: list[dict[str, Any]] = [
     },
     {"search": {"guard": "none", "momentum": "scale", "direction": {"type": "since_raw"}}},
     JSONL,
-    JSONL | {"task": JSONL["task"] | {"answer_field": "", "verifier": "none"}},
+    JSONL | {"task": JSONL["task"] | {"verifier": "none"}},
     JSONL | {"reference": {"path": "r", "revision": "abc"}, "objective": {"type": "exopd"}},
     {"label": 'quo"te\n\\ \u2028 é', "sampling": {"stop": ["\n\n", '"""']}},
     {"optimizer": {"lr": 1e-6, "eps": 5e-324}, "teacher_device": "cuda:1"},
@@ -277,8 +277,8 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
         "'grpo'",
     ),
     (
-        {"task": {"type": ["jsonl"]}},
-        "task.type must be one of 'tiny_world', 'jsonl', 'dataset', got ['jsonl']",
+        {"task": {"type": ["x"]}},
+        "task.type must be one of 'tiny_world', 'dataset', got ['x']",
     ),
     ({"optimizer": 5}, "optimizer must be a section, got 5"),
     ({"search": {"guard": "off"}}, "search.guard must be a section or 'none', got 'off'"),
@@ -313,10 +313,16 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
     ({"sampling": {"stop": ["a", 3]}}, "sampling.stop.1 must be a valid string, got 3"),
     ({"validation": {"prompts": 0}}, "validation.prompts must be at least 1, got 0"),
     ({"task": {"modulus": 1}}, "task.modulus must be at least 2, got 1"),
-    ({"task": {"type": "jsonl"}}, "task.train_path is missing"),
+    ({"task": {"type": "dataset"}}, "task.train is missing"),
     (
-        {"task": {"type": "jsonl", "train_path": "x", "template": "Solve."}},
-        "task.template must contain {question} or be one of plain, math, code, think_first, "
+        {"task": {"type": "jsonl", "train_path": "x"}},
+        "task.type = 'jsonl': write task.type = 'dataset'; train_path and test_path are train.path "
+        "and test.path, and fields, template, log_base and relative_error stand beside them in "
+        "[task.train] and [task.test]",
+    ),
+    (
+        {"task": {"type": "dataset", "train": {"path": "x", "template": "Solve."}}},
+        "task.train.template must contain {question} or be one of plain, math, code, think_first, "
         "choice, complete, got 'Solve.'",
     ),
     ({"preset": "papr"}, "preset must be 'default', 'paper' or 'release', got 'papr'"),
@@ -330,8 +336,8 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
         "got 0.7",
     ),
     (
-        {"task": {"type": "jsonl", "train_path": "x"}, "student": {"path": "s"}},
-        "task.type = 'jsonl' needs teacher.path",
+        {"task": {"type": "dataset", "train": {"path": "x"}}, "student": {"path": "s"}},
+        "task.type = 'dataset' needs teacher.path",
     ),
     (
         JSONL | {"task": JSONL["task"] | {"verifier": "none"}, "validation": {"type": "accuracy"}},

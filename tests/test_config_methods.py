@@ -16,7 +16,7 @@ from effopd.training.settings import Horizon, StopRule, TrainSettings
 from effopd.training.teachers import SelfTeacher
 
 JSONL: dict[str, Any] = {
-    "task": {"type": "jsonl", "train_path": "train.jsonl"},
+    "task": {"type": "dataset", "train": {"path": "train.jsonl"}},
     "student": {"path": "base"},
     "teacher": {"path": "teacher"},
 }
@@ -176,14 +176,14 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
         {"self_teacher": {}, "teachers": {"math": {"path": "x"}}},
         "self_teacher is the only teacher: remove [teachers]",
     ),
-    ({"task": JSONL["task"], "teacher": {"path": "t"}}, "task.type = 'jsonl' needs student.path"),
+    ({"task": JSONL["task"], "teacher": {"path": "t"}}, "task.type = 'dataset' needs student.path"),
     (
         TAUGHT_BY_NOBODY | {"method": "grpo", "objective": {"distillation": 0.1}},
-        "task.type = 'jsonl' needs teacher.path",
+        "task.type = 'dataset' needs teacher.path",
     ),
     (
         TAUGHT_BY_NOBODY | {"method": "ppo", "train": {"stop": {"target": 0.9}}},
-        "task.type = 'jsonl' needs teacher.path",
+        "task.type = 'dataset' needs teacher.path",
     ),
     (
         UNCHECKED | {"method": "ppo"},

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from effopd.config.reading import to_toml
-from effopd.data.dataset import DatasetTask, DataSource
+from effopd.data.dataset import DatasetSpec, DatasetTask, registry
 from effopd.data.filters import Filters
-from effopd.data.origins import ORIGINS
 from effopd.data.templates import TEMPLATES
 from effopd.errors import ConfigError
 from effopd.training.config import Config, load_config, make_config
@@ -42,7 +41,7 @@ def test_the_example_is_a_recipe(tmp_path: Path) -> None:
     example, arguments = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
     resolved = config(**tomllib.loads(example))
     assert isinstance(resolved.task, DatasetTask)
-    assert resolved.task.train == DataSource(name="deepmath", hub=True)
+    assert resolved.task.train == DatasetSpec(name="deepmath", hub=True)
     assert resolved.task.filters.min_level == 6
     assert resolved.prompt.too_long == "drop"
     path = tmp_path / "config.toml"
@@ -54,13 +53,13 @@ def test_the_example_is_a_recipe(tmp_path: Path) -> None:
 
 def test_the_table_of_data_sets() -> None:
     rows = re.findall(r"^\| `(\w+)` \| `([\w/-]+)` \| `(\w{40})` \| (.+) \|$", PAGE, re.MULTILINE)
-    named = {name: origin for name, origin in ORIGINS.items() if name != "custom"}
-    assert rows == [(n, o.repo, o.revision, o.licence) for n, o in named.items()]
+    named = {name: spec for name, spec in registry().datasets.items() if name != "custom"}
+    assert rows == [(n, s["repo"], s["revision"], s["licence"]) for n, s in named.items()]
 
 
 def test_every_setting_template_and_filter_is_described() -> None:
     words = set(re.findall(r"\w+", PAGE))
-    of_source = {field.name for field in fields(DataSource)}
+    of_source = {field.name for field in fields(DatasetSpec)}
     of_filters = {field.name for field in fields(Filters)}
     assert of_source | of_filters | set(TEMPLATES) <= words
 
@@ -74,7 +73,7 @@ def test_sections_and_overrides() -> None:
         ["task.train.path=y.jsonl", "task.filters.min_level=3", "task.test_size=7"],
     )
     assert resolved.task == DatasetTask(
-        train=DataSource(path="y.jsonl"), test_size=7, filters=Filters(min_level=3)
+        train=DatasetSpec(path="y.jsonl"), test_size=7, filters=Filters(min_level=3)
     )
 
 
@@ -86,7 +85,10 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ),
     ({"filters": {"repeated": "maybe"}}, "task.filters.repeated must be 'drop' or 'keep', got"),
     ({"filters": {"min_level": 3, "max_level": 1}}, "task.filters.min_level must be at most max_"),
-    ({"train": {"path": "x.jsonl", "name": "deepmat"}}, "task.train.name must be 'custom', 'deep"),
+    (
+        {"train": {"path": "x.jsonl", "name": "deepmat"}},
+        "task.train.name must be one of custom, deep",
+    ),
 ]
 
 

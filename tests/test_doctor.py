@@ -36,9 +36,10 @@ path = "{tmp_path / "student"}"
 [teacher]
 path = "{tmp_path / "teacher"}"
 [task]
-type = "jsonl"
-train_path = "{tmp_path / "problems.jsonl"}"
+type = "dataset"
 test_size = 2
+[task.train]
+path = "{tmp_path / "problems.jsonl"}"
 """
     )
     return path
@@ -131,7 +132,7 @@ def test_a_test_problem_among_the_training_problems(recipe: Path) -> None:
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[-1], *lines]) + "\n")
     assert ("problems", "1 test problems are among the training problems") in problems(
-        found(recipe)
+        found(recipe, "task.filters.repeated=keep")
     )
 
 
@@ -364,10 +365,10 @@ settings = { method = "opd", train = { steps = 0 } }
 
 
 def test_files_that_are_not_there(recipe: Path) -> None:
-    ((check, text),) = problems(found(recipe, "task.train_path=nowhere.jsonl"))
+    ((check, text),) = problems(found(recipe, "task.train.path=nowhere.jsonl"))
     assert (check, "nowhere.jsonl" in text) == ("problems", True)
     assert problems(found(recipe.with_name("other.toml")))[0][0] == "settings"
-    away = found(PAPER / "math-4b.toml", "task={type='jsonl', train_path='nowhere.jsonl'}")
+    away = found(PAPER / "math-4b.toml", "task={type='dataset', train={path='nowhere.jsonl'}}")
     assert any(each.text == "no file at nowhere.jsonl" for each in away)
 
 

@@ -10,7 +10,8 @@ import torch
 from effopd.cli.doctor import examine
 from effopd.comparison.plan import load_plan
 from effopd.config.reading import to_toml
-from effopd.data.files import JsonlTask
+from effopd.data.dataset import DatasetTask
+from effopd.data.templates import TEMPLATES
 from effopd.evaluation.validators import AccuracyValidation
 from effopd.models.footprint import gpu_named
 from effopd.objectives import SampledTokenOPD
@@ -150,9 +151,10 @@ def test_qwen_recipe_uses_our_search_and_the_papers_on_request() -> None:
 
 def test_qwen_recipe_asks_for_a_boxed_answer() -> None:
     task = load_config(QWEN).task
-    assert isinstance(task, JsonlTask)
-    assert (task.prompt_field, task.answer_field, task.verifier) == ("question", "answer", "boxed")
-    assert task.template == (
+    assert isinstance(task, DatasetTask)
+    spec = task.train
+    assert (spec.prompt_field, spec.answer_field, task.verifier) == ("question", "answer", "boxed")
+    assert TEMPLATES[spec.template] == (
         "{question}\nPlease reason step by step, and put your final answer within \\boxed{}."
     )
 

@@ -8,7 +8,7 @@ import pytest
 from tests.support.tiny import Raw, metrics_of, tiny_config, train_tiny, write_models
 
 from effopd.cli.run import evaluate_checkpoint
-from effopd.data.files import JsonlTask
+from effopd.data.dataset import DatasetSpec, DatasetTask
 from effopd.data.problem import Problem, Task
 from effopd.data.world import ChainVerifier, TinyWorld
 from effopd.errors import ConfigError
@@ -43,7 +43,8 @@ def problems(*answers: str) -> list[Problem]:
     ("name", "kind"), [("boxed", BoxedAnswer), ("math", MathVerifier), ("none", type(None))]
 )
 def test_a_name_becomes_a_verifier(name: Any, kind: type) -> None:
-    assert type(verifier_for(JsonlTask(train_path="x", verifier=name), CodeChecking())) is kind
+    task = DatasetTask(train=DatasetSpec(path="x.jsonl"), verifier=name)
+    assert type(verifier_for(task, CodeChecking())) is kind
     assert type(verifier_for(TinyWorld(), CodeChecking())) is ChainVerifier
 
 
@@ -104,7 +105,12 @@ def config_of(models: Path, tmp_path: Path, unreadable: str = UNREADABLE) -> Any
         "train.prompts_per_step": 4,
         "train.responses_per_prompt": 2,
         "evaluation.every": 1,
-        "task": {"type": "jsonl", "train_path": str(path), "verifier": "math", "test_size": 4},
+        "task": {
+            "type": "dataset",
+            "train": {"path": str(path)},
+            "test_size": 4,
+            "filters": {"repeated": "keep"},
+        },
     }
     return tiny_config(models, settings)
 

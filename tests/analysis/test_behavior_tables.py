@@ -264,13 +264,14 @@ def test_without_a_teacher_checkpoints_are_compared_with_the_base(
 ) -> None:
     problems = tmp_path / "problems.jsonl"
     problems.write_text(
+        '{"question": "0 =", "answer": "0"}\n'
         '{"question": "1 + 2 =", "answer": "3"}\n{"question": "2 =", "answer": "2"}\n'
     )
     config = make_config(
         {
             "method": "grpo",
             "student": {"path": str(models / "student")},
-            "task": {"type": "jsonl", "train_path": str(problems), "test_path": str(problems)},
+            "task": {"type": "dataset", "train": {"path": str(problems)}, "test_size": 2},
             "prompt": {"chat": False},
             "sampling": {"max_new_tokens": 4},
             "evaluation": {"problems": 2},

@@ -4,15 +4,14 @@ import csv
 import json
 import re
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from datasets import disable_progress_bars
 
-from effopd.data import benchmarks
-from effopd.data.benchmarks import BENCHMARKS, load_benchmark
+from effopd.data.benchmarks import load_benchmark
+from effopd.data.dataset import DatasetSpec, registry
 from effopd.data.templates import TEMPLATES
 from effopd.errors import ConfigError
 
@@ -35,14 +34,16 @@ def plus(**changes: Any) -> dict[str, Any]:
 
 
 def test_every_benchmark_is_pinned_or_a_file() -> None:
-    for name, benchmark in BENCHMARKS.items():
+    for name, benchmark in registry().benchmarks.items():
         assert benchmark.licence, name
         assert benchmark.source, name
-        assert benchmark.files, name
-        for form in (*benchmark.files, *([benchmark.hub] if benchmark.hub else [])):
-            assert form.origin.template in TEMPLATES
-        if benchmark.hub is not None:
-            assert re.fullmatch("[0-9a-f]{40}", benchmark.hub.origin.revision), name
+        assert benchmark.schemas, name
+        for schema in benchmark.schemas:
+            settings: Any = schema.fields
+            assert DatasetSpec(path="x.jsonl", **settings).template in TEMPLATES
+        if benchmark.hub:
+            settings = {**benchmark.schemas[0].fields, **benchmark.hub}
+            assert re.fullmatch("[0-9a-f]{40}", DatasetSpec(hub=True, **settings).revision), name
 
 
 def test_free_answers(tmp_path: Path) -> None:
@@ -122,7 +123,7 @@ def test_a_row_of_mathematics_that_cannot_be_read_stops(tmp_path: Path) -> None:
 
 def test_a_file_in_no_known_form(tmp_path: Path) -> None:
     path = write(tmp_path / "x.jsonl", {"text": "p", "answer": "1"})
-    with pytest.raises(ConfigError, match=r"x.jsonl line 1 is in no form of gsm8k: no field 'prob"):
+    with pytest.raises(ConfigError, match=r"x.jsonl line 1 is in no schema of gsm8k: no field 'q"):
         load_benchmark("gsm8k", path)
     with pytest.raises(ConfigError, match="holds no rows of gsm8k"):
         load_benchmark("gsm8k", write(tmp_path / "empty.jsonl"))
@@ -141,7 +142,7 @@ def test_what_is_not_on_the_hub_says_where_it_is() -> None:
         load_benchmark("taco")
 
 
-def test_the_form_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_schema_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """GPQA as its repository has it: a table with commas, of one configuration."""
     root = tmp_path / "gpqa"
     root.mkdir()
@@ -151,11 +152,8 @@ def test_the_form_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     columns = ["Question", "Correct Answer", *(f"Incorrect Answer {i}" for i in (1, 2, 3))]
     with (root / "gpqa_diamond.csv").open("w", newline="") as file:
         csv.writer(file).writerows([columns, ["Which, then?", "yes", "a", "b", "c"]])
-    form = BENCHMARKS["gpqa"].hub
-    assert form is not None
-    local = replace(form, origin=replace(form.origin, repo=str(root), revision=""))
-    monkeypatch.setattr(benchmarks, "BENCHMARKS", {"gpqa": replace(BENCHMARKS["gpqa"], hub=local)})
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(registry().benchmarks["gpqa"].hub, "repo", str(root))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     (question,) = load_benchmark("gpqa").questions
     assert f"{question.problem.answer}. yes" in question.problem.prompt
     assert question.problem.prompt.startswith("Which, then?\n\nA. ")

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from effopd.data.choices import Choices, choices_in_columns, choices_in_text
+from effopd.data.benchmarks import Choices, choices_in_columns, choices_in_text
 from effopd.errors import ConfigError
 
 LISTED = "Which one?\n\n\nA. first\nB. second\nwith a line\nC. third\nD. fourth\n\n"

@@ -1,18 +1,18 @@
 """The task of data sets: sources, hold-out, filters, settings."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from datasets import Dataset
 from pyarrow import parquet
 
-from effopd.data.counts import Counts
-from effopd.data.dataset import DatasetTask, DataSource
+from effopd.data.dataset import DatasetSpec, DatasetTask
 from effopd.data.filters import Filters
-from effopd.data.origins import ORIGINS
-from effopd.data.problem import Problem
+from effopd.data.problem import Counts, Problem
 from effopd.errors import ConfigError
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -38,7 +38,7 @@ def refusal(task: DatasetTask) -> str:
 
 def test_the_last_problems_that_pass_are_held_out(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "x.jsonl", *numbered(10), {"question": "q"}, *numbered(3))
-    train = DataSource(path=path, level_field="hard")
+    train = DatasetSpec(path=path, level_field="hard")
     task = DatasetTask(train=train, test_size=2, filters=Filters(min_level=3)).load()
     assert [p.prompt for p in task.train] == ["q3", "q4", "q5", "q6", "q7"]
     assert [p.prompt for p in task.test] == ["q8", "q9"]
@@ -48,9 +48,9 @@ def test_the_last_problems_that_pass_are_held_out(tmp_path: Path) -> None:
 
 
 def test_test_problems_are_not_filtered_and_not_trained_on(tmp_path: Path) -> None:
-    train = DataSource(path=jsonl(tmp_path / "x.jsonl", *numbered(6)), level_field="hard")
+    train = DatasetSpec(path=jsonl(tmp_path / "x.jsonl", *numbered(6)), level_field="hard")
     test_path = jsonl(tmp_path / "y.jsonl", {"p": "q4", "a": "z"}, {"p": "q4", "a": "z"}, {"p": 1})
-    test = DataSource(path=test_path, prompt_field="p", answer_field="a")
+    test = DatasetSpec(path=test_path, prompt_field="p", answer_field="a")
     task = DatasetTask(train=train, test=test, filters=Filters(min_level=2)).load()
     assert [p.prompt for p in task.train] == ["q2", "q3", "q5"]
     assert [p.id for p in task.test] == ["y-1", "y-2"]
@@ -70,7 +70,7 @@ def test_parquet_in_several_files_with_the_schema_of_gopd(tmp_path: Path) -> Non
             "extra_info": [{"index": i, "split": "train"} for i in range(3)],
         }
         parquet.write_table(pa.table(table), tmp_path / f"train-{shard}.parquet")
-    source = DataSource(name="gopd_math", path=f"{tmp_path}/train-*.parquet")
+    source = DatasetSpec(name="gopd_math", path=f"{tmp_path}/train-*.parquet")
     task = DatasetTask(train=source, test_size=1).load()
     assert [(p.id, p.prompt, p.answer) for p in task.train] == [
         ("train-0-1", "q00", "00"),
@@ -84,15 +84,15 @@ def test_parquet_in_several_files_with_the_schema_of_gopd(tmp_path: Path) -> Non
 
 def test_ids_in_the_data_do_not_matter(tmp_path: Path) -> None:
     rows = [row | {"id": "same"} for row in numbered(3)]
-    task = DatasetTask(train=DataSource(path=jsonl(tmp_path / "x.jsonl", *rows)), test_size=1)
+    task = DatasetTask(train=DatasetSpec(path=jsonl(tmp_path / "x.jsonl", *rows)), test_size=1)
     assert [p.id for p in task.load().train] == ["x-1", "x-2"]
 
 
 def test_files_of_one_name(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-    train = DataSource(path=jsonl(tmp_path / "a" / "x.jsonl", *numbered(3)))
-    test = DataSource(path=jsonl(tmp_path / "b" / "x.jsonl", *numbered(3, "t")))
+    train = DatasetSpec(path=jsonl(tmp_path / "a" / "x.jsonl", *numbered(3)))
+    test = DatasetSpec(path=jsonl(tmp_path / "b" / "x.jsonl", *numbered(3, "t")))
     assert refusal(DatasetTask(train=train, test=test)) == (
         "2 problems would have the id 'x-1': give the files different names"
     )
@@ -100,39 +100,70 @@ def test_files_of_one_name(tmp_path: Path) -> None:
 
 def test_too_few_and_none(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "x.jsonl", *numbered(3))
-    assert refusal(DatasetTask(train=DataSource(path=path), test_size=3)) == (
+    assert refusal(DatasetTask(train=DatasetSpec(path=path), test_size=3)) == (
         f"3 problems of {path} are too few to hold out test_size = 3: give test or lower test_size"
     )
-    source = DataSource(path=path, prompt_field="qustion")
+    source = DatasetSpec(path=path, prompt_field="qustion")
     assert refusal(DatasetTask(train=source)) == (
         f"no problems are left. {path}: 0 of 3 rows kept; 3: no readable question\n"
         f"The first that cannot be read: {path} line 1: no field 'qustion'; the row has "
         "'question', 'answer', 'hard'"
     )
-    assert refusal(DatasetTask(train=DataSource(path="gone.jsonl"))) == (
+    assert refusal(DatasetTask(train=DatasetSpec(path="gone.jsonl"))) == (
         "no such problem file: gone.jsonl"
     )
 
 
 def test_the_same_twice(tmp_path: Path) -> None:
     task = DatasetTask(
-        train=DataSource(path=jsonl(tmp_path / "x.jsonl", *numbered(5))), test_size=1
+        train=DatasetSpec(path=jsonl(tmp_path / "x.jsonl", *numbered(5))), test_size=1
     )
     assert task.load() == task.load(), "what a filter has seen is forgotten"
+
+
+# In memory ----------------------------------------------------------------------------------------
+
+
+def test_rows_in_memory_are_those_of_a_file(tmp_path: Path) -> None:
+    rows = [*numbered(6), {"question": "q"}]
+    path = jsonl(tmp_path / "train.jsonl", *rows)
+    task = DatasetTask(
+        train=DatasetSpec(path=path, level_field="hard"), test_size=2, filters=Filters(min_level=1)
+    )
+    expected = task.load()
+    for source in (rows, iter(rows), Dataset.from_list(rows)):
+        found = task.of_rows(source)
+        assert (found.train, found.test) == (expected.train, expected.test)
+        assert [dict(c.dropped) for c in found.counts] == [
+            {"level below 1": 1, "no readable reference answer": 1}
+        ]
+    assert expected.train[0] == Problem(id="train-2", prompt="q1", answer="1", level=1)
+
+
+def test_test_problems_in_memory(tmp_path: Path) -> None:
+    rows = [{"q": "1+1", "a": "So\n#### 2"}, {"q": "2+2", "a": "#### 4"}]
+    fields = {"name": "gsm8k", "prompt_field": "q", "answer_field": "a", "template": "plain"}
+    spec = DatasetSpec(path="memory", **fields)
+    task = DatasetTask(train=spec, test=spec).of_rows(rows, rows[:1])
+    assert [(p.id, p.prompt, p.answer) for p in task.train] == [("train-2", "2+2", "4")]
+    assert [(p.id, p.prompt, p.answer) for p in task.test] == [("test-1", "1+1", "2")]
+    with pytest.raises(ConfigError, match="train 1 must be a mapping of fields, got 'text'"):
+        DatasetTask(train=spec).of_rows(["text"])  # type: ignore[list-item]
+    with pytest.raises(ConfigError, match="2 problems of memory are too few"):
+        DatasetTask(train=spec).of_rows(rows)
 
 
 # Settings -----------------------------------------------------------------------------------------
 
 
 def test_settings_over_those_of_the_data_set() -> None:
-    source = DataSource(name="deepmath", path="x.jsonl", answer_field="answer", template="plain")
-    origin, named = source.origin, ORIGINS["deepmath"]
-    assert (origin.answer_field, origin.template) == ("answer", "plain")
-    assert (origin.prompt_field, origin.level_field) == (named.prompt_field, named.level_field)
-    assert source.title == "x.jsonl"
-    assert DataSource(name="gsm8k", hub=True, split="test").title == (
-        "openai/gsm8k@740312add88f test"
-    )
+    spec = DatasetSpec(name="deepmath", path="x.jsonl", answer_field="answer", template="plain")
+    assert (spec.answer_field, spec.template) == ("answer", "plain")
+    assert (spec.prompt_field, spec.level_field) == ("question", "difficulty")
+    assert (spec.repo, spec.split, spec.title) == ("", "", "x.jsonl")
+    hub = DatasetSpec(name="gsm8k", hub=True, split="test")
+    assert hub.title == "openai/gsm8k@740312add88f test"
+    assert DatasetSpec(**asdict(hub)) == hub, "what is written down is complete"
 
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -164,18 +195,18 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("settings", "message"), REFUSED, ids=str)
 def test_refused_sources(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        DataSource(**settings)
+        DatasetSpec(**settings)
     assert str(error.value).startswith(message)
 
 
 def test_a_repository_of_ones_own() -> None:
-    source = DataSource(hub=True, repo="a/b", revision=COMMIT, split="test")
-    assert (source.origin.repo, source.origin.revision) == ("a/b", COMMIT)
+    source = DatasetSpec(hub=True, repo="a/b", revision=COMMIT, split="test")
+    assert (source.repo, source.revision) == ("a/b", COMMIT)
     assert source.title == "a/b@0123456789ab test"
 
 
 def test_verifiers_and_what_they_need() -> None:
-    math, code = DataSource(path="x.jsonl"), DataSource(name="eurus_code", path="x.jsonl")
+    math, code = DatasetSpec(path="x.jsonl"), DatasetSpec(name="eurus_code", path="x.jsonl")
     for verifier in ("boxed", "math"):
         with pytest.raises(ConfigError, match="needs answer_field; programs are checked by 'code'"):
             DatasetTask(train=code, verifier=verifier)  # type: ignore[arg-type]
@@ -192,8 +223,8 @@ def test_verifiers_and_what_they_need() -> None:
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="no benchmark files beside the repository")
 def test_real_problems() -> None:
-    train = DataSource(name="deepmath", path=f"{DATA}/deepmath_1000.jsonl", answer_field="answer")
-    test = DataSource(path=f"{DATA}/aime24.jsonl", prompt_field="problem", template="math")
+    train = DatasetSpec(name="deepmath", path=f"{DATA}/deepmath_1000.jsonl", answer_field="answer")
+    test = DatasetSpec(path=f"{DATA}/aime24.jsonl", prompt_field="problem", template="math")
     benchmarks = tuple(f"{DATA}/{name}.jsonl" for name in ("aime24", "math", "minerva"))
     filters = Filters(min_level=6, benchmarks=benchmarks, benchmark_words=8)
     task = DatasetTask(train=train, test=test, filters=filters).load()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from effopd.data.decontamination import Overlap, benchmark_questions, words
+from effopd.data.filters import Overlap, benchmark_questions, words
 from effopd.errors import ConfigError
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"

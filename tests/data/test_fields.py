@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from effopd.data.fields import Conversation, conversation_at, integer_at, level_at, text_at
+from effopd.data.fields import Conversation, conversation_at, level_at, text_at
 from effopd.errors import ConfigError
 
 ROW = {"a": "x", "b": {"c": "y", "d": {"e": 7}}, "b.c": "column", "list": ["z"], "": "empty name"}
@@ -52,13 +52,6 @@ def test_no_text(value: Any) -> None:
 @pytest.mark.parametrize(("value", "text"), [(0, "0"), (4.5, "4.5"), (" x ", " x "), ("😀", "😀")])
 def test_text(value: Any, text: str) -> None:
     assert text_at({"f": value}, "f") == text
-
-
-@pytest.mark.parametrize("value", [1.0, "1", True, None])
-def test_no_integer(value: Any) -> None:
-    with pytest.raises(ConfigError, match="must be an integer"):
-        integer_at({"f": value}, "f")
-    assert integer_at({"f": -3}, "f") == -3
 
 
 LEVELS = [(3, 3.0), (4.5, 4.5), ("Level 5", 5.0), (" 6.5 ", 6.5), ("-1", -1.0)]

@@ -8,21 +8,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from effopd.data.counts import Counts
 from effopd.data.filters import Filters, plain, select
-from effopd.data.mapping import Candidate, Unfit
-from effopd.data.problem import Problem
+from effopd.data.mapping import MappedRow, RejectedRow
+from effopd.data.problem import Counts, Problem
 from effopd.errors import ConfigError
 
 
 def candidate(
     question: str, level: float | None = None, *, number: int = 0, **more: Any
-) -> Candidate:
+) -> MappedRow:
     problem = Problem(id=f"p-{number}", prompt=f"{question}\nBox it.", **more)
-    return Candidate(problem=problem, question=question, level=level)
+    return MappedRow(problem=problem, question=question, level=level)
 
 
-def run(filters: Filters, *rows: Candidate | Unfit, test: frozenset[str] = frozenset()) -> Any:
+def run(
+    filters: Filters, *rows: MappedRow | RejectedRow, test: frozenset[str] = frozenset()
+) -> Any:
     """Questions that pass, and what was dropped."""
     kept, counts = select("source", rows, filters.checks(test))
     assert counts.kept == len(kept)
@@ -53,7 +54,7 @@ def test_characters_of_the_question_without_its_template() -> None:
 
 
 def test_prompts_of_test_problems() -> None:
-    test = frozenset({plain(candidate("b"))})
+    test = frozenset({plain(candidate("b").problem)})
     rows = [candidate("a"), candidate("b\n"), candidate("c")]
     assert run(Filters(), *rows, test=test) == (["a", "c"], {"the prompt of a test problem": 1})
 
@@ -82,11 +83,11 @@ def test_benchmarks(tmp_path: Path) -> None:
 
 def test_the_first_reason_counts() -> None:
     rows = [
-        Unfit(reason="no readable question", message="row 1: empty"),
+        RejectedRow(reason="no readable question", message="row 1: empty"),
         candidate("long enough", 1),
         candidate("long enough", 9),
         candidate("long enough", 9),
-        Unfit(reason="ability is not 'code'"),
+        RejectedRow(reason="ability is not 'code'"),
         candidate("x", 9),
     ]
     filters = Filters(min_level=5, max_characters=5, repeated="drop")
@@ -110,9 +111,9 @@ def test_counts_in_one_line() -> None:
 
 def test_nothing_left() -> None:
     rows = [
-        Unfit(reason="ability is not 'code'"),
-        Unfit(reason="no readable question", message="x.jsonl line 2: no field 'q'"),
-        Unfit(reason="no readable question", message="x.jsonl line 3: no field 'q'"),
+        RejectedRow(reason="ability is not 'code'"),
+        RejectedRow(reason="no readable question", message="x.jsonl line 2: no field 'q'"),
+        RejectedRow(reason="no readable question", message="x.jsonl line 3: no field 'q'"),
     ]
     with pytest.raises(ConfigError) as error:
         select("x.jsonl", rows, [])
@@ -143,10 +144,10 @@ def test_refused_settings(settings: dict[str, Any], message: str) -> None:
 
 
 def reason_of(
-    row: Candidate | Unfit, before: list[Candidate | Unfit], limits: Any, test: set[str]
+    row: MappedRow | RejectedRow, before: list[MappedRow | RejectedRow], limits: Any, test: set[str]
 ) -> str:
     """Why a row is left out, from the definition; "" if it is not."""
-    if isinstance(row, Unfit):
+    if isinstance(row, RejectedRow):
         return row.reason
     low, high, longest = limits
     if row.level is None and (low is not None or high is not None):
@@ -160,7 +161,7 @@ def reason_of(
     earlier = [
         each
         for i, each in enumerate(before)
-        if isinstance(each, Candidate)
+        if isinstance(each, MappedRow)
         and reason_of(each, before[:i], limits, set()) in {"", "the prompt of an earlier row"}
     ]
     if any(each.problem.prompt.split() == row.problem.prompt.split() for each in earlier):
@@ -171,20 +172,20 @@ def reason_of(
 QUESTIONS = st.text("ab ", min_size=1, max_size=4)
 LEVEL = st.none() | st.sampled_from([1.0, 2.0, 2.5, 3.0])
 CANDIDATES = st.builds(candidate, QUESTIONS, LEVEL)
-ROWS = st.lists(CANDIDATES | st.just(Unfit(reason="no readable question")), max_size=8)
+ROWS = st.lists(CANDIDATES | st.just(RejectedRow(reason="no readable question")), max_size=8)
 
 
 @given(ROWS, LEVEL, LEVEL, st.none() | st.integers(1, 4), st.lists(CANDIDATES, max_size=2))
 def test_equal_to_the_twin(
-    rows: list[Candidate | Unfit],
+    rows: list[MappedRow | RejectedRow],
     low: float | None,
     high: float | None,
     longest: int | None,
-    test: list[Candidate],
+    test: list[MappedRow],
 ) -> None:
     if low is not None and high is not None and low > high:
         low, high = high, low
-    limits, held_out = (low, high, longest), {plain(each) for each in test}
+    limits, held_out = (low, high, longest), {plain(each.problem) for each in test}
     reasons = [reason_of(row, rows[:i], limits, held_out) for i, row in enumerate(rows)]
     filters = Filters(min_level=low, max_level=high, max_characters=longest)
     if "" not in reasons:

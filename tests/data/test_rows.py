@@ -1,19 +1,23 @@
-"""JSON Lines and parquet, row by row, whatever they hold."""
+"""Rows of JSON Lines, parquet, memory, and repositories laid out like those of the hub."""
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pyarrow as pa
 import pytest
+from datasets import disable_progress_bars
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from effopd.data import rows
-from effopd.data.rows import Row, file_rows, jsonl_rows, local_files, needed_columns, parquet_rows
+from effopd.data.rows import Row, file_rows, hub_rows, memory_rows, needed_columns
 from effopd.errors import ConfigError
+
+disable_progress_bars()
 
 
 def jsonl(path: Path, *lines: str | bytes) -> Path:
@@ -24,6 +28,7 @@ def jsonl(path: Path, *lines: str | bytes) -> Path:
 
 
 def table(path: Path, columns: dict[str, Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     parquet.write_table(pa.table(columns), path)
     return path
 
@@ -31,7 +36,7 @@ def table(path: Path, columns: dict[str, Any]) -> Path:
 def refusal(path: Path) -> str:
     """The message about a file, its path replaced by FILE."""
     with pytest.raises(ConfigError) as error:
-        list(file_rows(path))
+        list(file_rows(str(path)))
     return str(error.value).replace(str(path), "FILE")
 
 
@@ -40,7 +45,7 @@ def refusal(path: Path) -> str:
 
 def test_rows_of_json_lines(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "x.jsonl", '{"a": 1}', "", '{"a": {"b": null}}\r', "{}")
-    assert list(jsonl_rows(path)) == [
+    assert list(file_rows(str(path))) == [
         Row(f"{path} line 1", "x-1", {"a": 1}),
         Row(f"{path} line 3", "x-3", {"a": {"b": None}}),
         Row(f"{path} line 4", "x-4", {}),
@@ -62,16 +67,14 @@ def test_any_objects_come_back(
     path = tmp_path_factory.mktemp("rows") / "x.jsonl"
     text = "".join(json.dumps(each, ensure_ascii=ascii_only) + "\n" for each in objects)
     path.write_bytes(text.encode())
-    assert [row.values for row in jsonl_rows(path)] == objects
+    assert [row.values for row in file_rows(str(path))] == objects
 
 
 REFUSED = [
-    (b'{"a": NaN}', "FILE line 2 is not JSON: JSON has no NaN"),
-    (b'{"a": -Infinity}', "FILE line 2 is not JSON: JSON has no -Infinity"),
-    (b'{"a": "\xff"}', "FILE line 2 is not UTF-8: "),
-    (b'{"a": "\xed\xa0\xbd"}', "FILE line 2 is not UTF-8: "),
+    (b'{"a": "\xff"}', "FILE is not UTF-8: "),
+    (b'{"a": "\xed\xa0\xbd"}', "FILE is not UTF-8: "),
     (b"\x00\x00", "FILE line 2 is not JSON: "),
-    (b"\x1f\x8b\x08", "FILE line 2 is not UTF-8: "),
+    (b"\x1f\x8b\x08", "FILE is not UTF-8: "),
     (b"[1]", "FILE line 2 is not a JSON object"),
     (b'"text"', "FILE line 2 is not a JSON object"),
     (b'{"a": 1} {"a": 2}', "FILE line 2 is not JSON: Extra data"),
@@ -85,46 +88,32 @@ def test_damaged_lines_are_named(tmp_path: Path, line: bytes, message: str) -> N
     assert refusal(jsonl(tmp_path / "x.jsonl", "{}", line, "{}")).startswith(message)
 
 
-def test_byte_order_marks_are_read_over(tmp_path: Path) -> None:
-    mark = "\ufeff".encode()
-    second = mark + b'{"' + mark + b'a": "2"}'
-    path = jsonl(tmp_path / "x.jsonl", mark + b'{"a": 1}', second)
-    assert [row.values for row in jsonl_rows(path)] == [{"a": 1}, {"a": "2"}]
-    assert not list(jsonl_rows(jsonl(tmp_path / "y.jsonl", mark, b"")))
+def test_a_byte_order_mark_is_read_over(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "x.jsonl", "\ufeff".encode() + b'{"a": 1}', b'{"a": 2}')
+    assert [row.values for row in file_rows(str(path))] == [{"a": 1}, {"a": 2}]
 
 
-def test_a_mark_before_the_first_column_of_parquet_is_read_over(tmp_path: Path) -> None:
-    path = table(tmp_path / "x.parquet", {"\ufeffq": ["1"], "b": [2]})
-    assert [row.values for row in parquet_rows(path, ["q"])] == [{"q": "1", "b": 2}]
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x1c", "\x0b", "\x0c"])
+def test_only_a_newline_ends_a_line(tmp_path: Path, separator: str) -> None:
+    row = {"question": f"above{separator}below"}
+    text = json.dumps(row, ensure_ascii=ord(separator) < 0x20)
+    path = tmp_path / "x.jsonl"
+    path.write_text(f"{text}\n\n  \n{text}\r\n{text}", encoding="utf-8")
+    found = [(each.name, each.values) for each in file_rows(str(path))]
+    assert found == [("x-1", row), ("x-4", row), ("x-5", row)], "blank lines count"
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
-def test_other_encodings_of_unicode_are_named(tmp_path: Path, encoding: str) -> None:
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "utf-32-be"])
+def test_other_encodings_are_refused(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "x.jsonl").write_bytes('{"a": 1}\n{"a": 2}\n'.encode(encoding))
-    assert refusal(tmp_path / "x.jsonl") == (
-        "FILE line 1 is not UTF-8: the file is in UTF-16 or UTF-32, save it as UTF-8, for example "
-        "with iconv -f UTF-16 -t UTF-8"
-    )
+    assert re.match("FILE (line 1 is not JSON|is not UTF-8): ", refusal(tmp_path / "x.jsonl"))
 
 
 def test_rows_before_a_damaged_line_are_read(tmp_path: Path) -> None:
-    found = jsonl_rows(jsonl(tmp_path / "x.jsonl", '{"a": 1}', "{"))
+    found = file_rows(str(jsonl(tmp_path / "x.jsonl", '{"a": 1}', "{")))
     assert next(found).values == {"a": 1}
     with pytest.raises(ConfigError, match="line 2 is not JSON"):
         next(found)
-
-
-def test_a_line_of_a_gigabyte_costs_no_gigabyte(tmp_path: Path) -> None:
-    path = jsonl(tmp_path / "x.jsonl", "{}", "")
-    os.truncate(path, 1024**3)  # a hole: nothing is written
-    assert refusal(path) == "FILE line 2 is longer than 134217728 bytes"
-
-
-def test_the_longest_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "MAX_LINE_BYTES", 9)
-    assert len(list(jsonl_rows(jsonl(tmp_path / "x.jsonl", '{"a":12}', '{"a":123}')))) == 2
-    message = refusal(jsonl(tmp_path / "x.jsonl", '{"a":12}', '{"a":1234}'))
-    assert message == "FILE line 2 is longer than 9 bytes"
 
 
 # Parquet ------------------------------------------------------------------------------------------
@@ -133,7 +122,7 @@ def test_the_longest_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_rows_of_parquet(tmp_path: Path) -> None:
     columns = {"a": ["x", None], "b": [{"c": 1.5}, {"c": None}], "chat": [[{"role": "user"}], []]}
     path = table(tmp_path / "x.parquet", columns)
-    assert list(parquet_rows(path)) == [
+    assert list(file_rows(str(path))) == [
         Row(f"{path} row 1", "x-1", {"a": "x", "b": {"c": 1.5}, "chat": [{"role": "user"}]}),
         Row(f"{path} row 2", "x-2", {"a": None, "b": {"c": None}, "chat": []}),
     ]
@@ -141,7 +130,7 @@ def test_rows_of_parquet(tmp_path: Path) -> None:
 
 def test_other_columns_are_not_read(tmp_path: Path) -> None:
     path = table(tmp_path / "x.parquet", {"a": [1], "b": [{"c": 2}], "large": ["x"]})
-    assert [row.values for row in parquet_rows(path, ["a", "b.c"])] == [{"a": 1, "b": {"c": 2}}]
+    assert [row.values for row in file_rows(str(path), ["a", "b.c"])] == [{"a": 1, "b": {"c": 2}}]
     assert needed_columns(["b.c", "b.d", "a"], ["a", "b", "b.c"]) == ["b.c", "b", "a"]
     assert needed_columns(["a", "z"], ["a", "b"]) is None, "all, for the message about z"
     assert needed_columns(None, ["a"]) is None
@@ -149,7 +138,7 @@ def test_other_columns_are_not_read(tmp_path: Path) -> None:
 
 def test_batches_are_numbered_through(tmp_path: Path) -> None:
     path = table(tmp_path / "x.parquet", {"a": list(range(150))})
-    assert [(r.name, r.values["a"]) for r in parquet_rows(path)] == [
+    assert [(r.name, r.values["a"]) for r in file_rows(str(path))] == [
         (f"x-{i + 1}", i) for i in range(150)
     ]
 
@@ -174,14 +163,17 @@ def test_text_that_is_not_utf8(tmp_path: Path) -> None:
 
 def test_files_by_name_and_by_pattern(tmp_path: Path) -> None:
     for name in ("b-2.jsonl", "b-1.jsonl", "c.jsonl", "odd[1].jsonl"):
-        (tmp_path / name).touch()
-    assert local_files(f"{tmp_path}/b-*.jsonl") == [tmp_path / "b-1.jsonl", tmp_path / "b-2.jsonl"]
-    assert local_files(f"{tmp_path}/odd[1].jsonl") == [tmp_path / "odd[1].jsonl"]
-    assert local_files("gone.jsonl") == [Path("gone.jsonl")]
+        (tmp_path / name).write_text("{}\n")
+
+    def names(pattern: str) -> list[str]:
+        return [row.name for row in file_rows(f"{tmp_path}/{pattern}")]
+
+    assert names("b-*.jsonl") == ["b-1-1", "b-2-1"]
+    assert names("odd[1].jsonl") == ["odd[1]-1"]
     with pytest.raises(ConfigError, match=r"no problem file matches .*/z-\*\.jsonl"):
-        local_files(f"{tmp_path}/z-*.jsonl")
-    with pytest.raises(ConfigError, match="is a directory: name a file in it"):
-        local_files(str(tmp_path))
+        names("z-*.jsonl")
+    with pytest.raises(ConfigError, match="is a directory: name the files in it"):
+        names("")
 
 
 @pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.jsonl.gz", "x.json", "x.py", "x", "x.csv"])
@@ -196,7 +188,143 @@ def test_pipes_devices_and_missing_files(tmp_path: Path, suffix: str) -> None:
     os.mkfifo(tmp_path / f"pipe{suffix}")
     (tmp_path / f"device{suffix}").symlink_to("/dev/zero")
     (tmp_path / f"broken{suffix}").symlink_to(tmp_path / "gone")
-    assert refusal(tmp_path / f"pipe{suffix}") == "FILE is no regular file"
-    assert refusal(tmp_path / f"device{suffix}") == "FILE is no regular file"
-    assert refusal(tmp_path / f"broken{suffix}") == "no such problem file: FILE"
-    assert refusal(tmp_path / f"gone{suffix}") == "no such problem file: FILE"
+    for name in ("pipe", "device", "broken", "gone"):
+        assert refusal(tmp_path / f"{name}{suffix}") == "no such problem file: FILE"
+
+
+# Memory and the hub -------------------------------------------------------------------------------
+
+
+def test_rows_in_memory() -> None:
+    assert list(memory_rows([{"a": 1}, {"a": 2}], "mine")) == [
+        Row("mine 1", "mine-1", {"a": 1}),
+        Row("mine 2", "mine-2", {"a": 2}),
+    ]
+    with pytest.raises(ConfigError, match=r"mine 1 must be a mapping of fields, got \[1\]"):
+        list(memory_rows([[1]], "mine"))
+
+
+CARD = """---
+license: mit
+configs:
+- config_name: main
+  data_files:
+  - split: train
+    path: main/train-*
+  - split: test
+    path: main/test-*
+- config_name: socratic
+  data_files:
+  - split: train
+    path: socratic/train-*
+---
+# A card
+"""
+
+
+@pytest.fixture
+def gsm8k(tmp_path: Path) -> Path:
+    """Two configurations, two splits, a split in two files."""
+    root = tmp_path / "gsm8k"
+    for name, questions in (
+        ("main/train-00000-of-00002", ["q1", "q2"]),
+        ("main/train-00001-of-00002", ["q3"]),
+        ("main/test-00000-of-00001", ["t1"]),
+        ("socratic/train-00000-of-00001", ["s1"]),
+    ):
+        answers = [f"#### {i}" for i in range(len(questions))]
+        table(root / f"{name}.parquet", {"question": questions, "answer": answers, "u": answers})
+    (root / "README.md").write_text(CARD)
+    return root
+
+
+def rows(repo: Path | str, **settings: Any) -> list[Any]:
+    found = hub_rows(str(repo), **{"revision": "", "split": "train", "name": "x"} | settings)
+    return [(row.name, dict(row.values)) for row in found]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What `datasets` copies goes into the directory of the test."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_configurations_splits_and_files(gsm8k: Path) -> None:
+    fields = ["question", "answer"]
+    assert rows(gsm8k, config="main", fields=fields) == [
+        ("x-train-1", {"question": "q1", "answer": "#### 0"}),
+        ("x-train-2", {"question": "q2", "answer": "#### 1"}),
+        ("x-train-3", {"question": "q3", "answer": "#### 0"}),
+    ]
+    only = {"fields": ["question"]}
+    assert rows(gsm8k, config="main", split="test", **only) == [("x-test-1", {"question": "t1"})]
+    assert rows(gsm8k, config="socratic", **only) == [("x-train-1", {"question": "s1"})]
+    file = "main/test-00000-of-00001.parquet"
+    assert rows(gsm8k, files=file, **only) == [("x-train-1", {"question": "t1"})]
+
+
+def test_nested_fields_and_json_lines(tmp_path: Path) -> None:
+    root = tmp_path / "eurus"
+    root.mkdir()
+    row = {
+        "prompt": [{"content": "s", "role": "system"}, {"content": "q", "role": "user"}],
+        "reward_model": {"ground_truth": "g", "style": "rule"},
+        "ability": "code",
+    }
+    (root / "train.jsonl").write_text(json.dumps(row) + "\n")
+    fields = ["prompt", "reward_model.ground_truth", "ability"]
+    assert rows(root, fields=fields) == [("x-train-1", row)]
+
+
+MISTAKES = [
+    ({"split": "validation"}, "split validation: "),
+    ({"config": "other"}, "cannot load "),
+    ({"files": "main/gone.parquet"}, "cannot load "),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), MISTAKES)
+def test_what_is_not_there(gsm8k: Path, change: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        rows(gsm8k, **{"config": "main"} | change)
+    assert f"cannot load {gsm8k} at its newest commit" in str(error.value)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["train.arrow", "train.txt", "train.tar", "train.zip"])
+def test_other_files_are_refused(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "repo"
+    root.mkdir()
+    (root / name).write_bytes(b"a,b\n1,2\n")
+    with pytest.raises(ConfigError):
+        rows(root)
+    assert not list(tmp_path.glob("cache/**/*.arrow")), "nothing was read"
+
+
+@pytest.mark.parametrize("member", ["train.jsonl", "../../train.jsonl", "/train.jsonl"])
+def test_archives_are_not_unpacked(tmp_path: Path, member: str) -> None:
+    root = tmp_path / "repo"
+    root.mkdir()
+    with ZipFile(root / "train.zip", "w") as archive:
+        archive.writestr(member, '{"question": "q"}\n')
+    with pytest.raises(ConfigError, match=r"holds other files|No .* data files found"):
+        rows(root)
+    assert not list(tmp_path.glob("**/*.jsonl"))
+
+
+def test_code_of_a_data_set_is_not_run(tmp_path: Path) -> None:
+    root, mark = tmp_path / "scripted", tmp_path / "ran"
+    root.mkdir()
+    (root / "scripted.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    (root / "train.jsonl").write_text('{"question": "q"}\n')
+    with pytest.raises(ConfigError, match="scripts are no longer supported"):
+        rows(root)
+    assert not mark.exists()
+
+
+def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match=r"^cannot load openai/gsm8k at abc, split train: "):
+        rows("openai/gsm8k", revision="abc")

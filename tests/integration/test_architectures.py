@@ -55,8 +55,8 @@ def settings(directory: Path, method: str, steps: int = 2, **models: Any) -> Con
         "student": {"path": str(directory / "student")},
         "teacher": {"path": str(directory / "teacher")},
         "task": {
-            "type": "jsonl",
-            "train_path": str(directory / "problems.jsonl"),
+            "type": "dataset",
+            "train": {"path": str(directory / "problems.jsonl")},
             "test_size": 2,
         },
         "sampling": {"max_new_tokens": 6},

@@ -124,7 +124,7 @@ LOW_PRECISION = BATCH | {
 TWO = {
     "method": "exopd",
     "objective": {"type": "exopd"},
-    "task": {"type": "jsonl", "answer_field": "", "verifier": "none", "teacher_field": "by"},
+    "task": {"type": "dataset", "verifier": "none", "train": {"teacher_field": "by"}},
 }
 
 
@@ -138,7 +138,8 @@ def config_of(name: str, models: Path, problems: Path, settings: Raw | None = No
         **(settings or {}),
     }
     if name == "two teachers":
-        own["task"] = own["task"] | {"train_path": str(problems), "test_size": 6}
+        train = own["task"]["train"] | {"path": str(problems)}
+        own["task"] = own["task"] | {"train": train, "test_size": 6}
         own["teachers"] = {"math": {"path": str(models / "teacher")}}
         own["teachers"]["code"] = {"path": str(models / "student")}
     return tiny_config(models, own)

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from effopd.data.livecodebench import from_livecodebench
 from tests.support.sandboxes import sandbox_of
 
 from effopd.data.code_formats import from_codeforces, from_input_output
 from effopd.data.code_tests import CodeTests
 from effopd.data.evalplus import from_evalplus
-from effopd.data.livecodebench import from_livecodebench
 from effopd.data.problem import Answer, Problem
 from effopd.errors import ConfigError
 from effopd.rewards.code import CodeChecking, CodeVerifier, SandboxError

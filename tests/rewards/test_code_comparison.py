@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from effopd.data.livecodebench import from_livecodebench
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.reference import code_twin
 
 from effopd.data.code_formats import from_codeforces, from_input_output
 from effopd.data.code_tests import CodeTests, Rule
-from effopd.data.livecodebench import from_livecodebench
 from effopd.errors import ConfigError
 from effopd.rewards.code_comparison import equal_values, is_expected, same_lines, same_tokens
 from effopd.rewards.code_extraction import program_of

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from effopd.data.files import JsonlTask
+from effopd.data.dataset import DatasetSpec, DatasetTask
 from effopd.data.problem import Answer, Problem
 from effopd.errors import ConfigError
 from effopd.rewards.build import verifier_for
@@ -59,7 +59,7 @@ def test_a_verifier_stays_what_it_is() -> None:
     ],
 )
 def test_a_recipe_names_one(module: None, name: str, rewards: list[float]) -> None:
-    task = JsonlTask(train_path="x", answer_field="", verifier=f"own_rewards:{name}")
+    task = DatasetTask(train=DatasetSpec(path="x", answer_field=""), verifier=f"own_rewards:{name}")
     verifier = verifier_for(task, CodeChecking())
     assert verifier is not None
     assert verifier.rewards(ANSWERS) == rewards
@@ -82,7 +82,7 @@ def test_what_is_no_reward_is_refused(module: None, path: str, message: str) -> 
 @pytest.mark.parametrize("verifier", ["maths", "", "a:b:c", "a.b", ":f", "a:", "os;x:f"])
 def test_a_name_that_is_none_is_refused(verifier: str) -> None:
     with pytest.raises(ConfigError, match="verifier must be one of boxed, math, code, none, or"):
-        JsonlTask(train_path="x", verifier=verifier)
+        DatasetTask(train=DatasetSpec(path="x"), verifier=verifier)
 
 
 @pytest.mark.parametrize("reward", [float("nan"), 1.5, -0.5, None, "good"])

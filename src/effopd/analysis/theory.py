@@ -115,8 +115,8 @@ def compute_theory(
     compared = predictions(loss, settings, report)
     rates = [share / float(compared.leading.values_k[0]) for share in RATE_SHARES]
     report(f"gradient descent: {len(rates)} rates, {settings.steps} steps each")
-    shown = {2**n for n in range(settings.steps.bit_length())} | {settings.steps}
-    shown = sorted(step for step in shown if step <= settings.steps)
+    powers = {2**n for n in range(settings.steps.bit_length())}
+    shown = sorted(step for step in powers | {settings.steps} if step <= settings.steps)
     descents = [row for rate in rates for row in compared.descent(rate, shown)]
     visited = [compared.checkpoint(step, update_P) for step, update_P in checkpoints.items()]
     report(f"searches: {len(rays)}")

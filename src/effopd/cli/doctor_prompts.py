@@ -6,8 +6,7 @@ from typing import Any
 
 from effopd.cli.data import Rendered, rendered
 from effopd.cli.doctor_visit import Finding, Level, Model, Patient
-from effopd.data.dataset import DataSource
-from effopd.data.files import JsonlTask
+from effopd.data.dataset import DatasetSpec
 from effopd.data.problem import CountingVerifier, Problem
 from effopd.data.world import TinyWorld
 from effopd.errors import EffopdError, ParameterMismatchError
@@ -147,7 +146,7 @@ def _is_away(patient: Patient) -> bool:
     return any(source.hub for source in _sources(patient))
 
 
-def _sources(patient: Patient) -> list[DataSource]:
+def _sources(patient: Patient) -> list[DatasetSpec]:
     task = patient.config.task
     sources = (task.train, task.test) if task.type == "dataset" else ()
     return [source for source in sources if source is not None]
@@ -155,11 +154,7 @@ def _sources(patient: Patient) -> list[DataSource]:
 
 def _missing_files(patient: Patient) -> Iterator[Finding]:
     """Files of problems that are not there, where the problems themselves are not read."""
-    task = patient.config.task
-    if isinstance(task, JsonlTask):
-        named = [task.train_path, task.test_path or ""]
-    else:
-        named = [source.path for source in _sources(patient) if not source.hub]
+    named = [source.path for source in _sources(patient) if not source.hub]
     for path in (path for path in named if path and not glob(path)):
         level: Level = "warning" if patient.offline else "problem"
         remedy = "put the file there, or name another in the recipe"

@@ -152,8 +152,8 @@ def _task(task: Mapping[str, Any]) -> Mapping[str, Any]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     return {
-        "type": "jsonl",
-        "train_path": str(path),
+        "type": "dataset",
+        "train": {"path": str(path)},
         "test_size": 4,
         "verifier": "boxed" if task["verifier"] == "code" else task["verifier"],
     }

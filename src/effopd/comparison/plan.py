@@ -233,7 +233,9 @@ def _quick(plan: Plan, section: Quick) -> Plan:
     methods = {}
     for name in kept.methods:
         method = plan.methods[name]
-        left = {k: tuple(v for v in getattr(method, k) if v in getattr(kept, k)) for k in _LISTS}
+        left: dict[str, Any] = {
+            k: tuple(v for v in getattr(method, k) if v in getattr(kept, k)) for k in _LISTS
+        }
         for key in (key for key in _LISTS if not left[key]):
             raise ConfigError(
                 f"[quick] leaves no {key} for methods.{name}: add one of its own to quick.{key}, "

@@ -19,7 +19,6 @@ from effopd.workspace import Workspace
 
 if TYPE_CHECKING:
     from effopd.data.dataset import DatasetTask
-    from effopd.data.files import JsonlTask
     from effopd.data.world import TinyWorld
     from effopd.training.config import Config
 
@@ -210,7 +209,7 @@ def _make_worlds(
     configs: "Mapping[str, Config]",
     stop: StopRequest,
     shown: Progress,
-) -> "dict[TinyWorld | JsonlTask | DatasetTask, str]":
+) -> "dict[TinyWorld | DatasetTask, str]":
     """Makes base and teacher of each tiny world once, so that no two runs do.
 
     Returns:

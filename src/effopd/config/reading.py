@@ -186,7 +186,7 @@ def checked(raw: Mapping[str, Any], cls: type, renamed: Mapping[str, str] | None
 
 
 def _checked_section(
-    raw: Mapping[str, Any], cls: type, section: str, mistakes: list[str], renamed: Mapping[str, str]
+    raw: Mapping[str, Any], cls: Any, section: str, mistakes: list[str], renamed: Mapping[str, str]
 ) -> Raw:
     hints = typing.get_type_hints(cls)
     if issubclass(cls, BaseModel):
@@ -203,16 +203,16 @@ def _checked_section(
             mistakes.append(f"unknown setting {name}; {_hint(key, names, section, raw)}")
             continue
         arms = typing.get_args(hints[key]) or (hints[key],)
-        members = [arm for arm in arms if dataclasses.is_dataclass(arm)]
-        optional = NoneType in arms
-        if not members or (optional and value is None):
+        members: list[Any] = [arm for arm in arms if dataclasses.is_dataclass(arm)]
+        optional, container = NoneType in arms, typing.get_origin(hints[key])
+        if not members or (optional and value is None) or container is tuple:
             continue
         if optional and value == NONE:
             found[key] = None
         elif not isinstance(value, Mapping):
             spelled = f" or {NONE!r}" if optional else ""
             mistakes.append(f"{name} must be a section{spelled}, got {value!r}")
-        elif typing.get_origin(hints[key]) is dict:  # sections with names of the user's own
+        elif container is dict:  # sections with names of the user's own
             found[key] = dict(value)
             for own, item in value.items():
                 if not isinstance(item, Mapping):

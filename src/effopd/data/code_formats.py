@@ -11,7 +11,7 @@ Every function raises ConfigError for what it cannot judge fairly; leave such pr
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -30,27 +30,19 @@ HARNESS_IMPORTS = "\n".join(
         "",
     ]
 )
-"""What the graders of APPS, Eurus and LiveCodeBench do before a solution."""
+"""What the graders of APPS and Eurus do before a solution."""
 
 DECIMAL_ERROR = 1e-6
-"""Absolute or relative error of printed decimal fractions, as the judges of Codeforces and AtCoder
-usually allow; most of what LiveCodeBench prints is AtCoder's."""
+"""Absolute or relative error of printed decimals, as the judge of Codeforces usually allows."""
 
 
 def from_input_output(given: str | Mapping[str, Any]) -> CodeTests:
-    """Tests in the form of APPS, TACO and Eurus.
+    """Tests in the form of APPS, TACO and Eurus: an object, or its JSON text.
 
-    Args:
-        given: The object, or its JSON text.
-
-    Returns:
-        Tests over standard input, or of the function that `fn_name` says. When every output of a
-        function is a list of one value, the value alone is right too: APPS wraps what it expects.
-
-    Raises:
-        ConfigError: It is not of this form.
+    When every output of a function is a list of one value, the value alone is right too: APPS wraps
+    what it expects.
     """
-    form = read_json(given) if isinstance(given, str) else given
+    form = _read_json(given) if isinstance(given, str) else given
     if not isinstance(form, Mapping):
         raise ConfigError(f"tests must be an object with inputs and outputs, got {form!r:.60}")
     inputs, outputs = form.get("inputs"), form.get("outputs")
@@ -65,7 +57,15 @@ def from_input_output(given: str | Mapping[str, Any]) -> CodeTests:
         calls = [_call(*pair) for pair in zip(inputs, outputs, strict=True)]
         lists = [expected for _, expected in calls if isinstance(expected, list)]
         is_wrapped = len(lists) == len(calls) and all(len(each) == 1 for each in lists)
-        return call_tests(name, calls, is_wrapped=is_wrapped)
+        return CodeTests(
+            kind="call",
+            inputs=tuple(arguments for arguments, _ in calls),
+            outputs=tuple(expected for _, expected in calls),
+            entry_point=name,
+            preamble=HARNESS_IMPORTS,
+            rule="json",
+            is_wrapped=is_wrapped,
+        )
     return CodeTests(
         kind="stdin",
         inputs=tuple(_joined(text) for text in inputs),
@@ -80,10 +80,6 @@ def from_codeforces(row: Mapping[str, Any]) -> CodeTests:
 
     Where `official_tests_complete` is false the longest tests are missing: the verdict is then
     more lenient than the judge's.
-
-    Raises:
-        ConfigError: Tests are missing, or the problem is interactive, reads files or has several
-            right answers, which only its own checker can tell.
     """
     if row.get("interaction_format"):
         raise ConfigError("an interactive problem cannot be judged by inputs and outputs")
@@ -94,53 +90,27 @@ def from_codeforces(row: Mapping[str, Any]) -> CodeTests:
     tests = row.get("official_tests")
     if not isinstance(tests, list | tuple) or not tests:
         raise ConfigError("no official_tests")
-    pairs = [text_pair(test) for test in tests]
+    for test in tests:
+        pair = [test.get(key) for key in ("input", "output")] if isinstance(test, Mapping) else []
+        if not pair or not all(isinstance(text, str) for text in pair):
+            raise ConfigError(
+                f"a test must be an object of text, input and output, got {test!r:.60}"
+            )
     return CodeTests(
         kind="stdin",
-        inputs=tuple(given for given, _ in pairs),
-        outputs=tuple(expected for _, expected in pairs),
+        inputs=tuple(test["input"] for test in tests),
+        outputs=tuple(test["output"] for test in tests),
         atol=DECIMAL_ERROR,
     )
 
 
-def text_pair(test: Any) -> tuple[str, str]:
-    """Input and output of one test, both text.
-
-    Raises:
-        ConfigError: One of them is missing or no text.
-    """
-    if not isinstance(test, Mapping):
-        raise ConfigError(f"a test must be an object with input and output, got {test!r:.60}")
-    given, expected = test.get("input"), test.get("output")
-    if not isinstance(given, str) or not isinstance(expected, str):
-        raise ConfigError(f"input and output of a test must be text, got {test!r:.60}")
-    return given, expected
-
-
-def call_tests(name: str, calls: Sequence[tuple[list[Any], Any]], *, is_wrapped: bool) -> CodeTests:
-    """Tests of the function `name`: arguments and the value to return, from JSON."""
-    return CodeTests(
-        kind="call",
-        inputs=tuple(arguments for arguments, _ in calls),
-        outputs=tuple(expected for _, expected in calls),
-        entry_point=name,
-        preamble=HARNESS_IMPORTS,
-        rule="json",
-        is_wrapped=is_wrapped,
-    )
-
-
-def json_lines(text: str) -> list[Any]:
+def _json_lines(text: str) -> list[Any]:
     """The JSON values of a text, one a line, as the arguments of a call."""
-    return [_with_integer_keys(read_json(line)) for line in text.split("\n") if line.strip()]
+    return [_with_integer_keys(_read_json(line)) for line in text.split("\n") if line.strip()]
 
 
-def read_json(text: str) -> Any:
-    """A JSON value; its integers may be of any length.
-
-    Raises:
-        ConfigError: The text is not JSON, or too deep to read.
-    """
+def _read_json(text: str) -> Any:
+    """A JSON value; its integers may be of any length."""
     try:
         try:
             return json.loads(text)
@@ -157,7 +127,7 @@ def _call(arguments: Any, expected: Any) -> tuple[list[Any], Any]:
     if isinstance(arguments, str):
         if not isinstance(expected, str):
             raise ConfigError(f"the output of a call must be JSON text, got {expected!r:.60}")
-        return json_lines(arguments), _with_integer_keys(read_json(expected))
+        return _json_lines(arguments), _with_integer_keys(_read_json(expected))
     if not isinstance(arguments, list):
         raise ConfigError(f"arguments must be a list or JSON lines, got {arguments!r:.60}")
     return [_with_integer_keys(value) for value in arguments], _with_integer_keys(expected)

@@ -11,17 +11,17 @@ from typing import Any, Literal, get_args
 from effopd.errors import ConfigError
 
 Rule = Literal[
-    "tokens", "lines", "exact", "json", "value", "set", "presence",
+    "tokens", "exact", "json", "value", "set", "presence",
     "root", "anything", "zero_too", "pyramid", "digit_distance",
 ]  # fmt: skip
 """How a result is compared with what is expected; `effopd.rewards.code_comparison` has the rules.
 
-The first three compare printed text: words, lines of words, and words of which none is a number.
+The first two compare printed text: words, and words of which none is a number.
 The others compare returned values. Those in the second row are the problems for which EvalPlus
 accepts more than the answer of its reference solution.
 """
 
-_TEXT_RULES = ("tokens", "lines", "exact")
+_TEXT_RULES = ("tokens", "exact")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,34 +1,98 @@
-"""Problems from a named data set or one's own files, filtered."""
+"""Problems from a named data set, one's own files, or memory, filtered."""
 
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
 
-from effopd.data.counts import Counts
+from effopd.config.reading import read, read_toml
 from effopd.data.filters import Check, Filters, plain, select
-from effopd.data.hub import hub_rows
-from effopd.data.mapping import Candidate, needed_fields, read_row
-from effopd.data.origins import ORIGINS, Origin, OriginName, TestsForm
-from effopd.data.problem import AnswerRules, Problem, Task, VerifierName, check_verifier
-from effopd.data.rows import Row, file_rows, local_files
+from effopd.data.mapping import MappedRow, needed_fields, read_row
+from effopd.data.problem import AnswerRules, Counts, Task, VerifierName, check_verifier
+from effopd.data.rows import Row, file_rows, hub_rows, memory_rows
 from effopd.data.templates import check_template
 from effopd.errors import ConfigError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _OF_THE_HUB = ("repo", "revision", "config", "split", "files")
+_USUAL = {
+    "split": "train",
+    "prompt_field": "question",
+    "answer_field": "answer",
+    "log_base": "e",
+    "system": "keep",
+    "template": "plain",
+}
+"""What a data set has that says nothing else."""
+
+
+# The registry -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataSource:
-    r"""Rows and what their fields mean; "" leaves a setting to the named data set.
+class Schema:
+    """One way in which the rows of a benchmark are written.
+
+    Attributes:
+        fields: Settings of a `DatasetSpec`.
+        choices: Where the options of a question are: below it ("text"), or in fields of their own
+            ("columns"); "" where answers are free.
+        solution_field: Field with a worked solution; "" where there is none.
+    """
+
+    fields: dict[str, str | float]
+    choices: Literal["", "text", "columns"] = ""
+    solution_field: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """A named set of questions.
+
+    Attributes:
+        verifier: Who checks answers.
+        licence: Licence of the data, for people.
+        source: Where its rows are, for people.
+        hub: Settings of the repository; {} where it has to be given as a file.
+        schemas: Of the hub the first; of a file the first one that can read its first row.
+    """
+
+    verifier: Literal["math", "code"]
+    licence: str
+    source: str
+    hub: dict[str, str] = dataclasses.field(default_factory=dict)
+    schemas: tuple[Schema, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registry:
+    """`registry.toml`: settings of data sets and benchmarks by name."""
+
+    datasets: dict[str, dict[str, str]]
+    benchmarks: dict[str, Benchmark]
+
+
+@cache
+def registry() -> Registry:
+    """The data sets and benchmarks that are known by name."""
+    return read(Registry, read_toml(Path(__file__).with_name("registry.toml"))[0])
+
+
+# Data sets ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec:
+    r"""Rows and what their fields mean; "" takes what the named data set has.
 
     Attributes:
         name: A named data set (docs/data.md), or "custom" for one's own.
         path: Local `.jsonl` or `.parquet` file, or a pattern such as `data/train-*.parquet`.
-        hub: Load from the Hugging Face hub instead, by the extra `eval`.
+        hub: Load from the Hugging Face hub instead.
         repo: Repository on the hub.
         revision: Its commit, 40 hexadecimal digits.
         config: Its configuration.
@@ -51,7 +115,7 @@ class DataSource:
             replaced.
     """
 
-    name: OriginName = "custom"
+    name: str = "custom"
     path: str = ""
     hub: bool = False
     repo: str = ""
@@ -65,7 +129,7 @@ class DataSource:
     level_field: str = ""
     teacher_field: str = ""
     source_field: str = ""
-    tests_form: TestsForm | Literal[""] = ""
+    tests_form: Literal["", "input_output", "codeforces", "evalplus"] = ""
     tests_field: str = ""
     where_field: str = ""
     where: str = ""
@@ -75,55 +139,55 @@ class DataSource:
     template: str = ""
 
     def __post_init__(self) -> None:
-        if self.name not in ORIGINS:
-            raise ConfigError(f"name must be one of {', '.join(ORIGINS)}, got {self.name!r}")
+        known = registry().datasets
+        if self.name not in known:
+            raise ConfigError(f"name must be one of {', '.join(known)}, got {self.name!r}")
         if bool(self.path) == self.hub:
             raise ConfigError("give either path, a local file, or hub = true")
-        if self.hub:
-            self._check_repository()
-        elif given := [field for field in _OF_THE_HUB if getattr(self, field)]:
+        if not self.hub and (given := [name for name in _OF_THE_HUB if getattr(self, name)]):
             raise ConfigError(f"{given[0]} is of the hub: remove it, or set hub instead of path")
-        if bool(self.origin.where_field) != bool(self.origin.where):
+        named = known[self.name]
+        other = self.repo not in {"", named.get("repo")}
+        if self.hub and other and not self.revision:
+            raise ConfigError("repo needs revision, a commit of it: branches move")
+        # what was left open is what the named data set says, so that a record of it is complete
+        for name, value in (_USUAL | named).items():
+            if name != "licence" and (self.hub or name not in _OF_THE_HUB):
+                object.__setattr__(self, name, getattr(self, name) or value)
+        if self.hub and not self.repo:
+            raise ConfigError("hub = true needs name or repo")
+        if self.hub and not _COMMIT.fullmatch(self.revision):
+            raise ConfigError(
+                f"revision must be a commit of 40 hexadecimal digits, got {self.revision!r}: "
+                "branches move"
+            )
+        if bool(self.where_field) != bool(self.where):
             raise ConfigError("where_field and where select rows together: set both or none")
-        if self.origin.tests_form == "input_output" and not self.origin.tests_field:
+        if self.tests_form == "input_output" and not self.tests_field:
             raise ConfigError("tests_form = 'input_output' needs tests_field")
-        check_template(self.origin.template)
-        AnswerRules(log_base=self.origin.log_base, relative_error=self.origin.relative_error)
+        check_template(self.template)
+        assert self.rules  # checks itself
 
     @property
-    def origin(self) -> Origin:
-        """The data set with these settings over its own."""
-        named = ORIGINS[self.name]
-        fields = {field.name for field in dataclasses.fields(named)} - {"licence"}
-        given = {field: value for field in fields if (value := getattr(self, field))}
-        return dataclasses.replace(named, **given)
+    def rules(self) -> AnswerRules:
+        """How its references are written."""
+        return AnswerRules(log_base=self.log_base or "e", relative_error=self.relative_error)
 
     @property
     def title(self) -> str:
         """What it is, for people: the files, or the repository with its commit."""
-        origin = self.origin
-        return self.path or f"{origin.repo}@{origin.revision[:12]} {origin.split}"
+        return self.path or f"{self.repo}@{self.revision[:12]} {self.split}"
 
-    def rows(self, fields: Sequence[str] | None) -> Iterator[Row]:
-        """The rows, in order; `fields` are the ones that are needed, None all of them."""
-        if self.hub:
-            origin = self.origin
-            yield from hub_rows(origin, origin.repo.rpartition("/")[2], fields)
-        else:
-            for path in local_files(self.path):
-                yield from file_rows(path, fields)
+    def rows(self, fields: Sequence[str] | None, name: str = "") -> Iterator[Row]:
+        """The rows, in order; `fields` are the needed ones, None all; `name` is what to call them.
 
-    def _check_repository(self) -> None:
-        origin = self.origin
-        if not origin.repo:
-            raise ConfigError("hub = true needs name or repo")
-        if self.repo and self.repo != ORIGINS[self.name].repo and not self.revision:
-            raise ConfigError("repo needs revision, a commit of it: branches move")
-        if not _COMMIT.fullmatch(origin.revision):
-            raise ConfigError(
-                f"revision must be a commit of 40 hexadecimal digits, got {origin.revision!r}: "
-                "branches move"
-            )
+        Raises:
+            ConfigError: A file or repository cannot be read.
+        """
+        if not self.hub:
+            return file_rows(self.path, fields)
+        where: Any = {key: getattr(self, key) for key in _OF_THE_HUB}
+        return hub_rows(**where, fields=fields, name=name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,8 +204,8 @@ class DatasetTask:
     """
 
     type: Literal["dataset"] = "dataset"
-    train: DataSource
-    test: DataSource | None = None
+    train: DatasetSpec
+    test: DatasetSpec | None = None
     test_size: int = 256
     verifier: VerifierName = "math"
     filters: Filters = Filters()
@@ -150,13 +214,12 @@ class DatasetTask:
         check_verifier(self.verifier)
         if self.test_size < 1:
             raise ConfigError(f"test_size must be at least 1, got {self.test_size}")
-        for source in (self.train, self.test):
-            if source is None or self.verifier == "none":
+        for spec in (self.train, self.test):
+            if spec is None or self.verifier == "none":
                 continue
-            what = source.origin
-            if self.verifier == "code" and not what.tests_form:
+            if self.verifier == "code" and not spec.tests_form:
                 raise ConfigError("verifier = 'code' needs programs with tests: set tests_form")
-            if self.verifier in {"boxed", "math"} and not what.answer_field:
+            if self.verifier in {"boxed", "math"} and not spec.answer_field:
                 raise ConfigError(
                     f"verifier = {self.verifier!r} needs answer_field; programs are checked by "
                     "'code', nothing by 'none'"
@@ -172,9 +235,23 @@ class DatasetTask:
             ConfigError: A file or repository cannot be read, holds no or too few problems, or two
                 problems have the same id.
         """
-        held_out, test_counts = self._test()
-        checks = self.filters.checks({plain(candidate) for candidate in held_out})
-        kept, counts = self._select(self.train, checks)
+        return self.of_rows(None, None)
+
+    def of_rows(
+        self,
+        train: Iterable[Mapping[str, Any]] | None,
+        test: Iterable[Mapping[str, Any]] | None = None,
+    ) -> Task:
+        """The problems of rows in memory; None reads those that the settings name."""
+        rows = None if train is None else memory_rows(train, "train")
+        test_rows = None if test is None else memory_rows(test, "test")
+        held_out: list[MappedRow] = []
+        test_counts: list[Counts] = []
+        if self.test is not None:
+            held_out, counts = self._select(self.test, test_rows, [])
+            test_counts = [counts]
+        checks = self.filters.checks({plain(each.problem) for each in held_out})
+        kept, counts = self._select(self.train, rows, checks)
         if self.test is None:
             if len(kept) <= self.test_size:
                 left_out = f" ({counts})" if counts.dropped else ""
@@ -184,32 +261,21 @@ class DatasetTask:
                 )
             kept, held_out = kept[: -self.test_size], kept[-self.test_size :]
         task = Task(
-            train=[candidate.problem for candidate in kept],
-            test=[candidate.problem for candidate in held_out],
+            train=[each.problem for each in kept],
+            test=[each.problem for each in held_out],
             counts=(counts, *test_counts),
         )
-        _check_ids([*task.train, *task.test])
+        # ids are made of file names and numbers of rows; files of one name would share them
+        ids = Counter(problem.id for problem in (*task.train, *task.test))
+        name, times = ids.most_common(1)[0]
+        if times > 1:
+            raise ConfigError(
+                f"{times} problems would have the id {name!r}: give the files different names"
+            )
         return task
 
-    def _test(self) -> tuple[list[Candidate], list[Counts]]:
-        """The problems of `test`, unfiltered but for those that cannot be read."""
-        if self.test is None:
-            return [], []
-        held_out, counts = self._select(self.test, [])
-        return held_out, [counts]
-
     def _select(
-        self, source: DataSource, checks: Sequence[Check]
-    ) -> tuple[list[Candidate], Counts]:
-        origin = source.origin
-        rows = source.rows(needed_fields(origin, self.verifier))
-        return select(source.title, (read_row(row, origin, self.verifier) for row in rows), checks)
-
-
-def _check_ids(problems: Sequence[Problem]) -> None:
-    """Ids are made of file names and numbers of rows; files of one name would share them."""
-    name, times = Counter(problem.id for problem in problems).most_common(1)[0]
-    if times > 1:
-        raise ConfigError(
-            f"{times} problems would have the id {name!r}: give the files different names"
-        )
+        self, spec: DatasetSpec, rows: Iterable[Row] | None, checks: Sequence[Check]
+    ) -> tuple[list[MappedRow], Counts]:
+        rows = spec.rows(needed_fields(spec, self.verifier)) if rows is None else rows
+        return select(spec.title, (read_row(row, spec, self.verifier) for row in rows), checks)

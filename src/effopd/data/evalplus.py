@@ -37,13 +37,6 @@ def from_evalplus(row: Mapping[str, Any]) -> CodeTests:
     """All tests of a problem, the base ones first.
 
     A program may leave out what the prompt of HumanEval gives: it stands before every program.
-
-    Args:
-        row: With `task_id`, `prompt`, `entry_point`, `canonical_solution`, `base_input`,
-            `plus_input` and `atol`.
-
-    Raises:
-        ConfigError: A field is missing or of another type.
     """
     task, prompt = _text(row, "task_id"), _text(row, "prompt")
     name, solution = _text(row, "entry_point"), _text(row, "canonical_solution")
@@ -54,11 +47,15 @@ def from_evalplus(row: Mapping[str, Any]) -> CodeTests:
     atol = row.get("atol", 0)
     if isinstance(atol, bool) or not isinstance(atol, int | float):
         raise ConfigError(f"atol must be a number, got {atol!r:.60}")
+    if benchmark == "Mbpp" and (read := _READERS.get(int(number))) is not None:
+        try:
+            inputs = [read(each) for each in inputs]
+        except (TypeError, ValueError, AttributeError, IndexError) as error:
+            raise ConfigError(f"{task}: arguments are not as expected: {error}") from None
     rules = _MBPP_RULES if benchmark == "Mbpp" else _HUMANEVAL_RULES
-    read = _READERS.get(int(number)) if benchmark == "Mbpp" else None
     return CodeTests(
         kind="call",
-        inputs=tuple(_read(read, each, task) if read else each for each in inputs),
+        inputs=tuple(inputs),
         entry_point=name,
         reference=prompt + solution,
         preamble=prompt if benchmark == "HumanEval" else "",
@@ -80,15 +77,6 @@ def _inputs(row: Mapping[str, Any], field: str) -> list[Arguments]:
     return inputs
 
 
-def _read(reader: Callable[[Arguments], Arguments], arguments: Arguments, task: str) -> Arguments:
-    try:
-        return reader(arguments)
-    except (TypeError, ValueError, AttributeError, IndexError) as error:
-        raise ConfigError(
-            f"{task}: arguments {arguments!r:.60} are not as expected: {error}"
-        ) from None
-
-
 # Arguments that JSON cannot write -----------------------------------------------------------------
 
 
@@ -102,75 +90,31 @@ def _deep(value: Any) -> Any:
     return tuple(_deep(each) for each in value) if isinstance(value, list) else value
 
 
-def _each_is_tuple(given: Arguments) -> Arguments:
-    return _items(given)
-
-
-def _each_holds_tuples(given: Arguments) -> Arguments:
-    return [_items(each) for each in given]
-
-
-def _first_holds_tuples(given: Arguments) -> Arguments:
-    return [_items(given[0]), *given[1:]]
-
-
-def _first_is_tuple(given: Arguments) -> Arguments:
-    return [tuple(given[0]), *given[1:]]
-
-
-def _second_is_tuple(given: Arguments) -> Arguments:
-    return [given[0], tuple(given[1])]
-
-
-def _tuples_of_tuples(given: Arguments) -> Arguments:
-    return [tuple(_items(each)) for each in given]
-
-
-def _first_is_tuple_with_tuples(given: Arguments) -> Arguments:
-    return [tuple(tuple(each) if isinstance(each, list) else each for each in given[0])]
-
-
-def _sets(given: Arguments) -> Arguments:
-    return [[set(each) if isinstance(each, list) and each else {} for each in given[0]]]
-
-
-def _dict_of_tuples(given: Arguments) -> Arguments:
-    return [{key: tuple(each) for key, each in given[0].items()}, *given[1:]]
-
-
-def _all_deep(given: Arguments) -> Arguments:
-    return [_deep(each) for each in given]
-
-
-def _real_and_complex(given: Arguments) -> Arguments:
-    return [float(given[0]), complex(given[1])]
-
-
-def _one_complex(given: Arguments) -> Arguments:
-    return [complex(given[0])]
-
-
 _READERS: dict[int, Callable[[Arguments], Arguments]] = {
     **dict.fromkeys(
         (
             2, 116, 132, 143, 222, 261, 273, 394, 399, 421, 424, 429, 470, 560, 579, 596, 616, 630,
             726, 740, 744, 809,
         ),
-        _each_is_tuple,
+        _items,  # each argument is a tuple
     ),
     **dict.fromkeys(
         (63, 64, 70, 94, 120, 237, 272, 299, 400, 409, 417, 438, 473, 614, 780),
-        _each_holds_tuples,
+        lambda given: [_items(each) for each in given],
     ),
-    **dict.fromkeys((75, 413, 444, 753), _first_holds_tuples),
-    **dict.fromkeys((250, 307, 405, 446, 617, 720, 763, 808), _first_is_tuple),
-    **dict.fromkeys((106, 750), _second_is_tuple),
-    **dict.fromkeys((259, 401, 445), _tuples_of_tuples),
-    **dict.fromkeys((580, 615, 791), _all_deep),
-    115: _sets,
-    124: _real_and_complex,
-    252: _one_complex,
-    278: _first_is_tuple_with_tuples,
-    722: _dict_of_tuples,
+    **dict.fromkeys((75, 413, 444, 753), lambda given: [_items(given[0]), *given[1:]]),
+    **dict.fromkeys(
+        (250, 307, 405, 446, 617, 720, 763, 808), lambda given: [tuple(given[0]), *given[1:]]
+    ),
+    **dict.fromkeys((106, 750), lambda given: [given[0], tuple(given[1])]),
+    **dict.fromkeys((259, 401, 445), lambda given: [tuple(_items(each)) for each in given]),
+    **dict.fromkeys((580, 615, 791), lambda given: [_deep(each) for each in given]),
+    115: lambda given: [
+        [set(each) if isinstance(each, list) and each else {} for each in given[0]]
+    ],
+    124: lambda given: [float(given[0]), complex(given[1])],
+    252: lambda given: [complex(given[0])],
+    278: lambda given: [tuple(tuple(x) if isinstance(x, list) else x for x in given[0])],
+    722: lambda given: [{key: tuple(each) for key, each in given[0].items()}, *given[1:]],
 }  # fmt: skip
 """Number of an MBPP problem -> its arguments as they were before they were JSON."""

@@ -54,11 +54,7 @@ class Conversation(NamedTuple):
 
 
 def value_at(row: Mapping[str, Any], field: str) -> Any:
-    """The value of a field: of the column with this very name, else of the path it is.
-
-    Raises:
-        ConfigError: There is no such field.
-    """
+    """The value of a field: of the column with this very name, else of the path it is."""
     if field in row:
         return row[field]
     value: Any = row
@@ -74,32 +70,12 @@ def value_at(row: Mapping[str, Any], field: str) -> Any:
 
 
 def text_at(row: Mapping[str, Any], field: str) -> str:
-    """A field that holds text or a finite number, as text that a tokenizer can read.
-
-    Raises:
-        ConfigError: It holds something else, nothing, or half a surrogate pair.
-    """
+    """A field that holds text or a finite number, as text that a tokenizer can read."""
     return _text(value_at(row, field), f"field {field!r}")
 
 
-def integer_at(row: Mapping[str, Any], field: str) -> int:
-    """A field that holds an integer.
-
-    Raises:
-        ConfigError: It holds something else.
-    """
-    value = value_at(row, field)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"field {field!r} must be an integer, got {value!r:.60}")
-    return value
-
-
 def level_at(row: Mapping[str, Any], field: str) -> float:
-    """A difficulty: a finite number, or the text of one, as in `Level 5`.
-
-    Raises:
-        ConfigError: It is neither.
-    """
+    """A difficulty: a finite number, or the text of one, as in `Level 5`."""
     value = value_at(row, field)
     if isinstance(value, str) and (found := _LEVEL.fullmatch(value.strip())):
         return float(found[1])
@@ -114,11 +90,7 @@ def conversation_at(row: Mapping[str, Any], field: str) -> Conversation:
     A message is `{role, content}`, where content is text or a list of parts of text, or
     `{from, value}` (ShareGPT). At most one system message comes first, then user and assistant take
     turns. An answer at the end, with its calls of tools, is left out: the student is to write its
-    own.
-
-    Raises:
-        ConfigError: It is neither, a message comes out of turn, or one is no text (an image, a
-            call of a tool).
+    own. Images and calls of tools are refused.
     """
     usual = next((name for name in _USUAL if name in row), None)
     try:
@@ -135,7 +107,17 @@ def conversation_at(row: Mapping[str, Any], field: str) -> Conversation:
         value = [value] if _said_by(value) else value
     if not isinstance(value, list):
         return Conversation("", (), _text(value, where))
-    roles = [_role(each, where) for each in value]
+    roles = []
+    for each in value:
+        if not isinstance(each, Mapping):
+            raise ConfigError(f"{where} must hold messages with role and content, got {each!r:.60}")
+        role = _ROLES.get(_said_by(each))
+        if role is None:
+            said = each.get("role") or each.get("from")
+            raise ConfigError(
+                f"{where} has a message of {said!r:.40}; read are those of {', '.join(_ROLES)}"
+            )
+        roles.append(role)
     first = int(roles[:1] == ["system"])
     last = len(roles)
     while last > first and roles[last - 1] in {"assistant", "tool"}:
@@ -174,38 +156,23 @@ def _said_by(message: Any) -> str:
     return said.strip().lower() if isinstance(said, str) else ""
 
 
-def _role(message: Any, where: str) -> str:
-    """Who says a message, as chat templates call them."""
-    if not isinstance(message, Mapping):
-        raise ConfigError(f"{where} must hold messages with role and content, got {message!r:.60}")
-    role = _ROLES.get(_said_by(message))
-    if role is None:
-        said = message.get("role") or message.get("from")
-        raise ConfigError(
-            f"{where} has a message of {said!r:.40}; read are those of {', '.join(_ROLES)}"
-        )
-    return role
-
-
 def _content(message: Mapping[str, Any], where: str) -> Any:
     """What a message says; parts are joined."""
     if message.get("tool_calls"):
         raise ConfigError(f"{where} has a message that calls a tool, which is not supported")
     content = message.get("content")
     content = message.get("value") if content is None else content
-    if isinstance(content, list):
-        content = "".join(_part(part, where) for part in content)
-    return content
-
-
-def _part(part: Any, where: str) -> str:
-    """The text of one part of a message's content."""
-    if isinstance(part, str):
-        return part
-    kind = part.get("type", "text") if isinstance(part, Mapping) else part
-    if kind not in {"text", "input_text"} or not isinstance(part.get("text"), str):
-        raise ConfigError(f"{where} has a part of type {kind!r:.40}; prompts are text alone")
-    return str(part["text"])
+    if not isinstance(content, list):
+        return content
+    texts = []
+    for part in content:
+        kind = part.get("type", "text") if isinstance(part, Mapping) else part
+        text = part.get("text") if isinstance(part, Mapping) else part
+        known = isinstance(part, str) or kind in {"text", "input_text"}
+        if not known or not isinstance(text, str):
+            raise ConfigError(f"{where} has a part of type {kind!r:.40}; prompts are text alone")
+        texts.append(text)
+    return "".join(texts)
 
 
 def _text(value: Any, what: str) -> str:

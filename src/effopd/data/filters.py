@@ -1,18 +1,24 @@
 """Which training problems are left out, and how many."""
 
+import re
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from effopd.data.counts import Counts
-from effopd.data.decontamination import Overlap, benchmark_questions
-from effopd.data.mapping import Candidate, Unfit
+from effopd.data.fields import conversation_at
+from effopd.data.mapping import MappedRow, RejectedRow
+from effopd.data.problem import Counts, Problem
+from effopd.data.rows import file_rows
 from effopd.errors import ConfigError
 
-Check = tuple[str, Callable[[Candidate], bool]]
+Check = tuple[str, Callable[[MappedRow], bool]]
 """A reason, and whether it applies to a problem."""
+
+_WORD = re.compile(r"[^\W_]+")
+_QUESTION_FIELDS = ("problem", "question", "prompt", "question_content")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,71 +51,56 @@ class Filters:
             raise ConfigError(f"benchmark_words must be at least 1, got {self.benchmark_words}")
 
     def checks(self, held_out: Collection[str]) -> list[Check]:
-        """The checks, in the order in which they are made.
+        """The checks in the order in which they are made; that of repeated prompts remembers them.
 
-        Args:
-            held_out: Prompts of test problems, as `plain` writes them.
-
-        Returns:
-            The checks; the one of repeated prompts remembers what it saw.
+        `held_out` has the prompts of test problems, as `plain` writes them.
         """
-        found = [*self._level_checks()]
-        if (limit := self.max_characters) is not None:
-            found.append((f"more than {limit} characters", lambda c: len(c.question) > limit))
-        if self.repeated == "drop":
-            found.append(("the prompt of an earlier row", _is_repeated()))
-        if held_out:
-            found.append(("the prompt of a test problem", lambda c: plain(c) in held_out))
-        found.extend(self._benchmark_check(pattern) for pattern in self.benchmarks)
-        return found
-
-    def _level_checks(self) -> list[Check]:
-        low, high = self.min_level, self.max_level
+        low, high, longest = self.min_level, self.max_level, self.max_characters
         found: list[Check] = []
         if low is not None or high is not None:
-            found.append(("no readable level", lambda c: c.level is None))
+            found.append(("no readable level", lambda row: row.level is None))
         if low is not None:
-            found.append((f"level below {low:g}", lambda c: c.level is not None and c.level < low))
+            found.append((f"level below {low:g}", lambda row: (row.level or 0.0) < low))
         if high is not None:
+            found.append((f"level above {high:g}", lambda row: (row.level or 0.0) > high))
+        if longest is not None:
             found.append(
-                (f"level above {high:g}", lambda c: c.level is not None and c.level > high)
+                (f"more than {longest} characters", lambda row: len(row.question) > longest)
             )
+        if self.repeated == "drop":
+            seen: set[str] = set()
+
+            def is_repeated(row: MappedRow) -> bool:
+                before = len(seen)
+                seen.add(plain(row.problem))
+                return len(seen) == before
+
+            found.append(("the prompt of an earlier row", is_repeated))
+        if held_out:
+            found.append(
+                ("the prompt of a test problem", lambda row: plain(row.problem) in held_out)
+            )
+        for pattern in self.benchmarks:
+            reason = f"{self.benchmark_words} words in a row of {Path(pattern).name}"
+            found.append((reason, Overlap(benchmark_questions(pattern), self.benchmark_words).has))
         return found
 
-    def _benchmark_check(self, pattern: str) -> Check:
-        overlap = Overlap(benchmark_questions(pattern), self.benchmark_words)
-        reason = f"{self.benchmark_words} words in a row of {Path(pattern).name}"
-        return reason, lambda c: c.question in overlap
 
-
-def plain(candidate: Candidate) -> str:
+def plain(problem: Problem) -> str:
     """All that is said with white space made even: what makes two prompts the same."""
-    problem = candidate.problem
     said = [problem.system, *(text for turn in problem.turns for text in turn), problem.prompt]
     return " ".join("\n".join(said).split())
 
 
 def select(
-    name: str, rows: Iterable[Candidate | Unfit], checks: Iterable[Check]
-) -> tuple[list[Candidate], Counts]:
-    """The problems that pass.
-
-    Args:
-        name: The source, for messages and counts.
-        rows: One a row.
-        checks: What is left out.
-
-    Returns:
-        The problems that pass, in order, and the counts.
-
-    Raises:
-        ConfigError: None passes.
-    """
+    name: str, rows: Iterable[MappedRow | RejectedRow], checks: Iterable[Check]
+) -> tuple[list[MappedRow], Counts]:
+    """The problems of a source that pass, in order, and the counts; an error where none passes."""
     checks, kept, dropped = list(checks), [], Counter[str]()
     first_mistake, read, answered = "", 0, 0
     for row in rows:
         read += 1
-        if isinstance(row, Unfit):
+        if isinstance(row, RejectedRow):
             dropped[row.reason] += 1
             first_mistake = first_mistake or row.explanation
         elif reason := next((reason for reason, applies in checks if applies(row)), None):
@@ -131,14 +122,50 @@ def select(
     return kept, counts
 
 
-def _is_repeated() -> Callable[[Candidate], bool]:
-    seen: set[str] = set()
+# Overlap with benchmarks --------------------------------------------------------------------------
 
-    def is_repeated(candidate: Candidate) -> bool:
-        prompt = plain(candidate)
-        if prompt in seen:
-            return True
-        seen.add(prompt)
-        return False
 
-    return is_repeated
+def words(text: str) -> list[str]:
+    r"""Runs of letters and digits, compatibility forms and case undone.
+
+    Punctuation, markup and layout do not count: `\frac{1}{2}` is `frac 1 2`.
+    """
+    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+class Overlap:
+    """The texts that share `ngram` consecutive words with one of a collection.
+
+    A text of the collection with fewer words is shared by the texts that have exactly its words.
+    """
+
+    def __init__(self, texts: Iterable[str], ngram: int) -> None:
+        self._ngram = ngram
+        self._shared = {each for text in texts for each in self._sequences(text)}
+
+    def __contains__(self, text: str) -> bool:
+        """Whether a text overlaps with one of the collection."""
+        return any(each in self._shared for each in self._sequences(text))
+
+    def has(self, row: MappedRow) -> bool:
+        """Whether the question of a row does."""
+        return row.question in self
+
+    def _sequences(self, text: str) -> Iterator[str]:
+        """Every `ngram` words in a row; all words of a text with fewer."""
+        found, size = words(text), self._ngram
+        return (" ".join(found[i : i + size]) for i in range(max(len(found) - size, 0) + 1))
+
+
+def benchmark_questions(pattern: str) -> Iterator[str]:
+    """Questions of benchmark files, from the first of the usual fields that a row has."""
+    for row in file_rows(pattern):
+        try:
+            usual = next((field for field in _QUESTION_FIELDS if field in row.values), None)
+            if usual is None:
+                raise ConfigError(
+                    f"a benchmark needs one of the fields {', '.join(_QUESTION_FIELDS)}"
+                )
+            yield conversation_at(row.values, usual).asked
+        except ConfigError as error:
+            raise ConfigError(f"{row.place}: {error}") from None

@@ -2,23 +2,22 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from effopd.data.code_formats import from_codeforces, from_input_output
 from effopd.data.code_tests import CodeTests
 from effopd.data.evalplus import from_evalplus
 from effopd.data.fields import conversation_at, level_at, text_at, value_at
-from effopd.data.livecodebench import from_livecodebench
-from effopd.data.origins import Origin
 from effopd.data.problem import Problem, VerifierName
 from effopd.data.rows import Row
 from effopd.data.templates import fill
 from effopd.errors import ConfigError
 
+if TYPE_CHECKING:
+    from effopd.data.dataset import DatasetSpec
 
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
+
+class MappedRow(NamedTuple):
     """A problem with what filters look at.
 
     Attributes:
@@ -29,13 +28,12 @@ class Candidate:
     """
 
     problem: Problem
-    question: str
-    level: float | None
+    question: str = ""
+    level: float | None = None
     answered: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Unfit:
+class RejectedRow(NamedTuple):
     """A row that is no problem.
 
     Attributes:
@@ -52,99 +50,74 @@ class Unfit:
         return self.message + _REMEDIES.get(self.reason, "") if self.message else ""
 
 
+NO_QUESTION = "no readable question"
 _REMEDIES = {
     "no readable reference answer": ": answer_field names the field of references; rows without "
     'any are kept by task.verifier = "none"',
     "no usable tests": ": tests_form and tests_field say where tests are; rows without any are "
     'kept by task.verifier = "none"',
 }
+_TESTS: Mapping[str, Callable[[Any], CodeTests]] = {
+    "input_output": from_input_output,
+    "codeforces": from_codeforces,
+    "evalplus": from_evalplus,
+}
 
 
-def read_row(row: Row, origin: Origin, verifier: VerifierName) -> Candidate | Unfit:
-    """The problem of a row.
-
-    Args:
-        row: The row.
-        origin: What its fields mean.
-        verifier: Who checks answers: "code" needs tests, "none" nothing, the others a reference.
-
-    Returns:
-        The problem, or why there is none.
-    """
+def read_row(row: Row, spec: "DatasetSpec", verifier: VerifierName) -> MappedRow | RejectedRow:
+    """The problem of a row; "code" needs tests, "none" nothing, other verifiers a reference."""
     values = row.values
-    reason = "no readable question"
+    reason = NO_QUESTION
     try:
-        if origin.where_field and value_at(values, origin.where_field) != origin.where:
-            return Unfit(reason=f"{origin.where_field} is not {origin.where!r}")
-        said = conversation_at(values, origin.prompt_field)
+        if spec.where_field and value_at(values, spec.where_field) != spec.where:
+            return RejectedRow(f"{spec.where_field} is not {spec.where!r}")
+        said = conversation_at(values, spec.prompt_field)
         reason = "no readable reference answer"
-        has_answer = verifier not in {"code", "none"} and bool(origin.answer_field)
-        answer = _answer(values, origin) if has_answer else ""
+        has_answer = verifier not in {"code", "none"} and bool(spec.answer_field)
+        answer = _answer(values, spec) if has_answer else ""
         reason = "no usable tests"
-        tests = _tests(values, origin) if verifier == "code" else None
+        tests: CodeTests | None = None
+        if verifier == "code":
+            given = value_at(values, spec.tests_field) if spec.tests_field else values
+            tests = _TESTS[spec.tests_form](given)
         reason = "no readable teacher or source"
-        teacher = text_at(values, origin.teacher_field) if origin.teacher_field else ""
-        source = text_at(values, origin.source_field) if origin.source_field else ""
+        teacher = text_at(values, spec.teacher_field) if spec.teacher_field else ""
+        source = text_at(values, spec.source_field) if spec.source_field else ""
     except ConfigError as error:
-        return Unfit(reason=reason, message=f"{row.place}: {error}")
-    level = _level(values, origin.level_field)
+        return RejectedRow(reason, f"{row.place}: {error}")
+    try:
+        level = level_at(values, spec.level_field) if spec.level_field else None
+    except ConfigError:
+        level = None  # a filter on levels counts it
     problem = Problem(
         id=row.name,
-        prompt=fill(origin.template, said.question),
-        system=said.system if origin.system == "keep" else "",
+        prompt=fill(spec.template, said.question),
+        system=said.system if spec.system == "keep" else "",
         answer=answer,
         teacher=teacher,
         level=0 if level is None else math.floor(level),
         source=source,
         tests=tests,
         turns=said.turns,
-        rules=origin.rules,
+        rules=spec.rules,
     )
-    return Candidate(problem=problem, question=said.asked, level=level, answered=said.answered)
+    return MappedRow(problem, said.asked, level, said.answered)
 
 
-def needed_fields(origin: Origin, verifier: VerifierName) -> list[str] | None:
+def needed_fields(spec: "DatasetSpec", verifier: VerifierName) -> list[str] | None:
     """The fields that `read_row` looks at; None where it takes the whole row."""
-    if verifier == "code" and not origin.tests_field:
+    if verifier == "code" and not spec.tests_field:
         return None
-    checked = origin.tests_field if verifier == "code" else origin.answer_field
-    fields = (
-        origin.prompt_field,
-        "" if verifier == "none" else checked,
-        origin.level_field,
-        origin.teacher_field,
-        origin.source_field,
-        origin.where_field,
-    )
-    return [field for field in fields if field]
+    checked = {"code": spec.tests_field, "none": ""}.get(verifier, spec.answer_field)
+    others = (spec.level_field, spec.teacher_field, spec.source_field, spec.where_field)
+    return [field for field in (spec.prompt_field, checked, *others) if field]
 
 
-def _answer(values: Mapping[str, Any], origin: Origin) -> str:
-    text = text_at(values, origin.answer_field)
-    if not origin.answer_after:
+def _answer(values: Mapping[str, Any], spec: "DatasetSpec") -> str:
+    text = text_at(values, spec.answer_field)
+    if not spec.answer_after:
         return text
-    _, found, after = text.rpartition(origin.answer_after)
+    _, found, after = text.rpartition(spec.answer_after)
     if not found or not after.strip():
-        raise ConfigError(f"field {origin.answer_field!r} has nothing after {origin.answer_after}")
+        raise ConfigError(f"field {spec.answer_field!r} has nothing after {spec.answer_after}")
     return after.strip()
-
-
-def _tests(values: Mapping[str, Any], origin: Origin) -> CodeTests:
-    assert origin.tests_form  # the settings checked it
-    convert: Callable[[Any], CodeTests] = {
-        "input_output": from_input_output,
-        "codeforces": from_codeforces,
-        "evalplus": from_evalplus,
-        "livecodebench": from_livecodebench,
-    }[origin.tests_form]
-    return convert(value_at(values, origin.tests_field) if origin.tests_field else values)
-
-
-def _level(values: Mapping[str, Any], field: str) -> float | None:
-    """The difficulty; None where it cannot be read, which a filter on levels counts."""
-    if not field:
-        return None
-    try:
-        return level_at(values, field)
-    except ConfigError:
-        return None

@@ -1,21 +1,19 @@
-"""Rows of JSON Lines and parquet files, one at a time, whatever the files hold."""
+"""Rows of data sets: from JSON Lines, parquet, the Hugging Face hub, or memory.
 
-import codecs
+Local files are read where they lie, a row at a time; only repositories of the hub are copied into
+the cache of `datasets`. JSON Lines are read by `json` alone, as columns of one type cannot hold the
+arguments of programs.
+"""
+
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from glob import glob, has_magic
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
-from effopd.errors import ConfigError, MissingExtraError
+from effopd.errors import ConfigError
 
-MAX_LINE_BYTES = 128 * 1024**2
-"""Longest line that is read; the largest problems with tests are a few MiB."""
-_BATCH_ROWS = 64
-_MARK = "\ufeff"
-_WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE, b"{\0", b"\0{", b"\0\0\0{")
-"""How JSON in UTF-16 or UTF-32 begins, with a byte order mark and without."""
+_SUFFIXES = {".parquet", ".json", ".jsonl", ".csv"}
 
 
 class Row(NamedTuple):
@@ -32,104 +30,119 @@ class Row(NamedTuple):
     values: Mapping[str, Any]
 
 
-def local_files(pattern: str) -> list[Path]:
-    """The files that a path, or a pattern such as `data/train-*.parquet`, names; sorted.
+def file_rows(pattern: str, fields: Sequence[str] | None = None) -> Iterator[Row]:
+    """Rows of a `.jsonl` or `.parquet` file, or of all that match `data/train-*.parquet`, sorted.
 
-    Raises:
-        ConfigError: There is none.
+    `fields` are the dotted names that are needed; None needs all. Other columns of parquet are not
+    read.
     """
     path = Path(pattern).expanduser()
-    if path.is_dir():
-        raise ConfigError(f"{path} is a directory: name a file in it, or several by {path}/*.jsonl")
-    if path.exists() or not has_magic(pattern):
-        return [path]
-    if found := sorted(Path(name) for name in glob(str(path), recursive=True)):
-        return found
-    raise ConfigError(f"no problem file matches {pattern}")
+    files = [path]
+    if has_magic(pattern) and not path.exists():
+        files = sorted(map(Path, glob(str(path), recursive=True)))
+        if not files:
+            raise ConfigError(f"no problem file matches {pattern}")
+    for file in files:
+        if file.is_dir():
+            raise ConfigError(f"{file} is a directory: name the files in it by {file}/*.jsonl")
+        if file.suffix not in {".jsonl", ".parquet"}:
+            raise ConfigError(
+                f"{file} must end in .jsonl or .parquet: convert it, for example with datasets: "
+                "load_dataset('json', data_files=FILE)['train'].to_json('FILE.jsonl') ('csv' reads "
+                "tables)"
+            )
+        if not file.is_file():  # a pipe or a device may never end
+            raise ConfigError(f"no such problem file: {file}")
+        yield from _jsonl_rows(file) if file.suffix == ".jsonl" else _parquet_rows(file, fields)
 
 
-def file_rows(path: Path, fields: Sequence[str] | None = None) -> Iterator[Row]:
-    """Rows of a file, by the end of its name; archives are never opened.
-
-    Args:
-        path: A file ending in `.jsonl` or `.parquet`.
-        fields: Dotted names of the fields that are needed; None for all.
-
-    Returns:
-        The rows, in order.
-
-    Raises:
-        ConfigError: The file is of another kind.
-    """
-    if path.suffix == ".jsonl":
-        return jsonl_rows(path)
-    if path.suffix == ".parquet":
-        return parquet_rows(path, fields)
-    raise ConfigError(
-        f"{path} must end in .jsonl or .parquet: convert it, for example with datasets: "
-        "load_dataset('json', data_files=FILE)['train'].to_json('FILE.jsonl') ('csv' reads tables)"
-    )
-
-
-def jsonl_rows(path: Path) -> Iterator[Row]:
-    """Objects of a JSON Lines file, which end at a newline and at nothing else.
-
-    Blank lines are skipped, and counted. A byte order mark of UTF-8 is read over.
-
-    Raises:
-        ConfigError: The file is missing or no regular file; a line is too long, not UTF-8, no JSON
-            (which has no NaN), or no object.
-    """
-    _check_is_file(path)
+def _jsonl_rows(path: Path) -> Iterator[Row]:
+    place = str(path)
     try:
-        with path.open("rb") as file:
-            number = 0
-            while line := file.readline(MAX_LINE_BYTES + 1):
-                number += 1
+        with path.open(encoding="utf-8-sig", newline="\n") as file:
+            for number, line in enumerate(file, start=1):
                 place = f"{path} line {number}"
-                if len(line) > MAX_LINE_BYTES:
-                    raise ConfigError(f"{place} is longer than {MAX_LINE_BYTES} bytes")
-                line = line.removeprefix(codecs.BOM_UTF8)  # of the file, or of one put behind it
-                if line.strip():
-                    yield Row(place, f"{path.stem}-{number}", _object(line, place))
+                if line.strip(" \t\r\n"):
+                    values = json.loads(line)
+                    if not isinstance(values, dict):
+                        raise ConfigError(
+                            f"{place} is not a JSON object: JSON Lines hold one object a line, as "
+                            "jq -c '.[]' FILE writes them from a list"
+                        )
+                    yield Row(place, f"{path.stem}-{number}", values)
+    except ConfigError:
+        raise
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8: {error}; save it as UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{place} is not JSON: {error}") from None
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
 
 
-def parquet_rows(path: Path, fields: Sequence[str] | None = None) -> Iterator[Row]:
-    """Rows of a parquet file.
-
-    Args:
-        path: The file.
-        fields: Dotted names of the fields that are needed; other columns are not read, unless one
-            that is needed is not there, so that a message can name those that are.
-
-    Yields:
-        The rows, in order.
-
-    Raises:
-        ConfigError: The file is missing, damaged, or holds text that is not UTF-8.
-        MissingExtraError: pyarrow is not installed.
-    """
-    if find_spec("pyarrow") is None:
-        raise MissingExtraError(
-            "reading parquet needs pyarrow, which is not installed: pip install 'effopd[eval]'"
-        )
+def _parquet_rows(path: Path, fields: Sequence[str] | None) -> Iterator[Row]:
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
-    _check_is_file(path)
     number = 0
     try:
         with ParquetFile(path) as file:
             columns = needed_columns(fields, file.schema_arrow.names)
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
+            for batch in file.iter_batches(batch_size=64, columns=columns):
                 for values in batch.to_pylist():
                     number += 1
-                    place = f"{path} row {number}"
-                    yield Row(place, f"{path.stem}-{number}", _unmarked(values))
+                    yield Row(f"{path} row {number}", f"{path.stem}-{number}", values)
     except (ArrowException, OSError, ValueError) as error:
         raise ConfigError(f"cannot read {path} after row {number}: {error}") from None
+
+
+def hub_rows(
+    repo: str,
+    *,
+    revision: str,
+    split: str,
+    config: str = "",
+    files: str = "",
+    fields: Sequence[str] | None = None,
+    name: str = "",
+) -> Iterator[Row]:
+    """Rows of a split at a commit; downloaded once, with `HF_HUB_OFFLINE=1` not at all.
+
+    `name` is what rows are called before their number, the repository's name by default.
+    """
+    try:
+        from datasets import load_dataset_builder
+
+        builder = load_dataset_builder(
+            repo, config or None, data_files=files or None, revision=revision or None
+        )
+        found = [file for each in (builder.config.data_files or {}).values() for file in each]
+        others = [file for file in found if PurePosixPath(file).suffix not in _SUFFIXES]
+        if others or not found:  # archives are not unpacked
+            example = f", such as {PurePosixPath(others[0]).name}" if others else ""
+            raise ConfigError(
+                f"it holds other files than parquet, JSON Lines and CSV{example}: name the right "
+                "ones in files, or export them and give path"
+            )
+        builder.download_and_prepare()
+        dataset = builder.as_dataset(split=split)
+    except Exception as error:
+        raise ConfigError(
+            f"cannot load {repo} at {revision or 'its newest commit'}, split {split}: {error}"
+        ) from error
+    if columns := needed_columns(fields, dataset.column_names):
+        dataset = dataset.select_columns(columns)
+    name = name or repo.rpartition("/")[2]
+    for number, values in enumerate(dataset, start=1):
+        yield Row(f"{repo}, split {split}, row {number}", f"{name}-{split}-{number}", values)
+
+
+def memory_rows(rows: Iterable[Any], name: str) -> Iterator[Row]:
+    """Rows of a list of mappings, or of a `datasets.Dataset`."""
+    for number, values in enumerate(rows, start=1):
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{name} {number} must be a mapping of fields, got {values!r:.60}")
+        yield Row(f"{name} {number}", f"{name}-{number}", values)
 
 
 def needed_columns(fields: Sequence[str] | None, names: Sequence[str]) -> list[str] | None:
@@ -138,43 +151,3 @@ def needed_columns(fields: Sequence[str] | None, names: Sequence[str]) -> list[s
         return None
     wanted = [field if field in names else field.partition(".")[0] for field in fields]
     return list(dict.fromkeys(wanted)) if set(wanted) <= set(names) else None
-
-
-def _check_is_file(path: Path) -> None:
-    """Refuses pipes and devices, which may never end."""
-    if not path.exists():
-        raise ConfigError(f"no such problem file: {path}")
-    if not path.is_file() and not path.is_dir():  # opening a directory has a message of its own
-        raise ConfigError(f"{path} is no regular file")
-
-
-def _object(line: bytes, place: str) -> Mapping[str, Any]:
-    if line.startswith(_WIDE):
-        raise ConfigError(
-            f"{place} is not UTF-8: the file is in UTF-16 or UTF-32, save it as UTF-8, for example "
-            "with iconv -f UTF-16 -t UTF-8"
-        )
-    try:
-        row = json.loads(line.rstrip(b"\r\n").decode(), parse_constant=_refuse_constant)
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{place} is not UTF-8: {error}") from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{place} is not JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise ConfigError(
-            f"{place} is not a JSON object: JSON Lines hold one object a line, as "
-            "jq -c '.[]' FILE writes them from a list"
-        )
-    return _unmarked(row)
-
-
-def _unmarked(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The row without byte order marks before names: of the first column of an exported table."""
-    if not any(name.startswith(_MARK) for name in row):
-        return row
-    return {name.removeprefix(_MARK): value for name, value in row.items()}
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    """Python reads NaN and Infinity; JSON has neither."""
-    raise ValueError(f"JSON has no {name}")

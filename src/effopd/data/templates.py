@@ -29,11 +29,7 @@ TEMPLATES: Mapping[str, str] = {
 
 
 def check_template(template: str) -> None:
-    """Refuses what is neither a name nor a text with a place for the question.
-
-    Raises:
-        ConfigError: It is neither.
-    """
+    """Refuses what is neither a name nor a text with a place for the question."""
     if template not in TEMPLATES and QUESTION not in template:
         raise ConfigError(
             f"template must contain {QUESTION} or be one of {', '.join(TEMPLATES)}, "

@@ -12,7 +12,8 @@ from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.scorer import Score, Scorer, Target, accuracy, scorer, stderr
 from inspect_ai.solver import TaskState, generate
 
-from effopd.data.benchmarks import BENCHMARKS, load_benchmark
+from effopd.data.benchmarks import load_benchmark
+from effopd.data.dataset import registry
 from effopd.data.problem import Answer, JudgingVerifier
 from effopd.evaluation.graded import RIGHT, readable
 from effopd.rewards.code import CodeVerifier
@@ -25,7 +26,7 @@ def verified(name: str, path: str = "", seed: int = 42) -> Scorer:
     """Scores 1 for an answer that the benchmark's verifier finds right, else 0.
 
     Args:
-        name: One of `effopd.data.benchmarks.BENCHMARKS`.
+        name: One of `effopd.data.dataset.registry().benchmarks`.
         path: File of the benchmark; "" for the hub.
         seed: Order of options.
 
@@ -53,7 +54,7 @@ def benchmark_task(name: str, path: str = "", seed: int = 42) -> Task:
     """A benchmark as a task, one answer an epoch.
 
     Args:
-        name: One of `effopd.data.benchmarks.BENCHMARKS`.
+        name: One of `effopd.data.dataset.registry().benchmarks`.
         path: File of the benchmark; "" for the hub.
         seed: Order of options.
 
@@ -84,5 +85,5 @@ def _registered(name: str) -> Callable[..., Any]:
     return task(benchmark, name=name.replace("+", "_plus"))
 
 
-TASKS = {name: _registered(name) for name in BENCHMARKS}
+TASKS = {name: _registered(name) for name in registry().benchmarks}
 """Benchmark -> its task in inspect-ai's registry."""

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from effopd.data.dataset import DatasetTask
-from effopd.data.files import JsonlTask
 from effopd.data.problem import Problem, Task, Verifier
 from effopd.data.world import TinyWorld
 from effopd.errors import ConfigError
@@ -14,9 +13,7 @@ from effopd.rewards.functions import imported_verifier
 from effopd.rewards.math import BoxedAnswer, MathVerifier
 
 
-def verifier_for(
-    task: TinyWorld | JsonlTask | DatasetTask, checking: CodeChecking
-) -> Verifier | None:
+def verifier_for(task: TinyWorld | DatasetTask, checking: CodeChecking) -> Verifier | None:
     """The verifier of a task, which brings it or names it; None checks nothing.
 
     Close it at the end where it is a `CountingVerifier`.

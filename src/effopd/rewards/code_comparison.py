@@ -38,8 +38,6 @@ def is_expected(tests: CodeTests, index: int, expected: Any, given: Any) -> bool
             return bool(given.split() == expected.encode().split())
         if tests.rule == "tokens":
             return same_tokens(given, expected.encode(), tests.atol)
-        if tests.rule == "lines":
-            return same_lines(given, expected.encode(), max(tests.atol, VALUE_ERROR))
         return _is_value(tests, tests.inputs[index], expected, given)
     except RecursionError:
         return False
@@ -56,29 +54,9 @@ def same_tokens(given: bytes, expected: bytes, error: float) -> bool:
     it may be written otherwise, and be off by `error`, absolute or relative. One of two or three
     decimals that ends in 0 is a text again, since a format made it: `1.10` is not `1.1`.
     """
-    return _same_words(given.split(), expected.split(), error)
-
-
-def same_lines(given: bytes, expected: bytes, error: float = 0.0) -> bool:
-    """Whether texts have the same lines, without the white space around each and at both ends.
-
-    Words are compared as in `same_tokens`. The white space between them counts, as in
-    LiveCodeBench, where some of them are no numbers.
-    """
-    left, right = given.strip().split(b"\n"), expected.strip().split(b"\n")
-    for a, b in zip(left, right, strict=False):
-        given, expected = a.strip(), b.strip()
-        separator = None if all(map(_NUMBER.fullmatch, expected.split())) else b" "
-        if given != expected and not _same_words(
-            given.split(separator), expected.split(separator), error
-        ):
-            return False
-    return len(left) == len(right)
-
-
-def _same_words(given: list[bytes], expected: list[bytes], error: float) -> bool:
-    return len(given) == len(expected) and all(
-        a == b or _same_number(a, b, error) for a, b in zip(given, expected, strict=True)
+    left, right = given.split(), expected.split()
+    return len(left) == len(right) and all(
+        a == b or _same_number(a, b, error) for a, b in zip(left, right, strict=True)
     )
 
 

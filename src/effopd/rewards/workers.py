@@ -170,6 +170,7 @@ class _Worker:
     def end(self) -> int:
         """Its exit status; it is killed unless it ends by itself, as one that closed its output."""
         with contextlib.suppress(subprocess.TimeoutExpired):
+            assert self.process.stdout is not None
             if select.select([self.process.stdout], [], [], 0)[0]:
                 self.process.wait(_GRACE_S)
         self.process.kill()

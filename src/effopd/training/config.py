@@ -20,7 +20,6 @@ from effopd.config.reading import (
     read_recipe,
 )
 from effopd.data.dataset import DatasetTask
-from effopd.data.files import JsonlTask
 from effopd.data.world import TinyWorld
 from effopd.evaluation.cached_kl import CachedKLValidation
 from effopd.evaluation.validators import AccuracyValidation, TeacherKLValidation
@@ -113,7 +112,7 @@ class Config(BaseModel):
     teacher_server: ServerSettings | None = None
     self_teacher: SelfTeacher | None = None
     reference: ModelSettings | None = None
-    task: Annotated[TinyWorld | JsonlTask | DatasetTask, Field(discriminator="type")] = TinyWorld()
+    task: Annotated[TinyWorld | DatasetTask, Field(discriminator="type")] = TinyWorld()
     code: CodeChecking = CodeChecking()
     prompt: PromptTemplate = PromptTemplate()
     sampling: Sampling = Sampling(max_new_tokens=32)
@@ -216,7 +215,11 @@ class Config(BaseModel):
         )
 
 
-RENAMED: Mapping[str, str] = {}
+RENAMED: Mapping[str, str] = {
+    "task.type=jsonl": "write task.type = 'dataset'; train_path and test_path are train.path and "
+    "test.path, and fields, template, log_base and relative_error stand beside them in "
+    "[task.train] and [task.test]",
+}
 """Keys of earlier versions, and `KEY.type=NAME` of sections -> what to write instead."""
 
 

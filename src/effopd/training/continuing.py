@@ -109,7 +109,7 @@ EFFECTS: Mapping[str, Effect] = {
 which some settings may change names each of its settings, so that a new one has to be thought of:
 what is not here is refused."""
 
-_PLACES = {"path", "train_path", "test_path", "adapter"}
+_PLACES = {"path", "adapter"}
 """Settings that may be spelled in several ways."""
 
 

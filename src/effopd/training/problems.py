@@ -4,8 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from effopd.data.counts import Counts
-from effopd.data.problem import Problem, Task, Verifier
+from effopd.data.problem import Counts, Problem, Task, Verifier
 from effopd.errors import ConfigError
 from effopd.rewards.build import without_unreadable
 from effopd.rollouts.prompts import PromptTemplate

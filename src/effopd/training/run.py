@@ -158,19 +158,20 @@ def _task_of(problems: Any, named: dict[str, Any], verifier: str) -> tuple[dict[
     parts = dict(problems) if isinstance(problems, Mapping) else {"train": problems}
     if not {"train"} <= parts.keys() <= {"train", "test"}:
         raise ConfigError(f"problems has the parts {sorted(parts)}, expected train and test")
-    kept = named if named["type"] == "dataset" else {"type": "dataset", "verifier": verifier}
-    settings = {k: v for k, v in kept.items() if k not in {"train", "test"}}
+    is_dataset = named["type"] == "dataset"
+    kept: dict[str, Any] = named if is_dataset else {"type": "dataset", "verifier": verifier}
+    settings = {key: value for key, value in kept.items() if key != "train"}
     rows: dict[str, Any] = {}
     for name, source in parts.items():
         fields: dict[str, Any] = dict(kept.get(name) or kept.get("train") or {})
         if isinstance(source, str | Path):
             settings[name] = fields | {"path": str(source)}
             continue
-        rows[name] = [dict(row) for row in source]
+        rows[name] = list(source)
         digest = blake2b(repr(rows[name]).encode(), digest_size=8).hexdigest()
         settings[name] = fields | {"path": f"{len(rows[name])} problems in memory ({digest})"}
-    if "test" not in parts and "train" in rows:
-        settings.setdefault("test_size", max(1, min(256, len(rows["train"]) // 5)))
+    if settings.get("test") is None and "train" in rows:
+        settings["test_size"] = min(settings.get("test_size", 256), max(1, len(rows["train"]) // 5))
     if not rows:
         return settings, None
     task = read(DatasetTask, settings)
