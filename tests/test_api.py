@@ -4,12 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.tiny import WORLD, write_models
+from tests.support.tiny import write_models
 
 import effopd
 from effopd.data.problem import Problem
-from effopd.errors import ConfigError
-from effopd.models.loading import load_model, load_tokenizer
 from effopd.training.observer import Observer
 
 SMALL: dict[str, Any] = {

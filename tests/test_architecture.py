@@ -49,7 +49,7 @@ MAY_IMPORT = {
     "evaluation/benchmarks": _BELOW_ANALYSIS,
     "analysis": _BELOW_ANALYSIS,
     "comparison": _BELOW_ANALYSIS | {"__init__"},
-    "doctor": _BELOW_ANALYSIS,
+    "doctor": _BELOW_ANALYSIS | {"comparison"},
     "cli": _BELOW_CLI | {"__init__"},
 }
 """Package, or part of one that is a layer of its own -> the others it may import.

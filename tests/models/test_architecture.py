@@ -9,7 +9,7 @@ import torch
 from tests.support.architectures import make
 from transformers import AutoConfig
 
-from effopd.cli.stand_in import byte_tokenizer
+from effopd.doctor.smoke import byte_tokenizer
 from effopd.errors import ConfigError, ParameterMismatchError
 from effopd.models.architecture import read_architecture
 from effopd.models.policy import Policy, Sample

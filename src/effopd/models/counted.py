@@ -108,3 +108,24 @@ def _counted(model: Any, config: Any) -> ModelShape:
         experts_used=min(used, experts),
         listed=tensors,
     )
+
+
+def parameter_shapes(described: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
+    """Name to shape of every trained tensor, of any architecture; tied ones once.
+
+    Transformers builds the model on PyTorch's meta device, where tensors have no memory; code of
+    the model's own is never run.
+
+    Raises:
+        ConfigError: It has more modules or numbers than any model.
+    """
+    with Explained("config.json"), torch.device("meta"):
+        try:
+            with built_from(Path(), _LIMITS):
+                model = AutoModelForCausalLM.from_config(described, trust_remote_code=False)
+        except EffopdError:
+            raise ConfigError(
+                f"config.json describes more than {_LIMITS.most_modules} modules or "
+                f"{_LIMITS.most_elements} numbers: no estimate"
+            ) from None
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from effopd.errors import ConfigError
-from effopd.models.footprint import Gpu, gpu_named
+from effopd.models.gpus import Gpu, gpu_named
 
 AUTO = "auto"
 

@@ -1,24 +1,20 @@
 """Estimates against what tensors of real tiny models take."""
 
-import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tests.support.architectures import make
+from torch.utils.flop_counter import FlopCounterMode
 
-from effopd.errors import ConfigError
-from effopd.models.footprint import (
-    GPUS,
+from effopd.doctor.footprint import (
     LAUNCH_S,
     Bytes,
-    Gpu,
     activation_bytes,
     cache_bytes,
+    forward_operations,
     forward_seconds,
-    gpu_named,
     gradient_bytes,
     head_gradient_bytes,
     mask_bytes,
@@ -28,17 +24,17 @@ from effopd.models.footprint import (
     trained_bytes,
     writing_seconds,
 )
-from effopd.models.shapes import ModelShape, shape_of
+from effopd.doctor.sizes import model_shape
+from effopd.models.gpus import Gpu
 
-SHAPE = ModelShape(
-    hidden=8, layers=2, heads=2, kv_heads=1, head_width=4, width=16, vocabulary=32, tied=True
-)
-
-
-def shape_of_model(model: Any, directory: Path) -> ModelShape:
-    model.config.save_pretrained(directory)
-    path = directory / "config.json"
-    return shape_of(json.loads(path.read_text()), path)
+SHAPE = model_shape(
+    {
+        "model_type": "qwen2", "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "intermediate_size": 16, "vocab_size": 32,
+        "tie_word_embeddings": True,
+    },
+    "config.json",
+)  # fmt: skip
 
 
 def kept_bytes(model: Any, tokens: int) -> int:
@@ -61,20 +57,18 @@ def kept_bytes(model: Any, tokens: int) -> int:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama", "mistral"])
-def test_activations_are_those_that_a_forward_pass_keeps(
-    kind: str, dtype: torch.dtype, tmp_path: Path
-) -> None:
+def test_activations_are_those_that_a_forward_pass_keeps(kind: str, dtype: torch.dtype) -> None:
     sizes = {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 32}
     model = make(kind, hidden_size=160, intermediate_size=600, num_hidden_layers=4, **sizes)
-    shape = shape_of_model(model.to(dtype), tmp_path)
+    shape = model_shape(model.to(dtype).config.to_dict(), "config.json")
     found = kept_bytes(model, 512)
     estimate = activation_bytes(shape, 512, dtype.itemsize, checkpointing=False)
     assert 0.85 < estimate / found < 1.25, (estimate, found)
 
 
-def test_the_cache_is_that_of_the_model(tmp_path: Path) -> None:
+def test_the_cache_is_that_of_the_model() -> None:
     model = make("qwen3", num_hidden_layers=3)
-    shape = shape_of_model(model, tmp_path)
+    shape = model_shape(model.config.to_dict(), "config.json")
     with torch.no_grad():
         cache = model(input_ids=torch.ones(2, 5, dtype=torch.long), use_cache=True).past_key_values
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
@@ -142,25 +136,28 @@ def test_seconds_follow_operations_and_bytes() -> None:
     assert one_by_one == pytest.approx(2 * 3 * LAUNCH_S * SHAPE.layers)
 
 
-def test_cards_by_name_size_and_bytes() -> None:
-    assert gpu_named("H100").memory_bytes == 80 * 10**9
-    assert gpu_named("h100 94GB") == Gpu(
-        name="h100 94GB", memory_bytes=94 * 10**9, flops=989e12, bandwidth=3.35e12
+@pytest.mark.parametrize("kind", ["qwen3", "llama"])
+def test_operations_of_a_pass_are_those_counted(kind: str) -> None:
+    model = make(kind, hidden_size=64, intermediate_size=192, head_dim=32)
+    shape = model_shape(model.config.to_dict(), "config.json")
+    ids = torch.ones(4, 32, dtype=torch.long)
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        model(input_ids=ids)
+    assert forward_operations(shape, 4 * 32, 32) == pytest.approx(
+        counted.get_total_flops(), rel=0.2
     )
-    assert gpu_named("24GB").memory_bytes == 24 * 10**9
-    drivers = {
-        "NVIDIA A100-SXM4-80GB": ("A100", 80), "NVIDIA H100 80GB HBM3": ("H100", 80),
-        "NVIDIA GeForce RTX 4090": ("RTX4090", 24), "NVIDIA H200": ("H200", 141),
-    }  # fmt: skip
-    for text, (name, gb) in drivers.items():
-        found = gpu_named(text)
-        assert (found.memory_bytes, found.flops) == (gb * 10**9, GPUS[name].flops)
-    assert gpu_named("B300 288GB").flops == 0
-    assert gpu_named("1234") == Gpu(name="1234 bytes", memory_bytes=1234)
-    assert all(gpu_named(name).name == name for name in GPUS)
 
 
-@pytest.mark.parametrize("text", ["", "H1000", "0", "0GB", "80 MB", "-5", "9" * 99, "H100\n80"])
-def test_other_cards_are_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="--gpu must be one of H20, H100"):
-        gpu_named(text)
+def test_attention_grows_with_the_length_as_counted() -> None:
+    """The counter takes whole squares, of which a causal mask leaves half."""
+    model = make("qwen3")
+    shape = model_shape(model.config.to_dict(), "config.json")
+    model.set_attn_implementation("eager")  # the counter does not know the CPU's fused kernel
+    counts = []
+    for length in (64, 128):
+        with torch.no_grad(), FlopCounterMode(display=False) as counted:
+            model(input_ids=torch.ones(1, length, dtype=torch.long))
+        counts.append(counted.get_total_flops())
+    grown = (counts[1] - 2 * counts[0]) / 2
+    ours = forward_operations(shape, 128, 128) - 2 * forward_operations(shape, 64, 64)
+    assert ours == pytest.approx(grown, rel=0.2)

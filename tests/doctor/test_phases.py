@@ -6,15 +6,21 @@ from typing import Any
 
 import pytest
 
-from effopd.cli.doctor_estimates import Estimate, Phase, step_seconds
-from effopd.models.footprint import CONTEXT_BYTES, Bytes, Gpu, cache_bytes, gpu_named
-from effopd.models.shapes import ModelShape
+from effopd.doctor.footprint import CONTEXT_BYTES, Bytes, cache_bytes
+from effopd.doctor.phases import Estimate, Phase, step_seconds
+from effopd.doctor.sizes import model_shape
+from effopd.models.gpus import Gpu, gpu_named
 from effopd.training.config import load_config, make_config
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "paper" / "math-4b.toml"
-SHAPE = ModelShape(
-    hidden=64, layers=4, heads=4, kv_heads=2, head_width=16, width=192, vocabulary=1000, tied=True
-)
+RECIPE = Path(__file__).parents[2] / "recipes" / "paper" / "math-4b.toml"
+SHAPE = model_shape(
+    {
+        "model_type": "qwen2", "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "intermediate_size": 192, "vocab_size": 1000,
+        "tie_word_embeddings": True,
+    },
+    "config.json",
+)  # fmt: skip
 P = SHAPE.parameters
 HEAD = 2 * SHAPE.vocabulary * SHAPE.hidden
 CARD = gpu_named("H100 80GB")

@@ -10,11 +10,11 @@ from tests.fakes import TOKENIZER, WORLD
 from tests.support.tiny import tiny_config, train_tiny, write_models
 from typer.testing import CliRunner
 
-from effopd.cli.data import Rendered, block, side_by_side
 from effopd.cli.main import app
 from effopd.data.code_tests import CodeTests
 from effopd.data.problem import Problem, Task
 from effopd.data.world import make_tokenizer
+from effopd.doctor.preview import Rendered, Shown, block, side_by_side
 from effopd.errors import ConfigError
 from effopd.rewards.math import MathVerifier
 from effopd.rewards.workers import WorkerSettings
@@ -214,7 +214,7 @@ def test_prompts_that_are_all_too_long(tmp_path: Path, models: Path) -> None:
 
 
 def test_the_tiny_world_needs_no_models() -> None:
-    found = lines(Path(__file__).parents[1] / "recipes" / "tiny-effopd.toml", "-n", 1)
+    found = lines(Path(__file__).parents[2] / "recipes" / "tiny-effopd.toml", "-n", 1)
     assert found[:2] == ["8192 training problems, 512 test problems", ""]
     assert "the same for student and teacher" in found[3]
     assert found[4].startswith("<bos> ")
@@ -225,19 +225,24 @@ def test_control_characters_are_shown(tmp_path: Path) -> None:
     problem = Problem(id="p-1", prompt="", answer=hostile, source=hostile)
     same = Rendered(ids=(1,), text=hostile)
     shown = "␛[2J␇ ⟨202E⟩evil [red]"
-    assert list(block(problem, same, same, width=80)) == [
+    assert list(block(Shown(problem=problem, student=same, teacher=same), width=80)) == [
         f"--- p-1 {shown}", "1 tokens, the same for student and teacher:", shown,
         f"reference: {shown}",
     ]  # fmt: skip
     other = Rendered(ids=(2,), text=f"{hostile}\ufffe")
-    assert "\x1b" not in "".join(block(problem, same, other, width=80))
+    assert "\x1b" not in "".join(
+        block(Shown(problem=problem, student=same, teacher=other), width=80)
+    )
 
 
 def test_references_of_programs() -> None:
     tests = CodeTests(kind="stdin", inputs=("1", "2"), outputs=("1", "2"))
     same = Rendered(ids=(1,), text="x")
     problem = Problem(id="p", prompt="x", tests=tests)
-    assert list(block(problem, same, same, width=80))[-1] == "reference: 2 tests, stdin"
+    assert (
+        list(block(Shown(problem=problem, student=same, teacher=same), width=80))[-1]
+        == "reference: 2 tests, stdin"
+    )
 
 
 def test_columns() -> None:
@@ -255,4 +260,6 @@ def test_a_difference_in_length_alone() -> None:
     problem = Problem(id="p", prompt="x")
     first, second = Rendered(ids=(1, 2), text="a b"), Rendered(ids=(1, 2, 3), text="a b c")
     for pair in ((first, second), (second, first)):
-        assert "DIFFERENT from token 3 on" in "\n".join(block(problem, *pair, width=80))
+        assert "DIFFERENT from token 3 on" in "\n".join(
+            block(Shown(problem=problem, student=pair[0], teacher=pair[1]), width=80)
+        )

@@ -7,19 +7,35 @@ from pathlib import Path
 
 import pytest
 
-from effopd.cli.planning import planned
-from effopd.cli.planning_time import Planned
-from effopd.config.planning import make_plan_config
+from effopd.doctor.cluster import Cluster, ClusterEstimate, estimate_cluster
+from effopd.doctor.footprint import cache_bytes
+from effopd.doctor.report import _paper_run
+from effopd.doctor.sizes import model_shape
 from effopd.errors import ConfigError
-from effopd.models.footprint import cache_bytes
+from effopd.models.gpus import gpu_named
+from effopd.training.config import make_config
 
-EXAMPLES = Path(__file__).parents[1] / "examples" / "verl"
+EXAMPLES = Path(__file__).parents[2] / "examples" / "verl"
 HEADER = re.compile(
     r"# Runs on: (?P<cards>\d+) x (?P<gpu>H20 96GB), (?P<nodes>\d) nodes of (?P<each>\d); "
     r"at most (?P<hours>[\d.]+) hours a step\."
 )
 LAUNCHES = sorted(path for path in EXAMPLES.glob("*-*.sh"))
 USABLE = 0.9
+CARD = gpu_named("H20 96GB")
+SIZES = {
+    "14b": {
+        "model_type": "qwen3", "hidden_size": 5120, "num_hidden_layers": 40,
+        "num_attention_heads": 40, "num_key_value_heads": 8, "head_dim": 128,
+        "intermediate_size": 17408, "vocab_size": 151936, "tie_word_embeddings": False,
+    },
+    "32b": {
+        "model_type": "qwen2", "hidden_size": 5120, "num_hidden_layers": 64,
+        "num_attention_heads": 40, "num_key_value_heads": 8, "intermediate_size": 27648,
+        "vocab_size": 152064, "tie_word_embeddings": False,
+    },
+}  # fmt: skip
+"""Qwen/Qwen3-14B and Qwen/Qwen2.5-32B, the students of arXiv 2605.11739."""
 
 
 @pytest.fixture(scope="session")
@@ -41,25 +57,24 @@ def launched(path: Path, printer: Path, **variables: str) -> dict[str, str]:
     return dict(line.lstrip("+").split("=", 1) for line in lines if "=" in line)
 
 
-def plan_of(path: Path, given: dict[str, str]) -> Planned:
-    """What `effopd plan` says of a launch."""
+def estimate_of(path: Path, given: dict[str, str]) -> ClusterEstimate:
+    """What the doctor says of a launch."""
     actor, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
-    nodes, gpus = int(given["trainer.nnodes"]), int(given["trainer.n_gpus_per_node"])
-    config = make_plan_config(
-        [
-            f"gpus={nodes * gpus}",
-            f"gpus_per_node={gpus}",
-            "gpu=H20 96GB",
-            f"rollout_gpus={given[f'{rollout}.tensor_model_parallel_size']}",
-            f"prompt_tokens={given['data.max_prompt_length']}",
-            f"max_new_tokens={given['data.max_response_length']}",
-            f"prompts_per_step={given['data.train_batch_size']}",
-            f"responses_per_prompt={given[f'{rollout}.n']}",
-            f"micro_batch_tokens={given[f'{actor}.ppo_max_token_len_per_gpu']}",
-        ]
+    longest = {
+        "prompt.max_tokens": given["data.max_prompt_length"],
+        "sampling.max_new_tokens": given["data.max_response_length"],
+        "train.prompts_per_step": given["data.train_batch_size"],
+        "train.responses_per_prompt": given[f"{rollout}.n"],
+        "train.micro_batch_tokens": given[f"{actor}.ppo_max_token_len_per_gpu"],
+    }
+    config = make_config(_paper_run("m"), [f"{name}={value}" for name, value in longest.items()])
+    cluster = Cluster(
+        gpu=CARD,
+        gpus=int(given["trainer.nnodes"]) * int(given["trainer.n_gpus_per_node"]),
+        engine_gpus=int(given[f"{rollout}.tensor_model_parallel_size"]),
     )
-    (found,) = planned(_size(path), config)
-    return found
+    shape = model_shape(SIZES[_size(path)], path)
+    return estimate_cluster(config, {"student": shape, "teacher": shape}, cluster)
 
 
 def _size(path: Path) -> str:
@@ -75,34 +90,36 @@ def test_there_is_a_launch_for_every_model_that_needs_one() -> None:
 
 
 @pytest.mark.parametrize("path", LAUNCHES, ids=lambda path: path.stem)
-def test_the_plan_says_that_it_fits(path: Path, printer: Path) -> None:
+def test_the_doctor_says_that_it_fits(path: Path, printer: Path) -> None:
     header = HEADER.search(path.read_text(encoding="utf-8"))
     assert header is not None, f"{path} does not name its cards"
     given = launched(path, printer)
     assert _size(path) in given["actor_rollout_ref.model.path"].casefold()
-    found = plan_of(path, given)
-    memory = found.job.gpu.memory_bytes
-    assert found.memory.with_search <= USABLE * memory
+    found, memory = estimate_of(path, given), CARD.memory_bytes
+    assert found.device_bytes <= USABLE * memory
     # Beside what training keeps, an engine has the share that the launch gives it.
     rollout = "actor_rollout_ref.rollout"
     share = float(given[f"{rollout}.gpu_memory_utilization"]) * memory
-    assert found.memory.weights + found.memory.anchor_and_tip + share <= memory
-    assert _engine_fits(found, int(given[f"{rollout}.tensor_model_parallel_size"]), share)
+    assert found.weights_bytes + found.search_host_bytes + share <= memory
+    longest = int(given["data.max_prompt_length"]) + int(given["data.max_response_length"])
+    assert _engine_fits(path, longest, int(given[f"{rollout}.tensor_model_parallel_size"]), share)
     cards = int(given["trainer.nnodes"]) * int(given["trainer.n_gpus_per_node"])
     nodes = int(given["trainer.nnodes"])
     if (teacher := given.get("distillation.nnodes")) is not None:
         prefix = "distillation.teacher_models.teacher_model.inference"
-        assert _engine_fits(found, int(given[f"{prefix}.tensor_model_parallel_size"]), share)
+        assert _engine_fits(
+            path, longest, int(given[f"{prefix}.tensor_model_parallel_size"]), share
+        )
         cards += int(teacher) * int(given["distillation.n_gpus_per_node"])
         nodes += int(teacher)
     assert (int(header["cards"]), int(header["nodes"])) == (cards, nodes)
-    assert header["hours"] == f"{found.time.step_s / 3600:.1f}"
+    assert header["hours"] == f"{found.step_s / 3600:.1f}"
 
 
-def _engine_fits(found: Planned, gpus: int, share: float) -> bool:
+def _engine_fits(path: Path, longest: int, gpus: int, share: float) -> bool:
     """Weights and the cache of an answer, within the share of the cards that hold them."""
-    shape = found.job.student
-    needed = 2 * shape.parameters + cache_bytes(shape, found.job.config.longest, 2)
+    shape = model_shape(SIZES[_size(path)], path)
+    needed = 2 * shape.parameters + cache_bytes(shape, longest, 2)
     return needed <= USABLE * share * gpus
 
 
@@ -131,8 +148,8 @@ def test_dapo_and_grpo_differ_as_the_paper_says(printer: Path) -> None:
 
 def test_fewer_gpus_than_fit_are_noticed(printer: Path) -> None:
     path = EXAMPLES / "math-32b.sh"
-    with pytest.raises(ConfigError, match="has no room for its weights and one answer"):
-        plan_of(path, launched(path, printer, NODES="1"))
+    with pytest.raises(ConfigError, match="has no room for the student's weights and one answer"):
+        estimate_of(path, launched(path, printer, NODES="1"))
 
 
 def test_variables_and_overrides_go_through(printer: Path) -> None:

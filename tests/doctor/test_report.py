@@ -9,18 +9,20 @@ import pytest
 import torch
 from tests.support.architectures import ROWS, make, save, write_problems
 from transformers import AutoTokenizer
+from typer.testing import CliRunner
 
-from effopd.cli.doctor import doctor, examine, page
-from effopd.cli.doctor_visit import Finding
-from effopd.cli.stand_in import byte_tokenizer
+from effopd.cli.main import app
+from effopd.doctor import Finding, Report, check_file
+from effopd.doctor.footprint import CONTEXT_BYTES
+from effopd.doctor.smoke import byte_tokenizer
 from effopd.errors import ConfigError
 from effopd.models.devices import card_of
-from effopd.models.footprint import gpu_named
+from effopd.models.gpus import gpu_named
 from effopd.training.config import load_config
 from effopd.training.observer import Observer
 from effopd.training.run import train
 
-PAPER = Path(__file__).parents[1] / "recipes" / "paper"
+PAPER = Path(__file__).parents[2] / "recipes" / "paper"
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ path = "{tmp_path / "problems.jsonl"}"
 
 def found(recipe: Path, *overrides: str, gpu: str | None = None) -> list[Finding]:
     card = gpu_named(gpu) if gpu else None
-    return list(examine(recipe, overrides, offline=True, gpu=card))
+    return list(check_file(recipe, overrides, offline=True, gpu=card).findings)
 
 
 def problems(findings: list[Finding]) -> list[tuple[str, str]]:
@@ -65,7 +67,7 @@ def test_a_sound_run_has_no_problem(recipe: Path) -> None:
 
 def sandbox(*overrides: str, offline: bool = True) -> list[Finding]:
     """What is said of the sandbox for a recipe that runs programs."""
-    findings = examine(PAPER / "code-4b.toml", overrides, offline=offline, gpu=None)
+    findings = check_file(PAPER / "code-4b.toml", overrides, offline=offline).findings
     return [each for each in findings if each.check == "sandbox"]
 
 
@@ -111,7 +113,8 @@ def test_a_model_that_is_not_there(recipe: Path) -> None:
 def test_impossible_sizes_are_problems(recipe: Path, name: str, value: int) -> None:
     path = recipe.parent / "student" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
-    assert any(f"{name} must be a whole number" in text for _, text in problems(found(recipe)))
+    said = {-1: f"{name} must be a whole number", 10**9: "numbers, its config.json describes"}
+    assert any(said[value] in text for _, text in problems(found(recipe)))
 
 
 def test_another_chat_template_is_noticed(recipe: Path) -> None:
@@ -136,13 +139,20 @@ def test_a_test_problem_among_the_training_problems(recipe: Path) -> None:
     )
 
 
-def test_json_and_verdict(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert doctor(recipe, [], offline=True, gpu=None, as_json=True)
-    rows: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
-    assert {"level", "check", "text", "remedy"} == rows[0].keys()
-    assert not doctor(recipe, ["train.steps=0"], offline=True, gpu=None, as_json=False)
-    with pytest.raises(ConfigError, match="--gpu must be"):
-        doctor(recipe, [], offline=True, gpu="abacus", as_json=False)
+def test_the_command_prints_the_report(recipe: Path) -> None:
+    def run(*arguments: str) -> Any:
+        return CliRunner().invoke(app, ["doctor", str(recipe), "--offline", *arguments])
+
+    report = run("--json", "--gpu", "80GB")
+    assert report.exit_code == 0
+    rows = json.loads(report.stdout)
+    assert {"level", "check", "text", "remedy"} == rows["findings"][0].keys()
+    assert rows["phases"][0]["name"] == "writing"
+    assert rows["phases"][0]["memory"]["device"] > CONTEXT_BYTES
+    refused = run("train.steps=0")
+    assert (refused.exit_code, refused.stdout.splitlines()[-1]) == (1, "1 problem")
+    unknown = run("--gpu", "abacus")
+    assert (unknown.exit_code, "--gpu must be" in unknown.stderr) == (2, True)
 
 
 # Any architecture ---------------------------------------------------------------------------------
@@ -265,7 +275,7 @@ def test_precisions_that_cannot_learn(recipe: Path) -> None:
 
 def device(recipe: Path, *overrides: str, offline: bool = False, gpu: str | None = None) -> Finding:
     card = gpu_named(gpu) if gpu else None
-    findings = examine(recipe, overrides, offline=offline, gpu=card)
+    findings = check_file(recipe, overrides, offline=offline, gpu=card).findings
     return next(each for each in findings if each.check == "device")
 
 
@@ -373,11 +383,10 @@ def test_files_that_are_not_there(recipe: Path) -> None:
 
 
 def test_the_page_is_for_people(recipe: Path) -> None:
-    text = page(found(recipe, "train.steps=0"))
-    assert text.splitlines()[-1] == "1 problem"
-    sound = page(found(recipe, gpu="80GB"))
+    sound = Report(findings=found(recipe, gpu="80GB")).text()
     assert sound.splitlines()[-1].endswith("nothing stands in the way of the run")
-    lines = page(found(LARGE, "memory.offload_optimizer=false", gpu="H100 80GB")).splitlines()
+    large = found(LARGE, "memory.offload_optimizer=false", gpu="H100 80GB")
+    lines = Report(findings=large).text().splitlines()
     remedies = [line for line in lines if "-> set memory" in line]
     assert len(remedies) == 1  # not once for each phase
 

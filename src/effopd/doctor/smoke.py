@@ -1,7 +1,7 @@
-"""Tiny stand-ins for the models, problems and sizes of a recipe: `stand_in=true`.
+"""A smoke test of a recipe for large models on a CPU: `smoke=true`.
 
-A recipe for large models is tried out on a laptop's CPU: the models are untrained ones of the same
-architecture, the problems are sums, everything else is as the recipe says, only shorter.
+The models are tiny untrained ones of the same architecture, the problems are sums; everything else
+is as the recipe says, only shorter.
 """
 
 import hashlib
@@ -15,11 +15,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from effopd.cli.shipped_shapes import model_config
 from effopd.config.reading import to_toml
 from effopd.demo.cache import cache_directory
+from effopd.doctor.sizes import model_config
 from effopd.models.checkpoints import write_checkpoint
-from effopd.models.counted import model_shape
+from effopd.models.counted import described_by
 from effopd.training.config import Config, make_config
 
 SPECIAL = ("<|endoftext|>", "<bos>", "<eos>")  # the first is added to any Qwen2 tokenizer
@@ -33,19 +33,22 @@ _TEMPLATE = (
 )
 
 
-def with_stand_ins(config: Config, recipe: Path) -> Config:
-    """The settings with tiny models and problems, which are made if they are not cached.
+def smoke_run(config: Config, recipe: Path | None = None) -> Config:
+    """The settings of a smoke test, whose models and problems are made if they are not cached.
 
     Args:
-        config: Settings of the recipe.
+        config: Settings of a run.
         recipe: Its file; shapes of models that are not on this disk are read beside it.
 
     Returns:
-        Settings of two short steps on the CPU; as they are where no stand-ins are asked for.
+        Two short steps on the CPU with tiny models; without `config.smoke` the settings given.
+
+    Raises:
+        ConfigError: Nothing says which architecture a model has.
     """
-    if not config.stand_in:
+    if not config.smoke:
         return config
-    raw = tomllib.loads(to_toml(config)) | {"stand_in": False, "device": "cpu", "threads": 1}
+    raw = tomllib.loads(to_toml(config)) | {"smoke": False, "device": "cpu", "threads": 1}
     raw.pop("teacher_device", None)
     given = raw.get("student", {}).get("path", "")
     for section, name in ("student", "student"), ("teacher", "teacher"), ("reference", "student"):
@@ -58,7 +61,21 @@ def with_stand_ins(config: Config, recipe: Path) -> Config:
         raw["teacher"] = _model({"path": given}, recipe, "teacher")
     raw["rollouts"] = {"engine": "hf"}
     raw["task"] = _task(raw["task"])
-    return make_config(_shorter(raw))
+    # Two steps of a few short answers.
+    train, objective, validation = raw["train"], raw["objective"], raw["validation"]
+    train |= {"steps": STEPS, "prompts_per_step": PROMPTS}
+    _lower(train, responses_per_prompt=2, updates_per_step=2, micro_batch_tokens=1024)
+    _lower(raw["sampling"], max_new_tokens=ANSWER_TOKENS)
+    _lower(objective, overlong_buffer=2)
+    _lower(validation, prompts=2)
+    _lower(raw["evaluation"], problems=2)
+    raw["checkpoint"] |= {"every": 1}
+    return make_config(raw)
+
+
+def _lower(section: dict[str, Any], **most: int) -> None:
+    """Bounds the settings that a section has."""
+    section.update({name: min(section[name], n) for name, n in most.items() if name in section})
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -81,7 +98,9 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 def tiny_config(config: Mapping[str, Any], path: Path, rows: int) -> dict[str, Any]:
     """What config.json says of the architecture, with tiny sizes; others are left out."""
-    shape = model_shape(config, path)
+    described = described_by(config, path).get_text_config()
+    heads = described.num_attention_heads
+    shares = (getattr(described, "num_key_value_heads", None) or heads) < heads
     return {
         "model_type": config["model_type"],
         "vocab_size": rows,
@@ -90,14 +109,14 @@ def tiny_config(config: Mapping[str, Any], path: Path, rows: int) -> dict[str, A
         "moe_intermediate_size": 32,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
-        "num_key_value_heads": 2 if shape.kv_heads < shape.heads else 4,
+        "num_key_value_heads": 2 if shares else 4,
         "head_dim": 8,
         "num_local_experts": 4,
         "num_experts": 4,
         "num_experts_per_tok": 2,
         "max_position_embeddings": 4096,
-        "tie_word_embeddings": shape.tied,
-        "attention_bias": shape.output_bias,
+        "tie_word_embeddings": bool(described.tie_word_embeddings),
+        "attention_bias": bool(getattr(described, "attention_bias", False)),
         "pad_token_id": 0,
         "bos_token_id": 1,
         "eos_token_id": 2,
@@ -105,8 +124,8 @@ def tiny_config(config: Mapping[str, Any], path: Path, rows: int) -> dict[str, A
     }
 
 
-def _model(section: Mapping[str, Any], recipe: Path, name: str) -> dict[str, Any]:
-    """A section of settings with the path of a stand-in."""
+def _model(section: Mapping[str, Any], recipe: Path | None, name: str) -> dict[str, Any]:
+    """A section of settings with the path of a tiny model."""
     content, path = model_config(section["path"], recipe)
     config = tiny_config(content, path, ROWS if name == "student" else TEACHER_ROWS)
     kept = {key: value for key, value in section.items() if key != "revision"}
@@ -120,7 +139,7 @@ def _model(section: Mapping[str, Any], recipe: Path, name: str) -> dict[str, Any
 def _saved(config: dict[str, Any], *, seed: int) -> Path:
     """Directory of the model in the cache."""
     key = json.dumps([_VERSION, seed, config], sort_keys=True).encode()
-    name = f"stand-in-{config['model_type']}-{hashlib.sha256(key).hexdigest()[:16]}"
+    name = f"smoke-{config['model_type']}-{hashlib.sha256(key).hexdigest()[:16]}"
     directory = cache_directory() / name
     if directory.is_dir():
         return directory
@@ -145,7 +164,7 @@ def _task(task: Mapping[str, Any]) -> Mapping[str, Any]:
     """Sums, asked and checked as the recipe does, but that programs give way to boxed answers."""
     if task["type"] == "tiny_world":
         return task
-    path = cache_directory() / f"stand-in-problems-{_VERSION}.jsonl"
+    path = cache_directory() / f"smoke-problems-{_VERSION}.jsonl"
     rows = [{"question": f"What is {i} + {i}?", "answer": str(2 * i)} for i in range(32)]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
@@ -157,19 +176,3 @@ def _task(task: Mapping[str, Any]) -> Mapping[str, Any]:
         "test_size": 4,
         "verifier": "boxed" if task["verifier"] == "code" else task["verifier"],
     }
-
-
-def _shorter(raw: dict[str, Any]) -> dict[str, Any]:
-    """Two steps of a few short answers."""
-    train, objective, validation = raw["train"], raw["objective"], raw["validation"]
-    train["steps"], train["prompts_per_step"] = STEPS, PROMPTS
-    train["responses_per_prompt"] = min(train["responses_per_prompt"], 2)
-    train["updates_per_step"] = min(train["updates_per_step"], 2)
-    train["micro_batch_tokens"] = min(train["micro_batch_tokens"], 1024)
-    raw["sampling"]["max_new_tokens"] = min(raw["sampling"]["max_new_tokens"], ANSWER_TOKENS)
-    if "overlong_buffer" in objective:
-        objective["overlong_buffer"] = min(objective["overlong_buffer"], 2)
-    validation["prompts"] = min(validation["prompts"], 2)
-    raw["evaluation"]["problems"] = min(raw["evaluation"]["problems"], 2)
-    raw["checkpoint"] |= {"every": 1}
-    return raw

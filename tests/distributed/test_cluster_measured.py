@@ -1,6 +1,6 @@
-"""The plan's bytes against those of a tiny transformer on two gloo ranks with `fully_shard`.
+"""The estimated bytes of a rank against those of a tiny transformer with `fully_shard`.
 
-Run as a script, this file is one of the two processes.
+Run as a script, this file is one of two gloo ranks.
 """
 
 import json
@@ -20,8 +20,11 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from effopd import Draw, EveryN, Extrapolator, Search
-from effopd.cli.planning import planned
-from effopd.config.planning import make_plan_config
+from effopd.doctor.cluster import Cluster, ClusterEstimate, estimate_cluster
+from effopd.doctor.report import _paper_run
+from effopd.doctor.sizes import model_shape
+from effopd.models.gpus import gpu_named
+from effopd.training.config import make_config
 
 RANKS = 2
 SIZES = {
@@ -79,18 +82,11 @@ def one_process(rank: int, folder: Path) -> None:
     ray = extrapolator._ray
     with torch.no_grad(), Received() as passing:
         model(input_ids=TOKENS)
-    for module in model.modules():
-        if isinstance(module, type(model)):
-            module.reshard()
-    with torch.no_grad(), Received() as gathering:
-        for parameter in dict(model.named_parameters()).values():
-            parameter.full_tensor()
     report = {
         "kinds": sorted({type(p).__name__ for p in parameters.values()}),
         "weights": local_bytes([*parameters.values(), *gradients, *states]),
         "anchor_and_tip": local_bytes([*ray.anchor.values(), *ray.tip.values()]),
         "pass": passing.bytes,
-        "whole": gathering.bytes,
     }
     (folder / f"rank{rank}.json").write_text(json.dumps(report))
     dist.barrier()
@@ -108,41 +104,33 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def estimate(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = tmp_path_factory.mktemp("model")
-    make("qwen3", **SIZES).config.save_pretrained(folder)
-    settings = ["gpus=2", "search.parameters=attention_mlp", "validation.type=cached_kl"]
-    settings += ["validation.prompts=2", "prompts_per_step=2"]
-    (found,) = planned(str(folder), make_plan_config(settings))
-    return found
+def estimate() -> ClusterEstimate:
+    shape = model_shape(make("qwen3", **SIZES).config.to_dict(), "config.json")
+    settings = ["search.parameters=attention_mlp", "train.prompts_per_step=2"]
+    settings += ["validation={type='cached_kl', prompts=2}"]
+    config = make_config(_paper_run("m"), settings)
+    cluster = Cluster(gpu=gpu_named("H20"), gpus=RANKS)
+    return estimate_cluster(config, {"student": shape, "teacher": shape}, cluster)
 
 
 @pytest.mark.distributed
-def test_weights_gradients_and_moments_of_a_rank(measured: Any, estimate: Any) -> None:
+def test_weights_gradients_and_moments_of_a_rank(measured: Any, estimate: ClusterEstimate) -> None:
     assert [report["kinds"] for report in measured] == [["DTensor"]] * RANKS
     largest = max(report["weights"] for report in measured)
-    assert estimate.memory.weights == pytest.approx(largest, rel=0.01)
+    assert estimate.weights_bytes == pytest.approx(largest, rel=0.01)
 
 
 @pytest.mark.distributed
-def test_anchor_and_tip_of_a_rank(measured: Any, estimate: Any) -> None:
+def test_anchor_and_tip_of_a_rank(measured: Any, estimate: ClusterEstimate) -> None:
     largest = max(report["anchor_and_tip"] for report in measured)
-    assert estimate.memory.anchor_and_tip == estimate.memory.search_host == largest
+    assert estimate.search_host_bytes == largest
 
 
 @pytest.mark.distributed
-def test_a_pass_brings_the_weights_of_the_others(measured: Any, estimate: Any) -> None:
+def test_a_pass_brings_the_weights_of_the_others(measured: Any, estimate: ClusterEstimate) -> None:
     """Student and teacher, one pass each in bfloat16; no padding is counted."""
     for report in measured:
-        assert estimate.traffic.scoring == pytest.approx(2 * report["pass"], rel=0.05)
-
-
-@pytest.mark.distributed
-def test_the_released_code_gathers_seventeen_whole_models(measured: Any, estimate: Any) -> None:
-    """Two, and three for each of five candidates; in the precision of the weights."""
-    for report in measured:
-        assert estimate.traffic.release_network == pytest.approx(17 * report["whole"], rel=0.05)
-    assert estimate.traffic.network == 0
+        assert estimate.scored_bytes == pytest.approx(2 * report["pass"], rel=0.05)
 
 
 if __name__ == "__main__":
