@@ -40,7 +40,7 @@ SEARCHES = {
     "paper": Search.paper(),
     "release": Search.release(),
     "ours": EFFOPD_SEARCH,
-    "re-tested, from the base": Search(retest=True, direction=SinceBase()),
+    "from the base": Search(direction=SinceBase()),
 }
 
 
@@ -306,7 +306,8 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "experts": (["671B", "gpus=48", "expert_ranks=48", "prompts_per_step=960"],
                 "expert_ranks must divide the 256 experts of 671B, got 48"),
     "steps": (["4B", "steps_with_search=41"], "steps_with_search must be at most steps = 40"),
-    "direction": (["4B", "search.direction.type=relex"], "no estimate of what 'relex' remembers"),
+    "direction": (["4B", "search.direction.type=alpha_pls"],
+                  "no estimate of what 'alpha_pls' remembers"),
     "unknown card": (["4B", "gpu=H1000"], "gpu must be one of H20, H100"),
     "unknown speed": (["4B", "gpu=80GB"], "gpu = '80GB' has no known speed"),
     "too small": (["671B"], "671B: an engine of 8 H20 has no room for its weights"),

@@ -11,10 +11,11 @@ from effopd.cli.doctor import examine
 from effopd.comparison.plan import load_plan
 from effopd.config import RunConfig, load_config, make_config, to_toml
 from effopd.data.files import JsonlTask
-from effopd.evaluation.validators import AccuracyValidation
+from effopd.evaluation.validators import AccuracyValidation, TeacherKLValidation
 from effopd.models.footprint import gpu_named
 from effopd.objectives import SampledTokenOPD
 from effopd.search.extrapolator import Search
+from effopd.search.schedule import PowersOfTwo
 
 FILES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
 PLANS = [path for path in FILES if path.stem.startswith("compare-")]
@@ -139,8 +140,9 @@ def test_qwen_recipe_holds_the_numbers_of_the_paper() -> None:
 
 def test_qwen_recipe_uses_our_search_and_the_papers_on_request() -> None:
     config = load_config(QWEN)
-    assert config.validation == replace(make_config({}).validation, weights="frozen")
-    assert config.search == replace(make_config({}).search, learning_rate="keep")
+    assert config.validation == TeacherKLValidation(prompts=50)
+    ours = replace(make_config({}).search, schedule=PowersOfTwo(), learning_rate="keep")
+    assert config.search == ours
     paper = load_config(QWEN, ["preset=paper", 'validation={type="accuracy"}'])
     assert paper.search == replace(Search.paper(), learning_rate="keep")
     assert paper.validation == AccuracyValidation(prompts=50, resample=False)

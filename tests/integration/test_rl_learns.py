@@ -10,7 +10,7 @@ import torch
 
 from effopd.config import make_config
 from effopd.data.problem import Answer
-from effopd.evaluation.metrics import mean
+from effopd.evaluation.statistics import mean
 from effopd.records import read_jsonl
 from effopd.training.loop import Observer
 from effopd.training.run import build_parts, train

@@ -11,8 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from effopd.precision import float32_products
-from effopd.search.memory import wide
-from effopd.search.ray import check_fits
+from effopd.search.ray import check_fits, wide
 
 COLD_ITERATIONS = 8
 """Without a vector to start from."""

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from effopd.errors import CheckpointError, NonFiniteError
 from effopd.precision import float32_products
-from effopd.search.memory import wide
-from effopd.search.ray import bit_sum, check_fits
+from effopd.search.ray import bit_sum, check_fits, wide
 
 
 @dataclass(frozen=True, kw_only=True)

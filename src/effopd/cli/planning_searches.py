@@ -3,11 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from effopd.search.line_search import SearchResult, line_search
-from effopd.search.past import PastSearch
-from effopd.search.rate import rate_change
+from effopd.search.line_search import LineSearch, SearchResult
+from effopd.search.scales import PastSearch
 from effopd.search.settings import Search
-from effopd.search.validation import Draw, Score
+from effopd.search.validation import Score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +45,11 @@ def simulated_searches(search: Search, steps: int, *, helpful: bool) -> Iterator
     for step in range(1, steps + 1):
         if not search.schedule.is_due(step, past):
             continue
-        result = _run(search, step, past, 1.0 if helpful else -1.0)
+        line, value = LineSearch(search, step, past), 0.0
+        while line.ask() is not None:
+            value += 1.0 if helpful else -1.0
+            line.tell(Score(value=value, per_prompt=(value, value)))
+        result = line.result
         candidates = [trial for trial in result.trials if trial.kind == "candidate"]
         yield SimulatedSearch(
             step=step,
@@ -55,29 +58,7 @@ def simulated_searches(search: Search, steps: int, *, helpful: bool) -> Iterator
             accepted=sum(bool(trial.accepted) for trial in candidates),
             copies=_copies(search, result),
         )
-        scale = result.accepted_scale
-        change = rate_change(result.trials, scale)
-        past.append(PastSearch(step=step, accepted_scale=scale, rate_change=change))
-
-
-def _run(search: Search, step: int, past: list[PastSearch], slope: float) -> SearchResult:
-    scored = 0
-
-    def evaluate(scale: float, draw: Draw) -> Score:
-        nonlocal scored
-        scored += 1
-        value = slope * scored
-        return Score(value=value, per_prompt=(value, value))
-
-    return line_search(
-        evaluate,
-        step,
-        scales=search.scales,
-        accept=search.accept,
-        guard=search.guard,
-        retest=search.retest,
-        past=past,
-    )
+        past.append(result.as_past)
 
 
 def _copies(search: Search, result: SearchResult) -> int:

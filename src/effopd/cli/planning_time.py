@@ -193,7 +193,7 @@ def _trial(job: Job, memory: MemoryPlan, engine: int, sync: float) -> tuple[floa
     if isinstance(validation, AccuracyValidation):
         tokens = config.max_new_tokens
         return 0.0, sync + _writing(job, memory, engine, validation.prompts, tokens)
-    tokens = math.ceil(validation.prefix * config.max_new_tokens)
+    tokens = config.max_new_tokens
     length = config.prompt_tokens + tokens
     own = job.validation_answers * length
     scoring = forward_seconds(job.student, own, job.gpu, length)

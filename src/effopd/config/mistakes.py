@@ -8,13 +8,29 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+GONE = {
+    "search.retest": "use search.accept.type = 'paired_margin', or more validation.prompts",
+    "search.momentum": "the optimizer's state is kept, as in the released code; leave it out",
+    "search.scales.refine": "use a smaller search.scales.ratio",
+    "search.scales.type = 'tracking'": "use 'geometric'",
+    "search.scales.type = 'quadratic'": "use 'geometric'",
+    "search.schedule.type = 'adaptive'": "use 'every_n' or 'powers_of_two'",
+    "search.direction.type = 'averaged'": "use 'since_accepted'",
+    "search.direction.type = 'relex'": "use 'since_accepted'",
+    "validation.prefix": "use validation.type = 'cached_kl', which samples no answers of its own",
+    "validation.weights": "importance weights are always used; on long answers use 'teacher_kl'",
+}
+"""Settings of earlier versions, and what to use in their place."""
+
 
 def unknown_settings(raw: Mapping[str, Any], cls: type, section: str = "") -> Iterator[str]:
     """One sentence per key that `cls` does not have, and per `type` that names no class."""
     hints = typing.get_type_hints(cls)
     names = sorted(cls.model_fields if issubclass(cls, BaseModel) else hints)
     for key, value in raw.items():
-        if key not in names:
+        if key not in names and f"{section}{key}" in GONE:
+            yield f"{section}{key} is no setting any more: {GONE[f'{section}{key}']}"
+        elif key not in names:
             yield f"unknown setting {section}{key}; {_hint(key, names, section, raw.get('type'))}"
         elif isinstance(value, Mapping) and (members := _members(hints[key])):
             types = [getattr(member, "type", None) for member in members]
@@ -27,6 +43,9 @@ def unknown_settings(raw: Mapping[str, Any], cls: type, section: str = "") -> It
                 yield from unknown_settings(value, members[types.index(given)], f"{section}{key}.")
             else:
                 expected = ", ".join(map(repr, types))
+                if (gone := f"{section}{key}.type = {given!r}") in GONE:
+                    yield f"{gone} is no choice any more: {GONE[gone]}"
+                    continue
                 yield f"{section}{key}.type must be one of {expected}, got {given!r}"
 
 

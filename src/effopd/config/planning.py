@@ -102,7 +102,7 @@ class PlanConfig(BaseModel):
                 f"steps_with_search must be at most steps = {self.steps}, got "
                 f"{self.steps_with_search}"
             )
-        if self.search.direction.type in {"averaged", "relex", "alpha_pls"}:
+        if self.search.direction.type == "alpha_pls":
             raise ValueError(
                 f"search.direction has no estimate of what {self.search.direction.type!r} "
                 "remembers: use 'since_accepted', 'since_raw' or 'since_base'"

@@ -24,8 +24,8 @@ from trl import DistillationConfig, DistillationTrainer
 
 from effopd import Draw, EveryN, LadderScales, PairedMargin, Search
 from effopd.errors import ParameterMismatchError
-from effopd.evaluation.metrics import mean
 from effopd.evaluation.scoring import completion_reverse_kl
+from effopd.evaluation.statistics import mean
 from effopd.integrations.trl import EffOPDCallback, SampledTokenTrainer
 from effopd.integrations.trl.validators import TeacherKL
 from effopd.models.policy import Policy, Sample, head_tolerance

@@ -178,7 +178,7 @@ def _search_problems(settings: PluginSettings) -> list[str]:
     if isinstance(search.schedule, Foresight):
         problems.append(
             "effopd.search.schedule = 'foresight' needs the monitor of effopd's own loop: use "
-            "'powers_of_two' or 'adaptive'"
+            "'powers_of_two' or 'every_n'"
         )
     if search.learning_rate != "keep":
         problems.append(
