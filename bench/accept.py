@@ -3,9 +3,8 @@
     python bench/accept.py [--json] [--point 0.25] [--trials 500] [--quick]
 
 A search is the paper's: candidates at s = 3, 5, 7, 9, 11, up to the first rejection, each compared
-with the best so far on 50 training prompts; a re-test compares the winner with the tip once more on
-50 others. A rule is a score and an accept rule. The tip is a point on the segment from the tiny
-world's base (0) to its teacher (1). Four conditions:
+with the best so far on 50 training prompts. A rule is a score and an accept rule. The tip is a
+point on the segment from the tiny world's base (0) to its teacher (1). Four conditions:
 
 - `noise`: the candidates are the tip itself with other random numbers, so all differences are
   noise. The worst case, and the one of the published rules, which sample every candidate anew.
@@ -33,7 +32,6 @@ below one search counts as one search), and how many times more often what is.
 
 import argparse
 import functools
-import itertools
 import json
 import math
 import random
@@ -44,20 +42,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from effopd import AtLeast, PairedMargin, Strict
+from effopd import AtLeast, PairedMargin, Search, Strict
 from effopd.data.world import TinyWorld
 from effopd.demo.cache import world_models
 from effopd.demo.pretrain import world_writer
-from effopd.evaluation.cached_kl import CachedKLValidation, distrust, weighted_kl
+from effopd.evaluation.cached_kl import CachedKLValidation, outside_trust_region, weighted_kl
 from effopd.evaluation.logprobs import completion_log_probs, completion_reverse_kl
 from effopd.models.loading import ModelSettings, load_model, load_tokenizer
 from effopd.models.policy import Policy
 from effopd.rollouts.rollout import Rollout
 from effopd.rollouts.seeds import derive_seed
-from effopd.search.line_search import line_search
+from effopd.search.line_search import LineSearch
 from effopd.search.scales import LadderScales
 from effopd.search.selection import select_parameters
-from effopd.search.validation import AcceptRule, Draw, Score
+from effopd.search.validation import AcceptRule, Score
 
 SCALES = (3.0, 5.0, 7.0, 9.0, 11.0)
 PROMPTS = 50
@@ -67,8 +65,8 @@ PAPER = "accuracy >="
 PEER_VERSION = "arXiv 2605.11739 v1"
 
 Rows = list[tuple[float, ...]]
-ScoreAt = Callable[[int, bool], Score]
-"""(0 for the tip, k for the k-th candidate; whether it is the re-test) -> score."""
+ScoreAt = Callable[[int], Score]
+"""0 for the tip, k for the k-th candidate -> score."""
 
 
 # Statistics ---------------------------------------------------------------------------------------
@@ -111,7 +109,7 @@ class Cached:
             [rows[i] for i in prompts]
             for rows in (self.log_probs[model], self.log_probs[0], self.kl_nats[model])
         )
-        if model and distrust(ours, tip, self.settings):
+        if model and outside_trust_region(ours, tip, self.settings):
             return Score(value=math.nan)
         nats = weighted_kl(ours, tip, kl, self.settings.reduce).per_answer_nats
         return mean_score([-value for value in nats])
@@ -123,42 +121,37 @@ def mean_score(values: Sequence[float]) -> Score:
 
 def search_scores(table: "Stored | Cached", rng: random.Random) -> ScoreAt:
     """The scores of one search on freshly drawn prompts, each computed once."""
-    drawn = rng.sample(range(table.prompts), 2 * PROMPTS)
-    seed = rng.random()
+    drawn, seed = rng.sample(range(table.prompts), PROMPTS), rng.random()
 
     @functools.cache
-    def score_at(model: int, fresh: bool) -> Score:
-        prompts = drawn[PROMPTS:] if fresh else drawn[:PROMPTS]
-        return table.score_at(model, prompts, random.Random(f"{seed}/{fresh}"))
+    def score_at(model: int) -> Score:
+        return table.score_at(model, drawn, random.Random(seed))
 
     return score_at
 
 
-def accepts(score_at: ScoreAt, rule: AcceptRule, *, retest: bool) -> bool:
+def accepts(score_at: ScoreAt, rule: AcceptRule) -> bool:
     """Whether a search leaves the tip."""
-
-    def evaluate(scale: float, draw: Draw) -> Score:
-        return score_at(0 if scale == 1.0 else 1 + SCALES.index(scale), draw.fresh)
-
-    ladder = LadderScales(scales=SCALES)
-    result = line_search(evaluate, 1, scales=ladder, accept=rule, retest=retest)
-    return result.accepted_scale != 1.0
+    search = LineSearch(Search(scales=LadderScales(scales=SCALES), accept=rule, guard=None), 1)
+    while (draw := search.ask()) is not None:
+        search.tell(score_at(1 + SCALES.index(draw.scale) if draw.is_candidate else 0))
+    return search.result.accepted_scale != 1.0
 
 
 def acceptance_rates(
     tables: Sequence[Stored | Cached], rules: Mapping[str, AcceptRule], trials: int
-) -> dict[tuple[str, bool], float]:
-    """(rule, whether it re-tests) -> share of searches that accept a candidate.
+) -> dict[str, float]:
+    """Rule -> share of searches that accept a candidate.
 
     Each search is on one of the tables, and the same for all rules.
     """
     rng = random.Random(0)
-    accepted = {(name, retest): 0 for name in rules for retest in (False, True)}
+    accepted = dict.fromkeys(rules, 0)
     for _ in range(trials):
         score_at = search_scores(rng.choice(tables), rng)
-        for name, retest in accepted:
-            accepted[name, retest] += accepts(score_at, rules[name], retest=retest)
-    return {key: count / trials for key, count in accepted.items()}
+        for name, rule in rules.items():
+            accepted[name] += accepts(score_at, rule)
+    return {name: count / trials for name, count in accepted.items()}
 
 
 # Answers and their scores -------------------------------------------------------------------------
@@ -285,9 +278,9 @@ RULES: dict[str, dict[str, AcceptRule]] = {
 """Measure -> its rules by name."""
 
 
-def rates(tables: Sequence[Tables], trials: int) -> dict[tuple[str, bool], float]:
-    """(rule, whether it re-tests) -> rate; without the measures that do not apply."""
-    found: dict[tuple[str, bool], float] = {}
+def rates(tables: Sequence[Tables], trials: int) -> dict[str, float]:
+    """Rule -> rate; without the measures that do not apply."""
+    found: dict[str, float] = {}
     for measure, rules in RULES.items():
         chosen = [getattr(each, measure) for each in tables]
         if None not in chosen:
@@ -296,16 +289,16 @@ def rates(tables: Sequence[Tables], trials: int) -> dict[tuple[str, bool], float
 
 
 def rows(
-    condition: str, point: float, found: dict[tuple[str, bool], float], trials: int
+    condition: str, point: float, found: dict[str, float], trials: int
 ) -> Iterator[dict[str, Any]]:
-    """The rates of one condition, compared with the paper's rule, which does not re-test."""
+    """The rates of one condition, compared with the paper's rule."""
     is_gain, least = condition.startswith("gain"), 1 / trials
-    paper = found[PAPER, False]
-    for (rule, retest), rate in found.items():
+    paper = found[PAPER]
+    for rule, rate in found.items():
         ours, peer = max(rate, least), max(paper, least)
         yield {
             "name": f"accept-{condition}",
-            "setting": f"point {point:g}, {rule}" + (", re-test" if retest else ""),
+            "setting": f"point {point:g}, {rule}",
             "ours": round(rate, 4),
             "peer": round(paper, 4),
             "peer_name": "the paper's rule",
@@ -315,16 +308,15 @@ def rows(
         }
 
 
-def print_table(point: float, found: dict[str, dict[tuple[str, bool], float]]) -> None:
+def print_table(point: float, found: dict[str, dict[str, float]]) -> None:
     """One line a rule, one column a condition; - where a score does not apply."""
     print(f"\npoint {point:g}: share of searches that accept a candidate")
     print(" ".join([f"{'rule':24}", *(f"{name:>24}" for name in found)]))
     names = [name for rules in RULES.values() for name in rules]
-    for name, retest in itertools.product(names, (False, True)):
-        cells = [column.get((name, retest)) for column in found.values()]
+    for name in names:
+        cells = [column.get(name) for column in found.values()]
         line = ["-" if cell is None else f"{cell:.3f}" for cell in cells]
-        label = name + (", re-test" if retest else "")
-        print(" ".join([f"{label:24}", *(f"{cell:>24}" for cell in line)]), flush=True)
+        print(" ".join([f"{name:24}", *(f"{cell:>24}" for cell in line)]), flush=True)
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ import torch
 
 from effopd.data.problem import Problem
 from effopd.data.world import apply
-from effopd.evaluation.metrics import mean
+from effopd.evaluation.statistics import mean
 from effopd.models.checkpoints import list_checkpoints
 from effopd.models.loading import ModelSettings
 from effopd.objectives.advantages import explained_variance

@@ -112,7 +112,7 @@ def distil(student, teacher, tokenizer, prompts: list, settings: argparse.Namesp
 
         The same draw always means the same prompts and the same random numbers.
         """
-        seed = 1_000_003 * draw.step + draw.fresh
+        seed = 1_000_003 * draw.step
         answers = write_answers(student, tokenizer, held_out, settings.longest, seed)
         sums = [reverse_kl(student, teacher, part).sum(1) for part in answers.parts()]
         per_prompt = (-torch.cat(sums) / answers.counts_BN.sum(1)).tolist()

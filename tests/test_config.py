@@ -18,7 +18,7 @@ from effopd.evaluation.validators import AccuracyValidation
 from effopd.models.loading import ModelSettings
 from effopd.objectives import ExOPD, FullVocabularyKL, SampledTokenOPD
 from effopd.search.extrapolator import Search
-from effopd.search.scales import GeometricScales, LadderScales, QuadraticScales
+from effopd.search.scales import GeometricScales, LadderScales
 from effopd.search.schedule import AtSteps
 from effopd.search.validation import AtLeast, LengthGuard
 from effopd.training.config import Config, load_config, make_config
@@ -68,13 +68,12 @@ def test_presets_are_the_published_settings(preset: str) -> None:
 def test_settings_win_over_their_preset() -> None:
     raw = {
         "preset": "paper",
-        "search": {"retest": True, "scales": {"scales": [2, 4]}, "guard": {"longest": 3.0}},
+        "search": {"scales": {"scales": [2, 4]}, "guard": {"longest": 3.0}},
         "validation": {"prompts": 7},
     }
     config = make_config(raw)
     assert config.search.scales == LadderScales(scales=(2.0, 4.0))
     assert config.search.guard == LengthGuard(longest=3.0)
-    assert config.search.retest
     assert config.search.accept == AtLeast()
     assert config.validation == AccuracyValidation(prompts=7)
 
@@ -87,12 +86,12 @@ def test_a_guard_can_be_turned_off() -> None:
 def test_another_type_replaces_the_section() -> None:
     config = make_config(
         {
-            "search": {"scales": {"type": "quadratic"}, "accept": {"type": "at_least"}},
+            "search": {"scales": {"type": "ladder"}, "accept": {"type": "at_least"}},
             "objective": {"type": "exopd"},
             "validation": {"type": "accuracy"},
         }
     )
-    assert config.search.scales == QuadraticScales()
+    assert config.search.scales == LadderScales()
     assert config.search.accept == AtLeast()
     assert config.objective == ExOPD()
     assert config.validation == AccuracyValidation()
@@ -118,7 +117,7 @@ def test_models_and_problems_of_ones_own() -> None:
 
 def test_input_is_left_as_it_is() -> None:
     raw = {"search": {"guard": "none", "scales": {"type": "ladder"}}}
-    make_config(raw, ["search.retest=true", "seed=4"])
+    make_config(raw, ["search.max_truncation=0.5", "seed=4"])
     assert raw == {"search": {"guard": "none", "scales": {"type": "ladder"}}}
 
 
@@ -150,7 +149,7 @@ OVERRIDES = [
     ('label="7"', lambda c: c.label == "7"),
     ("label=a=b", lambda c: c.label == "a=b"),
     ("label=1979-05-27", lambda c: c.label == "1979-05-27"),
-    ("search.retest=true", lambda c: c.search.retest is True),
+    ("stand_in=true", lambda c: c.stand_in is True),
     ("search.guard=none", lambda c: c.search.guard is None),
     (
         "search.schedule={type='at_steps', steps=[2,5]}",
@@ -190,7 +189,7 @@ CONFIGS: list[dict[str, Any]] = [
         "preset": "paper",
         "search": {"guard": "none", "schedule": {"type": "at_steps", "steps": [1]}},
     },
-    {"search": {"guard": "none", "momentum": "scale", "direction": {"type": "since_raw"}}},
+    {"search": {"guard": "none", "direction": {"type": "since_raw"}}},
     JSONL,
     JSONL | {"task": JSONL["task"] | {"verifier": "none"}},
     JSONL | {"reference": {"path": "r", "revision": "abc"}, "objective": {"type": "exopd"}},
@@ -265,11 +264,22 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
         "resample",
     ),
     ({"student": {"pth": "x"}}, "unknown setting student.pth; did you mean 'path'?"),
+    # Settings of earlier versions
+    (
+        {"search": {"retest": True, "scales": {"type": "quadratic"}}},
+        "search.scales.type = 'quadratic' is no choice any more: use 'geometric'\n"
+        "search.retest is no setting any more: use search.accept.type = 'paired_margin', or more "
+        "validation.prompts",
+    ),
+    (
+        {"validation": {"weights": "frozen"}},
+        "validation.weights is no setting any more: importance weights are always used; on long "
+        "answers use 'teacher_kl'",
+    ),
     # Types of a section
     (
         {"search": {"scales": {"type": "laddr"}}},
-        "search.scales.type must be one of 'ladder', 'geometric', 'tracking', 'quadratic', "
-        "got 'laddr'",
+        "search.scales.type must be one of 'ladder', 'geometric', got 'laddr'",
     ),
     (
         {"objective": {"type": "grpo"}},
@@ -290,10 +300,10 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
     ({"train": {"steps": 0}}, "train.steps must be at least 1, got 0"),
     ({"train": {"steps": 1.5}}, "train.steps must be a valid integer, got 1.5"),
     ({"train": {"steps": True}}, "train.steps must be a valid integer, got True"),
-    ({"search": {"retest": 1}}, "search.retest must be a valid boolean, got 1"),
+    ({"stand_in": 1}, "stand_in must be a valid boolean, got 1"),
     (
-        {"search": {"momentum": "rest"}},
-        "search.momentum must be 'keep', 'reset' or 'scale', got 'rest'",
+        {"search": {"learning_rate": "rest"}},
+        "search.learning_rate must be 'keep' or 'follow', got 'rest'",
     ),
     (
         {"search": {"scales": {"type": "geometric", "ratio": 0.5}}},

@@ -246,8 +246,8 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
         "memory.master_weights is for weights: adapters are float32 anyway",
     ),
     (
-        ADAPTED | {"search": {"direction": {"type": "averaged"}}},
-        "search.direction = 'averaged' averages or fits weights, student.lora trains factors: use "
+        ADAPTED | {"search": {"direction": {"type": "alpha_pls"}}},
+        "search.direction = 'alpha_pls' fits weights, student.lora trains factors: use "
         "'since_accepted', 'since_raw' or 'since_base'",
     ),
     ({"student": {"path": "s", "lora": {"r": 0}}}, "student.lora.r must be at least 1, got 0"),

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from effopd.cli.main import STOPPED, app
 from effopd.evaluation.benchmarks import run as benchmarking
 from effopd.evaluation.benchmarks.records import EvaluationRecords
-from effopd.evaluation.graded import Graded, summarise
+from effopd.evaluation.grading import GradedAnswer, summarise
 from effopd.evaluation.statistics import compare
 from effopd.records import read_json, read_jsonl
 from effopd.rewards.math import MathVerifier
@@ -63,8 +63,8 @@ def undisturbed(
     return out, result.stdout
 
 
-def samples(out: Path) -> list[Graded]:
-    return [Graded.from_row(row) for row in read_jsonl(out / "sums" / "samples.jsonl")]
+def samples(out: Path) -> list[GradedAnswer]:
+    return [GradedAnswer.from_row(row) for row in read_jsonl(out / "sums" / "samples.jsonl")]
 
 
 # What is written ----------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ def test_killed_and_resumed_is_as_undisturbed(
     asked = arguments(model, sums, tmp_path, "-n", "2")
     add = EvaluationRecords.add
 
-    def die_in_the_second(self: EvaluationRecords, graded: Sequence[Graded]) -> None:
+    def die_in_the_second(self: EvaluationRecords, graded: Sequence[GradedAnswer]) -> None:
         if graded[0].sample == 0 and graded[0].question == "sums-1":
             return add(self, graded)
         self._writer.write(graded[0].row())

@@ -32,14 +32,14 @@ from effopd.analysis.scalings import WholeScaling
 from effopd.cli.main import app
 from effopd.errors import ConfigError
 from effopd.evaluation.evaluator import Evaluation, Evaluator
-from effopd.evaluation.metrics import mean, standard_error
+from effopd.evaluation.statistics import mean
 from effopd.models.updates import PairUpdate, open_update
 from effopd.models.weights import MemoryWeights, open_weights
 from effopd.records import read_jsonl
 from effopd.reports.table_files import read_table
 from effopd.rollouts.seeds import derive_seed
-from effopd.training.build import build_parts
-from effopd.training.config import load_config
+from effopd.search.validation import standard_error
+from effopd.training.run import build_parts
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = (DOCS / "interventions.md").read_text("utf-8")

@@ -9,11 +9,11 @@ import torch
 
 from effopd.comparison.plan import load_plan
 from effopd.config.reading import to_toml
-from effopd.doctor import check_file
-from effopd.evaluation.validators import AccuracyValidation
+from effopd.evaluation.validators import AccuracyValidation, TeacherKLValidation
 from effopd.models.gpus import gpu_named
 from effopd.objectives import SampledTokenOPD
 from effopd.search.extrapolator import Search
+from effopd.search.schedule import PowersOfTwo
 from effopd.training.config import Config, load_config, make_config
 
 FILES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
@@ -139,8 +139,9 @@ def test_qwen_recipe_holds_the_numbers_of_the_paper() -> None:
 
 def test_qwen_recipe_uses_our_search_and_the_papers_on_request() -> None:
     config = load_config(QWEN)
-    assert config.validation == replace(make_config({}).validation, weights="frozen")
-    assert config.search == replace(make_config({}).search, learning_rate="keep")
+    assert config.validation == TeacherKLValidation(prompts=50)
+    ours = replace(make_config({}).search, schedule=PowersOfTwo(), learning_rate="keep")
+    assert config.search == ours
     paper = load_config(QWEN, ["preset=paper", 'validation={type="accuracy"}'])
     assert paper.search == replace(Search.paper(), learning_rate="keep")
     assert paper.validation == AccuracyValidation(prompts=50, resample=False)

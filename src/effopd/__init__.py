@@ -16,22 +16,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from effopd.search.direction import (
         AlphaPLS,
-        Averaged,
-        Relex,
         SinceAccepted,
         SinceBase,
         SinceRaw,
     )
     from effopd.search.extrapolator import Extrapolator
     from effopd.search.line_search import SearchResult
-    from effopd.search.past import PastSearch
     from effopd.search.scales import (
         GeometricScales,
         LadderScales,
-        QuadraticScales,
-        TrackingScales,
+        PastSearch,
     )
-    from effopd.search.schedule import Adaptive, AtSteps, EveryN, PowersOfTwo
+    from effopd.search.schedule import AtSteps, EveryN, PowersOfTwo
     from effopd.search.selection import select_parameters
     from effopd.search.settings import Search
     from effopd.search.validation import (
@@ -49,16 +45,13 @@ __version__ = "0.1.0"
 _HOME = {
     "direction": (
         "AlphaPLS",
-        "Averaged",
-        "Relex",
         "SinceAccepted",
         "SinceBase",
         "SinceRaw",
     ),
     "extrapolator": ("Extrapolator",),
-    "past": ("PastSearch",),
-    "scales": ("GeometricScales", "LadderScales", "QuadraticScales", "TrackingScales"),
-    "schedule": ("Adaptive", "AtSteps", "EveryN", "PowersOfTwo"),
+    "scales": ("GeometricScales", "LadderScales", "PastSearch"),
+    "schedule": ("AtSteps", "EveryN", "PowersOfTwo"),
     "line_search": ("SearchResult",),
     "selection": ("select_parameters",),
     "settings": ("Search",),
@@ -75,11 +68,9 @@ _HOME = {
 _MODULE = {name: f"effopd.search.{module}" for module, names in _HOME.items() for name in names}
 
 __all__ = [
-    "Adaptive",
     "AlphaPLS",
     "AtLeast",
     "AtSteps",
-    "Averaged",
     "Draw",
     "EveryN",
     "Extrapolator",
@@ -89,8 +80,6 @@ __all__ = [
     "PairedMargin",
     "PastSearch",
     "PowersOfTwo",
-    "QuadraticScales",
-    "Relex",
     "Score",
     "Search",
     "SearchResult",
@@ -98,7 +87,6 @@ __all__ = [
     "SinceBase",
     "SinceRaw",
     "Strict",
-    "TrackingScales",
     "Unconditional",
     "select_parameters",
 ]

@@ -19,7 +19,7 @@ from tests.fakes import (
 from torch import nn
 
 from effopd.evaluation.cached_kl import CachedKLValidation, CachedKLValidator
-from effopd.evaluation.drawn_answers import DrawnAnswers
+from effopd.evaluation.rollout_sources import FreshRollouts
 from effopd.evaluation.routing import Teachers
 from effopd.evaluation.validators import (
     RolloutValidator,
@@ -43,14 +43,9 @@ class Subject:
     damage_: Callable[[], None]
 
 
-def drawn(student: Writer, resample: bool, prefix: float = 1.0) -> DrawnAnswers:
-    return DrawnAnswers(
-        writer=student,
-        problems=PROBLEMS,
-        prompts=PROMPTS,
-        resample=resample,
-        seed=0,
-        prefix=prefix,
+def fresh(student: Writer, resample: bool) -> FreshRollouts:
+    return FreshRollouts(
+        writer=student, problems=PROBLEMS, prompts=PROMPTS, resample=resample, seed=0
     )
 
 
@@ -62,14 +57,14 @@ def fake_accuracy(resample: bool) -> Subject:
             row[3] = math.nan
 
     validate = RolloutValidator(
-        answers=drawn(writer(engine), resample),
+        source=fresh(writer(engine), resample),
         measure=accuracy_measure(WORLD.verifier),
         scores_with_teacher=False,
     )
     return Subject(validate, (), damage_)
 
 
-def policy_subject(reduce: str | None, resample: bool, prefix: float = 1.0) -> Subject:
+def policy_subject(reduce: str | None, resample: bool) -> Subject:
     student, teacher = tiny_policy(0), tiny_policy(1)
     measure = (
         accuracy_measure(WORLD.verifier)
@@ -77,7 +72,7 @@ def policy_subject(reduce: str | None, resample: bool, prefix: float = 1.0) -> S
         else teacher_kl_measure(student, Teachers.single(teacher), reduce)
     )
     validate = RolloutValidator(
-        answers=drawn(policy_writer(student), resample, prefix),
+        source=fresh(policy_writer(student), resample),
         measure=measure,
         scores_with_teacher=reduce is not None,
     )
@@ -87,7 +82,7 @@ def policy_subject(reduce: str | None, resample: bool, prefix: float = 1.0) -> S
 def cached_subject(settings: CachedKLValidation) -> Subject:
     student, teacher = tiny_policy(0), tiny_policy(1)
     validate = CachedKLValidator(
-        drawn(policy_writer(student), settings.resample, settings.prefix),
+        fresh(policy_writer(student), settings.resample),
         student,
         Teachers.single(teacher),
         settings,
@@ -105,12 +100,10 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
     "accuracy-hf": lambda: policy_subject(None, resample=False),
     "teacher-kl-token": lambda: policy_subject("token", resample=True),
     "teacher-kl-sequence": lambda: policy_subject("sequence", resample=False),
-    "teacher-kl-prefix": lambda: policy_subject("token", resample=True, prefix=0.5),
     "cached-kl-token": lambda: cached_subject(CachedKLValidation()),
     "cached-kl-sequence": lambda: cached_subject(
         CachedKLValidation(reduce="sequence", resample=False)
     ),
-    "cached-kl-prefix": lambda: cached_subject(CachedKLValidation(prefix=0.5)),
 }
 
 
@@ -119,8 +112,8 @@ def subject(request: pytest.FixtureRequest) -> Subject:
     return SUBJECTS[request.param]()
 
 
-def score(subject: Subject, step: int = 4, fresh: bool = False) -> Score:
-    returned = subject.validate(Draw(step=step, fresh=fresh))
+def score(subject: Subject, step: int = 4) -> Score:
+    returned = subject.validate(Draw(step=step))
     assert isinstance(returned, Score)
     return returned
 
@@ -134,8 +127,8 @@ def test_one_draw_one_score_bit_for_bit(subject: Subject) -> None:
 
 
 def test_other_draws_other_samples(subject: Subject) -> None:
-    samples = [score(subject, 4), score(subject, 8), score(subject, 4, fresh=True)]
-    assert len({(s.per_prompt, s.tokens) for s in samples}) == 3
+    samples = [score(subject, 4), score(subject, 8)]
+    assert len({(s.per_prompt, s.tokens) for s in samples}) == 2
 
 
 def test_value_is_the_mean_of_one_value_a_prompt(subject: Subject) -> None:

@@ -19,15 +19,14 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 
-from effopd import Draw, EveryN, Extrapolator, GeometricScales, Search
-from effopd.errors import ValidatorError
+from effopd import AlphaPLS, Draw, EveryN, Extrapolator, GeometricScales, Search
+from effopd.errors import ConfigError, ValidatorError
 
 RANKS = 2
 STEPS = 4
 SEARCH = Search(
     schedule=EveryN(n=1),
-    scales=GeometricScales(cap=64.0, refine=1),
-    momentum="scale",
+    scales=GeometricScales(cap=64.0),
     parameters="all",  # the root's own tensors too: it stays gathered after a forward pass
 )
 INPUTS = torch.linspace(-1, 1, 21).reshape(7, 3)
@@ -68,9 +67,7 @@ class Training:
         self.candidates: list[dict[str, Tensor]] = []
         self.trials: list[tuple[float, float, bool | None]] = []
         self.optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
-        self.extrapolator = Extrapolator(
-            net, self.validate, search=SEARCH, optimizer=self.optimizer
-        )
+        self.extrapolator = Extrapolator(net, self.validate, search=SEARCH)
 
     def validate(self, draw: Draw) -> float:
         self.candidates.append({name: whole(p) for name, p in self.parameters.items()})
@@ -139,6 +136,14 @@ def restores_its_own_shards(net: nn.Module, parameters: dict[str, Tensor]) -> bo
     return False
 
 
+def refusal(net: nn.Module) -> str:
+    try:
+        Extrapolator(net, search=Search(direction=AlphaPLS(), parameters="all"))
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
 def one_process(rank: int, folder: Path) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS
@@ -160,6 +165,7 @@ def one_process(rank: int, folder: Path) -> None:
         "trials": training.trials,
         "collectives": count_collectives(net),
         "restores": restores_its_own_shards(net, parameters),
+        "refusal": refusal(net),
     }
     (folder / f"rank{rank}.json").write_text(json.dumps(report))
     save_file(tensors, folder / f"rank{rank}.safetensors")
@@ -220,6 +226,12 @@ def test_the_search_communicates_nothing(ranks) -> None:
 @pytest.mark.distributed
 def test_a_validator_that_writes_to_shards_is_found_out(ranks) -> None:
     assert [report["restores"] for report, _ in ranks] == [True] * RANKS
+
+
+@pytest.mark.distributed
+def test_singular_vectors_of_shards_are_refused(ranks) -> None:
+    for report, _ in ranks:
+        assert "singular vectors of whole matrices" in report["refusal"]
 
 
 if __name__ == "__main__":

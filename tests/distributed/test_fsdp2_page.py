@@ -161,7 +161,7 @@ class Alone:
         return found
 
     def validate(self, draw: Draw) -> float:
-        first, second = self.divergences(10_000 + 2 * draw.step + draw.fresh)
+        first, second = self.divergences(10_000 + 2 * draw.step)
         return (-first - second).item() / RANKS
 
     def run(self) -> "Alone":

@@ -148,7 +148,9 @@ def test_ranks_are_equal_after_searches(replicated: Path, name: str) -> None:
     rows = json.loads((replicated / "0.json").read_text())[name]
     taken = [row for row in rows if row["accepted"] and row["scale"] == 1.2]
     assert bool(taken) == (name == "accepted")
-    assert (replicated / name / "checkpoint-3" / "effopd" / "search.json").is_file()
+    assert (
+        replicated / name / "checkpoint-3" / "effopd" / "search-00000-of-00001.safetensors"
+    ).is_file()
 
 
 @pytest.mark.distributed

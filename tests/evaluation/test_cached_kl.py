@@ -16,11 +16,10 @@ from effopd.errors import ConfigError, ValidatorError
 from effopd.evaluation.cached_kl import (
     CachedKLValidation,
     CachedKLValidator,
-    distrust,
+    outside_trust_region,
     weighted_kl,
 )
-from effopd.evaluation.drawn_answers import DrawnAnswers
-from effopd.evaluation.logprobs import completion_log_probs
+from effopd.evaluation.rollout_sources import FreshRollouts
 from effopd.evaluation.routing import Teachers, routed_reverse_kl
 from effopd.models.policy import Policy
 from effopd.rollouts.engine import Completion, Request, Sampling
@@ -67,16 +66,11 @@ class Bench:
     def __init__(self, **settings: Any) -> None:
         self.student, self.teacher = tiny_policy(0), nearby_policy()
         self.engine = CountingEngine(self.student)
-        self.answers = DrawnAnswers(
-            writer=writer(self.engine),
-            problems=PROBLEMS,
-            prompts=12,
-            resample=True,
-            seed=0,
-            prefix=settings.get("prefix", 1.0),
+        self.source = FreshRollouts(
+            writer=writer(self.engine), problems=PROBLEMS, prompts=12, resample=True, seed=0
         )
         self.validate = CachedKLValidator(
-            self.answers,
+            self.source,
             self.student,
             Teachers.single(self.teacher),
             CachedKLValidation(**settings),
@@ -92,7 +86,7 @@ class Bench:
     def score(self, share: float, step: int = 1, tip: float = 0.0) -> Score:
         """The score at `share`, as the tip's or a candidate's."""
         self.move_(share)
-        return self.validate(Draw(step=step, candidate=share != tip))
+        return self.validate(Draw(step=step, scale=1.0 + share - tip))
 
 
 # What is written and what is counted --------------------------------------------------------------
@@ -119,14 +113,6 @@ def test_the_next_draw_has_answers_of_its_own_by_the_weights_of_its_tip() -> Non
     assert first[1] != second[0]
 
 
-def test_a_re_test_is_a_draw_of_its_own() -> None:
-    bench = Bench(**TRUSTING)
-    bench.score(0.0)
-    retested = bench.validate(Draw(step=1, fresh=True))
-    assert retested.tokens > 0
-    assert len(bench.engine.requests) == 24
-
-
 def test_a_tip_that_changed_writes_anew_for_the_same_draw() -> None:
     bench = Bench(**TRUSTING)
     bench.score(0.0)
@@ -138,13 +124,13 @@ def test_a_tip_that_changed_writes_anew_for_the_same_draw() -> None:
     assert bench.score(0.4) == alone.score(0.4)
 
 
-@pytest.mark.parametrize("before", [[], [Draw(step=2)], [Draw(step=1, fresh=True)]])
+@pytest.mark.parametrize("before", [[], [Draw(step=2)]])
 def test_a_candidate_without_its_tip_is_an_error(before: list[Draw]) -> None:
     bench = Bench()
     for draw in before:
         bench.validate(draw)
-    with pytest.raises(ValidatorError, match="Score the tip with candidate=False first"):
-        bench.validate(Draw(step=1, candidate=True))
+    with pytest.raises(ValidatorError, match="score the tip, at scale 1, first"):
+        bench.validate(Draw(step=1, scale=2.0))
 
 
 def test_a_tip_that_is_not_finite_leaves_nothing_behind() -> None:
@@ -169,11 +155,10 @@ def rows(policy: Policy, rollouts: Sequence[Rollout]) -> list[list[float]]:
     return found
 
 
-@pytest.mark.parametrize("prefix", [1.0, 0.5])
 @pytest.mark.parametrize("reduce", REDUCTIONS)
-def test_scores_of_tip_and_candidate_equal_the_twin(reduce: str, prefix: float) -> None:
-    bench = Bench(reduce=reduce, prefix=prefix, **TRUSTING)
-    rollouts = bench.answers.write(Draw(step=1))
+def test_scores_of_tip_and_candidate_equal_the_twin(reduce: str) -> None:
+    bench = Bench(reduce=reduce, **TRUSTING)
+    rollouts = bench.source.rollouts(Draw(step=1))
     behaviour = rows(bench.student, rollouts)
     for share in (0.0, 0.15):
         found = bench.score(share)
@@ -187,7 +172,7 @@ def test_scores_of_tip_and_candidate_equal_the_twin(reduce: str, prefix: float) 
         weights = twin.weights_at(*arguments[:2], max(map(len, kl)))
         cut = [r.completion.finish_reason == "length" for r in rollouts]
         truncated = sum(w for w, is_cut in zip(weights, cut, strict=True) if is_cut) / 12
-        assert found.truncated_share == pytest.approx(truncated if prefix == 1 else 0, rel=1e-4)
+        assert found.truncated_share == pytest.approx(truncated, rel=1e-4)
     assert any(cut)
 
 
@@ -207,7 +192,6 @@ def test_a_search_keeps_what_scores_best_and_writes_one_set_of_answers() -> None
             schedule=EveryN(n=1),
             scales=LadderScales(scales=(2.0, 3.0)),
             accept=Strict(),
-            retest=True,
             parameters="all",
         ),
     )
@@ -215,10 +199,9 @@ def test_a_search_keeps_what_scores_best_and_writes_one_set_of_answers() -> None
     result = extrapolator.step(1)
     assert result is not None
     assert result.accepted_scale == 3.0
-    tips = [t.score.tokens for t in result.trials if t.score and "incumbent" in t.kind]
-    assert len(tips) == 2
-    assert result.tokens == sum(tips)
-    assert len(bench.engine.requests) == 24
+    tip, *candidates = [t.score.tokens for t in result.trials if t.score]
+    assert (result.tokens, sum(candidates)) == (tip, 0)
+    assert len(bench.engine.requests) == 12
 
 
 # Trust --------------------------------------------------------------------------------------------
@@ -256,15 +239,18 @@ def test_the_bounds_are_met_by_equality() -> None:
     k3 = (1 - log2) / 4  # ratios 2, 1, 1, 1
     share = (2 + 1) ** 2 / (2**2 + 1) / 2
     exact = {"trust_nats": k3 + 1e-12, "trust_share": share - 1e-12}
-    assert distrust(candidate, tip, CachedKLValidation(**exact)) == ""
+    assert outside_trust_region(candidate, tip, CachedKLValidation(**exact)) == ""
     for name, value in (("trust_nats", k3 - 1e-12), ("trust_share", share + 1e-12)):
-        assert distrust(candidate, tip, CachedKLValidation(**(exact | {name: value}))) != ""
+        assert (
+            outside_trust_region(candidate, tip, CachedKLValidation(**(exact | {name: value})))
+            != ""
+        )
 
 
 @pytest.mark.parametrize("sampling", [{"temperature": 0.7}, {"top_p": 0.9}, {"top_k": 5}])
 def test_answers_that_are_no_samples_of_the_policy_are_refused(sampling: dict[str, Any]) -> None:
     policy = tiny_policy()
-    answers = DrawnAnswers(
+    source = FreshRollouts(
         writer=policy_writer(policy, **sampling),
         problems=PROBLEMS,
         prompts=2,
@@ -272,29 +258,7 @@ def test_answers_that_are_no_samples_of_the_policy_are_refused(sampling: dict[st
         seed=0,
     )
     with pytest.raises(ConfigError, match="samples of the policy itself"):
-        CachedKLValidator(answers, policy, Teachers.single(policy), CachedKLValidation())
-
-
-# Frozen contexts ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("reduce", REDUCTIONS)
-def test_frozen_weights_keep_the_contexts_and_lengths_of_the_tip(reduce: str) -> None:
-    settings = {"trust_nats": 1e9, "trust_share": 1.0}  # no share of the answers is demanded
-    bench = Bench(reduce=reduce, weights="frozen", **settings)
-    tip = bench.score(0.0)
-    found = bench.score(0.2)
-    bench.move_(0.0)
-    rollouts = bench.answers.write(Draw(step=1))
-    same = rows(bench.student, rollouts)
-    bench.move_(0.2)
-    kl = [reverse_kl(bench.student.model, bench.teacher.model, r.sample, V) for r in rollouts]
-    assert found.value == pytest.approx(-twin.estimate(same, same, kl, reduce), rel=1e-4)
-    assert found.mean_length == pytest.approx(tip.mean_length)
-    assert found.truncated_share == pytest.approx(tip.truncated_share)
-    weighted = Bench(reduce=reduce, **TRUSTING)
-    weighted.score(0.0)
-    assert weighted.score(0.2).value != pytest.approx(found.value, rel=1e-4)
+        CachedKLValidator(source, policy, Teachers.single(policy), CachedKLValidation())
 
 
 # What it estimates --------------------------------------------------------------------------------

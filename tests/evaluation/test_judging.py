@@ -8,7 +8,7 @@ from tests.fakes import FakeEngine, script, writer
 
 from effopd.data.problem import Answer, Problem
 from effopd.evaluation.evaluator import Evaluator
-from effopd.evaluation.judging import Judgement, judge, together
+from effopd.evaluation.grading import Judgement, judge, sum_counts
 from effopd.evaluation.validators import accuracy_measure
 from effopd.rollouts.rollout import Rollout
 
@@ -83,9 +83,9 @@ def test_verdicts_are_those_of_one_call() -> None:
 
 
 def test_sums_of_verdicts() -> None:
-    assert together([]) is None
-    assert together([None, None]) is None
-    assert together([{"a": 1}, None, {"b": 2, "a": 3}]) == {"a": 4, "b": 2}
+    assert sum_counts([]) is None
+    assert sum_counts([None, None]) is None
+    assert sum_counts([{"a": 1}, None, {"b": 2, "a": 3}]) == {"a": 4, "b": 2}
 
 
 def test_an_evaluation_asks_once_and_records_the_verdicts() -> None:

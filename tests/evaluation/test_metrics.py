@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from effopd.evaluation.metrics import mean, standard_error
+from effopd.evaluation.statistics import mean
+from effopd.search.validation import standard_error
 
 values = st.lists(st.floats(-100, 100), min_size=2, max_size=30)
 

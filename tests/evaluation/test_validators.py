@@ -21,7 +21,7 @@ from tests.reference.kl_twin import reverse_kl
 from effopd.data.problem import Problem
 from effopd.errors import ConfigError, NonFiniteError
 from effopd.evaluation.cached_kl import CachedKLValidation
-from effopd.evaluation.drawn_answers import DrawnAnswers, problems_of_levels
+from effopd.evaluation.rollout_sources import FreshRollouts
 from effopd.evaluation.routing import Teachers
 from effopd.evaluation.validators import (
     AccuracyValidation,
@@ -31,7 +31,7 @@ from effopd.evaluation.validators import (
     teacher_kl_measure,
 )
 from effopd.rollouts.rollout import Rollout, mean_length, total_tokens
-from effopd.search.validation import Draw, LengthGuard
+from effopd.search.validation import Draw
 
 PROBLEMS = list(WORLD.load().train)
 THREES = [Problem(id=f"p-{i}", prompt=f"{i % 7} + 0 =", answer="3") for i in range(30)]
@@ -47,10 +47,9 @@ def validator(engine: FakeEngine, **settings: Any) -> RolloutValidator:
         "resample": True,
         "seed": 1,
     }
-    names = arguments.keys() | {"prefix"}
-    chosen = {name: settings.pop(name) for name in names & settings.keys()}
+    chosen = {name: settings.pop(name) for name in arguments.keys() & settings.keys()}
     return RolloutValidator(
-        answers=DrawnAnswers(**(arguments | chosen)),
+        source=FreshRollouts(**(arguments | chosen)),
         **({"measure": ACCURACY, "scores_with_teacher": False} | settings),
     )
 
@@ -73,7 +72,7 @@ def test_truncation_and_tokens_are_counted() -> None:
     engine = FakeEngine(bigram_table())
     score = validator(engine)(Draw(step=1))
     rollouts = writer(FakeEngine(bigram_table())).answer(
-        validator(engine).answers.draw_problems(Draw(step=1)), [r.seed for r in engine.requests]
+        validator(engine).source.problems_of(Draw(step=1)), [r.seed for r in engine.requests]
     )
     cut = [r.completion.finish_reason for r in rollouts].count("length")
     assert 0 < cut < 10
@@ -92,7 +91,7 @@ def test_per_prompt_values_follow_the_drawn_problems() -> None:
         return [float(r.problem.id.removeprefix("chain-")) for r in rollouts]
 
     scored = validator(FakeEngine(script("# 3")), measure=number_of_the_problem)
-    drawn = scored.answers.draw_problems(Draw(step=2))
+    drawn = scored.source.problems_of(Draw(step=2))
     assert scored(Draw(step=2)).per_prompt == tuple(
         float(problem.id.removeprefix("chain-")) for problem in drawn
     )
@@ -124,8 +123,8 @@ def test_a_measure_that_meets_nan_is_a_score_that_is_not_finite() -> None:
 # Which prompts and which random numbers -----------------------------------------------------------
 
 
-def drawn(scored: RolloutValidator, step: int, fresh: bool = False) -> list[str]:
-    return [problem.id for problem in scored.answers.draw_problems(Draw(step=step, fresh=fresh))]
+def drawn(scored: RolloutValidator, step: int) -> list[str]:
+    return [problem.id for problem in scored.source.problems_of(Draw(step=step))]
 
 
 def test_a_draw_holds_distinct_problems_of_the_right_number() -> None:
@@ -135,24 +134,11 @@ def test_a_draw_holds_distinct_problems_of_the_right_number() -> None:
     assert sorted(drawn(everything, 1)) == sorted(p.id for p in PROBLEMS)
 
 
-def test_resampled_prompts_are_new_for_every_search_and_re_test() -> None:
+def test_prompts_are_new_for_every_search_or_always_the_same() -> None:
     scored = validator(FakeEngine(script("# 3")), resample=True)
-    sets = [drawn(scored, 1), drawn(scored, 2), drawn(scored, 1, True), drawn(scored, 2, True)]
-    assert sets == [
-        drawn(scored, 1),
-        drawn(scored, 2),
-        drawn(scored, 1, True),
-        drawn(scored, 2, True),
-    ]
-    assert len({tuple(sorted(s)) for s in sets}) == 4
-
-
-def test_fixed_prompts_stay_but_re_tests_are_fresh() -> None:
+    assert drawn(scored, 1) == drawn(scored, 1) != drawn(scored, 2)
     scored = validator(FakeEngine(script("# 3")), resample=False)
-    fixed = drawn(scored, 1)
-    assert all(drawn(scored, step) == fixed for step in (2, 4, 1024))
-    assert drawn(scored, 1, True) != fixed
-    assert drawn(scored, 1, True) != drawn(scored, 2, True)
+    assert all(drawn(scored, step) == drawn(scored, 1) for step in (2, 4, 1024))
 
 
 @pytest.mark.parametrize("resample", [True, False])
@@ -160,14 +146,13 @@ def test_random_numbers_are_new_for_every_search_but_not_within_one(resample: bo
     engine = FakeEngine(bigram_table())
     scored = validator(engine, resample=resample)
 
-    def seeds(step: int, fresh: bool = False) -> list[int]:
+    def seeds(step: int, scale: float = 1.0) -> list[int]:
         engine.requests.clear()
-        scored(Draw(step=step, fresh=fresh))
+        scored(Draw(step=step, scale=scale))
         return [request.seed for request in engine.requests]
 
-    assert seeds(1) == seeds(1)
-    everything = seeds(1) + seeds(2) + seeds(1, True)
-    assert len(set(everything)) == 30
+    assert seeds(1) == seeds(1, 4.0)
+    assert len({*seeds(1), *seeds(2)}) == 20
 
 
 def test_runs_of_another_seed_validate_on_other_prompts() -> None:
@@ -243,48 +228,6 @@ def test_every_answer_is_compared_with_the_teacher_of_its_problem_at_a_temperatu
     assert found == pytest.approx(expected, rel=1e-4)
 
 
-# Prefixes -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("prefix", "cap"), [(0.25, 5), (0.5, 10), (0.06, 1), (1e-9, 1)])
-def test_answers_are_written_to_a_share_of_the_cap_and_count_as_whole(
-    prefix: float, cap: int
-) -> None:
-    long = script("1 2 3 4 5 6 + - * ; #")
-    settings = {"writer": writer(FakeEngine(long), max_new_tokens=20), "prefix": prefix}
-    score = validator(FakeEngine(long), **settings)(Draw(step=1))
-    length = min(cap, 12)
-    assert (score.tokens, score.mean_length, score.truncated_share) == (10 * length, length, 0.0)
-
-
-@pytest.mark.parametrize("prefix", [0.25, 0.5, 0.75])
-def test_a_prefix_is_the_beginning_of_the_answer_to_the_same_draw(prefix: float) -> None:
-    policy = tiny_policy()
-    whole, part = (
-        validator(
-            FakeEngine(bigram_table()),
-            writer=policy_writer(policy, max_new_tokens=12),
-            prefix=share,
-        ).answers.write(Draw(step=3))
-        for share in (1.0, prefix)
-    )
-    cap = round(12 * prefix)
-    assert max(len(r.completion.token_ids) for r in whole) > cap
-    for long, short in zip(whole, part, strict=True):
-        assert long.problem == short.problem
-        assert long.completion.token_ids[:cap] == short.completion.token_ids
-
-
-def test_the_guard_does_not_object_to_prefixes_but_does_to_collapse() -> None:
-    engine = FakeEngine(script("1 2 3 4 5 6"))
-    scored = validator(engine, writer=writer(engine, max_new_tokens=12), prefix=0.5)
-    tip = scored(Draw(step=1))
-    assert (tip.mean_length, tip.truncated_share) == (6.0, 0.0)
-    assert LengthGuard().objection(scored(Draw(step=1)), tip) is None
-    engine.table[:] = script("1")
-    assert "mean length 6.0 -> 2.0" in (LengthGuard().objection(scored(Draw(step=1)), tip) or "")
-
-
 # Levels -------------------------------------------------------------------------------------------
 
 LEVELLED = [Problem(id=f"p-{level}", prompt="", level=level) for level in (1, 1, 3, 4, 9)]
@@ -301,12 +244,12 @@ LEVELLED = [Problem(id=f"p-{level}", prompt="", level=level) for level in (1, 1,
     ],
 )
 def test_problems_of_levels(levels: tuple[int, int] | None, found: list[int]) -> None:
-    assert [p.level for p in problems_of_levels(LEVELLED, levels)] == found
+    assert [p.level for p in AccuracyValidation(levels=levels).selected(LEVELLED)] == found
 
 
 def test_levels_that_no_problem_has_are_refused_with_those_there_are() -> None:
     with pytest.raises(ConfigError, match=r"from 5 to 8 .*there are: 1, 3, 4, 9"):
-        problems_of_levels(LEVELLED, (5, 8))
+        AccuracyValidation(levels=(5, 8)).selected(LEVELLED)
 
 
 # Settings -----------------------------------------------------------------------------------------
@@ -315,8 +258,7 @@ def test_levels_that_no_problem_has_are_refused_with_those_there_are() -> None:
 def test_defaults_are_those_of_the_paper_and_ours() -> None:
     assert (AccuracyValidation().prompts, AccuracyValidation().resample) == (50, False)
     for ours in (TeacherKLValidation(), CachedKLValidation()):
-        assert (ours.prompts, ours.resample, ours.reduce, ours.prefix) == (50, True, "token", 1.0)
-    assert all(settings().levels is None for settings in SETTINGS)
+        assert (ours.prompts, ours.resample, ours.reduce) == (50, True, "token")
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
@@ -326,18 +268,9 @@ def test_refused_numbers_of_prompts(settings: Any, prompts: int) -> None:
         settings(prompts=prompts)
 
 
-@pytest.mark.parametrize("settings", SETTINGS)
-def test_refused_levels(settings: Any) -> None:
-    assert settings(levels=(2, 2)).levels == (2, 2)
+def test_refused_levels() -> None:
     with pytest.raises(ConfigError, match=r"lowest and the highest level, got \(3, 2\)"):
-        settings(levels=(3, 2))
-
-
-@pytest.mark.parametrize("settings", SETTINGS[1:])
-@pytest.mark.parametrize("prefix", [0.0, -0.5, 1.01, math.nan])
-def test_refused_prefixes(settings: Any, prefix: float) -> None:
-    with pytest.raises(ConfigError, match="prefix must be above 0 and at most 1"):
-        settings(prefix=prefix)
+        AccuracyValidation(levels=(3, 2))
 
 
 @pytest.mark.parametrize(

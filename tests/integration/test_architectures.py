@@ -67,7 +67,6 @@ def settings(directory: Path, method: str, steps: int = 2, **models: Any) -> Con
     }
     if method == "effopd":
         raw["validation"] = {"type": "cached_kl", "source": "batch", "prompts": 4}
-        raw["search"] = {"retest": False}
     for name, more in models.items():
         raw[name] |= more
     return make_config(raw)

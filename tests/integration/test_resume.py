@@ -23,7 +23,7 @@ from tests.support.tiny import (
 
 from effopd.cli.run import evaluate_checkpoint
 from effopd.errors import CheckpointError, ConfigError, EffopdError
-from effopd.models.checkpoints import list_checkpoints, newest_good, write_checkpoint
+from effopd.models.checkpoints import list_checkpoints, newest_good
 from effopd.records import read_jsonl
 from effopd.search.validation import Draw
 from effopd.training import alarms
@@ -60,8 +60,6 @@ def messages_of(out: Path) -> list[str]:
 DEFAULT = {"search.schedule": {"type": "every_n", "n": 1}}
 RELEASE = {
     "preset": "release",
-    "search.momentum": "scale",
-    "search.retest": True,
     "validation.type": "teacher_kl",
 }
 FULL = {
@@ -75,7 +73,7 @@ CASES: dict[str, tuple[int, dict[str, Any], Raw]] = {
     "default, sampled token, dropout": (8, {"dropout": 0.3}, DEFAULT),
     "paper, exopd, tied": (9, {"tied": True}, {"preset": "paper", "objective.type": "exopd"}),
     "opd, full vocabulary, bfloat16": (8, {}, FULL),
-    "release, momentum, retest": (5, {}, RELEASE),
+    "release": (5, {}, RELEASE),
 }
 """Steps, which models, and which settings."""
 
@@ -104,32 +102,6 @@ def test_resuming_at_any_step_changes_nothing(
         assert outcome(resumed) == expected, f"resumed from step {step}"
         later = {n: f for n, f in checkpoints(undisturbed).items() if n >= f"step-{step:05d}"}
         assert checkpoints(resumed) == later
-
-
-@pytest.mark.parametrize(
-    "settings", [DEFAULT, {"student.dtype": "bfloat16", "memory.master_weights": True}], ids=str
-)
-def test_a_checkpoint_of_version_2_is_resumed(models: Path, tmp_path: Path, settings: Raw) -> None:
-    """It had the trainer's tensors beside the model."""
-    config = tiny_config(models, settings | {"train.steps": 4})
-    train_tiny(config, tmp_path / "whole")
-    run = tmp_path / "run"
-    train_tiny(config, run, stop_after=2)
-    (directory,) = list_checkpoints(run / "checkpoints")
-    state = json.loads((directory / "trainer_state.json").read_text())
-    files = [p for p in directory.rglob("*") if p.is_file() and p.name != "manifest.json"]
-
-    def flat(to: Path) -> None:
-        for path in files:
-            shutil.copyfile(path, to / path.name)
-        (to / "trainer_state.json").write_text(json.dumps(state | {"version": 2}))
-
-    write_checkpoint(directory, flat)
-    assert (directory / "optimizer.safetensors").is_file()
-    done, messages = train_tiny(config, run)
-    assert done
-    assert messages[0] == "resuming from step-00002"
-    assert outcome(run) == outcome(tmp_path / "whole")
 
 
 def checkpoints(run: Path) -> dict[str, dict[str, str]]:
@@ -249,8 +221,9 @@ def two_checkpoints(finished: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     "name",
-    ["model.safetensors", "trainer/optimizer.safetensors", "trainer/anchor.safetensors",
-     "trainer_state.json", "config.json", "tokenizer.json", "manifest.json"],
+    ["model.safetensors", "trainer/optimizer.safetensors",
+     "trainer/search-00000-of-00001.safetensors", "trainer_state.json", "config.json",
+     "tokenizer.json", "manifest.json"],
 )  # fmt: skip
 def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_the_same(
     models: Path, finished: Path, two_checkpoints: Path, name: str

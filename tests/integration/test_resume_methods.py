@@ -96,6 +96,8 @@ HORIZON = {
     "search.schedule": {"type": "every_n", "n": 2},
     "train.horizon": {"tokens": 1, "growth": 1.0},
 }
+SEARCH_FILE = "search-00000-of-00001.safetensors"
+
 BATCH = {
     "objective": {"type": "full_kl"},
     "optimizer.lr": 3e-3,
@@ -109,9 +111,16 @@ WATCHED = BATCH | {
     "search.schedule": {"type": "every_n", "n": 2},
     "monitor": {"every": 1, "patience": 1, "bound": 0.05},
 }
-RANK_ONE = {
+REMEMBERED = {
     "search.schedule": {"type": "every_n", "n": 2},
-    "search.direction": {"type": "relex"},
+    "search.direction": {
+        "type": "alpha_pls",
+        "every": 1,
+        "min_snapshots": 3,
+        "keep": 7,
+        "min_r2": -1e9,
+    },
+    "search.parameters": "matrices",
 }
 ADAPTERS = BATCH | {
     "student.lora": {"r": 2, "alpha": 4.0, "dropout": 0.1},
@@ -170,9 +179,9 @@ CASES: dict[str, tuple[Raw, Holds]] = {
             and any(row["accepted_scale"] not in {None, 1.0} for row in rows)
         ),
     ),
-    "search along a remembered trajectory": (
-        RANK_ONE,
-        lambda rows, files: "history.safetensors" in files,
+    "search along what progress predicts": (
+        REMEMBERED,
+        lambda rows, files: SEARCH_FILE in files,
     ),
     "dapo, refills": (
         DAPO,
@@ -195,7 +204,7 @@ CASES: dict[str, tuple[Raw, Holds]] = {
     "adapters": (
         ADAPTERS,
         lambda rows, files: (
-            {"adapter_model.safetensors", "anchor.safetensors"} < files
+            {"adapter_model.safetensors", SEARCH_FILE} < files
             and "model.safetensors" not in files
             and any(row["accepted_scale"] not in {None, 1.0} for row in rows)
         ),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from effopd.data.problem import Answer
-from effopd.evaluation.metrics import mean
+from effopd.evaluation.statistics import mean
 from effopd.records import read_jsonl
 from effopd.training.build import build_parts
 from effopd.training.config import make_config

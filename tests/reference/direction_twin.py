@@ -3,33 +3,10 @@
 Written from the description of each, with none of the code under test.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-
-
-def averaged(updates: Sequence[Tensor], beta: float) -> Tensor:
-    """Weighted mean of the displacements, newest last, weights `beta**age`."""
-    weights = [beta**age for age in reversed(range(len(updates)))]
-    terms = [weight * update for weight, update in zip(weights, updates, strict=True)]
-    return torch.stack(terms).sum(0) / sum(weights)
-
-
-def relex_step(points: Mapping[int, Tensor]) -> Tensor:
-    """Displacement in one step, predicted from the points at recorded steps; step 0 is the base.
-
-    The rank-1 approximation of the stacked displacements, and a line with intercept through it:
-    both from `torch.linalg`.
-    """
-    steps = sorted(points)
-    stack = torch.stack([(points[step] - points[0]).double().flatten() for step in steps])
-    left, sizes, right = torch.linalg.svd(stack, full_matrices=False)
-    coefficients = sizes[0] * left[:, :1]
-    times = torch.tensor(steps, dtype=torch.float64)
-    design = torch.stack([torch.ones_like(times), times], dim=1)
-    slope = torch.linalg.lstsq(design, coefficients).solution[1, 0]
-    return (slope * right[0]).reshape(points[0].shape)
 
 
 def scaled_components(update: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,9 @@
-"""What a search leaves behind, what a validator may do, and the optimizer's momentum."""
+"""What a search leaves behind, what a validator may do, and searches asked and told."""
 
 import random
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from tests.reference.core_twin import bits
@@ -22,7 +23,7 @@ from effopd import (
     Strict,
 )
 from effopd.errors import ConfigError, NonFiniteError, ValidatorError
-from effopd.search.scales import GeometricScales, Trial
+from effopd.search.scales import Trial
 
 EVERY_STEP = Search(schedule=EveryN(n=1), scales=LadderScales(), parameters="attention_mlp")
 
@@ -87,12 +88,10 @@ class Falling(Rising):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("momentum", ["keep", "reset", "scale"])
-def test_a_rejected_search_leaves_no_trace(dtype: torch.dtype, momentum: str) -> None:
+def test_a_rejected_search_leaves_no_trace(dtype: torch.dtype) -> None:
     net = Net(dtype)
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.1)
-    search = Search(schedule=EveryN(n=1), scales=LadderScales(), momentum=momentum)
-    extrapolator = Extrapolator(net, Falling(), search=search, optimizer=optimizer)
+    extrapolator = Extrapolator(net, Falling(), search=EVERY_STEP)
     for step in range(1, 4):
         train_step(net, optimizer)
         before = fingerprint(net, optimizer)
@@ -178,22 +177,14 @@ def test_validator_sees_each_candidate_and_the_draw() -> None:
         seen.append((float(weight[0]), draw))
         return Score(value=float(len(seen)), per_prompt=(0.0, 1.0))
 
-    search = Search(
-        scales=LadderScales(scales=(4.0, 16.0)), retest=True, schedule=PowersOfTwo(first=2)
-    )
+    search = Search(scales=LadderScales(scales=(4.0, 16.0)), schedule=PowersOfTwo(first=2))
     extrapolator = Extrapolator({"w": weight}, validate, search=search)
     weight += 1.0
     assert extrapolator.step(1) is None
     result = extrapolator.step(2)
     assert result is not None
-    assert [value for value, _ in seen] == [1, 4, 16, 1, 16]
-    assert [draw for _, draw in seen] == [
-        Draw(step=2),
-        Draw(step=2, candidate=True),
-        Draw(step=2, candidate=True),
-        Draw(step=2, fresh=True),
-        Draw(step=2, fresh=True, candidate=True),
-    ]
+    assert [value for value, _ in seen] == [1, 4, 16]
+    assert [draw for _, draw in seen] == [Draw(step=2, scale=s) for s in (1, 4, 16)]
 
 
 def test_validator_runs_without_gradients() -> None:
@@ -329,87 +320,18 @@ def test_a_failing_on_trial_restores_the_tip() -> None:
     assert fingerprint(net) == before
 
 
-def test_restoring_does_not_draw_random_numbers() -> None:
+def test_all_generators_are_put_back() -> None:
     net = Net()
-    python, host = random.getstate(), torch.get_rng_state()
-    Extrapolator(net, Rising(), search=EVERY_STEP).step(1)
-    assert random.getstate() == python
+    rising = Rising()
+
+    def validate(draw: Draw) -> float:
+        random.random(), np.random.rand(), torch.rand(1)
+        return rising(draw)
+
+    python, numpy, host = random.getstate(), str(np.random.get_state()), torch.get_rng_state()
+    Extrapolator(net, validate, search=EVERY_STEP).step(1)
+    assert (random.getstate(), str(np.random.get_state())) == (python, numpy)
     assert torch.equal(torch.get_rng_state(), host)
-
-
-# Momentum -----------------------------------------------------------------------------------------
-
-
-def adamw(net: Net) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(net.parameters(), lr=0.01)
-
-
-def sgd(net: Net) -> torch.optim.Optimizer:
-    return torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
-
-
-@pytest.mark.parametrize(
-    ("build", "key"), [(adamw, "exp_avg"), (sgd, "momentum_buffer")], ids=["adamw", "sgd"]
-)
-@pytest.mark.parametrize(("momentum", "factor"), [("keep", 1.0), ("reset", 0.0), ("scale", 0.25)])
-def test_momentum_of_moved_parameters(build, key: str, momentum: str, factor: float) -> None:
-    net = Net()
-    optimizer = build(net)
-    search = Search(schedule=EveryN(n=2), scales=LadderScales(scales=(4.0,)), momentum=momentum)
-    extrapolator = Extrapolator(net, Rising(), search=search, optimizer=optimizer)
-    for step in (1, 2):
-        train_step(net, optimizer)
-        before = {
-            name: {k: torch.as_tensor(v).clone() for k, v in optimizer.state[tensor].items()}
-            for name, tensor in net.named_parameters()
-        }
-        result = extrapolator.step(step)
-    assert result is not None
-    assert result.accepted_scale == 4
-    for name, tensor in net.named_parameters():
-        for entry, value in optimizer.state[tensor].items():
-            moved = entry == key and name.startswith("mlp")
-            expected = before[name][entry] * (factor if moved else 1.0)
-            assert torch.equal(torch.as_tensor(value), expected), (name, entry)
-
-
-@pytest.mark.parametrize(("momentum", "kept"), [("keep", 1.0), ("reset", 0.0), ("scale", 1.0)])
-def test_going_back_raises_no_momentum(momentum: str, kept: float) -> None:
-    tensor = torch.ones(3)
-    optimizer = torch.optim.SGD([tensor], lr=0.1, momentum=0.9)
-    scales = GeometricScales(floor=0.5)
-    search = Search(scales=scales, guard=None, momentum=momentum)  # type: ignore[arg-type]
-    extrapolator = Extrapolator(
-        {"w": tensor}, lambda draw: -tensor.sum().item(), search=search, optimizer=optimizer
-    )
-    optimizer.state[tensor]["momentum_buffer"] = torch.ones(3)
-    tensor.add_(1.0)
-    result = extrapolator.step(1)
-    assert result is not None
-    assert result.accepted_scale == 0.5
-    assert optimizer.state[tensor]["momentum_buffer"].tolist() == [kept] * 3
-
-
-def test_momentum_of_a_tensor_with_two_names_is_scaled_once() -> None:
-    tensor = nn.Parameter(torch.ones(3))
-    optimizer = torch.optim.SGD([tensor], lr=0.1, momentum=0.9)
-    search = Search(scales=LadderScales(scales=(4.0,)), momentum="scale")
-    both = {"embed": tensor, "head": tensor}
-    extrapolator = Extrapolator(both, Rising(), search=search, optimizer=optimizer)
-    tensor.sum().backward()
-    optimizer.step()
-    extrapolator.step(1)
-    assert optimizer.state[tensor]["momentum_buffer"].tolist() == [0.25] * 3
-
-
-def test_a_momentum_policy_needs_the_optimizer_of_the_parameters() -> None:
-    net = Net()
-    search = Search(momentum="reset")
-    with pytest.raises(ConfigError, match=r"pass optimizer= .*mlp\.weight.*none of its 0"):
-        Extrapolator(net, Rising(), search=search)
-    with pytest.raises(ConfigError, match=r"'mlp\.weight', 'mlp\.bias'\] \(2 in all\)"):
-        Extrapolator(net, Rising(), search=search, optimizer=adamw(Net()))
-    Extrapolator(net, Rising(), search=search, optimizer=adamw(net))
 
 
 def test_presets_hold_what_they_are_named_after() -> None:
@@ -419,10 +341,69 @@ def test_presets_hold_what_they_are_named_after() -> None:
     assert release.parameters == "attention_mlp"
     for preset in (paper, release):
         assert (preset.schedule, preset.scales) == (PowersOfTwo(), LadderScales())
-        assert (preset.guard, preset.retest, preset.momentum) == (None, False, "keep")
+        assert preset.guard is None
     assert LadderScales().scales == (3, 5, 7, 9, 11)
 
 
-def test_unknown_momentum() -> None:
-    with pytest.raises(ConfigError, match="'keep', 'reset' or 'scale', got 'halve'"):
-        Search(momentum="halve")  # type: ignore[arg-type]
+# Asked and told -----------------------------------------------------------------------------------
+
+
+def moved(net: Net) -> Net:
+    with torch.no_grad():
+        net.mlp.weight.add_(0.25)
+    return net
+
+
+@pytest.mark.parametrize("validate", [Rising, Falling])
+def test_a_told_search_is_the_search_that_calls_its_validator(validate: type[Rising]) -> None:
+    nets = [Net(), Net()]
+    nets[1].load_state_dict(nets[0].state_dict())
+    called = Extrapolator(nets[0], validate(), search=EVERY_STEP)
+    asked = Extrapolator(nets[1], search=EVERY_STEP)
+    for step in range(1, 4):
+        expected = called.step(step) if moved(nets[0]) else None
+        search, score = asked.begin(step) if moved(nets[1]) else None, validate()
+        assert search is not None
+        while (draw := search.ask()) is not None:
+            search.tell(score(draw))
+        assert (expected and expected.accepted_scale) == search.result.accepted_scale
+        assert fingerprint(nets[0]) == fingerprint(nets[1])
+    assert asked.begin(3) is None
+    assert asked.state_dict()["past"] == called.state_dict()["past"]
+
+
+def test_an_abandoned_search_leaves_no_trace_and_can_be_repeated() -> None:
+    net = Net()
+    extrapolator = Extrapolator(net, search=EVERY_STEP)
+    before, host = fingerprint(moved(net)), torch.get_rng_state()
+    search = extrapolator.begin(1)
+    assert search is not None
+    search.tell(float(search.ask() is not None))
+    assert search.ask() == Draw(step=1, scale=3.0)
+    assert fingerprint(net) != before
+    torch.randn(3)
+    search.abandon()
+    assert fingerprint(net) == before
+    assert torch.equal(torch.get_rng_state(), host)
+    assert search.ask() is None
+    search.abandon()
+    assert extrapolator.state_dict()["last_step"] == 0
+    assert extrapolator.begin(1) is not None
+
+
+def test_a_wrong_answer_abandons_the_search() -> None:
+    net = Net()
+    before = fingerprint(moved(net))
+    search = Extrapolator(net, search=EVERY_STEP).begin(1)
+    assert search is not None
+    search.tell(float(search.ask() is not None))
+    search.ask()
+    with pytest.raises(ValidatorError, match="a Score or a float"):
+        search.tell("good")
+    assert fingerprint(net) == before
+
+
+def test_step_needs_a_validator() -> None:
+    net = Net()
+    with pytest.raises(ConfigError, match="pass validate="):
+        Extrapolator(net, search=EVERY_STEP).step(1)

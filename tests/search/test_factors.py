@@ -13,7 +13,7 @@ from tests.reference.factors_twin import dense_point, nearest_of_rank
 from torch import Tensor
 
 from effopd.errors import ConfigError, NonFiniteError
-from effopd.search.direction import Averaged, SinceBase, SinceRaw
+from effopd.search.direction import AlphaPLS, SinceBase, SinceRaw
 from effopd.search.extrapolator import Extrapolator, Search
 from effopd.search.factors import Factors, product_point
 from effopd.search.ray import Ray
@@ -267,9 +267,9 @@ def test_the_other_anchors(direction: Any, anchor: str) -> None:
     assert all(bits(found[name]) == bits(expected[name]) for name in found)
 
 
-def test_averages_of_factors_are_refused() -> None:
-    with pytest.raises(ConfigError, match="'averaged' averages or fits tensors"):
-        Student(likes=4.0, direction=Averaged())
+def test_fits_of_factors_are_refused() -> None:
+    with pytest.raises(ConfigError, match="'alpha_pls' fits tensors"):
+        Student(likes=4.0, direction=AlphaPLS())
 
 
 def test_a_jump_unseen_has_no_limit() -> None:

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 
 from effopd.errors import ConfigError
 from effopd.search.extrapolator import Extrapolator, Search
-from effopd.search.past import PastSearch
-from effopd.search.rate import GROWTH, LARGEST_FACTOR, RETREAT, rate_change, rate_factor
-from effopd.search.scales import GeometricScales, Trial
+from effopd.search.line_search import GROWTH, LARGEST_FACTOR, RETREAT, rate_change, rate_factor
+from effopd.search.scales import GeometricScales, PastSearch, Trial
 from effopd.search.schedule import EveryN
 from effopd.search.validation import Score
 
@@ -68,18 +67,13 @@ def test_the_rate_grows_at_the_tip_only_on_evidence(
     assert rate_change(trials(-1.0, candidates), 1.0) == change
 
 
-def test_a_retest_says_nothing_of_the_rate() -> None:
-    again = Trial(kind="retest-candidate", scale=0.5, score=None, accepted=False)
-    assert rate_change([*trials(-1.0, {2.0: -3.0, 0.5: -2.0}), again], 1.0) == GROWTH
-
-
 def test_an_overshoot_beyond_trust_shortens_the_rate_until_it_is_seen() -> None:
     """Gradient steps on a steep parabola, scored only near the tip: a runaway if the rate grew."""
     x = torch.full((1,), 1.0)
     tip = [0.0]
 
     def validate(draw: object) -> Score:
-        tip[0] = tip[0] if draw.candidate else x.item()  # type: ignore[attr-defined]
+        tip[0] = tip[0] if draw.is_candidate else x.item()  # type: ignore[attr-defined]
         is_near = abs(x.item() - tip[0]) < 2.0
         return Score(value=-(x.item() ** 2) if is_near else math.nan)
 
@@ -151,8 +145,3 @@ def test_an_unknown_policy_is_refused() -> None:
 def test_a_floor_outside_its_range_is_refused(floor: float) -> None:
     with pytest.raises(ConfigError, match="floor in"):
         GeometricScales(floor=floor)
-
-
-def test_bisection_looks_ahead_only() -> None:
-    with pytest.raises(ConfigError, match="1 where refine is used"):
-        GeometricScales(floor=0.5, refine=1)

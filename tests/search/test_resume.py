@@ -15,11 +15,9 @@ from tests.reference.core_twin import bits
 from torch import Tensor
 
 from effopd import (
-    Adaptive,
     AlphaPLS,
     AtLeast,
     AtSteps,
-    Averaged,
     Draw,
     EveryN,
     Extrapolator,
@@ -27,13 +25,10 @@ from effopd import (
     LadderScales,
     LengthGuard,
     PowersOfTwo,
-    QuadraticScales,
-    Relex,
     Score,
     Search,
     SinceBase,
     SinceRaw,
-    TrackingScales,
     Unconditional,
 )
 from effopd.errors import ConfigError, ParameterMismatchError
@@ -44,16 +39,12 @@ SIZE = 24
 SEARCHES = {
     "growing": Search(schedule=PowersOfTwo()),
     "paper": Search.paper(),
-    "refined": Search(
-        schedule=EveryN(n=3), scales=GeometricScales(cap=16.0, refine=2), retest=True
-    ),
-    "fitted": Search(
+    "both ways": Search(
         schedule=AtSteps(steps=(2, 3, 9, 17)),
-        scales=QuadraticScales(),
+        scales=GeometricScales(cap=16.0, floor=0.25),
         direction=SinceRaw(),
-        momentum="scale",
+        learning_rate="follow",
     ),
-    "tracked": Search(schedule=Adaptive(longest=4), scales=TrackingScales(first=16.0)),
     "unasked": Search(
         schedule=EveryN(n=5),
         scales=LadderScales(scales=(2.0,)),
@@ -61,8 +52,6 @@ SEARCHES = {
         guard=None,
     ),
     "from the base": Search(schedule=EveryN(n=3), direction=SinceBase()),
-    "averaged": Search(schedule=EveryN(n=2), direction=Averaged(beta=0.7)),
-    "relex": Search(schedule=EveryN(n=3), direction=Relex(every=1, keep=3)),
     "alpha": Search(
         schedule=EveryN(n=4),
         scales=LadderScales(scales=(1.2, 2.0)),
@@ -87,9 +76,7 @@ class Training:
             "mlp.b": torch.full((SIZE // 4, 2), 1.0, dtype=self.dtype),
         }
         self.optimizer = torch.optim.AdamW(list(self.live.values()), lr=0.02, weight_decay=0.0)
-        self.extrapolator = Extrapolator(
-            self.live, self.validate, search=self.search, optimizer=self.optimizer
-        )
+        self.extrapolator = Extrapolator(self.live, self.validate, search=self.search)
 
     def loss(self, noise: Tensor) -> Tensor:
         curvature = torch.arange(1, SIZE + 1, dtype=torch.float32) ** -1.5
@@ -97,7 +84,7 @@ class Training:
         return (curvature * (flat - noise).square()).sum()
 
     def validate(self, draw: Draw) -> Score:
-        rng = torch.Generator().manual_seed(2 * draw.step + draw.fresh)
+        rng = torch.Generator().manual_seed(2 * draw.step)
         value = -self.loss(0.05 * torch.randn(SIZE, generator=rng)).item()
         self.log.append([bits(tensor) for tensor in self.live.values()])
         self.log.append((draw, value))
@@ -192,9 +179,7 @@ def test_without_its_state_a_resumed_run_differs(tmp_path: Path) -> None:
 
 
 def some_extrapolator(search: Search | None = None) -> Extrapolator:
-    tensor = torch.ones(2)
-    optimizer = torch.optim.SGD([tensor], lr=0.1)
-    return Extrapolator({"w": tensor}, lambda draw: 0.0, search=search, optimizer=optimizer)
+    return Extrapolator({"w": torch.ones(2)}, lambda draw: 0.0, search=search)
 
 
 def some_state(search: Search | None = None) -> dict[str, Any]:
@@ -207,7 +192,7 @@ KEYS = ["version", "last_step", "search", "past", "anchor", "history", "recorded
 def test_state_names_what_it_holds() -> None:
     state = some_state()
     assert list(state) == KEYS
-    assert (state["version"], state["last_step"]) == (3, 0)
+    assert (state["version"], state["last_step"]) == (4, 0)
     assert (state["past"], state["history"], state["recorded"]) == ([], {}, {})
     assert state["search"] == dataclasses.asdict(Search())
     assert json.loads(json.dumps(state["search"]))["scales"]["type"] == "geometric"
@@ -221,8 +206,6 @@ OTHER_SETTINGS = {
     "accept": AtLeast(),
     "guard": LengthGuard(longest=3.0),
     "max_truncation": 0.1,
-    "retest": True,
-    "momentum": "scale",
     "learning_rate": "follow",
     "parameters": "all",
 }
@@ -252,7 +235,7 @@ def test_missing_keys_are_named(key: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 1}, "version 3: .*version 1"),
+        ({"version": 1}, "version 4: .*version 1"),
         ({"anchor": {}}, r"missing \['w'\]"),
         ({"anchor": {"w": torch.ones(2), "v": torch.ones(2)}}, r"extra \['v'\]"),
         ({"anchor": {"w": torch.ones(3)}}, r"tensor w: expected \(2,\)"),

@@ -1,34 +1,16 @@
+"""The line search, asked and told; knows nothing of tensors."""
+
 import math
 import time
 from collections.abc import Callable, Sequence
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from effopd.errors import NonFiniteError
-from effopd.search.line_search import SearchResult, line_search
-from effopd.search.past import PastSearch
-from effopd.search.scales import (
-    GeometricScales,
-    LadderScales,
-    QuadraticScales,
-    Scales,
-    TrackingScales,
-    Trial,
-)
-from effopd.search.validation import (
-    AcceptRule,
-    AtLeast,
-    Draw,
-    LengthGuard,
-    Score,
-    Strict,
-    Unconditional,
-)
-
-QUIET = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-"""Machines are shared: a slow example is no failure."""
+from effopd.errors import NonFiniteError, ValidatorError
+from effopd.search.line_search import LineSearch, SearchResult
+from effopd.search.scales import LadderScales, PastSearch, Trial
+from effopd.search.settings import Search
+from effopd.search.validation import AtLeast, Draw, LengthGuard, Score, Unconditional
 
 
 class Recorded:
@@ -50,23 +32,15 @@ class Recorded:
 def search(
     evaluate: Callable[[float, Draw], Score],
     *,
-    scales: Scales | None = None,
-    accept: AcceptRule | Unconditional | None = None,
-    guard: LengthGuard | None = None,
-    retest: bool = False,
     past: Sequence[PastSearch] = (),
     on_trial: Callable[[int, Trial], None] | None = None,
+    **settings: object,
 ) -> SearchResult:
-    return line_search(
-        evaluate,
-        7,
-        scales=scales or LadderScales(),
-        accept=accept or Strict(),
-        guard=guard,
-        retest=retest,
-        past=past,
-        on_trial=on_trial,
-    )
+    plain = {"scales": LadderScales(), "guard": None}
+    line = LineSearch(Search(**plain | settings), 7, past, on_trial)
+    while (draw := line.ask()) is not None:
+        line.tell(evaluate(draw.scale, draw))
+    return line.result
 
 
 def verdicts(trials: Sequence[Trial]) -> list[bool | None]:
@@ -77,6 +51,7 @@ def test_ladder_keeps_the_last_accepted_candidate() -> None:
     evaluate = Recorded(0.1, 0.2, 0.3, 0.3, 0.9, 0.9)
     result = search(evaluate)
     assert evaluate.scales == [1, 3, 5, 7]
+    assert [draw for _, draw in evaluate.asked] == [Draw(step=7, scale=s) for s in (1, 3, 5, 7)]
     assert verdicts(result.trials) == [None, True, True, False]
     assert (result.step, result.accepted_scale) == (7, 5)
     assert [t.reason for t in result.trials] == ["", "", "", "no improvement"]
@@ -103,33 +78,6 @@ def test_none_accepted_stays_at_the_tip() -> None:
     assert verdicts(result.trials) == [None, False]
 
 
-def test_refinement_moves_to_the_best_scale_of_the_bracket() -> None:
-    by_scale = Recorded(0.0, 1.0, 2.0, 1.5, 2.5, 2.2)
-    result = search(by_scale, scales=GeometricScales(refine=2))
-    assert by_scale.scales == pytest.approx([1, 2, 4, 8, 2**2.5, 2**2.75])
-    assert result.accepted_scale == pytest.approx(2**2.5)
-
-
-@settings(QUIET)
-@given(vertex=st.floats(1.5, 15.5), curvature=st.floats(-50.0, -0.01), offset=st.floats(-5.0, 5.0))
-def test_quadratic_ends_at_the_maximum(vertex: float, curvature: float, offset: float) -> None:
-    def evaluate(scale: float, draw: Draw) -> Score:
-        return Score(value=curvature * (scale - vertex) ** 2 + offset)
-
-    result = search(evaluate, scales=QuadraticScales())
-    assert result.accepted_scale == pytest.approx(vertex, rel=0.03)  # or a probe next to it
-    assert len(result.trials) <= 4
-
-
-@pytest.mark.parametrize(
-    "values", [(9.0, 0.0, 4.0), (0.5, 0.5, 0.5), (15.0, 12.0, 0.0)], ids=["convex", "flat", "line"]
-)
-def test_quadratic_without_a_maximum_keeps_the_tip(values: tuple[float, ...]) -> None:
-    result = search(Recorded(*values), scales=QuadraticScales())
-    assert result.accepted_scale == 1.0
-    assert len(result.trials) == 3
-
-
 # Scores that are not finite -----------------------------------------------------------------------
 
 
@@ -149,29 +97,6 @@ def test_tip_without_a_finite_score_is_an_error(bad: float) -> None:
     with pytest.raises(NonFiniteError, match="at step 7 is not finite"):
         search(Recorded(bad, 1.0), on_trial=lambda _, trial: seen.append(trial))
     assert [(t.score, t.accepted) for t in seen] == [(None, None)]
-    with pytest.raises(NonFiniteError):
-        search(Recorded(0.0, 1.0, 0.0, bad), retest=True)
-
-
-# Earlier searches ---------------------------------------------------------------------------------
-
-
-@settings(QUIET)
-@given(best=st.floats(1.0, 200.0), last=st.floats(1.0, 256.0))
-def test_tracking_settles_in_three_trials_no_further_than_is_better_than_the_tip(
-    best: float, last: float
-) -> None:
-    """On a score with one peak in the logarithm: `s` beats the tip up to the square of the best."""
-
-    def evaluate(scale: float, draw: Draw) -> Score:
-        return Score(value=-abs(math.log(scale / best)))
-
-    past = [PastSearch(step=3, accepted_scale=last)]
-    for step in range(4, 16):  # coming down from 256 and going up again takes a few
-        result = search(evaluate, scales=TrackingScales(), past=past)
-        past.append(PastSearch(step=step, accepted_scale=result.accepted_scale))
-    assert best / 2 <= result.accepted_scale <= best**2 * (1 + 1e-9)
-    assert len(result.trials) <= 3
 
 
 # Without validation -------------------------------------------------------------------------------
@@ -193,7 +118,7 @@ def test_an_unconditional_jump_asks_nobody() -> None:
     assert seen == [(0, trial)]
 
 
-# The guard and the re-test ------------------------------------------------------------------------
+# The guard ----------------------------------------------------------------------------------------
 
 
 def text(value: float, mean_length: float) -> Score:
@@ -214,46 +139,12 @@ def test_guard_compares_with_the_tip_not_the_incumbent() -> None:
     assert verdicts(result.trials) == [None, True, False]
 
 
-def test_retest_confirms_the_winner_on_fresh_prompts() -> None:
-    evaluate = Recorded(0.1, 0.2, 0.3, 0.2, 0.5, 0.6)
-    result = search(evaluate, retest=True)
-    assert result.accepted_scale == 5
-    assert evaluate.scales == [1, 3, 5, 7, 1, 5]
-    assert [draw for _, draw in evaluate.asked] == [
-        Draw(step=7),
-        *[Draw(step=7, candidate=True)] * 3,
-        Draw(step=7, fresh=True),
-        Draw(step=7, fresh=True, candidate=True),
-    ]
-    assert [t.kind for t in result.trials[4:]] == ["retest-incumbent", "retest-candidate"]
-    assert verdicts(result.trials[4:]) == [None, True]
-
-
-def test_retest_vetoes_a_lucky_winner() -> None:
-    result = search(Recorded(0.1, 0.2, 0.3, 0.2, 0.5, 0.5), retest=True)
-    assert result.accepted_scale == 1.0
-    assert verdicts(result.trials) == [None, True, True, False, None, False]
-
-
-def test_retest_guards_against_the_fresh_tip() -> None:
-    lengths = [text(0.1, 100), text(0.2, 90), text(0.1, 90), text(0.1, 300), text(0.3, 90)]
-    result = search(Recorded(*lengths), retest=True, guard=LengthGuard())
-    assert result.accepted_scale == 1.0
-    assert result.trials[-1].reason == "mean length 300.0 -> 90.0 tokens"
-
-
-def test_no_retest_without_a_winner() -> None:
-    evaluate = Recorded(0.5, 0.4)
-    search(evaluate, retest=True)
-    assert evaluate.scales == [1, 3]
-
-
 # What it reports ----------------------------------------------------------------------------------
 
 
 def test_on_trial_is_called_in_order_right_after_each_trial() -> None:
     events: list[object] = []
-    recorded = Recorded(0.1, 0.2, 0.1, 0.5, 0.6)
+    recorded = Recorded(0.1, 0.2, 0.1)
 
     def evaluate(scale: float, draw: Draw) -> Score:
         events.append(scale)
@@ -262,7 +153,7 @@ def test_on_trial_is_called_in_order_right_after_each_trial() -> None:
     def on_trial(index: int, trial: Trial) -> None:
         events.append((index, trial.kind, trial.scale))
 
-    result = search(evaluate, retest=True, on_trial=on_trial)
+    result = search(evaluate, on_trial=on_trial)
     expected = [(i, trial.kind, trial.scale) for i, trial in enumerate(result.trials)]
     assert events[::2] == [trial.scale for trial in result.trials]
     assert events[1::2] == expected
@@ -296,3 +187,14 @@ def test_a_validator_says_why_it_gives_no_score() -> None:
     assert result.accepted_scale == 1.0
     assert result.trials[1].reason == "beyond trust"
     assert result.trials[1].score is None
+
+
+def test_questions_and_answers_alternate() -> None:
+    line = LineSearch(Search(scales=LadderScales()), 7)
+    with pytest.raises(ValidatorError, match="nothing was asked"):
+        line.tell(1.0)
+    assert line.ask() == Draw(step=7)
+    with pytest.raises(ValidatorError, match="waits for its score"):
+        line.ask()
+    assert line.tell(1.0).accepted is None
+    assert line.result.accepted_scale == 1.0

@@ -12,7 +12,6 @@ from effopd import (
     GeometricScales,
     LadderScales,
     LengthGuard,
-    Relex,
     Search,
     SinceBase,
     Unconditional,
@@ -29,7 +28,6 @@ ONE_SCALE = LadderScales(scales=(2.0,))
         ({"scales": LadderScales(scales=(2.0, 4.0))}, "exactly one scale"),
         ({"scales": GeometricScales(cap=2.0)}, "exactly one scale"),
         ({"guard": LengthGuard()}, "set guard to None"),
-        ({"retest": True}, "retest to False"),
     ],
 )
 def test_an_unconditional_jump_has_one_scale_and_compares_nothing(
@@ -62,8 +60,6 @@ def test_a_validator_is_never_called_for_an_unconditional_jump() -> None:
     [
         (Search.expo(), SinceBase(), 16, 1.5, "all"),
         (Search.expo(at_step=9, alpha=0.25), SinceBase(), 9, 1.25, "all"),
-        (Search.relex(), Relex(), 16, 5.0, "all"),
-        (Search.relex(at_step=10, target_step=25), Relex(), 10, 2.5, "all"),
         (Search.alphaopd(), AlphaPLS(), 16, 2.0, "matrices"),
     ],
 )
@@ -72,16 +68,9 @@ def test_accelerators_jump_once_unseen(
 ) -> None:
     assert (search.schedule, search.direction) == (AtSteps(steps=(at_step,)), direction)
     assert (search.scales, search.accept) == (LadderScales(scales=(scale,)), Unconditional())
-    assert (search.guard, search.retest, search.momentum) == (None, False, "keep")
-    assert search.parameters == parameters
+    assert (search.guard, search.parameters) == (None, parameters)
 
 
 def test_published_defaults() -> None:
     assert (AlphaPLS().rank, AlphaPLS().target, AlphaPLS().every) == (1, 1.0, 2)
     assert (AlphaPLS().min_r2, AlphaPLS().min_snapshots) == (0.5, 4)
-
-
-@pytest.mark.parametrize(("at_step", "target_step"), [(8, 8), (9, 8), (0, 8)])
-def test_relex_goes_ahead(at_step: int, target_step: int) -> None:
-    with pytest.raises(ConfigError, match="target_step must be after at_step"):
-        Search.relex(at_step=at_step, target_step=target_step)

@@ -219,7 +219,7 @@ def test_nothing_is_pickled(tmp_path: Path) -> None:
     saved = Live(POLICIES["plain"](tmp_path / "a"), seed=0).save(tmp_path / "c")
     files = [path for path in saved.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".jinja", ".txt"}
-    assert {"model.safetensors", "optimizer.safetensors", "anchor.safetensors"} < {
+    assert {"model.safetensors", "optimizer.safetensors", "search-00000-of-00001.safetensors"} < {
         path.name for path in files
     }
     for path in files:
@@ -255,9 +255,6 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no progress": (lambda s: s.pop("progress"), "is no state of a trainer"),
     "unknown counter": (lambda s: s["progress"].update(elves=3), r"only one of them has: \['elves"),
     "missing counter": (lambda s: s["progress"].pop("step"), r"only one of them has: \['step"),
-    "no search": (lambda s: s.pop("search"), "without a search, this run is with one"),
-    "other search": (lambda s: s["search"]["search"].update(retest=True), r"changed: \['retest"),
-    "search version": (lambda s: s["search"].update(version=9), "version 9"),
 }
 
 
@@ -275,6 +272,9 @@ def test_a_state_with_a_search_does_not_fit_a_run_without(tmp_path: Path) -> Non
     plain = Live(POLICIES["plain"](tmp_path / "b"), seed=1, searches=False)
     with pytest.raises(CheckpointError, match="with a search, this run is without one"):
         plain.load(directory)
+    directory = plain.save(tmp_path / "without")
+    with pytest.raises(CheckpointError, match="without a search, this run is with one"):
+        Live(POLICIES["plain"](tmp_path / "c"), seed=0).load(directory)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "3", '{"version": 1, "progress": 3}', "{"])
@@ -335,7 +335,13 @@ def test_a_server_finds_the_model_and_nothing_else(tmp_path: Path, dtype: str) -
     found = load_file(directory / "model.safetensors")
     assert found.keys() == load_file(tmp_path / "a" / "student" / "model.safetensors").keys()
     parts = {path.stem for path in (directory / "trainer").iterdir()}
-    assert parts == {"optimizer", "anchor", "learner", "average", "monitor"}
+    assert parts == {
+        "optimizer",
+        "search-00000-of-00001",
+        "learner",
+        "average",
+        "monitor",
+    }
     assert found["lm_head.weight"].dtype == getattr(torch, dtype)
     loaded = load_model(ModelSettings(path=str(directory)))
     assert torch.equal(loaded.lm_head.weight, found["lm_head.weight"].float())
@@ -385,17 +391,3 @@ def test_a_tokenizer_made_in_memory_is_written(tmp_path: Path) -> None:
     directory = Live(mixture_of_experts(), seed=0).save(tmp_path / "checkpoint")
     tokenizer = load_tokenizer(ModelSettings(path=str(directory)))
     assert tokenizer.get_vocab() == make_tokenizer(WORLD).get_vocab()
-
-
-def test_the_layout_of_version_2_is_read(tmp_path: Path) -> None:
-    """All files lay in one directory."""
-    old, new = (
-        Live(POLICIES["plain"](tmp_path / name), seed=seed, others=True)
-        for seed, name in enumerate("ab")
-    )
-    directory = edited(old.save(tmp_path / "checkpoint"), lambda state: state.update(version=2))
-    for path in (directory / "trainer").iterdir():
-        path.rename(directory / path.name)
-    (directory / "trainer").rmdir()
-    assert new.load(directory) == PROGRESS
-    assert same(old.tensors(), new.tensors())

@@ -64,7 +64,6 @@ RESUMED = {
     "search__scales": "{type:geometric,ratio:2,cap:8}",
     "search__accept": "{type:strict}",
     "search__guard": "none",
-    "search__momentum": "scale",
     "validation__resample": True,
 }
 
@@ -208,7 +207,7 @@ def test_a_resumed_run_searches_from_the_saved_anchor(resumed: Path, world: Path
 
 def test_each_rank_saves_its_own_part_of_the_anchor(resumed: Path) -> None:
     folder = resumed / "checkpoints" / "global_step_3" / "actor"
-    files = [folder / f"effopd_world_size_{RANKS}_rank_{rank}.safetensors" for rank in (0, 1)]
+    files = [folder / f"search-{rank:05d}-of-{RANKS:05d}.safetensors" for rank in (0, 1)]
     shards = [load_file(file) for file in files]
     whole = points(resumed, 0, 1)[0].weights
     names = [name for name in whole if RELEASED_NAMES.search(name)]

@@ -72,7 +72,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"preset": "papers"}, r"effopd\.preset must be 'default' or 'paper' or 'release', got 'pap"),
     ({"seed": "x"}, r"effopd\.seed must be int, got 'x'"),
     ({"seed": True}, r"effopd\.seed must be int, got True"),
-    ({"search": {"retest": 1}}, r"effopd\.search\.retest must be bool, got 1"),
+    ({"validation": {"resample": 1}}, r"effopd\.validation\.resample must be bool, got 1"),
     ({"search": {"guard": 3}}, r"effopd\.search\.guard must be a section or none, got 3"),
     ({"search": {"scales": {"type": "x"}}}, r"effopd\.search\.scales\.type must be one of \["),
     ({"search": {"scales": {"cap": "a"}}}, r"effopd\.search\.scales\.cap must be float, got 'a'"),

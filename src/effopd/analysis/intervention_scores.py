@@ -9,13 +9,14 @@ from effopd.analysis.applying import intervened
 from effopd.analysis.interventions import Intervention
 from effopd.errors import ConfigError, NonFiniteError
 from effopd.evaluation.evaluator import Evaluation, Evaluator
-from effopd.evaluation.metrics import mean, standard_error
 from effopd.evaluation.routing import Teachers
+from effopd.evaluation.statistics import mean
 from effopd.models.layout import Heads
 from effopd.models.policy import Policy
 from effopd.models.updates import Update
 from effopd.rollouts.rollout import Writer
 from effopd.rollouts.seeds import derive_seed
+from effopd.search.validation import standard_error
 
 Row = dict[str, Any]
 KEY = ("kind", "checkpoint", "value", "setting", "other")

@@ -21,7 +21,7 @@ from effopd.search.direction import SinceAccepted, SinceBase, SinceRaw
 from effopd.training.build import Parts, build_parts
 from effopd.training.config import Config
 from effopd.training.run import config_of_run
-from effopd.training.state import load_tensors, state_file
+from effopd.training.state import saved_anchor
 
 RESPONSES = 4
 """Answers to each prompt, compared with each other for the advantages of reinforcement learning."""
@@ -165,7 +165,7 @@ def read_rays(
     if not isinstance(direction, SinceAccepted | SinceRaw | SinceBase):
         say(f"searches left out: direction {direction.type!r} is not the displacement of the tip")
         return []
-    follows_checkpoint = parts.lent_answers is not None
+    follows_checkpoint = parts.batch_rollouts is not None
     scales = {
         row["step"] - follows_checkpoint: row["accepted_scale"]
         for row in load_run(run).metrics
@@ -200,11 +200,11 @@ def _anchor(
     """
     base = loss.space.tensors(loss.base_P)
     if before is None:
-        files = (state_file(path, "anchor") for path in list_checkpoints(run / "checkpoints"))
-        moved = next((load_tensors(file) for file in files if file.is_file()), None)
+        anchors = map(saved_anchor, list_checkpoints(run / "checkpoints"))
+        moved = next((anchor for anchor in anchors if anchor is not None), None)
         return None if moved is None else {name: torch.zeros_like(base[name]) for name in moved}
     for saved in range(before + follows_checkpoint, step + follows_checkpoint):
-        file = state_file(checkpoint_path(run / "checkpoints", saved), "anchor")
-        if file.is_file():
-            return {n: t.to(loss.base_P) - base[n] for n, t in load_tensors(file).items()}
+        anchor = saved_anchor(checkpoint_path(run / "checkpoints", saved))
+        if anchor is not None:
+            return {n: t.to(loss.base_P) - base[n] for n, t in anchor.items()}
     return None

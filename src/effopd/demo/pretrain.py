@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from effopd.data.problem import Problem, Task
 from effopd.data.world import TinyWorld, demonstrations, make_model, make_tokenizer
 from effopd.errors import EffopdError
-from effopd.evaluation.metrics import mean
+from effopd.evaluation.statistics import mean
 from effopd.rollouts.engine import Sampling
 from effopd.rollouts.hf import HFEngine
 from effopd.rollouts.prompts import PromptTemplate

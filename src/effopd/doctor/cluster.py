@@ -24,12 +24,11 @@ from effopd.doctor.phases import Sized
 from effopd.doctor.sizes import ModelShape, layer_of
 from effopd.errors import ConfigError
 from effopd.models.gpus import Gpu
-from effopd.search.line_search import line_search
-from effopd.search.past import PastSearch
-from effopd.search.rate import rate_change
+from effopd.search.line_search import LineSearch
+from effopd.search.scales import PastSearch
 from effopd.search.selection import selected_names
 from effopd.search.settings import Search
-from effopd.search.validation import Draw, Score
+from effopd.search.validation import Score
 from effopd.training.config import Config
 
 USABLE = 0.9
@@ -96,26 +95,16 @@ def search_costs(search: Search, steps: int, *, helpful: bool) -> list[SearchCos
     With `helpful` each point scores higher than all before it, so that a search goes as far as it
     may; otherwise each scores lower, and nothing is accepted.
     """
-    slope, past, found = 1.0 if helpful else -1.0, list[PastSearch](), list[SearchCost]()
+    past, found = list[PastSearch](), list[SearchCost]()
     for step in range(1, steps + 1):
         if not search.schedule.is_due(step, past):
             continue
-        scored: list[float] = []
-
-        def evaluate(scale: float, draw: Draw, scored: list[float] = scored) -> Score:
-            scored.append(scale)
-            value = slope * len(scored)
-            return Score(value=value, per_prompt=(value, value))
-
-        result = line_search(
-            evaluate,
-            step,
-            scales=search.scales,
-            accept=search.accept,
-            guard=search.guard,
-            retest=search.retest,
-            past=past,
-        )
+        line, scored, value = LineSearch(search, step, past), list[float](), 0.0
+        while (draw := line.ask()) is not None:
+            scored.append(draw.scale)
+            value += 1.0 if helpful else -1.0
+            line.tell(Score(value=value, per_prompt=(value, value)))
+        result = line.result
         # The tip is captured; a point is one end of the ray alone, or read from both; the anchor
         # moves on to the accepted point.
         copies, here, scale = 1, 1.0, result.accepted_scale
@@ -125,8 +114,7 @@ def search_costs(search: Search, steps: int, *, helpful: bool) -> list[SearchCos
         following = search.direction.anchor_scale(scale)
         copies += following not in {0.0, 1.0} and following == here
         found.append(SearchCost(step=step, evaluations=len(scored), copies=copies))
-        change = rate_change(result.trials, scale)
-        past.append(PastSearch(step=step, accepted_scale=scale, rate_change=change))
+        past.append(result.as_past)
     return found
 
 
@@ -427,7 +415,6 @@ class _Run(Sized):
         validation, tokens = self.config.validation, self.config.sampling.max_new_tokens
         if validation.type == "accuracy":
             return 0.0, sync + self.writing(validation.prompts, tokens)
-        tokens = math.ceil(validation.prefix * tokens)
         length = self.config.prompt.max_tokens + tokens
         shapes = [self.shape, *(shape for shape, _ in self.teachers)]
         own = self._validation_answers * length

@@ -1,30 +1,43 @@
-"""Candidates judged on the tip's answers: a search that writes one set of answers.
+"""Candidates judged on the tip's answers by importance weights: a search that writes one set.
 
 All log-probabilities are of the trainer's own forward pass, the engine's are not used.
+
+Legend: B answers, T token positions, the longest answer's. Answers are padded with zeros. Weights
+are float64 on the host.
+
+A token of an answer was reached by sampling the tokens before it. Under the candidate that has
+`rho = prod_{j < t} candidate(y_j) / behaviour(y_j)` times the probability, so `E[rho_t f_t]` over
+answers of the behaviour is `E[f_t]` over the candidate's own (f_t 0 after the end; rho stays at its
+last value there). The weights are self-normalised at every position over all B answers, ended ones
+included, for all of which `E[rho_t] = 1`.
+
+Why not clipped: a clipped weight loses mass where the candidate goes most, which makes a divergence
+look smaller than it is, and a search picks what looks best. Self-normalised weights sum to B at
+every position, so no estimate exceeds the largest value there and none shrinks as ratios fade;
+they are 1 for the behaviour itself; their bias is of order 1 / B. What remains is variance, which
+grows like `exp(2 k3 t)`: `effective_share` tells when it is too much.
+
+Source: weighted per-decision importance sampling of Precup, Sutton and Singh (2000).
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from effopd.errors import ConfigError, NonFiniteError, ValidatorError
-from effopd.evaluation.drawn_answers import Levels, check_prefix, check_prompts
-from effopd.evaluation.importance import (
-    TokenValues,
-    effective_share,
-    mean_k3,
-    padded,
-    prefix_weights,
-    ratio_values,
-    weighted_sums,
-)
 from effopd.evaluation.logprobs import BATCH_TOKENS, completion_log_probs
+from effopd.evaluation.rollout_sources import RolloutSource
 from effopd.evaluation.routing import Teachers, routed_reverse_kl
+from effopd.evaluation.validators import check_prompts
 from effopd.models.policy import Policy
-from effopd.rollouts.engine import Sampling
 from effopd.rollouts.rollout import Rollout, total_tokens
-from effopd.search.validation import Draw, Score
+from effopd.search.validation import Draw, Score, score_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +46,7 @@ class CachedKLValidation:
 
     A candidate costs forward passes instead of new answers. The importance weights hold near the
     tip only; beyond the trust bounds a candidate is rejected unseen. On long answers the weights
-    degenerate at ever smaller steps: use a `prefix`.
+    degenerate at ever smaller steps: use `teacher_kl` there.
 
     Attributes:
         source: "fresh" has the tip write answers for the search. "batch" takes those that it has
@@ -44,13 +57,9 @@ class CachedKLValidation:
         reduce: "token": sum over all tokens of all answers divided by their number. "sequence":
             sum over the tokens of each answer (the divergence of equation 7), then mean over
             answers.
-        prefix: Share of `sampling.max_new_tokens` that answers are written to, in (0, 1].
-        levels: Lowest and highest level of the problems to draw from; None for all.
-        weights: "importance" estimates what the candidate itself would write. "frozen" keeps the
-            contexts of the tip: biased, and of much less variance.
         trust_nats: Largest mean k3 divergence of a candidate from the tip, per token.
         trust_share: Smallest effective share of the answers, in [0, 1]: k3 says how far a token
-            is off, this what is left of whole answers. Unused with frozen weights.
+            is off, this what is left of whole answers.
     """
 
     type: Literal["cached_kl"] = "cached_kl"
@@ -58,34 +67,89 @@ class CachedKLValidation:
     prompts: int = 50
     resample: bool = True
     reduce: Literal["token", "sequence"] = "token"
-    prefix: float = 1.0
-    levels: Levels | None = None
-    weights: Literal["importance", "frozen"] = "importance"
     trust_nats: float = 0.05
     trust_share: float = 0.3
 
     def __post_init__(self) -> None:
-        check_prompts(self.prompts, self.levels)
-        check_prefix(self.prefix)
+        check_prompts(self.prompts)
         if not (math.isfinite(self.trust_nats) and self.trust_nats > 0):
             raise ConfigError(f"trust_nats must be positive, got {self.trust_nats}")
         if not 0 <= self.trust_share <= 1:
             raise ConfigError(f"trust_share must be in [0, 1], got {self.trust_share}")
 
 
+# Importance weights ------------------------------------------------------------------------------
+
+TokenValues = Sequence[Sequence[float]]
+
+
+def padded(values: TokenValues) -> Float[Tensor, "B T"]:
+    """One row an answer, zeros after its end."""
+    return pad_sequence([torch.tensor(v, dtype=torch.float64) for v in values], batch_first=True)
+
+
+def prefix_weights(
+    candidate: TokenValues, behaviour: TokenValues
+) -> tuple[Float[Tensor, "B T"], Float[Tensor, " B"]]:
+    """Self-normalised ratios of the tokens before each position, and of whole answers."""
+    cumulative_BT = (padded(candidate) - padded(behaviour)).cumsum(dim=1)
+    before_BT = cumulative_BT.roll(1, dims=1)
+    before_BT[:, 0] = 0.0
+    answers = len(cumulative_BT)
+    weights_BT = torch.softmax(before_BT, dim=0) * answers
+    return weights_BT, torch.softmax(cumulative_BT[:, -1], dim=0) * answers
+
+
+def weighted_sums(
+    weights_BT: Float[Tensor, "B T"], values_BT: Float[Tensor, "B T"]
+) -> Float[Tensor, " B"]:
+    """Per answer the weighted sum over tokens, linearised in the normaliser.
+
+    `sum_t m_t + w_t (v_t - m_t)` with `m_t` the weighted mean at position t: their mean over
+    answers is the self-normalised estimate `sum_t m_t`, and the spread around it gives that
+    estimate's standard error (delta method). With weights of 1 they are the plain sums.
+    """
+    means_T = (weights_BT * values_BT).mean(dim=0)
+    return (means_T + weights_BT * (values_BT - means_T)).sum(dim=1)
+
+
+def ratio_values(
+    sums_B: Float[Tensor, " B"], lengths_B: Float[Tensor, " B"]
+) -> Float[Tensor, " B"]:
+    """Per answer the ratio of two means, linearised.
+
+    `R + (s - R l) / mean(l)` with `R = mean(s) / mean(l)`: their mean is R, their spread gives its
+    standard error (delta method).
+    """
+    ratio = sums_B.mean() / lengths_B.mean()
+    return ratio + (sums_B - ratio * lengths_B) / lengths_B.mean()
+
+
+def mean_k3(candidate: TokenValues, behaviour: TokenValues) -> float:
+    """Mean over tokens of `r - 1 - log r`, r the ratio of a token: `KL(behaviour || candidate)`.
+
+    In nats per token; never negative.
+    """
+    log_ratio_BT = padded(candidate) - padded(behaviour)
+    k3_BT = torch.expm1(log_ratio_BT) - log_ratio_BT  # 0 where padded
+    return k3_BT.sum().item() / sum(map(len, behaviour))
+
+
+def effective_share(weights_B: Float[Tensor, " B"]) -> float:
+    """Kish's effective sample size over the sample size, in (0, 1]; 1 for equal weights."""
+    return (weights_B.sum().square() / weights_B.square().sum()).item() / len(weights_B)
+
+
 @dataclass(frozen=True, kw_only=True)
 class WeightedKL:
-    """The reverse KL of a candidate to its teacher, estimated on another policy's answers.
-
-    Attributes:
-        per_answer_nats: One linearised value an answer; their mean is the estimate.
-        mean_length: Estimated mean length of the candidate's answers in tokens.
-        answer_weights: Weights of whole answers, of mean 1.
-    """
+    """The reverse KL of a candidate to its teacher, estimated on another policy's answers."""
 
     per_answer_nats: tuple[float, ...]
-    mean_length: float
+    """One linearised value an answer; their mean is the estimate."""
+    lengths: tuple[float, ...]
+    """Likewise of the length of the candidate's answers, in tokens."""
     answer_weights: tuple[float, ...]
+    """Weights of whole answers, of mean 1."""
 
 
 def weighted_kl(
@@ -99,9 +163,6 @@ def weighted_kl(
         kl_nats: `KL(candidate || teacher)` at every token of the answers.
         reduce: "sequence" estimates the mean over answers of the sum over tokens, "token" divides
             that by the mean length.
-
-    Returns:
-        The estimate.
     """
     weights_BT, weights_B = prefix_weights(candidate, behaviour)
     sums_B = weighted_sums(weights_BT, padded(kl_nats))
@@ -109,76 +170,37 @@ def weighted_kl(
     per_answer_B = ratio_values(sums_B, lengths_B) if reduce == "token" else sums_B
     return WeightedKL(
         per_answer_nats=tuple(per_answer_B.tolist()),
-        mean_length=lengths_B.mean().item(),
+        lengths=tuple(lengths_B.tolist()),
         answer_weights=tuple(weights_B.tolist()),
     )
 
 
-def distrust(candidate: TokenValues, tip: TokenValues, settings: CachedKLValidation) -> str:
+def outside_trust_region(
+    candidate: TokenValues, tip: TokenValues, settings: CachedKLValidation
+) -> str:
     """Why the tip's answers say too little about a candidate, or "" where they say enough.
 
-    Args:
-        candidate: Log-probability of every token under the candidate, one row an answer.
-        tip: The same under the tip, which wrote the answers.
-        settings: Trust bounds.
-
-    Returns:
-        The reason.
+    Takes the log-probability of every token under both, one row an answer.
     """
     k3 = mean_k3(candidate, tip)
     if k3 > settings.trust_nats:
         return f"{k3:.3g} nats per token from the tip, trusted are {settings.trust_nats:g}"
-    if settings.weights == "frozen":
-        return ""
     share = effective_share(prefix_weights(candidate, tip)[1])
     if share < settings.trust_share:
         return f"effective share of the answers {share:.2f}, trusted is {settings.trust_share:g}"
     return ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Cache:
-    """What the tip wrote for a draw."""
-
-    draw: Draw
-    rollouts: Sequence[Rollout]
-    log_probs: TokenValues
-
-
-class Answers(Protocol):
-    """Where the tip's answers come from."""
-
-    @property
-    def sampling(self) -> Sampling:
-        """How they are sampled."""
-        ...
-
-    @property
-    def costs_tokens(self) -> bool:
-        """Whether they are written for the search alone."""
-        ...
-
-    def write(self, draw: Draw) -> list[Rollout]:
-        """The answers of a draw, by the student as it is now."""
-        ...
-
-    def truncated_share(
-        self, rollouts: Sequence[Rollout], weights: Sequence[float] | None = None
-    ) -> float:
-        """Weighted share of answers cut at the length cap, against their will."""
-        ...
-
-
 class CachedKLValidator:
     """Scores the tip on its own answers, and candidates on those of the tip.
 
-    The tip's call writes the answers, which are kept for the candidates of its draw. The teacher
+    The tip's call takes the answers, which are kept for the candidates of its search. The teacher
     scores them again for every candidate, since the divergence is over the whole vocabulary, of
     which nothing can be kept; a candidate costs one more pass of the student for its
     log-probabilities, made first, so that no teacher is asked about a candidate beyond trust.
 
     Args:
-        answers: Writes the tip's answers.
+        source: Has the tip answer.
         student: The policy whose weights are searched.
         teachers: Whom it is compared with.
         settings: Trust bounds, and how to reduce.
@@ -192,7 +214,7 @@ class CachedKLValidator:
 
     def __init__(
         self,
-        answers: Answers,
+        source: RolloutSource,
         student: Policy,
         teachers: Teachers,
         settings: CachedKLValidation,
@@ -200,80 +222,68 @@ class CachedKLValidator:
         teacher_temperature: float = 1.0,
         batch_tokens: int = BATCH_TOKENS,
     ) -> None:
-        sampling = answers.sampling
+        sampling = source.sampling
         if (sampling.temperature, sampling.top_p, sampling.top_k) != (1.0, 1.0, 0):
             raise ConfigError(
-                "validation.type = 'cached_kl' needs samples of the policy itself: temperature 1, "
-                f"top_p 1 and top_k 0, got {sampling.temperature}, {sampling.top_p} and "
-                f"{sampling.top_k}; use 'teacher_kl'"
+                f"validation.type = {settings.type!r} needs samples of the policy itself: "
+                f"temperature 1, top_p 1 and top_k 0, got {sampling.temperature}, "
+                f"{sampling.top_p} and {sampling.top_k}; use 'teacher_kl'"
             )
-        self._answers = answers
+        self._source = source
         self._student = student
         self._teachers = teachers
         self._settings = settings
         self._teacher_temperature = teacher_temperature
         self._batch_tokens = batch_tokens
-        self._cache: _Cache | None = None
+        self._step: int | None = None  # of the search that these belong to
+        self._rollouts: Sequence[Rollout] = ()
+        self._tip: TokenValues = ()
 
     def __call__(self, draw: Draw) -> Score:
         """The score; not finite beyond trust and when the student's weights or logits are not.
 
         Raises:
-            ValidatorError: A candidate is scored, but the last tip was that of another draw.
+            ValidatorError: A candidate is scored, but the last tip was that of another search.
         """
         try:
-            if draw.candidate:
-                return self._score_candidate(self._tip_of(draw))
-            return self._score_tip(draw)
+            return self._score(draw)
         except NonFiniteError:
             return Score(value=float("nan"))
 
-    def _tip_of(self, draw: Draw) -> _Cache:
-        """The cache of the candidate's draw."""
-        if self._cache is None or replace(draw, candidate=False) != self._cache.draw:
-            kept = "none" if self._cache is None else str(self._cache.draw)
-            raise ValidatorError(
-                f"a candidate of {draw} is scored on the answers of its tip, which was not scored "
-                f"before it; kept are those of {kept}. Score the tip with candidate=False first."
-            )
-        return self._cache
-
-    def _score_tip(self, draw: Draw) -> Score:
-        self._cache = None
-        rollouts = self._answers.write(draw)
-        log_probs = self._log_probs(rollouts)
-        self._cache = _Cache(draw=draw, rollouts=rollouts, log_probs=log_probs)
-        tokens = total_tokens(rollouts) if self._answers.costs_tokens else 0
-        return self._score(rollouts, log_probs, log_probs, tokens)
-
-    def _score_candidate(self, cache: _Cache) -> Score:
-        log_probs = self._log_probs(cache.rollouts)
-        if reason := distrust(log_probs, cache.log_probs, self._settings):
+    def _score(self, draw: Draw) -> Score:
+        tokens, reason = 0, ""
+        if draw.is_candidate:
+            if draw.step != self._step:
+                raise ValidatorError(
+                    f"{draw} is scored on the answers of its tip, which was not scored before it "
+                    f"(kept are those of step {self._step}): score the tip, at scale 1, first"
+                )
+            candidate = self._log_probs(self._rollouts)
+            reason = outside_trust_region(candidate, self._tip, self._settings)
+        else:
+            # The answers of the tip, for itself and for all candidates of its search.
+            self._step, self._rollouts = None, self._source.rollouts(draw)
+            candidate = self._tip = self._log_probs(self._rollouts)
+            self._step = draw.step
+            tokens = total_tokens(self._rollouts) if self._source.costs_tokens else 0
+        if reason:
             return Score(value=float("nan"), reason=reason)
-        return self._score(cache.rollouts, log_probs, cache.log_probs, 0)
-
-    def _score(
-        self, rollouts: Sequence[Rollout], candidate: TokenValues, tip: TokenValues, tokens: int
-    ) -> Score:
-        """The score of weights that may differ from those that wrote the answers."""
+        # The divergence at each of their tokens, weighted by how likely the candidate writes them.
         kl_nats = routed_reverse_kl(
             self._student,
             self._teachers,
-            rollouts,
+            self._rollouts,
             teacher_temperature=self._teacher_temperature,
             batch_tokens=self._batch_tokens,
         )
-        if self._settings.weights == "frozen":
-            candidate = tip
-        estimate = weighted_kl(candidate, tip, kl_nats, self._settings.reduce)
-        values = tuple(-nats for nats in estimate.per_answer_nats)
-        return Score(
-            value=math.fsum(values) / len(values),
-            per_prompt=values,
+        estimate = weighted_kl(candidate, self._tip, kl_nats, self._settings.reduce)
+        cut = zip(estimate.answer_weights, self._source.truncated(self._rollouts), strict=True)
+        return score_of(
+            [-nats for nats in estimate.per_answer_nats],
+            estimate.lengths,
+            [weight * is_cut for weight, is_cut in cut],
             tokens=tokens,
-            teacher_tokens=total_tokens(rollouts),
-            mean_length=estimate.mean_length,
-            truncated_share=self._answers.truncated_share(rollouts, estimate.answer_weights),
+            teacher_tokens=total_tokens(self._rollouts),
         )
 
     def _log_probs(self, rollouts: Sequence[Rollout]) -> list[tuple[float, ...]]:

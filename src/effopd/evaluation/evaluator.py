@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from effopd.data.problem import Problem, Verifier
-from effopd.evaluation.judging import Verdicts, judge
+from effopd.evaluation.grading import Verdicts, judge
 from effopd.evaluation.logprobs import BATCH_SEQUENCES, BATCH_TOKENS
-from effopd.evaluation.metrics import mean, standard_error
 from effopd.evaluation.routing import Teachers, routed_reverse_kl
+from effopd.evaluation.statistics import mean
 from effopd.models.policy import Policy
 from effopd.rollouts.rollout import Rollout, Writer, mean_length, truncated_share
 from effopd.rollouts.seeds import derive_seed
+from effopd.search.validation import standard_error
 
 
 @dataclass(frozen=True, kw_only=True)

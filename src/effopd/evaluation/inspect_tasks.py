@@ -15,7 +15,7 @@ from inspect_ai.solver import TaskState, generate
 from effopd.data.benchmarks import load_benchmark
 from effopd.data.dataset import registry
 from effopd.data.problem import Answer, JudgingVerifier
-from effopd.evaluation.graded import RIGHT, readable
+from effopd.evaluation.grading import RIGHT, readable
 from effopd.rewards.code import CodeVerifier
 from effopd.rewards.extraction import final_answer
 from effopd.rewards.math import MathVerifier

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from effopd.errors import ConfigError
-from effopd.evaluation.metrics import mean
 from effopd.rewards.math import MathVerifier
 from effopd.search.validation import standard_error
 
@@ -26,6 +25,11 @@ DOUBT = 0.5
 """Questions that count as right always or never, besides those seen; see `average`."""
 
 Interval = tuple[float, float]
+
+
+def mean(values: Sequence[float]) -> float:
+    """Arithmetic mean of at least one value."""
+    return sum(values) / len(values)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,17 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
-from effopd.data.problem import Verifier
-from effopd.errors import NonFiniteError
-from effopd.evaluation.drawn_answers import DrawnAnswers, Levels, check_prefix, check_prompts
+from effopd.data.problem import Problem, Verifier
+from effopd.errors import ConfigError, NonFiniteError
 from effopd.evaluation.logprobs import BATCH_SEQUENCES, BATCH_TOKENS
-from effopd.evaluation.metrics import mean
+from effopd.evaluation.rollout_sources import RolloutSource
 from effopd.evaluation.routing import Teachers, routed_reverse_kl
+from effopd.evaluation.statistics import mean
 from effopd.models.policy import Policy
-from effopd.rollouts.rollout import Rollout, mean_length, total_tokens
-from effopd.search.validation import Draw, Score
+from effopd.rollouts.rollout import Rollout
+from effopd.search.validation import Draw, Score, score_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +28,30 @@ class AccuracyValidation:
     type: Literal["accuracy"] = "accuracy"
     prompts: int = 50
     resample: bool = False
-    levels: Levels | None = None
+    levels: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        check_prompts(self.prompts, self.levels)
+        check_prompts(self.prompts)
+        if self.levels is not None and (len(self.levels) != 2 or self.levels[0] > self.levels[1]):
+            raise ConfigError(f"levels must be the lowest and the highest level, got {self.levels}")
+
+    def selected(self, problems: Sequence[Problem]) -> list[Problem]:
+        """The problems of the levels asked for.
+
+        Raises:
+            ConfigError: There are none.
+        """
+        if self.levels is None:
+            return list(problems)
+        low, high = self.levels
+        found = [problem for problem in problems if low <= problem.level <= high]
+        if not found:
+            there = sorted({problem.level for problem in problems})
+            raise ConfigError(
+                f"no training problem has a level from {low} to {high} (validation.levels); the "
+                f"levels there are: {', '.join(map(str, there))}"
+            )
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,38 +63,30 @@ class TeacherKLValidation:
         resample: Draw new prompts for every search instead of one fixed set.
         reduce: "token": mean over the tokens of each answer, then over answers. "sequence": sum
             over the tokens of each answer (the divergence of equation 7), then mean over answers.
-        prefix: Share of `sampling.max_new_tokens` that answers are written to, in (0, 1]. Below 1
-            answers are cut on purpose and do not count as truncated.
-        levels: Lowest and highest level of the problems to draw from; None for all.
     """
 
     type: Literal["teacher_kl"] = "teacher_kl"
     prompts: int = 50
     resample: bool = True
     reduce: Literal["token", "sequence"] = "token"
-    prefix: float = 1.0
-    levels: Levels | None = None
 
     def __post_init__(self) -> None:
-        check_prompts(self.prompts, self.levels)
-        check_prefix(self.prefix)
+        check_prompts(self.prompts)
 
 
-class Measure(Protocol):
-    """One number per rollout; higher is better."""
+def check_prompts(prompts: int) -> None:
+    """Refuses to score on nothing."""
+    if prompts < 1:
+        raise ConfigError(f"prompts must be at least 1, got {prompts}")
 
-    def __call__(self, rollouts: Sequence[Rollout]) -> list[float]:
-        """Values in the order of the rollouts."""
-        ...
+
+Measure = Callable[[Sequence[Rollout]], list[float]]
+"""One number per rollout, in their order; higher is better."""
 
 
 def accuracy_measure(verifier: Verifier) -> Measure:
     """The verifier's reward of each answer."""
-
-    def measure(rollouts: Sequence[Rollout]) -> list[float]:
-        return verifier.rewards([rollout.answer for rollout in rollouts])
-
-    return measure
+    return lambda rollouts: verifier.rewards([rollout.answer for rollout in rollouts])
 
 
 def teacher_kl_measure(
@@ -108,28 +120,27 @@ class RolloutValidator:
     """Scores the live student by what it writes.
 
     Attributes:
-        answers: Writes the student's answers.
+        source: Has the student answer.
         measure: Value of each rollout.
         scores_with_teacher: Whether the measure has the teacher score every token.
     """
 
-    answers: DrawnAnswers
+    source: RolloutSource
     measure: Measure
     scores_with_teacher: bool
 
     def __call__(self, draw: Draw) -> Score:
         """The score; not finite when the student's weights or logits are not."""
         try:
-            rollouts = self.answers.write(draw)
+            rollouts = self.source.rollouts(draw)
             values = self.measure(rollouts)
         except NonFiniteError:
             return Score(value=float("nan"))
-        tokens = total_tokens(rollouts)
-        return Score(
-            value=mean(values),
-            per_prompt=tuple(values),
-            tokens=tokens,
-            teacher_tokens=tokens if self.scores_with_teacher else 0,
-            mean_length=mean_length(rollouts),
-            truncated_share=self.answers.truncated_share(rollouts),
+        lengths = [len(rollout.completion.token_ids) for rollout in rollouts]
+        return score_of(
+            values,
+            lengths,
+            self.source.truncated(rollouts),
+            tokens=sum(lengths),
+            teacher_tokens=sum(lengths) if self.scores_with_teacher else 0,
         )

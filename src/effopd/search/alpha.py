@@ -1,19 +1,24 @@
 """AlphaRL's prediction: leading singular components of an update, regressed on progress.
 
-All numbers here are float64; matrices are read in pieces of rows.
+All numbers of the regression are float64; matrices are read in pieces of rows.
 
 Source: arXiv 2510.00553. Departures are named at `AlphaPLS`.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from effopd.errors import ConfigError, NonFiniteError
 from effopd.linalg.singular_values import above_rounding
+from effopd.precision import float32_products
+from effopd.search.direction import AlphaPLS
+from effopd.search.ray import Ray, check_fits, wide
 
 PIECE = 2**20
 """Elements of a matrix that are widened to float64 at a time."""
@@ -40,12 +45,7 @@ class Components:
 
 
 def leading_components(matrix: Float[Tensor, "m n"], rank: int) -> Components:
-    """The `rank` leading singular components, from the Gram matrix of the shorter side.
-
-    Args:
-        matrix: Any floating dtype.
-        rank: Number of components; at most the shorter side.
-    """
+    """The `rank` leading singular components, from the Gram matrix of the shorter side."""
     rows, columns = matrix.shape
     is_tall = rows >= columns
     products = _gram(matrix) if is_tall else _gram(matrix.T)
@@ -150,3 +150,139 @@ def predicted_components(
     fit = fit_progress(x, y)
     holds = fit.slope != 0.0 and leave_one_out_r2(x, y) >= min_r2
     return fit.point_at(target) if holds else None
+
+
+# What is remembered of a run ----------------------------------------------------------------------
+
+
+class AlphaMemory:
+    """The base, the leading components at recorded steps, and progress.
+
+    The components of a recorded step are those of the weights the next update starts from, after
+    the search, because that is what progress is measured of. So a jump needs no care: the accepted
+    point is one more observation, and the regression knows nothing of steps.
+
+    Args:
+        settings: What to record and how to predict.
+        ray: Names, shapes and memory of the parameters, at the base.
+
+    Raises:
+        ConfigError: The parameters are sharded, or there is no matrix among them.
+    """
+
+    def __init__(self, settings: AlphaPLS, ray: Ray) -> None:
+        if ray.is_sharded:
+            raise ConfigError(
+                "alpha_pls takes singular vectors of whole matrices and the parameters are sharded "
+                "over processes: use another direction, or train on one process"
+            )
+        self._base = {name: t.clone() for name, t in ray.anchor.items() if t.ndim == 2}
+        if not self._base:
+            raise ConfigError(
+                f"alpha_pls predicts matrices and there is none among {list(ray.anchor)[:3]} "
+                f"({len(ray.anchor)} tensors in all): select parameters with two axes"
+            )
+        self._settings = settings
+        self._interval = settings.every  # doubles when there are more than `keep` entries
+        self._entries: dict[int, dict[str, Tensor]] = {}  # step -> scaled components by name
+        self._progress: dict[int, float] = {}  # of the base and of recorded steps, where known
+
+    @float32_products()
+    def displacement(self, ray: Ray, step: int, progress: float | None) -> dict[str, Tensor]:
+        """`base + sum_i a*_i v_i^T - tip` by name; zero where nothing is predicted."""
+        known = self._known_progress(step, progress)
+        observed = {s: known[s] for s in self._entries if s in known}
+        found = {name: torch.zeros_like(tip, dtype=wide(tip)) for name, tip in ray.tip.items()}
+        if len(observed) < self._settings.min_snapshots:
+            return found
+        for name, base in self._base.items():
+            # Where the regression of past components on progress sees the target.
+            x = torch.stack([self._entries[s][name].flatten() for s in observed])
+            y = x.new_tensor(list(observed.values()))
+            target, min_r2 = self._settings.target, self._settings.min_r2
+            predicted = predicted_components(x, y, target=target, min_r2=min_r2)
+            now = self._components(ray.tip[name], name)
+            if predicted is None or not now.scaled.any():  # at the base nothing has a direction
+                continue
+            # Those components in the place of the present ones, right singular vectors as now.
+            out = found[name].copy_(base).sub_(ray.tip[name])
+            out.addmm_(predicted.view_as(now.scaled).to(out.dtype), now.right.T.to(out.dtype))
+        return found
+
+    def _components(self, point: Tensor, name: str) -> Components:
+        """Of the displacement from the base, signs as at the last recorded step."""
+        base = self._base[name]
+        update = point.to(base.device, wide(base), copy=True).sub_(base)
+        if not update.isfinite().all():
+            raise NonFiniteError(f"{name} is not finite, so it has no singular components")
+        found = leading_components(update, self._rank(base))
+        entries = list(self._entries.values())
+        return found.aligned(entries[-1][name]) if entries else found
+
+    def _rank(self, matrix: Tensor) -> int:
+        rows, columns = matrix.shape
+        return min(self._settings.rank, rows, columns)
+
+    def _known_progress(self, step: int, progress: float | None) -> dict[int, float]:
+        """Progress by step, with that of the weights update `step` started from."""
+        if progress is None:
+            if not self._progress:
+                raise ConfigError(
+                    "alpha_pls regresses on progress and got none: call step(step, progress=p) "
+                    "with the progress of the weights the update started from, 0 at the base and 1 "
+                    "at the teacher"
+                )
+            return self._progress
+        if not math.isfinite(progress):
+            raise NonFiniteError(f"progress must be a finite number, got {progress} at {step}")
+        is_kept = step - 1 == 0 or step - 1 in self._entries
+        return {**self._progress, step - 1: progress} if is_kept else self._progress
+
+    def record_(self, ray: Ray, step: int, progress: float | None) -> None:
+        """Notes the progress of the step before and, if due, the components now."""
+        known = self._known_progress(step, progress)
+        if step % self._interval == 0:
+            live = ray.live
+            self._entries[step] = {n: self._components(live[n], n).scaled for n in self._base}
+            if len(self._entries) > self._settings.keep:  # still spans the run, half as densely
+                self._interval *= 2
+                kept = self._entries.items()
+                self._entries = {s: entry for s, entry in kept if s % self._interval == 0}
+        self._progress = {s: value for s, value in known.items() if s in {0, *self._entries}}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The base and the components by flat names, `base/NAME` and `step-8/NAME`."""
+        return {f"base/{name}": tensor for name, tensor in self._base.items()} | {
+            f"step-{step}/{name}": tensor
+            for step, entry in self._entries.items()
+            for name, tensor in entry.items()
+        }
+
+    def notes(self) -> dict[str, Any]:
+        """Interval, recorded steps, and progress by step; JSON-able."""
+        return {
+            "interval": self._interval,
+            "steps": list(self._entries),
+            "progress": [list(pair) for pair in self._progress.items()],
+        }
+
+    def load_(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
+        """Restores `tensors()` and `notes()`, or changes nothing and raises."""
+        steps = [int(step) for step in notes["steps"]]
+        like = {
+            f"step-{step}/{name}": base.new_empty(len(base), self._rank(base), dtype=torch.float64)
+            for step in steps
+            for name, base in self._base.items()
+        }
+        check_fits(tensors, {f"base/{name}": t for name, t in self._base.items()} | like)
+        for name, base in self._base.items():
+            base.copy_(tensors[f"base/{name}"])
+        self._entries = {
+            step: {
+                name: tensors[f"step-{step}/{name}"].to(base.device, copy=True)
+                for name, base in self._base.items()
+            }
+            for step in steps
+        }
+        self._interval = int(notes["interval"])
+        self._progress = {int(step): float(value) for step, value in notes["progress"]}

@@ -1,9 +1,7 @@
 """What the ray points along, and which of its points is the next anchor.
 
-Where a direction says nothing else, the ray runs from the anchor through the tip. Some put another
-displacement in the place of `tip - anchor`: `point(s) = tip + (s - 1) * displacement`, as if the
-ray had started at the virtual origin `tip - displacement`. A jump to a predicted target is the
-displacement `target - tip`, reached at scale 2. What they compute it from is a `Memory`.
+The ray runs from the anchor through the tip. `AlphaPLS` alone puts another displacement in the
+place of `tip - anchor`: `point(s) = tip + (s - 1) * (target - tip)`, its target at scale 2.
 """
 
 import math
@@ -61,67 +59,6 @@ class SinceBase:
     def anchor_scale(self, accepted_scale: float) -> float:
         """The anchor itself."""
         return 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Averaged:
-    """Exponential average of the displacements of the searches so far: momentum.
-
-    With `d_n = tip - anchor` at the n-th search, `m_n = beta m_(n-1) + (1 - beta) d_n` and the
-    displacement is `m_n / (1 - beta**n)`. Jumps are not part of it, since each `d_n` starts at the
-    accepted point. The average is of displacements a search, not a step.
-
-    Attributes:
-        beta: Weight of the past, in [0, 1); 0 is `SinceAccepted` up to rounding.
-    """
-
-    type: Literal["averaged"] = "averaged"
-    beta: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.beta < 1:
-            raise ConfigError(f"beta must be in [0, 1), got {self.beta}")
-
-    def anchor_scale(self, accepted_scale: float) -> float:
-        """The accepted point."""
-        return accepted_scale
-
-
-@dataclass(frozen=True, kw_only=True)
-class Relex:
-    """The steady part of the trajectory so far: rank 1, linear in the step.
-
-    Per tensor, the displacements from the base at the recorded steps and at the tip are stacked;
-    the leading right singular vector of the stack is the direction, and the slope of a least
-    squares line through the coefficients on it (with intercept, the base as zero at step 0) is its
-    speed. The displacement is speed times the steps since the last search, so that scale 2 is as
-    far again.
-
-    Departures from the source: the line is followed from the tip, not from the fitted point; what
-    training did on either side of a jump counts as one trajectory (`RelexMemory`); the search
-    decides how far to go, where the source goes to a target step unseen (`Search.relex`).
-
-    Attributes:
-        every: Steps between recorded displacements.
-        keep: Most displacements kept, each a copy of the parameters in fp32 or wider; when there
-            are more, every second one is dropped and `every` doubles.
-
-    Source: RELEX, arXiv 2605.21468.
-    """
-
-    type: Literal["relex"] = "relex"
-    every: int = 1
-    keep: int = 8
-
-    def __post_init__(self) -> None:
-        if self.every < 1 or self.keep < 2:
-            raise ConfigError(
-                f"relex needs every >= 1 and keep >= 2, got every {self.every}, keep {self.keep}"
-            )
-
-    def anchor_scale(self, accepted_scale: float) -> float:
-        """The accepted point; only the number of steps since then matters."""
-        return accepted_scale
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Adaptive extrapolation for any PyTorch loop: ties schedule, ray, scales and validator together.
+"""Extrapolation for any PyTorch loop: ties schedule, ray, scales and validator together.
 
 Source: arXiv 2605.11739, section 4, equations 1 to 4. Departures are named at the presets of
 `Search`.
@@ -6,8 +6,9 @@ Source: arXiv 2605.11739, section 4, equations 1 to 4. Departures are named at t
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -15,20 +16,18 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from effopd.errors import ConfigError, ParameterMismatchError, ValidatorError
-from effopd.search.alpha_memory import AlphaMemory
-from effopd.search.direction import AlphaPLS, Averaged, Relex
+from effopd.search.alpha import AlphaMemory
+from effopd.search.direction import AlphaPLS
 from effopd.search.factors import Factors
-from effopd.search.line_search import OnTrial, SearchResult, line_search
-from effopd.search.memory import AverageMemory, Memory, NoMemory
-from effopd.search.past import PastSearch
-from effopd.search.rate import rate_change, rate_factor
-from effopd.search.ray import Ray, check_fits, local_
-from effopd.search.relex import RelexMemory
+from effopd.search.line_search import LineSearch, OnTrial, SearchResult, rate_factor
+from effopd.search.preserve import preserve_state
+from effopd.search.ray import Ray, check_fits
+from effopd.search.scales import PastSearch
 from effopd.search.selection import select_parameters
 from effopd.search.settings import Search as Search
 from effopd.search.validation import Draw, Score, Validator, as_score
 
-STATE_VERSION = 3
+STATE_VERSION = 4
 _STATE_KEYS = {"version", "last_step", "search", "past", "anchor", "history", "recorded"}
 
 
@@ -37,33 +36,32 @@ class Extrapolator:
 
     Call `step(n)` after optimizer update `n`. When a search is due the parameters are moved to each
     candidate in turn, scored by `validate`, and left at the best accepted one; otherwise, and when
-    nothing is accepted, they are untouched bit for bit. Torch's random generators are put back.
+    nothing is accepted, they are untouched bit for bit. Random generators are put back.
+
+    Where the score comes from elsewhere, `begin(n)` gives the search to ask and tell instead.
 
     Args:
         parameters: A module (filtered by `search.parameters`) or name to live tensor. A module of
             `fully_shard` is resharded before each move, so that the next forward pass gathers the
             candidate; with a mapping of DTensors the caller does that.
         validate: Scores the live parameters under a `Draw`; returns a Score or a float. Called
-            without gradients.
+            without gradients. None where searches are asked and told.
         search: Settings.
-        optimizer: Needed when `search.momentum` is not "keep".
         mirrors: Low-precision copies of fp32 masters, see `Ray`.
         device: Where the anchor lives; None keeps it next to the parameters.
         factors: Pairs of parameters whose products are searched, as in LoRA.
         on_trial: Called as `on_trial(index, trial)` after each trial.
 
     Raises:
-        ConfigError: A momentum policy without the optimizer of the parameters, or a direction that
-            cannot be had of these parameters.
+        ConfigError: A direction that cannot be had of these parameters.
     """
 
     def __init__(
         self,
         parameters: nn.Module | Mapping[str, Tensor],
-        validate: Validator,
+        validate: Validator | None = None,
         *,
         search: Search | None = None,
-        optimizer: torch.optim.Optimizer | None = None,
         mirrors: Mapping[str, Tensor] | None = None,
         device: torch.device | str | None = "cpu",
         factors: Factors | None = None,
@@ -75,20 +73,18 @@ class Extrapolator:
             self._sharded = [m for m in parameters.modules() if isinstance(m, FSDPModule)]
             self._reshard()
             parameters = select_parameters(parameters, self.search.parameters)
-        if self.search.momentum != "keep":
-            _check_optimizer(optimizer, parameters, self.search.momentum)
-        self._live = dict(parameters)
-        self._mirrors = dict(mirrors or {})
+        self._tensors = (*parameters.values(), *(mirrors or {}).values())
         self._validate = validate
-        self._optimizer = optimizer
         self._on_trial = on_trial
         self._ray = Ray(parameters, mirrors=mirrors, device=device, factors=factors)
-        self._memory = _memory_of(self.search, self._ray)
-        if factors is not None and not isinstance(self._memory, NoMemory):
-            raise ConfigError(
-                f"search.direction {self.search.direction.type!r} averages or fits tensors, which "
-                "factors of a product cannot be: use 'since_accepted', 'since_raw' or 'since_base'"
-            )
+        self._alpha: AlphaMemory | None = None
+        if isinstance(self.search.direction, AlphaPLS):
+            if factors is not None:
+                raise ConfigError(
+                    "search.direction 'alpha_pls' fits tensors, which factors of a product cannot "
+                    "be: use 'since_accepted', 'since_raw' or 'since_base'"
+                )
+            self._alpha = AlphaMemory(self.search.direction, self._ray)
         self._past: list[PastSearch] = []
         self._last_step = 0
 
@@ -106,82 +102,35 @@ class Extrapolator:
             run calls again for the step it was saved at).
 
         Raises:
-            ConfigError: The direction needs `progress` and never got any.
+            ConfigError: The direction needs `progress` and never got any, or there is no validator.
             NonFiniteError: The tip's own score, or what the direction computes with, is not finite.
                 The parameters are at the tip.
             ValidatorError: The validator changed the parameters, or returned no score.
         """
+        search = self.begin(step, progress)
+        if search is None:
+            return None
+        with search, torch.no_grad():
+            while (draw := search.ask()) is not None:
+                if self._validate is None:
+                    raise ConfigError("step() needs a validator: pass validate=, or use begin()")
+                search.tell(self._validate(draw))
+        return search.result
+
+    def begin(self, step: int, progress: float | None = None) -> "RaySearch | None":
+        """The search after optimizer update `step`, to ask and tell; see `step` and `RaySearch`."""
         if step <= self._last_step:
             return None
-        result = None
         if self.search.schedule.is_due(step, self._past):
-            result = self._search_(step, progress)
-        else:
-            self._memory.record_(self._ray, step, progress, searched=False)
+            return RaySearch(self, step, progress)
+        self._finish(step, progress)
+        return None
+
+    def _finish(self, step: int, progress: float | None) -> None:
+        """Takes note of a step that is over, its search included."""
+        if self._alpha is not None:
+            self._alpha.record_(self._ray, step, progress)
         self._last_step = step
-        return result
-
-    @property
-    def rate_factor(self) -> float:
-        """What to multiply the optimizer's learning rate by in the next update.
-
-        1 unless `search.learning_rate` is "follow"; a function of the searches so far, so a resumed
-        run goes on with it. The caller sets the learning rate.
-        """
-        return rate_factor(self._past) if self.search.learning_rate == "follow" else 1.0
-
-    def _search_(self, step: int, progress: float | None) -> SearchResult:
-        """One search: moves the parameters, or leaves everything as it was and raises."""
-        self._ray.capture_tip_()
-        displacement = self._memory.displacement(self._ray, step, progress, self._past)
-        if displacement is not None:
-            self._ray.aim_(displacement)
-        finished = False
-        try:
-            with _generators_kept((*self._live.values(), *self._mirrors.values())):
-                result = line_search(
-                    self._evaluate,
-                    step,
-                    scales=self.search.scales,
-                    accept=self.search.accept,
-                    guard=self.search.guard,
-                    retest=self.search.retest,
-                    past=self._past,
-                    on_trial=self._on_trial,
-                )
-            self._reshard()
-            self._ray.move_to_(result.accepted_scale)
-            finished = True
-        finally:
-            if not finished:
-                self._reshard()
-                self._ray.return_to_tip_()
-        self._adjust_momentum_(result.accepted_scale)
-        self._memory.record_(self._ray, step, progress, searched=True)
-        self._ray.advance_anchor_(self.search.direction.anchor_scale(result.accepted_scale))
-        scale = result.accepted_scale
-        change = rate_change(result.trials, scale)
-        self._past.append(PastSearch(step=step, accepted_scale=scale, rate_change=change))
-        return result
-
-    def _evaluate(self, scale: float, draw: Draw) -> Score:
-        """Moves to `point(scale)` and scores it."""
-        self._reshard()
-        self._ray.move_to_(scale)
-        truncation = self._ray.truncation
-        if truncation > self.search.max_truncation:
-            lost = f"the rank cannot hold {truncation:.2g} of the update"
-            return Score(value=math.nan, reason=lost, truncation=truncation)
-        before = self._ray.checksum()
-        with torch.no_grad():
-            score = as_score(self._validate(draw))
-        if self._ray.checksum() != before:
-            raise ValidatorError(
-                f"the validator changed the parameters it was scoring (step {draw.step}, scale "
-                f"{scale:g}). Those that the search moves were restored. Inside, do not step an "
-                "optimizer, cast the model or swap in averaged weights, or put all back exactly."
-            )
-        return dataclasses.replace(score, truncation=truncation)
 
     def _reshard(self) -> None:
         """Drops gathered copies, without communication.
@@ -192,17 +141,14 @@ class Extrapolator:
         for module in self._sharded:
             module.reshard()
 
-    @torch.no_grad()
-    def _adjust_momentum_(self, accepted_scale: float) -> None:
-        """Applies the momentum policy after a jump."""
-        if self.search.momentum == "keep" or accepted_scale == 1.0 or self._optimizer is None:
-            return
-        factor = 0.0 if self.search.momentum == "reset" else 1.0 / max(accepted_scale, 1.0)
-        for tensor in {id(tensor): tensor for tensor in self._live.values()}.values():
-            state = self._optimizer.state.get(tensor, {})
-            for key in ("exp_avg", "momentum_buffer"):
-                if isinstance(state.get(key), Tensor):
-                    local_(state[key]).mul_(factor)
+    @property
+    def rate_factor(self) -> float:
+        """What to multiply the optimizer's learning rate by in the next update.
+
+        1 unless `search.learning_rate` is "follow"; a function of the searches so far, so a resumed
+        run goes on with it. The caller sets the learning rate.
+        """
+        return rate_factor(self._past) if self.search.learning_rate == "follow" else 1.0
 
     def checksum(self) -> int:
         """Of this process's live parameters: tells whether a saved state belongs to them."""
@@ -213,8 +159,8 @@ class Extrapolator:
 
         Returns:
             `version`, `last_step`, `search` (settings), `past` (step, accepted scale and
-            change of the rate of each search) and `recorded` (what the direction noted), all
-            JSON-able; `anchor` and `history` (what the direction remembers, often nothing), name
+            change of the rate of each search) and `recorded` (what `AlphaPLS` noted), all
+            JSON-able; `anchor` and `history` (what `AlphaPLS` remembers, else nothing), name
             to tensor, each process's own shard when sharded. Tensors are references: save before
             the next step.
         """
@@ -224,8 +170,8 @@ class Extrapolator:
             "search": dataclasses.asdict(self.search),
             "past": [[s.step, s.accepted_scale, s.rate_change] for s in self._past],
             "anchor": dict(self._ray.anchor),
-            "history": self._memory.tensors(),
-            "recorded": self._memory.notes(),
+            "history": self._alpha.tensors() if self._alpha else {},
+            "recorded": self._alpha.notes() if self._alpha else {},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -249,7 +195,10 @@ class Extrapolator:
                 "the settings it was saved under."
             )
         check_fits(state["anchor"], self._ray.anchor)
-        self._memory.load_(state["history"], state["recorded"])
+        if self._alpha is not None:
+            self._alpha.load_(state["history"], state["recorded"])
+        else:
+            check_fits(state["history"], {})
         self._ray.load_anchor_(state["anchor"])
         self._past = [
             PastSearch(step=int(s), accepted_scale=float(a), rate_change=float(r))
@@ -258,41 +207,108 @@ class Extrapolator:
         self._last_step = int(state["last_step"])
 
 
-def _memory_of(search: Search, ray: Ray) -> Memory:
-    """What the direction of `search` remembers, at the start of a run."""
-    match search.direction:
-        case Averaged() as settings:
-            return AverageMemory(settings.beta, ray)
-        case Relex() as settings:
-            return RelexMemory(settings, ray)
-        case AlphaPLS() as settings:
-            return AlphaMemory(settings, ray)
-        case _:
-            return NoMemory()
+class RaySearch:
+    """A search of an extrapolator, asked and told: `LineSearch` with the parameters moved along.
 
+        with extrapolator.begin(step) as search:
+            while (draw := search.ask()) is not None:   # the parameters are at point(draw.scale)
+                search.tell(score)
+        search.result                                   # and now where the search left them
 
-def _check_optimizer(
-    optimizer: torch.optim.Optimizer | None, parameters: Mapping[str, Tensor], momentum: str
-) -> None:
-    """A momentum policy needs the optimizer that updates the moved tensors themselves."""
-    groups = [] if optimizer is None else optimizer.param_groups
-    held = {id(tensor) for group in groups for tensor in group["params"]}
-    unknown = [name for name, tensor in parameters.items() if id(tensor) not in held]
-    if unknown:
-        raise ConfigError(
-            f"momentum={momentum!r} changes the optimizer's state of the moved parameters: pass "
-            f"optimizer= that updates them; {unknown[:3]} ({len(unknown)} in all) are in none of "
-            f"its {len(groups)} parameter groups"
+    An error, leaving the block before the end, or `abandon()` puts the parameters back at the tip
+    and leaves no trace. Random generators are put back at the end.
+    """
+
+    def __init__(self, extrapolator: Extrapolator, step: int, progress: float | None) -> None:
+        self._owner, self._ray = extrapolator, extrapolator._ray
+        self._step, self._progress = step, progress
+        self._line = LineSearch(
+            extrapolator.search, step, extrapolator._past, extrapolator._on_trial
         )
+        self._before = 0  # checksum of the parameters in question
+        self._is_over = False
+        self._ray.capture_tip_()
+        if extrapolator._alpha is not None:
+            self._ray.aim_(extrapolator._alpha.displacement(self._ray, step, progress))
+        self._preserved = ExitStack()
+        self._preserved.enter_context(preserve_state(extrapolator._tensors))
 
+    def ask(self) -> Draw | None:
+        """Moves to the next point and names it; None when the search is over.
 
-@contextmanager
-def _generators_kept(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Puts torch's generators back on exit: the host's and those of the tensors' devices."""
-    devices = {t.device for t in tensors if t.device.type != "cpu"}
-    kind = next((device.type for device in devices), "cuda")
-    with torch.random.fork_rng(list(devices), device_type=kind):
-        yield
+        Then the parameters are at the accepted point, and the extrapolator has taken note of it.
+        """
+        with ExitStack() as on_error:
+            on_error.callback(self.abandon)
+            draw = None if self._is_over else self._next()
+            on_error.pop_all()
+        return draw
+
+    def _next(self) -> Draw | None:
+        owner, ray = self._owner, self._ray
+        while True:
+            draw = self._line.ask()
+            owner._reshard()
+            if draw is None:
+                break
+            ray.move_to_(draw.scale)
+            if ray.truncation <= owner.search.max_truncation:
+                self._before = ray.checksum()
+                return draw
+            reason = f"the rank cannot hold {ray.truncation:.2g} of the update"
+            self._line.tell(Score(value=math.nan, reason=reason, truncation=ray.truncation))
+        # Over: the parameters go where the search led, and the anchor follows.
+        result = self._line.result
+        ray.move_to_(result.accepted_scale)
+        owner._finish(self._step, self._progress)
+        ray.advance_anchor_(owner.search.direction.anchor_scale(result.accepted_scale))
+        owner._past.append(result.as_past)
+        self._is_over = True
+        self._preserved.close()
+        return None
+
+    def tell(self, score: Score | float) -> None:
+        """Answers the last question; see `LineSearch.tell`.
+
+        Raises:
+            ValidatorError: The parameters are not those that were in question.
+        """
+        with ExitStack() as on_error:
+            on_error.callback(self.abandon)
+            score = as_score(score)
+            if self._ray.checksum() != self._before:
+                raise ValidatorError(
+                    f"the validator changed the parameters it was scoring (step {self._step}). "
+                    "Those that the search moves were restored. Inside, do not step an optimizer, "
+                    "cast the model or swap in averaged weights, or put all back exactly."
+                )
+            self._line.tell(dataclasses.replace(score, truncation=self._ray.truncation))
+            on_error.pop_all()
+
+    def abandon(self) -> None:
+        """Puts the parameters back at the tip, unless the search is over."""
+        if self._is_over:
+            return
+        self._is_over = True
+        self._owner._reshard()
+        self._ray.return_to_tip_()
+        self._preserved.close()
+
+    def __enter__(self) -> "RaySearch":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.abandon()
+
+    @property
+    def result(self) -> SearchResult:
+        """What the search did; final once `ask` has returned None."""
+        return self._line.result
 
 
 def _plain(value: Any) -> Any:

@@ -31,19 +31,14 @@ _FLATTEST = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class FactoredPoint:
-    """The nearest product of rank r to a point of the ray.
-
-    Attributes:
-        left_mr: Left factor, float64.
-        right_rn: Right factor, float64.
-        lost: Squared Frobenius norm of what rank r cannot hold.
-        whole: Squared Frobenius norm of the exact point.
-    """
+    """The nearest product of rank r to a point of the ray, factors in float64."""
 
     left_mr: Float[Tensor, "m r"]
     right_rn: Float[Tensor, "r n"]
     lost: float
+    """Squared Frobenius norm of what rank r cannot hold."""
     whole: float
+    """Squared Frobenius norm of the exact point."""
 
 
 def product_point(anchor: Ends, tip: Ends, scale: float) -> FactoredPoint:
@@ -52,28 +47,32 @@ def product_point(anchor: Ends, tip: Ends, scale: float) -> FactoredPoint:
     Of the many factors with that product those are taken whose right one is the tip's, projected on
     the rows of the new product: near the tip both factors are near the tip's, so that the moments
     of an optimizer still mean something, and no direction of the rank is given up.
-
-    Args:
-        anchor: Factors of the product at scale 0.
-        tip: Factors of the product at scale 1.
-        scale: Any real number.
-
-    Returns:
-        The factors and the squared error; computed in float64 on the factors' device.
     """
     (b_0, a_0), (b_1, a_1) = ([each.double() for each in ends] for ends in (anchor, tip))
     rank = a_1.shape[0]
+    # The exact point in the bases of the stacked factors, cut to rank r.
     columns, left = torch.linalg.qr(torch.cat([(1.0 - scale) * b_0, scale * b_1], dim=1))
     rows, right = torch.linalg.qr(torch.cat([a_0, a_1]).T)
     u, values, vh = torch.linalg.svd(left @ right.T, full_matrices=False)
     nearest = (u[:, :rank] * values[:rank]) @ vh[:rank]
-    of_tip = right[:, rank:].T  # the tip's right factor in the basis `rows`
-    # Rounding of the product is relative to its factors, which may cancel.
+    # How much of that is more than rounding, which is relative to the factors: they may cancel.
     largest = float(torch.linalg.matrix_norm(left) * torch.linalg.matrix_norm(right))
     size = max(len(columns), len(rows))
     kept = int(above_rounding(values[:rank], size, largest=largest).sum())
-    basis = _row_basis(vh[:rank], kept, of_tip)
-    tilt_rc, inverse_cr = _invertible(of_tip @ basis)
+    # A basis of the new product's rows, filled up to the rank from the tip's own rows.
+    of_tip = right[:, rank:].T  # the tip's right factor in the basis `rows`
+    basis, wanted = vh[:kept].T, min(vh[:rank].shape)
+    if kept < wanted:
+        rest = of_tip - of_tip @ basis @ basis.T
+        more = torch.linalg.svd(rest, full_matrices=False).Vh[: wanted - kept]
+        basis = torch.cat([basis, more.T], dim=1)
+    basis = torch.linalg.qr(basis).Q
+    # The map from that basis to the tip's right factor, no flatter than `_FLATTEST`, so that it
+    # has an inverse.
+    tilt_u, tilts, tilt_vh = torch.linalg.svd(of_tip @ basis, full_matrices=False)
+    steepest = float(tilts[0])
+    tilts = tilts.clamp(min=_FLATTEST * steepest) if steepest else torch.ones_like(tilts)
+    tilt_rc, inverse_cr = (tilt_u * tilts) @ tilt_vh, tilt_vh.T @ (tilt_u / tilts).T
     squares = values.square()
     return FactoredPoint(
         left_mr=columns @ (nearest @ basis @ inverse_cr),
@@ -81,26 +80,6 @@ def product_point(anchor: Ends, tip: Ends, scale: float) -> FactoredPoint:
         lost=float(squares[rank:].sum()),
         whole=float(squares.sum()),
     )
-
-
-def _row_basis(vh: Tensor, kept: int, of_tip: Tensor) -> Float[Tensor, "n c"]:
-    """Orthonormal: the rows of the new product, filled up to the rank from the tip's own rows."""
-    wanted = min(vh.shape)
-    found = vh[:kept].T
-    if kept < wanted:
-        rest = of_tip - of_tip @ found @ found.T
-        more = torch.linalg.svd(rest, full_matrices=False).Vh[: wanted - kept]
-        found = torch.cat([found, more.T], dim=1)
-    basis: Tensor = torch.linalg.qr(found).Q
-    return basis
-
-
-def _invertible(tilt: Float[Tensor, "r c"]) -> tuple[Float[Tensor, "r c"], Float[Tensor, "c r"]]:
-    """The map from a basis to the right factor, no flatter than `_FLATTEST`, and its inverse."""
-    u, values, vh = torch.linalg.svd(tilt, full_matrices=False)
-    largest = float(values[0])
-    values = values.clamp(min=_FLATTEST * largest) if largest else torch.ones_like(values)
-    return (u * values) @ vh, vh.T @ (u / values).T
 
 
 class Factors:
@@ -120,11 +99,7 @@ class Factors:
         self.names = frozenset(name for pair in pairs for name in pair)
 
     def check_fit(self, parameters: Mapping[str, Tensor]) -> None:
-        """Both factors of every pair have to be among the parameters that move, and to fit.
-
-        Raises:
-            ConfigError: They are not, or do not.
-        """
+        """Refuses pairs of which a factor does not move, or that have no product."""
         for left, right in self.pairs:
             missing = [name for name in (left, right) if name not in parameters]
             if missing:
@@ -146,9 +121,8 @@ class Factors:
     ) -> float:
         """Writes the factors of `point(scale)`; `out` may be the anchor.
 
-        Returns:
-            The relative truncation error of all products together: the Frobenius norm of what
-            rank r cannot hold over that of the exact products.
+        Returns the relative truncation error of all products together: the Frobenius norm of what
+        rank r cannot hold over that of the exact products.
         """
         lost = whole = 0.0
         for left, right in self.pairs:

@@ -1,15 +1,21 @@
-"""One line search along the ray: score, accept or stop, re-test. Knows nothing of tensors."""
+"""One line search along the ray, asked and told; knows nothing of tensors.
 
+search = LineSearch(settings, step, past)
+while (draw := search.ask()) is not None:
+search.tell(score_of_the_parameters_at(draw.scale))
+search.result.accepted_scale
+"""
+
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from effopd.errors import NonFiniteError
-from effopd.search.past import PastSearch
-from effopd.search.scales import Scales, Trial
-from effopd.search.validation import AcceptRule, Draw, LengthGuard, Score, Unconditional
+from effopd.errors import NonFiniteError, ValidatorError
+from effopd.search.scales import PastSearch, Trial
+from effopd.search.settings import Search
+from effopd.search.validation import Draw, Score, Unconditional, as_score
 
-Evaluate = Callable[[float, Draw], Score]
 OnTrial = Callable[[int, Trial], None]
 
 
@@ -37,115 +43,179 @@ class SearchResult:
         """Tokens the teacher scored for this search."""
         return sum(t.score.teacher_tokens for t in self.trials if t.score)
 
+    @property
+    def as_past(self) -> PastSearch:
+        """What the rules of later searches need of this one."""
+        return PastSearch(
+            step=self.step,
+            accepted_scale=self.accepted_scale,
+            rate_change=rate_change(self.trials, self.accepted_scale),
+        )
 
-def line_search(
-    evaluate: Evaluate,
-    step: int,
-    *,
-    scales: Scales,
-    accept: AcceptRule | Unconditional,
-    guard: LengthGuard | None = None,
-    retest: bool = False,
-    past: Sequence[PastSearch] = (),
-    on_trial: OnTrial | None = None,
-) -> SearchResult:
-    """Walks outward from the tip and returns the best accepted scale.
 
-    Each accepted candidate becomes the incumbent the next one has to beat. A candidate whose score
-    is not finite is rejected and recorded; a tip whose score is not finite is an error.
+class LineSearch:
+    """Walks along the ray from the tip and keeps the best accepted scale.
+
+    Each accepted candidate becomes the incumbent that the next one has to beat. A candidate whose
+    score is not finite is rejected and recorded; a tip whose score is not finite is an error.
 
     Args:
-        evaluate: Scores `point(scale)` under a draw.
-        step: Optimizer step, part of the draw.
-        scales: Proposes scales until it returns None.
-        accept: Compares a candidate with the incumbent. `Unconditional` takes the first scale
-            without a call of `evaluate`.
-        guard: Objects to degenerate text, always compared with the tip.
-        retest: Score tip and winner once more on fresh prompts and keep the winner only if it is
-            accepted there too: removes the optimism of the best of several noisy scores.
-        past: Earlier searches of the run, for scales that start from them.
-        on_trial: Called as `on_trial(index, trial)` after each trial, for logging.
-
-    Returns:
-        The accepted scale and all trials.
+        settings: Scales, accept rule and guard. `Unconditional` takes the first scale and asks
+            nothing.
+        step: Optimizer step of the search.
+        past: Earlier searches of the run.
+        on_trial: Called as `on_trial(index, trial)` after each trial.
     """
-    if isinstance(accept, Unconditional):
-        return _jump(step, scales, past, on_trial)
-    trials: list[Trial] = []
 
-    def run(kind: str, scale: float, draw: Draw, against: Score | None, tip: Score | None) -> Trial:
-        trial = _trial(evaluate, kind, scale, draw, against, accept, guard, tip)
-        trials.append(trial)
-        if on_trial is not None:
-            on_trial(len(trials) - 1, trial)
+    def __init__(
+        self,
+        settings: Search,
+        step: int,
+        past: Sequence[PastSearch] = (),
+        on_trial: OnTrial | None = None,
+    ) -> None:
+        self._settings, self._step, self._past = settings, step, past
+        self._on_trial = on_trial
+        self._trials: list[Trial] = []
+        self._best, self._best_scale = Score(value=math.nan), 1.0
+        self._asked: tuple[Draw, float] | None = None  # the open question, and since when
+
+    def ask(self) -> Draw | None:
+        """The next point to score, or None when the search is over.
+
+        Raises:
+            ValidatorError: The last question has not been answered.
+        """
+        if self._asked is not None:
+            raise ValidatorError(f"{self._asked[0]} waits for its score: call tell(score) first")
+        settings = self._settings
+        if isinstance(settings.accept, Unconditional):
+            self._jump()
+            return None
+        scale = settings.scales.propose(self._trials, self._past) if self._trials else 1.0
+        if scale is None:
+            return None
+        draw = Draw(step=self._step, scale=scale)
+        self._asked = draw, time.perf_counter()
+        return draw
+
+    def tell(self, score: Score | float) -> Trial:
+        """Answers the last question.
+
+        Args:
+            score: What the point is worth; not finite where it cannot be told.
+
+        Returns:
+            The trial, with the decision.
+
+        Raises:
+            NonFiniteError: The score is that of the tip and is not finite.
+            ValidatorError: It is no score, or nothing was asked.
+        """
+        if self._asked is None:
+            raise ValidatorError("nothing was asked: call ask() before each tell(score)")
+        score, (draw, start) = as_score(score), self._asked
+        accepted, reason = None, ""
+        if not score.is_finite:
+            accepted = False if draw.is_candidate else None
+            reason = score.reason or "score is not finite"
+        elif draw.is_candidate:
+            accepted, reason = self._decide(score)
+        trial = Trial(
+            kind="candidate" if draw.is_candidate else "incumbent",
+            scale=draw.scale,
+            score=score if score.is_finite else None,
+            accepted=accepted,
+            reason=reason,
+            seconds=time.perf_counter() - start,
+        )
+        self._asked = None
+        self._note(trial)
+        if trial.score is None and not draw.is_candidate:
+            raise NonFiniteError(
+                f"the validator's score of the current parameters at step {draw.step} is not "
+                "finite, so no candidate can be compared with it. The parameters are as the "
+                "optimizer left them; check them and the validator for NaN."
+            )
+        if accepted or not draw.is_candidate:
+            self._best, self._best_scale = score, draw.scale
         return trial
 
-    draw = Draw(step=step)
-    tip = best = _finite(run("incumbent", 1.0, draw, None, None), step)
-    best_scale = 1.0
-    while (scale := scales.propose(trials, past)) is not None:
-        trial = run("candidate", scale, replace(draw, candidate=True), best, tip)
-        if trial.accepted and trial.score is not None:
-            best, best_scale = trial.score, scale
-    if retest and best_scale != 1.0:
-        fresh = replace(draw, fresh=True)
-        tip = _finite(run("retest-incumbent", 1.0, fresh, None, None), step)
-        again = replace(fresh, candidate=True)
-        if not run("retest-candidate", best_scale, again, tip, tip).accepted:
-            best_scale = 1.0
-    return SearchResult(step=step, accepted_scale=best_scale, trials=tuple(trials))
+    def _decide(self, score: Score) -> tuple[bool, str]:
+        """Whether a candidate replaces the incumbent, and why not."""
+        settings, tip = self._settings, self._trials[0].score
+        assert tip is not None
+        assert not isinstance(settings.accept, Unconditional)
+        objection = settings.guard.objection(score, tip) if settings.guard else None
+        if objection is not None:
+            return False, objection
+        is_better = settings.accept.accepts(score, self._best)
+        return is_better, "" if is_better else "no improvement"
 
+    def _jump(self) -> None:
+        """Accepts the one scale there is, unseen."""
+        if self._trials:
+            return
+        tip = Trial(kind="incumbent", scale=1.0, score=None, accepted=None)
+        scale = self._settings.scales.propose((tip,), self._past)
+        assert scale is not None, "every rule proposes a first scale"
+        self._best_scale = scale
+        reason = "not validated"
+        self._note(Trial(kind="candidate", scale=scale, score=None, accepted=True, reason=reason))
 
-def _jump(
-    step: int, scales: Scales, past: Sequence[PastSearch], on_trial: OnTrial | None
-) -> SearchResult:
-    """Accepts the first scale proposed, unseen."""
-    tip = Trial(kind="incumbent", scale=1.0, score=None, accepted=None)
-    scale = scales.propose((tip,), past)
-    assert scale is not None, "every rule proposes a first scale"
-    trial = Trial(kind="candidate", scale=scale, score=None, accepted=True, reason="not validated")
-    if on_trial is not None:
-        on_trial(0, trial)
-    return SearchResult(step=step, accepted_scale=scale, trials=(trial,))
+    def _note(self, trial: Trial) -> None:
+        self._trials.append(trial)
+        if self._on_trial is not None:
+            self._on_trial(len(self._trials) - 1, trial)
 
-
-def _trial(
-    evaluate: Evaluate,
-    kind: str,
-    scale: float,
-    draw: Draw,
-    against: Score | None,
-    accept: AcceptRule,
-    guard: LengthGuard | None,
-    tip: Score | None,
-) -> Trial:
-    """Scores one point and, for candidates, decides."""
-    start = time.perf_counter()
-    score = evaluate(scale, draw)
-    accepted, reason = None, ""
-    if not score.is_finite:
-        accepted = None if against is None else False
-        reason = score.reason or "score is not finite"
-    elif against is not None and tip is not None:
-        objection = guard.objection(score, tip) if guard else None
-        accepted = objection is None and accept.accepts(score, against)
-        reason = objection or ("" if accepted else "no improvement")
-    return Trial(
-        kind=kind,  # type: ignore[arg-type]
-        scale=scale,
-        score=score if score.is_finite else None,
-        accepted=accepted,
-        reason=reason,
-        seconds=time.perf_counter() - start,
-    )
-
-
-def _finite(trial: Trial, step: int) -> Score:
-    """The score of an incumbent, which must be finite."""
-    if trial.score is None:
-        raise NonFiniteError(
-            f"the validator's score of the current parameters at step {step} is not finite, so no "
-            "candidate can be compared with it. The parameters are as the optimizer left them; "
-            "check them and the validator for NaN."
+    @property
+    def result(self) -> SearchResult:
+        """What the search has come to; final once `ask` has returned None."""
+        return SearchResult(
+            step=self._step, accepted_scale=self._best_scale, trials=tuple(self._trials)
         )
-    return trial.score
+
+
+# A learning rate that follows the search ---------------------------------------------------------
+#
+# A search that ends at scale s says that the last displacement should have been s times as long.
+# The next ones are made with a learning rate s times as large, so that the search need not find
+# that out again. A search that goes back shortens the rate by the root of s: longer steps make way
+# along all but the steepest directions.
+#
+# For the same reason the rate grows a little where the search ends at the tip, but only on evidence
+# that the displacement was not too long: every point it looked at could be scored, and none between
+# anchor and tip was better, significantly or not. Where the nearest points are beyond trust the
+# search is blind, and a rate that grows then runs away: a step too long blinds the next search too.
+
+GROWTH = 1.5
+"""Factor after a search that found the tip best; 1.25 and 1.5 were tried (LOG.md)."""
+RETREAT = 0.5
+"""Factor after a search to which even the points between anchor and tip were out of reach."""
+LARGEST_FACTOR = 1024.0
+"""Bound of the factor, and of its inverse."""
+
+
+def rate_change(trials: Sequence[Trial], accepted_scale: float) -> float:
+    """What one search, of these trials (the tip first), multiplies the learning rate by."""
+    if accepted_scale != 1.0:
+        scale = max(accepted_scale, 1 / LARGEST_FACTOR)  # the anchor itself is scale 0
+        return max(scale, math.sqrt(scale))  # s ahead of the tip, the root of s behind it
+    candidates = [trial for trial in trials if trial.kind == "candidate"]
+    behind = [trial for trial in candidates if trial.scale < 1]
+    if any(trial.score is None for trial in behind):
+        return RETREAT
+    if any(trial.score is None for trial in candidates):
+        return 1.0
+    tip = trials[0].score
+    is_passed = any(t.score and tip and t.score.value > tip.value for t in behind)
+    return 1.0 if is_passed else GROWTH
+
+
+def rate_factor(past: Sequence[PastSearch]) -> float:
+    """The product of the `rate_change` of all searches, kept within the bounds after each."""
+    factor = 1.0
+    for search in past:
+        factor *= search.rate_change
+        factor = min(max(factor, 1 / LARGEST_FACTOR), LARGEST_FACTOR)
+    return factor

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Partial, Replicate
+from torch.distributed.tensor import DTensor
 
 from effopd.errors import ParameterMismatchError
 from effopd.search.factors import Factors
@@ -28,16 +28,10 @@ def local_(tensor: Tensor) -> Tensor:
 
 
 def interpolate_(out: Tensor, anchor: Tensor, tip: Tensor, scale: float) -> None:
-    """Writes `anchor + scale * (tip - anchor)` into `out`.
+    """Writes `anchor + scale * (tip - anchor)` into `out`; scales 0 and 1 copy the end exactly.
 
     `torch.lerp` computes bf16 and fp16 inputs in fp32 and rounds once. Endpoints on another device
     travel one tensor at a time, asynchronously only towards CUDA: the host must not read early.
-
-    Args:
-        out: Destination, same shape and dtype as the endpoints.
-        anchor: Point at scale 0.
-        tip: Point at scale 1.
-        scale: Any real number; 0 and 1 copy the endpoint exactly.
     """
     ahead = out.is_cuda
     if scale in {0.0, 1.0}:
@@ -48,13 +42,9 @@ def interpolate_(out: Tensor, anchor: Tensor, tip: Tensor, scale: float) -> None
 
 
 def displace_(out: Tensor, tip: Tensor, displacement: Tensor, distance: float) -> None:
-    """Writes `tip + distance * displacement` into `out`, computed in the displacement's dtype.
+    """Writes `tip + distance * displacement` into `out`, which may be the tip; 0 copies the tip.
 
-    Args:
-        out: Destination, shape and dtype of the tip; may be the tip itself.
-        tip: Point at distance 0, which is copied exactly.
-        displacement: fp32 or wider, of the tip's shape; travels as in `interpolate_`.
-        distance: Any real number.
+    Computed in the displacement's dtype, fp32 or wider; tensors travel as in `interpolate_`.
     """
     ahead = out.is_cuda
     if distance == 0.0:
@@ -144,18 +134,6 @@ class Ray:
             for tensor in self._live.values()
         )
 
-    def summed_over_shards(self, name: str, value: Tensor) -> Tensor:
-        """Sum of a per-shard quantity of tensor `name` over the processes that share it.
-
-        A collective for sharded tensors: every process has to call it in the same order.
-        """
-        live = self._live[name]
-        if not isinstance(live, DTensor):
-            return value
-        placements = [Partial() if place.is_shard() else Replicate() for place in live.placements]
-        shared = DTensor.from_local(value.to(local_(live).device), live.device_mesh, placements)
-        return shared.full_tensor().to(value.device)
-
     def _snapshot(self) -> dict[str, Tensor]:
         """A copy of the live tensors in the anchor's memory."""
         return {name: self._stored(local_(tensor)) for name, tensor in self._live.items()}
@@ -181,9 +159,6 @@ class Ray:
         """Replaces `tip - anchor` by `displacement` until the anchor advances.
 
         The live tensors have to be at the tip, which is the same point on both rays.
-
-        Args:
-            displacement: Name to tensor of the tip's shape, fp32 or wider, in the anchor's memory.
         """
         assert displacement.keys() == self._tip.keys()
         assert self._factors is None, "a displacement of factors is none of their product"
@@ -193,8 +168,7 @@ class Ray:
     def move_to_(self, scale: float) -> None:
         """Sets the live tensors, and their mirrors, to `point(scale)`; no-op when they are there.
 
-        Whoever else may have written to the live tensors since the last move calls
-        `return_to_tip_` instead.
+        Call `return_to_tip_` instead if anything else may have written to the live tensors.
         """
         if scale == self._scale:
             return
@@ -209,17 +183,14 @@ class Ray:
         apart = self._factors if scale not in {0.0, 1.0} else None
         self.truncation = 0.0
         for name, tensor in out.items():
-            if apart is None or name not in apart.names:
-                self._write_point_(tensor, name, scale)
+            if apart is not None and name in apart.names:
+                continue
+            if self._displacement is None:
+                interpolate_(tensor, self.anchor[name], self._tip[name], scale)
+            else:
+                displace_(tensor, self._tip[name], self._displacement[name], scale - 1.0)
         if apart is not None:
             self.truncation = apart.write_point_(out, self.anchor, self._tip, scale)
-
-    def _write_point_(self, out: Tensor, name: str, scale: float) -> None:
-        """Writes `point(scale)` of one tensor into `out`."""
-        if self._displacement is None:
-            interpolate_(out, self.anchor[name], self._tip[name], scale)
-        else:
-            displace_(out, self._tip[name], self._displacement[name], scale - 1.0)
 
     def return_to_tip_(self) -> None:
         """Writes the tip back, whatever happened to the live tensors."""
@@ -252,11 +223,7 @@ class Ray:
 
     @torch.no_grad()
     def load_anchor_(self, anchor: Mapping[str, Tensor]) -> None:
-        """Replaces the anchor by a saved one.
-
-        Raises:
-            ParameterMismatchError: A tensor is missing, extra, or of another shape or dtype.
-        """
+        """Replaces the anchor by a saved one, if it fits."""
         check_fits(anchor, self.anchor)
         for name, tensor in self.anchor.items():
             tensor.copy_(anchor[name])
@@ -278,6 +245,11 @@ def _check_live(parameters: Mapping[str, Tensor], mirrors: Mapping[str, Tensor])
                 f"mirror {name!r} is {mirror.dtype} of shape {tuple(mirror.shape)}; it needs a "
                 "floating-point dtype, and a master of that name and shape among the parameters"
             )
+
+
+def wide(tensor: Tensor) -> torch.dtype:
+    """The dtype displacements of `tensor` are kept in: fp32 or wider."""
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def check_fits(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

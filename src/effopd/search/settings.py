@@ -4,16 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from effopd.errors import ConfigError
-from effopd.search.direction import (
-    AlphaPLS,
-    Averaged,
-    Relex,
-    SinceAccepted,
-    SinceBase,
-    SinceRaw,
-)
-from effopd.search.scales import GeometricScales, LadderScales, QuadraticScales, TrackingScales
-from effopd.search.schedule import Adaptive, AtSteps, EveryN, PowersOfTwo
+from effopd.search.direction import AlphaPLS, SinceAccepted, SinceBase, SinceRaw
+from effopd.search.scales import GeometricScales, LadderScales
+from effopd.search.schedule import AtSteps, EveryN, PowersOfTwo
 from effopd.search.validation import AtLeast, LengthGuard, PairedMargin, Strict, Unconditional
 
 
@@ -27,10 +20,6 @@ class Search:
         direction: What the ray points along, and which point becomes the next anchor.
         accept: When a candidate replaces the incumbent; `Unconditional` asks nobody.
         guard: Objection to degenerate text; None for none.
-        retest: Confirm the winner on fresh prompts.
-        momentum: What happens to Adam's first moment of the moved parameters after a jump to scale
-            s: "keep" (released code), "reset" to zero, or "scale" by 1/s, by 1 where s is below 1:
-            a step that was too long asks for no more momentum. SGD's momentum likewise.
         learning_rate: "keep" leaves it to the optimizer's schedule; "follow" multiplies it by the
             scales that searches ended at, see `Extrapolator.rate_factor`.
         parameters: Selection for `select_parameters` when a module is given.
@@ -39,13 +28,11 @@ class Search:
             beyond it a candidate is rejected unseen. 1 tries all.
     """
 
-    schedule: PowersOfTwo | EveryN | AtSteps | Adaptive = PowersOfTwo()
-    scales: LadderScales | GeometricScales | TrackingScales | QuadraticScales = GeometricScales()
-    direction: SinceAccepted | SinceRaw | SinceBase | Averaged | Relex | AlphaPLS = SinceAccepted()
+    schedule: PowersOfTwo | EveryN | AtSteps = PowersOfTwo()
+    scales: LadderScales | GeometricScales = GeometricScales()
+    direction: SinceAccepted | SinceRaw | SinceBase | AlphaPLS = SinceAccepted()
     accept: Strict | AtLeast | PairedMargin | Unconditional = Strict()
     guard: LengthGuard | None = LengthGuard()
-    retest: bool = False
-    momentum: Literal["keep", "reset", "scale"] = "keep"
     learning_rate: Literal["keep", "follow"] = "keep"
     parameters: str = "attention_mlp"
     max_truncation: float = 1.0
@@ -55,24 +42,19 @@ class Search:
             raise ConfigError(f"max_truncation must be in [0, 1], got {self.max_truncation}")
         if self.learning_rate not in {"keep", "follow"}:
             raise ConfigError(f"learning_rate is 'keep' or 'follow', got {self.learning_rate!r}")
-        if self.momentum not in {"keep", "reset", "scale"}:
-            raise ConfigError(f"momentum is 'keep', 'reset' or 'scale', got {self.momentum!r}")
-        if isinstance(self.accept, Unconditional):
-            self._check_nothing_needs_scores()
-
-    def _check_nothing_needs_scores(self) -> None:
-        """Without validation there is one scale, and nothing that compares scores."""
+        if not isinstance(self.accept, Unconditional):
+            return
+        # Without validation there is one scale, and nothing that compares scores.
         one_scale = isinstance(self.scales, LadderScales) and len(self.scales.scales) == 1
         if not one_scale:
             raise ConfigError(
                 "accept 'unconditional' takes the one scale there is, got scales "
                 f"{self.scales}; use LadderScales with exactly one scale, or another accept rule"
             )
-        if self.guard is not None or self.retest:
+        if self.guard is not None:
             raise ConfigError(
-                "accept 'unconditional' scores nothing, so there is nothing to guard or to "
-                f"re-test: set guard to None ('none' in a recipe) and retest to False, got guard "
-                f"{self.guard}, retest {self.retest}"
+                "accept 'unconditional' scores nothing, so there is nothing to guard: set guard to "
+                f"None ('none' in a recipe), got {self.guard}"
             )
         if self.max_truncation < 1:
             raise ConfigError(
@@ -89,8 +71,6 @@ class Search:
             direction=SinceRaw(),
             accept=AtLeast(),
             guard=None,
-            retest=False,
-            momentum="keep",
             parameters="all",
         )
 
@@ -103,8 +83,6 @@ class Search:
             direction=SinceAccepted(),
             accept=Strict(),
             guard=None,
-            retest=False,
-            momentum="keep",
             parameters="attention_mlp",
         )
 
@@ -118,23 +96,6 @@ class Search:
         return cls._jump(at_step, 1 + alpha, direction=SinceBase(), parameters="all")
 
     @classmethod
-    def relex(cls, at_step: int = 16, target_step: int = 80) -> "Search":
-        """RELEX: once, on to where rank 1 and a line in the step see `target_step`, unseen.
-
-        Source: arXiv 2605.21468; the first 15 to 20 % of the steps match the whole run there.
-        Departures: those of `Relex`, and training goes on from there.
-
-        Raises:
-            ConfigError: The target is not ahead.
-        """
-        if not 0 < at_step < target_step:
-            raise ConfigError(
-                f"target_step must be after at_step, got at_step {at_step}, target_step "
-                f"{target_step}"
-            )
-        return cls._jump(at_step, target_step / at_step, direction=Relex(), parameters="all")
-
-    @classmethod
     def alphaopd(cls, at_step: int = 16) -> "Search":
         """AlphaOPD: once, to the weights predicted for the teacher's level, unseen.
 
@@ -146,12 +107,7 @@ class Search:
 
     @classmethod
     def _jump(
-        cls,
-        at_step: int,
-        scale: float,
-        *,
-        direction: SinceBase | Relex | AlphaPLS,
-        parameters: str,
+        cls, at_step: int, scale: float, *, direction: SinceBase | AlphaPLS, parameters: str
     ) -> "Search":
         """One fixed extrapolation without validation."""
         return cls(
@@ -160,7 +116,5 @@ class Search:
             direction=direction,
             accept=Unconditional(),
             guard=None,
-            retest=False,
-            momentum="keep",
             parameters=parameters,
         )

@@ -1,8 +1,8 @@
 """What a candidate is worth: scores, accept rules and the guard against degenerate text.
 
 A validator is a callable `validate(draw) -> Score | float` that scores the parameters as they are
-now. Higher is better. Two calls with the same draw must use the same prompts and the same random
-numbers, so that the difference of two scores is due to the parameters alone.
+now. Higher is better. All draws of one step must use the same prompts and the same random numbers,
+so that the difference of two scores is due to the parameters alone.
 """
 
 import math
@@ -15,18 +15,21 @@ from effopd.errors import ConfigError, ValidatorError
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
-    """Names one draw of validation prompts and random numbers.
+    """One question of a search: what is `point(scale)` worth?
 
     Attributes:
-        step: Optimizer step of the search.
-        fresh: False for the search itself, True for the re-test of its winner on other prompts.
-        candidate: False for the tip, which comes first, True for what is compared with it. Changes
-            neither prompts nor random numbers.
+        step: Optimizer step of the search; decides prompts and random numbers.
+        scale: Position on the ray. 1 is the tip, which comes first; all others are candidates, and
+            are scored on the prompts of the tip.
     """
 
     step: int
-    fresh: bool = False
-    candidate: bool = False
+    scale: float = 1.0
+
+    @property
+    def is_candidate(self) -> bool:
+        """Whether the point is compared with the tip instead of being it."""
+        return self.scale != 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +69,33 @@ class Score:
 
 
 Validator = Callable[[Draw], Score | float]
+
+
+def score_of(
+    values: Sequence[float],
+    lengths: Sequence[float],
+    truncated: Sequence[float],
+    *,
+    tokens: int = 0,
+    teacher_tokens: int = 0,
+) -> Score:
+    """The score of a candidate from its answers, one entry an answer.
+
+    Args:
+        values: What each is worth; higher is better.
+        lengths: Tokens of each.
+        truncated: 1 (or its weight) where the answer was cut at the length cap, else 0.
+        tokens: Tokens the student sampled for this score alone.
+        teacher_tokens: Tokens the teacher scored for it.
+    """
+    return Score(
+        value=math.fsum(values) / len(values),
+        per_prompt=tuple(values),
+        tokens=tokens,
+        teacher_tokens=teacher_tokens,
+        mean_length=math.fsum(lengths) / len(lengths),
+        truncated_share=math.fsum(truncated) / len(truncated),
+    )
 
 
 class AcceptRule(Protocol):

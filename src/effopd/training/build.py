@@ -14,10 +14,9 @@ from effopd.data.world import TinyWorld
 from effopd.demo.cache import world_models
 from effopd.errors import ConfigError
 from effopd.evaluation.cached_kl import CachedKLValidation, CachedKLValidator
-from effopd.evaluation.drawn_answers import DrawnAnswers, problems_of_levels
 from effopd.evaluation.evaluator import Evaluation, Evaluator
-from effopd.evaluation.judging import together
-from effopd.evaluation.lent_answers import LentAnswers
+from effopd.evaluation.grading import sum_counts
+from effopd.evaluation.rollout_sources import FreshRollouts, TrainingBatchRollouts
 from effopd.evaluation.routing import Teacher, Teachers
 from effopd.evaluation.served_teacher import ServedTeacher
 from effopd.evaluation.validators import (
@@ -138,7 +137,7 @@ class Parts:
             rollouts=tuple(rollout for each in found for rollout in each.rollouts),
             rewards=tuple(reward for each in found for reward in each.rewards),
             kl_nats=(),
-            verdicts=together([each.verdicts for each in found]),
+            verdicts=sum_counts([each.verdicts for each in found]),
         )
 
     def learner(self) -> Learner:
@@ -216,13 +215,13 @@ class Parts:
                 )
             measure = accuracy_measure(self.verifier)
             return RolloutValidator(
-                answers=self._drawn_answers(), measure=measure, scores_with_teacher=False
+                source=self._fresh_rollouts(), measure=measure, scores_with_teacher=False
             )
         assert self.teachers is not None  # Config checked it
         temperature = getattr(self.config.objective, "teacher_temperature", 1.0)
         if isinstance(settings, CachedKLValidation):
             return CachedKLValidator(
-                self.lent_answers or self._drawn_answers(),
+                self.batch_rollouts or self._fresh_rollouts(),
                 self.student,
                 self.teachers,
                 settings,
@@ -237,30 +236,29 @@ class Parts:
             batch_tokens=self.config.memory.scoring_tokens,
         )
         return RolloutValidator(
-            answers=self._drawn_answers(), measure=measure, scores_with_teacher=True
+            source=self._fresh_rollouts(), measure=measure, scores_with_teacher=True
         )
 
     @cached_property
-    def lent_answers(self) -> LentAnswers | None:
-        """Lends the search what the student wrote for its next update; None where it asks not."""
+    def batch_rollouts(self) -> TrainingBatchRollouts | None:
+        """Gives the search what the student wrote for its next update, where it asks for that."""
         settings = self.config.validation
-        lends = isinstance(settings, CachedKLValidation) and settings.source == "batch"
-        if not (lends and self.config.searches):
+        reuses = isinstance(settings, CachedKLValidation) and settings.source == "batch"
+        if not (reuses and self.config.searches):
             return None
-        return LentAnswers(
-            sampling=self.config.sampling, prompts=settings.prompts, levels=settings.levels
-        )
+        return TrainingBatchRollouts(sampling=self.config.sampling, prompts=settings.prompts)
 
-    def _drawn_answers(self) -> DrawnAnswers:
-        """Who answers the validation's prompts."""
-        settings = self.config.validation
-        return DrawnAnswers(
+    def _fresh_rollouts(self) -> FreshRollouts:
+        """Has the student answer the validation's prompts."""
+        settings, problems = self.config.validation, self.task.train
+        if isinstance(settings, AccuracyValidation):
+            problems = settings.selected(problems)
+        return FreshRollouts(
             writer=self.writer(self.student),
-            problems=problems_of_levels(self.task.train, settings.levels),
+            problems=problems,
             prompts=settings.prompts,
             resample=settings.resample,
             seed=self.config.seed,
-            prefix=getattr(settings, "prefix", 1.0),
         )
 
 

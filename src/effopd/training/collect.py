@@ -10,8 +10,8 @@ import torch
 
 from effopd.data.problem import Problem, Verifier
 from effopd.errors import ConfigError
-from effopd.evaluation.judging import Verdicts, judge, together
-from effopd.evaluation.metrics import mean
+from effopd.evaluation.grading import Verdicts, judge, sum_counts
+from effopd.evaluation.statistics import mean
 from effopd.objectives import informative_groups
 from effopd.rollouts.rollout import Rollout, Writer, total_tokens
 from effopd.rollouts.seeds import derive_seed
@@ -109,7 +109,7 @@ class Collector:
             reward=mean(rewards) if rewards else None,
             refills=refill,
             horizon=self._horizon(step),
-            verdicts=together(verdicts),
+            verdicts=sum_counts(verdicts),
         )
 
     def _portion(self, step: int, refill: int) -> tuple[list[Rewarded], Verdicts | None]:

@@ -61,7 +61,7 @@ class Config(BaseModel):
     Attributes:
         label: Name in reports; the method's name by default.
         method: What is compared: "opd" distils without a search, "effopd" with one; "exopd" goes
-            past the teacher; "alphaopd", "relex" and "expo" are other accelerators; "grpo",
+            past the teacher; "alphaopd" and "expo" are other accelerators; "grpo",
             "dapo", "ppo" and "dr_grpo" learn from rewards (docs/methods.md).
         preset: Where `search`, `validation` and `objective` start from: "default" measured best,
             "paper" the paper to the letter, "release" the released code (docs/presets.md).
@@ -160,7 +160,6 @@ class Config(BaseModel):
         _check_adapters(self)
         _check_memory(self)
         _check_verifier(self)
-        _check_lent_answers(self)
         train = self.loop.train  # the loop's settings check one another
         if isinstance(self.objective, PolicyGradient):
             check_reward_learning(self.objective, train, self.sampling.max_new_tokens)
@@ -328,10 +327,10 @@ def _check_adapters(config: Config) -> None:
         raise ValueError("monitor watches weights, student.lora trains factors: keep one")
     if config.memory.master_weights:
         raise ValueError("memory.master_weights is for weights: adapters are float32 anyway")
-    if config.searches and config.search.direction.type in {"averaged", "relex", "alpha_pls"}:
+    if config.searches and config.search.direction.type == "alpha_pls":
         raise ValueError(
-            f"search.direction = {config.search.direction.type!r} averages or fits weights, "
-            "student.lora trains factors: use 'since_accepted', 'since_raw' or 'since_base'"
+            "search.direction = 'alpha_pls' fits weights, student.lora trains factors: use "
+            "'since_accepted', 'since_raw' or 'since_base'"
         )
 
 
@@ -363,18 +362,6 @@ def _check_float16(config: Config) -> None:
         raise ValueError(
             f"{why}, and the critic, a copy of it, has no float32 copies: set student.dtype = "
             "'bfloat16' or 'float32'"
-        )
-
-
-def _check_lent_answers(config: Config) -> None:
-    """A search and its re-test need different answers of one batch."""
-    validation, train = config.validation, config.train
-    lends = isinstance(validation, CachedKLValidation) and validation.source == "batch"
-    answers = train.prompts_per_step * train.responses_per_prompt
-    if lends and config.searches and config.search.retest and 2 * validation.prompts > answers:
-        raise ValueError(
-            f"search.retest with validation.source = 'batch' needs twice validation.prompts = "
-            f"{validation.prompts} answers, a step has {answers}"
         )
 
 

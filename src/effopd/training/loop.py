@@ -13,7 +13,7 @@ from typing import Any
 
 from effopd.errors import NonFiniteError
 from effopd.evaluation.evaluator import Evaluation
-from effopd.evaluation.lent_answers import LentAnswers
+from effopd.evaluation.rollout_sources import TrainingBatchRollouts
 from effopd.models.checkpoints import checkpoint_path, prune, write_checkpoint
 from effopd.models.policy import Policy
 from effopd.search.extrapolator import Search
@@ -59,7 +59,7 @@ class Trainer:
         search: Settings of the search; None trains without one.
         validate: Scores candidates; needed with a search.
         average: A teacher that follows the student; None for fixed teachers.
-        lent_answers: Lends each batch to the search, which then comes before the batch is trained
+        batch_rollouts: Gives each batch to the search, which then comes before the batch is trained
             on; None searches after the update.
         observer: Progress display.
     """
@@ -77,12 +77,12 @@ class Trainer:
         search: Search | None = None,
         validate: Validator | None = None,
         average: StudentAverage | None = None,
-        lent_answers: LentAnswers | None = None,
+        batch_rollouts: TrainingBatchRollouts | None = None,
         observer: Observer | None = None,
     ) -> None:
         self.student, self.learner, self.collector = student, learner, collector
         self.average, self.engine = average, collector.writer.engine
-        self.lent_answers = lent_answers
+        self.batch_rollouts = batch_rollouts
         self.run_directory, self.settings = run, settings
         self.observer = observer or Observer()
         self.evaluations = Evaluations(
@@ -181,8 +181,8 @@ class Trainer:
             batch = self._timed("rollout_s", self.collector.collect, progress.step)
             progress.train_tokens += batch.written_tokens
             row |= batch_statistics(batch)
-            if self.lent_answers is not None:
-                self.lent_answers.lend(batch.rollouts, are_cut=batch.horizon is not None)
+            if self.batch_rollouts is not None:
+                self.batch_rollouts.reuse(batch.rollouts, are_cut=batch.horizon is not None)
                 row |= self._search(progress.step - 1, self._history[-1] if self._history else {})
             row["lr"] = self.updater.set_lr_(progress.step, self._rate_factor())
             progress.teacher_tokens += self._timed("teacher_s", self.learner.prepare, batch)
@@ -193,7 +193,7 @@ class Trainer:
             row |= self._skip(str(error))
         self.engine.sync_weights()
         self._timed("monitor_s", self.monitor.observe, progress.step)
-        if self.lent_answers is None:
+        if self.batch_rollouts is None:
             row |= self._search(progress.step, row)
         if self.average is not None:
             self.average.update_()

@@ -13,12 +13,10 @@ from effopd.search.schedule import EveryN
 from effopd.search.validation import PairedMargin
 from effopd.training.settings import TrainSettings
 
-Method = Literal[
-    "opd", "effopd", "exopd", "alphaopd", "relex", "expo", "grpo", "dapo", "ppo", "dr_grpo"
-]
+Method = Literal["opd", "effopd", "exopd", "alphaopd", "expo", "grpo", "dapo", "ppo", "dr_grpo"]
 Preset = Literal["default", "paper", "release"]
 
-ACCELERATORS = {"alphaopd": Search.alphaopd, "relex": Search.relex, "expo": Search.expo}
+ACCELERATORS = {"alphaopd": Search.alphaopd, "expo": Search.expo}
 """Methods that propose a jump of their own, taken unseen."""
 REWARDED = {
     "grpo": PolicyGradient.grpo,

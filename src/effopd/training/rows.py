@@ -7,7 +7,7 @@ from typing import Any
 
 from effopd.errors import NonFiniteError
 from effopd.evaluation.evaluator import Evaluation
-from effopd.evaluation.metrics import mean
+from effopd.evaluation.statistics import mean
 from effopd.objectives import non_finite_cause
 from effopd.rollouts.rollout import mean_length, total_tokens, truncated_share
 from effopd.search.scales import Trial

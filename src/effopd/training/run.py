@@ -201,7 +201,7 @@ def build_trainer(parts: Parts, run: RunDirectory, observer: Observer) -> Traine
         search=config.search if config.searches else None,
         validate=parts.validator(),
         average=parts.average,
-        lent_answers=parts.lent_answers,
+        batch_rollouts=parts.batch_rollouts,
         observer=observer,
     )
 

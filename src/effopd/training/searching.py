@@ -25,20 +25,6 @@ def extrapolator_of(
 
     Points are computed from float32 masters where there are any, and rounded once to the live
     weights. Of adapters the products are extrapolated, not the factors.
-
-    Args:
-        student: The policy that is searched.
-        updater: Its optimizer, and its masters.
-        settings: Where the anchor is kept.
-        search: Settings; None trains without one.
-        validate: Scores candidates.
-        on_trial: Called after each trial.
-
-    Returns:
-        The search.
-
-    Raises:
-        ConfigError: A search without a validator.
     """
     if search is None:
         return None
@@ -50,7 +36,6 @@ def extrapolator_of(
         {name: updater.moved[name] for name in names},
         validate,
         search=search,
-        optimizer=updater.optimizer,
         mirrors={name: updater.live[name] for name in names} if updater.masters else None,
         device="cpu" if settings.memory.anchor_device == "cpu" else None,
         factors=Factors(pairs) if pairs else None,

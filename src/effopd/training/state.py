@@ -3,13 +3,11 @@
 A checkpoint is a Hugging Face directory (`from_pretrained` works, inference servers load it) plus
 `trainer_state.json` and the folder `trainer/`: servers take every safetensors file beside a model
 for a part of it. The folder holds `optimizer.safetensors`, and where they exist
-`masters.safetensors` (of a student in low precision), `anchor.safetensors` and
-`history.safetensors` (the search), `learner.safetensors` (a critic, or how teachers behind servers
-scored a fixed text), `average.safetensors` (a teacher that follows the student) and
+`masters.safetensors` (of a student in low precision), the state of the search (see
+`effopd.training.search_checkpoint`), `learner.safetensors` (a critic, or how teachers behind
+servers scored a fixed text), `average.safetensors` (a teacher that follows the student) and
 `monitor.safetensors`. Of a student with adapters the Hugging Face directory is that of the adapter,
 in PEFT's format. No random state: every random number is a function of seed and step.
-
-Checkpoints of version 2, which had all files in one directory, are still read.
 """
 
 import json
@@ -29,12 +27,15 @@ from effopd.models.lora import load_adapters_, save_adapters, trains_adapters
 from effopd.models.policy import Policy
 from effopd.models.saving import save_model, save_tokenizer
 from effopd.search.extrapolator import Extrapolator
+from effopd.training.search_checkpoint import (
+    read_search,
+    restore_search,
+    save_search,
+    search_file,
+)
 
-VERSION = 3
-_READABLE = (2, VERSION)
+VERSION = 4
 FOLDER = "trainer"
-SEARCH_TENSORS = ("anchor", "history")
-"""Parts of the search's state that are tensors, each a file."""
 
 
 @dataclass
@@ -139,12 +140,7 @@ def save_state(directory: Path, saved: Saved, progress: Progress) -> None:
     folder.mkdir()
     save_file(_optimizer_tensors(saved), folder / "optimizer.safetensors")
     if saved.extrapolator is not None:
-        search_state = saved.extrapolator.state_dict()
-        for name in SEARCH_TENSORS:
-            tensors = search_state.pop(name)
-            if tensors:
-                save_file(tensors, folder / f"{name}.safetensors")
-        state["search"] = search_state
+        save_search(search_file(folder), saved.extrapolator)
     for name, part in saved.others.items():
         save_file(part.state(), folder / f"{name}.safetensors")
     (directory / "trainer_state.json").write_text(json.dumps(state, sort_keys=True))
@@ -158,9 +154,10 @@ def load_state(directory: Path, saved: Saved) -> Progress:
     """
     state = _read_state(directory)
     policy, extrapolator = saved.policy, saved.extrapolator
-    if ("search" in state) != (extrapolator is not None):
+    search = search_file(directory / FOLDER)
+    if search.is_file() != (extrapolator is not None):
         raise CheckpointError(
-            f"{directory} was written {'with' if 'search' in state else 'without'} a search, this "
+            f"{directory} was written {'with' if search.is_file() else 'without'} a search, this "
             f"run is {'with' if extrapolator else 'without'} one: it belongs to another run"
         )
     if trains_adapters(policy.model):
@@ -168,14 +165,10 @@ def load_state(directory: Path, saved: Saved) -> Progress:
     else:
         _load_model(policy.model, directory)
     _load_optimizer(saved, load_tensors(state_file(directory, "optimizer")))
-    if extrapolator is not None:
-        files = {name: state_file(directory, name) for name in SEARCH_TENSORS}
-        tensors = {
-            name: load_tensors(file) if file.exists() else {} for name, file in files.items()
-        }
-        extrapolator.load_state_dict({**state["search"], **tensors})
     for name, part in saved.others.items():
         part.load_state(load_tensors(state_file(directory, name)))
+    if extrapolator is not None:  # last: it looks at the weights that it moves
+        restore_search(extrapolator, read_search(search), search)
     return Progress(**state["progress"])
 
 
@@ -188,9 +181,9 @@ def _read_state(directory: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is no state of a trainer ({error!r})") from None
     known = set(Progress.__dataclass_fields__)
-    if version not in _READABLE or counters != known:
+    if version != VERSION or counters != known:
         raise CheckpointError(
-            f"{path} has state version {version}, this effopd reads versions {_READABLE} (counters "
+            f"{path} has state version {version}, this effopd reads version {VERSION} (counters "
             f"that only one of them has: {sorted(counters ^ known)}). Resume with the effopd that "
             "wrote it (run.json names its version), or start a new run with --out."
         )
@@ -198,9 +191,15 @@ def _read_state(directory: Path) -> dict[str, Any]:
 
 
 def state_file(directory: Path, name: str) -> Path:
-    """Where a checkpoint has tensors of the trainer, of any version."""
-    folder = directory / FOLDER
-    return (folder if folder.is_dir() else directory) / f"{name}.safetensors"
+    """Where a checkpoint has tensors of the trainer."""
+    return directory / FOLDER / f"{name}.safetensors"
+
+
+def saved_anchor(checkpoint: Path) -> dict[str, Tensor] | None:
+    """The anchor that a checkpoint holds; None without a search."""
+    path = search_file(checkpoint / FOLDER)
+    anchor: dict[str, Tensor] | None = read_search(path)["anchor"] if path.is_file() else None
+    return anchor
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

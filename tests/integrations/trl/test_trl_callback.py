@@ -75,7 +75,7 @@ def test_an_evaluation_as_a_score_leaves_no_trace(tmp_path: Path, searches: bool
     for step in (2, 4):
         checkpoint = tmp_path / "searched" / f"checkpoint-{step}"
         assert (checkpoint / "trainer_state.json").is_file()
-        assert (checkpoint / "effopd" / "search.json").is_file() == searches
+        assert (checkpoint / "effopd" / "search-00000-of-00001.safetensors").is_file() == searches
     if searches:
         found = {(row["scale"], row["accepted"]) for row in trials(tmp_path / "searched")}
         assert (2.0, False) in found
@@ -247,7 +247,7 @@ def test_without_its_state_a_resumed_run_would_be_another(
     tmp_path: Path, whole: tuple[Path, dict[str, Tensor]]
 ) -> None:
     killed(tmp_path)
-    (tmp_path / "checkpoint-3" / "effopd" / "search.json").unlink()
+    (tmp_path / "checkpoint-3" / "effopd" / "search-00000-of-00001.safetensors").unlink()
     with pytest.raises(CheckpointError, match="start_anew"):
         resumed(tmp_path)
     trainer = resumed(tmp_path, start_anew=True)

@@ -35,7 +35,9 @@ def test_example_trains_and_resumes(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
 
     run(17)
-    assert (tmp_path / "out" / "checkpoint-16" / "effopd" / "search.json").is_file()
+    assert (
+        tmp_path / "out" / "checkpoint-16" / "effopd" / "search-00000-of-00001.safetensors"
+    ).is_file()
     run(18, "--resume")
     found = read_jsonl(tmp_path / "out" / "effopd" / "search.jsonl")
     assert sorted({row["step"] for row in found}) == [1, 2, 4, 8, 16]

@@ -25,7 +25,7 @@ from trl import DistillationConfig, DistillationTrainer
 from effopd import Draw, EveryN, LadderScales, PairedMargin, Search
 from effopd.errors import ParameterMismatchError
 from effopd.evaluation.logprobs import completion_reverse_kl
-from effopd.evaluation.metrics import mean
+from effopd.evaluation.statistics import mean
 from effopd.integrations.trl import EffOPDCallback, SampledTokenTrainer
 from effopd.integrations.trl.validators import TeacherKL
 from effopd.models.policy import Policy, Sample, head_tolerance

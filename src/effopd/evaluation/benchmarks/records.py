@@ -16,7 +16,7 @@ from effopd.config.reading import differences, to_toml
 from effopd.data.benchmarks import Questions
 from effopd.errors import ConfigError
 from effopd.evaluation.config import EvalConfig
-from effopd.evaluation.graded import Graded
+from effopd.evaluation.grading import GradedAnswer
 from effopd.models.fingerprint import weights_fingerprint
 from effopd.models.loading import ModelSettings
 from effopd.records import JsonlWriter, read_jsonl, write_json_atomic, write_text_atomic
@@ -79,14 +79,14 @@ class EvaluationRecords:
             if (name, sample) not in self._known
         ]
 
-    def add(self, graded: Iterable[Graded]) -> None:
+    def add(self, graded: Iterable[GradedAnswer]) -> None:
         """Appends answers, and has them on the disk before it returns."""
         for each in graded:
             self._writer.write(each.row())
             self._known[each.question, each.sample] = each
         self._writer.sync()
 
-    def answers(self, questions: Questions, samples: int) -> list[Graded]:
+    def answers(self, questions: Questions, samples: int) -> list[GradedAnswer]:
         """All answers that there are, question by question."""
         wanted = [(q.problem.id, s) for q in questions.questions for s in range(samples)]
         return [self._known[key] for key in wanted if key in self._known]
@@ -96,10 +96,10 @@ class EvaluationRecords:
         write_json_atomic(self.directory / SUMMARY, {"schema": 1, **summary})
 
 
-def read_samples(directory: Path) -> list[Graded]:
+def read_samples(directory: Path) -> list[GradedAnswer]:
     """The answers in a directory; none where there is no file."""
     path = directory / SAMPLES
-    return [Graded.from_row(row) for row in read_jsonl(path)] if path.exists() else []
+    return [GradedAnswer.from_row(row) for row in read_jsonl(path)] if path.exists() else []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,7 @@ class Finished:
     """
 
     digest: str
-    graded: Sequence[Graded]
+    graded: Sequence[GradedAnswer]
 
 
 def read_finished(directory: Path) -> Finished:

@@ -24,7 +24,14 @@ from effopd.evaluation.benchmarks.records import (
 )
 from effopd.evaluation.benchmarks.tables import comparison_lines, summary_lines
 from effopd.evaluation.config import EvalConfig
-from effopd.evaluation.graded import Graded, by_question, grade, readable, rewards_of, summarise
+from effopd.evaluation.grading import (
+    GradedAnswer,
+    by_question,
+    grade,
+    readable,
+    rewards_of,
+    summarise,
+)
 from effopd.evaluation.statistics import compare
 from effopd.models.checkpoints import list_checkpoints, verify_checkpoint
 from effopd.progress import duration
@@ -260,7 +267,7 @@ def _verifier(config: EvalConfig, questions: Questions) -> JudgingVerifier:
     return CodeVerifier(config.code) if questions.verifier == "code" else MathVerifier()
 
 
-def _show_misses(subject: Subject, answers: Sequence[Graded]) -> None:
+def _show_misses(subject: Subject, answers: Sequence[GradedAnswer]) -> None:
     """Own solutions that were not found right are what they are checked for."""
     if subject.config.model is None:
         for each in answers:
@@ -293,7 +300,7 @@ def _compare(
     print("\n".join(comparison_lines(rows, str(against))))
 
 
-def _paired(graded: Sequence[Graded]) -> list[list[float]]:
+def _paired(graded: Sequence[GradedAnswer]) -> list[list[float]]:
     """Rewards with the questions in the order of their ids."""
     return rewards_of(sorted(by_question(graded), key=lambda group: group[0].question))
 

@@ -1,25 +1,24 @@
 """The search as a callback of TRL's trainers."""
 
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from accelerate.optimizer import AcceleratedOptimizer
-from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 from trl import DistillationTrainer, GRPOTrainer
 
-from effopd.errors import CheckpointError, ConfigError
-from effopd.integrations.trl import sidecar
-from effopd.integrations.trl.answers import TrainerAnswers
+from effopd.errors import ConfigError
 from effopd.integrations.trl.compatibility import check_sharded, check_trainer, check_versions
-from effopd.integrations.trl.unnoticed import unnoticed
-from effopd.integrations.trl.validators import Reward, TeacherKL, TrainerValidator
+from effopd.integrations.trl.validators import (
+    Reward,
+    TeacherKL,
+    TrainerRolloutSource,
+    TrainerValidator,
+    unnoticed,
+)
 from effopd.models.lora import factor_pairs
-from effopd.records import JsonlWriter, truncate_jsonl
 from effopd.search.extrapolator import Extrapolator
 from effopd.search.factors import Factors
 from effopd.search.scales import Trial
@@ -28,8 +27,13 @@ from effopd.search.selection import select_parameters
 from effopd.search.settings import Search
 from effopd.search.validation import Validator
 from effopd.training.methods import EFFOPD_SEARCH
-from effopd.training.rows import trial_row
-from effopd.training.search_file import restore_search, search_state
+from effopd.training.search_checkpoint import (
+    SearchLog,
+    read_search,
+    restore_search,
+    save_search,
+    search_file,
+)
 
 FOLLOWING = replace(EFFOPD_SEARCH, schedule=PowersOfTwo())
 """The default for a DistillationTrainer: both ways from the tip, with a learning rate that follows.
@@ -37,6 +41,8 @@ FOLLOWING = replace(EFFOPD_SEARCH, schedule=PowersOfTwo())
 Measured in docs/trl.md. After powers of two instead of every update, since a search here writes
 answers of its own.
 """
+FOLDER = "effopd"
+"""Beside a checkpoint the search's state, in the output directory the record of its trials."""
 RATE_FACTOR = "effopd/rate_factor"
 """Key in TRL's logs of what the learning rate is multiplied by, where it follows."""
 
@@ -98,12 +104,12 @@ class EffOPDCallback(TrainerCallback):
         check_trainer(trainer, self.search, own_validator=validate is not None)
         self.trainer = trainer
         self._validate = validate
-        self._answers = None if validate else _answers(trainer, dataset, prompts, resample, seed)
+        self._source = None if validate else _source(trainer, dataset, prompts, resample, seed)
         self._device = device
         self._resume_from = None if resume_from is None else Path(resume_from)
         self._start_anew = start_anew
         self._extrapolator: Extrapolator | None = None
-        self._writer: JsonlWriter | None = None
+        self._log: SearchLog | None = None
         self._shards = (0, 1)
         self._rates: list[float] = []
 
@@ -129,13 +135,24 @@ class EffOPDCallback(TrainerCallback):
             model,
             self._scorer(),
             search=self.search,
-            optimizer=_optimizer(trainer),
             device=self._device,
             factors=Factors(pairs) if pairs else None,
             on_trial=self._record,
         )
-        self._shards = _shards(trainer, parameters)
-        self._open(self._restore(state.global_step) if state.global_step else 0)
+        # FSDP2 shards the anchor with the parameters; all other processes hold the same.
+        if any(isinstance(parameter, DTensor) for parameter in parameters.values()):
+            accelerator = trainer.accelerator
+            self._shards = accelerator.process_index, accelerator.num_processes
+        if state.global_step:
+            directory = self._resume_from or self._checkpoint(state.global_step)
+            path = search_file(directory / FOLDER, *self._shards)
+            if path.is_file() or not self._start_anew:
+                restore_search(self._extrapolator, read_search(path), path)
+        if self._log is not None:
+            self._log.close()
+        if trainer.accelerator.is_main_process:
+            record = Path(trainer.args.output_dir) / FOLDER / "search.jsonl"
+            self._log = SearchLog(record, state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Searches if one is due after this update."""
@@ -165,62 +182,33 @@ class EffOPDCallback(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Writes the search's state beside the checkpoint that was just saved."""
-        directory = self._checkpoint(state.global_step) / sidecar.FOLDER
-        shard, shards = self._shards
-        if shards > 1 or self.trainer.accelerator.is_main_process:
-            sidecar.save(directory, search_state(self.extrapolator), shard=shard, shards=shards)
+        path = search_file(self._checkpoint(state.global_step) / FOLDER, *self._shards)
+        if self._shards[1] > 1 or self.trainer.accelerator.is_main_process:
+            save_search(path, self.extrapolator)
         self.trainer.accelerator.wait_for_everyone()
-        if self._writer is not None:
-            sidecar.finish(directory, shards=shards, recorded_bytes=self._writer.offset)
 
     def _scorer(self) -> Validator:
-        if self._answers is None:
+        if self._source is None:
             assert self._validate is not None
             return self._validate
         rewarded = isinstance(self.trainer, GRPOTrainer)
         return TrainerValidator(
-            answers=self._answers,
+            source=self._source,
             measure=Reward(trainer=self.trainer) if rewarded else TeacherKL.of(self.trainer),
             scores_with_teacher=not rewarded,
         )
 
-    def _restore(self, step: int) -> int | None:
-        """Loads the state saved at `step`; how long the record was then, None without a state."""
-        directory = (self._resume_from or self._checkpoint(step)) / sidecar.FOLDER
-        if self._start_anew and not (directory / sidecar.STATE).is_file():
-            return None
-        shard, shards = self._shards
-        state, recorded_bytes = sidecar.load(directory, shard=shard, shards=shards)
-        if not restore_search(self.extrapolator, state):
-            raise CheckpointError(
-                f"{directory} belongs to other weights than those that training resumes with: name "
-                "the checkpoint that trainer.train(resume_from_checkpoint=...) was given with "
-                "resume_from="
-            )
-        return recorded_bytes
-
     def _checkpoint(self, step: int) -> Path:
         return Path(self.trainer._get_output_dir(trial=None)) / f"checkpoint-{step}"
 
-    def _open(self, recorded_bytes: int | None) -> None:
-        """Goes on with the record of trials where the resumed state was, or starts it."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-        if self.trainer.accelerator.is_main_process:
-            path = Path(self.trainer.args.output_dir) / sidecar.FOLDER / "search.jsonl"
-            if recorded_bytes is not None:
-                truncate_jsonl(path, recorded_bytes)
-            self._writer = JsonlWriter(path)
-
     def _record(self, index: int, trial: Trial) -> None:
-        if self._writer is not None:
-            self._writer.write(trial_row(self.trainer.state.global_step, index, trial))
+        if self._log is not None:
+            self._log.write(self.trainer.state.global_step, index, trial)
 
 
-def _answers(
+def _source(
     trainer: Any, dataset: Any, prompts: int, resample: bool, seed: int | None
-) -> TrainerAnswers:
+) -> TrainerRolloutSource:
     from datasets import IterableDataset
 
     rows = trainer.train_dataset if dataset is None else dataset
@@ -229,23 +217,10 @@ def _answers(
             "validation prompts are drawn by index, and the training set is a stream: pass "
             "dataset= with a few hundred rows"
         )
-    return TrainerAnswers(
+    return TrainerRolloutSource(
         trainer=trainer,
         dataset=rows,
         prompts=prompts,
         resample=resample,
         seed=trainer.args.seed if seed is None else seed,
     )
-
-
-def _optimizer(trainer: Any) -> Any:
-    """The torch optimizer that holds the state."""
-    optimizer = trainer.optimizer
-    return optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
-
-
-def _shards(trainer: Any, parameters: Mapping[str, Tensor]) -> tuple[int, int]:
-    """Which part of the anchor this process has, and how many there are."""
-    if any(isinstance(parameter, DTensor) for parameter in parameters.values()):
-        return trainer.accelerator.process_index, trainer.accelerator.num_processes
-    return 0, 1

@@ -1,71 +1,207 @@
-"""Scores of a trainer's student: minus the divergence from its teacher, or its reward."""
+"""What a trainer's student is worth: answers by its own generation, and their score.
 
-from collections.abc import Sequence
+The score is minus the divergence from the teacher, or the reward.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
+from trl import GRPOTrainer
 from trl.chat_template_utils import parse_response
 from trl.data_utils import is_conversational
 
-from effopd.errors import NonFiniteError
+from effopd.errors import ConfigError, NonFiniteError
 from effopd.evaluation.logprobs import completion_reverse_kl
-from effopd.evaluation.metrics import mean
-from effopd.integrations.trl.answers import TrainerAnswers, WrittenAnswers
+from effopd.evaluation.rollout_sources import sample_indices, validation_seed
+from effopd.evaluation.statistics import mean
 from effopd.integrations.trl.policies import gathered, policy_of
-from effopd.integrations.trl.unnoticed import unnoticed
-from effopd.models.policy import Policy
-from effopd.search.validation import Draw, Score
+from effopd.models.policy import Policy, Sample
+from effopd.search.preserve import preserve_state
+from effopd.search.validation import Draw, Score, score_of
+
+Row = dict[str, Any]
 
 
-class Measure(Protocol):
-    """One number an answer, higher is better; a collective where there are several processes."""
+@dataclass(frozen=True, kw_only=True)
+class TrainerRollouts:
+    """This process's share of a search's answers."""
 
-    def __call__(self, written: WrittenAnswers) -> list[float]:
-        """Values of this process's answers, in their order."""
-        ...
+    rows: Sequence[Row]
+    """Rows of the dataset, `prompt` among their columns."""
+    samples: Sequence[Sample]
+    finite: bool
+    """Whether sampling met only finite probabilities; if not, completions have only their end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerRolloutSource:
+    """Answers by the trainer's engine: a function of the student's weights and the search's step.
+
+    All candidates of one search see the same prompts and the same random numbers. Every process
+    writes an equal share of `prompts`, rounded up.
+    """
+
+    trainer: Any
+    dataset: Any
+    prompts: int
+    resample: bool
+    seed: int
+
+    def __post_init__(self) -> None:
+        processes = self.trainer.accelerator.num_processes
+        if self.prompts < 1 or len(self.dataset) < processes:
+            raise ConfigError(
+                f"validation needs prompts >= 1 and at least one row for each of {processes} "
+                f"processes, got prompts={self.prompts} and {len(self.dataset)} rows"
+            )
+
+    def rows(self, draw: Draw) -> list[Row]:
+        """This process's rows."""
+        processes = self.trainer.accelerator.num_processes
+        share = min(-(-self.prompts // processes), len(self.dataset) // processes)
+        size = len(self.dataset)
+        chosen = sample_indices(draw, size, share * processes, self.seed, resample=self.resample)
+        return [
+            self.dataset[i] for i in chosen[self.trainer.accelerator.process_index :: processes]
+        ]
+
+    def rollouts(self, draw: Draw) -> TrainerRollouts:
+        """One answer a row, by the student as it is now, in portions of a training batch."""
+        trainer, rows = self.trainer, self.rows(draw)
+        size = trainer.args.per_device_train_batch_size * trainer.args.gradient_accumulation_steps
+        samples: list[Sample] = []
+        finite = True
+        if trainer.use_vllm:
+            trainer.vllm_generation.sync_weights()
+            trainer._last_loaded_step = trainer.state.global_step
+        for start in range(0, len(rows), size):
+            prompts = [row["prompt"] for row in rows[start : start + size]]
+            where = (trainer.accelerator.process_index, start)
+            seed = validation_seed(self.seed, draw, *where)
+            prompt_ids, completion_ids, sampled = generate(trainer, prompts, seed)
+            finite = finite and sampled
+            pairs = zip(prompt_ids, completion_ids, strict=True)
+            samples += [Sample(prompt_ids=tuple(p), completion_ids=tuple(c)) for p, c in pairs]
+        return TrainerRollouts(rows=rows, samples=samples, finite=finite)
+
+    def is_truncated(self, sample: Sample) -> bool:
+        """Whether the answer was cut at the length cap."""
+        trainer = self.trainer
+        ends = {*trainer.eos_token_ids, trainer._tokenizer.pad_token_id}
+        return sample.completion_ids[-1] not in ends
+
+
+def generate(
+    trainer: Any, prompts: Sequence[Any], seed: int
+) -> tuple[list[list[int]], list[list[int]], bool]:
+    """Prompt ids, completion ids, and whether probabilities were finite, by the trainer's engine.
+
+    The seed is that of torch's generator, or of each request to vLLM.
+    """
+    prompt_ids, images, fields = trainer._tokenize_prompts(list(prompts))
+    several = (1,) if isinstance(trainer, GRPOTrainer) else ()
+    torch.manual_seed(seed)
+    try:
+        with _requests_seeded(trainer, seed):
+            found = trainer._generate_single_turn(prompt_ids, images, fields, *several)
+    except RuntimeError as error:
+        if "probability tensor contains" not in str(error):
+            raise
+        return prompt_ids, [trainer.eos_token_ids[:1]] * len(prompt_ids), False
+    return prompt_ids, found[0] if several else found, True
+
+
+@contextmanager
+def _requests_seeded(trainer: Any, seed: int) -> Iterator[None]:
+    """Requests to vLLM carry the seed, so that its own generator stays where it is."""
+    if not trainer.use_vllm:
+        yield
+        return
+    engine = trainer.vllm_generation
+    before = engine.generation_kwargs
+    engine.generation_kwargs = {**before, "seed": seed % 2**31}
+    try:
+        yield
+    finally:
+        engine.generation_kwargs = before
+
+
+# Scores ------------------------------------------------------------------------------------------
+
+
+_TOUCHED = (
+    "_buffered_inputs",
+    "_current_train_step_time",
+    "_logs",
+    "_metrics",
+    "_pending_extra_logs",
+    "_pending_metrics",
+    "_step",
+    "_total_train_tokens",
+    "num_generations_eval",
+)
+"""What TRL's trainers count, log and buffer; not every trainer has all of them."""
+
+
+def unnoticed(trainer: Any) -> AbstractContextManager[None]:
+    """`preserve_state` for what scoring touches in a trainer.
+
+    That is random generators, metrics, token counts, buffered completions, control flags, state of
+    the run, and whether each module trains. Inside nothing is reported to a tracker.
+    """
+    own = vars(trainer)
+    counted = {
+        # Buffered inputs are replaced as a whole, never changed in place.
+        name: own[name] if name == "_buffered_inputs" else copy.deepcopy(own[name])
+        for name in _TOUCHED
+        if name in own
+    }
+    state = vars(trainer.state) | {"log_history": list(trainer.state.log_history)}
+    models = (trainer.model, trainer.model_wrapped, own.get("teacher_model"))
+    reports, trainer.args.report_to = trainer.args.report_to, []
+    return preserve_state(
+        modules=[module for model in models if model is not None for module in model.modules()],
+        attributes=[
+            (trainer.args, {"report_to": reports}),
+            (trainer.control, dict(vars(trainer.control))),
+            (trainer.state, state),
+            (trainer, counted),
+        ],
+    )
+
+
+Measure = Callable[[TrainerRollouts], list[float]]
+"""One number an answer of this process; a collective where there are several processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerValidator:
-    """Scores the live student, the same on every process.
+    """Scores the live student, the same on every process."""
 
-    Attributes:
-        answers: Writes the student's answers.
-        measure: Values them.
-        scores_with_teacher: Whether the measure has the teacher score every token.
-    """
-
-    answers: TrainerAnswers
+    source: TrainerRolloutSource
     measure: Measure
     scores_with_teacher: bool
 
     def __call__(self, draw: Draw) -> Score:
         """The score; not finite when the student's weights or logits are not."""
-        with unnoticed(self.answers.trainer):
-            written = self.answers.write(draw)
+        with unnoticed(self.source.trainer):
+            written = self.source.rollouts(draw)
             values = self.measure(written)
             if not written.finite:
                 values = [float("nan")] * len(values)
             lengths = [len(sample.completion_ids) for sample in written.samples]
-            cut = [self.answers.is_truncated(sample) for sample in written.samples]
+            cut = [self.source.is_truncated(sample) for sample in written.samples]
             rows = gather_object(list(zip(values, lengths, cut, strict=True)))
-            agreed = [self._score(rows)]
+            tokens = sum(length for _, length, _ in rows)
+            taught = tokens if self.scores_with_teacher else 0
+            agreed = [score_of(*zip(*rows, strict=True), tokens=tokens, teacher_tokens=taught)]
             broadcast_object_list(agreed, from_process=0)
         return agreed[0]
-
-    def _score(self, rows: Sequence[tuple[float, int, bool]]) -> Score:
-        values, lengths, cut = zip(*rows, strict=True)
-        tokens = sum(lengths)
-        return Score(
-            value=mean(values),
-            per_prompt=tuple(values),
-            tokens=tokens,
-            teacher_tokens=tokens if self.scores_with_teacher else 0,
-            mean_length=mean(lengths),
-            truncated_share=mean(cut),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +210,6 @@ class TeacherKL:
 
     Over the whole vocabulary, at temperature 1, whatever divergence the trainer minimizes. Hidden
     states have the precision of the trainer's loss, the heads' products are accumulated in fp32.
-
-    Attributes:
-        trainer: A DistillationTrainer.
-        student: Its student.
-        teacher: Its teacher.
     """
 
     trainer: Any
@@ -92,7 +223,7 @@ class TeacherKL:
         student, teacher = (policy_of(trainer, model) for model in models)
         return cls(trainer=trainer, student=student, teacher=teacher)
 
-    def __call__(self, written: WrittenAnswers) -> list[float]:
+    def __call__(self, written: TrainerRollouts) -> list[float]:
         """One value an answer; NaN where a model gives NaN or infinity."""
         try:
             with gathered(self.student.model), gathered(self.teacher.model):
@@ -109,15 +240,11 @@ class TeacherKL:
 
 @dataclass(frozen=True, kw_only=True)
 class Reward:
-    """The weighted sum of a GRPOTrainer's reward functions.
-
-    Attributes:
-        trainer: The trainer.
-    """
+    """The weighted sum of a GRPOTrainer's reward functions."""
 
     trainer: Any
 
-    def __call__(self, written: WrittenAnswers) -> list[float]:
+    def __call__(self, written: TrainerRollouts) -> list[float]:
         """One value an answer; NaN where every reward function abstains."""
         trainer = self.trainer
         prompts = [row["prompt"] for row in written.rows]
@@ -133,7 +260,7 @@ class Reward:
         return values
 
 
-def _completions(trainer: Any, written: WrittenAnswers) -> list[Any]:
+def _completions(trainer: Any, written: TrainerRollouts) -> list[Any]:
     """Completions as reward functions get them: texts, or messages of the assistant."""
     tokenizer = trainer._tokenizer
     texts = trainer.processing_class.batch_decode(

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from effopd.errors import ValidatorError
-from effopd.evaluation.drawn_answers import drawn_places
-from effopd.evaluation.metrics import mean
+from effopd.evaluation.rollout_sources import sample_indices
 from effopd.integrations.verl.settings import RewardValidation, ServedKLValidation, Validation
-from effopd.search.validation import Draw, Score
+from effopd.search.validation import Draw, Score, score_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,45 +28,22 @@ class ServedAnswer:
 
 
 def drawn_prompts(available: int, validation: Validation, seed: int, draw: Draw) -> list[int]:
-    """Indices of the training prompts of a draw: a pure function of its arguments.
-
-    Args:
-        available: Prompts in the training set.
-        validation: How many, and whether each search has its own.
-        seed: Of the run.
-        draw: The draw; candidates of one search share it.
-
-    Returns:
-        Distinct indices below `available`, at most `validation.prompts`.
-    """
+    """Distinct indices of the training prompts of a search: a pure function of its arguments."""
     count = min(validation.prompts, available)
-    return drawn_places(draw, available, count, seed, resample=validation.resample)
+    return sample_indices(draw, available, count, seed, resample=validation.resample)
 
 
-def score_of(answers: Sequence[ServedAnswer], validation: Validation) -> Score:
-    """The score of a candidate.
-
-    Args:
-        answers: One a prompt, in the order of the prompts.
-        validation: What is measured.
-
-    Returns:
-        The mean over prompts, with one value a prompt.
-
-    Raises:
-        ValidatorError: An answer is empty.
-    """
+def score_answers(answers: Sequence[ServedAnswer], validation: Validation) -> Score:
+    """The score of a candidate from its answers, one a prompt, in the order of the prompts."""
     if any(not answer.tokens for answer in answers):
         raise ValidatorError("a rollout server returned an empty answer: check its log")
-    values = [_value(answer, validation) for answer in answers]
-    tokens = sum(answer.tokens for answer in answers)
-    return Score(
-        value=mean(values),
-        per_prompt=tuple(values),
-        tokens=tokens,
-        teacher_tokens=tokens if isinstance(validation, ServedKLValidation) else 0,
-        mean_length=tokens / len(answers),
-        truncated_share=mean([float(answer.is_truncated) for answer in answers]),
+    lengths = [answer.tokens for answer in answers]
+    return score_of(
+        [_value(answer, validation) for answer in answers],
+        lengths,
+        [float(answer.is_truncated) for answer in answers],
+        tokens=sum(lengths),
+        teacher_tokens=sum(lengths) if isinstance(validation, ServedKLValidation) else 0,
     )
 
 

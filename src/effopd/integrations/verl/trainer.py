@@ -10,14 +10,13 @@ from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
 from verl.utils.debug import marked_timer
 
 from effopd.errors import ValidatorError
-from effopd.integrations.verl.asked import Step
-from effopd.integrations.verl.log import SearchLog
 from effopd.integrations.verl.settings import read_settings
 from effopd.integrations.verl.support import AGENT_LOOP_MANAGER, TRAINER_MODE, check_supported
 from effopd.integrations.verl.validating import QuietValidation
-from effopd.integrations.verl.worker import SearchingWorker
+from effopd.integrations.verl.worker import SearchingWorker, Step
 from effopd.search.line_search import SearchResult
 from effopd.search.validation import Draw, Score
+from effopd.training.search_checkpoint import SearchLog
 
 
 @register_trainer(TRAINER_MODE)
@@ -55,7 +54,8 @@ class SearchingTrainer(PPOTrainerSync):
         self.actor_rollout_wg.prepare_search(self._settings.search)
         super()._load_checkpoint()
         self._validation = QuietValidation(self, self._settings)
-        self._log = SearchLog(Path(self.config.trainer.default_local_dir), self.global_steps)
+        record = Path(self.config.trainer.default_local_dir) / "search.jsonl"
+        self._log = SearchLog(record, self.global_steps)
 
     def step(self, metrics: dict[str, Any], timing_raw: dict[str, float]) -> Any:
         """The step of verl, then the search: the checkpoint comes later, of accepted weights."""
@@ -64,7 +64,8 @@ class SearchingTrainer(PPOTrainerSync):
             result = self._search()
         if result is not None:
             assert self._log is not None
-            self._log.write(result)
+            for index, trial in enumerate(result.trials):
+                self._log.write(result.step, index, trial)
             metrics.update(search_metrics(result))
         return batch
 
@@ -87,7 +88,7 @@ class SearchingTrainer(PPOTrainerSync):
             is_scored = True
         finally:
             if not is_scored:
-                self.actor_rollout_wg.search_abandon("the candidate could not be scored")
+                self.actor_rollout_wg.search_abandon()
         return score
 
 

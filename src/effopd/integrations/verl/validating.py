@@ -1,8 +1,5 @@
 """Scoring the weights that the rollout servers hold, without a trace in training or in its logs."""
 
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -14,10 +11,11 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.dataset.rl_dataset import collate_fn
 
 from effopd.errors import ValidatorError
+from effopd.evaluation.rollout_sources import validation_seed
 from effopd.integrations.verl.agent_loop import SEED, TEACHER
-from effopd.integrations.verl.scoring import ServedAnswer, drawn_prompts, score_of
+from effopd.integrations.verl.scoring import ServedAnswer, drawn_prompts, score_answers
 from effopd.integrations.verl.settings import PluginSettings, ServedKLValidation
-from effopd.rollouts.seeds import derive_seed
+from effopd.search.preserve import preserve_state
 from effopd.search.validation import Draw, Score
 
 PARTITION = "val"
@@ -43,9 +41,9 @@ class QuietValidation:
 
     def __call__(self, draw: Draw) -> Score:
         """The score of the weights that the servers hold now."""
-        with generators_kept():
+        with preserve_state():
             names = self._submit(draw)
-            return score_of(self._collect(names), self._settings.validation)
+            return score_answers(self._collect(names), self._settings.validation)
 
     @property
     def _asks_teacher(self) -> bool:
@@ -58,10 +56,7 @@ class QuietValidation:
         rows = drawn_prompts(len(dataset), self._settings.validation, seed, draw)
         columns = collate_fn([dataset[row] for row in rows])
         names = [str(uuid4()) for _ in rows]  # no underscore: verl splits keys at them
-        seeds = [
-            derive_seed(seed, "validate", draw.step, int(draw.fresh), i) % _LARGEST_SEED
-            for i in range(len(rows))
-        ]
+        seeds = [validation_seed(seed, draw, i) % _LARGEST_SEED for i in range(len(rows))]
         columns |= {
             "uid": column(names),
             "__rollout_n__": column([1] * len(rows)),
@@ -142,15 +137,3 @@ def column(values: list[Any]) -> np.ndarray:
     array = np.empty(len(values), dtype=object)
     array[:] = values
     return array
-
-
-@contextmanager
-def generators_kept() -> Iterator[None]:
-    """Puts the random generators of Python, NumPy and PyTorch back on exit."""
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)

@@ -3,19 +3,26 @@
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.tensor import DTensor
 from verl.single_controller.base.decorator import Dispatch, register
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
-from effopd.errors import CheckpointError, ParameterMismatchError
-from effopd.integrations.verl.asked import AskedSearch, Step
-from effopd.integrations.verl.shards import load_shard, shard_path
-from effopd.search.extrapolator import Extrapolator
+from effopd.errors import ParameterMismatchError
+from effopd.search.extrapolator import Extrapolator, RaySearch
+from effopd.search.line_search import SearchResult
 from effopd.search.selection import select_parameters
 from effopd.search.settings import Search
-from effopd.search.validation import Score
-from effopd.training.search_file import restore_search, save_shard, search_state
+from effopd.search.validation import Draw, Score
+from effopd.training.search_checkpoint import (
+    read_search,
+    restore_search,
+    save_search,
+    search_file,
+)
+
+Step = Draw | SearchResult | None
+"""What a search comes to: a question, its result, or None where none was due."""
 
 
 class SearchingWorker(ActorRolloutRefWorker):
@@ -25,34 +32,38 @@ class SearchingWorker(ActorRolloutRefWorker):
     alike, and nothing is gathered or sent but by verl's own weight synchronisation.
     """
 
+    _search: RaySearch | None = None
+
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def prepare_search(self, search: Search) -> None:
         """Makes the initial weights the anchor; after `init_model`, before any checkpoint."""
-        engine = self.actor.engine
-        device = check_sharded_masters(engine.module, search.parameters)
-        self._asked = AskedSearch(device)
-        self._extrapolator = Extrapolator(
-            engine.module,
-            self._asked.validate,
-            search=search,
-            optimizer=engine.optimizer,
-            device="cpu",
-        )
+        module = self.actor.engine.module
+        check_sharded_masters(module, search.parameters)
+        self._extrapolator = Extrapolator(module, search=search, device="cpu")
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def search_start(self, step: int) -> Step:
-        """Begins the search after update `step`; see `AskedSearch.start`."""
-        return self._asked.start(self._extrapolator, step)
+        """The first draw of the search after update `step`, to score with the parameters as is."""
+        self._search = self._extrapolator.begin(step)
+        return None if self._search is None else self._next()
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def search_tell(self, score: Score) -> Step:
-        """Goes on with a score; see `AskedSearch.tell`."""
-        return self._asked.tell(score)
+        """Goes on with the score of the last draw; the next one, or the result."""
+        assert self._search is not None, "no search waits for a score"
+        self._search.tell(score)
+        return self._next()
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def search_abandon(self, reason: str) -> None:
-        """Puts the parameters back to the tip; see `AskedSearch.abandon`."""
-        self._asked.abandon(reason)
+    def search_abandon(self) -> None:
+        """Puts the parameters back at the tip."""
+        if self._search is not None:
+            self._search.abandon()
+
+    def _next(self) -> Step:
+        assert self._search is not None
+        draw = self._search.ask()
+        return self._search.result if draw is None else draw
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def save_checkpoint(
@@ -64,8 +75,8 @@ class SearchingWorker(ActorRolloutRefWorker):
     ) -> None:
         """The checkpoint of verl, and this rank's state of the search next to it."""
         super().save_checkpoint(local_path, hdfs_path, global_step, max_ckpt_to_keep)
-        path = shard_path(Path(local_path), self.rank, self.world_size)
-        save_shard(path, search_state(self._extrapolator))
+        path = search_file(Path(local_path), self.rank, self.world_size)
+        save_search(path, self._extrapolator)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def load_checkpoint(
@@ -76,30 +87,14 @@ class SearchingWorker(ActorRolloutRefWorker):
         Raises:
             CheckpointError: There is none, or it belongs to other weights.
         """
-        path = shard_path(Path(local_path), self.rank, self.world_size)
-        state = load_shard(path)
+        path = search_file(Path(local_path), self.rank, self.world_size)
+        state = read_search(path)
         super().load_checkpoint(local_path, hdfs_path, del_local_after_load)
-        if not restore_search(self._extrapolator, state):
-            raise CheckpointError(
-                f"{path} belongs to other weights than those next to it: the checkpoint was put "
-                "together from several. Resume from an earlier one."
-            )
+        restore_search(self._extrapolator, state, path)
 
 
-def check_sharded_masters(module: nn.Module, selection: str) -> torch.device:
-    """Makes sure that what would be moved are float32 shards.
-
-    Args:
-        module: The engine's model.
-        selection: Which parameters a search moves.
-
-    Returns:
-        Their device.
-
-    Raises:
-        ParameterMismatchError: A parameter is no DTensor, or not in float32.
-    """
-    devices = set()
+def check_sharded_masters(module: nn.Module, selection: str) -> None:
+    """Makes sure that what would be moved are float32 shards."""
     for name, parameter in select_parameters(module, selection).items():
         if not isinstance(parameter, DTensor) or parameter.dtype != torch.float32:
             kind = type(parameter).__name__
@@ -108,9 +103,3 @@ def check_sharded_masters(module: nn.Module, selection: str) -> torch.device:
                 "the actor is not sharded by FSDP2 or trains without float32 masters "
                 "(actor_rollout_ref.actor.strategy=fsdp2, fsdp_config.model_dtype=fp32)"
             )
-        devices.add(_local_device(parameter))
-    return devices.pop()
-
-
-def _local_device(parameter: Tensor) -> torch.device:
-    return parameter.to_local().device if isinstance(parameter, DTensor) else parameter.device

@@ -8,7 +8,7 @@ import pytest
 from effopd.data.code_tests import CodeTests
 from effopd.data.problem import Answer, Problem
 from effopd.errors import RecordError
-from effopd.evaluation.graded import Graded, by_question, grade, rewards_of, summarise
+from effopd.evaluation.grading import GradedAnswer, by_question, grade, rewards_of, summarise
 from effopd.evaluation.statistics import average
 from effopd.rollouts.engine import Completion
 from effopd.rollouts.rollout import Rollout
@@ -46,8 +46,8 @@ def rollout(
     )
 
 
-def graded(question: str, sample: int, verdict: str, answer: str | None = None) -> Graded:
-    return Graded(
+def graded(question: str, sample: int, verdict: str, answer: str | None = None) -> GradedAnswer:
+    return GradedAnswer(
         question=question, sample=sample, seed=0, prompt_tokens=2, tokens=10 * (sample + 1),
         truncated=verdict == "truncated", verdict=verdict, answer=answer, completion="",
     )  # fmt: skip
@@ -60,15 +60,15 @@ def test_an_answer_with_its_verdict() -> None:
         rollout("q-3", r"passed \boxed{3}", tests=ONE_TEST),
     ]
     first, second, third = grade(ByText(), rollouts, [0, 1, 2], [7, 8, 9])
-    assert first == Graded(
+    assert first == GradedAnswer(
         question="q-1", sample=0, seed=7, prompt_tokens=2, tokens=3, truncated=False,
         verdict="correct", answer="2", completion=r"correct \boxed{2}",
     )  # fmt: skip
     assert (second.tokens, second.truncated, second.answer, second.reward) == (9, True, None, 0.0)
     assert (third.answer, third.reward, first.reward) == (None, 1.0, 1.0)
-    assert Graded.from_row(first.row() | {"schema": 1}) == first
+    assert GradedAnswer.from_row(first.row() | {"schema": 1}) == first
     with pytest.raises(RecordError, match="no field 'verdict'"):
-        Graded.from_row({k: v for k, v in first.row().items() if k != "verdict"})
+        GradedAnswer.from_row({k: v for k, v in first.row().items() if k != "verdict"})
 
 
 def test_groups_have_the_samples_in_order() -> None:

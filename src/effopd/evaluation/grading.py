@@ -1,4 +1,4 @@
-"""Answers to the questions of a benchmark, checked, and what they say together."""
+"""Answers checked: in training, and those to the questions of a benchmark."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -6,20 +6,57 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from effopd.data.benchmarks import Questions
-from effopd.data.problem import JudgingVerifier
+from effopd.data.problem import CountingVerifier, JudgingVerifier, Verifier
 from effopd.errors import ConfigError, RecordError
-from effopd.evaluation.metrics import mean
-from effopd.evaluation.statistics import Estimate, average, majority, pass_at_k
+from effopd.evaluation.statistics import Estimate, average, majority, mean, pass_at_k
 from effopd.rewards.extraction import final_answer
 from effopd.rewards.math import MathVerifier
 from effopd.rollouts.rollout import Rollout
+
+Verdicts = Mapping[str, int]
+"""Verdict -> number of answers, of the verdicts that occurred."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """What a verifier said about some answers."""
+
+    rewards: tuple[float, ...] = ()
+    """One per answer in [0, 1]; empty where nobody checks."""
+    verdicts: Verdicts | None = None
+    """Their sum is the number of answers; None where the verifier only gives rewards."""
+
+
+def judge(verifier: Verifier | None, rollouts: Sequence[Rollout]) -> Judgement:
+    """Checks all answers in one call; None checks nothing."""
+    if verifier is None:
+        return Judgement()
+    answers = [rollout.answer for rollout in rollouts]
+    if not isinstance(verifier, CountingVerifier):
+        return Judgement(rewards=tuple(verifier.rewards(answers)))
+    before = dict(verifier.counts)
+    rewards = tuple(verifier.rewards(answers))
+    new = {name: count - before.get(name, 0) for name, count in verifier.counts.items()}
+    return Judgement(rewards=rewards, verdicts={name: n for name, n in new.items() if n})
+
+
+def sum_counts(verdicts: Sequence[Verdicts | None]) -> Verdicts | None:
+    """The sum of several counts; None when none was counted."""
+    counted = [each for each in verdicts if each is not None]
+    if not counted:
+        return None
+    names = dict.fromkeys(name for each in counted for name in each)
+    return {name: sum(each.get(name, 0) for each in counted) for name in names}
+
+
+# Benchmarks --------------------------------------------------------------------------------------
 
 RIGHT = {"correct", "passed"}
 """Verdicts that earn an answer its reward of 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Graded:
+class GradedAnswer:
     """One answer, checked.
 
     Attributes:
@@ -54,7 +91,7 @@ class Graded:
         return asdict(self) | {"reward": self.reward}
 
     @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> "Graded":
+    def from_row(cls, row: Mapping[str, Any]) -> "GradedAnswer":
         """What `row` wrote.
 
         Raises:
@@ -69,21 +106,11 @@ class Graded:
 def grade(
     verifier: JudgingVerifier, rollouts: Sequence[Rollout], samples: Sequence[int],
     seeds: Sequence[int],
-) -> list[Graded]:  # fmt: skip
-    """Checks answers side by side.
-
-    Args:
-        verifier: Who checks.
-        rollouts: The answers.
-        samples: Which answer to its question each one is.
-        seeds: Seeds they were sampled with.
-
-    Returns:
-        One a rollout, in order.
-    """
+) -> list[GradedAnswer]:  # fmt: skip
+    """Checks answers side by side; `samples` says which answer to its question each one is."""
     verdicts = verifier.verdicts([rollout.answer for rollout in rollouts])
     return [
-        Graded(
+        GradedAnswer(
             question=rollout.problem.id,
             sample=sample,
             seed=seed,
@@ -138,20 +165,20 @@ def _boxed(rollout: Rollout) -> str | None:
     return None if rollout.problem.tests else final_answer(rollout.completion.text)
 
 
-def by_question(graded: Sequence[Graded]) -> list[list[Graded]]:
+def by_question(graded: Sequence[GradedAnswer]) -> list[list[GradedAnswer]]:
     """Answers grouped by question, in the order in which questions come up; samples sorted."""
-    groups: dict[str, list[Graded]] = {}
+    groups: dict[str, list[GradedAnswer]] = {}
     for each in graded:
         groups.setdefault(each.question, []).append(each)
     return [sorted(group, key=lambda each: each.sample) for group in groups.values()]
 
 
-def rewards_of(groups: Sequence[Sequence[Graded]]) -> list[list[float]]:
+def rewards_of(groups: Sequence[Sequence[GradedAnswer]]) -> list[list[float]]:
     """Rewards in the shape of `effopd.evaluation.statistics`."""
     return [[each.reward for each in group] for group in groups]
 
 
-def summarise(graded: Sequence[Graded], *, votes: bool) -> dict[str, Any]:
+def summarise(graded: Sequence[GradedAnswer], *, votes: bool) -> dict[str, Any]:
     """Accuracies with errors, lengths, and how checks ended.
 
     Args:
