@@ -1,6 +1,7 @@
 """What the doctor finds, and that what it lets pass is what runs."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from effopd.training.observer import Observer
 from effopd.training.run import train
 
 PAPER = Path(__file__).parents[2] / "recipes" / "paper"
+DOCS = Path(__file__).parents[2] / "docs" / "doctor.md"
 
 
 @pytest.fixture
@@ -380,6 +382,12 @@ def test_files_that_are_not_there(recipe: Path) -> None:
     assert problems(found(recipe.with_name("other.toml")))[0][0] == "settings"
     away = found(PAPER / "math-4b.toml", "task={type='dataset', train={path='nowhere.jsonl'}}")
     assert any(each.text == "no file at nowhere.jsonl" for each in away)
+
+
+def test_the_example_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", DOCS.read_text("utf-8"), re.DOTALL)
+    exec(example.replace('"recipes/', f'"{PAPER.parent}/'), {})
+    assert capsys.readouterr().out.splitlines()[0].startswith("True [")
 
 
 def test_the_page_is_for_people(recipe: Path) -> None:

@@ -225,7 +225,7 @@ def estimate_cluster(
     resident = run.weights + run.teacher_weights + run.ends.device
     # Seconds of a step, and of a scored point.
     sync = received_bytes(shape.parameters * COMPUTE_BYTES, gpus) / (cluster.network_gb_s * 1e9)
-    writing = run.writing(run.answers, config.sampling.max_new_tokens)
+    writing = run.writing(run.answers)
     pass_of = partial(
         forward_seconds,
         tokens=run.answers // gpus * run.longest,
@@ -385,12 +385,12 @@ class _Run(Sized):
             "--gpus or --engine-gpus"
         )
 
-    def writing(self, answers: int, tokens: int) -> float:
+    def writing(self, answers: int) -> float:
         """Seconds until all engines have written their answers."""
         gpu, engine = self.cluster.gpu, self.engine_gpus
         group = replace(gpu, flops=gpu.flops * engine, bandwidth=gpu.bandwidth * engine)
         own = math.ceil(answers / (self.cluster.gpus // engine))
-        width = self._width(engine)
+        width, tokens = self._width(engine), self.config.sampling.max_new_tokens
         return writing_seconds(self.shape, own, tokens, width, COMPUTE_BYTES, group)
 
     # A scored point -----------------------------------------------------------------------------
@@ -412,14 +412,13 @@ class _Run(Sized):
 
     def trial_seconds(self, sync: float) -> tuple[float, float]:
         """Seconds once a search, and for each point that is scored."""
-        validation, tokens = self.config.validation, self.config.sampling.max_new_tokens
+        validation = self.config.validation
+        writing = sync + self.writing(validation.prompts)
         if validation.type == "accuracy":
-            return 0.0, sync + self.writing(validation.prompts, tokens)
-        length = self.config.prompt.max_tokens + tokens
+            return 0.0, writing
         shapes = [self.shape, *(shape for shape, _ in self.teachers)]
-        own = self._validation_answers * length
-        scoring = sum(forward_seconds(each, own, self.cluster.gpu, length) for each in shapes)
-        writing = sync + self.writing(validation.prompts, tokens)
+        own, gpu = self._validation_answers * self.longest, self.cluster.gpu
+        scoring = sum(forward_seconds(each, own, gpu, self.longest) for each in shapes)
         if validation.type == "teacher_kl":
             return 0.0, writing + scoring
         return (writing if validation.source == "fresh" else 0.0), scoring
