@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 from effopd.data.problem import Verifier
 from effopd.errors import NonFiniteError
 from effopd.evaluation.drawn_answers import DrawnAnswers, Levels, check_prefix, check_prompts
-from effopd.evaluation.logprobs import BATCH_SEQUENCES, BATCH_TOKENS
+from effopd.evaluation.logprobs import BATCH_TOKENS
 from effopd.evaluation.metrics import mean
 from effopd.evaluation.routing import Teachers, routed_reverse_kl
 from effopd.models.policy import Policy
@@ -83,7 +83,6 @@ def teacher_kl_measure(
     reduce: str,
     *,
     teacher_temperature: float = 1.0,
-    batch_sequences: int = BATCH_SEQUENCES,
     batch_tokens: int = BATCH_TOKENS,
 ) -> Measure:
     """Minus the reverse KL of each answer to its teacher in nats (per token, or summed)."""
@@ -95,7 +94,6 @@ def teacher_kl_measure(
             teachers,
             rollouts,
             teacher_temperature=teacher_temperature,
-            batch_sequences=batch_sequences,
             batch_tokens=batch_tokens,
         )
         return [-collapse(tokens) for tokens in divergences]
