@@ -77,7 +77,7 @@ def test_no_teacher_at_all_is_refused() -> None:
 def test_log_probs_are_those_of_each_rollout_alone_under_its_own_teacher(
     temperature: float,
 ) -> None:
-    found = routed_log_probs(BOTH, ROLLOUTS, temperature=temperature, batch_sequences=2)
+    found = routed_log_probs(BOTH, ROLLOUTS, temperature=temperature, batch_tokens=16)
     assert [len(row) for row in found] == [len(r.completion.token_ids) for r in ROLLOUTS]
     for name, rollout, row in zip(NAMES, ROLLOUTS, found, strict=True):
         teacher = BOTH.policies[name]
@@ -93,7 +93,7 @@ def test_log_probs_are_those_of_each_rollout_alone_under_its_own_teacher(
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_reverse_kl_is_that_of_each_rollout_alone_to_its_own_teacher(temperature: float) -> None:
     settings = {"teacher_temperature": temperature}
-    found = routed_reverse_kl(STUDENT, BOTH, ROLLOUTS, batch_sequences=2, **settings)
+    found = routed_reverse_kl(STUDENT, BOTH, ROLLOUTS, batch_tokens=16, **settings)
     for name, rollout, row in zip(NAMES, ROLLOUTS, found, strict=True):
         teacher = BOTH.policies[name]
         alone = completion_reverse_kl(STUDENT, teacher, [rollout.sample], **settings)

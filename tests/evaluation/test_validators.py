@@ -171,9 +171,7 @@ def answers(seed: int = 0) -> list[Rollout]:
 def test_teacher_kl_equals_the_twin(reduce: str) -> None:
     student, teacher = tiny_policy(0), tiny_policy(1)
     rollouts = answers()
-    found = teacher_kl_measure(student, Teachers.single(teacher), reduce, batch_sequences=3)(
-        rollouts
-    )
+    found = teacher_kl_measure(student, Teachers.single(teacher), reduce, batch_tokens=24)(rollouts)
     twins = [reverse_kl(student.model, teacher.model, r.sample, len(TOKENIZER)) for r in rollouts]
     lengths = [len(twin) for twin in twins]
     assert len(set(lengths)) > 1, "so that the two ways to reduce differ"

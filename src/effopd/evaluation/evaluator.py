@@ -6,7 +6,7 @@ from typing import Any
 
 from effopd.data.problem import Problem, Verifier
 from effopd.evaluation.grading import Verdicts, judge
-from effopd.evaluation.logprobs import BATCH_SEQUENCES, BATCH_TOKENS
+from effopd.evaluation.logprobs import BATCH_TOKENS
 from effopd.evaluation.routing import Teachers, routed_reverse_kl
 from effopd.evaluation.statistics import mean
 from effopd.models.policy import Policy
@@ -53,14 +53,12 @@ class Evaluator:
         problems: Held-out problems.
         verifier: None when answers cannot be checked.
         seed: Seed of the sampling; the same for every run that is to be compared.
-        batch_sequences: Sequences per forward pass when scoring, at most.
         batch_tokens: Padded tokens per forward pass when scoring, at most.
     """
 
     problems: Sequence[Problem]
     verifier: Verifier | None
     seed: int
-    batch_sequences: int = BATCH_SEQUENCES
     batch_tokens: int = BATCH_TOKENS
 
     def evaluate(
@@ -80,13 +78,7 @@ class Evaluator:
         rollouts = writer.answer(self.problems, seeds)
         judgement = judge(self.verifier, rollouts)
         divergences = (
-            routed_reverse_kl(
-                student,
-                teachers,
-                rollouts,
-                batch_sequences=self.batch_sequences,
-                batch_tokens=self.batch_tokens,
-            )
+            routed_reverse_kl(student, teachers, rollouts, batch_tokens=self.batch_tokens)
             if student and teachers
             else []
         )

@@ -9,7 +9,6 @@ from torch import Tensor
 from effopd.data.problem import Problem
 from effopd.errors import ConfigError
 from effopd.evaluation.logprobs import (
-    BATCH_SEQUENCES,
     BATCH_TOKENS,
     completion_log_probs,
     completion_reverse_kl,
@@ -43,12 +42,7 @@ class Teachers:
         return cls(policies={"": policy})
 
     def name_for(self, problem: Problem) -> str:
-        """Under which name the problem's teacher is registered.
-
-        Raises:
-            ConfigError: The problem names a teacher that is not there, or none where there are
-                several.
-        """
+        """Under which name the problem's teacher is registered; refuses one that is not there."""
         if problem.teacher in self.policies:
             return problem.teacher
         if problem.teacher == "" and len(self.policies) == 1:
@@ -61,23 +55,14 @@ class Teachers:
         )
 
     def split(self, rollouts: Sequence[Rollout]) -> list[tuple[str, Teacher, list[int]]]:
-        """Which teacher scores which rollouts.
-
-        Returns:
-            Name, teacher and ascending indices of its rollouts; in the order of `policies`,
-            teachers without rollouts left out.
-        """
+        """Which teacher scores which rollouts: name, teacher, ascending indices; none empty."""
         indices: dict[str, list[int]] = {name: [] for name in self.policies}
         for i, rollout in enumerate(rollouts):
             indices[self.name_for(rollout.problem)].append(i)
         return [(name, self.policies[name], found) for name, found in indices.items() if found]
 
     def split_local(self, rollouts: Sequence[Rollout]) -> list[tuple[str, Policy, list[int]]]:
-        """`split` for those who need the whole vocabulary of each teacher.
-
-        Raises:
-            ConfigError: A teacher is behind a server.
-        """
+        """`split` for those who need whole vocabularies; refuses a teacher behind a server."""
         return [(name, _local(teacher), found) for name, teacher, found in self.split(rollouts)]
 
     @property
@@ -93,11 +78,7 @@ class Teachers:
         }
 
     def expect(self, identities: Mapping[str, Tensor]) -> None:
-        """Checks that teachers behind servers are those of a checkpoint.
-
-        Args:
-            identities: What `identities` gave then; teachers that are not in it are not checked.
-        """
+        """Checks teachers behind servers against the `identities` of a checkpoint, if there."""
         for name, teacher in self.served.items():
             if (kept := identities.get(f"served_teacher.{name}")) is not None:
                 teacher.expect(kept.tolist())
@@ -108,7 +89,6 @@ def routed_log_probs(
     rollouts: Sequence[Rollout],
     *,
     temperature: float = 1.0,
-    batch_sequences: int = BATCH_SEQUENCES,
     batch_tokens: int = BATCH_TOKENS,
 ) -> TokenValues:
     """`completion_log_probs` of each rollout under its own teacher, in the rollouts' order."""
@@ -117,11 +97,7 @@ def routed_log_probs(
         if isinstance(teacher, ServedTeacher):
             return teacher.log_probs(samples, temperature=temperature)
         return completion_log_probs(
-            teacher,
-            samples,
-            temperature=temperature,
-            batch_sequences=batch_sequences,
-            batch_tokens=batch_tokens,
+            teacher, samples, temperature=temperature, batch_tokens=batch_tokens
         )
 
     return _routed(teachers, rollouts, score)
@@ -133,7 +109,6 @@ def routed_reverse_kl(
     rollouts: Sequence[Rollout],
     *,
     teacher_temperature: float = 1.0,
-    batch_sequences: int = BATCH_SEQUENCES,
     batch_tokens: int = BATCH_TOKENS,
 ) -> TokenValues:
     """`completion_reverse_kl` of each rollout to its own teacher, in the rollouts' order."""
@@ -144,7 +119,6 @@ def routed_reverse_kl(
             _local(teacher),
             samples,
             teacher_temperature=teacher_temperature,
-            batch_sequences=batch_sequences,
             batch_tokens=batch_tokens,
         )
 

@@ -54,17 +54,9 @@ class ServedTeacher:
     def log_probs(
         self, samples: Sequence[Sample], *, temperature: float = 1.0
     ) -> list[tuple[float, ...]]:
-        """Log-probability (nats) of every completion token, one tuple a sample.
+        """Log-probability (nats) of every completion token, one tuple a sample, in order.
 
-        Args:
-            samples: What is scored.
-            temperature: 1; servers score prompts at no other.
-
-        Returns:
-            The log-probabilities, in the order of the samples.
-
-        Raises:
-            ConfigError: Another temperature.
+        Refuses a temperature other than 1: servers score prompts at no other.
         """
         if temperature != 1.0:
             raise ConfigError(
@@ -84,14 +76,7 @@ class ServedTeacher:
         return values
 
     def expect(self, log_probs: Sequence[float]) -> None:
-        """Checks that this is the teacher of an earlier session.
-
-        Args:
-            log_probs: Its `identity.log_probs`.
-
-        Raises:
-            ServerError: It is another one.
-        """
+        """Refuses to be another teacher than that of an earlier session, whose probe gave these."""
         if len(log_probs) != len(self.identity.log_probs):
             raise ServerError(f"{self}: the run was trained with a teacher of another vocabulary")
         self._compare(log_probs, "when the run was started")

@@ -6,7 +6,7 @@ from typing import Literal
 
 from effopd.data.problem import Problem, Verifier
 from effopd.errors import ConfigError, NonFiniteError
-from effopd.evaluation.logprobs import BATCH_SEQUENCES, BATCH_TOKENS
+from effopd.evaluation.logprobs import BATCH_TOKENS
 from effopd.evaluation.rollout_sources import RolloutSource
 from effopd.evaluation.routing import Teachers, routed_reverse_kl
 from effopd.evaluation.statistics import mean
@@ -95,7 +95,6 @@ def teacher_kl_measure(
     reduce: str,
     *,
     teacher_temperature: float = 1.0,
-    batch_sequences: int = BATCH_SEQUENCES,
     batch_tokens: int = BATCH_TOKENS,
 ) -> Measure:
     """Minus the reverse KL of each answer to its teacher in nats (per token, or summed)."""
@@ -107,7 +106,6 @@ def teacher_kl_measure(
             teachers,
             rollouts,
             teacher_temperature=teacher_temperature,
-            batch_sequences=batch_sequences,
             batch_tokens=batch_tokens,
         )
         return [-collapse(tokens) for tokens in divergences]

@@ -1,7 +1,9 @@
 """Advantages from rewards: relative to a group of responses, or estimated by a critic.
 
 Axes: G groups (prompts), R responses of each group, S sequences (responses), N tokens of all
-sequences, one sequence after the other. Everything returned is detached.
+sequences, one sequence after the other. Everything returned is detached. Shapes and lengths that
+disagree raise a ParameterMismatchError, settings out of range a ConfigError, numbers that are not
+finite a NonFiniteError: this is computed once a step, where waiting for the device costs little.
 """
 
 from collections.abc import Sequence
@@ -51,10 +53,7 @@ def group_advantages(rewards_GR: Float[Tensor, "G R"], scale: GroupScale) -> Flo
         scale: `"std"` divides by the group's standard deviation, `"none"` does not.
 
     Returns:
-        Advantage of every response, of every one of its tokens.
-
-    Raises:
-        ConfigError: If the scale is unknown.
+        Advantage of every response, and so of every one of its tokens.
 
     Source: GRPO, arXiv 2402.03300 ("std"); Dr. GRPO, arXiv 2503.20783 ("none"). Epsilon and the
     unbiased deviation are those of TRL; the papers state neither.
@@ -77,10 +76,6 @@ def informative_groups(rewards_GR: Float[Tensor, "G R"]) -> Bool[Tensor, "G"]:
 
     Returns:
         One flag per group.
-
-    Raises:
-        ParameterMismatchError: If the rewards are not a table of two or more columns.
-        NonFiniteError: If a reward is NaN or infinite.
 
     Source: dynamic sampling of DAPO, arXiv 2503.14476, which keeps only such groups.
     """
@@ -112,9 +107,6 @@ def overlong_penalties(lengths: Sequence[int], longest: int, buffer: int) -> Flo
 
     Returns:
         One penalty per response in [-1, 0], float64 on the CPU.
-
-    Raises:
-        ConfigError: If the buffer is negative or longer than a response may be.
 
     Source: soft overlong punishment of DAPO, arXiv 2503.14476, equation (13).
     """
@@ -153,9 +145,6 @@ def gae(
     Returns:
         Advantages and the critic's targets.
 
-    Raises:
-        ParameterMismatchError: If the lengths do not sum to the number of tokens.
-
     Source: generalised advantage estimation, arXiv 1506.02438, equation (16).
     """
     check_range("gamma", gamma, 0.0, 1.0)
@@ -170,20 +159,24 @@ def gae(
         )
     dtype = accumulation_dtype(rewards_N, values_N)
     rewards_N, values_N = rewards_N.detach().to(dtype), values_N.detach().to(dtype)
-    after_N = _tokens_after(lengths, values_N.device)
-    differences_N = rewards_N + gamma * _ahead(values_N, 1, after_N) - values_N
-    advantages_N = _discounted_sums(differences_N, after_N, gamma * lam, max(lengths, default=0))
+    # How many tokens of its sequence follow each token.
+    lengths_S = torch.tensor(lengths, dtype=torch.int64, device=values_N.device)
+    ends_N = lengths_S.cumsum(0).repeat_interleave(lengths_S)
+    after_N = ends_N - 1 - torch.arange(len(ends_N), device=values_N.device)
+    # Discounted sums to the sequence's end, over windows of 1, 2, 4, ... tokens.
+    advantages_N, window = rewards_N + gamma * _ahead(values_N, 1, after_N) - values_N, 1
+    while window < max(lengths, default=0):
+        discount = (gamma * lam) ** window
+        advantages_N = advantages_N + discount * _ahead(advantages_N, window, after_N)
+        window *= 2
     return AdvantageEstimate(advantages_N=advantages_N, returns_N=advantages_N + values_N)
 
 
 def whiten(advantages_N: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
     """`(A - mean) / (std + 1e-8)` over all tokens: mean 0, variance 1; equal ones give exactly 0.
 
-    Args:
-        advantages_N: Advantages of a whole batch, not of a micro-batch.
-
-    Returns:
-        Advantages of the same order, in fp32 (float64 for float64 ones).
+    The advantages are those of a whole batch, not of a micro-batch; the result is in fp32 (float64
+    for float64 ones).
     """
     check_shapes(advantages=advantages_N)
     check_finite(advantages_N, advantages=advantages_N)
@@ -214,24 +207,8 @@ def explained_variance(returns_N: Float[Tensor, "N"], values_N: Float[Tensor, "N
     return 1.0 - unexplained.item()
 
 
-def _discounted_sums(terms_N: Tensor, after_N: Tensor, discount: float, longest: int) -> Tensor:
-    """`sum_k discount^k terms_(t+k)` to the sequence's end: windows of 1, 2, 4, ... tokens."""
-    sums_N, window = terms_N, 1
-    while window < longest:
-        sums_N = sums_N + discount**window * _ahead(sums_N, window, after_N)
-        window *= 2
-    return sums_N
-
-
 def _ahead(values_N: Tensor, distance: int, after_N: Tensor) -> Tensor:
     """The value `distance` tokens ahead in the same sequence, 0 past its end."""
     shifted_N = torch.zeros_like(values_N)
     shifted_N[:-distance] = values_N[distance:]
     return torch.where(after_N >= distance, shifted_N, 0.0)
-
-
-def _tokens_after(lengths: Sequence[int], device: torch.device) -> Tensor:
-    """How many tokens of its sequence follow each token."""
-    lengths_S = torch.tensor(lengths, dtype=torch.int64, device=device)
-    ends_N = lengths_S.cumsum(0).repeat_interleave(lengths_S)
-    return ends_N - 1 - torch.arange(len(ends_N), device=device)

@@ -1,7 +1,8 @@
 """On-policy distillation as per-token advantages, and its settings.
 
 Axes: N tokens. The student samples a response and every sampled token is pushed up or down by how
-much more the teacher likes it; log-probabilities are in nats. NaN and infinity in an input come out
+much more the teacher likes it; log-probabilities are in nats. Shapes that disagree raise a
+ParameterMismatchError, settings out of range a ConfigError; NaN and infinity in an input come out
 in the loss (`check_finite`).
 """
 
@@ -25,9 +26,6 @@ class SampledTokenOPD:
         type: Name of this objective in a configuration.
         importance_cap: Upper bound of the importance weight, above 0.
         teacher_temperature: Divides the teacher's logits, above 0; below 1 sharpens it.
-
-    Raises:
-        ConfigError: If a number is not positive.
     """
 
     type: Literal["sampled_token"] = "sampled_token"
@@ -50,9 +48,6 @@ class ExOPD:
         importance_cap: Upper bound of the importance weight, above 0.
         teacher_temperature: Divides the teacher's logits, not the reference's, above 0; below 1
             sharpens it.
-
-    Raises:
-        ConfigError: If a number is out of range.
     """
 
     type: Literal["exopd"] = "exopd"
@@ -77,9 +72,6 @@ class FullVocabularyKL:
         teacher_temperature: Divides the teacher's logits, above 0; below 1 sharpens it.
         reward_scale: lambda of `ExOPD`, at least 0: the target is `softmax(lambda z* + (1 - lambda)
             z_ref)` of teacher and reference logits. 1 is the teacher itself.
-
-    Raises:
-        ConfigError: If the divergence is unknown or a number is out of range.
     """
 
     type: Literal["full_kl"] = "full_kl"
@@ -110,17 +102,9 @@ def _check_reward_scale(reward_scale: float) -> None:
 def opd_advantages(
     student_log_probs_N: Float[Tensor, "N"], teacher_log_probs_N: Float[Tensor, "N"]
 ) -> Float[Tensor, "N"]:
-    """`A = log q - log p` of teacher q and student p, detached.
+    """`A = log q - log p` of teacher q and student p at each sampled token, detached.
 
-    Args:
-        student_log_probs_N: Student's log-probability of each sampled token.
-        teacher_log_probs_N: Teacher's.
-
-    Returns:
-        Advantages of an ascent step, nats.
-
-    Raises:
-        ParameterMismatchError: If shapes disagree.
+    Advantages of an ascent step, nats.
 
     Source: equation (9) of arXiv 2605.11739, whose sign is that of a descent step.
     """
@@ -148,9 +132,6 @@ def exopd_advantages(
     Returns:
         Advantages of an ascent step, nats.
 
-    Raises:
-        ParameterMismatchError: If shapes disagree.
-
     Source: G-OPD / ExOPD, arXiv 2602.12125.
     """
     check_shapes(
@@ -175,10 +156,6 @@ def importance_weights(
 
     Returns:
         Weights; 1 where both agree, NaN where the engine's log-probability is not finite.
-
-    Raises:
-        ParameterMismatchError: If shapes disagree.
-        ConfigError: If the cap is not positive.
 
     Source: token-level truncated importance sampling of arXiv 2605.11739, cap 5.
     """
@@ -208,10 +185,6 @@ def sampled_token_loss(
 
     Returns:
         Scalar loss.
-
-    Raises:
-        ParameterMismatchError: If shapes disagree.
-        ConfigError: If the normalizer is not positive.
     """
     check_positive("normalizer", normalizer)
     check_shapes(student=log_probs_N, advantages=advantages_N, weights=weights_N)

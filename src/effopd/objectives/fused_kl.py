@@ -151,15 +151,7 @@ def token_divergences(
 ) -> Float[Tensor, "N"]:
     """Divergence of every token in nats, without gradients; raises what `fused_divergence` does.
 
-    Args:
-        student_hidden_ND: Student's hidden states before the lm_head.
-        student_weight_VD: Student's lm_head.
-        teacher_hidden_NE: Teacher's hidden states at the same tokens.
-        teacher_weight_VE: Teacher's lm_head.
-        **settings: Keywords of `fused_divergence`, all but the normalizer.
-
-    Returns:
-        Per-token values, shape [N], in the accumulation dtype.
+    Takes its arguments but for the normalizer; [N] values in the accumulation dtype.
     """
     result = fused_divergence(
         student_hidden_ND, student_weight_VD, teacher_hidden_NE, teacher_weight_VE, **settings

@@ -3,7 +3,8 @@
 Axes: N tokens of all responses, one response after the other; log-probabilities are in nats.
 The loss of a mini-batch is `sum_n w_n (i_n s_n + kl_coefficient k_n)` with `w` from
 `token_weights`, `i` from `importance_weights`, `s` from `clipped_surrogate` and `k` from
-`k3_divergence`. NaN and infinity in an input come out in the loss (`check_finite`).
+`k3_divergence`. Shapes that disagree raise a ParameterMismatchError, settings out of range a
+ConfigError; NaN and infinity in an input come out in the loss (`check_finite`).
 """
 
 import math
@@ -59,9 +60,6 @@ class PolicyGradient:
         critic_warmup_steps: First steps, in which only the critic learns.
         distillation: Weight of the advantage `log q - log p` of a teacher q at every token, added
             to that of the rewards; 0 needs no teacher.
-
-    Raises:
-        ConfigError: If a setting is unknown, out of range, or contradicts another.
     """
 
     type: Literal["policy_gradient"] = "policy_gradient"
@@ -227,7 +225,7 @@ def clipped_surrogate(
 ) -> ClippedSurrogate:
     """`-min(r A, clamp(r, 1 - clip_low, 1 + clip_high) A)` with `r = p / p_old`.
 
-    Differentiable in `log p` alone. At r = 1 the gradient is `-A`.
+    Differentiable in `log p` alone; NaN where the ratio overflows. At r = 1 the gradient is `-A`.
 
     Args:
         log_probs_N: Log-probability of each sampled token, with gradient.
@@ -235,9 +233,6 @@ def clipped_surrogate(
         advantages_N: Advantages.
         clip_low: See `PolicyGradient`.
         clip_high: See `PolicyGradient`.
-
-    Returns:
-        Loss of every token, NaN where the ratio overflows, and where it was clipped.
 
     Source: equation (7) of arXiv 1707.06347; two bounds as in DAPO, arXiv 2503.14476.
     """
@@ -257,7 +252,7 @@ def clipped_surrogate(
 def k3_divergence(
     log_probs_N: Float[Tensor, "N"], reference_log_probs_N: Float[Tensor, "N"]
 ) -> Float[Tensor, "N"]:
-    """`exp(d) - d - 1` with `d = log r - log p`: at least 0, in expectation `KL(p || r)`.
+    """`exp(d) - d - 1` nats with `d = log r - log p`: at least 0, in expectation `KL(p || r)`.
 
     Differentiable in `log p`, with derivative `1 - exp(d)`. The expected gradient is not that of
     `KL(p || r)` but that of `KL(r || p)`.
@@ -265,9 +260,6 @@ def k3_divergence(
     Args:
         log_probs_N: Log-probability of each sampled token under the policy p, with gradient.
         reference_log_probs_N: The same under the reference r.
-
-    Returns:
-        Estimate at every token, nats.
 
     Source: k3 of J. Schulman, "Approximating KL divergence" (2020); equation (4) of arXiv
     2402.03300.
@@ -283,16 +275,15 @@ def clipped_value_loss(
     returns_N: Float[Tensor, "N"],
     clip: float,
 ) -> Float[Tensor, "N"]:
-    """`max((V - R)^2, (clamp(V, V_old - clip, V_old + clip) - R)^2) / 2`, differentiable in V.
+    """`max((V - R)^2, (clamp(V, V_old - clip, V_old + clip) - R)^2) / 2` of every token.
+
+    Differentiable in V.
 
     Args:
         values_N: The critic's values, with gradient.
         old_values_N: Its values before the first update on these responses.
         returns_N: From `gae`.
         clip: How far a value may move, above 0.
-
-    Returns:
-        Loss of every token.
 
     Source: the authors' implementation of PPO; not in arXiv 1707.06347.
     """

@@ -77,35 +77,26 @@ class HFEngine:
 
     def _batch(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         device = self._model.get_input_embeddings().weight.device
-        ids_BT, attention_BT = self._left_padded(requests, device)
-        sampler = SeededSampler([r.seed for r in requests], sampling, device, self._vocabulary_size)
-        finish = FinishRecorder(ids_BT.shape, sampling.stop, self._tokenizer, self._ends, device)
-        with _plain_generation(self._model, self._tokenizer.pad_token_id):
-            self._model.generate(
-                input_ids=ids_BT,
-                attention_mask=attention_BT,
-                generation_config=GenerationConfig(
-                    max_new_tokens=sampling.max_new_tokens, do_sample=False
-                ),
-                logits_processor=LogitsProcessorList([sampler]),
-                stopping_criteria=StoppingCriteriaList([finish]),
-            )
-        return self._completions(sampler, finish, sampling)
-
-    def _left_padded(
-        self, requests: Sequence[Request], device: torch.device
-    ) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
+        # Prompts stand on the right, padding on the left.
         width = max(len(r.prompt_ids) for r in requests)
         ids_BT = torch.full((len(requests), width), self._tokenizer.pad_token_id)
         attention_BT = torch.zeros_like(ids_BT)
         for row, request in enumerate(requests):
             ids_BT[row, width - len(request.prompt_ids) :] = torch.tensor(request.prompt_ids)
             attention_BT[row, width - len(request.prompt_ids) :] = 1
-        return ids_BT.to(device), attention_BT.to(device)
-
-    def _completions(
-        self, sampler: "SeededSampler", finish: "FinishRecorder", sampling: Sampling
-    ) -> list[Completion]:
+        sampler = SeededSampler([r.seed for r in requests], sampling, device, self._vocabulary_size)
+        finish = FinishRecorder(ids_BT.shape, sampling.stop, self._tokenizer, self._ends, device)
+        with _plain_generation(self._model, self._tokenizer.pad_token_id):
+            self._model.generate(
+                input_ids=ids_BT.to(device),
+                attention_mask=attention_BT.to(device),
+                generation_config=GenerationConfig(
+                    max_new_tokens=sampling.max_new_tokens, do_sample=False
+                ),
+                logits_processor=LogitsProcessorList([sampler]),
+                stopping_criteria=StoppingCriteriaList([finish]),
+            )
+        # Rows are cut where they ended; the rest was padding.
         tokens_BT = torch.stack(sampler.tokens, dim=1).tolist()
         log_probs_BT = torch.stack(sampler.log_probs, dim=1).tolist()
         lengths_B = finish.lengths_B.clamp(max=sampling.max_new_tokens).tolist()
@@ -128,13 +119,8 @@ class HFEngine:
 class SeededSampler(LogitsProcessor):
     """Chooses each next token by inverting the distribution function at a seeded uniform number.
 
-    Leaves a single finite score per row, so greedy decoding picks the chosen token.
-
-    Args:
-        seeds: One per row; row i uses the same numbers in any batch.
-        sampling: Temperature, top-p, top-k and length cap.
-        device: Where logits arrive.
-        vocabulary_size: Leading logits that belong to the vocabulary; None for all.
+    Leaves a single finite score per row, so greedy decoding picks the chosen token. Row i uses the
+    same numbers in any batch; the leading `vocabulary_size` logits belong to the vocabulary.
     """
 
     def __init__(
@@ -179,13 +165,6 @@ class FinishRecorder(StoppingCriteria):
     """Stops rows at an end token or a stop string and records how long they are.
 
     Stop strings are looked for in the decoded text, so any tokenizer will do.
-
-    Args:
-        prompt_shape: Rows and padded prompt length.
-        stop: Stop strings.
-        tokenizer: Decodes.
-        ends: Tokens that end a row.
-        device: Where ids arrive.
     """
 
     def __init__(

@@ -107,11 +107,7 @@ class PromptTemplate:
         return sorted(self.template_kwargs.keys() - meta.find_undeclared_variables(parsed))
 
     def check_arguments(self, tokenizer: Any) -> None:
-        """Refuses arguments that have no effect on the student.
-
-        Raises:
-            ConfigError: The chat template never reads one of them.
-        """
+        """Refuses arguments that the student's chat template never reads."""
         if unread := self.unread(tokenizer):
             raise ConfigError(
                 f"prompt.template_kwargs has {unread[0]!r}, which the chat template of "
@@ -187,16 +183,9 @@ def _named(tokenizer: Any) -> str:
 
 
 def lend_template_(student: Any, teacher: Any) -> bool:
-    """Gives a teacher's tokenizer the student's chat template where it has none.
+    """Gives a teacher's tokenizer the student's chat template where it has none; whether it did.
 
     The teacher scores the student's tokens whatever its template; only prompts of its own need one.
-
-    Args:
-        student: The student's tokenizer.
-        teacher: The teacher's tokenizer.
-
-    Returns:
-        Whether it had none.
     """
     if teacher.chat_template is not None or student.chat_template is None:
         return False
@@ -213,18 +202,10 @@ def prompt_remarks(
     cap: int,
     positions: int | None,
 ) -> Iterator[str]:
-    """What would go wrong with prompts and answers without an error; one sentence each.
+    """What would go wrong with prompts and answers without an error; a sentence and remedy each.
 
-    Args:
-        template: How a problem becomes a prompt.
-        tokenizer: Of the model that is asked.
-        problems: What it is asked, at least one; the first and the longest are looked at.
-        ends: Tokens at which its answers end (`effopd.models.end_tokens`).
-        cap: Tokens of an answer at most.
-        positions: Positions the model is made for (`effopd.models.positions`); None for any number.
-
-    Yields:
-        Sentences with a remedy each.
+    Looks at the first and the longest of the problems. Answers end at `ends` (`models.end_tokens`)
+    and at `cap` tokens; the model is made for so many `positions`, None for any number.
     """
     if template.chat:
         yield from end_token_remarks(tokenizer, ends)

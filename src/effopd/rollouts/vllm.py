@@ -21,15 +21,9 @@ NamedTensors = Iterable[tuple[str, Tensor]]
 
 
 class VLLMEngine:
-    """Writes with a copy of the student's weights, which every sync renews and checks.
+    """Samples with a copy of the student's weights, which every sync renews and checks.
 
-    Args:
-        llm: `vllm.LLM`, in this process.
-        sampling_parameters: `vllm.SamplingParams`.
-        model: The live student.
-        tokenizer: Its tokenizer.
-        vocabulary_size: Head rows that count.
-        settings: Sleep and tolerance.
+    `llm` is a `vllm.LLM` in this process, `sampling_parameters` is `vllm.SamplingParams`.
     """
 
     def __init__(
@@ -54,9 +48,6 @@ class VLLMEngine:
         """Copies the student's weights into vLLM and compares both on a fixed text.
 
         Weights that give NaN are not copied; the next `generate` reports them.
-
-        Raises:
-            ServerError: vLLM has other weights afterwards.
         """
         if not self._probe.look():
             return

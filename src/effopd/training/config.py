@@ -215,6 +215,8 @@ class Config(BaseModel):
 
 
 RENAMED: Mapping[str, str] = {
+    "stand_in": "write smoke",
+    "teacher_server.allow_link_local": "remove it",
     "task.type=jsonl": "write task.type = 'dataset'; train_path and test_path are train.path and "
     "test.path, and fields, template, log_base and relative_error stand beside them in "
     "[task.train] and [task.test]",
