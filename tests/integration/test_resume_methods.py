@@ -105,10 +105,7 @@ BATCH = {
     "validation": {"type": "cached_kl", "source": "batch", "prompts": 8},
     "train.epochs": 2,
 }
-WATCHED = BATCH | {
-    "search.schedule": {"type": "every_n", "n": 2},
-    "monitor": {"every": 1, "patience": 1, "bound": 0.05},
-}
+WATCHED = BATCH | {"monitor": {"every": 1, "patience": 1, "bound": 0.05}}
 RANK_ONE = {
     "search.schedule": {"type": "every_n", "n": 2},
     "search.direction": {"type": "relex"},

@@ -7,10 +7,14 @@ import math
 
 import torch
 
-from effopd.analysis.exchanges import EmbeddingReplacement, sliding_windows
+from effopd.analysis.interventions import (
+    EmbeddingReplacement,
+    NormScaling,
+    WholeScaling,
+    sliding_windows,
+)
 from effopd.analysis.modules import layer_count, module_norms, update_norm
 from effopd.analysis.ranks import BottomRank, TopRank
-from effopd.analysis.scalings import NormScaling, WholeScaling
 from effopd.cli.reproduction.scene import BOTH, Scene
 from effopd.cli.reproduction.study import METHODS
 from effopd.linalg.singular_values import tail_singular_values
