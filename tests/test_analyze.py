@@ -16,8 +16,8 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from effopd.analysis import units as analyze_units
-from effopd.analysis.noise import noise_metrics
 from effopd.analysis.series import find_inputs
+from effopd.analysis.spectra import noise_metrics
 from effopd.analysis.study import AnalysisRequest, measure, parse_what
 from effopd.analysis.units import MEASUREMENTS, Measurement
 from effopd.cli.main import app

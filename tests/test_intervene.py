@@ -28,7 +28,7 @@ from effopd.analysis.intervention_scores import (
     pooled,
     ratio,
 )
-from effopd.analysis.scalings import WholeScaling
+from effopd.analysis.interventions import WholeScaling
 from effopd.cli.main import app
 from effopd.errors import ConfigError
 from effopd.evaluation.evaluator import Evaluation, Evaluator

@@ -176,7 +176,7 @@ def whole(dtype: torch.dtype) -> Tensor:
     path = leading_trajectory([update, 2 * update.T[:18].T.contiguous()]).points_Td
     point = product_point((LEFT.to(dtype), RIGHT.to(dtype)), (2 * LEFT, 3 * RIGHT), 1.5)
     numbers = [
-        metrics.effective_rank, metrics.spectral_norm, gradient_covariance(update).trace,
+        metrics.effective_rank, metrics.spectral_norm, gradient_covariance(update)["trace"],
         path_geometry([update, 2 * update]).step_products[0],
         explained_variance_ratio(torch.cat([path, normal(3, 24)])),
     ]  # fmt: skip

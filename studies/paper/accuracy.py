@@ -8,10 +8,14 @@ import math
 import torch
 from studies.paper.study import BOTH, METHODS, Scene
 
-from effopd.analysis.exchanges import EmbeddingReplacement, sliding_windows
+from effopd.analysis.interventions import (
+    EmbeddingReplacement,
+    NormScaling,
+    WholeScaling,
+    sliding_windows,
+)
 from effopd.analysis.modules import layer_count, module_norms, update_norm
 from effopd.analysis.ranks import BottomRank, TopRank
-from effopd.analysis.scalings import NormScaling, WholeScaling
 from effopd.linalg.singular_values import tail_singular_values
 from effopd.models.layout import matrices, places
 from effopd.models.updates import Update, read_place

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from effopd.analysis.embeddings import embedding_shift
 from effopd.analysis.spectra import spectral_metrics
-from effopd.analysis.subspace_series import subspace_series
+from effopd.analysis.subspaces import subspace_series
 from effopd.analysis.tables import (
     TABLE_1,
     TOP,
+    checkpoint_labels,
     metric_columns,
-    moments,
     noise_columns,
     table_1_rows,
 )
@@ -54,7 +54,7 @@ def geometry(scene: Scene) -> Row:
 
 def table_1(update: Update, modules: Sequence[Place]) -> Row:
     """Means over all attention and MLP matrices that moved."""
-    (moment,) = moments(["final"], [None])
+    (moment,) = checkpoint_labels(["final"], [None])
     found = [spectral_metrics(read_place(update, place), top=TOP) for place in modules]
     rows = [moment.columns | metric_columns(each) | noise_columns(each) for each in found]
     (means,) = table_1_rows([moment], rows)

@@ -10,9 +10,8 @@ from tests.reference.core_twin import bits
 from torch import Tensor
 
 from effopd.analysis.applying import Footprint, intervened, write_intervened
-from effopd.analysis.exchanges import EmbeddingReplacement
+from effopd.analysis.interventions import EmbeddingReplacement, NormScaling, WholeScaling
 from effopd.analysis.modules import tensor_places
-from effopd.analysis.scalings import NormScaling, WholeScaling
 from effopd.errors import NonFiniteError, ParameterMismatchError
 from effopd.models.checkpoints import verify_checkpoint
 from effopd.models.loading import ModelSettings, load_model

@@ -9,12 +9,14 @@ from tests.reference import behavior_twin as twin
 from torch import Tensor
 
 from effopd.analysis import embeddings
-from effopd.analysis.embeddings import ShiftSums, embedding_shift, state_shift
-from effopd.analysis.shift_pictures import (
+from effopd.analysis.embeddings import (
+    ShiftSums,
+    embedding_shift,
     frequent_tokens,
     shift_points,
     shift_vectors,
     spread_tokens,
+    state_shift,
 )
 from effopd.analysis.trajectories import pca_points, tsne_points
 from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
@@ -203,14 +205,6 @@ def test_spread_tokens_are_a_seeded_draw_without_replacement() -> None:
     assert spread_tokens(3, 50) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("count", [0, -1])
-def test_no_tokens_to_show_are_refused(count: int) -> None:
-    with pytest.raises(ConfigError, match="expected at least 1"):
-        frequent_tokens(COMPLETION, count)
-    with pytest.raises(ConfigError, match="expected at least 1"):
-        spread_tokens(5, count)
-
-
 def first_two(points: Tensor) -> Tensor:
     return points[:, :2]
 
@@ -247,11 +241,3 @@ def test_neighbours_stay_neighbours_in_the_other_picture() -> None:
     found = torch.tensor([[row["x"], row["y"]] for row in rows])
     distances = torch.cdist(found, found).fill_diagonal_(torch.inf)
     assert distances.argmin(1).tolist() == [*range(8, 16), *range(8)]
-
-
-@pytest.mark.parametrize("function", [shift_points, shift_vectors])
-def test_pictures_of_different_things_are_refused(function) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(ParameterMismatchError, match=r"a has representations of shape \(3, 2\)"):
-        function(torch.ones(2, 2), {"a": torch.ones(3, 2)}, first_two)
-    with pytest.raises(ConfigError, match="rename"):
-        function(torch.ones(2, 2), {"base": torch.ones(2, 2)}, first_two)

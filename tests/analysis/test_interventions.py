@@ -12,16 +12,17 @@ from tests.reference.core_twin import bits
 from tests.support.checkpoints import save_adapter
 from torch import Tensor
 
-from effopd.analysis.exchanges import (
+from effopd.analysis.interventions import (
     BlockSwap,
     EmbeddingReplacement,
+    Intervention,
+    NormScaling,
     SlidingWindow,
+    WholeScaling,
     sliding_windows,
 )
-from effopd.analysis.interventions import Changed, Intervention
-from effopd.analysis.modules import module_norms, update_norm
+from effopd.analysis.modules import Changed, module_norms, update_norm
 from effopd.analysis.ranks import BottomRank, TopRank, components
-from effopd.analysis.scalings import NormScaling, WholeScaling
 from effopd.errors import ConfigError, ParameterMismatchError
 from effopd.models.layout import Heads
 from effopd.models.updates import AdapterUpdate, PairUpdate
@@ -239,7 +240,7 @@ def random(rows: int, columns: int, seed: int = 0, rank: int | None = None) -> T
 
 
 @pytest.mark.parametrize("end", ["top", "bottom"])
-@pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.95, 1.0])
+@pytest.mark.parametrize("share", [0.01, 0.5, 1.0])
 @pytest.mark.parametrize(
     "update",
     [random(20, 50), random(50, 20), random(30, 30), random(1, 9), random(9, 1),

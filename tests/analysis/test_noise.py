@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from effopd.analysis.noise import noise_metrics, noise_singular_values
-from effopd.analysis.spectra import spectral_metrics
+from effopd.analysis.spectra import noise_metrics, noise_singular_values, spectral_metrics
 from effopd.errors import ConfigError
 
 SHAPES = [(64, 200), (200, 200), (300, 60), (30, 1000)]

@@ -8,17 +8,15 @@ import torch
 from tests.reference import subspace_twin
 from torch import Tensor
 
-from effopd.analysis.subspace_series import (
-    SubspaceRow,
-    direction_rows,
-    subspace_columns,
-    subspace_series,
-)
 from effopd.analysis.subspaces import (
+    SubspaceRow,
     captured_norms,
     direction_cosines,
+    direction_rows,
     principal_angles,
+    subspace_columns,
     subspace_cosines,
+    subspace_series,
 )
 from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
 from effopd.linalg.leading import (

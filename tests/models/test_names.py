@@ -11,7 +11,7 @@ from tests.support.checkpoints import save_adapter, save_family
 from torch import Tensor
 
 from effopd.analysis.applying import intervened
-from effopd.analysis.scalings import WholeScaling
+from effopd.analysis.interventions import WholeScaling
 from effopd.cli.extrapolate import extrapolate
 from effopd.errors import CheckpointError, ConfigError, ParameterMismatchError
 from effopd.models.loading import ModelSettings, load_model

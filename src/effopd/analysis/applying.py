@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from effopd.analysis.interventions import Changed
-from effopd.analysis.modules import norm, part, tensor_places
+from effopd.analysis.modules import Changed, norm, part, tensor_places
 from effopd.errors import ParameterMismatchError
 from effopd.models.layout import Place
 from effopd.models.names import counterparts, extra
@@ -105,9 +104,6 @@ def _live_tensors(
     """Every live tensor with its names among `shapes`; tied ones have several.
 
     Tensors that the logits of text do not need (`extra`) may be on one side only.
-
-    Raises:
-        ParameterMismatchError: A name is on one side only, or a shape differs.
     """
     live = model.state_dict(keep_vars=True)
     own = counterparts(shapes, live)
@@ -133,11 +129,7 @@ def _live_tensors(
 
 
 def _one_value(changed: Changed, names: list[str]) -> Tensor:
-    """The changed value of a tensor that may have several names.
-
-    Raises:
-        ParameterMismatchError: It has another value under another name.
-    """
+    """The changed value of a tensor that may have several names."""
     first, *others = [changed.read(name) for name in names]
     if not all(torch.equal(first, other) for other in others):
         raise ParameterMismatchError(

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from effopd.errors import ConfigError, NonFiniteError
+from effopd.records import Row
 
 TokenValues = Sequence[Sequence[float]]
 """Nats at every token of every answer."""
-Row = dict[str, float | int | None]
 CARRIED = {"tokens_carrying_50": 0.5, "tokens_carrying_80": 0.8, "tokens_carrying_95": 0.95}
 """Columns of `divergence_summary` and the share of the whole divergence that each stands for."""
 
@@ -22,14 +22,11 @@ CARRIED = {"tokens_carrying_50": 0.5, "tokens_carrying_80": 0.8, "tokens_carryin
 def divergence_summary(kl_nats: TokenValues) -> Row:
     """How large the divergence is per token, and how it is spread over tokens.
 
-    Args:
-        kl_nats: `KL(p || q)` over the whole vocabulary, in nats.
-
     Returns:
         `answers`, `tokens`; `mean_nats` over all tokens and its standard error `se_nats` (tokens of
         one answer may depend on one another, answers may not; None with a single answer);
         `answer_nats`, the mean over answers of the sum over tokens; `median_nats`, `p95_nats`,
-        `max_nats`; and for each name in `CARRIED` the `carrying_share`.
+        `max_nats`; and for each name in `CARRIED` the `share_of_tokens`.
 
     Source: arXiv 2605.11739, equation 24 with the contexts given. Appendix F.4 reports a mean and
     does not say over what; here every token counts alike, and `answer_nats` is the other reading.
@@ -46,24 +43,14 @@ def divergence_summary(kl_nats: TokenValues) -> Row:
         "median_nats": quantile(ascending_N, 0.5),
         "p95_nats": quantile(ascending_N, 0.95),
         "max_nats": float(ascending_N[-1]),
-        **{name: carrying_share(kl_nats, share) for name, share in CARRIED.items()},
+        **{name: share_of_tokens(kl_nats, share) for name, share in CARRIED.items()},
     }
 
 
-def carrying_share(kl_nats: TokenValues, share: float) -> float | None:
+def share_of_tokens(kl_nats: TokenValues, share: float) -> float | None:
     """The smallest share of tokens, in (0, 1], whose divergences add up to `share` of the whole.
 
     A divergence over the whole vocabulary is below 0 only by rounding, and then counts as 0.
-
-    Args:
-        kl_nats: Nats at every token.
-        share: In (0, 1].
-
-    Returns:
-        Tokens needed, over all tokens; None where no token diverges.
-
-    Raises:
-        ConfigError: `share` is out of range.
     """
     if not 0 < share <= 1:
         raise ConfigError(f"share must be above 0 and at most 1, got {share}")
@@ -78,9 +65,6 @@ def carrying_share(kl_nats: TokenValues, share: float) -> float | None:
 def position_rows(kl_nats: TokenValues) -> list[Row]:
     """The divergence by position in the answer, in ranges that double: 1, 2, 3-4, 5-8, 9-16, ...
 
-    Args:
-        kl_nats: Nats at every token.
-
     Returns:
         For each range `first` and `last` (positions from 1, both included), `answers` that reach
         it, `tokens` in it, `mean_nats`, `se_nats` (as in `divergence_summary`), and `share` of the
@@ -90,7 +74,9 @@ def position_rows(kl_nats: TokenValues) -> list[Row]:
     positions_N = torch.cat([torch.arange(1, len(answer) + 1) for answer in kl_nats])
     total = float(values_N.sum())
     rows: list[Row] = []
-    for first, last in _ranges(int(positions_N.max())):
+    longest, last = int(positions_N.max()), 0
+    while last < longest:  # each range ends at a power of two, or at the end
+        first, last = last + 1, min(max(1, 2 * last), longest)
         inside_N = (positions_N >= first) & (positions_N <= last)
         mean, error = _mean_and_error(values_N[inside_N], owners_N[inside_N])
         rows.append(
@@ -107,49 +93,21 @@ def position_rows(kl_nats: TokenValues) -> list[Row]:
     return rows
 
 
-def closed_share(now_nats: float, base_nats: float) -> float | None:
-    """`1 - KL / KL of the base`: 0 at the base, 1 at the teacher, below 0 where it moved away.
-
-    Args:
-        now_nats: A checkpoint's divergence from the teacher.
-        base_nats: The base's, on the same text.
-
-    Returns:
-        The share; None where the base does not diverge.
-    """
+def kl_gap_closed(now_nats: float, base_nats: float) -> float | None:
+    """`1 - KL / KL of the base`: 0 at the base, 1 at the teacher, below 0 where it moved away."""
     return 1.0 - now_nats / base_nats if base_nats > 0 else None
 
 
 def quantile(ascending_N: Tensor, share: float) -> float:
-    """The value below which a share of sorted values lies, linear between neighbours.
-
-    Args:
-        ascending_N: At least one value, sorted.
-        share: In [0, 1].
-
-    Returns:
-        The quantile, in the values' unit.
-    """
+    """The value below which a share of sorted values lies, linear between neighbours."""
     place = share * (len(ascending_N) - 1)
     low = int(place)
     high = min(low + 1, len(ascending_N) - 1)
     return float(torch.lerp(ascending_N[low], ascending_N[high], place - low))
 
 
-def _ranges(longest: int) -> list[tuple[int, int]]:
-    """Ranges of positions that cover 1 to `longest`; each ends at a power of two or at the end."""
-    ends = [2**power for power in range(max(0, longest - 1).bit_length() + 1)]
-    starts = [1, *(end + 1 for end in ends)]
-    return [(first, min(last, longest)) for first, last in zip(starts, ends, strict=False)]
-
-
 def _packed(kl_nats: TokenValues) -> tuple[Tensor, Tensor]:
-    """All values in float64, and the number of the answer that each belongs to.
-
-    Raises:
-        ConfigError: There is no answer, or one without tokens.
-        NonFiniteError: A value is NaN or infinite.
-    """
+    """All values in float64, and the number of the answer that each belongs to."""
     lengths = [len(answer) for answer in kl_nats]
     if min(lengths, default=0) < 1:
         raise ConfigError(

@@ -13,18 +13,19 @@ import torch
 from torch import Tensor
 
 from effopd.analysis.applying import Footprint, intervened
-from effopd.analysis.behavior import closed_share, divergence_summary, position_rows
-from effopd.analysis.embeddings import embedding_shift, state_shift
-from effopd.analysis.modules import module_norms
-from effopd.analysis.scalings import NormScaling, WholeScaling
-from effopd.analysis.series import Checkpoint
-from effopd.analysis.shift_pictures import (
+from effopd.analysis.behavior import divergence_summary, kl_gap_closed, position_rows
+from effopd.analysis.embeddings import (
     Projection,
+    embedding_shift,
     frequent_tokens,
     shift_points,
     shift_vectors,
     spread_tokens,
+    state_shift,
 )
+from effopd.analysis.interventions import NormScaling, WholeScaling
+from effopd.analysis.modules import module_norms
+from effopd.analysis.series import Checkpoint
 from effopd.analysis.trajectories import pca_points, tsne_points
 from effopd.errors import ConfigError
 from effopd.evaluation.evaluator import Evaluation
@@ -173,7 +174,7 @@ class BehaviorStudy:
             return None
         base_nats = divergence_summary(self._written[BASE].kl_nats)["mean_nats"]
         assert base_nats is not None
-        return closed_share(row["mean_nats"], base_nats)
+        return kl_gap_closed(row["mean_nats"], base_nats)
 
     # Shifts ---------------------------------------------------------------------------------------
 
@@ -226,10 +227,6 @@ class BehaviorStudy:
         """One question answered by an early checkpoint, by it rescaled, and by the teacher.
 
         Every module of the early update is brought to the norm it has in the final one.
-
-        Args:
-            early: A checkpoint that was measured.
-            final: Any other checkpoint of the same base.
 
         Returns:
             What `example.json` holds: the question, how many were asked and how many tell the

@@ -1,22 +1,23 @@
 """How far the representations of tokens moved between two models that read the same text.
 
 A representation is a row of the input embeddings, or the last hidden state after the final norm.
-Legend: N tokens, S tokens chosen for a picture, D width, M models in a picture.
+Legend: N tokens, S tokens chosen for a picture, D width, P points.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from effopd.analysis.behavior import Row, quantile
+from effopd.analysis.behavior import quantile
 from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
 from effopd.models.policy import Policy, Sample
 from effopd.models.portions import portions
 from effopd.precision import float32_products
+from effopd.records import Row
 
 BATCH_TOKENS = 32_768
 """Padded tokens that go through a model together, at most."""
@@ -35,16 +36,7 @@ class ShiftSums:
         self._sums: dict[str, Tensor] = {}
 
     def add(self, before_ND: Float[Tensor, "N D"], after_ND: Float[Tensor, "N D"]) -> None:
-        """Counts N more tokens.
-
-        Args:
-            before_ND: Their representations in the base.
-            after_ND: In the tuned model.
-
-        Raises:
-            ParameterMismatchError: The shapes differ.
-            NonFiniteError: A representation holds NaN or infinity.
-        """
+        """Counts N more tokens."""
         if before_ND.shape != after_ND.shape or before_ND.dim() != 2:
             raise ParameterMismatchError(
                 f"representations of shapes {tuple(before_ND.shape)} and {tuple(after_ND.shape)}: "
@@ -93,9 +85,6 @@ class ShiftSums:
             the shift over that of the base; `norm_ratio`, Frobenius norm after over before; and
             `zero_tokens`, whose representation is zero in a model and has no direction. None where
             a number is not defined.
-
-        Raises:
-            ConfigError: No token was added.
         """
         if not self._sums:
             raise ConfigError("no token was compared: give a text of at least one token")
@@ -140,15 +129,6 @@ def embedding_shift(
 ) -> Row:
     """Shift of the input embeddings of the tokens of a text, see `ShiftSums.row`.
 
-    Args:
-        before_VD: Input embeddings of the base.
-        after_VD: Of the tuned model.
-        token_ids_N: The text; a token that occurs twice counts twice. Pass `unique()` of it to
-            count every token of the text once.
-
-    Returns:
-        The row.
-
     Source: arXiv 2605.11739, appendix E.1, table 3: the mean cosine of token representations on
     text that the base generated. Whether a token counts once or as often as it occurs is not said.
     """
@@ -186,20 +166,6 @@ def state_shift(
 ) -> StateShift:
     """Shift of the last hidden states from which the tokens of a text are predicted.
 
-    Args:
-        base: The model before training.
-        tuned: After it.
-        samples: The text; only completions count.
-        chosen: Ascending indices of completion tokens, counted over all samples, whose states are
-            returned.
-        batch_tokens: Padded tokens in one forward pass, at most.
-
-    Returns:
-        The shift.
-
-    Raises:
-        ConfigError: The text has fewer tokens than `chosen` says.
-
     Source: arXiv 2605.11739, appendix E.1, the other reading of "token representations".
     """
     sums, before, after, start = ShiftSums(), [], [], 0
@@ -223,13 +189,69 @@ def state_shift(
 def _paired_states(
     base: Policy, tuned: Policy, samples: Sequence[Sample], batch_tokens: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Hidden states of both models, batch by batch.
-
-    Raises:
-        ConfigError: A model would drop activations at random.
-    """
+    """Hidden states of both models, batch by batch."""
     if base.model.training or tuned.model.training:
         raise ConfigError("a model is in training mode: call model.eval() before it is compared")
     for indices in portions([sample.length for sample in samples], tokens=batch_tokens):
         batch = [samples[i] for i in indices]
         yield base.states(batch).hidden_ND, tuned.states(batch).hidden_ND
+
+
+# Pictures -----------------------------------------------------------------------------------------
+
+Projection = Callable[[Tensor], Tensor]
+"""Points [P, D] to points [P, 2], such as `trajectories.pca_points`."""
+
+
+def frequent_tokens(token_ids_N: Int[Tensor, " N"], count: int) -> list[int]:
+    """The ids that occur most often in a text, most frequent first; equals by ascending id."""
+    ids, counts = token_ids_N.unique(return_counts=True)
+    return [int(ids[i]) for i in counts.argsort(descending=True, stable=True)[:count]]
+
+
+def spread_tokens(tokens: int, count: int, seed: int = 0) -> list[int]:
+    """Ascending indices of tokens drawn without replacement, the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return sorted(torch.randperm(tokens, generator=generator)[:count].tolist())
+
+
+def shift_points(
+    before_SD: Float[Tensor, "S D"],
+    after: Mapping[str, Float[Tensor, "S D"]],
+    project: Projection,
+) -> list[Row]:
+    """Representations of S tokens in the base and in tuned models, projected together.
+
+    The arrow of a token goes from its row of label "base" to its row of a model's label.
+
+    Source: arXiv 2605.11739, appendix E.1, figure 11.
+    """
+    points_PD = torch.cat([before_SD, *after.values()])
+    return _rows(["base", *after], project(points_PD), len(before_SD))
+
+
+def shift_vectors(
+    before_SD: Float[Tensor, "S D"],
+    after: Mapping[str, Float[Tensor, "S D"]],
+    project: Projection,
+) -> list[Row]:
+    """Shifts (after minus before) of S tokens in tuned models, projected together with no shift.
+
+    Where shifts are small against the distances between tokens, as they are in trained embeddings,
+    only this shows whether tokens move alike.
+    """
+    still_1D = torch.zeros_like(before_SD[:1])
+    shifts = [tensor - before_SD for tensor in after.values()]
+    points_P2 = project(torch.cat([still_1D, *shifts]))
+    (still,) = _rows(["base"], points_P2[:1], 1)
+    return [still | {"token": None}, *_rows([*after], points_P2[1:], len(before_SD))]
+
+
+def _rows(labels: list[str], points_P2: Tensor, tokens: int) -> list[Row]:
+    """One row a point; the points of a label follow one another."""
+    places = points_P2.reshape(len(labels), tokens, 2).tolist()
+    return [
+        {"label": label, "token": token, "x": x, "y": y}
+        for label, points in zip(labels, places, strict=True)
+        for token, (x, y) in enumerate(points)
+    ]

@@ -6,16 +6,17 @@ from dataclasses import dataclass, field, make_dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from effopd.analysis.exchanges import (
+from effopd.analysis.interventions import (
     BlockSwap,
     EmbeddingReplacement,
+    Intervention,
+    NormScaling,
     SlidingWindow,
+    WholeScaling,
     sliding_windows,
 )
-from effopd.analysis.interventions import Intervention
 from effopd.analysis.modules import layer_count, module_norms, update_norm
 from effopd.analysis.ranks import BottomRank, TopRank
-from effopd.analysis.scalings import NormScaling, WholeScaling
 from effopd.config.reading import read
 from effopd.errors import ConfigError
 from effopd.models.layout import Heads

@@ -9,80 +9,63 @@ A module is a `Place`: a tensor, one part of a fused tensor, or one expert. Arit
 wider and is rounded once, to the dtype in which the base stores the tensor.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
-from effopd.analysis.modules import Compute
-from effopd.errors import NonFiniteError
-from effopd.models.layout import Heads
+from effopd.analysis.modules import (
+    BLOCKS,
+    Changed,
+    Norms,
+    check_choice,
+    check_finite,
+    check_labels,
+    check_norms,
+    endpoints,
+    layer_count,
+    norm,
+    part,
+    point,
+    tensor_places,
+    update_norm,
+)
+from effopd.errors import ConfigError, ParameterMismatchError
+from effopd.models.layout import Heads, Place
 from effopd.models.updates import Update
-from effopd.models.weights import is_finite
+
+EMBEDDINGS = {"embeddings": {"embedding"}, "head": {"head"}, "both": {"embedding", "head"}}
+"""What `EmbeddingReplacement.part` may be, and the blocks it means."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Changed:
-    """Weights that are computed when they are read; a `Weights`.
-
-    Attributes:
-        update: Base and tuned model.
-        compute: Name to the changed tensor in fp32 or wider; called for floating-point tensors.
-    """
-
-    update: Update
-    compute: Compute
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Those of the base."""
-        return self.update.shapes
-
-    def dtype(self, name: str) -> torch.dtype:
-        """That of the base."""
-        return self.update.read_base(name).dtype
-
-    def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
-        """The changed tensor, rounded once to the base's dtype; integers are the base's.
-
-        The whole tensor is computed, also where only some `rows` are asked for.
-
-        Raises:
-            NonFiniteError: It holds a NaN or an infinity.
-        """
-        base = self.update.read_base(name)
-        found = self.compute(name).to(base.dtype) if base.is_floating_point() else base
-        if base.is_floating_point() and not is_finite(found):
-            raise NonFiniteError(
-                f"{name} is not finite after the intervention, as {base.dtype}: a checkpoint is "
-                "damaged, or the update is scaled too far"
-            )
-        return found if rows is None else found[slice(*rows)]
-
-
-class Intervention(Protocol):
+class Intervention(ABC):
     """A pure function from an update to changed weights.
 
-    Attributes:
-        kind: Its name in commands and tables.
+    Class attributes: `kind`, its name in commands and tables; `swept`, the field that a sweep
+    varies, None without one.
     """
 
     kind: ClassVar[str]
+    swept: ClassVar[str | None] = None
 
     @property
     def value(self) -> float | None:
-        """The number that a sweep varies; None without one."""
-        ...
+        """The number that a sweep varies."""
+        return None if self.swept is None else float(getattr(self, self.swept))
 
     @property
     def setting(self) -> str:
         """The other settings as text, equal for all members of a sweep."""
-        ...
+        names = [field.name for field in dataclasses.fields(self) if field.name != self.swept]
+        return " ".join(f"{name}={getattr(self, name)}" for name in names)
 
+    @abstractmethod
     def apply(self, update: Update, heads: Heads | None = None) -> Changed:
-        """The changed weights.
+        """Gives the changed weights.
 
         Args:
             update: Base and tuned model.
@@ -91,4 +74,277 @@ class Intervention(Protocol):
         Raises:
             ParameterMismatchError: The model lacks what the intervention is about.
         """
-        ...
+
+
+# Longer or shorter, in the same direction ---------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeScaling(Intervention):
+    """`base + scale * update`, every tensor alike; 0 is the base and 1 the tuned model, exactly.
+
+    Source: arXiv 2605.11739, section 2.2 (figures 2a and 8), where scale is alpha in [0, 1].
+
+    Attributes:
+        scale: Any finite number.
+    """
+
+    kind: ClassVar[str] = "scale"
+    swept: ClassVar[str | None] = "scale"
+    scale: float
+
+    def __post_init__(self) -> None:
+        check_finite("scale", self.scale)
+
+    @classmethod
+    def to_norm(cls, update: Update, norm: float) -> "WholeScaling":
+        """The scaling that gives the whole update a Frobenius norm.
+
+        Two methods are compared at one norm by giving both the same.
+
+        Raises:
+            ParameterMismatchError: Nothing moved, so no factor gives a norm.
+        """
+        found = update_norm(update)
+        if found == 0:
+            raise ParameterMismatchError(
+                f"the update is zero and cannot be scaled to norm {norm:g}: give a tuned model "
+                "that differs from the base"
+            )
+        return cls(scale=norm / found)
+
+    def apply(self, update: Update, heads: Heads | None = None) -> Changed:
+        """`base + scale * update`."""
+
+        def compute(name: str) -> Tensor:
+            return point(*endpoints(update, name), self.scale)
+
+        return Changed(update=update, compute=compute)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormScaling(Intervention):
+    """Scales an early update towards the norm of a final one, the direction kept.
+
+    `base + s * update`, `s = 1 + beta * (final / early - 1)`: beta 0 changes nothing, beta 1 gives
+    the final norm. A module that never moved stays at the base. With the norms of another method
+    as `final`, the result has this method's directions and the other's norms.
+
+    Source: arXiv 2605.11739, equation 19 (figure 14); figure 5c is beta = 1 per module. The paper
+    does not say which of the two (19) means; section 3.3 scales each module.
+
+    Attributes:
+        final: Norm of each module by label (`module_norms` of the final update), or of the whole
+            update, which gives all modules the same factor.
+        beta: Any finite number.
+    """
+
+    kind: ClassVar[str] = "norm"
+    swept: ClassVar[str | None] = "beta"
+    final: Norms
+    beta: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_finite("beta", self.beta)
+        check_norms("final", self.final)
+
+    @property
+    def setting(self) -> str:
+        """Granularity."""
+        return "per=module" if isinstance(self.final, Mapping) else "per=whole"
+
+    def factor(self, early: float, final: float) -> float:
+        """`s(beta)` of an update of norm `early`; 1 where it never moved."""
+        return 1.0 + self.beta * (final / early - 1.0) if early > 0 else 1.0
+
+    def apply(self, update: Update, heads: Heads | None = None) -> Changed:
+        """The scaled update on the base."""
+        if not isinstance(self.final, Mapping):
+            scale = self.factor(update_norm(update), self.final)
+            return WholeScaling(scale=scale).apply(update, heads)
+        final, by_tensor = self.final, tensor_places(update, heads)
+        check_labels("final", final, (p for found in by_tensor.values() for p in found))
+
+        def compute(name: str) -> Tensor:
+            base, tuned = endpoints(update, name)
+            out = base.clone()
+            for place in by_tensor[name]:
+                start, end = part(base, place), part(tuned, place)
+                scale = self.factor(norm(end - start), final[place.label])
+                part(out, place).copy_(point(start, end, scale))
+            return out
+
+        return Changed(update=update, compute=compute)
+
+
+# Some tensors from one model, some from another ---------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingReplacement(Intervention):
+    """Embeddings, output head or both of one model in the other.
+
+    Where the head is tied to the embeddings, replacing the embeddings replaces both.
+
+    Source: arXiv 2605.11739, figure 3a (the base's embeddings in the tuned model).
+
+    Attributes:
+        part: What is replaced: "embeddings", "head" or "both".
+        into: "tuned" puts the base's into the tuned model, "base" the tuned one's into the base.
+    """
+
+    kind: ClassVar[str] = "embeddings"
+    part: Literal["embeddings", "head", "both"] = "both"
+    into: Literal["tuned", "base"] = "tuned"
+
+    def __post_init__(self) -> None:
+        check_choice("part", self.part, EMBEDDINGS)
+        check_choice("into", self.into, ("tuned", "base"))
+
+    def apply(self, update: Update, heads: Heads | None = None) -> Changed:
+        """The model of `into` with the other's part."""
+        replaced = EMBEDDINGS[self.part]
+        return _mixture(update, replaced, lambda p: (p.block in replaced) == (self.into == "base"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlidingWindow(Intervention):
+    """The update of one block in the layers around a centre; everything else is the base.
+
+    `W_l = {max(1, l - h) .. min(L, l + h)}`. The other block is the base's in all layers; so are
+    norms, embeddings and head, which the paper does not mention.
+
+    Source: arXiv 2605.11739, equations 10 to 12 (figures 3b and 10b), where h = 8.
+
+    Attributes:
+        centre: Layer l, counted from 1.
+        block: "mlp" (equation 11) or "attention" (equation 12).
+        half_width: Layers on either side, h.
+    """
+
+    kind: ClassVar[str] = "window"
+    swept: ClassVar[str | None] = "centre"
+    centre: int
+    block: Literal["mlp", "attention"] = "mlp"
+    half_width: int = 8
+
+    def __post_init__(self) -> None:
+        check_choice("block", self.block, ("mlp", "attention"))
+        if self.centre < 1:
+            raise ConfigError(f"centre must be a layer counted from 1, got {self.centre}")
+        if self.half_width < 0:
+            raise ConfigError(f"half_width must be at least 0, got {self.half_width}")
+
+    def layers(self, count: int) -> range:
+        """Layers of the window, counted from 1, in a model of `count` layers."""
+        low, high = self.centre - self.half_width, self.centre + self.half_width
+        return range(max(1, low), min(count, high) + 1)
+
+    def apply(self, update: Update, heads: Heads | None = None) -> Changed:
+        """The base with the update inside the window."""
+        count = layer_count(update)
+        if self.centre > count:
+            raise ParameterMismatchError(
+                f"centre {self.centre} is no layer of this model: it has layers 1 to {count}"
+            )
+        window = self.layers(count)
+
+        def takes(place: Place) -> bool:
+            in_window = place.layer is not None and place.layer + 1 in window
+            return place.block == self.block and in_window
+
+        return _mixture(update, {self.block}, takes)
+
+
+def sliding_windows(
+    layers: int,
+    *,
+    block: Literal["mlp", "attention"] = "mlp",
+    half_width: int = 8,
+    only_whole: bool = False,
+) -> list[SlidingWindow]:
+    """A window around every layer of a model, by ascending centre.
+
+    The paper's text cuts windows at the edges; a sentence of its source leaves those out, as
+    `only_whole` does.
+
+    Raises:
+        ConfigError: No whole window fits.
+    """
+    margin = half_width if only_whole else 0
+    centres = range(1 + margin, layers - margin + 1)
+    if not centres:
+        raise ConfigError(
+            f"no whole window of {2 * half_width + 1} layers fits into {layers} layers: make "
+            "half_width smaller or allow windows that an edge cuts"
+        )
+    return [SlidingWindow(centre=c, block=block, half_width=half_width) for c in centres]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockSwap(Intervention):
+    """The tuned model with some of its blocks from another model of the same base.
+
+    Attributes:
+        donor: The other update; of the same tensors.
+        blocks: Blocks that come from the donor, for example `("mlp",)`.
+    """
+
+    kind: ClassVar[str] = "swap"
+    donor: Update
+    blocks: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.blocks:
+            raise ConfigError(f"blocks must name at least one of {', '.join(BLOCKS)}")
+        for block in self.blocks:
+            check_choice("blocks", block, BLOCKS)
+
+    @property
+    def setting(self) -> str:
+        """Blocks."""
+        return f"blocks={'+'.join(self.blocks)}"
+
+    def apply(self, update: Update, heads: Heads | None = None) -> Changed:
+        """The tuned model with the donor's blocks."""
+        if dict(self.donor.shapes) != dict(update.shapes):
+            differ = sorted(set(self.donor.shapes.items()) ^ set(update.shapes.items()))
+            raise ParameterMismatchError(
+                f"the donor has other tensors than the tuned model, for example {differ[0][0]}: "
+                "both must come from one base"
+            )
+
+        def ends(name: str) -> tuple[Tensor, Tensor]:
+            return endpoints(update, name)[1], endpoints(self.donor, name)[1]
+
+        blocks = set(self.blocks)
+        return _mixture(update, blocks, lambda place: place.block in blocks, ends)
+
+
+def _mixture(
+    update: Update,
+    blocks: set[str],
+    takes: Callable[[Place], bool],
+    ends: Callable[[str], tuple[Tensor, Tensor]] | None = None,
+) -> Changed:
+    """Places that `takes` names are the second end's, all others the first's: base and tuned."""
+    by_tensor = tensor_places(update)
+    present = {place.block for found in by_tensor.values() for place in found}
+    if present.isdisjoint(blocks):
+        tied = "; its head is tied to the embeddings" if blocks == {"head"} else ""
+        raise ParameterMismatchError(
+            f"the model has no tensor of block {' or '.join(sorted(blocks))}{tied}. It has "
+            f"{', '.join(sorted(present))}."
+        )
+
+    def compute(name: str) -> Tensor:
+        below, above = endpoints(update, name) if ends is None else ends(name)
+        taken = [place for place in by_tensor[name] if takes(place)]
+        if len(taken) == len(by_tensor[name]):
+            return above
+        out = below.clone()
+        for place in taken:
+            part(out, place).copy_(part(above, place))
+        return out
+
+    return Changed(update=update, compute=compute)

@@ -30,9 +30,6 @@ def descent_gain(values_k: Float[Tensor, " k"], rate: float, steps: int) -> Floa
     Stable for small `eta lambda`, where the difference would cancel. Any rate is allowed; beyond
     `2 / lambda` the gain grows without bound, as gradient descent does.
 
-    Raises:
-        ConfigError: The rate is not above 0, or steps are negative.
-
     Source: arXiv 2605.11739, equations 42 and 44.
     """
     if not (rate > 0 and math.isfinite(rate) and steps >= 0):
@@ -198,16 +195,7 @@ class Parabola:
 def quadratic_parabola(
     product: Product, drive_P: Tensor, tip_P: Tensor, update_P: Tensor, *, largest: float = 0.0
 ) -> Parabola:
-    """The local quadratic along a ray, with `g = A tip - b`; two products with A.
-
-    Args:
-        product: `v -> A v`.
-        drive_P: b.
-        tip_P: Displacement of the tip from the base.
-        update_P: Displacement of the tip from the anchor.
-        largest: Largest eigenvalue of A, if known: beside it a curvature along the ray that is
-            zero up to rounding is taken for zero, so that there is no minimum.
-    """
+    """The local quadratic along a ray, with `g = A tip - b`; two products with A."""
     gradient_P = product(tip_P) - drive_P
     curvature, square = update_P @ product(update_P), float(update_P @ update_P)
     counts = above_rounding(

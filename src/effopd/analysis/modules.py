@@ -6,20 +6,20 @@ or in float64 where a tensor is stored so.
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import get_args
 
 import torch
 from torch import Tensor
 
-from effopd.errors import ConfigError, ParameterMismatchError
+from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
 from effopd.models.layout import Block, Heads, Place, places
 from effopd.models.updates import AdapterUpdate, Update, wide_dtype
+from effopd.models.weights import is_finite
 from effopd.search.ray import interpolate_
 
 Norms = float | Mapping[str, float]
 """Frobenius norm of the whole update, or of each module by `Place.label`."""
-Compute = Callable[[str], Tensor]
-"""Name to a changed tensor in fp32 or wider."""
 BLOCKS: tuple[str, ...] = get_args(Block)
 """What `Place.block` may be."""
 
@@ -58,12 +58,7 @@ def place_factors(update: Update, place: Place) -> tuple[Tensor, Tensor] | None:
 
 
 def tensor_places(update: Update, heads: Heads | None = None) -> dict[str, list[Place]]:
-    """The places of every floating-point tensor by its name.
-
-    Args:
-        update: Base and tuned model.
-        heads: Splits a fused q/k/v projection; without them it is one module.
-    """
+    """The places of every floating-point tensor by its name."""
     found: dict[str, list[Place]] = {}
     for place in places(update.shapes, heads):
         found.setdefault(place.name, []).append(place)
@@ -97,45 +92,47 @@ def update_norm(update: Update) -> float:
     return math.hypot(*module_norms(update).values())
 
 
-def by_place(
-    update: Update,
-    by_tensor: Mapping[str, list[Place]],
-    change: Callable[[Place, Tensor, Tensor], Tensor],
-) -> Compute:
-    """Computes each tensor from what `change` makes of its places' base and tuned values."""
+@dataclass(frozen=True, kw_only=True)
+class Changed:
+    """Weights that are computed when they are read; a `Weights`.
 
-    def compute(name: str) -> Tensor:
-        base, tuned = endpoints(update, name)
-        out = base.clone()
-        for place in by_tensor[name]:
-            part(out, place).copy_(change(place, part(base, place), part(tuned, place)))
-        return out
+    Attributes:
+        update: Base and tuned model.
+        compute: Name to the changed tensor in fp32 or wider; called for floating-point tensors.
+    """
 
-    return compute
+    update: Update
+    compute: Callable[[str], Tensor]
 
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Those of the base."""
+        return self.update.shapes
 
-def pieces(
-    below: Tensor, above: Tensor, found: Collection[Place], takes: Callable[[Place], bool]
-) -> Tensor:
-    """`below`, with the places that `takes` names from `above`."""
-    taken = [place for place in found if takes(place)]
-    if len(taken) == len(found):
-        return above
-    out = below.clone()
-    for place in taken:
-        part(out, place).copy_(part(above, place))
-    return out
+    def dtype(self, name: str) -> torch.dtype:
+        """That of the base."""
+        return self.update.read_base(name).dtype
+
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
+        """The changed tensor, rounded once to the base's dtype; integers are the base's.
+
+        The whole tensor is computed, also where only some `rows` are asked for.
+        """
+        base = self.update.read_base(name)
+        found = self.compute(name).to(base.dtype) if base.is_floating_point() else base
+        if base.is_floating_point() and not is_finite(found):
+            raise NonFiniteError(
+                f"{name} is not finite after the intervention, as {base.dtype}: a checkpoint is "
+                "damaged, or the update is scaled too far"
+            )
+        return found if rows is None else found[slice(*rows)]
 
 
 # Checks -------------------------------------------------------------------------------------------
 
 
 def check_norms(name: str, norms: Norms) -> None:
-    """Norms are finite and not negative.
-
-    Raises:
-        ConfigError: One is not.
-    """
+    """Norms are finite and not negative."""
     found = norms.items() if isinstance(norms, Mapping) else [("the whole update", norms)]
     for label, value in found:
         if not 0 <= value < math.inf:
@@ -143,11 +140,7 @@ def check_norms(name: str, norms: Norms) -> None:
 
 
 def check_labels(name: str, norms: Mapping[str, float], found: Iterable[Place]) -> None:
-    """There is a norm for every place.
-
-    Raises:
-        ParameterMismatchError: One is missing.
-    """
+    """There is a norm for every place."""
     missing = [place.label for place in found if place.label not in norms]
     if missing:
         raise ParameterMismatchError(
@@ -156,36 +149,13 @@ def check_labels(name: str, norms: Mapping[str, float], found: Iterable[Place]) 
         )
 
 
-def check_present(by_tensor: Mapping[str, list[Place]], blocks: Collection[str]) -> None:
-    """At least one of the blocks is there.
-
-    Raises:
-        ParameterMismatchError: None is.
-    """
-    present = {place.block for found in by_tensor.values() for place in found}
-    if present.isdisjoint(blocks):
-        tied = "; its head is tied to the embeddings" if set(blocks) == {"head"} else ""
-        raise ParameterMismatchError(
-            f"the model has no tensor of block {' or '.join(sorted(blocks))}{tied}. It has "
-            f"{', '.join(sorted(present))}."
-        )
-
-
 def check_finite(name: str, value: float) -> None:
-    """A setting is a finite number.
-
-    Raises:
-        ConfigError: It is not.
-    """
+    """A setting is a finite number."""
     if not math.isfinite(value):
         raise ConfigError(f"{name} must be a finite number, got {value}")
 
 
 def check_choice(name: str, value: str, choices: Collection[str]) -> None:
-    """A setting is one of several.
-
-    Raises:
-        ConfigError: It is not.
-    """
+    """A setting is one of several."""
     if value not in choices:
         raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from effopd.analysis.study_directory import AnalysisDirectory, Key
-from effopd.analysis.units import Measurement, Subject, Unit
+from effopd.analysis.units import CheckpointSeries, Measurement, Unit
 from effopd.errors import NonFiniteError
 from effopd.records import Row
 
@@ -27,7 +27,7 @@ def default_workers() -> int:
 
 
 def measured(
-    subject: Subject,
+    series: CheckpointSeries,
     name: str,
     measurement: Measurement,
     directory: AnalysisDirectory,
@@ -36,7 +36,7 @@ def measured(
     """The record of every unit; those that were finished before are read, not measured.
 
     Args:
-        subject: What is measured.
+        series: What is measured.
         name: Of the measurement.
         measurement: What is done.
         directory: Where records are read and written.
@@ -45,14 +45,14 @@ def measured(
     Returns:
         Unit to record, in the order of the units.
     """
-    units = {unit.key(subject): unit for unit in measurement.units(subject)}
+    units = {unit.key(series): unit for unit in measurement.units(series)}
     records = directory.finished(name, units.keys())
     waiting = [unit for key, unit in units.items() if key not in records]
     if records and waiting:
         print(f"{name}: {len(records)} of {len(units)} were finished before")
     with directory.writer(name) as writer, _progress(name, len(waiting)) as show:
-        for unit, record in _finishing(subject, measurement, waiting, workers):
-            place, checkpoint = key = unit.key(subject)
+        for unit, record in _finishing(series, measurement, waiting, workers):
+            place, checkpoint = key = unit.key(series)
             writer.write({"place": place, "checkpoint": checkpoint, **record})
             records[key] = record
             show.advance()
@@ -60,7 +60,7 @@ def measured(
 
 
 def _finishing(
-    subject: Subject, measurement: Measurement, units: Sequence[Unit], workers: int
+    series: CheckpointSeries, measurement: Measurement, units: Sequence[Unit], workers: int
 ) -> Iterator[tuple[Unit, Row]]:
     """Units as they finish; the first failure ends the command, and so does the caller."""
     threads = torch.get_num_threads()
@@ -71,10 +71,10 @@ def _finishing(
 
     pool = ThreadPoolExecutor(workers, initializer=share_cores)
     try:
-        running = {pool.submit(measurement.measure, subject, unit): unit for unit in units}
+        running = {pool.submit(measurement.measure, series, unit): unit for unit in units}
         for future in as_completed(running):
             unit = running.pop(future)
-            yield unit, _result(future, unit.key(subject)[1])
+            yield unit, _result(future, unit.key(series)[1])
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)

@@ -11,8 +11,9 @@ Legend: B sequences, T positions, N contexts, V vocabulary, P trained parameters
 """
 
 import copy
+import itertools
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -52,12 +53,10 @@ class ParameterSpace:
     @cached_property
     def slices(self) -> dict[str, slice]:
         """Where each tensor lies in the vector."""
-        found, start = {}, 0
-        for name, shape in self.shapes.items():
-            stop = start + torch.Size(shape).numel()
-            found[name] = slice(start, stop)
-            start = stop
-        return found
+        sizes = [torch.Size(shape).numel() for shape in self.shapes.values()]
+        ends = list(itertools.accumulate(sizes))
+        spans = zip(self.shapes, sizes, ends, strict=True)
+        return {name: slice(end - size, end) for name, size, end in spans}
 
     @property
     def size(self) -> int:
@@ -65,11 +64,7 @@ class ParameterSpace:
         return sum(torch.Size(shape).numel() for shape in self.shapes.values())
 
     def flat(self, tensors: Mapping[str, Tensor]) -> Float[Tensor, " P"]:
-        """One vector of the named tensors; others in the mapping are ignored.
-
-        Raises:
-            ParameterMismatchError: A tensor is missing or has another shape.
-        """
+        """One vector of the named tensors; others in the mapping are ignored."""
         for name, shape in self.shapes.items():
             found = tuple(tensors[name].shape) if name in tensors else None
             if found != tuple(shape):
@@ -163,8 +158,8 @@ class FrozenLoss:
         total = 0.0
         with torch.no_grad():
             for batch in self._batches:
-                log_probs_NV = self._log_probs(batch, self._moved(update_P))
-                total += float(_divergences(batch, log_probs_NV).sum())
+                log_p_NV = self._log_probs(batch, self._moved(update_P))
+                total += float((log_p_NV.exp() * (log_p_NV - batch.target_log_probs_NV)).sum())
         return total / self.contexts
 
     @float32_products()
@@ -186,11 +181,13 @@ class FrozenLoss:
     @float32_products()
     def curvature_product(self, vector_P: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
         """`A v = E_c[J^T F J v]`, equation 33: one pass with tangents and one backward a batch."""
+        _load_forward_mode()
         total_P = torch.zeros_like(self.base_P)
+        base, tangent = self.space.tensors(self.base_P), self.space.tensors(vector_P)
         for batch, log_probs_NV in zip(self._batches, self._base_log_probs, strict=True):
-            tangent_NV = self._pushed_forward(batch, vector_P)
-            covector_NV = fisher_product(log_probs_NV, tangent_NV)
-            total_P += self._pull_back(batch)(covector_NV)
+            moved_NV: Tensor = jvp(self._logits_of(batch), (base,), (tangent,))[1]  # J v
+            covector_NV = fisher_product(log_probs_NV, moved_NV.detach())  # F J v
+            total_P += self._pull_back(batch)(covector_NV)  # J^T F J v
         return total_P / self.contexts
 
     @float32_products()
@@ -220,18 +217,16 @@ class FrozenLoss:
     def context_gradients(
         self, chosen: Sequence[int], covectors: Covectors
     ) -> Float[Tensor, "n P"]:
-        """`J_c^T w_c` at the base, one row for each chosen context.
-
-        Args:
-            chosen: Indices of contexts, 0 to `contexts - 1` in the order of the samples.
-            covectors: w, for all contexts of a sequence at once.
-
-        Returns:
-            The rows in the order of `chosen`; n * P numbers in memory.
-        """
+        """`J_c^T w_c` at the base, one row for each chosen context."""
         found_nP = torch.empty(len(chosen), self.space.size, dtype=self.dtype, device=self.device)
-        for sample, rows in self._by_sample(chosen):
-            batch = self._batch([sample])
+        start = 0
+        for index, sample in enumerate(self._samples):
+            stop = start + len(sample.completion_ids)
+            rows = [(row, c - start) for row, c in enumerate(chosen) if start <= c < stop]
+            start = stop
+            if not rows:
+                continue
+            batch = self._batch([index])
             pull_back = self._pull_back(batch)
             covectors_NV = covectors(batch, self._log_probs(batch, self.base_P))
             for row, position in rows:
@@ -240,23 +235,14 @@ class FrozenLoss:
                 found_nP[row] = pull_back(alone_NV)
         return found_nP
 
-    def _by_sample(self, chosen: Sequence[int]) -> Iterator[tuple[int, list[tuple[int, int]]]]:
-        """Sample -> (row of the result, position in its completion)."""
-        start = 0
-        for index, sample in enumerate(self._samples):
-            stop = start + len(sample.completion_ids)
-            rows = [(row, c - start) for row, c in enumerate(chosen) if start <= c < stop]
-            if rows:
-                yield index, rows
-            start = stop
-
     def _moved(self, update_P: Tensor | None) -> Tensor:
         return self.base_P if update_P is None else self.base_P + update_P.to(self.base_P)
 
     def _gradient_of(self, batch: ContextBatch) -> Callable[[dict[str, Tensor]], Any]:
         def gradient(tensors: dict[str, Tensor]) -> Any:
-            result = vjp(self._logits_of(batch), tensors)
-            return result[1](_loss_covectors(batch, result[0].log_softmax(-1)))[0]
+            logits_NV, pull_back, *_ = vjp(self._logits_of(batch), tensors)
+            log_p_NV = logits_NV.log_softmax(-1)
+            return pull_back(fisher_product(log_p_NV, log_p_NV - batch.target_log_probs_NV))[0]
 
         return gradient
 
@@ -264,13 +250,6 @@ class FrozenLoss:
         """`w -> J^T w` at the base."""
         pull = vjp(self._logits_of(batch), self.space.tensors(self.base_P))[1]
         return lambda covectors_NV: self.space.flat(pull(covectors_NV, retain_graph=True)[0])
-
-    def _pushed_forward(self, batch: ContextBatch, vector_P: Tensor) -> Tensor:
-        """`J v` at the base."""
-        _load_forward_mode()
-        base, tangent = self.space.tensors(self.base_P), self.space.tensors(vector_P)
-        moved_NV: Tensor = jvp(self._logits_of(batch), (base,), (tangent,))[1]
-        return moved_NV.detach()
 
     def _logits_of(self, batch: ContextBatch) -> Callable[[dict[str, Tensor]], Tensor]:
         def logits(tensors: dict[str, Tensor]) -> Tensor:
@@ -338,16 +317,7 @@ def fisher_product(
 def completion_logits(
     policy: Policy, samples: Sequence[Sample], *, batch_tokens: int = BATCH_TOKENS
 ) -> list[Float[Tensor, "N V"]]:
-    """Logits of a policy at the contexts of each sample, in fp32 or wider.
-
-    Args:
-        policy: For instance the teacher; in evaluation mode.
-        samples: The text.
-        batch_tokens: Padded tokens in one pass, at most.
-
-    Returns:
-        [completion tokens, V] for each sample.
-    """
+    """Logits of a policy at the contexts of each sample, in fp32 or wider."""
     found: list[Tensor] = []
     for chosen in portions([sample.length for sample in samples], tokens=batch_tokens):
         states = policy.states([samples[i] for i in chosen])
@@ -357,16 +327,6 @@ def completion_logits(
         wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
         found += wide_NV.split(list(states.lengths))
     return found
-
-
-def _divergences(batch: ContextBatch, log_probs_NV: Tensor) -> Tensor:
-    """Reverse KL at every context."""
-    return (log_probs_NV.exp() * (log_probs_NV - batch.target_log_probs_NV)).sum(-1)
-
-
-def _loss_covectors(batch: ContextBatch, log_probs_NV: Tensor) -> Tensor:
-    """Derivative of the divergences with respect to the logits."""
-    return fisher_product(log_probs_NV, log_probs_NV - batch.target_log_probs_NV)
 
 
 @cache

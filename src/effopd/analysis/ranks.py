@@ -1,13 +1,10 @@
 """Interventions on the singular components of every matrix of an update.
 
-Axes: an update is m by n, p = min(m, n), and the k components are kept. The components kept are the
-projection onto their singular vectors of the short side, in float64. These vectors are the
-eigenvectors of the p by p Gram matrix; where it cannot tell the smallest value from zero, they come
-from a singular value decomposition, which costs several times as much.
+Axes: an update is m by n, p = min(m, n), r is its rank.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -15,8 +12,9 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from effopd.analysis.interventions import Changed
+from effopd.analysis.interventions import Intervention
 from effopd.analysis.modules import (
+    Changed,
     Norms,
     check_choice,
     check_labels,
@@ -43,7 +41,7 @@ End = Literal["top", "bottom"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TopRank:
+class TopRank(Intervention):
     """The leading singular components of every attention and MLP matrix, at a chosen norm.
 
     Each matrix keeps `ceil(share * rank)` components of its update.
@@ -60,6 +58,7 @@ class TopRank:
     """
 
     kind: ClassVar[str] = "top_rank"
+    swept: ClassVar[str | None] = "share"
     share: float
     norm: Norms | None = None
     others: Others = "base"
@@ -69,11 +68,6 @@ class TopRank:
         check_choice("others", self.others, ("base", "tuned"))
         if self.norm is not None:
             check_norms("norm", self.norm)
-
-    @property
-    def value(self) -> float:
-        """The share."""
-        return self.share
 
     @property
     def setting(self) -> str:
@@ -89,25 +83,26 @@ class TopRank:
         A norm of all matrices together decomposes each of them twice.
         """
         found, asked = _matrix_places(update, heads), self.norm
-
-        def keep(place: Place) -> Tensor:
-            return kept_part(update, place, self.share, "top")
-
-        if asked is None:
-            return _on_matrices(update, found, self.others, keep)
         if isinstance(asked, Mapping):
             check_labels("norm", asked, found)
-            norms = asked
-            return _on_matrices(
-                update, found, self.others, lambda place: _at_norm(keep(place), norms[place.label])
-            )
-        length = math.hypot(*(norm(keep(place)) for place in found))
-        scale = asked / length if length > 0 else 1.0
-        return _on_matrices(update, found, self.others, lambda place: keep(place).mul_(scale))
+        scale = 1.0
+        if isinstance(asked, float | int):
+            parts = (kept_part(update, place, self.share, "top") for place in found)
+            whole = math.hypot(*map(norm, parts))
+            scale = asked / whole if whole > 0 else 1.0
+
+        def keep(place: Place) -> Tensor:
+            kept = kept_part(update, place, self.share, "top")
+            if not isinstance(asked, Mapping):
+                return kept.mul_(scale)
+            length = norm(kept)
+            return kept.mul_(asked[place.label] / length) if length > 0 else kept
+
+        return _on_matrices(update, found, self.others, keep)
 
 
 @dataclass(frozen=True, kw_only=True)
-class BottomRank:
+class BottomRank(Intervention):
     """The trailing singular components of every attention and MLP matrix, at their own norm.
 
     Each matrix keeps the `ceil(share * rank)` smallest components that are not zero.
@@ -120,22 +115,13 @@ class BottomRank:
     """
 
     kind: ClassVar[str] = "bottom_rank"
+    swept: ClassVar[str | None] = "share"
     share: float
     others: Others = "base"
 
     def __post_init__(self) -> None:
         check_shares([self.share])
         check_choice("others", self.others, ("base", "tuned"))
-
-    @property
-    def value(self) -> float:
-        """The share."""
-        return self.share
-
-    @property
-    def setting(self) -> str:
-        """Other tensors."""
-        return f"others={self.others}"
 
     def apply(self, update: Update, heads: Heads | None = None) -> Changed:
         """The base with the kept part of the update."""
@@ -147,17 +133,7 @@ class BottomRank:
 
 
 def kept_part(update: Update, place: Place, share: float, end: End) -> Float64[Tensor, "m n"]:
-    """`components` of the update of one matrix; from its factors where the update has them.
-
-    Args:
-        update: Base and tuned model.
-        place: The matrix.
-        share: Share of the rank, in (0, 1].
-        end: See `components`.
-
-    Returns:
-        The kept part.
-    """
+    """`components` of the update of one matrix; from its factors where the update has them."""
     factors = place_factors(update, place)
     if factors is None:
         return components(read_place(update, place), share, end)
@@ -165,21 +141,20 @@ def kept_part(update: Update, place: Place, share: float, end: End) -> Float64[T
 
 
 def components(update_mn: Float[Tensor, "m n"], share: float, end: End) -> Float64[Tensor, "m n"]:
-    """The sum of the first or last `ceil(share * r)` of the r singular components.
+    """The sum of the first or last `ceil(share * r)` of the r singular components; zero of zero.
 
     r is the `numerical_rank`. Which of the values that are tied at the cut are kept is arbitrary.
-
-    Args:
-        update_mn: The update; zero gives zero.
-        share: Share of the rank, in (0, 1].
-        end: "top" for the largest values, "bottom" for the smallest that are not zero.
-
-    Returns:
-        The kept part.
+    The components are the projection onto singular vectors of the short side: eigenvectors of the
+    Gram matrix; where it cannot tell the smallest value from zero, they come from a singular value
+    decomposition, which costs several times as much.
     """
     is_wide = update_mn.shape[0] <= update_mn.shape[1]
     short_pq = (update_mn if is_wide else update_mn.T).double()
-    vectors_pp, rank = _short_side(short_pq)
+    squares_p, vectors_pp = gram_eigenvectors(short_pq)
+    rank = len(squares_p)
+    if not smallest_is_not_zero(squares_p):
+        vectors_pp, values_p, _ = torch.linalg.svd(short_pq, full_matrices=False)
+        rank = numerical_rank(values_p, (short_pq.shape[0], short_pq.shape[1]))
     kept_pk = vectors_pp[:, _kept(share, end, rank)]
     found_pq = kept_pk @ (kept_pk.T @ short_pq)
     return found_pq if is_wide else found_pq.T
@@ -191,15 +166,6 @@ def product_components(
     """`components` of `left_mr @ right_rn`, whose rank is at most r, such as a LoRA adapter's.
 
     The product rounded to fp32 has full rank, and most of its components are rounding.
-
-    Args:
-        left_mr: The left factor.
-        right_rn: The right factor.
-        share: Share of the rank, in (0, 1].
-        end: See `components`.
-
-    Returns:
-        The kept part.
     """
     left_mk, values_k, right_nk = product_svd(left_mr, right_rn)
     kept = _kept(share, end, numerical_rank(values_k, (left_mr.shape[0], right_rn.shape[1])))
@@ -212,27 +178,8 @@ def _kept(share: float, end: End, rank: int) -> slice:
     return slice(0, k) if end == "top" else slice(rank - k, rank)
 
 
-def _short_side(short_pq: Float64[Tensor, "p q"]) -> tuple[Float64[Tensor, "p p"], int]:
-    """Left singular vectors by descending value, and how many values are not zero."""
-    squares_p, vectors_pp = gram_eigenvectors(short_pq)
-    if smallest_is_not_zero(squares_p):
-        return vectors_pp, len(squares_p)
-    vectors_pp, values_p, _ = torch.linalg.svd(short_pq, full_matrices=False)
-    return vectors_pp, numerical_rank(values_p, (short_pq.shape[0], short_pq.shape[1]))
-
-
-def _at_norm(kept_mn: Tensor, asked: float) -> Tensor:
-    """The kept part at a norm; zero stays zero."""
-    length = norm(kept_mn)
-    return kept_mn.mul_(asked / length) if length > 0 else kept_mn
-
-
 def _matrix_places(update: Update, heads: Heads | None) -> list[Place]:
-    """The matrices of attention and MLP.
-
-    Raises:
-        ParameterMismatchError: There are none.
-    """
+    """The matrices of attention and MLP, at least one."""
     found = matrices(place for each in tensor_places(update, heads).values() for place in each)
     if not found:
         raise ParameterMismatchError(
@@ -243,10 +190,7 @@ def _matrix_places(update: Update, heads: Heads | None) -> list[Place]:
 
 
 def _on_matrices(
-    update: Update,
-    found: Sequence[Place],
-    others: Others,
-    keep: Callable[[Place], Tensor],
+    update: Update, found: list[Place], others: Others, keep: Callable[[Place], Tensor]
 ) -> Changed:
     """The base plus what `keep` gives for each matrix."""
     by_tensor: dict[str, list[Place]] = {}

@@ -8,11 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+import numpy as np
+import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
+from effopd.errors import ConfigError, ParameterMismatchError
 from effopd.linalg.singular_values import numerical_rank, singular_values, value_entropy
+
+POINTS = 2**16
+"""Intervals of the quadrature of the Marchenko-Pastur law."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,23 +52,6 @@ class SpectralMetrics:
     stable_rank: float | None
     top_ratios: Mapping[float, float | None]
 
-    def __post_init__(self) -> None:
-        """Refuses what is not a number, and ratios of an update that never moved.
-
-        Raises:
-            NonFiniteError: A number is NaN or infinite.
-            ConfigError: Some ratios are None while the update moved, or the other way round.
-        """
-        ratios = [self.spectral_share, self.effective_rank, self.stable_rank]
-        ratios += self.top_ratios.values()
-        numbers = [self.frobenius_norm, self.spectral_norm, *(x for x in ratios if x is not None)]
-        if not all(map(math.isfinite, numbers)):
-            raise NonFiniteError(
-                f"spectral metrics are finite numbers, got {self}; check the update"
-            )
-        if any((ratio is None) != self.never_moved for ratio in ratios):
-            raise ConfigError(f"ratios are None exactly where the rank is 0, got {self}")
-
     @property
     def never_moved(self) -> bool:
         """Whether the update is zero everywhere."""
@@ -92,20 +80,7 @@ def spectral_metrics(
 def metrics_of(
     values_p: Float64[Tensor, "p"], shape: tuple[int, int], *, top: Sequence[float] = (0.01, 0.05)
 ) -> SpectralMetrics:
-    """The metrics of an update whose singular values are known.
-
-    Args:
-        values_p: All p of them, descending; never a truncated list, of which the effective rank
-            would be another number.
-        shape: (m, n).
-        top: Shares of the rank whose norm ratio is wanted, each in (0, 1].
-
-    Returns:
-        The metrics.
-
-    Raises:
-        ParameterMismatchError: There are not p values.
-    """
+    """The metrics of an update whose singular values are known."""
     if values_p.shape != (min(shape),):
         raise ParameterMismatchError(
             f"{tuple(values_p.shape)} singular values of an update of shape {shape}; expected all"
@@ -115,7 +90,16 @@ def metrics_of(
     values_p = values_p.double()
     spectral_norm = values_p[0].item()
     if spectral_norm == 0:
-        return _never_moved(shape, top)
+        return SpectralMetrics(
+            shape=shape,
+            rank=0,
+            frobenius_norm=0.0,
+            spectral_norm=0.0,
+            spectral_share=None,
+            effective_rank=None,
+            stable_rank=None,
+            top_ratios=dict.fromkeys(top),
+        )
     relative_p = values_p / spectral_norm
     rank = numerical_rank(relative_p, shape)
     energies_p = relative_p.square().cumsum(0)
@@ -136,14 +120,7 @@ def metrics_of(
 
 
 def check_shares(top: Sequence[float]) -> None:
-    """Refuses shares of the rank outside (0, 1].
-
-    Args:
-        top: The shares.
-
-    Raises:
-        ConfigError: One is out of range.
-    """
+    """Refuses shares of the rank outside (0, 1]."""
     wrong = [share for share in top if not 0 < share <= 1]
     if wrong:
         raise ConfigError(
@@ -151,27 +128,44 @@ def check_shares(top: Sequence[float]) -> None:
         )
 
 
-def _never_moved(shape: tuple[int, int], top: Sequence[float]) -> SpectralMetrics:
-    return SpectralMetrics(
-        shape=shape,
-        rank=0,
-        frobenius_norm=0.0,
-        spectral_norm=0.0,
-        spectral_share=None,
-        effective_rank=None,
-        stable_rank=None,
-        top_ratios=dict.fromkeys(top),
-    )
-
-
 def share_count(share: float, rank: int) -> int:
-    """`ceil(share * rank)` of the share as it is written, so that 7 % of 100 are 7.
-
-    Args:
-        share: In (0, 1].
-        rank: Of what.
-
-    Returns:
-        The k of equation 17.
-    """
+    """`ceil(share * rank)` of the share as it is written, so that 7 % of 100 are 7."""
     return math.ceil(Fraction(str(share)) * rank)
+
+
+# What chance alone would give ---------------------------------------------------------------------
+
+
+def noise_metrics(
+    m: int, n: int, frobenius_norm: float, *, top: Sequence[float] = (0.01, 0.05)
+) -> SpectralMetrics:
+    """The metrics of an update of this shape and norm whose entries are independent Gaussians.
+
+    Those of `noise_singular_values`. They are what a sampled matrix has to about `p**(-2/3)` at
+    the edge (spectral norm) and `1/p` elsewhere: no sampling, no error bars.
+    """
+    return metrics_of(noise_singular_values(m, n, frobenius_norm), (m, n), top=top)
+
+
+def noise_singular_values(m: int, n: int, frobenius_norm: float) -> Float64[Tensor, "p"]:
+    """Where the Marchenko-Pastur law places the p singular values, descending.
+
+    The value i has the share `(i - 1/2) / p` of the law above it; all are scaled so that their
+    squares sum to the squared norm. With `x = 1 + y + 2 sqrt(y) cos(phi)` for the squared values
+    over their mean, the law is `2/pi sin(phi)**2 / x d phi` on [0, pi]: smooth, whatever the shape.
+
+    Source: Marchenko and Pastur 1967. Not in arXiv 2605.11739.
+    """
+    if min(m, n) < 1 or not 0 < frobenius_norm < float("inf"):
+        raise ConfigError(
+            f"noise of shape ({m}, {n}) and norm {frobenius_norm}; expected sizes of 1 or more and"
+            " a finite norm above 0. An update that never moved has no noise to compare with."
+        )
+    p, y = min(m, n), min(m, n) / max(m, n)
+    middles = (np.arange(POINTS) + 0.5) * (np.pi / POINTS)
+    density = np.sin(middles) ** 2 / (1 + y + 2 * np.sqrt(y) * np.cos(middles))
+    above = np.concatenate([[0.0], np.cumsum(density)])
+    edges = np.arange(POINTS + 1) * (np.pi / POINTS)
+    angles = np.interp((np.arange(p) + 0.5) / p, above / above[-1], edges)
+    values_p = torch.from_numpy(np.sqrt(1 + y + 2 * np.sqrt(y) * np.cos(angles)))
+    return values_p * (frobenius_norm / values_p.norm())

@@ -12,9 +12,9 @@ from effopd.analysis.pool import default_workers, measured
 from effopd.analysis.series import Inputs, find_inputs
 from effopd.analysis.study_directory import AnalysisDirectory, Key
 from effopd.analysis.study_tables import SOURCES, never_moved
-from effopd.analysis.subspace_series import DIRECTIONS
+from effopd.analysis.subspaces import DIRECTIONS
 from effopd.analysis.tables import TOP
-from effopd.analysis.units import MEASUREMENTS, Subject
+from effopd.analysis.units import MEASUREMENTS, CheckpointSeries
 from effopd.errors import ConfigError
 from effopd.models.devices import real_device
 from effopd.models.updates import say_left_out
@@ -67,16 +67,16 @@ def measure(request: AnalysisRequest) -> None:
     inputs = find_inputs(request.base, request.checkpoints, request.final, print)
     recipe = behavior_recipe(asked, inputs.run, request.recipe, request.device)
     what = asked or [name for name in WHAT if name != "behavior" or recipe is not None]
-    subject = Subject(inputs, request.device)
-    _tell(subject, what)
+    series = CheckpointSeries(inputs, request.device)
+    _tell(series, what)
     with AnalysisDirectory(request.out) as directory:
         info = analysis_info(request, inputs, what)
-        directory.describe(info | {"not_compared": subject.not_compared})
+        directory.describe(info | {"not_compared": series.not_compared})
         for name in what:
             if name in SOURCES:
-                _measure(directory, subject, name, request.workers or default_workers())
+                _measure(directory, series, name, request.workers or default_workers())
         if recipe is not None and "behavior" in what:
-            measure_behavior(directory, inputs, recipe, draws_tsne=subject.draws_tsne)
+            measure_behavior(directory, inputs, recipe, draws_tsne=series.draws_tsne)
 
 
 def parse_what(text: str | None) -> list[str]:
@@ -131,25 +131,27 @@ def analysis_info(request: AnalysisRequest, inputs: Inputs, what: Sequence[str])
     }
 
 
-def _measure(directory: AnalysisDirectory, subject: Subject, name: str, workers: int) -> None:
+def _measure(
+    directory: AnalysisDirectory, series: CheckpointSeries, name: str, workers: int
+) -> None:
     """Measures and tabulates one of `SOURCES`."""
     measurements, tabulate = SOURCES[name]
     records: list[dict[Key, Row]] = [
-        measured(subject, each, MEASUREMENTS[each], directory, workers) for each in measurements
+        measured(series, each, MEASUREMENTS[each], directory, workers) for each in measurements
     ]
-    for table, rows in tabulate(subject, *records).items():
+    for table, rows in tabulate(series, *records).items():
         write_table(directory.tables, table, rows)
     if name == "norms":
-        still = [{"place": label} for label in never_moved(subject, records[0])]
+        still = [{"place": label} for label in never_moved(series, records[0])]
         write_table(directory.tables, "never_moved", still)
-        print(f"{len(still)} of {len(subject.places)} places never moved")
+        print(f"{len(still)} of {len(series.places)} places never moved")
 
 
-def _tell(subject: Subject, what: Sequence[str]) -> None:
-    names = [moment.label for moment in subject.moments]
+def _tell(series: CheckpointSeries, what: Sequence[str]) -> None:
+    names = [checkpoint.label for checkpoint in series.labels]
     shown = ", ".join(names if len(names) <= 4 else [names[0], names[1], "...", names[-1]])
-    print(display_text(f"{len(names)} checkpoints of {subject.inputs.base}: {shown}"))
-    for label, update in zip(names, subject.updates, strict=True):
+    print(display_text(f"{len(names)} checkpoints of {series.inputs.base}: {shown}"))
+    for label, update in zip(names, series.updates, strict=True):
         say_left_out(update, lambda text: print(display_text(text)), f"{label}: ")
-    if not subject.draws_tsne and not {"trajectories", "behavior"}.isdisjoint(what):
+    if not series.draws_tsne and not {"trajectories", "behavior"}.isdisjoint(what):
         print("no t-SNE pictures: scikit-learn is missing (pip install 'effopd[analysis]')")

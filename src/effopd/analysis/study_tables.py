@@ -13,7 +13,7 @@ from effopd.analysis.tables import (
     subspace_progress_rows,
     table_1_rows,
 )
-from effopd.analysis.units import Subject
+from effopd.analysis.units import CheckpointSeries
 from effopd.analysis.updates import PathGeometry, UpdateStatistics
 from effopd.models.layout import Place
 from effopd.records import Row
@@ -22,64 +22,64 @@ Records = Mapping[Key, Row]
 Tables = dict[str, Rows]
 
 
-def norm_tables(subject: Subject, statistics: Records, paths: Records) -> Tables:
+def norm_tables(series: CheckpointSeries, statistics: Records, paths: Records) -> Tables:
     """`norms` of places, and `norm_sums` of parts of the model."""
     by_checkpoint = [
-        [(place, _statistics(statistics[place.label, moment.label])) for place in subject.places]
-        for moment in subject.moments
+        [(place, _statistics(statistics[place.label, checkpoint.label])) for place in series.places]
+        for checkpoint in series.labels
     ]
-    geometry = [(place, _path(paths[place.label, None])) for place in subject.places]
+    geometry = [(place, _path(paths[place.label, None])) for place in series.places]
     return {
-        "norms": norm_rows(subject.moments, by_checkpoint, geometry),
-        "norm_sums": norm_sum_rows(subject.moments, by_checkpoint, geometry),
+        "norms": norm_rows(series.labels, by_checkpoint, geometry),
+        "norm_sums": norm_sum_rows(series.labels, by_checkpoint, geometry),
     }
 
 
-def spectrum_tables(subject: Subject, spectra: Records) -> Tables:
+def spectrum_tables(series: CheckpointSeries, spectra: Records) -> Tables:
     """`spectra` of matrices and `table1`."""
-    at = {moment.label: moment for moment in subject.moments}
+    at = {checkpoint.label: checkpoint for checkpoint in series.labels}
     rows = [
-        at[str(checkpoint)].columns | place_columns(subject.by_label[place]) | _measured(record)
+        at[str(checkpoint)].columns | place_columns(series.by_label[place]) | _measured(record)
         for (place, checkpoint), record in spectra.items()
     ]
     order = {label: index for index, label in enumerate(at)}
     rows.sort(key=lambda row: order[str(row["checkpoint"])])  # stable: places in order
-    return {"spectra": rows, "table1": table_1_rows(subject.moments, rows)}
+    return {"spectra": rows, "table1": table_1_rows(series.labels, rows)}
 
 
-def subspace_tables(subject: Subject, subspaces: Records) -> Tables:
+def subspace_tables(series: CheckpointSeries, subspaces: Records) -> Tables:
     """`subspaces`, `directions`, their means, and the heat map of the first checkpoint."""
     rows: Rows = []
     directions: Rows = []
-    for t, moment in enumerate(subject.moments):
+    for t, checkpoint in enumerate(series.labels):
         for (place, _), record in subspaces.items():
             found = record["checkpoints"][t]
-            where = moment.columns | place_columns(subject.by_label[place])
+            where = checkpoint.columns | place_columns(series.by_label[place])
             rows.append(where | found["columns"])
             directions += [where | direction for direction in found["directions"]]
-    first = [row for row in rows if row["checkpoint"] == subject.moments[0].label]
+    first = [row for row in rows if row["checkpoint"] == series.labels[0].label]
     return {
         "subspaces": rows,
         "directions": directions,
-        "subspace_progress": subspace_progress_rows(subject.moments, rows),
-        "subspace_by_count": subspace_by_count_rows(subject.moments, directions),
+        "subspace_progress": subspace_progress_rows(series.labels, rows),
+        "subspace_by_count": subspace_by_count_rows(series.labels, directions),
         "directions_map": map_rows(first, "final_cosine_1"),
     }
 
 
-def trajectory_tables(subject: Subject, trajectories: Records) -> Tables:
+def trajectory_tables(series: CheckpointSeries, trajectories: Records) -> Tables:
     """`trajectories` of matrices, the points of their pictures, and the heat map."""
     rows: Rows = []
     points: Rows = []
     for (label, _), record in trajectories.items():
-        place = subject.by_label[label]
+        place = series.by_label[label]
         numbers = {
             "checkpoints_moved": len(record["moved"]),
             "explained_variance_ratio": record["explained_variance_ratio"],
             "smallest_gap": record["smallest_gap"],
         }
         rows.append(place_columns(place) | numbers)
-        points += _point_rows(subject, place, record)
+        points += _point_rows(series, place, record)
     return {
         "trajectories": rows,
         "trajectory_points": points,
@@ -96,23 +96,23 @@ SOURCES: Mapping[str, tuple[tuple[str, ...], Callable[..., Tables]]] = {
 """What can be asked for -> the measurements it takes, and what makes its tables."""
 
 
-def never_moved(subject: Subject, statistics: Records) -> list[str]:
+def never_moved(series: CheckpointSeries, statistics: Records) -> list[str]:
     """Labels of the places whose update is zero at every checkpoint."""
-    labels = [moment.label for moment in subject.moments]
+    labels = [checkpoint.label for checkpoint in series.labels]
 
     def is_still(place: Place) -> bool:
         return not any(statistics[place.label, label]["max_abs"] for label in labels)
 
-    return [place.label for place in subject.places if is_still(place)]
+    return [place.label for place in series.places if is_still(place)]
 
 
-def _point_rows(subject: Subject, place: Place, record: Row) -> Rows:
+def _point_rows(series: CheckpointSeries, place: Place, record: Row) -> Rows:
     """A row for each picture and checkpoint at which the place had moved."""
     rows: Rows = []
     for projection, coordinates in record["pictures"].items():
         for t, (x, y) in zip(record["moved"], coordinates, strict=True):
             where = place_columns(place) | {"projection_kind": projection}
-            rows.append(where | subject.moments[t].columns | {"x": x, "y": y})
+            rows.append(where | series.labels[t].columns | {"x": x, "y": y})
     return rows
 
 

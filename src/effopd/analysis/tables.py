@@ -10,8 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 
-from effopd.analysis.noise import noise_metrics
-from effopd.analysis.spectra import SpectralMetrics
+from effopd.analysis.spectra import SpectralMetrics, noise_metrics
 from effopd.analysis.updates import (
     Grouping,
     PathGeometry,
@@ -34,7 +33,7 @@ AGREEMENTS = ("cosine_1", "direction_cosine", "subspace_cosine", "captured_norm"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moment:
+class CheckpointLabel:
     """A checkpoint of the series.
 
     Attributes:
@@ -53,20 +52,12 @@ class Moment:
         return {"checkpoint": self.label, "step": self.step}
 
 
-def moments(labels: Sequence[str], steps: Sequence[int | None]) -> list[Moment]:
-    """The checkpoints of a series with their progress.
-
-    Args:
-        labels: In the order of training.
-        steps: Of each.
-
-    Returns:
-        As many.
-    """
+def checkpoint_labels(labels: Sequence[str], steps: Sequence[int | None]) -> list[CheckpointLabel]:
+    """The checkpoints of a series with their progress."""
     known = [step for step in steps if step is not None]
     counted = known if len(known) == len(steps) and known[-1] else range(1, len(steps) + 1)
     return [
-        Moment(label=label, step=step, progress=place / counted[-1])
+        CheckpointLabel(label=label, step=step, progress=place / counted[-1])
         for label, step, place in zip(labels, steps, counted, strict=True)
     ]
 
@@ -87,29 +78,23 @@ def place_columns(place: Place) -> Row:
 
 
 def norm_rows(
-    series: Sequence[Moment],
+    series: Sequence[CheckpointLabel],
     statistics: Sequence[Sequence[tuple[Place, UpdateStatistics]]],
     paths: Sequence[tuple[Place, PathGeometry]],
 ) -> Rows:
-    """How far every place is from the base at every checkpoint, and how it got there.
-
-    Args:
-        series: The checkpoints.
-        statistics: For each checkpoint, of every place.
-        paths: Of every place, in the same order.
-
-    Returns:
-        A row for each checkpoint and place.
-    """
+    """How far every place is from the base at every checkpoint, and how it got there."""
     return [
-        moment.columns | place_columns(place) | _statistic_columns(found) | _path_columns(path, t)
-        for t, moment in enumerate(series)
+        checkpoint.columns
+        | place_columns(place)
+        | _statistic_columns(found)
+        | _path_columns(path, t)
+        for t, checkpoint in enumerate(series)
         for (place, found), (_, path) in zip(statistics[t], paths, strict=True)
     ]
 
 
 def norm_sum_rows(
-    series: Sequence[Moment],
+    series: Sequence[CheckpointLabel],
     statistics: Sequence[Sequence[tuple[Place, UpdateStatistics]]],
     paths: Sequence[tuple[Place, PathGeometry]],
 ) -> Rows:
@@ -118,12 +103,12 @@ def norm_sum_rows(
     for grouping in SUMS:
         summed = {key: summed_paths(parts) for key, parts in grouped(paths, grouping).items()}
         names = grouping.split(" and ")
-        for t, moment in enumerate(series):
+        for t, checkpoint in enumerate(series):
             for key, parts in grouped(statistics[t], grouping).items():
                 row: Row = {"grouping": grouping, "layer": None, "block": None, "projection": None}
                 row |= dict(zip(names, key, strict=False)) | {"places": len(parts)}
                 numbers = _statistic_columns(summed_statistics(parts))
-                rows.append(moment.columns | row | numbers | _path_columns(summed[key], t))
+                rows.append(checkpoint.columns | row | numbers | _path_columns(summed[key], t))
     return rows
 
 
@@ -177,27 +162,20 @@ def _noise(shape: tuple[int, int]) -> SpectralMetrics:
     return noise_metrics(*shape, 1.0, top=TOP)
 
 
-def table_1_rows(series: Sequence[Moment], spectra: Iterable[Mapping[str, Cell]]) -> Rows:
+def table_1_rows(series: Sequence[CheckpointLabel], spectra: Iterable[Mapping[str, Cell]]) -> Rows:
     """Means over all MLP and attention matrices, with those of noise beside them.
-
-    Args:
-        series: The checkpoints.
-        spectra: Rows of the table of spectra.
-
-    Returns:
-        A row for each checkpoint; means are over matrices that moved.
 
     Source: arXiv 2605.11739, Table 1. The noise and the stable rank are ours.
     """
     spectra = list(spectra)
     names = [*TABLE_1, "stable_rank"]
     rows = []
-    for moment in series:
-        own = [row for row in spectra if row["checkpoint"] == moment.label]
+    for checkpoint in series:
+        own = [row for row in spectra if row["checkpoint"] == checkpoint.label]
         moved = [row for row in own if row["rank"]]
         counts: Row = {"matrices": len(moved), "never_moved": len(own) - len(moved)}
         columns = [column for name in names for column in (name, f"noise_{name}")]
-        rows.append(moment.columns | counts | _means(moved, columns))
+        rows.append(checkpoint.columns | counts | _means(moved, columns))
     return rows
 
 
@@ -205,65 +183,43 @@ def table_1_rows(series: Sequence[Moment], spectra: Iterable[Mapping[str, Cell]]
 
 
 def subspace_progress_rows(
-    series: Sequence[Moment], subspaces: Iterable[Mapping[str, Cell]]
+    series: Sequence[CheckpointLabel], subspaces: Iterable[Mapping[str, Cell]]
 ) -> Rows:
     """Agreement of the leading directions with the final and the previous ones, over matrices.
-
-    Args:
-        series: The checkpoints.
-        subspaces: Rows of the table of subspaces.
-
-    Returns:
-        A row for each checkpoint.
 
     Source: arXiv 2605.11739, figure 5b.
     """
     subspaces = list(subspaces)
     names = [f"{end}_{name}" for end in ("final", "previous") for name in AGREEMENTS]
     return [
-        moment.columns
-        | {"progress": moment.progress}
-        | _means([row for row in subspaces if row["checkpoint"] == moment.label], names)
-        for moment in series
+        checkpoint.columns
+        | {"progress": checkpoint.progress}
+        | _means([row for row in subspaces if row["checkpoint"] == checkpoint.label], names)
+        for checkpoint in series
     ]
 
 
 def subspace_by_count_rows(
-    series: Sequence[Moment], directions: Iterable[Mapping[str, Cell]]
+    series: Sequence[CheckpointLabel], directions: Iterable[Mapping[str, Cell]]
 ) -> Rows:
-    """The same for each number of leading directions.
-
-    Args:
-        series: The checkpoints.
-        directions: Rows of the table of directions.
-
-    Returns:
-        A row for each checkpoint and number of directions.
-    """
+    """The same for each number of leading directions."""
     names = [f"{end}_{name}" for end in ("final", "previous") for name in AGREEMENTS[1:]]
     members: dict[tuple[Cell, Cell], list[Mapping[str, Cell]]] = {}
     for row in directions:
         members.setdefault((row["checkpoint"], row["direction"]), []).append(row)
     counts = sorted({int(count) for _, count in members if isinstance(count, int)})
     return [
-        moment.columns
-        | {"directions": count, "matrices": len(members[moment.label, count])}
-        | _means(members[moment.label, count], names)
-        for moment in series
+        checkpoint.columns
+        | {"directions": count, "matrices": len(members[checkpoint.label, count])}
+        | _means(members[checkpoint.label, count], names)
+        for checkpoint in series
         for count in counts
-        if (moment.label, count) in members
+        if (checkpoint.label, count) in members
     ]
 
 
 def map_rows(rows: Iterable[Mapping[str, Cell]], name: str) -> Rows:
     """A heat map of layers by projections: means of a column over the experts of each.
-
-    Args:
-        rows: Of places in layers; where the column is None, nothing counts.
-        name: The column.
-
-    Returns:
-        A row for each layer and projection that has a value.
 
     Source: arXiv 2605.11739, figures 12 and 13.
     """

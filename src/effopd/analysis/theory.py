@@ -115,8 +115,8 @@ def compute_theory(
     compared = predictions(loss, settings, report)
     rates = [share / float(compared.leading.values_k[0]) for share in RATE_SHARES]
     report(f"gradient descent: {len(rates)} rates, {settings.steps} steps each")
-    powers = {2**n for n in range(settings.steps.bit_length())}
-    shown = sorted(step for step in powers | {settings.steps} if step <= settings.steps)
+    doubling = {2**n for n in range(settings.steps.bit_length())}
+    shown = sorted(doubling | {settings.steps})
     descents = [row for rate in rates for row in compared.descent(rate, shown)]
     visited = [compared.checkpoint(step, update_P) for step, update_P in checkpoints.items()]
     report(f"searches: {len(rays)}")
@@ -341,11 +341,6 @@ def estimator_covariances(
     loss: FrozenLoss, chosen: Sequence[int], advantages: Sequence[float] | None = None
 ) -> Row:
     """Compares gradient estimators at the base, over the chosen contexts; n P numbers at a time.
-
-    Args:
-        loss: Base, teacher and text.
-        chosen: Contexts, for example 64 drawn at random.
-        advantages: Of the completion each chosen context is part of; None without rewards.
 
     Returns:
         `estimators` by name, see `gradient_covariance`: `opd` is `J^T F r` over the whole

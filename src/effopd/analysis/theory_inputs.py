@@ -56,11 +56,7 @@ class TheoryInputs:
 
 
 def read_inputs(run: Path, contexts: int, say: Say) -> TheoryInputs:
-    """Lets the base model of a run write at least so many contexts, and reads what the run did.
-
-    Raises:
-        ConfigError: `run` holds no resolved settings, or the theory is not about it.
-    """
+    """Lets the base model of a run write at least so many contexts, and reads what the run did."""
     config = config_of_run(run)
     check_is_distillation(config)
     if config.student is not None and config.student.lora is not None:

@@ -62,13 +62,7 @@ def leading_trajectory(
     reference: Float[Tensor, "m"] | None = None,
     tolerance: float = TOLERANCE,
 ) -> Trajectory:
-    """First left direction of a tensor's update at each checkpoint, one update at a time.
-
-    Args:
-        updates_mn: Update of the tensor at each checkpoint, in the order of training.
-        reference: See `aligned`.
-        tolerance: See `leading_directions`; each search starts from the checkpoint before.
-    """
+    """First left direction of a tensor's update at each checkpoint, one update at a time."""
     vectors, indices, gaps = [], [], []
     start = None
     for index, update_mn in enumerate(updates_mn):
@@ -93,14 +87,6 @@ def aligned(
 
     Only the past decides, so that later checkpoints change nothing. The first one is turned to the
     reference or, without one, so that its largest component is positive.
-
-    Args:
-        vectors: T singular directions of one tensor.
-        reference: Direction of the same tensor that the first one follows, such as the first one
-            of another run, so that both fit in one picture.
-
-    Raises:
-        ParameterMismatchError: Vectors differ in length.
     """
     lengths = {vector.shape for vector in [*vectors, *([] if reference is None else [reference])]}
     if len(lengths) > 1:
@@ -134,13 +120,6 @@ def explained_variance_ratio(points_Td: Float[Tensor, "T d"], components: int = 
     where all points are equal, of a single point and of none. Up to three points lie in a plane:
     their ratio is 1 and says nothing.
 
-    Args:
-        points_Td: The path.
-        components: Leading eigenvalues that are counted, at least 1.
-
-    Raises:
-        ConfigError: No component is counted.
-
     Source: arXiv 2605.11739, equation 18 and figure 13.
     """
     if components < 1:
@@ -155,13 +134,6 @@ def pca_points(points_Td: Float[Tensor, "T d"], components: int = 2) -> Float64[
 
     The sign of each is such that its largest coordinate is positive. Components that the path does
     not have are zero.
-
-    Args:
-        points_Td: The path.
-        components: Coordinates wanted, at least 1.
-
-    Raises:
-        ConfigError: No coordinate is wanted.
     """
     if components < 1:
         raise ConfigError(f"components is {components}; expected at least 1")
@@ -179,9 +151,6 @@ def _principal(points_Td: Tensor) -> tuple[Tensor, Tensor]:
 
     They are T - 1 times the variances along the principal components, and the coordinates along
     them to scale. All are exactly zero for a path that stays in one point.
-
-    Raises:
-        NonFiniteError: A point is not finite.
     """
     points = points_Td.double()
     if not points.isfinite().all():

@@ -15,13 +15,19 @@ from torch import Tensor
 from effopd.analysis.modules import place_factors
 from effopd.analysis.series import Inputs
 from effopd.analysis.spectra import SpectralMetrics, metrics_of, spectral_metrics
-from effopd.analysis.subspace_series import (
+from effopd.analysis.subspaces import (
     DIRECTIONS,
     direction_rows,
     subspace_columns,
     subspace_series,
 )
-from effopd.analysis.tables import TOP, Moment, metric_columns, moments, noise_columns
+from effopd.analysis.tables import (
+    TOP,
+    CheckpointLabel,
+    checkpoint_labels,
+    metric_columns,
+    noise_columns,
+)
 from effopd.analysis.trajectories import (
     LEAST_POINTS,
     explained_variance_ratio,
@@ -36,7 +42,7 @@ from effopd.models.updates import Update, read_place
 from effopd.records import Row
 
 
-class Subject:
+class CheckpointSeries:
     """The opened base and checkpoints.
 
     Args:
@@ -58,10 +64,10 @@ class Subject:
         self.by_label = {place.label: place for place in self.places}
 
     @cached_property
-    def moments(self) -> list[Moment]:
+    def labels(self) -> list[CheckpointLabel]:
         """The checkpoints as tables name them."""
         series = self.inputs.checkpoints
-        return moments([each.label for each in series], [each.step for each in series])
+        return checkpoint_labels([each.label for each in series], [each.step for each in series])
 
     @cached_property
     def not_compared(self) -> dict[str, dict[str, str]]:
@@ -95,10 +101,10 @@ class Unit:
     place: Place
     checkpoint: int | None = None
 
-    def key(self, subject: Subject) -> tuple[str, str | None]:
+    def key(self, series: CheckpointSeries) -> tuple[str, str | None]:
         """What names it in the file of finished units."""
         at = self.checkpoint
-        return self.place.label, None if at is None else subject.moments[at].label
+        return self.place.label, None if at is None else series.labels[at].label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,50 +117,50 @@ class Measurement:
         matrices_only: Whether only matrices of attention and MLP are looked at.
     """
 
-    measure: Callable[[Subject, Unit], Row]
+    measure: Callable[[CheckpointSeries, Unit], Row]
     whole_series: bool
     matrices_only: bool
 
-    def units(self, subject: Subject) -> list[Unit]:
+    def units(self, series: CheckpointSeries) -> list[Unit]:
         """All units, place by place, so that neighbours read the same pages of the base."""
-        chosen = matrices(subject.places) if self.matrices_only else subject.places
+        chosen = matrices(series.places) if self.matrices_only else series.places
         if self.whole_series:
             return [Unit(place) for place in chosen]
-        return [Unit(place, t) for place in chosen for t in range(len(subject.updates))]
+        return [Unit(place, t) for place in chosen for t in range(len(series.updates))]
 
 
-def measure_statistics(subject: Subject, unit: Unit) -> Row:
+def measure_statistics(series: CheckpointSeries, unit: Unit) -> Row:
     """Fields of `UpdateStatistics`."""
-    _, found = next(place_statistics(_update(subject, unit), [unit.place]))
+    _, found = next(place_statistics(_update(series, unit), [unit.place]))
     return asdict(found)
 
 
-def measure_path(subject: Subject, unit: Unit) -> Row:
+def measure_path(series: CheckpointSeries, unit: Unit) -> Row:
     """Fields of `PathGeometry`."""
-    _, found = next(place_paths(subject.updates, [unit.place]))
+    _, found = next(place_paths(series.updates, [unit.place]))
     return asdict(found)
 
 
-def measure_spectrum(subject: Subject, unit: Unit) -> Row:
+def measure_spectrum(series: CheckpointSeries, unit: Unit) -> Row:
     """Metrics of the singular values, and those of noise."""
-    found = _metrics(subject, _update(subject, unit), unit.place)
+    found = _metrics(series, _update(series, unit), unit.place)
     return {**metric_columns(found), **noise_columns(found)}
 
 
-def measure_subspaces(subject: Subject, unit: Unit) -> Row:
+def measure_subspaces(series: CheckpointSeries, unit: Unit) -> Row:
     """For every checkpoint the columns of its row, and those of each direction."""
-    final = subject.read(subject.final, unit.place)
+    final = series.read(series.final, unit.place)
     rows = []
-    for row in subspace_series(subject.series(unit.place), final, DIRECTIONS):
+    for row in subspace_series(series.series(unit.place), final, DIRECTIONS):
         rows.append({"columns": subspace_columns(row), "directions": list(direction_rows(row))})
     return {"checkpoints": rows}
 
 
-def measure_trajectory(subject: Subject, unit: Unit) -> Row:
+def measure_trajectory(series: CheckpointSeries, unit: Unit) -> Row:
     """Share of variance in two dimensions, and coordinates in pictures by their kind."""
-    path = leading_trajectory(subject.series(unit.place))
+    path = leading_trajectory(series.series(unit.place))
     pictures = {} if path.never_moved else {"pca": pca_points(path.points_Td).tolist()}
-    if subject.draws_tsne and len(path.indices) >= LEAST_POINTS:
+    if series.draws_tsne and len(path.indices) >= LEAST_POINTS:
         pictures["tsne"] = tsne_points(path.points_Td).tolist()
     ratio = None if path.never_moved else explained_variance_ratio(path.points_Td)
     return {
@@ -175,17 +181,17 @@ MEASUREMENTS: Mapping[str, Measurement] = {
 """By the name of the file of finished units."""
 
 
-def _update(subject: Subject, unit: Unit) -> Update:
+def _update(series: CheckpointSeries, unit: Unit) -> Update:
     assert unit.checkpoint is not None
-    return subject.updates[unit.checkpoint]
+    return series.updates[unit.checkpoint]
 
 
-def _metrics(subject: Subject, update: Update, place: Place) -> SpectralMetrics:
+def _metrics(series: CheckpointSeries, update: Update, place: Place) -> SpectralMetrics:
     """Of an adapter from its factors, whose rank the rounded product would not have."""
     factors = place_factors(update, place)
     if factors is None:
-        return spectral_metrics(subject.read(update, place), top=TOP)
-    left_mr, right_rn = (factor.to(subject.device) for factor in factors)
+        return spectral_metrics(series.read(update, place), top=TOP)
+    left_mr, right_rn = (factor.to(series.device) for factor in factors)
     m, n = place.shape
     found_k = product_svd(left_mr, right_rn)[1]
     values_p = torch.nn.functional.pad(found_k, (0, min(m, n) - len(found_k)))

@@ -51,20 +51,6 @@ class UpdateStatistics:
     max_abs: float
     bf16_unchanged_share: float
 
-    def __post_init__(self) -> None:
-        """Refuses what is not finite, and shares outside [0, 1].
-
-        Raises:
-            NonFiniteError: A norm or an entry is NaN or infinite.
-            ConfigError: No element, or a share that is none.
-        """
-        if not all(map(math.isfinite, (self.frobenius_norm, self.base_norm, self.max_abs))):
-            raise NonFiniteError(
-                f"norms are finite, got {self}: one of the checkpoints is damaged or diverged"
-            )
-        if self.elements < 1 or not 0 <= self.bf16_unchanged_share <= 1:
-            raise ConfigError(f"expected 1 element or more and a share in [0, 1], got {self}")
-
     @property
     def relative_norm(self) -> float | None:
         """Norm of the update over that of the base; None where the base is zero."""
@@ -72,19 +58,7 @@ class UpdateStatistics:
 
 
 def update_statistics(update: Tensor, base: Tensor, tuned: Tensor) -> UpdateStatistics:
-    """How far one tensor moved.
-
-    Args:
-        update: tuned - base, in float32 or wider.
-        base: Before training, in the dtype it is stored in.
-        tuned: After it.
-
-    Returns:
-        The statistics.
-
-    Raises:
-        ParameterMismatchError: The shapes differ.
-    """
+    """How far one tensor moved."""
     if not update.shape == base.shape == tuned.shape:
         raise ParameterMismatchError(
             f"update, base and tuned of shapes {tuple(update.shape)}, {tuple(base.shape)} and"
@@ -96,6 +70,8 @@ def update_statistics(update: Tensor, base: Tensor, tuned: Tensor) -> UpdateStat
         kept += _square(before)
         largest = max(largest, piece.abs().max().item())
         unchanged += (before.bfloat16() == after.bfloat16()).sum().item()
+    if not math.isfinite(moved + kept):
+        raise NonFiniteError("a weight is NaN or infinite: a checkpoint is damaged or diverged")
     return UpdateStatistics(
         elements=update.numel(),
         frobenius_norm=math.sqrt(moved),
@@ -123,20 +99,8 @@ def place_statistics(
 
 
 def summed_statistics(parts: Iterable[UpdateStatistics]) -> UpdateStatistics:
-    """Statistics of several disjoint parts together.
-
-    Args:
-        parts: One or more.
-
-    Returns:
-        Norms added in squares, the largest entry, shares weighted by elements.
-
-    Raises:
-        ConfigError: There is no part.
-    """
+    """Statistics of several disjoint parts together."""
     parts = list(parts)
-    if not parts:
-        raise ConfigError("statistics of no part; expected 1 element or more")
     elements = sum(part.elements for part in parts)
     unchanged = math.fsum(part.bf16_unchanged_share * part.elements for part in parts)
     return UpdateStatistics(
@@ -167,21 +131,6 @@ class PathGeometry:
     step_squares: tuple[float, ...]
     step_products: tuple[float, ...]
     displacement_squares: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        """Refuses lists that do not belong together.
-
-        Raises:
-            ConfigError: Their lengths are not T, T - 1 and T.
-            NonFiniteError: A number is NaN or infinite.
-        """
-        lengths = [len(self.step_squares), len(self.step_products), len(self.displacement_squares)]
-        T = lengths[0]
-        if T < 1 or lengths != [T, T - 1, T]:
-            raise ConfigError(f"expected T, T - 1 and T numbers with T >= 1, got {lengths}")
-        numbers = self.step_squares + self.step_products + self.displacement_squares
-        if not all(map(math.isfinite, numbers)):
-            raise NonFiniteError(f"squares and products are finite, got {self}")
 
     @property
     def step_norms(self) -> list[float]:
@@ -216,17 +165,7 @@ class PathGeometry:
 
 
 def path_geometry(displacements: Iterable[Tensor]) -> PathGeometry:
-    """Geometry of the path of one tensor; three of the displacements are in memory at a time.
-
-    Args:
-        displacements: W_t - W_0 of one shape, t = 1, ..., T, read when they are asked for.
-
-    Returns:
-        The geometry.
-
-    Raises:
-        ParameterMismatchError: The shapes differ.
-    """
+    """Geometry of the path of one tensor; three of the displacements are in memory at a time."""
     before: Tensor | None = None
     previous: Tensor | None = None
     steps, products, distances = [], [], []
@@ -248,6 +187,8 @@ def path_geometry(displacements: Iterable[Tensor]) -> PathGeometry:
         products.append(product)
         distances.append(distance)
         before, previous = previous, current
+    if not all(map(math.isfinite, [*steps, *distances])):
+        raise NonFiniteError("a weight is NaN or infinite: a checkpoint is damaged or diverged")
     return PathGeometry(
         step_squares=tuple(steps),
         step_products=tuple(products[1:]),
@@ -258,28 +199,13 @@ def path_geometry(displacements: Iterable[Tensor]) -> PathGeometry:
 def place_paths(
     updates: Sequence[Update], places: Iterable[Place]
 ) -> Iterator[tuple[Place, PathGeometry]]:
-    """`path_geometry` of one place after the other.
-
-    Args:
-        updates: From one base to each of its checkpoints, in the order of training.
-        places: Where to look.
-
-    Yields:
-        The place and its path.
-    """
+    """`path_geometry` of one place after the other."""
     for place in places:
         yield place, path_geometry(read_place(update, place) for update in updates)
 
 
 def summed_paths(parts: Iterable[PathGeometry]) -> PathGeometry:
-    """Path of several disjoint parts together.
-
-    Args:
-        parts: One or more, of the same checkpoints.
-
-    Returns:
-        Squares and products added.
-    """
+    """Path of several disjoint parts together."""
     parts = list(parts)
 
     def total(rows: Iterable[tuple[float, ...]]) -> tuple[float, ...]:
@@ -296,18 +222,7 @@ def summed_paths(parts: Iterable[PathGeometry]) -> PathGeometry:
 
 
 def grouped(rows: Iterable[tuple[Place, Part]], grouping: Grouping) -> Mapping[Group, list[Part]]:
-    """Rows that belong together, to be summed by `summed_statistics` or `summed_paths`.
-
-    Args:
-        rows: Places and something about each.
-        grouping: What they share: their layer, block, projection, or the whole model.
-
-    Returns:
-        What they share -> the parts, both in the order of the rows.
-
-    Raises:
-        ConfigError: The grouping is unknown.
-    """
+    """Rows that belong together, to be summed by `summed_statistics` or `summed_paths`."""
     if grouping not in _GROUPS:
         raise ConfigError(f"grouping is {grouping!r}; expected one of {', '.join(_GROUPS)}")
     groups: dict[Group, list[Part]] = {}

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from effopd.errors import ConfigError, NonFiniteError
+from effopd.errors import ConfigError, MissingExtraError, NonFiniteError
 from effopd.precision import float32_products
 
 Product = Callable[[Tensor], Tensor]
@@ -161,10 +161,15 @@ def leading_eigenpairs(
 
     Raises:
         ConfigError: k is out of range.
+        MissingExtraError: SciPy is not installed.
         NonFiniteError: A product is not finite.
     """
-    from scipy.sparse.linalg import LinearOperator, eigsh
-
+    try:
+        from scipy.sparse.linalg import LinearOperator, eigsh
+    except ImportError as error:
+        raise MissingExtraError(
+            "eigenpairs need SciPy, which is not installed: pip install 'effopd[analysis]'"
+        ) from error
     size = start_P.numel()
     if not 1 <= k <= size:
         raise ConfigError(f"k is 1 to the number of parameters ({size}), got {k}")

@@ -131,11 +131,6 @@ def exact_directions(
 
     The Gram matrix loses `(largest / k-th value)**2` times rounding; where the residual says that
     this is more than the tolerance, a whole singular value decomposition is made instead.
-
-    Args:
-        matrix_mn: Any floating dtype.
-        k: Directions wanted, at least 1.
-        tolerance: Relative error that is acceptable.
     """
     _check(matrix_mn, k)
     matrix = matrix_mn.double()

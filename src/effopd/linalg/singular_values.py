@@ -92,9 +92,6 @@ def tail_singular_values(
     """The `count` smallest singular values (None: all), each to about 1e-15 of the largest of all.
 
     From QR and a singular value decomposition of the triangle, without squares; descending.
-
-    Raises:
-        ConfigError: There are not so many.
     """
     exponent, p = power_of_two(matrix_mn), min(matrix_mn.shape)
     if count is not None and not 1 <= count <= p:
@@ -143,10 +140,6 @@ def power_of_two(matrix_mn: Float[Tensor, "m n"]) -> int:
     """Exponent, in [-1000, 1000], of the power of two just above the largest entry; 0 for zeros.
 
     Divided by that power, which is exact, no square over- or underflows.
-
-    Raises:
-        ParameterMismatchError: It is no matrix of floating-point numbers.
-        NonFiniteError: An entry is NaN or infinite.
     """
     shape = tuple(matrix_mn.shape)
     if len(shape) != 2 or not matrix_mn.is_floating_point() or 0 in shape:
