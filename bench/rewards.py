@@ -43,7 +43,7 @@ from math_verify import parse, verify
 
 from effopd.data.problem import Answer, Problem
 from effopd.rewards.math import MathVerifier
-from effopd.rewards.verdicts import decide
+from effopd.rewards.mathematics.decide import decide
 from effopd.rewards.workers import WorkerSettings
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

@@ -8,22 +8,16 @@ from effopd.data.problem import Answer, Problem
 from effopd.rewards.math import BoxedAnswer
 
 REWARDS = [
-    ("4", r"The answer is $\boxed{4}$.", 1.0),
-    ("4", r"\boxed{4} no, \boxed{5}", 0.0),
-    ("5", r"\boxed{4} no, \boxed{5}", 1.0),
-    ("4", "the answer is 4", 0.0),
+    ("4", r"The answer is $\boxed{4}$.", 1.0), ("4", r"\boxed{4} no, \boxed{5}", 0.0),
+    ("5", r"\boxed{4} no, \boxed{5}", 1.0), ("4", "the answer is 4", 0.0),
     (r"\frac{1}{2}", r"\boxed{ \frac{1} {2} }", 1.0),
-    (r"\frac{\sqrt{2}}{3}", r"\boxed{\frac{\sqrt{2}}{3}}", 1.0),
-    ("1/2", r"\boxed{0.5}", 0.0),
+    (r"\frac{\sqrt{2}}{3}", r"\boxed{\frac{\sqrt{2}}{3}}", 1.0), ("1/2", r"\boxed{0.5}", 0.0),
     (r"We add: 1 + 2 = 3. The sum is \boxed{3}.", r"\boxed{3}", 1.0),
-    (r"We add: 1 + 2 = 3. The sum is \boxed{3}.", r"\boxed{1}", 0.0),
-    ("04", r"\boxed{4}", 0.0),
-    ("x y", "\\boxed{x\ty}", 1.0),
-    ("a", r"\boxed{A}", 0.0),
-    ("4", r"\boxed{4} or \boxed{5", 0.0),
+    (r"We add: 1 + 2 = 3. The sum is \boxed{3}.", r"\boxed{1}", 0.0), ("04", r"\boxed{4}", 0.0),
+    ("x y", "\\boxed{x\ty}", 1.0), ("a", r"\boxed{A}", 0.0), ("4", r"\boxed{4} or \boxed{5", 0.0),
     ("4", r"<think>\boxed{4}</think> It is 4.", 0.0),
     ("4", r"<think>\boxed{5}</think> \boxed{4}", 1.0),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("answer", "completion", "reward"), REWARDS, ids=str)

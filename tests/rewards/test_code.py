@@ -57,17 +57,12 @@ def verdict(verifier: CodeVerifier, given: Answer) -> tuple[str, float]:
 RIGHT = "a, b = map(int, input().split())\nprint(a + b)"
 
 SCRIPTS = [
-    (RIGHT, "passed"),
-    (f"{RIGHT}\nexit()", "passed"),
-    ("print(3)", "wrong_answer"),
-    ("print('3'); 1 / 0", "runtime_error"),
-    ("import os; print(3); os._exit(0)", "wrong_answer"),
-    ("while True: pass", "timeout"),
-    ("x = bytearray(2**31)", "memory"),
-    ("print('3' * 10**6)", "output_limit"),
-    ("import sys; sys.exit(0)", "wrong_answer"),
+    (RIGHT, "passed"), (f"{RIGHT}\nexit()", "passed"), ("print(3)", "wrong_answer"),
+    ("print('3'); 1 / 0", "runtime_error"), ("import os; print(3); os._exit(0)", "wrong_answer"),
+    ("while True: pass", "timeout"), ("x = bytearray(2**31)", "memory"),
+    ("print('3' * 10**6)", "output_limit"), ("import sys; sys.exit(0)", "wrong_answer"),
     ("if True", "runtime_error"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("source", "wanted"), SCRIPTS)
@@ -89,10 +84,9 @@ CHEATS = [
     "import os\ndef double(x):\n    for fd in range(3, 20):\n        try: os.write(fd, b'passed')\n"
     "        except OSError: pass\n    return 0",
     'import sys\ndef double(x):\n    print(\'{"status": "passed"}\'); sys.exit(0)',
-    "def double(x): return float('nan')",
-    "def double(x): return [2, 42, -6]",
+    "def double(x): return float('nan')", "def double(x): return [2, 42, -6]",
     "def double(x): return '2'",
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("source", CHEATS)
@@ -130,17 +124,15 @@ FORMS: dict[str, Callable[[str, str], CodeTests]] = {
 }
 
 JUDGED = [
-    ("10", "0010", "print(input())", "wrong_answer"),
-    ("0010", "0010", "print(input())", "passed"),
-    ("1.1", "1.10", "print(input())", "wrong_answer"),
-    ("10", "10", "print('1e1')", "wrong_answer"),
+    ("10", "0010", "print(input())", "wrong_answer"), ("0010", "0010", "print(input())", "passed"),
+    ("1.1", "1.10", "print(input())", "wrong_answer"), ("10", "10", "print('1e1')", "wrong_answer"),
     ("4 2", "2", "a, b = map(int, input().split())\nprint(a / b)", "passed"),
     ("1 3", "0.333333333333", "a, b = map(int, input().split())\nprint(a / b)", "passed"),
     ("9" * 5000, "1" + "0" * 5000, "print(int(input()) + 1)", "passed"),
     ("", "6", "import sys\nprint(len(sys.stdin.mode + sys.stdout.mode) * 3)", "passed"),
     ("", "6", "f = open(1, 'w')\nf.write('6')", "passed"),
     ("", "6", "import sys\nprint(6)\nsys.stdout.close()", "passed"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -175,16 +167,14 @@ STUB = CodeTests(
 @pytest.mark.parametrize(
     ("tests", "completion"),
     [
-        (STUB, "    return a + b\n"),
-        (STUB, "    return a + b\n```"),
+        (STUB, "    return a + b\n"), (STUB, "    return a + b\n```"),
         (STUB, "    return a + b\n```\n\nExample:\n```python\nadd(1, 2)\n```\n"),
         (STUB, "```python\ndef add(a, b):\n    return a + b\n```"),
         (SUMS, f"<answer>```python\n{RIGHT}\n```</answer>"),
         (SUMS, f"Here: ```pypy3\n{RIGHT}\n```"),
-        (SUMS, f"```python\n{RIGHT}\n```\nOutput:\n```\n3\n"),
-        (SUMS, f"{RIGHT}\n```\n"),
+        (SUMS, f"```python\n{RIGHT}\n```\nOutput:\n```\n3\n"), (SUMS, f"{RIGHT}\n```\n"),
     ],
-)
+)  # fmt: skip
 def test_programs_are_found_as_models_write_them(
     verifier: CodeVerifier, tests: CodeTests, completion: str
 ) -> None:

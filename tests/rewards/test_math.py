@@ -20,8 +20,8 @@ from effopd.data.problem import Answer, AnswerRules, Problem
 from effopd.errors import ConfigError, MissingExtraError
 from effopd.rewards import math
 from effopd.rewards.math import MathVerifier
-from effopd.rewards.notation import tidy
-from effopd.rewards.verdicts import VERDICTS, Verdict, decide
+from effopd.rewards.mathematics.decide import VERDICTS, Verdict, decide
+from effopd.rewards.mathematics.latex import normalize_latex
 from effopd.rewards.workers import WorkerSettings
 
 pytest.importorskip("math_verify")
@@ -70,12 +70,7 @@ TABLE = [
     (r"(-\infty,3]", r"x\le 3", True, "an interval is the relation that describes it"),
     (r"x\le 3", r"(-\infty,3]", True, "and the other way round"),
     ("x>3", r"(3,\infty)", True, "a relation is the interval it describes"),
-    (
-        r"(-\infty,1)\cup(2,\infty)",
-        r"(2,\infty)\cup(-\infty,1)",
-        True,
-        "a union has no order",
-    ),
+    (r"(-\infty,1)\cup(2,\infty)", r"(2,\infty)\cup(-\infty,1)", True, "a union has no order"),
     (r"\{1,2,3\}", r"\{3,1,2\}", True, "a set has no order"),
     ("(1,2,3)", "(3,2,1)", False, "a tuple has one"),
     ("1,2", "2,1", True, "a list of solutions is a set"),
@@ -108,9 +103,8 @@ TABLE = [
     (r"\text{(B)}", "B", True, "letters of choices"),
     ("073", "73", True, "zeros in front do not count"),
     ("1011_2", "11", False, "digits in a base are not converted"),
-    ("7", "7 or 8", False, "two answers are not one"),
-    ("-1/2", "1/2", False, "signs count"),
-]
+    ("7", "7 or 8", False, "two answers are not one"), ("-1/2", "1/2", False, "signs count"),
+]  # fmt: skip
 
 MORE = [
     (r"\pi", "3.1415927", True, "seven digits are enough"),
@@ -155,8 +149,7 @@ MORE = [
     ("6-5i", "z = 6-5i", True, "a name may stand before any formula"),
     ("2i,-2i", "x=2i,-2i", True, "a name may stand before a list"),
     ("f(x)=x+1", "x+1", True, "a name may be a function"),
-    ("y=5", "x=5", False, "two names differ"),
-    (r"\gamma+1", "1", False, "gamma is a letter"),
+    ("y=5", "x=5", False, "two names differ"), (r"\gamma+1", "1", False, "gamma is a letter"),
     (r"\gamma^{2}-1", r"\gamma^2-1", True, "gamma is a letter"),
     (r"\gamma_2", r"\gamma_{2}", True, "gamma is a letter"),
     (r"\log 2", r"\ln 2", True, "log is the natural logarithm"),
@@ -303,7 +296,7 @@ MORE = [
     (r"12:30 \text{ PM}", r"12:30\text{ a.m.}", False, "halves of a day count"),
     (r"12\text{th}", "12^{th}", True, "ordinals have several spellings"),
     ("5", r"\approx 5", True, "a sign before the answer does not count"),
-]
+]  # fmt: skip
 
 
 def test_wanted_verdicts(verifier: MathVerifier) -> None:
@@ -386,14 +379,14 @@ def test_without_math_verify_it_says_what_to_install(monkeypatch: pytest.MonkeyP
         MathVerifier()
 
 
-def test_the_documented_example_prints_what_it_says() -> None:
+def test_the_documented_examples_print_what_they_say() -> None:
     page = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
-    example = page.split("```python\n")[1].split("```")[0]
+    example = "\n".join(part.split("```")[0] for part in page.split("```python\n")[1:])
     promised = [line.split("  # ")[1] for line in example.split("\n") if "  # " in line]
     done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True)
     assert done.stderr == ""
     assert done.stdout.splitlines() == promised
-    assert len(promised) == 3
+    assert len(promised) == 4
 
 
 # Pairs in groups, and the settings of a data set --------------------------------------------------
@@ -524,7 +517,7 @@ def test_verdicts_are_the_same_in_threads_and_in_a_copy(verifier: MathVerifier) 
 def test_exact_arithmetic_agrees_with_algebra(verifier: MathVerifier, digits: str) -> None:
     others = ["12", r"\frac{1}{4}", r"\frac{7}{3}", r"\frac{44}{14}", r"\frac{9}{4}", "0.001"]
     exact = judged(verifier, [(digits, other) for other in others])
-    algebra = verifier._pool.verdicts([((tidy(digits), other),) for other in others])
+    algebra = verifier._pool.verdicts([((normalize_latex(digits), other),) for other in others])
     assert exact.count("correct") == 1
     assert algebra == exact
 
@@ -542,14 +535,11 @@ def rows(name: str) -> list[dict[str, str]]:
 @pytest.mark.parametrize(
     ("name", "broken"),
     [
-        ("deepmath_1000.jsonl", ["+", "E[X|Y] = E[X]"]),
-        ("minerva.jsonl", []),
-        ("hmmt25_nov.jsonl", [r"\frac{sqrt{7} + 1}{2}"]),
-        ("math.jsonl", []),
-        ("hmmt25_feb.jsonl", []),
-        ("gsm8k.jsonl", []),
+        ("deepmath_1000.jsonl", ["+", "E[X|Y] = E[X]"]), ("minerva.jsonl", []),
+        ("hmmt25_nov.jsonl", [r"\frac{sqrt{7} + 1}{2}"]), ("math.jsonl", []),
+        ("hmmt25_feb.jsonl", []), ("gsm8k.jsonl", []),
     ],
-)
+)  # fmt: skip
 def test_references_of_benchmarks_are_read_and_equal_themselves(
     verifier: MathVerifier, name: str, broken: list[str]
 ) -> None:

@@ -25,27 +25,18 @@ UNEQUAL = ((r"\sqrt8", r"3\sqrt2"),)
 ENDLESS = (("7", r"\sin(\pi^{10^{8}})"),)
 
 HANGS = {
-    "tower": "9^9^9^9",
-    "factorial": "10^9!",
-    "factorials": "((100!)!)!",
-    "binomial": r"\binom{10^9}{5 \cdot 10^8}",
-    "sum": r"\sum_{k=1}^{10^{12}} \frac{1}{k}",
-    "product": r"\prod_{k=1}^{10^9} k",
-    "modulo": r"7^{10^{10}} \mod 13",
-    "gamma": r"\Gamma(10^9)",
+    "tower": "9^9^9^9", "factorial": "10^9!", "factorials": "((100!)!)!",
+    "binomial": r"\binom{10^9}{5 \cdot 10^8}", "sum": r"\sum_{k=1}^{10^{12}} \frac{1}{k}",
+    "product": r"\prod_{k=1}^{10^9} k", "modulo": r"7^{10^{10}} \mod 13", "gamma": r"\Gamma(10^9)",
     "integrals": r"\int_0^1 \int_0^x \int_0^y \int_0^z e^{-t^4 \sin(t)} dt dz dy dx",
     "parentheses": "(" * 5000 + "1" + ")" * 5000,
     "terms": "+".join(f"x_{{{i}}}" for i in range(3000)),
-    "elements": r"\{" + ",".join(map(str, range(20_000))) + r"\}",
-    "powers": "(x+y+z+w+1)^{60}",
-    "digits": "1" * 200_000,
-    "fractions": r"\frac{1}{" * 400 + "2" + "}" * 400,
-    "boxes": r"\boxed{" * 5000,
-    "backslashes": "\\" * 50_000,
-    "roots": r"\sqrt{" * 39 + "2" + "}" * 39,
-    "powers of 10": r"10^{10^{9}} + \sqrt{2}",
+    "elements": r"\{" + ",".join(map(str, range(20_000))) + r"\}", "powers": "(x+y+z+w+1)^{60}",
+    "digits": "1" * 200_000, "fractions": r"\frac{1}{" * 400 + "2" + "}" * 400,
+    "boxes": r"\boxed{" * 5000, "backslashes": "\\" * 50_000,
+    "roots": r"\sqrt{" * 39 + "2" + "}" * 39, "powers of 10": r"10^{10^{9}} + \sqrt{2}",
     "sine": r"\sin(\pi^{10^{8}})",
-}
+}  # fmt: skip
 """Answers that keep a computer algebra system busy; the reference is 7."""
 
 
@@ -287,7 +278,7 @@ def test_a_worker_can_do_nothing_but_compute(tmp_path: Path) -> None:
 )
 def test_memory_is_a_verdict(monkeypatch: pytest.MonkeyPatch, body: str) -> None:
     script = f"""
-import effopd.rewards.equivalence as equivalence
+import effopd.rewards.mathematics.equivalence as equivalence
 kept = []
 def hungry():
     try:

@@ -11,7 +11,7 @@ from typing import Self
 from effopd.data.problem import Answer, Problem
 from effopd.errors import MissingExtraError
 from effopd.rewards.extraction import final_answer, unboxed
-from effopd.rewards.verdicts import VERDICTS, Pairs, Verdict, decide
+from effopd.rewards.mathematics.decide import VERDICTS, Pairs, Verdict, decide
 from effopd.rewards.workers import WorkerPool, WorkerSettings
 
 _DEFAULT = WorkerSettings()

@@ -34,8 +34,8 @@ def work(wall_s: float, memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     for number in (signal.SIGALRM, signal.SIGXCPU):
         signal.signal(number, signal.SIG_DFL)  # the kernel ends the process, no handler has to run
-    from effopd.rewards.equivalence import UnreadableReferenceError, equal
-    from effopd.rewards.values import UndecidedError
+    from effopd.rewards.mathematics.equivalence import UnreadableReferenceError, equal
+    from effopd.rewards.mathematics.values import UndecidedError
 
     def verdict(pairs: list[list[Any]]) -> str:
         found = "wrong"

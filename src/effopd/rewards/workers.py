@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from effopd.errors import ConfigError
-from effopd.rewards.verdicts import VERDICTS, Pairs, Verdict
+from effopd.rewards.mathematics.decide import VERDICTS, Pairs, Verdict
 
 _START_S = 120.0
 _GRACE_S = 0.5
@@ -169,15 +169,16 @@ class _Worker:
 
     def end(self) -> int:
         """Its exit status; it is killed unless it ends by itself, as one that closed its output."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
             assert self.process.stdout is not None
             if select.select([self.process.stdout], [], [], 0)[0]:
                 self.process.wait(_GRACE_S)
         self.process.kill()
         status = self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout):
-            assert stream is not None
-            stream.close()
+        self.process.stdin.close()
+        self.process.stdout.close()
         return status
 
 

@@ -61,8 +61,7 @@ def f(x, seen=[]):
 
 
 FAILURES = {
-    "raises": ("1 / 0", "runtime_error"),
-    "exits": ("raise SystemExit(0)", "runtime_error"),
+    "raises": ("1 / 0", "runtime_error"), "exits": ("raise SystemExit(0)", "runtime_error"),
     "exits hard": ("import os; os._exit(0)", "runtime_error"),
     "crashes": ("import ctypes; ctypes.string_at(0)", "runtime_error"),
     "no value": ("return object()", "runtime_error"),
@@ -71,7 +70,7 @@ FAILURES = {
     "floods errors": ("import sys; sys.stderr.write('x' * 2**21)", "output_limit"),
     "long value": ("return 'x' * 2**21", "output_limit"),
     "forges": ("import os; os.write(3, b'{\"x\": 1}\\n')", "runtime_error"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("act", "status"), FAILURES.values(), ids=FAILURES)

@@ -49,11 +49,10 @@ REFUSED: list[tuple[type, dict[str, Any], str]] = [
     (SandboxSettings, {"packages": ("../x",)}, "packages must be names"),
     (SandboxSettings, {"kind": "url"}, "url must be given"),
     (SandboxSettings, {"url": "http://h"}, "url must be given"),
-    (Limits, {"wall_s": 0}, "wall_s must be"),
-    (Limits, {"cpu_s": float("nan")}, "cpu_s must be"),
+    (Limits, {"wall_s": 0}, "wall_s must be"), (Limits, {"cpu_s": float("nan")}, "cpu_s must be"),
     (Limits, {"memory_bytes": 1}, "memory_bytes must be"),
     (Limits, {"output_bytes": 0}, "output_bytes must be"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("kind", "fields", "message"), REFUSED)
@@ -73,13 +72,11 @@ def test_interpreter_is_this_one() -> None:
 
 
 FORGERIES = {
-    "silence": "",
-    "no JSON": "print('x', flush=True)",
-    "a list": "print('[]', flush=True)",
+    "silence": "", "no JSON": "print('x', flush=True)", "a list": "print('[]', flush=True)",
     "not ready": "print('{\"ready\": 1}', flush=True)",
     "endless": "import sys\nwhile True: sys.stdout.write('x' * 65536)",
     "dies": "import sys; sys.exit('dead')",
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("source", FORGERIES.values(), ids=FORGERIES)

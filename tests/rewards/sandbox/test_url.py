@@ -183,14 +183,8 @@ def test_nobody_listens() -> None:
 
 
 BAD_URLS = [
-    "file:///etc",
-    "ftp://x",
-    "http://",
-    "http://u:p@h",
-    "http://h/?a=1",
-    "http://h:99999",
-    "x",
-]
+    "file:///etc", "ftp://x", "http://", "http://u:p@h", "http://h/?a=1", "http://h:99999", "x",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("address", BAD_URLS)

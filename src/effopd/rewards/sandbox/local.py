@@ -191,13 +191,8 @@ class _Run:
             "cpu_limit_s": calls * math.ceil(limits.cpu_s),
             "memory_bytes": limits.memory_bytes,
         }
-        return Job(
-            request=request,
-            given=given,
-            numbers=numbers,
-            output_bytes=limits.output_bytes,
-            take=take,
-        )
+        most = limits.output_bytes
+        return Job(request=request, given=given, numbers=numbers, output_bytes=most, take=take)
 
 
 def _end_all(servers: list[ServerProcess]) -> None:

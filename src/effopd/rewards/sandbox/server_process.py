@@ -55,46 +55,26 @@ class StartPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a fresh child of a server does.
+    """What a fresh child of a server does."""
 
-    Attributes:
-        request: Descriptor of the file with the program, for the child.
-        given: Descriptor of its standard input.
-        numbers: What the server is told: the limits of each call, and which calls.
-        output_bytes: Most that is taken of each stream, and of the value of a call.
-        take: Is given the line of each call as it comes; False ends the job. None for a script,
-            whose output is kept instead.
-    """
-
-    request: int
-    given: int
-    numbers: dict[str, Any]
-    output_bytes: int
-    take: Callable[[bytes], bool] | None
+    request: int  # descriptor of the file with the program, for the child
+    given: int  # descriptor of its standard input
+    numbers: dict[str, Any]  # the limits of each call, and which calls
+    output_bytes: int  # most that is taken of each stream, and of the value of a call
+    take: Callable[[bytes], bool] | None  # takes the line of a call; False ends the job
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """How the process of a job ended.
+    """How the process of a job ended."""
 
-    Attributes:
-        stopped: Why it had to be ended: "wall", "cpu", "threads" or "output_limit", "asked" when
-            it was no longer wanted; else "".
-        laps: Calls that it finished, as its server counted.
-        exit_status: As `waitpid` has it.
-        cpu_s: Processor time it took.
-        seconds: By the clock.
-        detail: The end of its standard error.
-        stdout: What a script printed.
-    """
-
-    stopped: str
-    laps: int
-    exit_status: int
+    stopped: str  # why it was ended: wall, cpu, threads, output_limit, asked (not wanted), or ""
+    laps: int  # calls that it finished, as its server counted
+    exit_status: int  # as `waitpid` has it
     cpu_s: float
     seconds: float
-    detail: str
-    stdout: bytes
+    detail: str  # the end of its standard error
+    stdout: bytes  # of a script
 
     @classmethod
     def read(
@@ -192,7 +172,9 @@ class ServerProcess:
             streams = _Streams([read for read, _ in pipes], job, self._send)
             self._follow(streams, deadline)
             reply = self._receive(deadline)
-            streams.read_rest()
+            for read, _ in pipes:  # what is left of a program that has ended
+                while streams.read(read):
+                    pass
         ending = Ending.read(reply, streams.stopped, bytes(streams.stdout), bytes(streams.stderr))
         if ending is None:
             raise BrokenServerError(f"a server said of an ending {reply!r:.200}")
@@ -295,12 +277,6 @@ class _Streams:
         if self._written[descriptor] > self._most_bytes:
             self.stopped = self.stopped or "output_limit"
         return bool(chunk)
-
-    def read_rest(self) -> None:
-        """Takes what is left of a program that has ended; never waits."""
-        for descriptor in self.descriptors:
-            while self.read(descriptor):
-                pass
 
     def _read_lines(self, chunk: bytes) -> None:
         if chunk and not self.is_shut_in:

@@ -39,21 +39,13 @@ _MAX_FILES = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """What shuts a job in; made once by the server.
+    """What shuts a job in; made once by the server."""
 
-    Attributes:
-        ruleset: Descriptor of a Landlock ruleset; None without.
-        instructions: Of the seccomp filter; b"" without.
-        threads: RLIMIT_NPROC; 0 for none.
-        watched_threads: Most that the server lets a job have; 0 where the kernel counts them.
-        base_bytes: Address space of the server, which a job starts with.
-    """
-
-    ruleset: int | None
-    instructions: bytes
-    threads: int
-    watched_threads: int
-    base_bytes: int
+    ruleset: int | None  # descriptor of a Landlock ruleset; None without
+    instructions: bytes  # of the seccomp filter; b"" without
+    threads: int  # RLIMIT_NPROC; 0 for none
+    watched_threads: int  # most that the server lets a job have; 0 where the kernel counts them
+    base_bytes: int  # address space of the server, which a job starts with
 
 
 def run_and_exit(numbers: dict[str, Any], bounds: Bounds, server: int) -> None:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from mpmath import mp
 
-from effopd.rewards.formula import Node, negative, number, product, reciprocal
-from effopd.rewards.values import (
+from effopd.rewards.mathematics.formula import Node, number
+from effopd.rewards.mathematics.values import (
     UndefinedError,
     equal_values,
     letters,
@@ -36,7 +36,7 @@ class Region(NamedTuple):
 
 
 _FORWARD = Node("constant", r"\infty")
-_BOTTOM = Cut(-mp.inf, 1, negative(_FORWARD))
+_BOTTOM = Cut(-mp.inf, 1, -_FORWARD)
 _TOP = Cut(mp.inf, 0, _FORWARD)
 _LINE = Region(((_BOTTOM, _TOP),))
 _SWAPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!=", "=": "="}
@@ -47,14 +47,20 @@ def region(node: Node) -> Region | None:
     if node.kind == "qualified":
         return region(node.args[0])
     if node.kind == "seq" and len(node.args) == 2 and node.name[:1] in "([":
-        return _interval(node)
+        sides = int(node.name[0] == "("), int(node.name[1] == "]")
+        found = _cuts(node.args[0], sides[0], node.args[1], sides[1])
+        return Region((found,)) if found else None
     if node.kind == "set":
         points = [_cuts(item, 0, item, 1) for item in node.args]
         return None if None in points else _union(*[Region((each,)) for each in points if each])
     if node == Node("symbol", r"\mathbb{R}"):
         return _LINE
-    if node.kind == "such":
-        return _such(node)
+    if node.kind == "such":  # what is before the bar may say where its variable is from
+        variable, within = node.args[0], region(node.args[1])
+        if variable.kind == "relation":
+            domain = region(variable)
+            return _both(within, domain) if within and domain else None
+        return within if within and variable.kind == "symbol" else None
     if node.kind == "relation":
         return _related(node)
     if node.kind == "list" and node.args[0].kind == "relation":
@@ -89,27 +95,9 @@ def _cuts(low: Node, low_side: int, high: Node, high_side: int) -> tuple[Cut, Cu
     if values[0] is None or values[1] is None or values[0] > values[1]:
         return None
     with mp.workdps(40):
-        rounded = [+value for value in values]
-    if rounded[0] == -mp.inf:
-        low_side = 1
-    if rounded[1] == mp.inf:
-        high_side = 0
-    return Cut(rounded[0], low_side, low), Cut(rounded[1], high_side, high)
-
-
-def _interval(node: Node) -> Region | None:
-    found = _cuts(node.args[0], int(node.name[0] == "("), node.args[1], int(node.name[1] == "]"))
-    return Region((found,)) if found else None
-
-
-def _such(node: Node) -> Region | None:
-    """A set builder: what is before the bar may say where its variable is from."""
-    variable, condition = node.args
-    found = region(condition)
-    if variable.kind == "relation":
-        domain = region(variable)
-        return _both(found, domain) if found and domain else None
-    return found if found and variable.kind == "symbol" else None
+        start, end = (+value for value in values)
+    low_side, high_side = low_side | (start == -mp.inf), high_side & (end != mp.inf)
+    return Cut(start, low_side, low), Cut(end, high_side, high)
 
 
 def _related(node: Node) -> Region | None:
@@ -132,7 +120,7 @@ def _step(left: Node, sign: str, right: Node) -> Region | None:
         return None
     if left.kind == "call" and left.name == "abs" and not letters(right):
         return _absolute(left.args[0], sign, right)
-    formula, variable = Node("add", "", (left, negative(right))), next(iter(variables))
+    formula, variable = left - right, next(iter(variables))
     solved = linear_root(formula, variable)
     slope = real_value(solved[1]) if solved else None
     if solved is None or not slope:
@@ -161,7 +149,7 @@ def _absolute(inside: Node, sign: str, bound: Node) -> Region | None:
     if size is None or size < 0 or sign not in {"<", "<=", ">", ">="}:
         return None
     above = _step(inside, sign, bound)
-    below = _step(inside, _SWAPPED[sign], negative(bound))
+    below = _step(inside, _SWAPPED[sign], -bound)
     if above is None or below is None:
         return None
     return _both(above, below) if sign[0] == "<" else _union(above, below)
@@ -171,25 +159,17 @@ def _quadratic(formula: Node, sign: str, variable: str) -> Region | None:
     """Where `a x^2 + b x + c` with two real roots has a sign."""
     zero, one, minus = (substituted(formula, variable, k) for k in (0, 1, -1))
     half = number(Fraction(1, 2))
-    a = Node("add", "", (product(half, Node("add", "", (one, minus))), negative(zero)))
-    b = product(half, Node("add", "", (one, negative(minus))))
-    x = Node("symbol", variable)
-    parabola = Node("add", "", (product(a, x, x), product(b, x), zero))
-    square = Node("add", "", (product(b, b), product(number(-4), a, zero)))
+    a, b, x = half * (one + minus) - zero, half * (one - minus), Node("symbol", variable)
+    square = b * b - number(4) * a * zero
     curvature, discriminant = real_value(a), real_value(square)
-    if not curvature or discriminant is None or discriminant <= 0:
+    if not curvature or discriminant is None or discriminant <= 0 or sign in {"=", "!="}:
         return None
-    if not equal_values(parabola, formula):
+    if not equal_values(a * x * x + b * x + zero, formula):
         return None
     width = Node("pow", "", (square, half))
     if curvature < 0:
-        sign, width = _SWAPPED[sign], negative(width)
-    low, high = (
-        product(Node("add", "", (negative(b), each)), reciprocal(product(number(2), a)))
-        for each in (negative(width), width)
-    )
-    if sign in {"=", "!="}:
-        return None
+        sign, width = _SWAPPED[sign], -width
+    low, high = ((each - b) / (number(2) * a) for each in (-width, width))
     above, below = _step(x, sign, high), _step(x, _SWAPPED[sign], low)
     if above is None or below is None:
         return None
@@ -199,8 +179,8 @@ def _quadratic(formula: Node, sign: str, variable: str) -> Region | None:
 def linear_root(formula: Node, variable: str) -> tuple[Node, Node] | None:
     """Where a formula that is linear in a variable is zero, and its slope; None otherwise."""
     at_zero, at_one, at_three = (substituted(formula, variable, k) for k in (0, 1, 3))
-    slope = Node("add", "", (at_one, negative(at_zero)))
-    line = Node("add", "", (at_zero, product(slope, Node("symbol", variable))))
+    slope = at_one - at_zero
+    line = at_zero + slope * Node("symbol", variable)
     try:
         bends = residue(line)[0] != residue(formula)[0]
         bends |= residue(at_three)[0] != residue(substituted(line, variable, 3))[0]
@@ -208,10 +188,10 @@ def linear_root(formula: Node, variable: str) -> tuple[Node, Node] | None:
             return None
     except UndefinedError:
         return None
-    return product(negative(at_zero), reciprocal(slope)), slope
+    return -at_zero / slope, slope
 
 
-def substituted(node: Node, variable: str, value: int) -> Node:
+def substituted(node: Node, variable: str, value: int | Fraction) -> Node:
     """The formula with a number for a variable."""
     if node == Node("symbol", variable):
         return number(value)

@@ -10,30 +10,18 @@ import re
 from fractions import Fraction
 from functools import lru_cache
 
-from effopd.rewards import vocabulary as known
-from effopd.rewards.formula import (
-    Node,
-    NoFormulaError,
-    negative,
-    number,
-    product,
-    reciprocal,
-    transposed,
-)
-from effopd.rewards.tokens import Tokens
+from effopd.rewards.mathematics import tokens as known
+from effopd.rewards.mathematics.formula import Node, NoFormulaError, number, product
+from effopd.rewards.mathematics.tokens import Tokens
 
 
 @lru_cache(maxsize=256)  # the samples of one problem share its reference
-def read(text: str) -> Node:
-    """The formula that all of a tidy text is.
-
-    Raises:
-        NoFormulaError: It is none, or one that this grammar does not know.
-    """
-    return _Reader(text).whole()
+def parse(text: str) -> Node:
+    """The formula that all of a normalised text is, else NoFormulaError."""
+    return _Parser(text).whole()
 
 
-class _Reader:
+class _Parser:
     """A text, token by token."""
 
     def __init__(self, text: str) -> None:
@@ -70,14 +58,10 @@ class _Reader:
         """A formula, or a chain of relations between some."""
         name = self.tokens.name_of_equation()
         sides, signs = [Node("symbol", name) if name else self.sets()], []
-        while self.tokens.next in known.RELATIONS or (
-            self.tokens.next == ":" and self.tokens.peek(1) == "="
-        ):
-            if self.tokens.take() == ":":
-                self.tokens.take()
-                signs.append("=")
-            else:
-                signs.append(known.RELATIONS[self.tokens.peek(-1)])
+        while self.tokens.next in known.RELATIONS or self.tokens.ahead(2) == ": =":
+            signs.append(known.RELATIONS.get(self.tokens.take(), ""))
+            if not signs[-1]:
+                signs[-1] = known.RELATIONS[self.tokens.take()]
             sides.append(self.sets())
         return Node("relation", " ".join(signs), tuple(sides)) if signs else sides[0]
 
@@ -104,7 +88,7 @@ class _Reader:
             if sign == "-" and term.kind == "set" and terms:
                 terms[-1] = Node("difference", "", (terms[-1], term))
             else:
-                terms.append(negative(term) if sign == "-" else term)
+                terms.append(-term if sign == "-" else term)
         return terms[0] if len(terms) == 1 else Node("add", "", tuple(terms))
 
     def product(self) -> Node:
@@ -115,7 +99,7 @@ class _Reader:
                 factors.append(self.signed())
             elif self.tokens.next in {"/", r"\div"} or self.is_ratio():
                 self.tokens.take()
-                factors.append(reciprocal(self.signed()))
+                factors.append(Node("pow", "", (self.signed(), number(-1))))
             elif self.tokens.next in {r"\otimes", r"\circ"}:
                 name = self.tokens.take()
                 factors = [Node("call", name, (product(*factors), self.factor()))]
@@ -140,7 +124,7 @@ class _Reader:
     def signed(self) -> Node:
         """A factor after a sign of multiplication, which may have a sign of its own."""
         if self.tokens.next in {"-", "+"}:
-            return negative(self.signed()) if self.tokens.take() == "-" else self.signed()
+            return -self.signed() if self.tokens.take() == "-" else self.signed()
         return self.factor()
 
     def starts_factor(self) -> bool:
@@ -170,16 +154,13 @@ class _Reader:
             if self.tokens.next == "^":
                 node = self.raised(node)
             elif self.tokens.next == "!":
-                self.tokens.take()
-                name = "factorial"
-                if self.tokens.next == "!":
-                    self.tokens.take()
-                    name = "factorial2"
-                node = Node("call", name, (node,))
+                is_double = self.tokens.ahead(2) == "! !"
+                self.tokens.skip(1 + is_double)
+                node = Node("call", "factorial2" if is_double else "factorial", (node,))
             elif self.tokens.next in {r"\%", "%"}:
                 self.tokens.take()
-                node = product(node, number(Fraction(1, 100)))
-            elif self.tokens.next in {r"\degree"}:
+                node = node * number(Fraction(1, 100))
+            elif self.tokens.next == r"\degree":
                 self.tokens.take()
                 node = self.degrees(node)
             else:
@@ -196,7 +177,10 @@ class _Reader:
             self.tokens.ahead(2),
         ):
             self.tokens.index()
-            return transposed(node)
+            if node.name != "matrix":  # a point stays as it is
+                return node
+            columns = zip(*(row.args for row in node.args), strict=True)
+            return Node("seq", "matrix", tuple(Node("seq", "row", column) for column in columns))
         return Node("pow", "", (node, self.argument(whole=True)))
 
     def degrees(self, node: Node) -> Node:
@@ -257,15 +241,14 @@ class _Reader:
         """Brackets: grouping around one formula; a point, interval or set around several."""
         closing = {"(": (")", "]"), "[": ("]", ")"), r"\{": (r"\}",), "{": ("}",)}[opening]
         self.fences.append("|" if opening == r"\{" else "")
-        if opening in {r"\{"} and self.tokens.next == r"\}":
-            items: tuple[Node, ...] = ()
-        else:
-            cycle = re.match(r"((?:\d+ )+\d+) \)", self.tokens.ahead(40))
-            if cycle and opening == "(":  # a permutation: `(1 2 3)`
-                self.tokens.skip(cycle.group().count(" ") + 1)
-                self.fences.pop()
-                entries = cycle.group(1).split(" ")
-                return Node("call", "cycle", tuple(number(int(each)) for each in entries))
+        cycle = re.match(r"((?:\d+ )+\d+) \)", self.tokens.ahead(40)) if opening == "(" else None
+        if cycle:  # a permutation: `(1 2 3)`
+            self.tokens.skip(cycle.group().count(" ") + 1)
+            self.fences.pop()
+            entries = cycle.group(1).split(" ")
+            return Node("call", "cycle", tuple(number(int(each)) for each in entries))
+        items: tuple[Node, ...] = ()
+        if opening != r"\{" or self.tokens.next != r"\}":
             inner = self.listing()
             if opening == r"\{" and self.tokens.next in {"|", r"\mid", ":"}:
                 self.tokens.take()
@@ -361,7 +344,7 @@ class _Reader:
             return Node("call", known.SAME.get(name, name), arguments)
         if name == "frac":
             above, below = self.argument(), self.argument()
-            return product(above, reciprocal(below))
+            return above / below
         if name == "binom":
             if self.tokens.next == "(":
                 return self.applied(name)
@@ -397,11 +380,15 @@ class _Reader:
                 raise NoFormulaError(f"an index of {name}")
             else:
                 base = self.argument()
-        if self.tokens.next in {"(", "{"} or self.tokens.next == "[":
+        if self.tokens.next in {"(", "{", "["}:
             node = self.base()
         else:
             factors = [self.factor()]
-            while self.starts_factor() and not self.begins_function():
+            while (
+                self.starts_factor()
+                and self.tokens.next not in {"(", "["}
+                and self.tokens.next.removeprefix("\\") not in known.FUNCTIONS
+            ):
                 factors.append(self.factor())
             node = product(*factors)
         self.calls -= name not in {"ln", "log", "lg", "exp"}
@@ -411,17 +398,11 @@ class _Reader:
             applied = Node("call", "log", (node, number(10)))
         elif base is not None:
             applied = Node("call", "log", (node, base))
-        elif power == negative(number(1)):
+        elif power == -number(1):
             return Node("call", f"arc{name}", (node,))
         else:
             applied = Node("call", "ln" if name == "log" else name, (node,))
         return Node("pow", "", (applied, power)) if power else applied
-
-    def begins_function(self) -> bool:
-        return self.tokens.next.removeprefix("\\") in known.FUNCTIONS or self.tokens.next in {
-            "(",
-            "[",
-        }
 
     def matrix(self, token: str) -> Node:
         """Rows of entries, as a sequence of sequences."""

@@ -1,20 +1,20 @@
 r"""Whether two formulas are the same answer.
 
-Runs in a worker process only (`effopd.rewards.worker`): an answer of ten characters may take for
-ever to compute. Answers are read by the grammar of `effopd.rewards.reading` and compared by value
-(`effopd.rewards.values`). Integrals, sums, products and limits are left to math-verify, whose LaTeX
-grammar executes nothing either.
+Runs in a worker process only: an answer of ten characters may take for ever to compute. Formulas
+are parsed by a grammar of answers and compared by value; integrals, sums, products and limits are
+left to math-verify, whose LaTeX grammar executes nothing either.
 """
 
 import re
 from collections.abc import Iterator
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
-from effopd.rewards.formula import Node, NoFormulaError, negative, number, product, renamed
-from effopd.rewards.reading import read
-from effopd.rewards.regions import linear_root, region, same_region
-from effopd.rewards.values import equal_values, has, letters, real_value, residue
+from effopd.rewards.mathematics.formula import Node, NoFormulaError, number, product, renamed
+from effopd.rewards.mathematics.parser import parse
+from effopd.rewards.mathematics.regions import linear_root, region, same_region, substituted
+from effopd.rewards.mathematics.values import equal_values, has, letters, real_value, residue
 
 _CALCULUS = re.compile(r"\\(?:i?i?int|oint|sum|prod|lim|begin\{cases\})(?![a-zA-Z])")
 _OR = re.compile(r"\\text\s*\{\s*(?:or|and)\s*\}|\b(?:or|and)\b|;")
@@ -27,16 +27,11 @@ class UnreadableReferenceError(ValueError):
 
 
 def equal(reference: str, answer: str, relative_error: float = 0.0) -> bool:
-    """Whether two formulas in tidy LaTeX are the same answer; may compute for ever.
+    """Whether two formulas in normalised LaTeX are the same answer; may compute for ever.
 
-    Args:
-        reference: The formula that is right.
-        answer: The formula that was given.
-        relative_error: Relative error that is allowed where the reference has a decimal point.
-
-    Raises:
-        UnreadableReferenceError: The reference is no formula; an answer that is none is wrong.
-        UndecidedError: Only an evaluation that is too long could tell.
+    The relative error is allowed where the reference has a decimal point. An answer that is no
+    formula is wrong; a reference raises UnreadableReferenceError, and what only an evaluation that
+    is too long could tell UndecidedError.
     """
     if _CALCULUS.search(reference) or _CALCULUS.search(answer):
         return _equal_by_math_verify(reference, answer)
@@ -68,12 +63,20 @@ def readings(text: str) -> Iterator[Node]:
     """
     signs = len(re.findall(r"\\(?:pm|mp)(?![a-zA-Z])", text))
     if not signs or signs > 4:
-        yield read(text)
+        yield parse(text)
         return
     inside = re.fullmatch(r"\\\{(.*)\\\}", text)
-    items = _split(_OR.sub(",", inside.group(1) if inside else text))
+    text = _OR.sub(",", inside.group(1) if inside else text)
+    # the items of a list, split at commas outside all brackets
+    items, depth = [""], 0
+    for character in text:
+        depth += (character in "({[") - (character in ")}]")
+        if character == "," and depth == 0:
+            items.append("")
+        else:
+            items[-1] += character
     for is_coupled in (True, False) if signs > 1 else (True,):
-        yield read(",".join(one for item in items for one in _signed(item, is_coupled)))
+        yield parse(",".join(one for item in items for one in _signed(item, is_coupled)))
 
 
 def _signed(item: str, is_coupled: bool) -> list[str]:
@@ -88,17 +91,6 @@ def _signed(item: str, is_coupled: bool) -> list[str]:
             text += ("-" if is_minus else "+") + part
         chosen.append(text)
     return chosen
-
-
-def _split(text: str) -> list[str]:
-    """The items of a list, split at commas outside all brackets."""
-    items, depth, start = [], 0, 0
-    for place, character in enumerate(text):
-        depth += (character in "({[") - (character in ")}]")
-        if character == "," and depth == 0:
-            items.append(text[start:place])
-            start = place + 1
-    return [*items, text[start:]]
 
 
 def same(reference: Node, answer: Node, error: float = 0.0) -> bool:
@@ -127,18 +119,18 @@ def same(reference: Node, answer: Node, error: float = 0.0) -> bool:
     if reference.kind == answer.kind == "relation":
         return _same_relation(reference, answer, error)
     if {reference.kind, answer.kind} == {"seq", "relation"}:
-        return any(_each(*pair, error) for pair in _bounds(reference, answer))
+        return _same_bounds(reference, answer, error)
     if "set" in {reference.kind, answer.kind}:
         return _matched(_items(reference), _items(answer), error)
     if reference.kind == answer.kind and reference.kind in {"union", "intersection"}:
         return _matched(list(reference.args), list(answer.args), error)
     if reference.kind == answer.kind and reference.kind in {"difference", "such"}:
         return _each(reference.args, answer.args, error)
-    if answer.kind == "relation" and answer.name == "in" and reference.kind != "relation":
+    if (answer.kind, answer.name) == ("relation", "in"):  # one is a relation, the other is not
         return same(reference, answer.args[1], error)
-    if reference.kind == "relation" and reference.name == "in" and answer.kind != "relation":
+    if (reference.kind, reference.name) == ("relation", "in"):
         return same(reference.args[1], answer, error)
-    if reference.kind in {"relation", "seq", "list"} or answer.kind in {"relation", "seq", "list"}:
+    if {reference.kind, answer.kind} & {"relation", "seq", "list"}:
         return False
     return equal_values(reference, answer, relative_error=error)
 
@@ -251,19 +243,15 @@ def _same_equation(reference: Node, answer: Node, error: float) -> bool:
         return same(_side(reference), _side(answer), error)
     if len(reference.args) != len(answer.args) or len(reference.args) > 2:
         return _each(reference.args, answer.args, error)
-    wanted, given = (
-        Node("add", "", (sides.args[0], negative(sides.args[1]))) for sides in (reference, answer)
-    )
+    wanted, given = (sides.args[0] - sides.args[1] for sides in (reference, answer))
     return _proportional(wanted, given) or _same_solution(wanted, given)
 
 
 def _same_name(one: Node, other: Node) -> bool:
-    if {one.kind, other.kind} == {"symbol", "call"} or one.kind == other.kind == "symbol":
-        return (
-            one.name.rstrip("'") == other.name.rstrip("'")
-            if one.kind != other.kind
-            else (one.name == other.name)
-        )
+    if {one.kind, other.kind} == {"symbol", "call"}:
+        return one.name.rstrip("'") == other.name.rstrip("'")
+    if one.kind == other.kind == "symbol":
+        return one.name == other.name
     return residue(one) == residue(other)
 
 
@@ -272,23 +260,15 @@ def _proportional(one: Node, other: Node, *, positive: bool = False) -> bool:
     if letters(one) != letters(other):
         return False
     moved, other_moved = renamed(one, {}), renamed(other, {})
-    if not equal_values(product(one, other_moved), product(moved, other)):
+    if not equal_values(one * other_moved, moved * other):
         return False
     if not positive:
         return residue(one)[0] != 0 and residue(other)[0] != 0
-    ones = {name: 1 + 0.37 * place for place, name in enumerate(sorted(letters(one)))}
-    values = [real_value(_at(node, ones)) for node in (one, other)]
+    for place, name in enumerate(sorted(letters(one))):
+        value = 1 + Fraction(37 * place, 100)
+        one, other = substituted(one, name, value), substituted(other, name, value)
+    values = real_value(one), real_value(other)
     return None not in values and bool(values[0] * values[1] > 0)
-
-
-def _at(node: Node, values: dict[str, float]) -> Node:
-    from fractions import Fraction
-
-    if node.kind == "symbol":
-        return Node("number", "", (Fraction(values[node.name]),))
-    return node._replace(
-        args=tuple(_at(part, values) if isinstance(part, Node) else part for part in node.args)
-    )
 
 
 def _same_solution(one: Node, other: Node) -> bool:
@@ -311,25 +291,25 @@ def _same_relation(reference: Node, answer: Node, error: float) -> bool:
     signs = reference.name, answer.name
     if not all(sign in {"<", ">", "<=", ">=", "!="} for sign in signs):
         return False
-    wanted, given = (
-        Node("add", "", (node.args[0], negative(node.args[1]))) for node in (reference, answer)
-    )
+    wanted, given = (node.args[0] - node.args[1] for node in (reference, answer))
     if signs[0] == signs[1]:
         return _proportional(wanted, given, positive=signs[0] != "!=")
     if signs[0] == signs[1].translate(_FLIPPED):
-        return _proportional(wanted, negative(given), positive=True)
+        return _proportional(wanted, -given, positive=True)
     return False
 
 
-def _bounds(one: Node, other: Node) -> Iterator[tuple[list[Node], list[Node]]]:
-    """The ends of an interval and of `a < x < b`, where both are open or closed alike."""
+def _same_bounds(one: Node, other: Node, error: float) -> bool:
+    """Whether an interval and `a < x < b` have the same ends, and both are open or closed alike."""
     interval, chain = (one, other) if one.kind == "seq" else (other, one)
     signs = chain.name.split()
-    if len(interval.args) != 2 or len(signs) != 2:
-        return
+    if len(interval.args) != 2 or len(signs) != 2 or not set(signs) <= {"<", "<="}:
+        return False
     brackets = ("(" if signs[0] == "<" else "[") + (")" if signs[1] == "<" else "]")
-    if interval.name == brackets and set(signs) <= {"<", "<="} and chain.args[1].kind == "symbol":
-        yield list(interval.args), [chain.args[0], chain.args[2]]
+    if interval.name != brackets or chain.args[1].kind != "symbol":
+        return False
+    wanted, given = (each.args if each is interval else each.args[::2] for each in (one, other))
+    return _each(wanted, given, error)
 
 
 # Lists, sets, tuples ------------------------------------------------------------------------------
@@ -426,14 +406,15 @@ def _matched(wanted: list[Node], given: list[Node], error: float) -> bool:
 
 def _equal_by_math_verify(reference: str, answer: str) -> bool:
     from latex2sympy2_extended import NormalizationConfig
-    from math_verify import LatexExtractionConfig, parse, verify
+    from math_verify import LatexExtractionConfig, verify
+    from math_verify import parse as parse_latex
 
     rules = NormalizationConfig(
         basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none"
     )
     config = [LatexExtractionConfig(boxed_match_priority=-1, normalization_config=rules)]
     wanted, given = (
-        parse(
+        parse_latex(
             f"${text}$",
             extraction_config=config,
             fallback_mode="no_fallback",
@@ -444,7 +425,7 @@ def _equal_by_math_verify(reference: str, answer: str) -> bool:
     )
     if not wanted:
         try:
-            read(reference)
+            parse(reference)
         except NoFormulaError as error:
             raise UnreadableReferenceError(f"{reference}: {error}") from None
     return bool(wanted) and bool(given) and bool(verify(wanted[0], given[0], timeout_seconds=None))

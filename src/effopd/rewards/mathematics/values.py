@@ -11,14 +11,13 @@ letters. A number is never computed that does not fit in memory.
 import hashlib
 import math
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any
 
 import mpmath
 from mpmath import mp
 
-from effopd.rewards.formula import Node
-from effopd.rewards.vocabulary import words
+from effopd.rewards.mathematics.formula import Node, words
 
 _PRIME = 98629203427514219405270466091295473637
 """p = 4 q + 1 with q prime: no small power of a number is 1, and -1 has a root."""
@@ -44,14 +43,8 @@ class UndecidedError(Exception):
 def equal_values(reference: Node, answer: Node, *, relative_error: float = 0.0) -> bool:
     """Whether two formulas without relations and sets are equal.
 
-    Args:
-        reference: The formula that is right.
-        answer: The formula that was given.
-        relative_error: Relative error of the answer that is allowed where the reference has a
-            decimal point; decimals are right to 1e-6 without it.
-
-    Raises:
-        UndecidedError: Only an evaluation that is too long could tell.
+    Decimals are right to 1e-6; the relative error is allowed where the reference has a decimal
+    point. UndecidedError where only an evaluation that is too long could tell.
     """
     is_decimal = has(reference, "decimal") or has(answer, "decimal")
     try:
@@ -144,11 +137,7 @@ def _exact(node: Node) -> Fraction | None:
 
 @lru_cache(maxsize=4096)
 def residue(node: Node) -> tuple[int, bool]:
-    """Its value modulo the prime, and whether all of it is rational.
-
-    Raises:
-        UndefinedError: It divides by zero.
-    """
+    """Its value modulo the prime, and whether all of it is rational."""
     if node.kind in {"number", "decimal"}:
         value: Fraction = node.args[0]
         return value.numerator * pow(value.denominator, -1, _PRIME) % _PRIME, True
@@ -161,24 +150,14 @@ def residue(node: Node) -> tuple[int, bool]:
     if node.kind == "add":
         return sum(values) % _PRIME, is_rational
     if node.kind == "mul":
-        result = 1
-        for factor in values:
-            result = result * factor % _PRIME
-        return result, is_rational
-    if node.kind == "pow" and (power := _integer_power(node, values[0])) is not None:
-        return power, parts[0][1]
+        return reduce(lambda result, factor: result * factor % _PRIME, values, 1), is_rational
+    if node.kind == "pow" and (exponent := exact_integer(node.args[1])) is not None:
+        if values[0] == 0 and exponent < 0:
+            raise UndefinedError("division by zero")
+        return pow(values[0], exponent, _PRIME), parts[0][1]
     if node.kind == "call" and (count := _counted(node)) is not None:
         return count, True
     return _hashed(node.kind, node.name, *values), False
-
-
-def _integer_power(node: Node, base: int) -> int | None:
-    exponent = exact_integer(node.args[1])
-    if exponent is None:
-        return None
-    if base == 0 and exponent < 0:
-        raise UndefinedError("division by zero")
-    return pow(base, exponent, _PRIME)
 
 
 def _counted(node: Node) -> int | None:
@@ -220,7 +199,10 @@ def _equal_at_points(reference: Node, answer: Node, tolerance: float) -> bool:
         try:
             wanted, given = _values_at(reference, answer, (trial, span), digits)
             if not is_complex and names:
-                reality = [_is_real(value) for value in (wanted, given)]
+                reality = [
+                    abs(mpmath.im(value)) <= abs(value) * mpmath.mpf(10) ** -20
+                    for value in (wanted, given)
+                ]
                 if reality == [False, False]:
                     continue
                 if reality[0] != reality[1]:
@@ -245,11 +227,7 @@ def _equal_at_points(reference: Node, answer: Node, tolerance: float) -> bool:
 
 
 def _is_confirmed(reference: Node, answer: Node, place: tuple[int, Any], digits: int) -> bool:
-    """Whether values that agree still do with many more digits, and with all before the point.
-
-    Raises:
-        UndecidedError: They have too many.
-    """
+    """Whether values that agree still do with many more digits, and with all before the point."""
     size = max(abs(value) for value in _values_at(reference, answer, place, digits))
     before_point = int(mpmath.log10(size)) if size > 1 else 0
     if before_point > _MAX_HEIGHT:
@@ -269,11 +247,10 @@ def _values_at(reference: Node, answer: Node, place: tuple[int, Any], digits: in
             name: low + (high - low) * mpmath.mpf(_hashed("point", name, trial)) / _PRIME
             for name in letters(reference) | letters(answer)
         }
-        return [_finite(_numeric(node, point)) for node in (reference, answer)]
-
-
-def _is_real(value: Any) -> bool:
-    return bool(abs(mpmath.im(value)) <= abs(value) * mpmath.mpf(10) ** -20)
+        values = [mpmath.mpmathify(_numeric(node, point)) for node in (reference, answer)]
+    if not all(map(mpmath.isfinite, values)):
+        raise UndefinedError("no finite value")
+    return values
 
 
 def _close(wanted: Any, given: Any, tolerance: float, digits: int) -> bool:
@@ -284,13 +261,6 @@ def _close(wanted: Any, given: Any, tolerance: float, digits: int) -> bool:
     if tolerance:
         return bool(error <= tolerance * min(1, size))
     return bool(error <= mpmath.mpf(10) ** (15 - digits) * size)
-
-
-def _finite(value: Any) -> Any:
-    value = mpmath.mpmathify(value)
-    if not mpmath.isfinite(value):
-        raise UndefinedError("no finite value")
-    return value
 
 
 def _height(node: Node) -> float:

@@ -19,9 +19,29 @@ class Node(NamedTuple):
     name: str = ""
     args: tuple[Any, ...] = ()
 
+    def __add__(self, other: "Node") -> "Node":  # type: ignore[override]
+        return Node("add", "", (self, other))
+
+    def __neg__(self) -> "Node":
+        return product(number(-1), self)
+
+    def __sub__(self, other: "Node") -> "Node":
+        return self + -other
+
+    def __mul__(self, other: "Node") -> "Node":  # type: ignore[override]
+        return product(self, other)
+
+    def __truediv__(self, other: "Node") -> "Node":
+        return self * Node("pow", "", (other, number(-1)))
+
 
 class NoFormulaError(ValueError):
     """The text is no formula that this grammar reads."""
+
+
+def words(text: str) -> frozenset[str]:
+    """The words of a text."""
+    return frozenset(text.split())
 
 
 def number(value: int | Fraction) -> Node:
@@ -34,16 +54,6 @@ def product(*factors: Node) -> Node:
     return Node("mul", "", factors)
 
 
-def negative(node: Node) -> Node:
-    """Minus a formula."""
-    return product(number(-1), node)
-
-
-def reciprocal(node: Node) -> Node:
-    """One over a formula."""
-    return Node("pow", "", (node, number(-1)))
-
-
 def renamed(node: Node, names: Mapping[str, str]) -> Node:
     """A formula with other letters; those without a new name get a mark that makes them new."""
     if node.kind == "symbol":
@@ -51,11 +61,3 @@ def renamed(node: Node, names: Mapping[str, str]) -> Node:
     return node._replace(
         args=tuple(renamed(part, names) if isinstance(part, Node) else part for part in node.args)
     )
-
-
-def transposed(node: Node) -> Node:
-    """A matrix with rows and columns changed over; a point as it is."""
-    if node.name != "matrix":
-        return node
-    columns = zip(*(row.args for row in node.args), strict=True)
-    return Node("seq", "matrix", tuple(Node("seq", "row", column) for column in columns))

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from effopd.rewards.extraction import unwrapped
-from effopd.rewards.vocabulary import words
+from effopd.rewards.mathematics.formula import words
 
 _GREEK_LETTERS = "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ"
 _GREEK_NAMES = (
@@ -155,7 +155,7 @@ _COMPILED = [
     for rules in (_IN_LATEX, _ANYWHERE, _LATER)
 ]
 _BARE = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]+)?|[A-Za-z])")
-"""What is tidy already."""
+"""What is normalised already."""
 
 _OPENED = re.compile(
     rf"\\(?P<color>textcolor|colorbox|color)\s*(?:\[[^\[\]]*\]\s*)?\{{[^{{}}]*\}}\s*"
@@ -194,6 +194,7 @@ _SAME_WORDS = (
     ("diverges", "divergent", "series diverges"),
     ("converges", "convergent", "series converges"),
 )  # fmt: skip
+_PRICE = re.compile(r"\s*[+-]?\s*\$\s*[\d.][^$]*")
 _LEAD = r"(?i:(?:the )?(?:final )?answer(?: is:?|:))"
 _LED = re.compile(
     rf"{_LEAD}\s*(?P<plain>\S.*)|\\text\{{\s*{_LEAD}\s*(?:(?P<words>[^{{}}]+)\}}|\}}\s*(?P<rest>\S.*))"
@@ -201,7 +202,7 @@ _LED = re.compile(
 _PHRASES = {phrase.replace(" ", ""): group[0] for group in _SAME_WORDS for phrase in group}
 
 
-def tidy(text: str) -> str:
+def normalize_latex(text: str) -> str:
     r"""A formula in plain LaTeX: ASCII digits, one kind of fraction, no sizes, colours and spaces.
 
     Invisible characters and halves of surrogate pairs vanish; digits of every script become ASCII;
@@ -212,19 +213,24 @@ def tidy(text: str) -> str:
         return text
     if not (text.isascii() and text.isprintable()):
         text = "".join(_plain(character) for character in text).translate(_SYMBOLS)
-    text = _without_dollars(text) if "$" in text else text
+    # `$` is a currency but around formulas
+    is_price = re.sub(r"\\\$", "", text).count("$") % 2 and _PRICE.fullmatch(text)
+    if "$" in text and not is_price:
+        text = re.sub(r"(\\)?\$", lambda match: "$" if match.group(1) else "", text)
     if "\\" in text:
         text = _rewritten(text, _COMPILED[0])
     text = _rewritten(text, _COMPILED[1])
     if "\\" in text:
         text = _faced(_unaligned(text))
     text = _rewritten(re.sub(r"\s+", " ", text), _COMPILED[2])
-    text = _unbraced(re.sub(r"(?:\s|\\\\|[.;])+$", "", text).lstrip())
+    text = re.sub(r"(?:\s|\\\\|[.;])+$", "", text).lstrip()
+    while text.startswith("{") and _group_end(text) == len(text) - 1:  # braces around all of it
+        text = text[1:-1].strip()
     return r"\mathbb{R}" if "real" in text and _REALS.fullmatch(text) else _joined(text)
 
 
 def without_lead(text: str) -> str:
-    r"""A tidy answer without `Answer:` and the like before it, in a command for words or not."""
+    r"""A normalised answer without `Answer:` and the like before it, also in words."""
     led = _LED.fullmatch(text)
     return next(filter(None, led.groups())) if led else text
 
@@ -235,13 +241,13 @@ def _rewritten(text: str, rules: list[tuple[re.Pattern[str], _Replacement]]) -> 
     return text
 
 
-def squeezed(text: str) -> str:
+def strip_spaces(text: str) -> str:
     """Text without the spaces that mean nothing: those not between two letters or digits."""
     return re.sub(r"\s+(?!\w)|(?<!\w)\s+", "", text)
 
 
 def with_logarithm(text: str, base: str) -> str:
-    r"""Tidy text with `\log` without a base as `\ln` for the base "e", as `\lg` for "10"."""
+    r"""Normalised text with `\log` without a base as `\ln` for the base "e", as `\lg` for "10"."""
     return re.sub(
         r"\\?(?<![a-zA-Z])log(?![a-zA-Z])(?!\s*_)", r"\\ln" if base == "e" else r"\\lg", text
     )
@@ -262,7 +268,7 @@ def split_base(text: str) -> tuple[str, str]:
     return match.group(1).upper().lstrip("0") or "0", base
 
 
-def wording(text: str) -> str | None:
+def as_words(text: str) -> str | None:
     r"""What an answer in words says, in a form to compare; None for a formula.
 
     Words without a command around them are `no`, known ones of three letters, names, and longer
@@ -294,14 +300,6 @@ def _plain(character: str) -> str:
     if "\uff01" <= character <= "\uff5e":
         return chr(ord(character) - 0xFEE0)
     return character
-
-
-def _without_dollars(text: str) -> str:
-    r"""Text in which `$` is a currency: without those around formulas."""
-    bare = re.sub(r"\\\$", "", text).count("$")
-    if bare % 2 and re.fullmatch(r"\s*[+-]?\s*\$\s*[\d.][^$]*", text):
-        return text
-    return re.sub(r"(\\)?\$", lambda match: "$" if match.group(1) else "", text)
 
 
 def _unaligned(text: str) -> str:
@@ -395,10 +393,3 @@ def _sexagesimal(degrees: str, minutes: str, seconds: str | None) -> str:
     """Degrees, minutes and seconds as a fraction of degrees."""
     value = int(degrees) + Fraction(minutes) / 60 + Fraction(seconds or 0) / 3600
     return rf"\frac{{{value.numerator}}}{{{value.denominator}}}^\circ "
-
-
-def _unbraced(text: str) -> str:
-    """Text without braces around all of it."""
-    while text.startswith("{") and _group_end(text) == len(text) - 1:
-        text = text[1:-1].strip()
-    return text
