@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from effopd.data.livecodebench import from_livecodebench
 from tests.support.sandboxes import sandbox_of
 
 from effopd.data.code_formats import from_codeforces, from_input_output
@@ -129,12 +128,6 @@ FORMS: dict[str, Callable[[str, str], CodeTests]] = {
     "codeforces": lambda given, expected: from_codeforces(
         {"official_tests": [{"input": given, "output": expected}]}
     ),
-    "livecodebench": lambda given, expected: from_livecodebench(
-        {
-            "public_test_cases": [{"input": given, "output": expected, "testtype": "stdin"}],
-            "private_test_cases": [],
-        }
-    ),
 }
 
 JUDGED = [
@@ -164,7 +157,7 @@ def test_judged_as_where_the_problem_comes_from(
 
 def test_recursion_goes_as_deep_as_in_the_graders(verifier: CodeVerifier) -> None:
     source = "def f(n): return n and 1 + f(n - 1)\nprint(f(40000))"
-    assert verdict(verifier, answer(FORMS["livecodebench"]("", "40000"), source))[0] == "passed"
+    assert verdict(verifier, answer(FORMS["input_output"]("", "40000"), source))[0] == "passed"
 
 
 def test_integers_of_any_length_are_arguments_and_values(verifier: CodeVerifier) -> None:

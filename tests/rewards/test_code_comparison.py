@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from effopd.data.livecodebench import from_livecodebench
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.reference import code_twin
@@ -15,7 +14,7 @@ from tests.reference import code_twin
 from effopd.data.code_formats import from_codeforces, from_input_output
 from effopd.data.code_tests import CodeTests, Rule
 from effopd.errors import ConfigError
-from effopd.rewards.code_comparison import equal_values, is_expected, same_lines, same_tokens
+from effopd.rewards.code_comparison import equal_values, is_expected, same_tokens
 from effopd.rewards.code_extraction import program_of
 
 NAN, INF = math.nan, math.inf
@@ -212,131 +211,126 @@ def test_rules_of_single_problems() -> None:
     assert not is_expected(called("digit_distance", -1, 10), 0, 9, 2)
 
 
-# Expected, given, as words, as lines --------------------------------------------------------------
+# Expected, given, whether equal -------------------------------------------------------------------
 
 TEXTS = [
-    ("5\n", b"5", True, True),
-    ("5", b"5\n\n", True, True),
-    ("1 2\n3\n", b"1 2\r\n3\r\n", True, True),
-    ("1 2\n3\n", b"  1 2  \n3", True, True),
-    ("1 2 3", b"1\n2\n3", True, False),
-    ("a b", b"a  b", True, False),
-    ("1 2", b"1  2", True, True),
-    ("1\n\n2", b"1\n2", True, False),
-    ("YES", b"Yes", False, False),
-    ("ab", b"a b", False, False),
-    ("1 2", b"2 1", False, False),
-    ("1 2", b"1 2 3", False, False),
-    ("1 2", b"1", False, False),
-    ("", b"", True, True),
-    ("", b"\n", True, True),
-    ("", b"0", False, False),
-    ("0", b"", False, False),
-    ("5", b"5.0", True, True),
-    ("7", b"007", False, False),
-    ("5", b"5.0000001", False, False),
-    ("0.5", b"0.5000001", True, True),
-    ("0.5", b"0.50001", False, False),
-    ("0.5", b".5", True, True),
-    ("0.5", b"5e-1", True, True),
-    ("1000000.5", b"1000001", True, True),
-    ("1e3", b"1000", False, False),
-    ("0.5", b"nan", False, False),
-    ("nan", b"nan", True, True),
-    ("0.5", b"1e999", False, False),
-    ("0.5", b"1e999999999", False, False),
-    ("0.5", b"inf", False, False),
-    ("5", b"0x5", False, False),
-    ("5", b"5_0", False, False),
-    ("50", b"5_0", False, False),
-    ("5", "٥".encode(), False, False),
-    ("123456789012345678901", b"123456789012345678902", False, False),
-    ("é", "é".encode(), True, True),
-    ("é", "é".encode("latin-1"), False, False),
-    ("a", b"a\0", False, False),
-    ("a", b"\x1b[2Ka", False, False),
-    ("a", b"\xff\xfe", False, False),
-    ("a b", "a\N{NO-BREAK SPACE}b".encode(), False, False),
+    ("5\n", b"5", True),
+    ("5", b"5\n\n", True),
+    ("1 2\n3\n", b"1 2\r\n3\r\n", True),
+    ("1 2\n3\n", b"  1 2  \n3", True),
+    ("1 2 3", b"1\n2\n3", True),
+    ("a b", b"a  b", True),
+    ("1 2", b"1  2", True),
+    ("1\n\n2", b"1\n2", True),
+    ("YES", b"Yes", False),
+    ("ab", b"a b", False),
+    ("1 2", b"2 1", False),
+    ("1 2", b"1 2 3", False),
+    ("1 2", b"1", False),
+    ("", b"", True),
+    ("", b"\n", True),
+    ("", b"0", False),
+    ("0", b"", False),
+    ("5", b"5.0", True),
+    ("7", b"007", False),
+    ("5", b"5.0000001", False),
+    ("0.5", b"0.5000001", True),
+    ("0.5", b"0.50001", False),
+    ("0.5", b".5", True),
+    ("0.5", b"5e-1", True),
+    ("1000000.5", b"1000001", True),
+    ("1e3", b"1000", False),
+    ("0.5", b"nan", False),
+    ("nan", b"nan", True),
+    ("0.5", b"1e999", False),
+    ("0.5", b"1e999999999", False),
+    ("0.5", b"inf", False),
+    ("5", b"0x5", False),
+    ("5", b"5_0", False),
+    ("50", b"5_0", False),
+    ("5", "٥".encode(), False),
+    ("123456789012345678901", b"123456789012345678902", False),
+    ("é", "é".encode(), True),
+    ("é", "é".encode("latin-1"), False),
+    ("a", b"a\0", False),
+    ("a", b"\x1b[2Ka", False),
+    ("a", b"\xff\xfe", False),
+    ("a b", "a\N{NO-BREAK SPACE}b".encode(), False),
     # an integer, and any other digits, are text
-    ("0010", b"10", False, False),
-    ("0010", b"10.0", False, False),
-    ("0010", b"0010.0", False, False),
-    ("07 05", b"7 5", False, False),
-    ("7 5", b"07 05", False, False),
-    ("10", b"1e1", False, False),
-    ("10", b"1e+01", False, False),
-    ("10", b"+10", False, False),
-    ("10", b"10.", True, True),
-    ("10", b"10.1", False, False),
-    ("10", b"10.0000001", False, False),
-    ("-10", b"-10.00", True, True),
-    ("0", b"-0", False, False),
-    ("1e1", b"10", False, False),
-    ("12e5", b"1200000", False, False),
-    ("1_000", b"1000", False, False),
-    ("1,000", b"1000", False, False),
-    ("10000000000000000", b"1e+16", False, False),
+    ("0010", b"10", False),
+    ("0010", b"10.0", False),
+    ("0010", b"0010.0", False),
+    ("07 05", b"7 5", False),
+    ("7 5", b"07 05", False),
+    ("10", b"1e1", False),
+    ("10", b"1e+01", False),
+    ("10", b"+10", False),
+    ("10", b"10.", True),
+    ("10", b"10.1", False),
+    ("10", b"10.0000001", False),
+    ("-10", b"-10.00", True),
+    ("0", b"-0", False),
+    ("1e1", b"10", False),
+    ("12e5", b"1200000", False),
+    ("1_000", b"1000", False),
+    ("1,000", b"1000", False),
+    ("10000000000000000", b"1e+16", False),
     # a fraction that a format made is text
-    ("1.10", b"1.1", False, False),
-    ("1.10", b"1.100", False, False),
-    ("1.10", b"1.1000000", False, False),
-    ("5.00", b"5", False, False),
-    ("5.00", b"5.0", False, False),
-    ("2.500", b"2.5", False, False),
-    ("12:30.50", b"12:30.5", False, False),
-    ("00.5", b"0.5", False, False),
+    ("1.10", b"1.1", False),
+    ("1.10", b"1.100", False),
+    ("1.10", b"1.1000000", False),
+    ("5.00", b"5", False),
+    ("5.00", b"5.0", False),
+    ("2.500", b"2.5", False),
+    ("12:30.50", b"12:30.5", False),
+    ("00.5", b"0.5", False),
     # other fractions are values
-    ("1.1", b"1.10", True, True),
-    ("5.0", b"5", True, True),
-    ("5.0", b"5.000000", True, True),
-    ("0.0", b"-0.0", True, True),
-    ("0.333333333333", b"0.3333333333333333", True, True),
-    ("0.333333333333", b"0.3333", False, False),
-    ("0.500000000000", b"0.5", True, True),
-    ("2.0000", b"2", True, True),
-    ("0.00001", b"1e-05", True, True),
-    ("1e-05", b"0.00001", True, True),
-    ("1e+16", b"10000000000000000.0", True, True),
-    ("3 0.333333333333", b"3 0.3333333333333333", True, True),
-    ("x 0.333333333333", b"x 0.3333333333333333", True, True),
-    ("x 0.333333333333", b"x  0.3333333333333333", True, False),
-    ("0.333333333333\n0.5", b"0.3333333333333333\n0.5", True, True),
-    ("-0.333333333333", b"0.3333333333333333", False, False),
-    ("0.5", b"0.500001", True, True),
-    ("0.5", b"0.5000011", False, False),
-    ("9" * 400 + ".5", b"5.5", False, False),
-    ("1.5e+999", b"2.5e+999", False, False),
-    ("1.5e+999", b"1.5000001e+999", True, True),
-    ("0.5", b"5" * 999, False, False),
+    ("1.1", b"1.10", True),
+    ("5.0", b"5", True),
+    ("5.0", b"5.000000", True),
+    ("0.0", b"-0.0", True),
+    ("0.333333333333", b"0.3333333333333333", True),
+    ("0.333333333333", b"0.3333", False),
+    ("0.500000000000", b"0.5", True),
+    ("2.0000", b"2", True),
+    ("0.00001", b"1e-05", True),
+    ("1e-05", b"0.00001", True),
+    ("1e+16", b"10000000000000000.0", True),
+    ("3 0.333333333333", b"3 0.3333333333333333", True),
+    ("x 0.333333333333", b"x 0.3333333333333333", True),
+    ("x 0.333333333333", b"x  0.3333333333333333", True),
+    ("0.333333333333\n0.5", b"0.3333333333333333\n0.5", True),
+    ("-0.333333333333", b"0.3333333333333333", False),
+    ("0.5", b"0.500001", True),
+    ("0.5", b"0.5000011", False),
+    ("9" * 400 + ".5", b"5.5", False),
+    ("1.5e+999", b"2.5e+999", False),
+    ("1.5e+999", b"1.5000001e+999", True),
+    ("0.5", b"5" * 999, False),
 ]
 
 
-@pytest.mark.parametrize(("expected", "printed", "as_words", "as_lines"), TEXTS)
-def test_texts(expected: str, printed: bytes, as_words: bool, as_lines: bool) -> None:
-    assert same_tokens(printed, expected.encode(), 1e-6) is as_words
-    assert same_lines(printed, expected.encode(), 1e-6) is as_lines
+@pytest.mark.parametrize(("expected", "printed", "equal"), TEXTS)
+def test_texts(expected: str, printed: bytes, equal: bool) -> None:
+    assert same_tokens(printed, expected.encode(), 1e-6) is equal
 
 
 def test_texts_are_compared_by_the_rule_of_the_tests() -> None:
     words = CodeTests(kind="stdin", inputs=("",), outputs=("1\n2",))
-    lines = CodeTests(kind="stdin", inputs=("",), outputs=("1\n2",), rule="lines")
     assert is_expected(words, 0, "1\n2", b"1 2")
-    assert not is_expected(lines, 0, "1\n2", b"1 2")
     assert not is_expected(words, 0, "0.5", b"0.5000001")  # no tolerance unless given
-    assert is_expected(lines, 0, "0.5", b"0.5000001")
     exact = replace(words, rule="exact")
     assert is_expected(exact, 0, "1 2", b"1\n2")
     assert not is_expected(exact, 0, "5", b"5.0")
     assert not is_expected(replace(exact, atol=1e-6), 0, "0.5", b"0.50")
 
 
-@pytest.mark.parametrize("read", [from_input_output, from_codeforces, from_livecodebench])
+@pytest.mark.parametrize("read", [from_input_output, from_codeforces])
 def test_every_form_reads_numbers_as_its_judge(read: Callable[[Any], CodeTests]) -> None:
     test = {"input": "", "output": "", "testtype": "stdin"}
     form = {
         from_input_output: {"inputs": [""], "outputs": [""]},
         from_codeforces: {"official_tests": [test]},
-        from_livecodebench: {"public_test_cases": [test], "private_test_cases": []},
     }[read]
     tests = read(form)
     for expected, printed in (("0010", b"10"), ("1.10", b"1.1"), ("07 05", b"7 5"), ("10", b"1e1")):
@@ -380,7 +374,7 @@ CASES = [
     *(
         called(rule, 3, 4, is_wrapped=is_wrapped)
         for rule in get_args(Rule)
-        if rule not in {"tokens", "lines", "exact", "root"}
+        if rule not in {"tokens", "exact", "root"}
         for is_wrapped in (False, True)
     ),
     called("root", [1.0, 2.0], atol=1e-4),
@@ -444,9 +438,7 @@ def test_white_space_between_words_does_not_count(words: list[bytes], breaks: An
 @settings(deadline=None)
 def test_any_two_texts_are_compared(left: bytes, right: bytes, error: float) -> None:
     assert same_tokens(left, left, error)
-    assert same_lines(left, left, error)
     assert same_tokens(left, right, error) in {True, False}
-    assert same_lines(left, right, error) in {True, False}
 
 
 DIGITS = st.from_regex(
@@ -463,7 +455,6 @@ def test_numbers_equal_as_in_the_twin(
     for other in (printed, expected + ending):
         wanted = code_twin.same_number(other, expected, error)
         assert same_tokens(other.encode(), expected.encode(), error) == wanted
-        assert same_lines(other.encode(), expected.encode(), error) == wanted
 
 
 class Counted(int):
