@@ -205,7 +205,8 @@ def test_one_plain_line_a_step(run: tuple[Path, Any]) -> None:
         "step   3  evaluation of the student",
     ]
     alarms = [line for line in said if re.match(r"step \d: ", line)]
-    assert len(lines) == len(found) + len(evaluations) + len(alarms)
+    assert said[0].endswith("problems.jsonl: 20 of 20 rows kept")
+    assert len(lines) == 1 + len(found) + len(evaluations) + len(alarms)
 
 
 def test_nothing_printed_steers_the_terminal(run: tuple[Path, Any]) -> None:
@@ -233,9 +234,9 @@ def test_eval_prints_the_row_of_a_checkpoint(run: tuple[Path, Any]) -> None:
     directory, _ = run
     result = effopd("eval", directory / "out", "--problems", "3")
     assert result.exit_code == 0, result.output
-    head, *rows = result.stdout.splitlines()
+    _, head, *rows = result.stdout.splitlines()
     assert head == str(directory / "out" / "checkpoints" / "step-00003")
-    values = dict(row.split() for row in rows)
+    values = dict(row.split(maxsplit=1) for row in rows)
     assert set(values) == {
         "accuracy", "accuracy_se", "reverse_kl", "mean_length", "truncated_share", "n",
         "verdicts",

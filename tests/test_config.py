@@ -326,10 +326,14 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
     ({"task": {"modulus": 1}}, "task.modulus must be at least 2, got 1"),
     ({"task": {"type": "dataset"}}, "task.train is missing"),
     (
+        {"task": {"type": "dataset", "train_path": "x"}},
+        "task.train_path is no setting any more: it is called task.train.path",
+    ),
+    (
         {"task": {"type": "jsonl", "train_path": "x"}},
-        "task.type = 'jsonl': write task.type = 'dataset'; train_path and test_path are train.path "
-        "and test.path, and fields, template, log_base and relative_error stand beside them in "
-        "[task.train] and [task.test]",
+        "task.type = 'jsonl' is no choice any more: use 'dataset', with train.path and test.path "
+        "for train_path and test_path, and what says how rows are written in [task.train] and "
+        "[task.test]",
     ),
     (
         {"task": {"type": "dataset", "train": {"path": "x", "template": "Solve."}}},

@@ -108,7 +108,7 @@ def test_every_run_of_a_plan_resolves(path: Path, quick: bool, tmp_path: Path) -
 def test_the_tiny_plan_compares_with_plain_distillation() -> None:
     plan = load_plan(QWEN.with_name("compare-tiny.toml"))
     assert {"opd", "effopd"} <= {*plan.methods}
-    assert plan.methods["opd"].worlds == list(plan.worlds)
+    assert plan.methods["opd"].worlds == tuple(plan.worlds)
 
 
 def test_the_tiny_recipes_differ_in_method_and_length_alone() -> None:

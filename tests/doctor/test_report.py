@@ -380,7 +380,8 @@ def test_files_that_are_not_there(recipe: Path) -> None:
     ((check, text),) = problems(found(recipe, "task.train.path=nowhere.jsonl"))
     assert (check, "nowhere.jsonl" in text) == ("problems", True)
     assert problems(found(recipe.with_name("other.toml")))[0][0] == "settings"
-    away = found(PAPER / "math-4b.toml", "task={type='dataset', train={path='nowhere.jsonl'}}")
+    overrides = ("task.train.hub=false", "task.train.path=nowhere.jsonl")
+    away = found(PAPER / "math-4b.toml", *overrides)
     assert any(each.text == "no file at nowhere.jsonl" for each in away)
 
 

@@ -235,7 +235,7 @@ def test_resuming_at_any_step_changes_nothing(
         torch.manual_seed(step)
         done, messages = train_tiny(config, resumed)
         assert done
-        assert messages[0] == f"resuming from step-{step:05d}"
+        assert f"resuming from step-{step:05d}" in messages
         assert outcome(resumed) == expected, f"resumed from step {step}"
 
 

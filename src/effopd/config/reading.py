@@ -26,6 +26,30 @@ NONE = "none"
 """How TOML spells an optional section that is turned off."""
 INTERNAL = "internal"
 """Metadata of a field that is no setting."""
+GONE = {
+    "task.type = 'jsonl'": "use 'dataset', with train.path and test.path for train_path and "
+    "test_path, and what says how rows are written in [task.train] and [task.test]",
+    "task.train_path": "it is called task.train.path",
+    "task.test_path": "it is called task.test.path",
+    "stand_in": "it is called smoke",
+    "teacher_server.allow_link_local": "any address may be named; leave it out",
+    "monitor.rows": "the monitor samples weights by itself; leave it out",
+    "monitor.matrices": "the monitor samples weights by itself; leave it out",
+    "monitor.iterations": "leave it out",
+    "search.retest": "use search.accept.type = 'paired_margin', or more validation.prompts",
+    "search.momentum": "the optimizer's state is kept, as in the released code; leave it out",
+    "search.scales.refine": "use a smaller search.scales.ratio",
+    "search.scales.type = 'tracking'": "use 'geometric'",
+    "search.scales.type = 'quadratic'": "use 'geometric'",
+    "search.schedule.type = 'adaptive'": "use 'every_n' or 'powers_of_two'",
+    "search.schedule.type = 'foresight'": "use 'every_n' or 'powers_of_two'",
+    "search.direction.type = 'averaged'": "use 'since_accepted'",
+    "search.direction.type = 'relex'": "use 'since_accepted'",
+    "validation.prefix": "answers are whole; source = 'batch' samples none",
+    "validation.weights": "importance weights are always used; on long answers use 'teacher_kl'",
+    "validation.levels": "all training problems are drawn from; leave it out",
+}
+"""Settings of earlier versions, and what to use in their place."""
 
 
 def read(cls: type[T], raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> T:
@@ -173,21 +197,16 @@ def differences(old_toml: str, new_toml: str) -> list[str]:
 # Mistakes -----------------------------------------------------------------------------------------
 
 
-def checked(raw: Mapping[str, Any], cls: type, renamed: Mapping[str, str] | None = None) -> Raw:
-    """The mapping with None for "none", once all its keys and types of sections are known.
-
-    `renamed` has what became of keys, by dotted name.
-    """
+def checked(raw: Mapping[str, Any], cls: type) -> Raw:
+    """The mapping with None for "none", once all its keys and types of sections are known."""
     mistakes: list[str] = []
-    whole = _checked_section(raw, cls, "", mistakes, renamed or {})
+    whole = _checked_section(raw, cls, "", mistakes)
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     return whole
 
 
-def _checked_section(
-    raw: Mapping[str, Any], cls: Any, section: str, mistakes: list[str], renamed: Mapping[str, str]
-) -> Raw:
+def _checked_section(raw: Mapping[str, Any], cls: Any, section: str, mistakes: list[str]) -> Raw:
     hints = typing.get_type_hints(cls)
     if issubclass(cls, BaseModel):
         names = sorted(cls.model_fields)
@@ -196,8 +215,8 @@ def _checked_section(
     found = dict(raw)
     for key, value in raw.items():
         name = section + key
-        if name in renamed:
-            mistakes.append(f"unknown setting {name}; {renamed[name]}")
+        if key not in names and name in GONE:
+            mistakes.append(f"{name} is no setting any more: {GONE[name]}")
             continue
         if key not in names:
             mistakes.append(f"unknown setting {name}; {_hint(key, names, section, raw)}")
@@ -218,17 +237,15 @@ def _checked_section(
                 if not isinstance(item, Mapping):
                     mistakes.append(f"{name}.{own} must be a section, got {item!r}")
                     continue
-                found[key][own] = _checked_section(
-                    item, members[0], f"{name}.{own}.", mistakes, renamed
-                )
+                found[key][own] = _checked_section(item, members[0], f"{name}.{own}.", mistakes)
         else:
             types = [getattr(member, "type", None) for member in members]
             kind = value.get("type") if None not in types else None
             if kind in types:
                 member = members[types.index(kind)]
-                found[key] = _checked_section(value, member, f"{name}.", mistakes, renamed)
-            elif f"{name}.type={kind}" in renamed:
-                mistakes.append(f"{name}.type = {kind!r}: {renamed[f'{name}.type={kind}']}")
+                found[key] = _checked_section(value, member, f"{name}.", mistakes)
+            elif (gone := f"{name}.type = {kind!r}") in GONE:
+                mistakes.append(f"{gone} is no choice any more: {GONE[gone]}")
             else:
                 listed = ", ".join(map(repr, types))
                 mistakes.append(f"{name}.type must be one of {listed}, got {kind!r}")

@@ -3,7 +3,7 @@
 Every section is the settings object of the thing it configures; nothing is described twice.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -74,7 +74,7 @@ class Config(BaseModel):
             architectures and a few sums as problems (docs/recipes.md).
         student: Model to train; the tiny world brings its own.
         teacher: Model that scores; the tiny world brings its own.
-        teachers: More teachers by name, for problems that name one (`task.teacher_field`).
+        teachers: More teachers by name, for problems that name one (`task.train.teacher_field`).
         teacher_server: A server that scores in the place of `teacher` (docs/servers.md).
         self_teacher: Makes the teacher an average of the student's own weights; it starts as
             `teacher`, or as the untrained student.
@@ -137,7 +137,7 @@ class Config(BaseModel):
         Raises:
             ConfigError: An unknown key, a wrong value, or a contradiction; names the key.
         """
-        whole = checked(_expanded(raw_of(given)), Config, RENAMED)
+        whole = checked(_expanded(raw_of(given)), Config)
         with explained(whole):
             self.__pydantic_validator__.validate_json(
                 as_json(whole), strict=True, self_instance=self
@@ -154,12 +154,12 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> "Config":
-        _check_models(self)
-        _check_teacher_server(self)
-        _check_rollouts(self)
-        _check_adapters(self)
-        _check_memory(self)
-        _check_verifier(self)
+        contradictions = (
+            _of_models, _of_teacher_server, _of_adapters, _of_memory, _of_rewards,
+        )  # fmt: skip
+        for found in contradictions:
+            for sentence in found(self):
+                raise ValueError(sentence)
         train = self.loop.train  # the loop's settings check one another
         if isinstance(self.objective, PolicyGradient):
             check_reward_learning(self.objective, train, self.sampling.max_new_tokens)
@@ -214,16 +214,6 @@ class Config(BaseModel):
         )
 
 
-RENAMED: Mapping[str, str] = {
-    "stand_in": "write smoke",
-    "teacher_server.allow_link_local": "remove it",
-    "task.type=jsonl": "write task.type = 'dataset'; train_path and test_path are train.path and "
-    "test.path, and fields, template, log_base and relative_error stand beside them in "
-    "[task.train] and [task.test]",
-}
-"""Keys of earlier versions, and `KEY.type=NAME` of sections -> what to write instead."""
-
-
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     """Settings from a TOML recipe, which may extend another one in its directory.
 
@@ -266,118 +256,101 @@ def _expanded(raw: Raw) -> Raw:
     return merged(raw_of(defaults | chosen), raw)
 
 
-def _check_models(config: Config) -> None:
+# Contradictions: each function yields what is wrong, the first of which is reported ---------------
+
+
+def _of_models(config: Config) -> Iterator[str]:
     """Every model that is needed is named; the tiny world brings student and teacher."""
     if config.task.type != "tiny_world":
         if config.student is None:
-            raise ValueError(f"task.type = {config.task.type!r} needs student.path")
+            yield f"task.type = {config.task.type!r} needs student.path"
         local = config.teacher or config.teachers or config.self_teacher
-        has_teacher = local or config.teacher_server
         is_needed = config.needs_teacher or config.train.stop.target > 0
-        if is_needed and not has_teacher:
-            raise ValueError(f"task.type = {config.task.type!r} needs teacher.path")
+        if is_needed and not local and not config.teacher_server:
+            yield f"task.type = {config.task.type!r} needs teacher.path"
     if config.self_teacher is not None and config.teachers:
-        raise ValueError("self_teacher is the only teacher: remove [teachers]")
+        yield "self_teacher is the only teacher: remove [teachers]"
 
 
-def _check_rollouts(config: Config) -> None:
-    """Adapters write with the live model alone: other engines take whole weights."""
-    engine, student = config.rollouts.engine, config.student
-    if engine != "hf" and student is not None and student.lora is not None:
-        raise ValueError(f"rollouts.engine = {engine!r} takes whole weights, not student.lora's")
-
-
-def _check_teacher_server(config: Config) -> None:
+def _of_teacher_server(config: Config) -> Iterator[str]:
     """A server scores given tokens, at temperature 1; nothing over the whole vocabulary."""
     if config.teacher_server is None:
         return
+    whole = "a teacher's whole vocabulary, teacher_server gives log-probabilities of given tokens"
     if config.teacher is not None or config.self_teacher is not None:
-        raise ValueError("teacher_server takes the place of [teacher] and [self_teacher]: keep one")
-    objective = config.objective
-    if isinstance(objective, FullVocabularyKL):
-        raise ValueError(
-            "objective.type = 'full_kl' needs a teacher's whole vocabulary, teacher_server gives "
-            "log-probabilities of given tokens: use 'sampled_token' or 'exopd'"
-        )
-    if getattr(objective, "teacher_temperature", 1.0) != 1.0:
-        raise ValueError(
+        yield "teacher_server takes the place of [teacher] and [self_teacher]: keep one"
+    if isinstance(config.objective, FullVocabularyKL):
+        yield f"objective.type = 'full_kl' needs {whole}: use 'sampled_token' or 'exopd'"
+    if getattr(config.objective, "teacher_temperature", 1.0) != 1.0:
+        yield (
             "objective.teacher_temperature must be 1 with teacher_server: servers score prompts "
             "with the logits as they are"
         )
     if config.searches and config.validation.type != "accuracy":
-        raise ValueError(
-            f"validation.type = {config.validation.type!r} needs a teacher's whole vocabulary, "
-            "teacher_server gives log-probabilities of given tokens: use 'accuracy'"
-        )
+        yield f"validation.type = {config.validation.type!r} needs {whole}: use 'accuracy'"
     if config.evaluation.divergence and config.evaluation.problems:
-        raise ValueError(
-            "evaluation.divergence needs a teacher's whole vocabulary, teacher_server gives "
-            "log-probabilities of given tokens: set it to false"
-        )
+        yield f"evaluation.divergence needs {whole}: set it to false"
 
 
-def _check_adapters(config: Config) -> None:
+def _of_adapters(config: Config) -> Iterator[str]:
     """Of a student with adapters, the product of two factors is what is trained and searched."""
+    engine, adapted = config.rollouts.engine, config.student and config.student.lora
+    if engine != "hf" and adapted:
+        yield f"rollouts.engine = {engine!r} takes whole weights, not student.lora's"
     others = [config.teacher, *config.teachers.values(), config.reference]
     if any(model is not None and model.lora is not None for model in others):
-        raise ValueError("lora is for the student: merge the adapter of another model into it")
-    if config.student is None or config.student.lora is None:
+        yield "lora is for the student: merge the adapter of another model into it"
+    if not adapted:
         return
     if config.self_teacher is not None:
-        raise ValueError("self_teacher averages weights, student.lora trains factors: keep one")
+        yield "self_teacher averages weights, student.lora trains factors: keep one"
     if config.monitor.every:
-        raise ValueError("monitor watches weights, student.lora trains factors: keep one")
+        yield "monitor watches weights, student.lora trains factors: keep one"
     if config.memory.master_weights:
-        raise ValueError("memory.master_weights is for weights: adapters are float32 anyway")
+        yield "memory.master_weights is for weights: adapters are float32 anyway"
     if config.searches and config.search.direction.type == "alpha_pls":
-        raise ValueError(
+        yield (
             "search.direction = 'alpha_pls' fits weights, student.lora trains factors: use "
             "'since_accepted', 'since_raw' or 'since_base'"
         )
 
 
-def _check_memory(config: Config) -> None:
-    """Nothing is kept apart that moves or is not there."""
+def _of_memory(config: Config) -> Iterator[str]:
+    """Nothing is kept apart that moves or is not there; float16 alone cannot be trained."""
     if config.memory.teacher_offload and config.self_teacher is not None:
-        raise ValueError("memory.teacher_offload is for teachers that stay as they are")
+        yield "memory.teacher_offload is for teachers that stay as they are"
     dtype = config.student.dtype if config.student is not None else "float32"
-    if dtype == "float16":
-        _check_float16(config)
-    if dtype == "float32" and config.memory.master_weights and not config.memory.offload_optimizer:
-        raise ValueError(
+    masters, objective = config.memory.master_weights, config.objective
+    if dtype == "float16" and config.student is not None and config.student.lora is None:
+        # AdamW's eps of 1e-8 is 0 in float16, and so are squares of most gradients
+        why = (
+            "student.dtype = 'float16' cannot be trained itself, its weights are NaN after one "
+            "update"
+        )
+        if not masters:
+            yield (
+                f"{why}: set memory.master_weights = true, which trains float32 copies, or "
+                "student.dtype = 'bfloat16'"
+            )
+        if isinstance(objective, PolicyGradient) and objective.needs_critic:
+            yield (
+                f"{why}, and the critic, a copy of it, has no float32 copies: set student.dtype = "
+                "'bfloat16' or 'float32'"
+            )
+    if dtype == "float32" and masters and not config.memory.offload_optimizer:
+        yield (
             "memory.master_weights keeps float32 copies of a student in low precision, this one "
             "is in float32: set student.dtype = 'bfloat16', or memory.offload_optimizer too"
         )
 
 
-def _check_float16(config: Config) -> None:
-    """AdamW's eps of 1e-8 is 0 in float16, and so are squares of most gradients."""
-    assert config.student is not None
-    adapted, objective = config.student.lora is not None, config.objective
-    why = "student.dtype = 'float16' cannot be trained itself, its weights are NaN after one update"
-    if not adapted and not config.memory.master_weights:
-        raise ValueError(
-            f"{why}: set memory.master_weights = true, which trains float32 copies, or "
-            "student.dtype = 'bfloat16'"
-        )
-    if not adapted and isinstance(objective, PolicyGradient) and objective.needs_critic:
-        raise ValueError(
-            f"{why}, and the critic, a copy of it, has no float32 copies: set student.dtype = "
-            "'bfloat16' or 'float32'"
-        )
-
-
-def _check_verifier(config: Config) -> None:
+def _of_rewards(config: Config) -> Iterator[str]:
     """What looks at rewards or accuracies needs someone who checks answers."""
     if isinstance(config.task, TinyWorld) or config.task.verifier != "none":
         return
     if config.searches and config.validation.type == "accuracy":
-        raise ValueError(
-            "validation.type = 'accuracy' needs task.verifier; use validation.type = 'teacher_kl'"
-        )
+        yield "validation.type = 'accuracy' needs task.verifier; use validation.type = 'teacher_kl'"
     if isinstance(config.objective, PolicyGradient):
-        raise ValueError(
-            "objective.type = 'policy_gradient' learns from rewards: set task.verifier"
-        )
+        yield "objective.type = 'policy_gradient' learns from rewards: set task.verifier"
     if config.train.stop.is_active:
-        raise ValueError("train.stop looks at accuracies: set task.verifier")
+        yield "train.stop looks at accuracies: set task.verifier"

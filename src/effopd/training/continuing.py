@@ -19,29 +19,14 @@ Effect = Literal["the run", "rounding only", "no number", "what is measured and 
 """What another value of a setting changes. "the run" is refused; after "rounding only" a run is
 no longer bit for bit the uninterrupted one."""
 
-_MODEL: Mapping[str, Effect] = {
-    "": "the run",
-    ".attention": "rounding only",
-    ".gradient_checkpointing": "no number",
-}
-_SERVER: Mapping[str, Effect] = {
-    ".model": "rounding only",  # whether it is the same model is checked when a run goes on
-    ".url": "rounding only",
-    ".flavor": "rounding only",
-    ".concurrency": "rounding only",
-    ".api_key_env": "no number",
-    ".request_s": "no number",
-    ".step_s": "no number",
-    ".retries": "no number",
-    ".backoff_s": "no number",
-    ".response_bytes": "no number",
-    ".tolerance_nats": "no number",
-}
-
-
-def _within(name: str, section: Mapping[str, Effect]) -> dict[str, Effect]:
-    return {name + setting: effect for setting, effect in section.items()}
-
+_MODELS = ("student", "teacher", "teachers.*", "reference")
+_SERVERS = ("teacher_server", "rollouts.server")
+_ROUNDS = ("model", "url", "flavor", "concurrency")
+"""Of a server; whether the model is the same is checked when a run goes on."""
+_QUIET = (
+    "api_key_env", "request_s", "step_s", "retries", "backoff_s", "response_bytes",
+    "tolerance_nats", "allow_link_local",
+)  # fmt: skip
 
 EFFECTS: Mapping[str, Effect] = {
     "label": "what is measured and recorded",
@@ -51,13 +36,12 @@ EFFECTS: Mapping[str, Effect] = {
     "device": "rounding only",
     "teacher_device": "rounding only",
     "threads": "rounding only",
-    "smoke": "the run",
-    **_within("student", _MODEL),
-    **_within("teacher", _MODEL),
-    **_within("teachers.*", _MODEL),
-    **_within("reference", _MODEL),
-    **_within("teacher_server", _SERVER),
-    **_within("rollouts.server", _SERVER),
+    "stand_in": "the run",
+    **dict.fromkeys(_MODELS, "the run"),
+    **dict.fromkeys([f"{model}.attention" for model in _MODELS], "rounding only"),
+    **dict.fromkeys([f"{model}.gradient_checkpointing" for model in _MODELS], "no number"),
+    **dict.fromkeys([f"{each}.{name}" for each in _SERVERS for name in _ROUNDS], "rounding only"),
+    **dict.fromkeys([f"{each}.{name}" for each in _SERVERS for name in _QUIET], "no number"),
     "self_teacher": "the run",
     "task": "the run",
     "code": "the run",
@@ -115,12 +99,7 @@ _PLACES = {"path", "adapter"}
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
-    """How settings differ from those of a run, one sentence each.
-
-    Attributes:
-        refused: What changes the run.
-        allowed: What does not, and what it does change.
-    """
+    """How settings differ from those of a run: what changes it, and what else changes what."""
 
     refused: Sequence[str]
     allowed: Mapping[str, Effect]
@@ -150,15 +129,8 @@ def effect_of(setting: str) -> Effect | None:
 def changes(old_toml: str, config: Config, *, steps_done: int) -> Changes:
     """Compares the settings of a run with those it is to go on with.
 
-    Settings that its version did not have yet count as their defaults.
-
-    Args:
-        old_toml: The run's `config.toml`.
-        config: Settings to go on with.
-        steps_done: Steps recorded so far.
-
-    Raises:
-        ValueError: The old settings are no TOML.
+    Settings that its version did not have yet count as their defaults. A ValueError says that the
+    old settings are no TOML.
     """
     raw = tomllib.loads(old_toml)
     with suppress(ConfigError):  # a setting that there no longer is: shown as a difference

@@ -3,12 +3,11 @@
 Sections are the frozen dataclasses of the search itself; a preset fills them, keys override.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
+from effopd.config.reading import merged, raw_of, read
 from effopd.errors import ConfigError
 from effopd.search.settings import Search
 from effopd.search.validation import PairedMargin
@@ -96,93 +95,12 @@ def read_settings(raw: Mapping[str, Any] | None) -> PluginSettings:
         ConfigError: An unknown key, a wrong value or a contradiction; names the key.
     """
     given = dict(raw or {})
-    return _overlaid(_preset(given.get("preset", "default")), given, "effopd")
-
-
-def _preset(name: Any) -> PluginSettings:
-    """The settings that a preset starts from; an unknown name is reported with the other keys."""
-    if name == "paper":
-        return PluginSettings(search=Search.paper(), validation=RewardValidation())
-    if name == "release":
-        return PluginSettings(search=Search.release(), validation=RewardValidation())
-    return PluginSettings()
-
-
-def _overlaid(settings: Any, raw: Mapping[str, Any], key: str) -> Any:
-    """A copy of a settings object with the values of a mapping in the place of its own."""
-    now = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
-    return _built(type(settings), raw, now, key)
-
-
-def _built(cls: Any, raw: Mapping[str, Any], now: Mapping[str, Any], key: str) -> Any:
-    """An object of a settings class: values of a mapping, checked, over known ones."""
-    hints = get_type_hints(cls)
-    names = [field.name for field in dataclasses.fields(cls)]
-    for name in raw:
-        if name not in names:
-            raise ConfigError(f"unknown setting {key}.{name}; {key} has {', '.join(names)}")
-    values = {
-        name: _checked(hints[name], value, now.get(name), f"{key}.{name}")
-        for name, value in raw.items()
-    }
+    presets = {"paper": Search.paper, "release": Search.release}
+    start = PluginSettings()
+    if (preset := str(given.get("preset"))) in presets:
+        start = PluginSettings(search=presets[preset](), validation=RewardValidation())
     try:
-        return cls(**{**now, **values})
+        return read(PluginSettings, merged(raw_of(start), given))
     except ConfigError as error:
-        raise ConfigError(f"{key}: {error}") from None
-    except TypeError as error:  # a value without a default was not given
-        raise ConfigError(f"{key} is incomplete: {error}") from None
-
-
-def _checked(hint: Any, value: Any, now: Any, key: str) -> Any:
-    """A value as its annotation wants it."""
-    members = get_args(hint) if get_origin(hint) in {Union, UnionType} else (hint,)
-    if isinstance(value, Mapping):
-        return _section(members, value, now, key)
-    for member in members:
-        found = _plain(member, value)
-        if found is not _MISMATCH:
-            return found
-    raise ConfigError(f"{key} must be {_expected(members)}, got {value!r}")
-
-
-def _section(members: tuple[Any, ...], raw: Mapping[str, Any], now: Any, key: str) -> Any:
-    """A section; one that changes its `type` starts from that class's defaults."""
-    classes = [member for member in members if dataclasses.is_dataclass(member)]
-    kind = raw.get("type", getattr(now, "type", None))
-    if now is not None and kind == getattr(now, "type", None):
-        return _overlaid(now, raw, key)
-    for cls in classes:
-        if getattr(cls, "type", None) == kind:
-            return _built(cls, raw, {}, key)
-    known = [getattr(cls, "type", None) for cls in classes]
-    raise ConfigError(f"{key}.type must be one of {known}, got {kind!r}")
-
-
-_MISMATCH = object()
-
-
-def _plain(hint: Any, value: Any) -> Any:
-    """A value of a scalar or tuple annotation, or `_MISMATCH`."""
-    if hint is NoneType:
-        return None if value is None or value == "none" else _MISMATCH
-    if get_origin(hint) is Literal:
-        return value if value in get_args(hint) else _MISMATCH
-    if get_origin(hint) is tuple and isinstance(value, list | tuple):
-        items = tuple(_plain(get_args(hint)[0], item) for item in value)
-        return _MISMATCH if _MISMATCH in items else items
-    if hint is float and type(value) in {int, float}:
-        return float(value)
-    return value if hint in {int, bool, str} and type(value) is hint else _MISMATCH
-
-
-def _expected(members: tuple[Any, ...]) -> str:
-    """What a value may be, in words."""
-    words = []
-    for member in members:
-        if get_origin(member) is Literal:
-            words += [repr(value) for value in get_args(member)]
-        elif dataclasses.is_dataclass(member):
-            words.append("a section")
-        else:
-            words.append("none" if member is NoneType else getattr(member, "__name__", str(member)))
-    return " or ".join(dict.fromkeys(words))
+        lines = str(error).splitlines()
+        raise ConfigError("\n".join(f"effopd: {line}" for line in lines)) from None
