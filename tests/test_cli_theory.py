@@ -34,8 +34,8 @@ from effopd.training.run import build_parts
 STEPS = 5
 SMALL = ("--rank", "3", "--contexts", "40", "--steps", "4")
 SEARCHES = {
-    "fresh": {"validation": {"type": "cached_kl", "source": "fresh", "prompts": 16}},
-    "batch": {"validation": {"type": "cached_kl", "source": "batch"}},
+    "fresh": {"validation": {"type": "importance_kl", "source": "fresh", "prompts": 16}},
+    "batch": {"validation": {"type": "importance_kl", "source": "batch"}},
 }
 
 

@@ -142,7 +142,7 @@ def test_validation_against_a_step_in_counted_operations(tmp_path: Path) -> None
             model(input_ids=step)
         model(input_ids=step, labels=step).loss.backward()
     found = one(
-        str(tmp_path), "gpus=1", "validation.type=cached_kl", "validation.source=batch",
+        str(tmp_path), "gpus=1", "validation.type=importance_kl", "validation.source=batch",
         "validation.prompts=4", "prompts_per_step=8", "prompt_tokens=8", "max_new_tokens=16",
         "gradient_checkpointing=false",
     )  # fmt: skip
@@ -209,8 +209,8 @@ def test_a_search_that_costs_more_than_the_run_never_repays() -> None:
 
 def test_scores_on_given_answers_cost_less_than_written_ones() -> None:
     written = one("4B", "gpus=64", "validation.type=teacher_kl")
-    given = one("4B", "gpus=64", "validation.type=cached_kl", "validation.source=batch")
-    once = one("4B", "gpus=64", "validation.type=cached_kl", "validation.source=fresh")
+    given = one("4B", "gpus=64", "validation.type=importance_kl", "validation.source=batch")
+    once = one("4B", "gpus=64", "validation.type=importance_kl", "validation.source=fresh")
     writing = written.time.trial_s - given.time.trial_s
     assert writing > 0
     assert once.time.trial_s == given.time.trial_s

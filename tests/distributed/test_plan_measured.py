@@ -111,7 +111,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 def estimate(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("model")
     make("qwen3", **SIZES).config.save_pretrained(folder)
-    settings = ["gpus=2", "search.parameters=attention_mlp", "validation.type=cached_kl"]
+    settings = ["gpus=2", "search.parameters=attention_mlp", "validation.type=importance_kl"]
     settings += ["validation.prompts=2", "prompts_per_step=2"]
     (found,) = planned(str(folder), make_plan_config(settings))
     return found

@@ -317,7 +317,7 @@ class Estimate:
         """One scored point: answers written anew, and scored by student and teacher."""
         validation, gpu = self.config.validation, self._timed
         device, seconds = 0, 0.0 if gpu is not None else None
-        if validation.type != "cached_kl":
+        if validation.type != "importance_kl":
             device, seconds = self._written(validation.prompts)
         if validation.type != "accuracy":
             portion = max(self.longest, self.config.memory.scoring_tokens)

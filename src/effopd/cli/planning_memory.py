@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from effopd.cli.planning_searches import SimulatedSearch, simulated_searches
 from effopd.config.planning import PlanConfig
 from effopd.errors import ConfigError
-from effopd.evaluation.cached_kl import CachedKLValidation
+from effopd.evaluation.importance_kl import ImportanceKLValidation
 from effopd.evaluation.validators import AccuracyValidation
 from effopd.models.footprint import (
     Gpu,
@@ -189,6 +189,6 @@ def _scoring_traffic(job: Job) -> int:
     if isinstance(validation, AccuracyValidation):
         return student  # to the engines
     passes = job.validation_answers
-    if isinstance(validation, CachedKLValidation):
+    if isinstance(validation, ImportanceKLValidation):
         return passes * (student + teacher)
     return student + passes * (student + teacher)

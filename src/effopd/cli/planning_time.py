@@ -10,7 +10,7 @@ from effopd.cli.planning_memory import COMPUTE_BYTES, Job, MemoryPlan, TrafficPl
 from effopd.cli.planning_searches import SimulatedSearch, simulated_searches
 from effopd.config.planning import PlanConfig
 from effopd.errors import ConfigError
-from effopd.evaluation.cached_kl import CachedKLValidation
+from effopd.evaluation.importance_kl import ImportanceKLValidation
 from effopd.evaluation.validators import AccuracyValidation
 from effopd.models.footprint import Gpu, cache_bytes, forward_seconds, writing_seconds
 from effopd.models.sharding import received_bytes
@@ -199,7 +199,7 @@ def _trial(job: Job, memory: MemoryPlan, engine: int, sync: float) -> tuple[floa
     scoring = forward_seconds(job.student, own, job.gpu, length)
     scoring += forward_seconds(job.teacher, own, job.gpu, length)
     writing = sync + _writing(job, memory, engine, validation.prompts, tokens)
-    if not isinstance(validation, CachedKLValidation):
+    if not isinstance(validation, ImportanceKLValidation):
         return 0.0, writing + scoring
     return (writing if validation.source == "fresh" else 0.0), scoring
 

@@ -17,7 +17,8 @@ GONE = {
     "search.schedule.type = 'adaptive'": "use 'every_n' or 'powers_of_two'",
     "search.direction.type = 'averaged'": "use 'since_accepted'",
     "search.direction.type = 'relex'": "use 'since_accepted'",
-    "validation.prefix": "use validation.type = 'cached_kl', which samples no answers of its own",
+    "validation.type = 'cached_kl'": "it is called 'importance_kl' now",
+    "validation.prefix": "answers are whole; 'importance_kl' with source = 'batch' samples none",
     "validation.weights": "importance weights are always used; on long answers use 'teacher_kl'",
 }
 """Settings of earlier versions, and what to use in their place."""

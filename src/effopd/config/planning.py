@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from effopd.config.mistakes import sentences, unknown_settings
 from effopd.config.reading import merged, parse_override
 from effopd.errors import ConfigError
-from effopd.evaluation.cached_kl import CachedKLValidation
+from effopd.evaluation.importance_kl import ImportanceKLValidation
 from effopd.evaluation.validators import AccuracyValidation, TeacherKLValidation
 from effopd.search.settings import Search
 from effopd.training.methods import Preset, method_settings
@@ -70,7 +70,8 @@ class PlanConfig(BaseModel):
     steps_with_search: int = Field(default=10, ge=1, le=10_000)
     search: Search = Search.paper()
     validation: Annotated[
-        AccuracyValidation | TeacherKLValidation | CachedKLValidation, Field(discriminator="type")
+        AccuracyValidation | TeacherKLValidation | ImportanceKLValidation,
+        Field(discriminator="type"),
     ] = AccuracyValidation()
 
     @property

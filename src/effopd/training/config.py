@@ -11,7 +11,7 @@ from effopd.analysis.monitor import MonitorSettings
 from effopd.data.dataset import DatasetTask
 from effopd.data.files import JsonlTask
 from effopd.data.world import TinyWorld
-from effopd.evaluation.cached_kl import CachedKLValidation
+from effopd.evaluation.importance_kl import ImportanceKLValidation
 from effopd.evaluation.validators import AccuracyValidation, TeacherKLValidation
 from effopd.models.loading import ModelSettings
 from effopd.objectives import ExOPD, FullVocabularyKL, PolicyGradient, SampledTokenOPD
@@ -114,7 +114,8 @@ class RunConfig(BaseModel):
     memory: MemorySettings = MemorySettings()
     search: Search = EFFOPD_SEARCH
     validation: Annotated[
-        AccuracyValidation | TeacherKLValidation | CachedKLValidation, Field(discriminator="type")
+        AccuracyValidation | TeacherKLValidation | ImportanceKLValidation,
+        Field(discriminator="type"),
     ] = EFFOPD_VALIDATION
 
     @model_validator(mode="after")
