@@ -23,7 +23,7 @@ stored scores is a search that samples. All rules see the same searches. What se
 pool, and in `neutral` the directions: rates are good to about 3 points, in `neutral` to 5 and with
 fresh numbers, where one lucky set of answers serves all searches, to 10.
 
-`cached_kl` scores candidates on the tip's answers; candidates beyond its trust bounds count as
+`importance_kl` scores candidates on the tip's answers; candidates beyond its trust bounds count as
 rejected. In `noise` it has nothing to score: equal weights have equal scores.
 
 ratio: how many times less often than the paper's rule a search accepts what is no better (a rate
@@ -46,7 +46,11 @@ from effopd import AtLeast, PairedMargin, Search, Strict
 from effopd.data.world import TinyWorld
 from effopd.demo.cache import world_models
 from effopd.demo.pretrain import world_writer
-from effopd.evaluation.cached_kl import CachedKLValidation, outside_trust_region, weighted_kl
+from effopd.evaluation.importance_kl import (
+    ImportanceKLValidation,
+    outside_trust_region,
+    weighted_kl,
+)
 from effopd.evaluation.logprobs import completion_log_probs, completion_reverse_kl
 from effopd.models.loading import ModelSettings, load_model, load_tokenizer
 from effopd.models.policy import Policy
@@ -97,7 +101,7 @@ class Cached:
 
     log_probs: Sequence[Rows]
     kl_nats: Sequence[Rows]
-    settings: CachedKLValidation = CachedKLValidation()
+    settings: ImportanceKLValidation = ImportanceKLValidation()
 
     @property
     def prompts(self) -> int:

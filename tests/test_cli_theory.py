@@ -33,8 +33,8 @@ from effopd.training.config import load_config, make_config
 STEPS = 5
 SMALL = ("--rank", "3", "--contexts", "40", "--steps", "4")
 SEARCHES = {
-    "fresh": {"validation": {"type": "cached_kl", "source": "fresh", "prompts": 16}},
-    "batch": {"validation": {"type": "cached_kl", "source": "batch"}},
+    "fresh": {"validation": {"type": "importance_kl", "source": "fresh", "prompts": 16}},
+    "batch": {"validation": {"type": "importance_kl", "source": "batch"}},
 }
 
 

@@ -273,6 +273,10 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
         "validation.prompts",
     ),
     (
+        {"validation": {"type": "cached_kl"}},
+        "validation.type = 'cached_kl' is no choice any more: it is called 'importance_kl' now",
+    ),
+    (
         {"validation": {"weights": "frozen"}},
         "validation.weights is no setting any more: importance weights are always used; on long "
         "answers use 'teacher_kl'",

@@ -45,7 +45,10 @@ def test_a_teacher_server_is_a_section_that_is_read_back(tmp_path: Path) -> None
     [
         ({"objective": {"type": "full_kl"}}, "objective.type = 'full_kl' needs a teacher's whole"),
         ({"evaluation": {"divergence": True}}, "evaluation.divergence needs a teacher's whole"),
-        ({"method": "effopd"}, "validation.type = 'cached_kl' needs a teacher's whole vocabulary"),
+        (
+            {"method": "effopd"},
+            "validation.type = 'importance_kl' needs a teacher's whole vocabulary",
+        ),
         (
             {"method": "effopd", "validation": {"type": "teacher_kl"}},
             "validation.type = 'teacher_kl' needs a teacher's whole vocabulary",

@@ -18,7 +18,7 @@ from tests.fakes import (
 )
 from torch import nn
 
-from effopd.evaluation.cached_kl import CachedKLValidation, CachedKLValidator
+from effopd.evaluation.importance_kl import ImportanceKLValidation, ImportanceWeightedKLValidator
 from effopd.evaluation.rollout_sources import FreshRollouts
 from effopd.evaluation.routing import Teachers
 from effopd.evaluation.validators import (
@@ -79,9 +79,9 @@ def policy_subject(reduce: str | None, resample: bool) -> Subject:
     return Subject(validate, (student.model, teacher.model), lambda: fill_nan_(student))
 
 
-def cached_subject(settings: CachedKLValidation) -> Subject:
+def cached_subject(settings: ImportanceKLValidation) -> Subject:
     student, teacher = tiny_policy(0), tiny_policy(1)
-    validate = CachedKLValidator(
+    validate = ImportanceWeightedKLValidator(
         fresh(policy_writer(student), settings.resample),
         student,
         Teachers.single(teacher),
@@ -100,9 +100,9 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
     "accuracy-hf": lambda: policy_subject(None, resample=False),
     "teacher-kl-token": lambda: policy_subject("token", resample=True),
     "teacher-kl-sequence": lambda: policy_subject("sequence", resample=False),
-    "cached-kl-token": lambda: cached_subject(CachedKLValidation()),
+    "cached-kl-token": lambda: cached_subject(ImportanceKLValidation()),
     "cached-kl-sequence": lambda: cached_subject(
-        CachedKLValidation(reduce="sequence", resample=False)
+        ImportanceKLValidation(reduce="sequence", resample=False)
     ),
 }
 

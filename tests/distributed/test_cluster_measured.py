@@ -107,7 +107,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 def estimate() -> ClusterEstimate:
     shape = model_shape(make("qwen3", **SIZES).config.to_dict(), "config.json")
     settings = ["search.parameters=attention_mlp", "train.prompts_per_step=2"]
-    settings += ["validation={type='cached_kl', prompts=2}"]
+    settings += ["validation={type='importance_kl', prompts=2}"]
     config = make_config(_paper_run("m"), settings)
     cluster = Cluster(gpu=gpu_named("H20"), gpus=RANKS)
     return estimate_cluster(config, {"student": shape, "teacher": shape}, cluster)

@@ -157,7 +157,7 @@ def test_validation_against_a_step_in_counted_operations() -> None:
         model(input_ids=step, labels=step).loss.backward()
     found = estimated(
         model_shape(model.config.to_dict(), "config.json"),
-        "validation={type='cached_kl', source='batch', prompts=4}", "train.prompts_per_step=8",
+        "validation={type='importance_kl', source='batch', prompts=4}", "train.prompts_per_step=8",
         "prompt.max_tokens=8", "sampling.max_new_tokens=16",
         "student.gradient_checkpointing=false",
         gpus=1,
@@ -225,8 +225,8 @@ def test_a_search_that_costs_more_than_the_run_never_repays() -> None:
 
 def test_scores_on_given_answers_cost_less_than_written_ones() -> None:
     written = one("4B", "validation={type='teacher_kl', prompts=50}")
-    given = one("4B", "validation={type='cached_kl', source='batch', prompts=50}")
-    once = one("4B", "validation={type='cached_kl', source='fresh', prompts=50}")
+    given = one("4B", "validation={type='importance_kl', source='batch', prompts=50}")
+    once = one("4B", "validation={type='importance_kl', source='fresh', prompts=50}")
     writing = written.trial_s - given.trial_s
     assert writing > 0
     assert once.trial_s == given.trial_s

@@ -17,7 +17,7 @@ from bench.accept import (
     search_scores,
 )
 
-from effopd.evaluation.cached_kl import CachedKLValidation, weighted_kl
+from effopd.evaluation.importance_kl import ImportanceKLValidation, weighted_kl
 from effopd.search.validation import PairedMargin, Strict
 
 POOL = 120
@@ -90,7 +90,7 @@ def test_shuffled_answers_are_each_used_once() -> None:
     assert len({score_at(0).per_prompt[i] % 10 for i in range(PROMPTS)}) == MODELS
 
 
-def cached(k: float, settings: CachedKLValidation) -> Cached:
+def cached(k: float, settings: ImportanceKLValidation) -> Cached:
     """A candidate whose tokens are `k` nats more likely than the tip's, at half the divergence."""
     tip = [(-1.0, -2.0)] * POOL
     ours = [(-1.0 + k, -2.0)] * POOL
@@ -98,14 +98,14 @@ def cached(k: float, settings: CachedKLValidation) -> Cached:
 
 
 def test_cached_scores_are_those_of_the_validator_and_beyond_trust_there_are_none() -> None:
-    trusting = cached(0.1, CachedKLValidation())
+    trusting = cached(0.1, ImportanceKLValidation())
     score = trusting.score_at(1, range(50), random.Random(0))
     expected = weighted_kl([(-0.9, -2.0)] * 50, [(-1.0, -2.0)] * 50, [(0.1, 0.2)] * 50, "token")
     assert score.per_prompt == tuple(-value for value in expected.per_answer_nats)
     assert score.value == pytest.approx(-0.15)
     rules = {"cached >": Strict(), "cached z=2": PairedMargin(z=2.0)}
     assert set(acceptance_rates([trusting], rules, trials=3).values()) == {1.0}
-    distrusted = cached(0.1, CachedKLValidation(trust_nats=1e-4))
+    distrusted = cached(0.1, ImportanceKLValidation(trust_nats=1e-4))
     assert set(acceptance_rates([distrusted], rules, trials=3).values()) == {0.0}
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests.reference import importance_twin as twin
 
-from effopd.evaluation.cached_kl import (
+from effopd.evaluation.importance_kl import (
     effective_share,
     mean_k3,
     prefix_weights,

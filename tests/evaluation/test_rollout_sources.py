@@ -4,7 +4,7 @@ import pytest
 from tests.fakes import WORLD, policy_writer, tiny_policy
 
 from effopd.errors import ValidatorError
-from effopd.evaluation.cached_kl import CachedKLValidation, CachedKLValidator
+from effopd.evaluation.importance_kl import ImportanceKLValidation, ImportanceWeightedKLValidator
 from effopd.evaluation.rollout_sources import TrainingBatchRollouts
 from effopd.evaluation.routing import Teachers
 from effopd.rollouts.engine import Sampling
@@ -44,8 +44,10 @@ def test_answers_cut_on_purpose_are_not_truncated() -> None:
 
 
 def test_a_search_on_the_batch_costs_no_tokens() -> None:
-    settings = CachedKLValidation(source="batch")
-    validate = CachedKLValidator(reusing(10), STUDENT, Teachers.single(tiny_policy(1)), settings)
+    settings = ImportanceKLValidation(source="batch")
+    validate = ImportanceWeightedKLValidator(
+        reusing(10), STUDENT, Teachers.single(tiny_policy(1)), settings
+    )
     score = validate(SEARCH)
     assert (score.tokens, score.teacher_tokens) == (0, total_tokens(BATCH))
     assert score.mean_length == pytest.approx(mean_length(BATCH))

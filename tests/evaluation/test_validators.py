@@ -20,7 +20,7 @@ from tests.reference.kl_twin import reverse_kl
 
 from effopd.data.problem import Problem
 from effopd.errors import ConfigError, NonFiniteError
-from effopd.evaluation.cached_kl import CachedKLValidation
+from effopd.evaluation.importance_kl import ImportanceKLValidation
 from effopd.evaluation.rollout_sources import FreshRollouts
 from effopd.evaluation.routing import Teachers
 from effopd.evaluation.validators import (
@@ -36,7 +36,7 @@ from effopd.search.validation import Draw
 PROBLEMS = list(WORLD.load().train)
 THREES = [Problem(id=f"p-{i}", prompt=f"{i % 7} + 0 =", answer="3") for i in range(30)]
 ACCURACY = accuracy_measure(WORLD.verifier)
-SETTINGS = [AccuracyValidation, TeacherKLValidation, CachedKLValidation]
+SETTINGS = [AccuracyValidation, TeacherKLValidation, ImportanceKLValidation]
 
 
 def validator(engine: FakeEngine, **settings: Any) -> RolloutValidator:
@@ -255,7 +255,7 @@ def test_levels_that_no_problem_has_are_refused_with_those_there_are() -> None:
 
 def test_defaults_are_those_of_the_paper_and_ours() -> None:
     assert (AccuracyValidation().prompts, AccuracyValidation().resample) == (50, False)
-    for ours in (TeacherKLValidation(), CachedKLValidation()):
+    for ours in (TeacherKLValidation(), ImportanceKLValidation()):
         assert (ours.prompts, ours.resample, ours.reduce) == (50, True, "token")
 
 
@@ -277,4 +277,4 @@ def test_refused_levels() -> None:
 )
 def test_refused_trust_bounds(name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=name):
-        CachedKLValidation(**{name: value})  # type: ignore[arg-type]
+        ImportanceKLValidation(**{name: value})  # type: ignore[arg-type]

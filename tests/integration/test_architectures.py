@@ -66,7 +66,7 @@ def settings(directory: Path, method: str, steps: int = 2, **models: Any) -> Con
         "checkpoint": {"every": 1},
     }
     if method == "effopd":
-        raw["validation"] = {"type": "cached_kl", "source": "batch", "prompts": 4}
+        raw["validation"] = {"type": "importance_kl", "source": "batch", "prompts": 4}
     for name, more in models.items():
         raw[name] |= more
     return make_config(raw)

@@ -104,7 +104,7 @@ BATCH = {
     "search.schedule": {"type": "every_n", "n": 1},
     "search.scales": {"type": "geometric", "floor": 0.125},
     "search.learning_rate": "follow",
-    "validation": {"type": "cached_kl", "source": "batch", "prompts": 8},
+    "validation": {"type": "importance_kl", "source": "batch", "prompts": 8},
     "train.epochs": 2,
 }
 WATCHED = BATCH | {

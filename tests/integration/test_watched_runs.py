@@ -132,7 +132,7 @@ def along_a_line(models: Path, out: Path, signs: Sequence[int], settings: Raw) -
     "validation",
     [
         {"type": "teacher_kl", "prompts": 8},
-        {"type": "cached_kl", "source": "batch", "prompts": 8},
+        {"type": "importance_kl", "source": "batch", "prompts": 8},
     ],
     ids=["search after the update", "search before the next update"],
 )

@@ -136,7 +136,7 @@ def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 METHODS: dict[str, Raw] = {
     "full_kl": {"objective": {"type": "full_kl", "reward_scale": 1.25}, "train.epochs": 2},
-    "sampled_token": {"validation": {"type": "cached_kl", "prompts": 8}},
+    "sampled_token": {"validation": {"type": "importance_kl", "prompts": 8}},
     "distilling grpo": {
         "method": "grpo",
         "objective": {"distillation": 0.5, "kl_coefficient": 0.1},

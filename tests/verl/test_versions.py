@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError
 import pytest
 
 from effopd.errors import ConfigError, MissingExtraError
-from effopd.integrations.verl.versions import ACCEPTED, check_versions
+from effopd.integrations.verl.main import ACCEPTED, check_versions
 
 GOOD = {
     "verl": "0.9.1",

@@ -45,6 +45,7 @@ GONE = {
     "search.schedule.type = 'foresight'": "use 'every_n' or 'powers_of_two'",
     "search.direction.type = 'averaged'": "use 'since_accepted'",
     "search.direction.type = 'relex'": "use 'since_accepted'",
+    "validation.type = 'cached_kl'": "it is called 'importance_kl' now",
     "validation.prefix": "answers are whole; source = 'batch' samples none",
     "validation.weights": "importance weights are always used; on long answers use 'teacher_kl'",
     "validation.levels": "all training problems are drawn from; leave it out",

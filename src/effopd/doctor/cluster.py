@@ -406,7 +406,7 @@ class _Run(Sized):
         student = received_bytes(self.shape.parameters * COMPUTE_BYTES, gpus)
         teachers = sum(shape.parameters for shape, _ in self.teachers)
         passes = student + received_bytes(teachers * COMPUTE_BYTES, gpus)
-        sent = 0 if validation.type == "cached_kl" else student
+        sent = 0 if validation.type == "importance_kl" else student
         scored = 0 if validation.type == "accuracy" else self._validation_answers * passes
         return sent + scored
 

@@ -307,7 +307,7 @@ class Estimate(Sized):
         """One scored point: answers written anew, and scored by student and teacher."""
         validation = self.config.validation
         device, seconds = 0, 0.0 if self._timed is not None else None
-        if validation.type != "cached_kl":
+        if validation.type != "importance_kl":
             device, seconds = self._written(validation.prompts)
         if validation.type != "accuracy":
             portion = max(self.longest, self.config.memory.scoring_tokens)

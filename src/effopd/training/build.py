@@ -13,9 +13,9 @@ from effopd.data.problem import CountingVerifier, Task, Verifier
 from effopd.data.world import TinyWorld
 from effopd.demo.cache import world_models
 from effopd.errors import ConfigError
-from effopd.evaluation.cached_kl import CachedKLValidation, CachedKLValidator
 from effopd.evaluation.evaluator import Evaluation, Evaluator
 from effopd.evaluation.grading import sum_counts
+from effopd.evaluation.importance_kl import ImportanceKLValidation, ImportanceWeightedKLValidator
 from effopd.evaluation.rollout_sources import FreshRollouts, TrainingBatchRollouts
 from effopd.evaluation.routing import Teacher, Teachers
 from effopd.evaluation.served_teacher import ServedTeacher
@@ -219,8 +219,8 @@ class Parts:
             )
         assert self.teachers is not None  # Config checked it
         temperature = getattr(self.config.objective, "teacher_temperature", 1.0)
-        if isinstance(settings, CachedKLValidation):
-            return CachedKLValidator(
+        if isinstance(settings, ImportanceKLValidation):
+            return ImportanceWeightedKLValidator(
                 self.batch_rollouts or self._fresh_rollouts(),
                 self.student,
                 self.teachers,
@@ -243,7 +243,7 @@ class Parts:
     def batch_rollouts(self) -> TrainingBatchRollouts | None:
         """Gives the search what the student wrote for its next update, where it asks for that."""
         settings = self.config.validation
-        reuses = isinstance(settings, CachedKLValidation) and settings.source == "batch"
+        reuses = isinstance(settings, ImportanceKLValidation) and settings.source == "batch"
         if not (reuses and self.config.searches):
             return None
         return TrainingBatchRollouts(sampling=self.config.sampling, prompts=settings.prompts)

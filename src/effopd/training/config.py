@@ -21,7 +21,7 @@ from effopd.config.reading import (
 )
 from effopd.data.dataset import DatasetTask
 from effopd.data.world import TinyWorld
-from effopd.evaluation.cached_kl import CachedKLValidation
+from effopd.evaluation.importance_kl import ImportanceKLValidation
 from effopd.evaluation.validators import AccuracyValidation, TeacherKLValidation
 from effopd.models.loading import ModelSettings
 from effopd.objectives import ExOPD, FullVocabularyKL, PolicyGradient, SampledTokenOPD
@@ -128,7 +128,8 @@ class Config(BaseModel):
     memory: MemorySettings = MemorySettings()
     search: Search = EFFOPD_SEARCH
     validation: Annotated[
-        AccuracyValidation | TeacherKLValidation | CachedKLValidation, Field(discriminator="type")
+        AccuracyValidation | TeacherKLValidation | ImportanceKLValidation,
+        Field(discriminator="type"),
     ] = EFFOPD_VALIDATION
 
     def __init__(self, /, **given: Any) -> None:

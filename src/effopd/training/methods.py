@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any, Literal
 
-from effopd.evaluation.cached_kl import CachedKLValidation
+from effopd.evaluation.importance_kl import ImportanceKLValidation
 from effopd.evaluation.validators import AccuracyValidation, TeacherKLValidation
 from effopd.objectives import ExOPD, FullVocabularyKL, PolicyGradient, SampledTokenOPD
 from effopd.rollouts.engine import Sampling
@@ -35,7 +35,7 @@ EFFOPD_SEARCH = Search(
     learning_rate="follow",
 )
 """The search that measured best (docs/search.md)."""
-EFFOPD_VALIDATION = CachedKLValidation(source="batch", prompts=64)
+EFFOPD_VALIDATION = ImportanceKLValidation(source="batch", prompts=64)
 """Scores candidates on the batch that is trained on next, so that a search writes nothing."""
 EFFOPD_EPOCHS = 4
 """Updates per batch; the search takes back what goes too far."""

@@ -13,9 +13,9 @@ from tests.reference import importance_twin as twin
 from tests.reference.kl_twin import log_probs_TV, reverse_kl
 
 from effopd.errors import ConfigError, ValidatorError
-from effopd.evaluation.cached_kl import (
-    CachedKLValidation,
-    CachedKLValidator,
+from effopd.evaluation.importance_kl import (
+    ImportanceKLValidation,
+    ImportanceWeightedKLValidator,
     outside_trust_region,
     weighted_kl,
 )
@@ -69,11 +69,11 @@ class Bench:
         self.source = FreshRollouts(
             writer=writer(self.engine), problems=PROBLEMS, prompts=12, resample=True, seed=0
         )
-        self.validate = CachedKLValidator(
+        self.validate = ImportanceWeightedKLValidator(
             self.source,
             self.student,
             Teachers.single(self.teacher),
-            CachedKLValidation(**settings),
+            ImportanceKLValidation(**settings),
         )
         self._start = {n: p.detach().clone() for n, p in self.student.model.named_parameters()}
 
@@ -239,10 +239,10 @@ def test_the_bounds_are_met_by_equality() -> None:
     k3 = (1 - log2) / 4  # ratios 2, 1, 1, 1
     share = (2 + 1) ** 2 / (2**2 + 1) / 2
     exact = {"trust_nats": k3 + 1e-12, "trust_share": share - 1e-12}
-    assert outside_trust_region(candidate, tip, CachedKLValidation(**exact)) == ""
+    assert outside_trust_region(candidate, tip, ImportanceKLValidation(**exact)) == ""
     for name, value in (("trust_nats", k3 - 1e-12), ("trust_share", share + 1e-12)):
         assert (
-            outside_trust_region(candidate, tip, CachedKLValidation(**(exact | {name: value})))
+            outside_trust_region(candidate, tip, ImportanceKLValidation(**(exact | {name: value})))
             != ""
         )
 
@@ -258,7 +258,9 @@ def test_answers_that_are_no_samples_of_the_policy_are_refused(sampling: dict[st
         seed=0,
     )
     with pytest.raises(ConfigError, match="samples of the policy itself"):
-        CachedKLValidator(source, policy, Teachers.single(policy), CachedKLValidation())
+        ImportanceWeightedKLValidator(
+            source, policy, Teachers.single(policy), ImportanceKLValidation()
+        )
 
 
 # What it estimates --------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ from effopd.search.validation import Draw, Score, score_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class CachedKLValidation:
+class ImportanceKLValidation:
     """Minus the reverse KL to the teacher, for candidates estimated on the tip's answers.
 
     A candidate costs forward passes instead of new answers. The importance weights hold near the
@@ -62,7 +62,7 @@ class CachedKLValidation:
             is off, this what is left of whole answers.
     """
 
-    type: Literal["cached_kl"] = "cached_kl"
+    type: Literal["importance_kl"] = "importance_kl"
     source: Literal["fresh", "batch"] = "fresh"
     prompts: int = 50
     resample: bool = True
@@ -176,7 +176,7 @@ def weighted_kl(
 
 
 def outside_trust_region(
-    candidate: TokenValues, tip: TokenValues, settings: CachedKLValidation
+    candidate: TokenValues, tip: TokenValues, settings: ImportanceKLValidation
 ) -> str:
     """Why the tip's answers say too little about a candidate, or "" where they say enough.
 
@@ -191,7 +191,7 @@ def outside_trust_region(
     return ""
 
 
-class CachedKLValidator:
+class ImportanceWeightedKLValidator:
     """Scores the tip on its own answers, and candidates on those of the tip.
 
     The tip's call takes the answers, which are kept for the candidates of its search. The teacher
@@ -217,7 +217,7 @@ class CachedKLValidator:
         source: RolloutSource,
         student: Policy,
         teachers: Teachers,
-        settings: CachedKLValidation,
+        settings: ImportanceKLValidation,
         *,
         teacher_temperature: float = 1.0,
         batch_tokens: int = BATCH_TOKENS,
