@@ -38,8 +38,9 @@ MAY_IMPORT = {
     "trainers": _BELOW_TRAINERS,
     "demo": _BELOW_TRAINERS - {"analysis"} | {"trainers"},
     "reports": {"errors", "records"},
+    "figures": {"errors", "records", "reports"},
     "config": _BELOW_CONFIG,
-    "cli": _BELOW_CONFIG | {"__init__", "reports", "config"},
+    "cli": _BELOW_CONFIG | {"__init__", "reports", "figures", "config"},
 }
 """Package or root file -> the others it may import; siblings of one package always may."""
 

@@ -152,11 +152,7 @@ def run_settings(study: Study, method: str, seed: int) -> RunConfig:
 
 
 def train_run(study: Study, method: str, seed: int) -> None:
-    """Trains one run, or goes on where it was interrupted.
-
-    Raises:
-        EffopdError: It was asked to stop; it is saved.
-    """
+    """Trains one run, or goes on where it was interrupted."""
     out = study.run(method, seed)
     if not train(run_settings(study, method, seed), out, Observer()):
         raise EffopdError(f"{out} was stopped and saved: run the same command to go on")

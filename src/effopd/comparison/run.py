@@ -219,11 +219,10 @@ def _work(config: "RunConfig") -> float:
 
 def _write_results(command: str, plan: Plan, out: Path, workers: Sequence[int]) -> None:
     """Writes `summary.json`, `table.md`, `report.html` and the figures, and says where they are."""
-    from effopd.reports.aggregates import Cell
-    from effopd.reports.compare_page import write_comparison
-    from effopd.reports.compare_png import write_comparison_pngs
-    from effopd.reports.compare_tables import best_table, markdown_report
-    from effopd.reports.comparison import Comparison
+    from effopd.reports.comparison import Comparison, best_table, markdown_report
+    from effopd.reports.page import write_comparison
+    from effopd.reports.png import write_comparison_pngs
+    from effopd.reports.summary import Cell
     from effopd.reports.tables import text_table
 
     there = [cell for cell in plan.cells() if is_finished(out / cell.name)]
@@ -245,10 +244,9 @@ def _write_results(command: str, plan: Plan, out: Path, workers: Sequence[int]) 
         notes=_notes(plan, there, workers),
         plan=plan.text,
     )
-    summary = comparison.summary
-    write_json_atomic(out / "summary.json", summary)
-    write_text_atomic(out / "table.md", markdown_report(plan.name, summary, comparison.notes))
-    print(text_table(best_table(summary)))
+    write_json_atomic(out / "summary.json", comparison.summary)
+    write_text_atomic(out / "table.md", markdown_report(comparison))
+    print(text_table(best_table(comparison)))
     write_comparison(comparison, out / "report.html")
     write_comparison_pngs(comparison, out / "figures")
     print(f"\nsummary: {out / 'summary.json'}\ntable: {out / 'table.md'}")
