@@ -20,7 +20,7 @@ _BELOW_EVALUATION = {
 }  # fmt: skip
 _BELOW_TRAINING = _BELOW_EVALUATION | {"evaluation"}
 _BELOW_BUILD = _BELOW_TRAINING | {"training", "demo"}
-_BELOW_ANALYSIS = _BELOW_BUILD | {"reports", "training/build", "training/run"}
+_BELOW_ANALYSIS = _BELOW_BUILD | {"reports", "figures", "training/build", "training/run"}
 _BELOW_CLI = _BELOW_ANALYSIS | {"evaluation/benchmarks", "analysis", "comparison", "doctor"}
 
 MAY_IMPORT = {
@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "servers": {"errors"},
     "rollouts": {"errors", "search", "data", "models", "servers"},
     "reports": {"errors", "records"},
+    "figures": {"errors", "records", "reports"},
     "evaluation": _BELOW_EVALUATION,
     "training": _BELOW_TRAINING,
     "integrations": _BELOW_TRAINING | {"training"},

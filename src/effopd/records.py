@@ -275,6 +275,16 @@ def load_run(directory: Path | str) -> Run:
     )
 
 
+def reaches(accuracy: float | None, share: float, teacher: float | None) -> bool:
+    """Whether an accuracy is at least a share of the teacher's; False where one is not known.
+
+    The tolerance keeps 0.81 at 90 % of 0.9, whatever the rounding of the product.
+    """
+    if accuracy is None or teacher is None:
+        return False
+    return accuracy >= share * teacher - 1e-12
+
+
 _VISIBLE = (
     {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
     | {0x7F: 0x2421}

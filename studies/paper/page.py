@@ -29,14 +29,7 @@ _T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A mean over seeds and its 95 % interval by Student's t.
-
-    Attributes:
-        mean: Mean.
-        low: Lower end; minus infinity with a single seed.
-        high: Upper end; infinity with a single seed.
-        n: Seeds.
-    """
+    """A mean over seeds and its 95 % interval by Student's t, infinite with a single seed."""
 
     mean: float
     low: float
@@ -50,14 +43,7 @@ class Interval:
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """The 95 % interval of the mean of one value per seed.
-
-    Args:
-        values: One to ten finite values.
-
-    Raises:
-        RecordError: There are none, more than ten, or one is not finite.
-    """
+    """The 95 % interval of the mean of one value per seed."""
     n = len(values)
     if not 1 <= n <= 1 + len(_T_975) or not all(map(math.isfinite, values)):
         raise RecordError(f"an interval needs 1 to {1 + len(_T_975)} finite values, got {values}")
@@ -70,27 +56,14 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def verdict(found: Interval, neutral: float = 0.0) -> Verdict:
-    """Whether a quantity that a claim says is above `neutral` is above it.
-
-    Args:
-        found: The quantity over seeds.
-        neutral: The value at which the claim is neither right nor wrong.
-
-    Returns:
-        "reproduced" when the whole interval lies above, "opposite" when it lies below, else "not":
-        the seeds leave it open.
-    """
+    """What the whole interval says of the claim that the quantity is above `neutral`."""
     if found.low > neutral:
         return "reproduced"
     return "opposite" if found.high < neutral else "not"
 
 
 def load_measurements(directory: Path) -> Measurements:
-    """Every `measurements/NAME/seed-S.json` of a reproduction, seeds in order.
-
-    Raises:
-        RecordError: There is none, or a file is damaged.
-    """
+    """Every `measurements/NAME/seed-S.json` of a reproduction, seeds in order."""
     found: dict[str, list[Row]] = {}
     files = sorted((directory / "measurements").glob("*/seed-*.json"), key=_order)
     for file in files:
@@ -108,11 +81,7 @@ def _order(file: Path) -> tuple[str, int]:
 
 
 def judge(claim: Claim, measurements: Measurements) -> tuple[Interval | None, Verdict]:
-    """A claim's number over seeds, and the verdict; no interval where a seed leaves it undefined.
-
-    Raises:
-        RecordError: It was not measured.
-    """
+    """A claim's number over seeds and the verdict; no interval where a seed has no number."""
     records = measurements.get(claim.measurement)
     if not records:
         raise RecordError(f"figure {claim.figure} needs the measurement {claim.measurement!r}")
@@ -132,18 +101,7 @@ def write_reproduction(
     figures: Sequence[tuple[Path, str]],
     claims: Iterable[Claim] = CLAIMS,
 ) -> dict[Verdict, int]:
-    """Writes the page in Markdown.
-
-    Args:
-        measurements: What was measured.
-        page: The file to write.
-        setup: What was trained, in sentences.
-        figures: Pictures with their captions, below the page's directory.
-        claims: What is judged.
-
-    Returns:
-        How many claims met each verdict.
-    """
+    """Writes the page in Markdown."""
     counts: dict[Verdict, int] = {"reproduced": 0, "not": 0, "opposite": 0}
     rows = []
     for claim in claims:

@@ -152,11 +152,7 @@ def run_settings(study: Study, method: str, seed: int) -> Config:
 
 
 def train_run(study: Study, method: str, seed: int) -> None:
-    """Trains one run, or goes on where it was interrupted.
-
-    Raises:
-        EffopdError: It was asked to stop; it is saved.
-    """
+    """Trains one run, or goes on where it was interrupted."""
     out = study.run(method, seed)
     with stop_on_signals() as stop:
         finished = train(run_settings(study, method, seed), out, stop=stop).finished

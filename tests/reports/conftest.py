@@ -7,7 +7,6 @@ import random
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -213,17 +212,21 @@ class Browser:
         return json.loads(message)
 
     def open(self, path):
-        """Load a report and wait until it has drawn everything."""
+        """Load a page; its scripts have drawn everything once the browser says it is loaded."""
         self.events.clear()
         self.call("Page.navigate", url=Path(path).resolve().as_uri())
-        self.wait_for("document.documentElement?.dataset.ready !== undefined")
+        while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
+            self.events.append(self.receive())
 
     def wait_for(self, expression):
-        while not self.evaluate(expression):
-            time.sleep(0.05)
+        """Look at every frame until the expression is true."""
+        look = f"() => ({expression}) ? done() : requestAnimationFrame(look)"
+        self.evaluate(f"new Promise((done) => {{ const look = {look}; look(); }})")
 
     def evaluate(self, expression):
-        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        answer = self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
@@ -266,7 +269,7 @@ def payloads():
         f'"><svg/onload="{act}">',
         f"<a href='javascript:{act}'>click</a>",
         f"<!--<script>{act}//--></script>",
-        f"{{{{page}}}}{{{{plotly}}}}%{{customdata}}${{{act}}}$x^2$",
+        f"{{{{page}}}}{{{{plotly}}}}{{% raw %}}%{{customdata}}${{{act}}}$x^2$",
         f"\u2028\u2029';{act};//</ScRiPt ><sCrIpT>{act}</sCrIpT>".translate(
             {0x2028: "", 0x2029: ""}
         ),
@@ -277,10 +280,10 @@ def payloads():
 
 
 @pytest.fixture(scope="session")
-def hostile_runs(payloads):
-    """One run per payload, which stands in every field that may hold text."""
+def runs_saying():
+    """One run per text, which stands in every field that may hold text."""
 
-    def hostile(text):
+    def saying(text):
         evals = [
             {"step": step, "model": "student", "accuracy": step / 20, "accuracy_se": 0.01,
              "reverse_kl": 0.5, "sampled_tokens": step}
@@ -306,4 +309,9 @@ def hostile_runs(payloads):
             rollouts=[rollout],
         )
 
-    return [hostile(text) for text in payloads]
+    return lambda texts: [saying(text) for text in texts]
+
+
+@pytest.fixture(scope="session")
+def hostile_runs(runs_saying, payloads):
+    return runs_saying(payloads)

@@ -22,8 +22,13 @@ from effopd.reports.analysis_figures import (
     spectrum_figure,
     trajectory_figure,
 )
-from effopd.reports.analysis_page import analysis_data, sample, write_analysis
-from effopd.reports.analysis_png import png_figures, write_analysis_pngs
+from effopd.reports.analysis_page import (
+    analysis_content,
+    analysis_figures,
+    sample,
+    write_analysis,
+    write_analysis_pngs,
+)
 from effopd.reports.analysis_tables import divergence_cells, norm_cells, table_1_cells, table_1_text
 from effopd.reports.table_files import read_table, write_table
 
@@ -266,13 +271,12 @@ def test_without_steps_checkpoints_are_counted(analysis):
 
 
 def test_plotly_knows_every_setting_and_pictures_are_written(analysis, tmp_path):
-    for section in analysis_data(analysis)["sections"]:
-        for panel in section.get("panels", []):
-            for choice in panel["choices"]:
-                go.Figure(choice["figure"])
-                json.dumps(choice["figure"], allow_nan=False)
+    for options in analysis_content(analysis)[1].values():
+        for option in options:
+            go.Figure(option["figure"])
+            json.dumps(option["figure"], allow_nan=False)
     written = write_analysis_pngs(analysis, tmp_path)
-    assert {path.stem for path in written} == set(png_figures(analysis))
+    assert {path.stem for path in written} == set(analysis_figures(analysis))
     assert len(written) == 15
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
 
@@ -309,18 +313,17 @@ def test_models_have_one_row_of_divergences(analysis):
 
 
 def test_only_what_was_measured_has_a_section(analysis):
-    data = analysis_data(analysis)
-    titles = [section["title"] for section in data["sections"]]
-    assert len(titles) == 7
+    data, _ = analysis_content(analysis)
+    assert len(data["sections"]) == 7
     (norms,) = column(
         analysis, "norm_sums", "relative_norm", grouping="whole", checkpoint=LABELS[2]
     )
-    assert f"{100 * norms:.3f} %" in data["headline"]
+    assert f"{100 * norms:.3f}\u00a0%" in data["headline"]
     few = {"table1": analysis.tables["table1"]}
     less = Analysis(directory=analysis.directory, info=analysis.info, tables=few)
-    titles = [section["title"] for section in analysis_data(less)["sections"]]
-    assert titles == ["Table 1: spectra of the update", "Spectra"]
-    assert analysis_data(less)["headline"] == "3 checkpoints of one base"
+    keys = [section["key"] for section in analysis_content(less)[0]["sections"]]
+    assert keys == ["table1", "spectra"]
+    assert analysis_content(less)[0]["headline"] == "3 checkpoints of one base"
 
 
 def test_a_sample_of_matrices_is_spread_evenly():
@@ -368,14 +371,15 @@ def test_the_page_opens_without_a_complaint_and_shows_the_tables(page, analysis)
     assert len({a for a in page.addresses() if not a.startswith("data:")}) == 1
     expected = [
         [[cell["text"] for cell in row["cells"]] for row in section["table"]["rows"]]
-        for section in analysis_data(analysis)["sections"]
+        for section in analysis_content(analysis)[0]["sections"]
         if "table" in section
     ]
     assert page.evaluate(CELLS) == expected
-    panels = [p for s in analysis_data(analysis)["sections"] for p in s.get("panels", [])]
-    first = [[trace["y"] for trace in p["choices"][0]["figure"]["data"]] for p in panels]
+    panels = analysis_content(analysis)[1].values()
+    first = [[trace["y"] for trace in options[0]["figure"]["data"]] for options in panels]
     assert page.evaluate(DRAWN) == first
-    assert page.evaluate("document.getElementById('still').textContent") == "plain"
+    still = "[...document.querySelectorAll('#settings pre')].at(-1).textContent"
+    assert page.evaluate(still) == "plain"
     assert page.evaluate("document.querySelectorAll('#example article').length") == 1
 
 

@@ -3,12 +3,13 @@
 import pytest
 
 from effopd.records import Run
-from effopd.reports.page import write_report
-from effopd.reports.summary import COSTS, PERCENTS, method_summary, ratios
+from effopd.reports.comparison import Comparison
+from effopd.reports.page import cost_table, write_report
 from effopd.reports.tables import csv_table
 
 COUNT = "document.querySelectorAll({!r}).length"
 TEXT = "document.querySelector({!r}).textContent"
+TEXTS = "[...document.querySelectorAll({!r})].map(n => n.textContent)"
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def test_it_opens_without_a_complaint_and_asks_for_nothing(page, report):
 
 def test_figures_are_drawn_from_the_records(page, sample_runs):
     for axis, field in (("steps", "step"), ("tokens", "sampled_tokens"), ("steps", "step")):
-        page.evaluate(f"document.querySelector('#axis input[value={axis}]').click()")
+        page.evaluate(f"document.querySelector('[data-pick=cost] input[value={axis}]').click()")
         curves = "document.getElementById({!r}).data.filter(t => t.name).map(t => [t.x, t.y])"
         for plot, quantity in (("accuracy", "accuracy"), ("reverse_kl", "reverse_kl")):
             rows = [[r for r in run.evals if r["model"] == "student"] for run in sample_runs]
@@ -60,19 +61,19 @@ def test_figures_are_drawn_from_the_records(page, sample_runs):
 
 
 def test_the_table_holds_the_numbers_of_the_summary(page, sample_runs):
-    cells = page.evaluate(
-        "[...document.querySelectorAll('#costs td')].map(c => [c.dataset.value, c.dataset.ratio])"
-    )
-    expected = []
-    for cost in COSTS:
-        for run in sample_runs:
-            summary, ratio = method_summary(run, 0.938), ratios(run, sample_runs)
-            names = [f"{cost}_to_{percent}" for percent in PERCENTS]
-            expected += [(summary[name], ratio[name]) for name in names]
-    found = [tuple(None if text is None else float(text) for text in cell) for cell in cells]
-    assert found == expected
-    labels = page.evaluate("[...document.querySelectorAll('#costs .name')].map(n => n.textContent)")
-    assert labels == ["opd", "paper", "effopd"] * 3
+    comparison = Comparison.of_runs(sample_runs, "")
+    shown = "#costs .scroll:not([hidden]) "
+    for cost in ("tokens", "teacher_tokens", "seconds", "steps"):
+        page.evaluate(f"document.querySelector('[data-pick=cost] input[value={cost}]').click()")
+        rows = cost_table(comparison, comparison.rows(""), cost)["rows"]
+        cells = [cell for row in rows for cell in row["cells"]]
+        assert page.evaluate(TEXTS.format(f"{shown}td")) == [
+            cell["text"] + cell.get("ratio", "") + cell["small"]
+            if "small" in cell
+            else cell["text"]
+            for cell in cells
+        ]
+        assert page.evaluate(TEXTS.format(f"{shown}.name")) == ["opd", "paper", "effopd"]
 
 
 def test_the_viewer_shows_the_chosen_sample(page, sample_runs):
@@ -122,9 +123,11 @@ def test_the_keyboard_reaches_list_and_tokens(page, sample_runs):
     assert page.evaluate(TEXT.format(".readout")) == (
         f"Token 2 of {len(row['tokens'])}: “{row['tokens'][1]}”, {row['kl_nats'][1]:.4f} nats"
     )
-    page.evaluate("document.querySelector('#axis input').focus()")
+    page.evaluate("document.querySelector('[data-pick=cost] input').focus()")
     press("ArrowRight", 39)
-    assert page.evaluate("document.querySelector('#axis input:checked').value") == "tokens"
+    assert (
+        page.evaluate("document.querySelector('[data-pick=cost] input:checked').value") == "tokens"
+    )
 
 
 @pytest.mark.parametrize("width", [390, 1280])
@@ -178,11 +181,9 @@ def test_hostile_text_is_shown_and_never_runs(browser, hostile_runs, payloads, t
     for kind in ("img", "iframe", "[onload]", "[onerror]", "a", "link", "object", "h1 *", "pre *"):
         assert browser.evaluate(COUNT.format(kind)) == 0, kind
     assert browser.evaluate(COUNT.format("script")) == 4 + len(payloads)
-    shown = browser.evaluate(
-        "[...document.querySelectorAll('#costs .name')].map(n => n.textContent)"
-    )
+    shown = browser.evaluate(TEXTS.format("#costs .scroll:not([hidden]) .name"))
     short = [" ".join(p.split()) for p in payloads]
-    assert shown == [p if len(p) <= 60 else p[:59] + "…" for p in short] * 3
+    assert shown == [p if len(p) <= 60 else p[:59] + "…" for p in short]
     legend = "[...document.querySelectorAll('#accuracy .legendtext')].map(n => n.textContent)"
     assert browser.evaluate(legend) == shown[: len(payloads)]
     for index, payload in enumerate(payloads):
@@ -200,5 +201,5 @@ def test_little_or_nothing_recorded_still_opens(browser, make_run, tmp_path, poi
     write_report(runs, tmp_path / "report.html")
     browser.open(tmp_path / "report.html")
     assert browser.problems() == []
-    assert browser.evaluate("document.getElementById('viewer').hidden") is True
+    assert browser.evaluate("document.getElementById('viewer')") is None
     assert browser.evaluate(TEXT.format("#reverse_kl")) == "Nothing recorded yet."

@@ -8,8 +8,11 @@ import pytest
 from tests.reference import compare_twin
 
 from effopd.records import Run
-from effopd.reports.aggregates import (
-    COMPARED_COSTS,
+from effopd.reports.series import evaluations
+from effopd.reports.style import _METHODS, method_styles
+from effopd.reports.summary import (
+    FIELD,
+    PERCENTS,
     Cell,
     area_under_accuracy,
     baseline_method,
@@ -19,9 +22,6 @@ from effopd.reports.aggregates import (
     robustness,
     setting_rows,
 )
-from effopd.reports.series import evaluations
-from effopd.reports.style import _METHODS, method_styles
-from effopd.reports.summary import PERCENTS
 
 TEACHER = 0.9
 
@@ -117,7 +117,7 @@ def test_every_number_is_that_of_the_twin(seed):
             found = [compare_twin.costs(run, percent, TEACHER) for run in chosen]
             reached = sum(math.isfinite(costs["steps"]) for costs in found)
             assert row[f"reached_{percent}"] == reached
-            for cost in COMPARED_COSTS:
+            for cost in FIELD:
                 name = f"{cost}_to_{percent}"
                 expected = compare_twin.spread([costs[cost] for costs in found])
                 assert [row[f"{key}_{name}"] for key in ("median", "low", "high")] == expected
@@ -173,14 +173,13 @@ def test_variants_are_rows_but_neither_best_nor_baseline():
 
 
 def test_curves_carry_the_last_value_and_skip_steps_not_known_of_all():
-    points = median_curve(
-        seeds([[(0, 0.1), (4, 0.6)], [(0, 0.2), (2, 0.3), (4, 0.4), (8, 0.8)]]), "tokens"
-    )
+    found = seeds([[(0, 0.1), (4, 0.6)], [(0, 0.2), (2, 0.3), (4, 0.4), (8, 0.8)]])
+    points = median_curve([cell.run for cell in found], "tokens")
     found = [(p.step, p.place, p.low, p.high) for p in points]
     assert found == [(0, 0, 0.1, 0.2), (4, 40, 0.4, 0.6), (8, (40 + 80) / 2, 0.6, 0.8)]
     assert [p.middle for p in points] == pytest.approx([0.15, 0.5, 0.7])
     assert median_curve([], "steps") == []
-    assert median_curve([cell([])], "steps") == []
+    assert median_curve([cell([]).run], "steps") == []
 
 
 # Looks --------------------------------------------------------------------------------------------

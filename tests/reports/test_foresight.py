@@ -6,7 +6,7 @@ import pytest
 
 from effopd.errors import RecordError
 from effopd.reports.foresight import foresight_figure
-from effopd.reports.page import page_data, write_report
+from effopd.reports.page import write_report
 from effopd.reports.style import run_styles
 
 LOST = "foresight is lost: over the last 3 observations"
@@ -41,12 +41,6 @@ def test_the_curve_holds_the_numbers_of_the_records(watched, make_run):
         "straightness 0.500",
         "foresight is lost",
     ]
-
-
-def test_the_page_shows_it_where_a_run_was_watched(watched, make_run):
-    plain = make_run("opd", [(0, 0.1, 0, 0)])
-    assert page_data([plain], "title")["foresight"] is None
-    assert page_data([plain, watched], "title")["foresight"] == foresight_figure([plain, watched])
 
 
 def test_a_browser_draws_it(browser, watched, make_run, tmp_path):

@@ -4,7 +4,8 @@ import pytest
 
 from effopd.errors import RecordError
 from effopd.records import Run
-from effopd.reports.headline import headline, highlights
+from effopd.reports import comparison as words
+from effopd.reports.comparison import Comparison
 from effopd.reports.series import trials, unique_labels
 from effopd.reports.summary import (
     COSTS,
@@ -15,6 +16,15 @@ from effopd.reports.summary import (
     notes,
     ratios,
 )
+
+
+def headline(runs):
+    return words.headline(Comparison.of_runs(runs, ""))
+
+
+def highlights(runs):
+    return words.highlights(Comparison.of_runs(runs, ""))
+
 
 # (step, accuracy, sampled tokens, elapsed seconds); the teacher is at 0.9, so 90 % is 0.81.
 PLAIN = [

@@ -20,8 +20,7 @@ from effopd.models.devices import real_device
 from effopd.models.updates import say_left_out
 from effopd.records import Row, display_text
 from effopd.reports.analysis import load_analysis
-from effopd.reports.analysis_page import write_analysis
-from effopd.reports.analysis_png import write_analysis_pngs
+from effopd.reports.analysis_page import write_analysis, write_analysis_pngs
 from effopd.reports.analysis_tables import table_1_text
 from effopd.reports.table_files import write_table
 

@@ -9,8 +9,6 @@ from effopd.comparison.plan import load_plan
 from effopd.comparison.run import compare, directory_of
 from effopd.progress import Terminal
 from effopd.records import display_text
-from effopd.reports.compare_tables import best_table
-from effopd.reports.tables import text_table
 from effopd.training.signals import stop_on_signals
 
 
@@ -35,7 +33,7 @@ def run_compare(
         words += ["--quick"] * quick + (["--workers", str(workers)] if workers else [])
         print(f"stopped and saved; go on with: {shlex.join(words)}")
         return found.ending
-    print(text_table(best_table(found.summary)) + "\n")
+    print(f"{found.table}\n")
     print(f"summary: {directory / 'summary.json'}\ntable: {directory / 'table.md'}")
     print(f"report: {directory / 'report.html'}\nfigures: {directory / 'figures'}")
     return found.ending

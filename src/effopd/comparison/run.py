@@ -35,11 +35,13 @@ class Comparison:
         ending: "finished"; "stopped" when asked to, and the same call goes on; "failed" if a run
             failed, and the tables hold the others.
         failed: Name of a failed run -> why.
+        table: Each method at its best learning rate, as text; "" before the end.
     """
 
     directory: Path
     ending: Literal["finished", "stopped", "failed"]
     failed: Mapping[str, str]
+    table: str = ""
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -109,11 +111,12 @@ def compare(
             failed = [outcome for outcome in outcomes if outcome.ending == "failed"]
             if len(outcomes) < len(left) or any(o.ending == "stopped" for o in outcomes):
                 return Comparison(directory=out, ending="stopped", failed={})
-        _write_results(command, read, out, ledger.workers)
+        table = _write_results(command, read, out, ledger.workers)
     return Comparison(
         directory=out,
         ending="failed" if failed else "finished",
         failed={outcome.job.name: outcome.error for outcome in failed},
+        table=table,
     )
 
 
@@ -242,13 +245,14 @@ def _work(config: "Config") -> float:
     return config.train.steps * (learnt + searched)
 
 
-def _write_results(command: str, plan: Plan, out: Path, workers: Sequence[int]) -> None:
-    """Writes `summary.json`, `table.md`, `report.html` and the figures."""
-    from effopd.reports.aggregates import Cell
-    from effopd.reports.compare_page import write_comparison
-    from effopd.reports.compare_png import write_comparison_pngs
-    from effopd.reports.compare_tables import markdown_report
+def _write_results(command: str, plan: Plan, out: Path, workers: Sequence[int]) -> str:
+    """Writes `summary.json`, `table.md`, `report.html` and the figures; the short table."""
     from effopd.reports.comparison import Comparison as Page
+    from effopd.reports.comparison import best_table, markdown_report
+    from effopd.reports.page import write_comparison
+    from effopd.reports.png import write_comparison_pngs
+    from effopd.reports.summary import Cell
+    from effopd.reports.tables import text_table
 
     there = [cell for cell in plan.cells() if is_finished(out / cell.name)]
     comparison = Page(
@@ -269,11 +273,11 @@ def _write_results(command: str, plan: Plan, out: Path, workers: Sequence[int]) 
         notes=_notes(plan, there, workers),
         plan=plan.text,
     )
-    summary = comparison.summary
-    write_json_atomic(out / "summary.json", summary)
-    write_text_atomic(out / "table.md", markdown_report(plan.name, summary, comparison.notes))
+    write_json_atomic(out / "summary.json", comparison.summary)
+    write_text_atomic(out / "table.md", markdown_report(comparison))
     write_comparison(comparison, out / "report.html")
     write_comparison_pngs(comparison, out / "figures")
+    return text_table(best_table(comparison))
 
 
 def _notes(plan: Plan, there: Sequence[PlannedCell], workers: Sequence[int]) -> list[str]:

@@ -69,17 +69,7 @@ class Analysis:
 
 
 def load_analysis(directory: Path) -> Analysis:
-    """Reads an analysis directory, also one that goes on.
-
-    Args:
-        directory: With `analysis.json`.
-
-    Returns:
-        The analysis.
-
-    Raises:
-        RecordError: `analysis.json` is missing or a file is damaged.
-    """
+    """Reads an analysis directory, also one that goes on."""
     if not (directory / "analysis.json").is_file():
         raise RecordError(
             f"{directory} has no analysis.json; expected a directory that `effopd analyze` wrote"
@@ -102,18 +92,7 @@ def load_analysis(directory: Path) -> Analysis:
 
 
 def numbers(rows: Sequence[Mapping[str, Cell]], name: str) -> list[float | None]:
-    """A column; None where a cell is empty.
-
-    Args:
-        rows: Of one table.
-        name: The column.
-
-    Returns:
-        One number a row.
-
-    Raises:
-        RecordError: A cell holds text, or the table has no such column.
-    """
+    """A column; None where a cell is empty."""
     found: list[float | None] = []
     for row in rows:
         cell = row.get(name, "")

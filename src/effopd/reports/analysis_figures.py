@@ -6,7 +6,7 @@ Text from tables is escaped, because plotly reads a subset of HTML in every labe
 from collections.abc import Mapping, Sequence
 
 from effopd.reports.analysis import Analysis, TableRows, numbers
-from effopd.reports.figures import Figure, marked_line, plotly_text
+from effopd.reports.figures import Figure, marked_line, plotly_text, titled_layout
 from effopd.reports.style import Style, blended
 from effopd.reports.table_files import Cell
 
@@ -16,6 +16,7 @@ _COLORS = (
 _MARKS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "pentagon")
 EARLY, LATE = "#C9C9C9", "#0072B2"
 """First and last checkpoint of a trajectory."""
+COORDINATES = {"pca": "principal component", "tsne": "t-SNE coordinate"}
 SPECTRA = {
     "spectral_norm": "spectral norm",
     "spectral_share": "spectral norm / Frobenius norm",
@@ -49,34 +50,10 @@ BLOCKS = dict(
 """Looks of the whole model and its blocks, the same in every figure."""
 
 
-def layout(x: str, y: str, *, x_axis: Figure | None = None, y_axis: Figure | None = None) -> Figure:
-    """Layout with titled axes and no marks."""
-    return {
-        "xaxis": {"title": {"text": x}, **(x_axis or {})},
-        "yaxis": {"title": {"text": y}, **(y_axis or {})},
-        "shapes": [],
-        "annotations": [],
-        "hovermode": "closest",
-        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
-        "showlegend": True,
-    }
-
-
 def curve(
     analysis: Analysis, rows: TableRows, name: str, style: Style, key: str = "checkpoint"
 ) -> Figure:
-    """A column against the checkpoints, without those that have none.
-
-    Args:
-        analysis: Whose checkpoints they are.
-        rows: At most one row a checkpoint.
-        name: The column.
-        style: Its look and label.
-        key: Column that names the checkpoint; "base" is at 0.
-
-    Returns:
-        A plotly trace.
-    """
+    """A column against the checkpoints, without those that have none."""
     _, places = analysis.axis
     where = {"base": 0.0, **places}
     points = [
@@ -104,7 +81,7 @@ def norm_figure(analysis: Analysis, name: str, title: str) -> Figure:
         rows = analysis.rows("norm_sums", grouping="block", block=block)
         curves.append(curve(analysis, rows, name, BLOCKS[str(block)]))
     y_axis: Figure = {"rangemode": "tozero"} if name != "step_cosine" else {}
-    figure = layout(analysis.axis[0], title, x_axis={"rangemode": "tozero"}, y_axis=y_axis)
+    figure = titled_layout(analysis.axis[0], title, x_axis={"rangemode": "tozero"}, y_axis=y_axis)
     return {"data": curves, "layout": figure}
 
 
@@ -121,7 +98,7 @@ def accuracy_figure(analysis: Analysis) -> Figure:
     style = styles(["checkpoints"])[0]
     axes: Figure = {"rangemode": "tozero"}
     title = "Frobenius norm of the update"
-    figure = layout(title, "accuracy", x_axis=axes, y_axis={**axes, "tickformat": ".0%"})
+    figure = titled_layout(title, "accuracy", x_axis=axes, y_axis={**axes, "tickformat": ".0%"})
     figure["showlegend"] = False
     return {"data": [marked_line([(x, y) for x, y, _ in points], hovers, style)], "layout": figure}
 
@@ -143,7 +120,7 @@ def layer_figure(analysis: Analysis, checkpoint: str) -> Figure:
                 "hovertemplate": f"layer %{{x}}, {style.label}<br>%{{y:.4g}}<extra></extra>",
             }
         )
-    figure = layout("layer", "Frobenius norm of the update")
+    figure = titled_layout("layer", "Frobenius norm of the update")
     return {"data": bars, "layout": figure | {"barmode": "group"}}
 
 
@@ -157,7 +134,7 @@ def spectrum_figure(analysis: Analysis, name: str) -> Figure:
     own, other = styles([label, noise])
     other = Style(label=noise, color="#8A8A8A", symbol="x", dash="dot")
     curves = [curve(analysis, rows, name, own), curve(analysis, rows, f"noise_{name}", other)]
-    figure = layout(
+    figure = titled_layout(
         analysis.axis[0],
         label,
         x_axis={"rangemode": "tozero"},
@@ -167,15 +144,7 @@ def spectrum_figure(analysis: Analysis, name: str) -> Figure:
 
 
 def progress_figure(analysis: Analysis, end: str) -> Figure:
-    """Agreement of leading directions with the final or previous ones; figure 5b.
-
-    Args:
-        analysis: The analysis.
-        end: "final" or "previous".
-
-    Returns:
-        A plotly figure over the share of training.
-    """
+    """Agreement of leading directions with the final or previous ones; figure 5b."""
     names = {
         "subspace_cosine": "subspaces, mean over k",
         "direction_cosine": "directions, one by one",
@@ -190,21 +159,12 @@ def progress_figure(analysis: Analysis, end: str) -> Figure:
         hovers = [f"<b>{style.label}</b><br>{x:.0%} of training<br>{y:.4f}" for x, y in points]
         curves.append(marked_line(points, hovers, style))
     axes: Figure = {"range": [0, 1.02], "tickformat": ".0%"}
-    figure = layout("share of training", "cosine", x_axis=axes, y_axis={"range": [0, 1.02]})
+    figure = titled_layout("share of training", "cosine", x_axis=axes, y_axis={"range": [0, 1.02]})
     return {"data": curves, "layout": figure}
 
 
 def map_figure(rows: TableRows, name: str, title: str) -> Figure:
-    """A heat map of layers by projections, on the scale from 0 to 1; figures 12 and 13.
-
-    Args:
-        rows: Of `directions_map` or `trajectory_map`.
-        name: The column.
-        title: What it is.
-
-    Returns:
-        A plotly figure; what is missing is blank.
-    """
+    """A heat map of layers by projections, on the scale from 0 to 1; figures 12 and 13."""
     projections = list(dict.fromkeys(str(row["projection"]) for row in rows))
     layers = sorted({layer for layer in numbers(rows, "layer") if layer is not None})
     values = zip(rows, numbers(rows, name), strict=True)
@@ -222,21 +182,12 @@ def map_figure(rows: TableRows, name: str, title: str) -> Figure:
         "hovertemplate": f"layer %{{x}}, %{{y}}<br>{title} %{{z:.4f}}<extra></extra>",
         "colorbar": {"title": {"text": title, "side": "right"}, "outlinewidth": 0},
     }
-    figure = layout("layer", "", y_axis={"autorange": "reversed"})
+    figure = titled_layout("layer", "", y_axis={"autorange": "reversed"})
     return {"data": [trace] if rows else [], "layout": figure | {"showlegend": False}}
 
 
 def trajectory_figure(analysis: Analysis, place: str, kind: str) -> Figure:
-    """The path of a matrix's first direction in a plane, from light to dark; figures 5a, 15-28.
-
-    Args:
-        analysis: The analysis.
-        place: Label of the matrix.
-        kind: "pca" or "tsne".
-
-    Returns:
-        A plotly figure with axes without unit.
-    """
+    """The path of a matrix's first direction in a plane, from light to dark; figures 5a, 15-28."""
     rows = analysis.rows("trajectory_points", place=place, projection_kind=kind)
     known = analysis.checkpoints
     shares = [known.index(str(row["checkpoint"])) / max(len(known) - 1, 1) for row in rows]
@@ -247,8 +198,7 @@ def trajectory_figure(analysis: Analysis, place: str, kind: str) -> Figure:
     )
     trace["line"] = {"color": EARLY, "width": 1.5}
     trace["marker"] = {"size": 10, "color": [blended(EARLY, LATE, share) for share in shares]}
-    names = {"pca": "principal component", "tsne": "t-SNE coordinate"}
-    figure = layout(f"first {names[kind]}", f"second {names[kind]}")
+    figure = titled_layout(f"first {COORDINATES[kind]}", f"second {COORDINATES[kind]}")
     return {"data": [trace], "layout": figure | {"showlegend": False, "meta": plotly_text(place)}}
 
 
@@ -269,7 +219,7 @@ def divergence_figure(analysis: Analysis) -> Figure:
         if rows:
             curves.append(curve(analysis, rows, "mean_nats", style, key="label"))
     axes: Figure = {"rangemode": "tozero"}
-    figure = layout(analysis.axis[0], "mean KL per token (nats)", x_axis=axes, y_axis=axes)
+    figure = titled_layout(analysis.axis[0], "mean KL per token (nats)", x_axis=axes, y_axis=axes)
     return {"data": curves, "layout": figure}
 
 
@@ -288,10 +238,11 @@ def shift_figure(analysis: Analysis, space: str, projection: str, kind: str) -> 
         trace |= {"mode": "markers", "name": plotly_text(name)}
         trace["marker"] = {"color": style.color, "size": 5, "symbol": style.symbol, "opacity": 0.7}
         traces.append(trace)
-    names = {"pca": "principal component", "tsne": "t-SNE coordinate"}
     return {
         "data": traces,
-        "layout": layout(f"first {names[projection]}", f"second {names[projection]}"),
+        "layout": titled_layout(
+            f"first {COORDINATES[projection]}", f"second {COORDINATES[projection]}"
+        ),
     }
 
 

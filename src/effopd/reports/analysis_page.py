@@ -1,8 +1,11 @@
-"""The page of an analysis: one HTML file that holds everything it shows and loads nothing."""
+"""The page of an analysis, one HTML file that loads nothing, and PNG copies of its figures."""
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from markupsafe import Markup
 
 from effopd.reports.analysis import Analysis, numbers
 from effopd.reports.analysis_figures import (
@@ -23,9 +26,10 @@ from effopd.reports.analysis_tables import (
     shift_cells,
     table_1_cells,
 )
-from effopd.reports.embedding import embedded, plotly_source, resource, write_page
+from effopd.reports.embedding import write_page
 from effopd.reports.examples import example_html
 from effopd.reports.figures import Figure
+from effopd.reports.png import write_sheets
 from effopd.reports.series import plain, unique_lines
 from effopd.reports.tables import format_percent
 
@@ -35,35 +39,79 @@ PICTURED = 60
 
 
 def write_analysis(analysis: Analysis, path: Path | str) -> None:
-    """Writes the page of an analysis, about 5 MB.
-
-    Text from tables is embedded as JSON and placed as text; a content security policy lets no
-    script run but the two of this package, and nothing be loaded.
-
-    Args:
-        analysis: What to show.
-        path: The file to write, replaced in one step.
-    """
-    scripts = {"plotly": plotly_source(), "page": resource("plots.js") + resource("analysis.js")}
-    example = "" if analysis.example is None else example_html(analysis.example)
-    parts = {"data": embedded(analysis_data(analysis)), "example": example}
-    write_page(path, "analysis.html", parts, scripts)
+    """Writes the page of an analysis, about 5 MB, replaced in one step."""
+    values, figures = analysis_content(analysis)
+    write_page(path, "analysis.html", values, {"data": {"figures": figures}}, ["page.js"])
 
 
-def analysis_data(analysis: Analysis) -> Json:
-    """Everything the page shows but the example, as JSON values."""
+def analysis_content(analysis: Analysis) -> tuple[Json, dict[str, list[Json]]]:
+    """What the template puts in, and the choices of each figure by the name of its place."""
     names = list(analysis.shown.values())
     series = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
-    sections = [make(analysis) for make in SECTIONS]
-    return {
+    measured = list(sections(analysis))
+    figures: dict[str, list[Json]] = {}
+    for panel in (panel for section in measured for panel in section["panels"]):
+        name = panel["id"] = f"panel-{len(figures)}"
+        drawn = panel.pop("figures")
+        when: list[Json] = [{name: i} if len(drawn) > 1 else {} for i in range(len(drawn))]
+        figures[name] = [{"when": w, "figure": f} for w, f in zip(when, drawn, strict=True)]
+    still = [plain(str(row["place"])) for row in analysis.rows("never_moved")]
+    inputs = [{"label": "Directories and versions", "facts": "", "text": _inputs(analysis)}]
+    if still:
+        label = "Tensors that never moved"
+        inputs.append({"label": label, "facts": str(len(still)), "text": "\n".join(still)})
+    values: Json = {
         "title": "effopd analysis",
-        "headline": headline(analysis),
+        "headline": headline(analysis).replace(" %", "\u00a0%"),
+        "highlights": [],
         "facts": [f"{len(names)} checkpoints: {series}", f"compared with {analysis.final}"],
         "command": plain(str(analysis.info["command"])),
-        "sections": [section for section in sections if section is not None],
-        "still": [plain(str(row["place"])) for row in analysis.rows("never_moved")],
-        "inputs": _inputs(analysis),
+        "sections": measured,
+        "example": "" if analysis.example is None else Markup(example_html(analysis.example)),
+        "inputs": inputs,
     }
+    return values, figures
+
+
+def write_analysis_pngs(analysis: Analysis, directory: Path) -> list[Path]:
+    """Writes the figures that the tables allow."""
+    figures = analysis_figures(analysis)
+    return write_sheets({name: [[figure]] for name, figure in figures.items()}, directory)
+
+
+def analysis_figures(analysis: Analysis) -> dict[str, Figure]:
+    """File name -> figure, of those that hold something."""
+    found: dict[str, Figure] = {}
+    if analysis.tables.get("norm_sums"):
+        found["norms"] = norm_figure(analysis, "frobenius_norm", "Frobenius norm of the update")
+        found["straightness"] = norm_figure(analysis, "straightness", "displacement / path length")
+        found["layers"] = layer_figure(analysis, analysis.checkpoints[-1])
+    if analysis.tables.get("table1"):
+        found |= {name: spectrum_figure(analysis, name) for name in SPECTRA}
+    if analysis.tables.get("subspace_progress"):
+        found["subspaces"] = progress_figure(analysis, "final")
+        rows = analysis.rows("directions_map")
+        found["directions_map"] = map_figure(rows, "final_cosine_1", "cosine")
+    if analysis.tables.get("trajectories"):
+        rows = analysis.rows("trajectory_map")
+        name = "explained_variance_ratio"
+        found["trajectory_map"] = map_figure(rows, name, "explained variance")
+    if analysis.tables.get("divergences"):
+        found["divergences"] = divergence_figure(analysis)
+        found["accuracy_norm"] = accuracy_figure(analysis)
+    # Trajectories of the matrices of the layer in the middle, of several experts the first.
+    rows = analysis.rows("trajectories")
+    layers = sorted({row["layer"] for row in rows if isinstance(row["layer"], int)})
+    kinds = sorted({str(row["projection_kind"]) for row in analysis.rows("trajectory_points")})
+    places: dict[str, str] = {}
+    for row in rows:
+        if layers and row["layer"] == layers[len(layers) // 2]:
+            name = re.sub(r"[^A-Za-z0-9._-]", "-", str(row["projection"]))[:60]
+            places.setdefault(name, str(row["place"]))
+    for name, place in places.items():
+        for kind in kinds:
+            found[f"trajectory_{kind}_{name}"] = trajectory_figure(analysis, place, kind)
+    return {name: figure for name, figure in found.items() if any(t["x"] for t in figure["data"])}
 
 
 def headline(analysis: Analysis) -> str:
@@ -80,103 +128,55 @@ def headline(analysis: Analysis) -> str:
 
 # Sections -----------------------------------------------------------------------------------------
 
-
-def _table_1(analysis: Analysis) -> Json | None:
-    if not analysis.tables.get("table1"):
-        return None
-    text = (
-        "Means over all matrices of attention and MLP that moved. A large spectral share and top "
-        "1 % and a small effective rank mean that few directions carry the update. The smaller "
-        "number is what independent noise of the same norm and shape would have; only the "
-        "distance from it says something about training."
-    )
-    return {
-        "title": "Table 1: spectra of the update",
-        "text": text,
-        "table": table_1_cells(analysis),
-    }
+NORMS = {
+    "frobenius_norm": "Frobenius norm of the update",
+    "relative_norm": "norm of the update / of the base",
+    "bf16_unchanged_share": "share of weights unchanged in bf16",
+    "step_cosine": "cosine to the step before",
+    "straightness": "displacement / path length",
+}
 
 
-def _norms(analysis: Analysis) -> Json | None:
-    if not analysis.tables.get("norm_sums"):
-        return None
-    columns = {
-        "frobenius_norm": "Frobenius norm of the update",
-        "relative_norm": "norm of the update / of the base",
-        "bf16_unchanged_share": "share of weights unchanged in bf16",
-        "step_cosine": "cosine to the step before",
-        "straightness": "displacement / path length",
-    }
-    text = (
-        "How far training moved the weights. Cosine and straightness near 1 mean a straight path, "
-        "along which extrapolation can succeed; steps at right angles have cosine 0. Weights that "
-        "are the same in bf16 before and after did not change for a model that is served in bf16."
-    )
-    panels = [
-        _panel("Against training", [
-            (title, norm_figure(analysis, name, title)) for name, title in columns.items()
-        ], "The whole model, and the tensors of each block together (figure 2b)."),
-        _panel("By layer", [
+def sections(analysis: Analysis) -> Iterator[Json]:
+    """Figures and table of each section that was measured; its text is in the template."""
+    has = analysis.tables.get
+    if has("table1"):
+        yield {"key": "table1", "panels": [], "table": table_1_cells(analysis)}
+    if has("norm_sums"):
+        whole = [(title, norm_figure(analysis, name, title)) for name, title in NORMS.items()]
+        layers = [
             (analysis.shown[label], layer_figure(analysis, label))
             for label in reversed(analysis.checkpoints)
-        ], "Norm of the update of each layer's attention and MLP (figure 3b, left)."),
-    ]  # fmt: skip
-    return {"title": "Norms", "text": text, "panels": panels, "table": norm_cells(analysis)}
-
-
-def _spectra(analysis: Analysis) -> Json | None:
-    if not analysis.tables.get("table1"):
-        return None
-    choices = [(title, spectrum_figure(analysis, name)) for name, title in SPECTRA.items()]
-    text = (
-        "The columns of Table 1 along the series. Where a curve meets the dotted one, the update "
-        "looks like noise."
-    )
-    return {
-        "title": "Spectra",
-        "text": text,
-        "panels": [_panel("Metric", choices, "Means over matrices.")],
-    }
-
-
-def _subspaces(analysis: Analysis) -> Json | None:
-    if not analysis.tables.get("subspace_progress"):
-        return None
-    ends = {"final": f"with {analysis.final}", "previous": "with the checkpoint before"}
-    first = analysis.rows("directions_map")
-    title = f"cosine of {analysis.shown[analysis.checkpoints[0]]} with {analysis.final}"
-    text = (
-        "Do the leading 20 singular directions of the update stay what they are early? A subspace "
-        "cosine of 1 means the same subspace; two random ones of a large matrix have nearly 0. "
-        "Directions one by one can swap where singular values are close, so their cosine is lower."
-    )
-    panels = [
-        _panel("Agreement", [
-            (name, progress_figure(analysis, end)) for end, name in ends.items()
-        ], "Means over matrices and over the leading k = 1 to 20 directions (figure 5b)."),
-        _panel("", [
-            ("first direction", map_figure(first, "final_cosine_1", "cosine")),
-        ], f"First direction: {title} (figure 12). Blank: one of the two never moved."),
-    ]  # fmt: skip
-    return {"title": "Directions of the update", "text": text, "panels": panels}
-
-
-def _trajectories(analysis: Analysis) -> Json | None:
-    if not analysis.tables.get("trajectories"):
-        return None
-    rows = analysis.rows("trajectory_map")
-    text = (
-        "The first left singular direction of each matrix as a point that moves with training. A "
-        "high explained variance says that its path lies in a plane. Up to three checkpoints "
-        "always do, so that the number then says nothing."
-    )
-    panels = [
-        _panel("", [
-            ("EVR", map_figure(rows, "explained_variance_ratio", "explained variance")),
-        ], "Share of the path's variance in its two leading components (figure 13)."),
-        *_paths(analysis),
-    ]  # fmt: skip
-    return {"title": "Trajectories of the first direction", "text": text, "panels": panels}
+        ]
+        caption = "The whole model, and the tensors of each block together (figure 2b)."
+        by_layer = "Norm of the update of each layer's attention and MLP (figure 3b, left)."
+        panels = [_panel("Against training", whole, caption), _panel("By layer", layers, by_layer)]
+        yield {"key": "norms", "panels": panels, "table": norm_cells(analysis)}
+    if has("table1"):
+        choices = [(title, spectrum_figure(analysis, name)) for name, title in SPECTRA.items()]
+        yield {"key": "spectra", "panels": [_panel("Metric", choices, "Means over matrices.")]}
+    if has("subspace_progress"):
+        ends = {"final": f"with {analysis.final}", "previous": "with the checkpoint before"}
+        choices = [(name, progress_figure(analysis, end)) for end, name in ends.items()]
+        caption = "Means over matrices and over the leading k = 1 to 20 directions (figure 5b)."
+        first = map_figure(analysis.rows("directions_map"), "final_cosine_1", "cosine")
+        early = f"cosine of {analysis.shown[analysis.checkpoints[0]]} with {analysis.final}"
+        of_map = f"First direction: {early} (figure 12). Blank: one of the two never moved."
+        panels = [_panel("Agreement", choices, caption), _panel("", [("", first)], of_map)]
+        yield {"key": "subspaces", "panels": panels}
+    if has("trajectories"):
+        name = "explained_variance_ratio"
+        shares = map_figure(analysis.rows("trajectory_map"), name, "explained variance")
+        caption = "Share of the path's variance in its two leading components (figure 13)."
+        panels = [_panel("", [("", shares)], caption), *_paths(analysis)]
+        yield {"key": "trajectories", "panels": panels}
+    if has("divergences"):
+        along = _panel("", [("", divergence_figure(analysis))], "Divergence along the series.")
+        caption = "Accuracy against the norm (figure 2b)."
+        panels = [along, _panel("", [("", accuracy_figure(analysis))], caption)]
+        yield {"key": "behavior", "panels": panels, "table": divergence_cells(analysis)}
+    if has("shifts"):
+        yield {"key": "shifts", "panels": _shifts(analysis), "table": shift_cells(analysis)}
 
 
 def _paths(analysis: Analysis) -> list[Json]:
@@ -198,51 +198,16 @@ def _paths(analysis: Analysis) -> list[Json]:
     return panels
 
 
-def _behavior(analysis: Analysis) -> Json | None:
-    if not analysis.tables.get("divergences"):
-        return None
-    text = (
-        "The models at work on the recipe's test problems. KL is the reverse divergence over the "
-        "whole vocabulary in nats, a mean over tokens with its standard error; on the base's text "
-        "all checkpoints read the same tokens, on its own text each reads what it wrote. Closed is "
-        "the share of the base's divergence from the teacher that is gone, on the base's text."
-    )
-    panels = [
-        _panel("", [("KL", divergence_figure(analysis))], "Divergence along the series."),
-        _panel("", [("2b", accuracy_figure(analysis))], "Accuracy against the norm (figure 2b)."),
-    ]
-    table = divergence_cells(analysis)
-    return {"title": "Behavior", "text": text, "panels": panels, "table": table}
-
-
-def _shifts(analysis: Analysis) -> Json | None:
-    if not analysis.tables.get("shifts"):
-        return None
-    rows = analysis.rows("shift_points")
-    kinds = dict.fromkeys(
-        (str(row["space"]), str(row["kind"]), str(row["projection"])) for row in rows
-    )
-    names = {"pca": "PCA", "tsne": "t-SNE"}
-    choices = [
-        (
-            f"{plain(space)}, {plain(kind)}, {names.get(projection, plain(projection))}",
-            shift_figure(analysis, space, projection, kind),
-        )
-        for space, kind, projection in kinds
-    ]
-    text = (
-        "Representations of the tokens that the base wrote, before and after (Table 3). A mean "
-        "cosine near 1 says that tokens stayed where they were; compare it with that of unrelated "
-        "tokens, which can be high too."
-    )
+def _shifts(analysis: Analysis) -> list[Json]:
+    names, choices = {"pca": "PCA", "tsne": "t-SNE"}, {}
+    for row in analysis.rows("shift_points"):
+        space, kind, projection = (str(row[key]) for key in ("space", "kind", "projection"))
+        if (space, kind, projection) not in choices:
+            shown = names.get(projection, plain(projection))
+            figure = shift_figure(analysis, space, projection, kind)
+            choices[space, kind, projection] = (f"{plain(space)}, {plain(kind)}, {shown}", figure)
     caption = "Tokens before and after in one plane; shifts: after minus before (figure 11)."
-    panels = [_panel("Picture", choices, caption)] if choices else []
-    return {"title": "Embeddings", "text": text, "panels": panels, "table": shift_cells(analysis)}
-
-
-SECTIONS: Sequence[Callable[[Analysis], Json | None]] = (
-    _table_1, _norms, _spectra, _subspaces, _trajectories, _behavior, _shifts,
-)  # fmt: skip
+    return [_panel("Picture", list(choices.values()), caption)] if choices else []
 
 
 def sample(names: Sequence[str], most: int) -> list[str]:
@@ -253,16 +218,14 @@ def sample(names: Sequence[str], most: int) -> list[str]:
 
 def _panel(legend: str, choices: Sequence[tuple[str, Figure]], caption: str) -> Json:
     """A figure, or several of which one is shown."""
-    return {
-        "legend": legend,
-        "choices": [{"label": plain(label), "figure": figure} for label, figure in choices],
-        "caption": caption,
-    }
+    labels, figures = zip(*choices, strict=True)
+    return {"legend": legend, "options": labels, "figures": figures, "caption": caption}
 
 
-def _inputs(analysis: Analysis) -> list[str]:
+def _inputs(analysis: Analysis) -> str:
     paths = {"base": analysis.info["base"]["path"]}
     paths |= {analysis.shown[c["label"]]: c["path"] for c in analysis.info["checkpoints"]}
     paths[f"final: {analysis.final}"] = analysis.info["final"]["path"]
     versions = ", ".join(f"{k} {v}" for k, v in analysis.info["versions"].items())
-    return [*(f"{name}: {plain(str(path))}" for name, path in paths.items()), plain(versions)]
+    lines = [*(f"{name}: {plain(str(path))}" for name, path in paths.items()), plain(versions)]
+    return "\n".join(lines)

@@ -1,6 +1,6 @@
 """The short tables of an analysis, as text for a terminal and as cells for its page."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from effopd.reports.analysis import Analysis, TableRows, numbers
@@ -10,58 +10,34 @@ from effopd.reports.tables import format_percent, text_table
 
 Json = dict[str, Any]
 MISSING = "–"
-Format = Callable[[float], str]
+FOUR, SIX = ".4g", ".6f"
+"""Formats of numbers; `%1` is a percentage with one digit after the point."""
 
 
-def four_digits(value: float) -> str:
-    """A number to four digits."""
-    return f"{value:.4g}"
-
-
-def six_decimals(value: float) -> str:
-    """A cosine, which is often close to 1."""
-    return f"{value:.6f}"
-
-
-def percent(value: float) -> str:
-    """A fraction as a percentage with two digits after the point."""
-    return format_percent(value, 2)
-
-
-def one_digit(value: float) -> str:
-    """A number with one digit after the point, and commas."""
-    return f"{value:,.1f}"
-
-
-def whole(value: float) -> str:
-    """A count."""
-    return f"{value:,.0f}"
-
-
-TABLE_1: Mapping[str, tuple[str, Format]] = {
-    "spectral_norm": ("spectral norm", four_digits),
-    "spectral_share": ("spectral / Frobenius", format_percent),
-    "effective_rank": ("effective rank", one_digit),
-    "top_1_ratio": ("top 1 %", format_percent),
-    "top_5_ratio": ("top 5 %", format_percent),
+TABLE_1: Mapping[str, tuple[str, str]] = {
+    "spectral_norm": ("spectral norm", FOUR),
+    "spectral_share": ("spectral / Frobenius", "%1"),
+    "effective_rank": ("effective rank", ",.1f"),
+    "top_1_ratio": ("top 1 %", "%1"),
+    "top_5_ratio": ("top 5 %", "%1"),
 }
 """Columns of Table 1: heading and format."""
-NORMS: Mapping[str, tuple[str, Format]] = {
-    "frobenius_norm": ("norm of the update", four_digits),
-    "relative_norm": ("relative to the base", percent),
-    "bf16_unchanged_share": ("unchanged in bf16", format_percent),
-    "step_norm": ("norm of the step", four_digits),
-    "step_cosine": ("cosine to the step before", four_digits),
-    "path_length": ("path length", four_digits),
-    "straightness": ("straightness", format_percent),
+NORMS: Mapping[str, tuple[str, str]] = {
+    "frobenius_norm": ("norm of the update", FOUR),
+    "relative_norm": ("relative to the base", "%2"),
+    "bf16_unchanged_share": ("unchanged in bf16", "%1"),
+    "step_norm": ("norm of the step", FOUR),
+    "step_cosine": ("cosine to the step before", FOUR),
+    "path_length": ("path length", FOUR),
+    "straightness": ("straightness", "%1"),
 }
-SHIFTS: Mapping[str, tuple[str, Format]] = {
-    "tokens": ("tokens", whole),
-    "mean_cosine": ("mean cosine", six_decimals),
-    "p05_cosine": ("5th percentile", six_decimals),
-    "centred_cosine": ("cosine, means removed", six_decimals),
-    "unrelated_cosine": ("of unrelated tokens", four_digits),
-    "relative_shift": ("relative shift", percent),
+SHIFTS: Mapping[str, tuple[str, str]] = {
+    "tokens": ("tokens", ",.0f"),
+    "mean_cosine": ("mean cosine", SIX),
+    "p05_cosine": ("5th percentile", SIX),
+    "centred_cosine": ("cosine, means removed", SIX),
+    "unrelated_cosine": ("of unrelated tokens", FOUR),
+    "relative_shift": ("relative shift", "%2"),
 }
 READINGS: Mapping[tuple[str, str], str] = {
     ("teacher", "base"): "KL from the teacher, base's text",
@@ -74,14 +50,7 @@ FIRST = ("teacher", "base")
 
 
 def table_1_text(analysis: Analysis) -> str:
-    """Table 1 as aligned text, with noise of the same norm and shape in a line below each row.
-
-    Args:
-        analysis: With spectra.
-
-    Returns:
-        Lines without a newline at the end; safe to print.
-    """
+    """Table 1 as aligned text, with noise of the same norm and shape in a line below each row."""
     lines = [["mean over matrices", "matrices", *(heading for heading, _ in TABLE_1.values())]]
     for row in analysis.rows("table1"):
         own = [formatted(row, name, form) for name, (_, form) in TABLE_1.items()]
@@ -110,18 +79,9 @@ def table_1_cells(analysis: Analysis) -> Json:
 
 
 def cells_of(
-    rows: TableRows, columns: Mapping[str, tuple[str, Format]], labels: Sequence[str]
+    rows: TableRows, columns: Mapping[str, tuple[str, str]], labels: Sequence[str]
 ) -> Json:
-    """Columns of a table for the page.
-
-    Args:
-        rows: Of one table.
-        columns: Name to heading and format.
-        labels: Of the rows.
-
-    Returns:
-        Headings and rows of text.
-    """
+    """Columns of a table for the page."""
     lines = [
         {
             "label": label,
@@ -152,10 +112,10 @@ def divergence_cells(analysis: Analysis) -> Json:
     for label in dict.fromkeys(str(row["label"]) for row in rows):
         own = {(row["to"], row["text"]): row for row in rows if row["label"] == label}
         written = own.get(("teacher", "own")) or own.get(("base", "own"), own.get(FIRST, {}))
-        closed = formatted(own.get(FIRST, {}), "closed_share", format_percent)
+        closed = formatted(own.get(FIRST, {}), "closed_share", "%1")
         cells: list[Json] = [
-            {"text": formatted(written, "accuracy", format_percent)},
-            {"text": formatted(written, "mean_length", one_digit)},
+            {"text": formatted(written, "accuracy", "%1")},
+            {"text": formatted(written, "mean_length", ",.1f")},
             {"text": closed},
         ]
         cells += [_nats(own.get(reading)) for reading in READINGS]
@@ -168,14 +128,16 @@ def _nats(row: Mapping[str, Cell] | None) -> Json:
     """Mean divergence, and its standard error below."""
     if row is None:
         return {"text": MISSING}
-    error = formatted(row, "se_nats", four_digits)
-    return {"text": formatted(row, "mean_nats", four_digits), "small": f"± {error}"}
+    error = formatted(row, "se_nats", FOUR)
+    return {"text": formatted(row, "mean_nats", FOUR), "small": f"± {error}"}
 
 
-def formatted(row: Mapping[str, Cell], name: str, form: Format) -> str:
+def formatted(row: Mapping[str, Cell], name: str, form: str) -> str:
     """One number as text; a dash where there is none, and in an empty row."""
     (value,) = numbers([row], name) if row else (None,)
-    return MISSING if value is None else form(value)
+    if value is None:
+        return MISSING
+    return format_percent(value, int(form[1:])) if form[0] == "%" else f"{value:{form}}"
 
 
 def _shown(analysis: Analysis, row: Mapping[str, Cell]) -> str:

@@ -1,37 +1,78 @@
-"""What a comparison shows: its runs, how they are drawn, and which of them share a figure."""
+"""What a page of runs shows, in numbers and words: of a few runs, or of a plan's many.
+
+A few runs are a comparison in one world in which every run is a setting of its own.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from effopd.errors import RecordError
-from effopd.reports.aggregates import Cell, SettingRow, comparison_summary
-from effopd.reports.compare_figures import Curves
-from effopd.reports.compare_tables import compared_method, shown_lr
-from effopd.reports.style import Style, method_styles, rate_styles
-from effopd.reports.tables import format_lr
+from effopd.records import Run
+from effopd.reports.figures import Curves
+from effopd.reports.series import plain, unique_labels
+from effopd.reports.style import Style, method_styles, rate_styles, run_styles
+from effopd.reports.summary import (
+    BASELINE,
+    PERCENTS,
+    Cell,
+    SettingRow,
+    baseline_of,
+    comparison_summary,
+    ratio_columns,
+    setting_rows,
+    unique,
+)
+from effopd.reports.tables import (
+    escape_markdown,
+    format_cost,
+    format_lr,
+    format_percent,
+    format_ratio,
+    markdown_table,
+)
 
 BEST = "best"
 """Choice of the learning-rate control that shows each method at its own best rate."""
 
+METHOD_NOTES = (
+    "Numbers are medians over seeds; in brackets are the smallest and the largest seed.",
+    "A seed that did not reach a share counts as slower than all that did; “not in 64 steps (2 of "
+    "5)” says how many got there.",
+    "Tokens and seconds are those at the first evaluation that reached the share, validation "
+    "included. Steps are known to the grid of evaluations.",
+    "Area is the mean accuracy from step 0 to the last step of the longest run of the world, by "
+    "the trapezoidal rule; a run that ended earlier stays at its last accuracy.",
+    "The best learning rate of a method is the one with the smallest median of steps to 90 % of "
+    "the teacher; ties go to fewer sampled tokens, then to the larger area. Every other column is "
+    "that of the same rate.",
+)
+"""What a reader of the tables must know."""
+
+_THING = {"steps": "steps", "tokens": "sampled tokens", "seconds": "time"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What a page of many runs is made from.
+    """The runs of a page in the order of the plan.
 
     Attributes:
         name: Title.
-        cells: The runs, in the order of the plan; at least one.
+        cells: At least one run.
         command: Command line that makes this comparison, page and figures.
         notes: Sentences about how it was made: processes, what is missing.
         plan: Text of the plan.
+        is_plan: Whether cells of one setting are its seeds; else every cell is shown for itself,
+            with its searches, samples and settings.
     """
 
     name: str
     cells: Sequence[Cell]
-    command: str
+    command: str = ""
     notes: Sequence[str] = ()
     plan: str = ""
+    is_plan: bool = True
 
     def __post_init__(self) -> None:
         if not self.cells:
@@ -40,68 +81,327 @@ class Comparison:
                 "the errors of the runs and start the command again."
             )
 
-    @property
-    def summary(self) -> dict[str, Any]:
-        """What `summary.json` holds."""
-        return comparison_summary(self.cells)
+    @classmethod
+    def of_runs(cls, runs: Sequence[Run], name: str) -> "Comparison":
+        """Runs against the same teacher, each for itself.
+
+        Raises:
+            RecordError: There are none.
+        """
+        if not runs:
+            raise RecordError(
+                "a report was asked for, but no runs were given; name a run directory."
+            )
+        cells: list[Cell] = []
+        for label, run in zip(unique_labels(runs), runs, strict=True):
+            lr = run.info.get("lr")
+            known = lr if isinstance(lr, int | float) else None
+            cells.append(Cell(world="", method=label, lr=known, seed=len(cells), run=run))
+        return cls(name=name, cells=cells, is_plan=False)
+
+    @classmethod
+    def of_settings(cls, seeds: Mapping[str, Sequence[Run]]) -> "Comparison":
+        """Seeds by the name of their setting, all in one world."""
+        pairs = [(name, run) for name, runs in seeds.items() for run in runs]
+        cells = [
+            Cell(world="", method=name, lr=None, seed=seed, run=run)
+            for seed, (name, run) in enumerate(pairs)
+        ]
+        return cls(name="figure", cells=cells)
 
     @property
+    def runs(self) -> list[Run]:
+        """The runs without their places."""
+        return [cell.run for cell in self.cells]
+
+    @cached_property
+    def worlds(self) -> list[str]:
+        """Names of the worlds; "" for runs that are shown for themselves."""
+        return unique(cell.world for cell in self.cells)
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """What `summary.json` holds."""
+        if self.is_plan:
+            return comparison_summary(self.cells)
+        rows, runs = setting_rows(self.cells), self.runs
+        row_of = dict(zip(map(id, runs), rows, strict=True))
+        against = [row_of.get(id(baseline_of(run, runs))) for run in runs]
+        rows = [row | ratio_columns(row, base) for row, base in zip(rows, against, strict=True)]
+        return {"baseline": None, "rows": rows, "best": rows, "robustness": []}
+
+    @cached_property
     def styles(self) -> dict[str, Style]:
         """Method -> how it is drawn."""
+        if not self.is_plan:
+            return {style.label: style for style in run_styles(self.runs)}
         methods = {cell.method: str(cell.run.info.get("method")) for cell in self.cells}
         styles = method_styles(list(methods), list(methods.values()))
         return dict(zip(methods, styles, strict=True))
 
-    def seeds(self, row: SettingRow) -> list[Cell]:
+    @cached_property
+    def rates(self) -> list[float]:
+        """Learning rates of the main table; none for runs that are shown for themselves."""
+        rows = self.summary["rows"] if self.is_plan else []
+        return sorted({row["lr"] for row in rows if row["figure"] is None})
+
+    @property
+    def shown_lr(self) -> float | None:
+        """The learning rate of figures at one rate: the lower middle one."""
+        return self.rates[(len(self.rates) - 1) // 2] if self.rates else None
+
+    def rows(self, world: str, choice: float | str | None = None) -> list[SettingRow]:
+        """Rows of the main table of a world: all, at one learning rate, or each at its `BEST`."""
+        rows = self.summary["best" if choice == BEST else "rows"]
+        main = [row for row in rows if row["world"] == world and row["figure"] is None]
+        return [row for row in main if choice in (BEST, None, row["lr"])]
+
+    def seeds(self, row: SettingRow) -> list[Run]:
         """The runs of a row of the summary."""
         wanted = (row["world"], row["method"], row["lr"])
-        return [cell for cell in self.cells if (cell.world, cell.method, cell.lr) == wanted]
+        return [c.run for c in self.cells if (c.world, c.method, c.lr) == wanted]
 
     def curves(self, rows: Sequence[SettingRow]) -> Curves:
         """One curve per row, in the style of its method."""
-        styles = self.styles
-        return [(styles[row["method"]], self.seeds(row)) for row in rows]
+        return [(self.styles[row["method"]], self.seeds(row)) for row in rows]
+
+    def sweep_curves(self, world: str) -> Curves:
+        """The baseline at every learning rate, from light to dark, and the method of interest."""
+        method, base = self.pair
+        swept = [row for row in self.rows(world) if row["method"] == base]
+        styles = rate_styles([f"{row['method']} {format_lr(row['lr'])}" for row in swept])
+        curves = [(style, self.seeds(row)) for style, row in zip(styles, swept, strict=True)]
+        for row in self.rows(world, self.shown_lr):
+            if row["method"] == method != base:
+                look = self.styles[method]
+                label = f"{look.label} {format_lr(row['lr'])}"
+                style = Style(label=label, color=look.color, symbol=look.symbol, dash=look.dash)
+                curves.append((style, self.seeds(row)))
+        return curves
+
+    @property
+    def figures(self) -> list[str]:
+        """Names of the figures of variants."""
+        return unique(cell.figure for cell in self.cells if cell.figure is not None)
+
+    def variant_rows(self, figure: str, world: str) -> list[SettingRow]:
+        """Rows of a figure in a world: the variants, each parent before its first one."""
+        rows = [row for row in self.summary["rows"] if row["world"] == world]
+        parents = {cell.method: cell.parent for cell in self.cells if cell.figure == figure}
+        found: list[SettingRow] = []
+        for row in rows:
+            if row["figure"] == figure:
+                beside = (parents[row["method"]], row["lr"])
+                found += [r for r in rows if (r["method"], r["lr"]) == beside and r not in found]
+                found.append(row)
+        return found
+
+    @cached_property
+    def pair(self) -> tuple[str, str | None]:
+        """The method of interest and its baseline, None where there is none.
+
+        Of interest is "effopd" if there is one, else the first that is no baseline, else the first.
+        """
+        if self.is_plan:
+            base = self.summary["baseline"]
+            methods = unique(row["method"] for row in self.summary["best"])
+            others = [method for method in methods if method != base]
+            return ("effopd" if "effopd" in methods else [*others, *methods, ""][0]), base
+        trained = [(cell.run.info.get("method"), cell) for cell in self.cells]
+        ours = [cell for method, cell in trained if method == "effopd"]
+        others = [cell for method, cell in trained if method != BASELINE]
+        cell = [*ours, *others, *self.cells][0]
+        baseline = baseline_of(cell.run, self.runs)
+        names = [c.method for c in self.cells if c.run is baseline and c is not cell]
+        return cell.method, next(iter(names), None)
+
+    def compared(self, world: str, choice: float | str | None) -> tuple[SettingRow | None, ...]:
+        """Rows of the method of interest and of its baseline."""
+        of = {row["method"]: row for row in self.rows(world, choice)}
+        method, base = self.pair
+        return of.get(method), (of.get(base) if base is not None and base != method else None)
 
 
-def at_rate(summary: Mapping[str, Any], world: str, choice: float | str) -> list[SettingRow]:
-    """Rows of the main table of a world: at one learning rate, or each at its `BEST`."""
-    rows = summary["best" if choice == BEST else "rows"]
-    main = [row for row in rows if row["world"] == world and row["figure"] is None]
-    return [row for row in main if choice in (BEST, row["lr"])]
+# Words --------------------------------------------------------------------------------------------
 
 
-def sweep_rows(summary: Mapping[str, Any], world: str) -> list[SettingRow]:
-    """The baseline at every learning rate, and the method of interest at the one shown."""
-    main = [r for r in summary["rows"] if r["world"] == world and r["figure"] is None]
-    base = [row for row in main if row["method"] == summary["baseline"]]
-    method = compared_method(summary)
-    ours = [row for row in main if (row["method"], row["lr"]) == (method, shown_lr(summary))]
-    return [*base, *(row for row in ours if row not in base)]
+def headline(comparison: Comparison) -> str:
+    """One sentence: when the method of interest came close to the teacher, and its baseline did."""
+    world, lr = comparison.worlds[0], comparison.shown_lr
+    own, base = comparison.compared(world, lr)
+    where = "" if own is None or lr is None else f" at learning rate {format_lr(lr)}"
+    if own is None:
+        own, base = comparison.compared(world, BEST)
+        where = " at its best learning rate"
+    if own is None:
+        return "Nothing was evaluated yet."
+    name = plain(own["method"]) if comparison.is_plan else own["method"]
+    text = f"In {plain(world)}{where}, {name}" if comparison.is_plan else name
+    teacher = own["teacher_accuracy"]
+    percent = _percent(own, base)
+    at = own[f"median_steps_to_{percent}"]
+    theirs = base and base[f"median_steps_to_{percent}"]
+    reached = f" reached {percent} % of the teacher at step "
+    if at is None and theirs is None:
+        if own["median_final_accuracy"] is None:
+            return f"{text} has not been evaluated yet."
+        final = f"{text} ended at an accuracy of {format_percent(own['median_final_accuracy'])}"
+        level = "was not evaluated" if teacher is None else f"is at {format_percent(teacher)}"
+        return f"{final}; the teacher {level}."
+    if base is None:
+        tokens = format_cost("tokens", own[f"median_tokens_to_{percent}"])
+        return f"{text}{reached}{at:g}, after {tokens} sampled tokens."
+    other = plain(base["method"])
+    if at is None:
+        text = text.removesuffix(name) + other
+        return f"{text}{reached}{theirs:g}; {name} did not in {own['steps']:g} steps."
+    if theirs is None:
+        return f"{text}{reached}{at:g}; {other} did not in {base['steps']:g} steps."
+    factors = ", ".join(f"{number} {what}" for number, what in _factors(own, base, percent))
+    return f"{text}{reached}{at:g}, {other} at step {theirs:g}{': ' if factors else ''}{factors}."
 
 
-def sweep_curves(comparison: Comparison, summary: Mapping[str, Any], world: str) -> Curves:
-    """Curves of `sweep_rows`: the baseline from light to dark, the other in its own colour."""
-    rows = sweep_rows(summary, world)
-    swept = [row for row in rows if row["method"] == summary["baseline"]]
-    styles = rate_styles([f"{row['method']} {format_lr(row['lr'])}" for row in swept])
-    for row in rows[len(swept) :]:
-        look = comparison.styles[row["method"]]
-        label = f"{look.label} {format_lr(row['lr'])}"
-        styles.append(Style(label=label, color=look.color, symbol=look.symbol, dash=look.dash))
-    return [(style, comparison.seeds(row)) for style, row in zip(styles, rows, strict=True)]
+def highlights(comparison: Comparison) -> list[tuple[str, str]]:
+    """Factors over the baseline as (number, what), such as `("6.0×", "fewer steps")`.
 
-
-def variant_rows(summary: Mapping[str, Any], comparison: Comparison, figure: str, world: str) -> (
-    list[SettingRow]
-):  # fmt: skip
-    """Rows of a figure in a world: the variants, each parent before its first one."""
-    rows = [row for row in summary["rows"] if row["world"] == world]
-    parents = {cell.method: cell.parent for cell in comparison.cells if cell.figure == figure}
-    found: list[SettingRow] = []
-    for row in rows:
-        if row["figure"] != figure:
-            continue
-        beside = (parents[row["method"]], row["lr"])
-        found += [r for r in rows if (r["method"], r["lr"]) == beside and r not in found]
-        found.append(row)
+    Of a plan, those of steps: in each world at one learning rate, and each at its best.
+    """
+    if not comparison.is_plan:
+        own, base = comparison.compared("", None)
+        return [] if own is None or base is None else _factors(own, base, _percent(own, base))
+    found = []
+    for world in comparison.worlds:
+        lr = comparison.shown_lr
+        for choice, where in ((lr, f"at {format_lr(lr)}"), (BEST, "each at its best rate")):
+            own, base = comparison.compared(world, choice)
+            factors = _factors(own, base, 90, ["steps"]) if own and base else []
+            found += [(number, f"{what} {where}, {plain(world)}") for number, what in factors]
     return found
+
+
+def _percent(own: SettingRow, base: SettingRow | None) -> int:
+    """The share to speak of: 90 %, or 80 % if no one got to 90 %."""
+    rows = [own, base] if base else [own]
+    return 90 if any(row["median_steps_to_90"] is not None for row in rows) else 80
+
+
+def _factors(
+    own: SettingRow, base: SettingRow, percent: int, costs: Sequence[str] = tuple(_THING)
+) -> list[tuple[str, str]]:
+    """`("6.0×", "fewer steps")` and so on, costs that cannot be compared left out."""
+    found = []
+    for cost in costs:
+        ours, theirs = (row[f"median_{cost}_to_{percent}"] for row in (own, base))
+        if ours and theirs:
+            less, same = ("less", "as much") if cost == "seconds" else ("fewer", "as many")
+            factor = max(ours, theirs) / min(ours, theirs)
+            word = same if factor < 1.05 else less if theirs > ours else "more"
+            found.append((format_ratio(factor), f"{word} {_THING[cost]}"))
+    return found
+
+
+# Cells of tables ----------------------------------------------------------------------------------
+
+
+def cost_text(row: SettingRow, cost: str, percent: int) -> str:
+    """A median such as `8`, or `not in 64 steps (2 of 5)`."""
+    name = f"{cost}_to_{percent}"
+    if row[f"median_{name}"] is not None:
+        return format_cost(cost, row[f"median_{name}"])
+    if row[f"reached_{percent}"] == row["seeds"] or row["teacher_accuracy"] is None:
+        return "–"  # it got there, but this cost was not recorded
+    of = f" ({row[f'reached_{percent}']} of {row['seeds']})" if row["seeds"] > 1 else ""
+    return f"not in {row['steps']:g} steps{of}"
+
+
+def interval_text(row: SettingRow, cost: str, percent: int) -> str:
+    """The smallest and the largest seed such as `[8, 12]`; empty where there is no median."""
+    name = f"{cost}_to_{percent}"
+    if row["seeds"] < 2 or row[f"median_{name}"] is None:
+        return ""
+    low, high = (row[f"{end}_{name}"] for end in ("low", "high"))
+    return f"[{format_cost(cost, low)}, {format_cost(cost, high)}]"
+
+
+def share_text(row: SettingRow, name: str) -> tuple[str, str]:
+    """Median and interval of a fraction, in percent."""
+    middle, low, high = (row[f"{key}_{name}"] for key in ("median", "low", "high"))
+    if middle is None:
+        return "–", ""
+    if row["seeds"] < 2 or low is None or high is None:
+        return format_percent(middle), ""
+    return format_percent(middle), f"[{low * 100:.1f}, {high * 100:.1f}]"
+
+
+def robustness_text(row: Mapping[str, Any]) -> str:
+    """How many times slower a method is at its worst rate, such as `3.2×` or `at least 8.0×`."""
+    if row["ratio_at_least"] is None:
+        return "–" if row["lrs_at_90"] else "never at 90 %"
+    ratio = format_ratio(row["ratio_at_least"])
+    return ratio if row["ratio"] is not None else f"at least {ratio}"
+
+
+def whole_text(row: SettingRow, cost: str, percent: int) -> str:
+    """Median, interval and ratio in one cell."""
+    if cost != "steps" and row[f"median_{cost}_to_{percent}"] is None:
+        return "–"
+    ratio = format_ratio(row[f"ratio_{cost}_to_{percent}"])
+    parts = [cost_text(row, cost, percent), interval_text(row, cost, percent)]
+    return " ".join(filter(None, [*parts, f"({ratio})" if ratio else ""]))
+
+
+def best_table(comparison: Comparison) -> list[list[str]]:
+    """Each method at its best learning rate as rows of short plain text, header first."""
+    rows = [["world", "method", "learning rate", "steps to 90 %", "tokens to 90 %", "final"]]
+    for row in comparison.summary["best"]:
+        costs = [whole_text(row, cost, 90) for cost in ("steps", "tokens")]
+        names = [plain(row["world"]), plain(row["method"]), format_lr(row["lr"])]
+        rows.append([*names, *costs, share_text(row, "final_accuracy")[0]])
+    return rows
+
+
+def markdown_report(comparison: Comparison) -> str:
+    """The whole comparison in Markdown: for each world, every rate, the best rates, robustness."""
+    text = f"# {escape_markdown(comparison.name)}\n\n{escape_markdown(headline(comparison))}\n"
+    for world in comparison.worlds:
+        rows = comparison.rows(world)
+        teacher = next((row["teacher_accuracy"] for row in rows), None)
+        known = "was not evaluated" if teacher is None else (
+            f"has an accuracy of {format_percent(teacher)}"
+        )  # fmt: skip
+        horizon = max((row["horizon"] for row in rows), default=0)
+        text += f"\n## {escape_markdown(world)}\n\nThe teacher {known}; the longest run has "
+        text += f"{horizon:g} steps.\n"
+        for lr in sorted({row["lr"] for row in rows}):
+            table = _markdown_rows(comparison.rows(world, lr))
+            text += f"\n### At learning rate {format_lr(lr)}\n\n{table}"
+        best = _markdown_rows(comparison.rows(world, BEST))
+        text += f"\n### Each at its best learning rate\n\n{best}"
+        spreads = [row for row in comparison.summary["robustness"] if row["world"] == world]
+        if spreads:
+            lines = [["method", "learning rates", "at 90 %", "best", "worst / best steps to 90 %"]]
+            for row in spreads:
+                rates, reached = row["lrs"], f"{row['lrs_at_90']} of {len(row['lrs'])}"
+                known_rates = [", ".join(map(format_lr, rates)), reached, format_lr(row["best_lr"])]
+                lines.append([row["method"], *known_rates, robustness_text(row)])
+            text += f"\n### How much the learning rate matters\n\n{markdown_table(lines)}"
+        for figure in comparison.figures:
+            variants = [r for r in comparison.variant_rows(figure, world) if r["figure"] == figure]
+            if variants:
+                text += f"\n### {escape_markdown(figure)}\n\n{_markdown_rows(variants)}"
+    notes = (*METHOD_NOTES, *comparison.notes)
+    return text + "".join(f"\n{escape_markdown(note)}\n" for note in notes)
+
+
+def _markdown_rows(rows: Sequence[SettingRow]) -> str:
+    header = ["method", "learning rate", "seeds", *(f"steps to {p} %" for p in PERCENTS)]
+    header += ["tokens to 90 %", "teacher tokens to 90 %", "seconds to 90 %"]
+    costs = [("steps", percent) for percent in PERCENTS]
+    costs += [(cost, 90) for cost in ("tokens", "teacher_tokens", "seconds")]
+    cells = [[*header, "final accuracy", "area"]]
+    for row in rows:
+        line = [row["method"], format_lr(row["lr"]), str(row["seeds"])]
+        line += [whole_text(row, cost, percent) for cost, percent in costs]
+        line += [" ".join(share_text(row, name)).strip() for name in ("final_accuracy", "area")]
+        cells.append(line)
+    return markdown_table(cells)

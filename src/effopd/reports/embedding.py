@@ -4,33 +4,51 @@ import base64
 import hashlib
 import importlib.resources
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FunctionLoader
+from markupsafe import Markup
 
 from effopd.errors import MissingExtraError
-from effopd.records import write_text_atomic
+from effopd.records import display_text, write_text_atomic
 
 
 def write_page(
-    path: Path | str, template: str, parts: Mapping[str, str], scripts: Mapping[str, str]
+    path: Path | str,
+    template: str,
+    values: Mapping[str, Any],
+    data: Mapping[str, object],
+    scripts: Sequence[str],
 ) -> None:
-    """Fill a template of this package and write it as one file, about 5 MB.
+    """Fills a template of this package and writes it as one file, about 5 MB, in one step.
+
+    A content security policy lets no script run but plotly.js and `scripts`, and nothing be loaded.
+    Values are made visible and escaped where they are put, unless they are `Markup`.
 
     Args:
-        path: The file to write, replaced in one step.
-        template: Name of the template; it holds `{{policy}}`, `{{style}}` and the names below.
-        parts: What else to put in, already safe where it is put; see `embedded`.
-        scripts: The only scripts that may run.
+        path: The file to write.
+        template: Name of the template.
+        values: What it shows.
+        data: Name of an element -> JSON that scripts read from it.
+        scripts: Files of this package, in the order they run.
     """
-    known = {
-        "policy": content_security_policy(list(scripts.values())),
-        "style": resource("page.css"),
-        **parts,
-        **scripts,
-    }
-    # One pass, so that a record that holds "{{page}}" stays what it is.
-    page = re.sub(r"\{\{(\w+)\}\}", lambda match: known[match[1]], resource(template))
+    sources = [plotly_source(), *(resource(name) for name in scripts)]
+    environment = Environment(
+        loader=FunctionLoader(resource),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: display_text(value) if type(value) is str else value,
+    )
+    page = environment.get_template(template).render(
+        values,
+        policy=content_security_policy(sources),
+        style=Markup(resource("page.css")),
+        data={name: Markup(embedded(value)) for name, value in data.items()},
+        scripts=[Markup(source) for source in sources],
+    )
     write_text_atomic(path, page)
 
 
@@ -63,11 +81,7 @@ def resource(name: str) -> str:
 
 
 def plotly_source() -> str:
-    """The plotting library as one script.
-
-    Raises:
-        MissingExtraError: Plotly is not installed.
-    """
+    """The plotting library as one script."""
     try:
         from plotly.offline import get_plotlyjs
     except ImportError as error:

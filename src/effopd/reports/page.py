@@ -1,34 +1,47 @@
-"""The report: one HTML file that holds everything it shows and loads nothing."""
+"""The page of runs: one HTML file that holds everything it shows and loads nothing."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from effopd.errors import RecordError
 from effopd.records import Run
-from effopd.reports.embedding import embedded, plotly_source, resource, write_page
-from effopd.reports.figures import AXES, accuracy_figure, reverse_kl_figure
+from effopd.reports.comparison import (
+    BEST,
+    METHOD_NOTES,
+    Comparison,
+    cost_text,
+    headline,
+    highlights,
+    interval_text,
+    robustness_text,
+    share_text,
+)
+from effopd.reports.embedding import write_page
+from effopd.reports.figures import (
+    AXES,
+    Figure,
+    accuracy_figure,
+    rates_figure,
+    reverse_kl_figure,
+)
 from effopd.reports.foresight import foresight_figure
-from effopd.reports.headline import headline, highlights
 from effopd.reports.rollouts import divergence_limit, rollout_rows
-from effopd.reports.series import base_accuracy, plain, teacher_accuracy, trials
-from effopd.reports.style import Style, run_styles
-from effopd.reports.summary import COSTS, PERCENTS, baseline_of, method_summary, notes, ratios
+from effopd.reports.series import base_accuracy, plain, trials
+from effopd.reports.summary import PERCENTS, SettingRow, method_summary, notes, unique
 from effopd.reports.tables import (
     csv_table,
     format_accuracy,
-    format_cost,
+    format_lr,
     format_percent,
     format_ratio,
 )
 from effopd.reports.timeline import search_figure, search_sentence
 
+Json = dict[str, Any]
+
 
 def write_report(runs: Sequence[Run], path: Path | str, *, title: str = "effopd report") -> None:
-    """Write a report on one or several runs as one HTML file, about 5 MB plus rollouts.
-
-    Text from records is embedded as JSON and placed as text; a content security policy lets no
-    script run but the three of this package, and nothing be loaded.
+    """Writes a report on one or several runs as one HTML file, about 5 MB plus rollouts.
 
     Args:
         runs: Runs against the same teacher, at least one.
@@ -36,104 +49,204 @@ def write_report(runs: Sequence[Run], path: Path | str, *, title: str = "effopd 
         title: Line above the headline and title of the window.
 
     Raises:
-        RecordError: If there are no runs.
+        RecordError: There are no runs.
     """
-    if not runs:
-        raise RecordError("a report was asked for, but no runs were given; name a run directory.")
-    scripts = {
-        "plotly": plotly_source(),
-        "page": resource("plots.js") + resource("page.js"),
-        "viewer": resource("rollouts.js"),
+    write_comparison(Comparison.of_runs(runs, title), path)
+
+
+def write_comparison(comparison: Comparison, path: Path | str) -> None:
+    """Writes the page of a comparison as one HTML file, about 5 MB, replaced in one step."""
+    values, data = page_content(comparison)
+    rollouts = {
+        f"rollouts-{each['index']}": rollout_rows(comparison.runs[each["index"]])
+        for each in data["samples"]
     }
-    rollouts = "\n".join(
-        f'<script type="application/json" id="rollouts-{index}">{embedded(rollout_rows(run))}'
-        "</script>"
-        for index, run in enumerate(runs)
+    scripts = ["page.js", *(["rollouts.js"] if rollouts else [])]
+    write_page(path, "runs.html", values, {"data": data, **rollouts}, scripts)
+
+
+def page_content(comparison: Comparison) -> tuple[Json, Json]:
+    """What the template puts in, and what scripts draw.
+
+    A figure or a table is shown when the picks are those of its `when`.
+    """
+    figures: dict[str, list[Json]] = {}
+    tables: list[tuple[Json, Json]] = []
+    spreads: list[tuple[Json, Json]] = []
+
+    def add(name: str, when: Json, figure: Figure) -> None:
+        figures.setdefault(name, []).append({"when": when, "figure": figure})
+
+    choices = {format_lr(rate): rate for rate in comparison.rates} | {BEST: BEST}
+    for number, world in enumerate(comparison.worlds):
+        for name, choice in (choices if comparison.is_plan else {BEST: None}).items():
+            rows = comparison.rows(world, choice)
+            for cost in AXES:
+                when = {"world": number, "choice": name, "cost": cost}
+                curves = comparison.curves(rows)
+                add("accuracy", when, accuracy_figure(curves, cost, _teacher(rows)))
+                add("reverse_kl", when, reverse_kl_figure(curves, cost))
+                tables.append((when, cost_table(comparison, rows, cost)))
+        if comparison.rates:
+            rows, when = comparison.rows(world), {"world": number}
+            sweep = accuracy_figure(comparison.sweep_curves(world), "steps", _teacher(rows))
+            add("sweep", when, sweep)
+            styles = [comparison.styles[row["method"]] for row in rows]
+            add("rates", when, rates_figure(rows, styles))
+            spreads.append((when, spread_table(comparison, world)))
+    variants = []
+    for place, figure in enumerate(comparison.figures):
+        variant: Json = {"name": figure, "id": f"variant-{place}", "tables": []}
+        for number, world in enumerate(comparison.worlds):
+            rows = comparison.variant_rows(figure, world)
+            for cost in AXES:
+                when = {"world": number, "cost": cost}
+                drawn = accuracy_figure(comparison.curves(rows), cost, _teacher(rows))
+                add(variant["id"], when, drawn)
+                variant["tables"].append((when, cost_table(comparison, rows, cost)))
+        variants.append(variant)
+    shown = format_lr(comparison.shown_lr) if comparison.rates else BEST
+    values: Json = {
+        "title": plain(comparison.name),
+        # A number stays on the line of its noun and its unit.
+        "headline": headline(comparison).replace(" %", "\u00a0%").replace("e-", "e\u2011"),
+        "highlights": highlights(comparison),
+        "facts": _facts(comparison),
+        "command": comparison.command,
+        "worlds": [(str(i), plain(world)) for i, world in enumerate(comparison.worlds)],
+        "choices": [(n, "each at its best" if n == BEST else n) for n in choices],
+        "chosen": shown,
+        "costs": [(cost, cost.replace("_", " ")) for cost in AXES],
+        "accuracy_caption": _CAPTIONS[comparison.is_plan],
+        "tables": tables,
+        "spreads": spreads,
+        "variants": variants,
+        "notes": [*METHOD_NOTES, *comparison.notes] if comparison.is_plan else [],
+    }
+    details, data = _plan(comparison) if comparison.is_plan else _run_by_run(comparison, figures)
+    return values | details, {"figures": figures, "csv": csv_table(comparison.runs), **data}
+
+
+_CAPTIONS = {
+    False: "Accuracy on held-out problems. Bands are one standard error to either side; a ring "
+    "marks the first evaluation at 90 % of the teacher. Tokens and seconds include validation.",
+    True: "Accuracy on held-out problems: median over seeds, banded from the smallest to the "
+    "largest. A run that ended early stays at its last value.",
+}
+
+
+def _plan(comparison: Comparison) -> tuple[Json, Json]:
+    """What the page of a plan has instead of the details of each run."""
+    base = comparison.summary["baseline"]
+    against = (
+        "No factors: no method of the main table trains as plain distillation does."
+        if base is None
+        else f"Factors say how many times less than {base} was needed, in the same choice."
     )
-    parts = {"data": embedded(page_data(runs, title)), "rollouts": rollouts}
-    write_page(path, "page.html", parts, scripts)
+    plan = {"label": "Plan", "color": "", "facts": "", "text": comparison.plan}
+    values = {"table_notes": [against], "searches": [], "watched": False, "kl_limit": 0}
+    return values | {"runs": [plan]}, {"samples": []}
 
 
-def page_data(runs: Sequence[Run], title: str) -> dict[str, Any]:
-    """Everything the page shows except rollouts, as JSON values."""
-    styles = run_styles(runs)
+def _run_by_run(comparison: Comparison, figures: dict[str, list[Json]]) -> tuple[Json, Json]:
+    """Searches, foresight, samples and settings of each run; adds their figures."""
+    runs, styles = comparison.runs, list(comparison.styles.values())
+    searches = []
+    for index, (run, style) in enumerate(zip(runs, styles, strict=True)):
+        if any(trials(run)):
+            name = f"search-{index}"
+            figures[name] = [{"when": {}, "figure": search_figure(run)}]
+            look = {"id": name, "label": style.label, "color": style.color}
+            searches.append(look | {"sentence": search_sentence(run)})
+    watched = any(run.monitor for run in runs)
+    if watched:
+        figures["foresight"] = [{"when": {}, "figure": foresight_figure(runs)}]
     limit, negative = divergence_limit(runs)
-    return {
-        "title": plain(title),
-        "headline": headline(runs),
-        "highlights": highlights(runs),
-        "facts": _facts(runs),
-        "accuracy": {axis: accuracy_figure(runs, axis) for axis in AXES},
-        "reverse_kl": {axis: reverse_kl_figure(runs, axis) for axis in AXES},
-        "table": _table(runs, styles),
-        "notes": notes(runs),
-        "csv": csv_table(runs),
-        "searches": [
-            {
-                "label": style.label,
-                "color": style.color,
-                "sentence": search_sentence(run),
-                "figure": search_figure(run),
-            }
-            for run, style in zip(runs, styles, strict=True)
-            if any(trials(run))
-        ],
-        "foresight": foresight_figure(runs) if any(run.monitor for run in runs) else None,
-        "runs": [_settings(run, style) for run, style in zip(runs, styles, strict=True)],
-        "kl_limit": limit,
-        "kl_negative": negative,
-    }
-
-
-def _table(runs: Sequence[Run], styles: Sequence[Style]) -> dict[str, Any]:
-    """The table of costs: one group of rows per cost, one column per share of the teacher."""
-    teacher = teacher_accuracy(runs)
-    titles = {"steps": "Steps", "tokens": "Sampled tokens", "seconds": "Seconds"}
-    groups = []
-    for cost in COSTS:
-        rows = []
-        for run, style in zip(runs, styles, strict=True):
-            summary, ratio = method_summary(run, teacher), ratios(run, runs)
-            names = [f"{cost}_to_{percent}" for percent in PERCENTS]
-            cells = [
-                {
-                    "value": summary[name],
-                    "text": format_cost(cost, summary[name]),
-                    "ratio": ratio[name],
-                    "ratio_text": format_ratio(ratio[name]),
-                }
-                for name in names
-            ]
-            rows.append({"label": style.label, "color": style.color, "cells": cells})
-        groups.append({"title": titles[cost], "rows": rows})
-    return {
-        "columns": ["to reach", *(f"{percent} %" for percent in PERCENTS)],
-        "groups": groups,
-        "ratios": any(baseline_of(run, runs) not in (run, None) for run in runs),
-    }
-
-
-def _facts(runs: Sequence[Run]) -> list[str]:
-    teacher, base = teacher_accuracy(runs), base_accuracy(runs)
-    presets = list(dict.fromkeys(plain(str(run.info.get("preset") or "")) for run in runs))
-    return [
-        *([] if teacher is None else [f"teacher {format_percent(teacher)}"]),
-        *([] if base is None else [f"student before training {format_percent(base)}"]),
-        *(f"preset {preset}" for preset in presets if preset),
-        "1 run" if len(runs) == 1 else f"{len(runs)} runs",
+    samples = [
+        {"index": index, "label": style.label}
+        for index, (run, style) in enumerate(zip(runs, styles, strict=True))
+        if run.rollouts
     ]
+    settings = []
+    for run, style in zip(runs, styles, strict=True):
+        versions = run.info.get("versions")
+        listed = versions.items() if isinstance(versions, dict) else ()
+        final = format_accuracy(method_summary(run, None))
+        known = [(key, run.info.get(key)) for key in ("method", "lr", "seed")]
+        facts = [f"{key} {value}" for key, value in [*known, *listed] if value is not None]
+        text = run.config or "This run recorded no settings."
+        shown = {"facts": ", ".join([f"ended at {final}", *facts]), "text": text}
+        settings.append({"label": style.label, "color": style.color, **shown})
+    values: Json = {"table_notes": notes(runs), "searches": searches, "watched": watched}
+    values |= {"runs": settings, "kl_limit": limit if samples else 0}
+    return values, {"samples": samples, "kl_limit": limit, "kl_negative": negative}
 
 
-def _settings(run: Run, style: Style) -> dict[str, Any]:
-    versions = run.info.get("versions")
-    listed = versions.items() if isinstance(versions, dict) else ()
-    final = format_accuracy(method_summary(run, None))
-    known = [(key, run.info.get(key)) for key in ("method", "lr", "seed")]
-    facts = [f"{key} {value}" for key, value in [*known, *listed] if value is not None]
-    return {
-        "label": style.label,
-        "color": style.color,
-        "facts": plain(", ".join([f"ended at {final}", *facts])),
-        "config": plain(run.config, lines=True),
-        "rollouts": len(run.rollouts),
-    }
+def cost_table(comparison: Comparison, rows: Sequence[SettingRow], cost: str) -> Json:
+    """Methods down; shares of the teacher, final accuracy and area across."""
+    lines = []
+    for row in rows:
+        cells: list[Json] = [{"text": format_lr(row["lr"])}]
+        for percent in PERCENTS:
+            ratio = row[f"ratio_{cost}_to_{percent}"]
+            cells.append({
+                "text": cost_text(row, cost, percent),
+                "small": interval_text(row, cost, percent),
+                "ratio": format_ratio(ratio),
+                "gain": ratio is not None and ratio > 1,
+                "missing": row[f"median_{cost}_to_{percent}"] is None,
+            })  # fmt: skip
+        for name in ("final_accuracy", "area"):
+            text, interval = share_text(row, name)
+            cells.append({"text": text, "small": interval})
+        lines.append(_line(comparison, row["method"], cells))
+    shares = [f"{percent} %" for percent in PERCENTS]
+    return {"columns": ["to reach", "rate", *shares, "final", "area"], "rows": lines}
+
+
+def spread_table(comparison: Comparison, world: str) -> Json:
+    """Methods down, learning rates across: steps to 90 %, and worst over best."""
+    rows, rates, lines = comparison.rows(world), comparison.rates, []
+    spreads = {r["method"]: r for r in comparison.summary["robustness"] if r["world"] == world}
+    for method in unique(row["method"] for row in rows):
+        at = {row["lr"]: row for row in rows if row["method"] == method}
+        cells: list[Json] = []
+        for rate in rates:
+            if row := at.get(rate):
+                text, small = cost_text(row, "steps", 90), interval_text(row, "steps", 90)
+                missing = row["median_steps_to_90"] is None
+                cells.append({"text": text, "small": small, "missing": missing})
+            else:
+                cells.append({"text": "–"})
+        known = spreads.get(method)
+        cells.append({"text": robustness_text(known) if known else "–"})
+        lines.append(_line(comparison, method, cells))
+    return {"columns": ["steps to 90 %", *map(format_lr, rates), "worst / best"], "rows": lines}
+
+
+def _line(comparison: Comparison, method: str, cells: list[Json]) -> Json:
+    style = comparison.styles[method]
+    return {"label": style.label, "color": style.color, "cells": cells}
+
+
+def _facts(comparison: Comparison) -> list[str]:
+    levels = {row["world"]: row["teacher_accuracy"] for row in comparison.summary["rows"]}
+    facts = [
+        f"teacher{f' of {plain(world)}' if comparison.is_plan else ''} {format_percent(level)}"
+        for world, level in levels.items()
+        if level is not None
+    ]
+    counted: list[tuple[int, str]] = [(len(comparison.cells), "run")]
+    if comparison.is_plan:
+        counted.insert(0, (len({cell.seed for cell in comparison.cells}), "seed"))
+        counted.insert(0, (len({cell.method for cell in comparison.cells}), "method"))
+    else:
+        base = base_accuracy(comparison.runs)
+        facts += [] if base is None else [f"student before training {format_percent(base)}"]
+        presets = unique(plain(str(run.info.get("preset") or "")) for run in comparison.runs)
+        facts += [f"preset {preset}" for preset in presets if preset]
+    return [*facts, *(f"{count} {noun}{'' if count == 1 else 's'}" for count, noun in counted)]
+
+
+def _teacher(rows: Sequence[SettingRow]) -> float | None:
+    return next((row["teacher_accuracy"] for row in rows), None)

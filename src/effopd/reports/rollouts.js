@@ -1,7 +1,6 @@
 "use strict";
 // The rollout viewer: which sample, and how far the student was from the teacher at each token.
 
-const at = (id) => document.getElementById(id);
 const parsed = new Map(); // run index -> rows, read when first looked at
 
 function rows(index) {
@@ -146,14 +145,10 @@ function fillLegend() {
   at("kl-legend").append(word("KL per token:"), word(String(low)), scale, word(`${data.kl_limit} nats or more`));
 }
 
-const withRollouts = data.runs.map((run, index) => ({ ...run, index })).filter((run) => run.rollouts > 0);
-at("viewer").hidden = withRollouts.length === 0;
-if (withRollouts.length) {
-  fill(at("pick-run"), withRollouts.map((run) => run.index), withRollouts.map((run) => run.label));
-  at("pick-run").selectedIndex = withRollouts.length - 1;
-  fillLegend();
-  showSteps();
-  at("pick-run").addEventListener("change", showSteps);
-  for (const id of ["pick-step", "pick-filter", "pick-order"]) at(id).addEventListener("change", showList);
-}
-document.documentElement.dataset.ready = Math.round(performance.now());
+const [labels, indices] = [data.samples.map((run) => run.label), data.samples.map((run) => run.index)];
+fill(at("pick-run"), indices, labels);
+at("pick-run").selectedIndex = labels.length - 1;
+fillLegend();
+showSteps();
+at("pick-run").addEventListener("change", showSteps);
+for (const id of ["pick-step", "pick-filter", "pick-order"]) at(id).addEventListener("change", showList);

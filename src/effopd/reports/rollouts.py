@@ -10,15 +10,7 @@ _NICE = (1.0, 2.0, 5.0, 10.0)
 
 
 def rollout_rows(run: Run) -> list[dict[str, Any]]:
-    """Samples of a run with printable text, and the divergence per token where it was recorded.
-
-    Args:
-        run: Any run.
-
-    Returns:
-        Rows `{"step", "problem_id", "prompt", "reward", "finish_reason"}` with `"tokens"` and
-        `"kl"` (nats, six digits) if those are equally many, else with `"completion"`.
-    """
+    """Samples of a run with printable text, and the divergence per token where it was recorded."""
     return [_rollout_row(row, run) for row in run.rollouts]
 
 
@@ -28,11 +20,6 @@ def divergence_limit(runs: Sequence[Run]) -> tuple[float, bool]:
     The limit is the 98th percentile of the sizes, rounded up to 1, 2 or 5 times a power of ten, and
     the same for all runs and steps so that colours can be compared.
 
-    Args:
-        runs: Any runs.
-
-    Returns:
-        Nats, above 0; and whether a sampled estimate went below 0.
     """
     values = [
         value

@@ -9,17 +9,7 @@ from effopd.records import Row, Run, display_text
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """One evaluation of the student and what training had cost by then.
-
-    Attributes:
-        step: Optimizer updates done; 0 is the untrained student.
-        sampled_tokens: Tokens sampled by training since step 0, validation included.
-        teacher_tokens: Tokens that the teacher scored since step 0, validation included.
-        elapsed_s: Seconds of training since step 0, search included; None if not recorded.
-        accuracy: Fraction in [0, 1].
-        accuracy_se: Standard error of `accuracy`.
-        reverse_kl: Divergence from the teacher in nats.
-    """
+    """One evaluation of the student, and what training had cost by then, validation included."""
 
     step: float
     sampled_tokens: float | None
@@ -32,20 +22,7 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One trial of a search.
-
-    Attributes:
-        step: Optimizer updates done when the search ran.
-        kind: "incumbent", "candidate", "retest-incumbent" or "retest-candidate".
-        scale: Multiple of the update that was tried; 1 is the tip.
-        score: Value of the validator, larger is better; None if it was not finite.
-        score_se: Standard error of `score`.
-        advantage: `score` minus that of the incumbent it was compared with.
-        accepted: Verdict; None for incumbents.
-        reason: Short text that explains the verdict.
-        tokens: Tokens that this trial sampled.
-        seconds: Time that this trial took.
-    """
+    """One trial of a search; `advantage` is over the incumbent it was compared with."""
 
     step: float
     kind: str
@@ -96,22 +73,13 @@ def evaluations(run: Run) -> list[Evaluation]:
     """Evaluations of the student in order of steps."""
     elapsed = {_required(row, "step", run): number(row, "elapsed_s", run) for row in run.timing}
     elapsed.setdefault(0, 0.0)
+    measured = ("sampled_tokens", "teacher_tokens", "accuracy", "accuracy_se", "reverse_kl")
     points = []
     for row in run.evals:
-        if row.get("model") != "student":
-            continue
-        step = _required(row, "step", run)
-        points.append(
-            Evaluation(
-                step=step,
-                sampled_tokens=number(row, "sampled_tokens", run),
-                teacher_tokens=number(row, "teacher_tokens", run),
-                elapsed_s=elapsed.get(step),
-                accuracy=number(row, "accuracy", run),
-                accuracy_se=number(row, "accuracy_se", run),
-                reverse_kl=number(row, "reverse_kl", run),
-            )
-        )
+        if row.get("model") == "student":
+            step = _required(row, "step", run)
+            found = {name: number(row, name, run) for name in measured}
+            points.append(Evaluation(step=step, elapsed_s=elapsed.get(step), **found))
     return sorted(points, key=lambda point: point.step)
 
 
@@ -141,7 +109,11 @@ def trials(run: Run) -> Iterator[Trial]:
 
 def teacher_levels(runs: Sequence[Run]) -> list[float | None]:
     """Accuracy of the teacher as each run measured it."""
-    return [_first_accuracy(run, "teacher") for run in runs]
+    levels = []
+    for run in runs:
+        rows = (number(r, "accuracy", run) for r in run.evals if r.get("model") == "teacher")
+        levels.append(next((accuracy for accuracy in rows if accuracy is not None), None))
+    return levels
 
 
 def teacher_accuracy(runs: Sequence[Run]) -> float | None:
@@ -186,16 +158,7 @@ def plain(text: str, *, lines: bool = False) -> str:
 
 
 def number(row: Row, key: str, run: Run) -> float | None:
-    """The number at `key`, or None if it is null or missing.
-
-    Args:
-        row: A record.
-        key: Name of the field.
-        run: Whose record it is, for the message.
-
-    Raises:
-        RecordError: If the field holds something else.
-    """
+    """The number at `key`, None if it is null or missing; anything else is a RecordError."""
     value = row.get(key)
     if value is None:
         return None
@@ -214,8 +177,3 @@ def _required(row: Row, key: str, run: Run) -> float:
             f"{run.directory}: a record has no {key}: {str(row)[:120]}. See docs/records.md."
         )
     return value
-
-
-def _first_accuracy(run: Run, model: str) -> float | None:
-    rows = (number(row, "accuracy", run) for row in run.evals if row.get("model") == model)
-    return next((accuracy for accuracy in rows if accuracy is not None), None)

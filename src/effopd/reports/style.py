@@ -39,14 +39,7 @@ _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
 @dataclass(frozen=True, kw_only=True)
 class Style:
-    """How one run is drawn.
-
-    Attributes:
-        label: Unique, printable name of the run.
-        color: Hexadecimal RGB colour of its method.
-        symbol: Name of the plotly marker of its method.
-        dash: Name of the plotly line style; runs of one method differ in it.
-    """
+    """How a run or a setting is drawn: its printable name, and plotly's names for the look."""
 
     label: str
     color: str
@@ -74,10 +67,6 @@ def method_styles(names: Sequence[str], methods: Sequence[str]) -> list[Style]:
 
     A name that is a known method looks like it; the first other name of a known method takes its
     look; all others, variants for instance, take the looks of unknown methods.
-
-    Args:
-        names: Unique names in the comparison.
-        methods: Method in the records of each.
     """
     free = {method for method in methods if method in _METHODS} - {*names}
     others, styles = 0, []

@@ -20,16 +20,7 @@ _MARKED = ("=", "+", "-", "@", "'", "\t", "\r")
 
 
 def write_table(directory: Path, name: str, rows: Sequence[TableRow]) -> None:
-    """Writes `name.csv`, and `name.parquet` where pyarrow is installed.
-
-    Args:
-        directory: Where the files go; made if needed.
-        name: Of the table.
-        rows: All with the same columns in the same order; without rows the file is empty.
-
-    Raises:
-        RecordError: Rows differ in their columns, or a cell is no finite number, text or None.
-    """
+    """Writes `name.csv`, and `name.parquet` where pyarrow is installed."""
     columns = list(rows[0]) if rows else []
     for row in rows:
         if list(row) != columns:
@@ -44,17 +35,7 @@ def write_table(directory: Path, name: str, rows: Sequence[TableRow]) -> None:
 
 
 def read_table(path: Path) -> list[dict[str, Cell]]:
-    """The rows of a CSV table that `write_table` wrote.
-
-    Args:
-        path: The `.csv` file.
-
-    Returns:
-        One dict a row; numbers without a point or an exponent are int.
-
-    Raises:
-        RecordError: The file cannot be read, or a line has more or fewer cells than the first.
-    """
+    """The rows of a CSV table that `write_table` wrote."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             lines = list(csv.reader(file))

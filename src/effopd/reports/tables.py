@@ -1,4 +1,4 @@
-"""The comparison as text: aligned columns for a terminal, Markdown, and CSV."""
+"""Tables as text: aligned columns for a terminal, Markdown, and CSV."""
 
 import csv
 import io
@@ -12,76 +12,53 @@ _FORMULA = ("=", "+", "-", "@")
 _MARKDOWN = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_[]<>&|#~"})
 
 
+def text_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows, header first, as aligned columns: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *rest in rows:
+        cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+    return "\n".join(lines)
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows, header first, as a Markdown table; marks and what starts a formula are escaped."""
+
+    def shown(cell: str) -> str:
+        text = escape_markdown(cell)
+        return f"\\{text}" if text.startswith(_FORMULA) else text
+
+    header, *body = [[shown(cell) for cell in row] for row in rows]
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in [header, rule, *body])
+
+
+def escape_markdown(text: str) -> str:
+    """`text` as one line that Markdown shows as it is."""
+    return plain(text).translate(_MARKDOWN)
+
+
 def table_rows(runs: Sequence[Run]) -> list[list[str]]:
-    """The comparison as rows of short plain text, header first.
-
-    Columns: run, final accuracy, steps to 80, 90, 95 and 99 % of the teacher, sampled tokens and
-    seconds to 90 %. Steps, tokens and seconds of runs other than the baseline carry their ratio.
-
-    Args:
-        runs: Runs against the same teacher.
-
-    Returns:
-        Rows of equal length. Labels are safe to print; see `effopd.records.display_text`.
-    """
+    """Runs as rows of short plain text, header first, with ratios over the baseline."""
     teacher = teacher_accuracy(runs)
     header = ["run", "final accuracy", *(f"steps to {share} %" for share in PERCENTS)]
     rows = [[*header, "tokens to 90 %", "seconds to 90 %"]]
     names = [*(f"steps_to_{share}" for share in PERCENTS), "tokens_to_90", "seconds_to_90"]
     for label, run in zip(unique_labels(runs), runs, strict=True):
         summary, ratio = method_summary(run, teacher), ratios(run, runs)
-        cells = [_with_ratio(name, summary, ratio) for name in names]
+        cells = []
+        for name in names:
+            text, factor = format_cost(name.split("_")[0], summary[name]), ratio[name]
+            cells.append(text if factor is None else f"{text} ({format_ratio(factor)})")
         rows.append([label, format_accuracy(summary), *cells])
     return rows
 
 
-def text_table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as aligned columns: the first to the left, the others to the right.
-
-    Args:
-        rows: Equal numbers of cells, header first.
-
-    Returns:
-        One line per row, without a newline at the end.
-    """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        first, *rest = [
-            cell.rjust(width) if index else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join([first, *rest]).rstrip())
-    return "\n".join(lines)
-
-
-def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    r"""Rows as a Markdown table; text in cells stays text.
-
-    Pipes and all marks of Markdown are escaped, and so is a leading `=`, `+`, `-` or `@`, which a
-    spreadsheet would take for a formula.
-
-    Args:
-        rows: Equal numbers of cells, header first.
-
-    Returns:
-        The table, with a newline at the end.
-    """
-    header, *body = [[_markdown_cell(cell) for cell in row] for row in rows]
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return "".join(f"| {' | '.join(row)} |\n" for row in [header, rule, *body])
-
-
 def csv_table(runs: Sequence[Run]) -> str:
-    """The comparison as CSV, one line per run and share of the teacher, numbers in full.
+    """One line per run and share of the teacher, numbers in full, lines ended by CR LF (RFC 4180).
 
     Text that a spreadsheet would take for a formula gets a leading apostrophe.
-
-    Args:
-        runs: Runs against the same teacher.
-
-    Returns:
-        Lines that end in CR LF (RFC 4180), header first; empty cells where not reached.
     """
     teacher = teacher_accuracy(runs)
     out = io.StringIO()
@@ -100,6 +77,13 @@ def csv_table(runs: Sequence[Run]) -> str:
     return out.getvalue()
 
 
+def _csv_cell(cell: object) -> object:
+    if not isinstance(cell, str):
+        return cell
+    text = plain(cell)
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
 def format_cost(cost: str, value: float | None) -> str:
     """A number of "steps", "tokens" or "seconds" in at most six characters or so."""
     if value is None:
@@ -112,8 +96,10 @@ def format_cost(cost: str, value: float | None) -> str:
     return f"{value:,g}"
 
 
-def format_lr(lr: float) -> str:
-    """A learning rate such as `1e-4` or `2.5e-5`."""
+def format_lr(lr: float | None) -> str:
+    """A learning rate such as `1e-4` or `2.5e-5`; a dash if it is not known."""
+    if lr is None:
+        return "–"
     mantissa, exponent = f"{lr:.6e}".split("e")
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
@@ -130,36 +116,11 @@ def format_accuracy(summary: Summary) -> str:
     accuracy, error = summary["final_accuracy"], summary["final_accuracy_se"]
     if accuracy is None:
         return "–"
-    return (
-        format_percent(accuracy)
-        if error is None
-        else f"{accuracy * 100:.1f} ± {format_percent(error)}"
-    )
+    if error is None:
+        return format_percent(accuracy)
+    return f"{accuracy * 100:.1f} ± {format_percent(error)}"
 
 
 def format_percent(fraction: float, digits: int = 1) -> str:
     """A fraction as a percentage, such as `93.8 %` for 0.938."""
     return f"{fraction * 100:.{digits}f} %"
-
-
-def _with_ratio(name: str, summary: Summary, ratio: Summary) -> str:
-    text = format_cost(name.split("_")[0], summary[name])
-    factor = ratio[name]
-    return text if factor is None else f"{text} ({format_ratio(factor)})"
-
-
-def escape_markdown(text: str) -> str:
-    """`text` as one line that Markdown shows as it is."""
-    return plain(text).translate(_MARKDOWN)
-
-
-def _markdown_cell(cell: str) -> str:
-    text = escape_markdown(cell)
-    return f"\\{text}" if text.startswith(_FORMULA) else text
-
-
-def _csv_cell(cell: object) -> object:
-    if not isinstance(cell, str):
-        return cell
-    text = plain(cell)
-    return f"'{text}" if text.startswith(_FORMULA) else text
