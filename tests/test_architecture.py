@@ -39,9 +39,12 @@ MAY_IMPORT = {
     "demo": _BELOW_TRAINERS - {"analysis"} | {"trainers"},
     "reports": {"errors", "records"},
     "config": _BELOW_CONFIG,
-    "cli": _BELOW_CONFIG | {"__init__", "reports", "config"},
+    "doctor": _BELOW_CONFIG | {"config"},
+    "cli": _BELOW_CONFIG | {"__init__", "reports", "config", "doctor"},
 }
 """Package or root file -> the others it may import; siblings of one package always may."""
+ON_THE_MOVE = {"effopd.comparison.plan", "effopd.training.problems", "effopd.rewards.build"}
+"""Modules of `cli` that the doctor takes from where they still are; this list may only shrink."""
 
 THIRD_PARTY = {
     "__init__": set(),
@@ -107,6 +110,7 @@ def layers(path: str, source: str) -> list[str]:
         f"{path}:{line}: {layer} imports {name}"
         for line, name in imported(path, source)
         if layer_of_import(name) not in {None, *allowed}
+        and not (layer == "doctor" and name.rpartition(".")[0] in ON_THE_MOVE)
     ]
 
 
@@ -139,9 +143,12 @@ def no_attribute_probing(path: str, source: str) -> list[str]:
 
 
 def no_catch_all(path: str, source: str) -> list[str]:
+    """A handler of everything may stand where its last statement raises."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ExceptHandler):
+            if isinstance(node.body[-1], ast.Raise):
+                continue
             caught = [None] if node.type is None else members(node.type)
         elif isinstance(node, ast.Call) and dotted(node.func).endswith("suppress"):
             caught = [dotted(argument) for argument in node.args]
@@ -286,7 +293,7 @@ BROKEN = [
     (pydantic_stays_in_config, "training/run.py", "import pydantic_core"),
     (no_attribute_probing, "search/ray.py", "x = hasattr(y, 'z')"),
     (no_catch_all, "search/ray.py", "try:\n    f()\nexcept:\n    pass"),
-    (no_catch_all, "search/ray.py", "try:\n    f()\nexcept Exception as e:\n    raise"),
+    (no_catch_all, "search/ray.py", "try:\n    f()\nexcept Exception as e:\n    g(e)"),
     (
         no_catch_all,
         "search/ray.py",

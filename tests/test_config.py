@@ -247,6 +247,7 @@ def test_differences_are_named_one_by_one() -> None:
 
 MESSAGES: list[tuple[dict[str, Any], str]] = [
     # Names
+    ({"stand_in": True}, "unknown setting stand_in: it is called smoke now"),
     ({"optimizr": {"lr": 1}}, "unknown setting optimizr; did you mean 'optimizer'?"),
     ({"train": {"step": 1}}, "unknown setting train.step; did you mean 'steps'?"),
     (

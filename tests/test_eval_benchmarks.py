@@ -241,7 +241,7 @@ def test_one_process_a_directory(model: Path, sums: Path, tmp_path: Path) -> Non
         (["--bench", "taco"], "give its file with --data taco=FILE"),
         (["--bench", "aime24", "--data", "aime24"], "--data must be NAME=FILE, got 'aime24'"),
         (["--bench", "aime24", "--data", "gpqa=x.jsonl"], "--data gpqa=... is of no benchmark"),
-        (["--bench", "aime24", "--own-solutions"], "give one of MODEL, --run and --own-solutions"),
+        (["--bench", "aime24", "--self-check"], "give one of MODEL, --run and --self-check"),
         (["--bench", "aime24", "sampling.temp=1"], "unknown setting sampling.temp"),
         (["--bench", "aime24", "samples=0"], "samples must be"),
     ],
@@ -269,7 +269,7 @@ def test_own_solutions_show_what_is_not_found_right(tmp_path: Path) -> None:
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = effopd(
-        "eval", "--own-solutions", "--bench", "math500", "--data", f"math500={path}",
+        "eval", "--self-check", "--bench", "math500", "--data", f"math500={path}",
         "--out", tmp_path / "out",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -359,7 +359,7 @@ def test_unreadable_references_are_left_out_and_named(tmp_path: Path) -> None:
     rows = references(tmp_path / "own.jsonl", "1", r"A \cup B \{", "2", r"\frac{sqrt{7}}{2}")
     result = effopd(
         "eval",
-        "--own-solutions",
+        "--self-check",
         "--bench",
         "own",
         "--data",
@@ -380,7 +380,7 @@ def test_a_benchmark_of_sentences_is_refused(tmp_path: Path) -> None:
     rows = references(tmp_path / "own.jsonl", "Answer: 1", "The sum is 2")
     message = refusal(
         "eval",
-        "--own-solutions",
+        "--self-check",
         "--bench",
         "own",
         "--data",
@@ -395,7 +395,7 @@ def test_a_benchmark_of_sentences_is_refused(tmp_path: Path) -> None:
 def test_results_name_the_relative_error_of_roundings(tmp_path: Path) -> None:
     rows = references(tmp_path / "minerva.jsonl", "0.5613", "1.39e9")
     result = effopd(
-        "eval", "--own-solutions", "--bench", "minerva", "--data", f"minerva={rows}",
+        "eval", "--self-check", "--bench", "minerva", "--data", f"minerva={rows}",
         "--out", tmp_path / "out",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -431,7 +431,7 @@ def test_a_tiny_model_on_the_files_of_the_paper(model: Path, tmp_path: Path) -> 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the benchmark files are not here")
 def test_own_solutions_of_the_files_of_the_paper_are_right(tmp_path: Path) -> None:
-    result = effopd("eval", "--own-solutions", *real(*FILES), "--out", tmp_path)
+    result = effopd("eval", "--self-check", *real(*FILES), "--out", tmp_path)
     assert result.exit_code == 0, result.output
     results = read_json(tmp_path / "results.json")["results"]
     assert {name: each["avg"]["mean"] for name, each in results.items()} == dict.fromkeys(

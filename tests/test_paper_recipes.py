@@ -1,4 +1,4 @@
-"""The paper's experiments: every recipe resolves, and runs with stand-ins, by every method."""
+"""The paper's experiments: every recipe resolves, and passes a smoke test by every method."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,8 @@ import pytest
 
 from effopd.cli.run import run_recipe
 from effopd.config import RunConfig, load_config
+from effopd.doctor.sizes import model_shape
 from effopd.errors import ConfigError
-from effopd.models.shapes import shape_of
 from effopd.objectives import ExOPD, PolicyGradient, SampledTokenOPD
 from effopd.records import read_jsonl
 
@@ -31,7 +31,7 @@ def method_of(path: Path, method: str) -> str:
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("stand-ins")
+    return tmp_path_factory.mktemp("smoke")
 
 
 @pytest.mark.parametrize(
@@ -46,11 +46,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for path, method in RUNS
     ],
 )
-def test_two_steps_with_stand_ins(
+def test_two_steps_of_a_smoke_test(
     path: Path, method: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EFFOPD_CACHE", str(cache))
-    overrides = ["stand_in=true", *([f"method={method}"] if method else [])]
+    overrides = ["smoke=true", *([f"method={method}"] if method else [])]
     assert run_recipe(path, overrides, tmp_path / "run")
     assert [row["step"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
     resolved = load_config(tmp_path / "run" / "config.toml")
@@ -69,11 +69,11 @@ def test_sizes_are_those_that_names_promise() -> None:
     for path in RECIPES:
         config = load_config(path)
         assert config.student is not None
-        shape = shape_of(shapes[config.student.path], path)
+        shape = model_shape(shapes[config.student.path], path)
         size = path.stem.split("-")[1]
         assert shape.parameters / 1e9 == pytest.approx(billions[size], abs=0.01)
         if config.teacher is not None:
-            assert shape_of(shapes[config.teacher.path], path) == shape
+            assert model_shape(shapes[config.teacher.path], path) == shape
 
 
 def config_of(name: str, *overrides: str) -> RunConfig:

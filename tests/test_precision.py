@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from tests.analysis.test_quadratic import SAMPLES, STUDENT, TARGETS, direction, policy
-from tests.core.test_alpha import jump_at, run
 from tests.reference.objectives_models import models
+from tests.search.test_alpha import jump_at, run
 from tests.support.checkpoints import save_adapter
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode

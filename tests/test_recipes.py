@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from effopd.cli.doctor import examine
 from effopd.comparison.plan import load_plan
 from effopd.config import RunConfig, load_config, make_config, to_toml
 from effopd.data.files import JsonlTask
+from effopd.doctor import check_file
 from effopd.evaluation.validators import AccuracyValidation
-from effopd.models.footprint import gpu_named
+from effopd.models.gpus import gpu_named
 from effopd.objectives import SampledTokenOPD
 from effopd.search.extrapolator import Search
 
@@ -52,7 +52,7 @@ def test_a_recipe_passes_the_doctor_on_the_machine_it_names(path: Path) -> None:
     header = HEADER.match(path.read_text(encoding="utf-8"))
     assert header is not None, f"the first line of {path} does not name what it runs on"
     card = gpu_named(header["card"]) if header["card"] else None
-    findings = list(examine(path, [], offline=True, gpu=card))
+    findings = check_file(path, [], offline=True, gpu=card).findings
     assert [each for each in findings if each.level == "problem"] == []
     assert not [each for each in findings if each.remedy.startswith("set ")]
     if card is None:
@@ -80,7 +80,7 @@ OTHERS = [
 def test_its_other_methods_fit_there_too(path: Path, change: str) -> None:
     header = HEADER.match(path.read_text(encoding="utf-8"))
     assert header is not None
-    findings = list(examine(path, [change], offline=True, gpu=gpu_named(header["card"])))
+    findings = check_file(path, [change], offline=True, gpu=gpu_named(header["card"])).findings
     assert [each for each in findings if each.level == "problem"] == []
     assert not [each for each in findings if each.remedy.startswith("set ")]
 

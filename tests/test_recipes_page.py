@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from tests.support.architectures import save
 
-from effopd.cli.doctor import examine
 from effopd.cli.run import run_recipe
 from effopd.config import load_config, make_config, to_toml
-from effopd.models.devices import real_device
+from effopd.doctor import check_file
+from effopd.models.loading import real_device
 from effopd.records import read_json, read_jsonl
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +36,7 @@ def test_the_recipe_for_ones_own_models_runs(
     rows = [{"prompt": f"What is {i} + {i}?", "answer": str(2 * i)} for i in range(24)]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "prompts.jsonl").write_text(lines, encoding="utf-8")
-    findings = list(examine(recipe, [], offline=True, gpu=None))
+    findings = check_file(recipe, [], offline=True).findings
     assert [each for each in findings if each.level == "problem"] == []
     assert run_recipe(recipe, TINY, tmp_path / "run")
     assert [row["step"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl")] == [1]

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from tests.analysis.test_quadratic import SAMPLES, STUDENT, TARGETS
-from tests.core.test_factors import ends
 from tests.reference import quadratic_twin as twin
 from tests.reference.quadratic_twin import descent, semidefinite
+from tests.search.test_factors import ends
 from torch import Tensor
 
 from effopd.analysis.gradient_covariance import gradient_covariance

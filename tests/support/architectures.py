@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from effopd.cli.stand_in import ROWS, byte_tokenizer
+from effopd.doctor.smoke import ROWS, byte_tokenizer
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen2": {},

@@ -18,6 +18,6 @@ def _flat(group: TyperGroup, prefix: str) -> dict[str, Any]:
     for name, command in group.commands.items():
         if isinstance(command, TyperGroup):
             found |= _flat(command, f"{prefix}{name} ")
-        else:
+        elif not command.hidden:
             found[prefix + name] = command
     return found

@@ -1,5 +1,8 @@
 """`effopd`: the commands. Imports wait until a command runs, so that `--help` is instant."""
 
+import json
+import shutil
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -20,10 +23,10 @@ from effopd.cli.options import (
     Every,
     Limit,
     Overrides,
-    OwnSolutions,
     Recipe,
     Runs,
     Samples,
+    SelfCheck,
     TestProblems,
     errors,
 )
@@ -89,7 +92,7 @@ def evaluate(
     every: Every = 1,
     limit: Limit = None,
     against: Against = None,
-    own_solutions: OwnSolutions = False,
+    self_check: SelfCheck = False,
     step: CheckpointStep = None,
     problems: TestProblems = None,
     debug: Debug = False,
@@ -113,7 +116,7 @@ def evaluate(
                 target=target,
                 run=run,
                 every=every,
-                own_solutions=own_solutions,
+                self_check=self_check,
                 limit=limit,
                 against=against,
                 samples=samples,
@@ -193,43 +196,45 @@ app.command(name="theory")(analysis_commands.local_theory)
 
 @app.command()
 def doctor(
-    recipe: Recipe,
+    target: Annotated[
+        Path, typer.Argument(help="Recipe, plan, or with --gpus a model.", metavar="RUN.toml")
+    ],
     overrides: Overrides = None,
     offline: Annotated[bool, typer.Option("--offline", help="Use nothing but this disk.")] = False,
     gpu: Annotated[
         str | None, typer.Option(help="Card to fit: a name such as 'H100 80GB', bytes, or auto.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+    gpus: Annotated[
+        int | None, typer.Option(help="Estimate a run on so many cards, sharded by FSDP2.")
+    ] = None,
+    engine_gpus: Annotated[
+        int, typer.Option(help="With --gpus: cards of an inference engine; 0 takes the fewest.")
+    ] = 0,
+    expert_ranks: Annotated[
+        int, typer.Option(help="With --gpus: ranks that experts are distributed over.")
+    ] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
     debug: Debug = False,
 ) -> None:
     """Look for what would go wrong in a run, and estimate its memory and time; train nothing."""
     with errors(debug):
-        from effopd.cli.doctor import doctor as look
+        from effopd.doctor import Cluster, check_file, named_card
 
-        fine = look(recipe, overrides or [], offline=offline, gpu=gpu, as_json=as_json)
-        raise typer.Exit(0 if fine else 1)
+        card, cluster = named_card(gpu or ("auto" if gpus else None)), None
+        if gpus is not None and card is not None:
+            cluster = Cluster(
+                gpu=card, gpus=gpus, engine_gpus=engine_gpus, expert_ranks=expert_ranks
+            )
+        found = check_file(target, overrides or [], offline=offline, gpu=card, cluster=cluster)
+        print(json.dumps(found.as_dict(), indent=2) if as_json else found.text())
+        raise typer.Exit(0 if found.passes else 1)
 
 
-@app.command()
-def plan(
-    models: Annotated[
-        str,
-        typer.Argument(
-            help="Model directory, config.json or size (1.5B, 4B, 14B, 32B, 671B); with commas.",
-            metavar="MODEL",
-        ),
-    ],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings, for example gpus=64 gpu=H100.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
-    debug: Debug = False,
-) -> None:
-    """Estimate memory, traffic and time of a run with the search on a cluster; load nothing."""
-    with errors(debug):
-        from effopd.cli.planning import plan as estimate
-
-        estimate(models, overrides or [], as_json=as_json)
+@app.command(hidden=True, context_settings={"ignore_unknown_options": True})
+def plan(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
+    """Renamed: effopd doctor MODEL --gpus N."""
+    print("error: effopd plan MODEL is effopd doctor MODEL --gpus N now", file=sys.stderr)
+    raise typer.Exit(2)
 
 
 @data.command()
@@ -243,9 +248,11 @@ def preview(
 ) -> None:
     """Print what student and teacher are shown, and how many problems were left out, and why."""
     with errors(debug):
-        from effopd.cli.data import preview as show
+        from effopd.config import load_config
+        from effopd.doctor import preview as look
 
-        show(recipe, overrides or [], problems)
+        found = look(load_config(recipe, overrides or []), problems)
+        print(found.text(shutil.get_terminal_size((100, 24)).columns))
 
 
 if __name__ == "__main__":

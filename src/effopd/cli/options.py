@@ -46,8 +46,8 @@ Limit = Annotated[
 Against = Annotated[
     Path | None, typer.Option(help="Another evaluation, to compare with question by question.")
 ]
-OwnSolutions = Annotated[
-    bool, typer.Option("--own-solutions", help="Check the benchmarks' own solutions instead.")
+SelfCheck = Annotated[
+    bool, typer.Option("--self-check", help="Check the benchmarks' own solutions instead.")
 ]
 CheckpointStep = Annotated[
     int | None, typer.Option(help="Without --bench: checkpoint; the newest by default.")

@@ -9,8 +9,8 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from effopd.cli.progress import progress_lines
-from effopd.cli.stand_in import with_stand_ins
 from effopd.config import RunConfig, load_config, to_toml
+from effopd.doctor.smoke import smoke_run
 from effopd.errors import CheckpointError, ConfigError
 from effopd.models.checkpoints import checkpoint_path, newest_good, verify_checkpoint
 from effopd.records import display_text
@@ -26,7 +26,7 @@ def run_recipe(
     Returns:
         Whether the last step was reached.
     """
-    config = with_stand_ins(load_config(recipe, overrides), recipe)
+    config = smoke_run(load_config(recipe, overrides), recipe)
     if print_config:
         print(to_toml(config), end="")
         return True

@@ -8,13 +8,18 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+RENAMED: Mapping[str, str] = {"stand_in": "smoke"}
+"""Settings that had another name -> their name now."""
+
 
 def unknown_settings(raw: Mapping[str, Any], cls: type, section: str = "") -> Iterator[str]:
     """One sentence per key that `cls` does not have, and per `type` that names no class."""
     hints = typing.get_type_hints(cls)
     names = sorted(cls.model_fields if issubclass(cls, BaseModel) else hints)
     for key, value in raw.items():
-        if key not in names:
+        if key not in names and (new := RENAMED.get(section + key)):
+            yield f"unknown setting {section}{key}: it is called {new} now"
+        elif key not in names:
             yield f"unknown setting {section}{key}; {_hint(key, names, section, raw.get('type'))}"
         elif isinstance(value, Mapping) and (members := _members(hints[key])):
             types = [getattr(member, "type", None) for member in members]

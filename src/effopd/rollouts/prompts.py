@@ -10,8 +10,7 @@ from jinja2 import Environment, TemplateError, meta
 
 from effopd.data.problem import Problem
 from effopd.errors import ConfigError
-from effopd.models.chat_templates import TEMPLATE_ERRORS
-from effopd.models.end_tokens import end_token_remarks, token_names
+from effopd.models.tokenizers import TEMPLATE_ERRORS, end_token_remarks, token_names
 
 _RESERVED = {
     "add_generation_prompt", "chat_template", "continue_final_message", "conversation",
@@ -219,9 +218,9 @@ def prompt_remarks(
         template: How a problem becomes a prompt.
         tokenizer: Of the model that is asked.
         problems: What it is asked, at least one; the first and the longest are looked at.
-        ends: Tokens at which its answers end (`effopd.models.end_tokens`).
+        ends: Tokens at which its answers end (`end_token_ids`).
         cap: Tokens of an answer at most.
-        positions: Positions the model is made for (`effopd.models.positions`); None for any number.
+        positions: Positions the model is made for (`position_limit`); None for any number.
 
     Yields:
         Sentences with a remedy each.

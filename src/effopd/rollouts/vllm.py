@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from effopd.errors import ConfigError, MissingExtraError, ServerError
-from effopd.models.end_tokens import end_token_ids
+from effopd.models.tokenizers import end_token_ids
 from effopd.rollouts.engine import Completion, Request, Sampling
 from effopd.rollouts.finishing import finished
 from effopd.rollouts.student_probe import StudentProbe

@@ -56,8 +56,8 @@ class RunConfig(BaseModel):
             Records hold the device that was taken.
         teacher_device: Device of the teacher; the student's by default.
         threads: CPU threads of PyTorch; results are reproducible for a fixed number.
-        stand_in: Try the run out: two short steps on the CPU with tiny untrained models of the
-            same architectures and a few sums as problems (docs/recipes.md).
+        smoke: Try the run out: two short steps on the CPU with tiny untrained models of the same
+            architectures and a few sums as problems (docs/recipes.md).
         student: Model to train; the tiny world brings its own.
         teacher: Model that scores; the tiny world brings its own.
         teachers: More teachers by name, for problems that name one (`task.teacher_field`).
@@ -91,7 +91,7 @@ class RunConfig(BaseModel):
     device: str = "auto"
     teacher_device: str | None = None
     threads: int = Field(default=1, ge=1)
-    stand_in: bool = False
+    smoke: bool = False
     student: ModelSettings | None = None
     teacher: ModelSettings | None = None
     teachers: dict[str, ModelSettings] = {}

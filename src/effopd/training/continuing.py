@@ -52,7 +52,7 @@ EFFECTS: Mapping[str, Effect] = {
     "device": "rounding only",
     "teacher_device": "rounding only",
     "threads": "rounding only",
-    "stand_in": "the run",
+    "smoke": "the run",
     **_within("student", _MODEL),
     **_within("teacher", _MODEL),
     **_within("teachers.*", _MODEL),

@@ -3,7 +3,7 @@
 from typing import TypeVar
 
 from effopd.config import EvalConfig, RunConfig
-from effopd.models.devices import real_device
+from effopd.models.loading import real_device
 
 Config = TypeVar("Config", RunConfig, EvalConfig)
 

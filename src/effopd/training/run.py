@@ -18,13 +18,12 @@ from effopd.data.world import TinyWorld
 from effopd.demo.cache import world_models
 from effopd.errors import CheckpointError, ConfigError
 from effopd.evaluation.routing import Teacher, Teachers
-from effopd.models.adapters import CONFIG as ADAPTER_CONFIG
+from effopd.models.architecture import position_limit
 from effopd.models.checkpoints import checkpoint_path, verify_checkpoint
+from effopd.models.directory import ADAPTER_CONFIG
 from effopd.models.loading import ModelSettings, load_model, load_tokenizer
 from effopd.models.lora import without_adapters
-from effopd.models.offloading import Offloaded
-from effopd.models.policy import Policy
-from effopd.models.positions import position_limit
+from effopd.models.policy import Offloaded, Policy
 from effopd.objectives import ExOPD
 from effopd.rewards.build import verifier_for
 from effopd.rollouts.prompts import lend_template_, prompt_remarks

@@ -52,7 +52,7 @@ class BenchRequest:
             place, it is the first of the overrides.
         run: Run directory, whose checkpoints are evaluated; None for one model.
         every: Checkpoints of the run at multiples of so many steps.
-        own_solutions: Have the benchmarks' own solutions checked instead of a model.
+        self_check: Have the benchmarks' own solutions checked instead of a model.
         limit: First so many questions of each benchmark; None for all.
         against: Directory of another evaluation to compare with, question by question.
         samples: Answers to each question.
@@ -65,16 +65,16 @@ class BenchRequest:
     target: str | None = None
     run: Path | None = None
     every: int = 1
-    own_solutions: bool = False
+    self_check: bool = False
     limit: int | None = None
     against: Path | None = None
     samples: int = 1
     overrides: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        given = (self.model is not None) + (self.run is not None) + self.own_solutions
+        given = (self.model is not None) + (self.run is not None) + self.self_check
         if given != 1:
-            raise ConfigError("give one of MODEL, --run and --own-solutions")
+            raise ConfigError("give one of MODEL, --run and --self-check")
         for name in self.benchmarks:
             if not _NAME.fullmatch(name):
                 raise ConfigError(f"a benchmark's name has letters and digits, got {name!r}")
@@ -85,7 +85,7 @@ class BenchRequest:
     def model(self) -> str | None:
         """The model, if one is named."""
         is_setting = self.target is not None and "=" in self.target
-        return None if is_setting and (self.run or self.own_solutions) else self.target
+        return None if is_setting and (self.run or self.self_check) else self.target
 
     @property
     def settings(self) -> list[str]:
@@ -145,8 +145,8 @@ def run_benchmarks(asked: BenchRequest) -> bool:
 def _subjects(asked: BenchRequest) -> Iterator[Subject]:
     """The models, with their settings; a run's prompt and programs are as it trained."""
     if asked.run is None:
-        name = "own-solutions" if asked.own_solutions else Path(asked.model or "").name
-        raw: Row = {} if asked.own_solutions else {"model": {"path": asked.model}}
+        name = "self-check" if asked.self_check else Path(asked.model or "").name
+        raw: Row = {} if asked.self_check else {"model": {"path": asked.model}}
         out = asked.out or Path("runs") / f"eval-{name}"
         yield Subject(title=name, config=placed(make_eval_config(raw, asked.settings)), out=out)
         return

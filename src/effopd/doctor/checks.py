@@ -1,0 +1,359 @@
+"""What would go wrong in a run: devices, models, tokenizers, problems, servers."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from glob import glob
+from pathlib import Path
+from typing import Any, Literal
+
+from effopd.config import RunConfig
+from effopd.data.files import JsonlTask
+from effopd.data.problem import CountingVerifier, Problem
+from effopd.data.world import TinyWorld
+from effopd.doctor.preview import render
+from effopd.doctor.sizes import ModelShape, model_config, model_shape
+from effopd.errors import EffopdError, ParameterMismatchError
+from effopd.models.architecture import architecture_of, position_limit
+from effopd.models.directory import find_model, read_config
+from effopd.models.gpus import Gpu
+from effopd.models.loading import AUTO, ModelSettings, load_tokenizer, real_device
+from effopd.models.sizes import described_by
+from effopd.models.tokenizers import end_token_ids_in, shared_vocabulary, token_names
+from effopd.models.weights import stored_tensors
+from effopd.records import display_text
+from effopd.rewards.build import verifier_for
+from effopd.rewards.sandbox.opening import open_sandbox
+from effopd.rollouts.prompts import lend_template_, prompt_remarks
+from effopd.training.problems import check_teacher_prompts, load_problems
+
+Level = Literal["ok", "warning", "problem"]
+
+_LARGE = 500_000_000
+"""Parameters above which a CPU is no place to train."""
+_ROTARY = ("rope_parameters", "rope_theta", "rope_scaling")
+_QUESTION = Problem(id="doctor", prompt="What is 2 + 2?", answer="4")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that was looked at."""
+
+    level: Level
+    check: str
+    text: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        remedy = f"; {self.remedy}" if self.remedy else ""
+        return display_text(f"{self.level:7}  {self.check}: {self.text}{remedy}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A model that the settings name, as far as it can be seen."""
+
+    name: str
+    settings: ModelSettings
+    recipe: Path | None
+    offline: bool
+
+    @cached_property
+    def directory(self) -> Path | None:
+        """Its directory, None if it is away; configuration and tokenizer are fetched if need be."""
+        path = Path(self.settings.path).expanduser()
+        if path.is_dir():
+            return path
+        if self.offline or path.is_file() or self.settings.path.startswith((".", "/", "~")):
+            return None
+        return find_model(self.settings.path, self.settings.revision, weights=False)
+
+    @cached_property
+    def content(self) -> tuple[Mapping[str, Any], Path]:
+        """Content of config.json, and the file it is from."""
+        path = self.settings.path if self.directory is None else str(self.directory)
+        return model_config(path, self.recipe)
+
+    @cached_property
+    def shape(self) -> ModelShape:
+        """Sizes, of any architecture that transformers knows."""
+        return model_shape(*self.content)
+
+    @cached_property
+    def known_shape(self) -> ModelShape | None:
+        """Its sizes; None where nothing says them, which the check of the models is about."""
+        try:
+            return self.shape
+        except EffopdError:
+            return None
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Its tokenizer; None where it is not on this disk."""
+        return None if self.directory is None else load_tokenizer(self.settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedRun:
+    """A run that is looked at, and what it is judged for."""
+
+    config: RunConfig
+    recipe: Path | None
+    offline: bool
+    gpu: Gpu | None
+
+    @cached_property
+    def models(self) -> dict[str, Model]:
+        """The models by name."""
+        config = self.config
+        named = {"student": config.student, "teacher": config.teacher}
+        named["reference"] = config.reference
+        named |= {f"teachers.{name}": each for name, each in config.teachers.items()}
+        return {
+            name: Model(name=name, settings=each, recipe=self.recipe, offline=self.offline)
+            for name, each in named.items()
+            if each is not None
+        }
+
+    @cached_property
+    def shapes(self) -> dict[str, ModelShape]:
+        """The sizes of the models by name."""
+        return {name: model.shape for name, model in self.models.items()}
+
+
+def devices(run: CheckedRun) -> Iterator[Finding]:
+    """Which device the run would take here, or which card it is judged for."""
+    asked = run.config.device
+    elsewhere = run.offline or run.gpu is not None
+    judged = f"; judged for {run.gpu.name}" if run.gpu is not None else ""
+    try:
+        found = real_device(asked)
+    except EffopdError as error:
+        # Offline, or with a card named, the recipe may be meant for another machine.
+        text = str(error) if not elsewhere else f"{asked}, which this machine does not have"
+        level: Level = "ok" if judged else "warning" if elsewhere else "problem"
+        yield Finding(level=level, check="device", text=text + judged)
+        return
+    why = {AUTO: "a GPU was found" if found != "cpu" else "no GPU was found here"}.get(asked, "")
+    text = f"{found} (device = {asked!r}{', ' if why else ''}{why}){judged}"
+    student = run.models.get("student")
+    shape = None if student is None else student.known_shape
+    if found == "cpu" and not elsewhere and shape is not None and shape.parameters > _LARGE:
+        remedy = "run it on a machine with a GPU, and name that card here with --gpu"
+        yield Finding(level="warning", check="device", text=text, remedy=remedy)
+        return
+    yield Finding(level="ok", check="device", text=text)
+
+
+# Models -------------------------------------------------------------------------------------------
+
+
+def models(run: CheckedRun) -> Iterator[Finding]:
+    """Sizes and files of each model, and whether its architecture can be loaded and trained."""
+    for model in run.models.values():
+        try:
+            yield _size(model)
+            yield from _architecture(run, model)
+        except EffopdError as error:
+            yield Finding(level="problem", check=model.name, text=str(error))
+
+
+def _size(model: Model) -> Finding:
+    """Its parameters, and whether the files hold as many as config.json describes."""
+    shape, path = model.shape, model.settings.path
+    text, remedy = f"{path}, {shape.parameters / 1e9:.3g} billion parameters", ""
+    level: Level = "ok"
+    if model.directory is None:
+        level, text = "warning", f"{text}, not here"
+        remedy = "put its directory there, or download it"
+    elif Path(path).expanduser().is_dir():  # weights of a repository may not be here yet
+        stored = stored_tensors(model.directory).values()
+        elements = sum(math.prod(tensor.shape) for tensor in stored)
+        quantized = read_config(model.directory).get("quantization_config")
+        tied = shape.parameters + shape.tied * shape.vocabulary * shape.hidden
+        if elements not in {shape.parameters, tied} and not quantized:
+            level, remedy = "problem", "complete the download"
+            text = f"{path} holds {elements} numbers, its config.json describes "
+            text += str(shape.parameters)
+    return Finding(level=level, check=model.name, text=text, remedy=remedy)
+
+
+def _architecture(run: CheckedRun, model: Model) -> Iterator[Finding]:
+    """Attention, positions and precision, of what transformers says about the configuration."""
+    config, settings, name = run.config, model.settings, model.name
+    content, path = model.content
+    described = described_by(content, path)
+    try:
+        found = architecture_of(described, settings.path, settings.attention)
+    except EffopdError as error:
+        yield Finding(level="problem", check=name, text=str(error))
+    else:
+        if found.attention != settings.attention:
+            text = f"{found.model_class.__name__} runs with attention {found.attention!r}"
+            yield Finding(level="ok", check=name, text=text)
+    low = f'set {name}.dtype = "bfloat16"'
+    if settings.attention == "flash_attention_2" and settings.dtype == "float32":
+        text = "flash_attention_2 computes in bfloat16 or float16, the model is in float32"
+        yield Finding(level="problem", check=name, text=text, remedy=low)
+    # Positions: vLLM and learned embeddings fail beyond the last, rotary ones get worse.
+    text_config, known = described.get_text_config(), position_limit(content)
+    prompt, answer = config.prompt.max_tokens, config.sampling.max_new_tokens
+    if known is not None and prompt + answer > known:
+        learned = not any(getattr(text_config, each, None) is not None for each in _ROTARY)
+        by_vllm = name == "student" and config.rollouts.engine == "vllm"
+        level: Level = "problem" if by_vllm or (learned and answer >= known) else "warning"
+        text = f"prompts of {prompt} and answers of {answer} tokens go beyond its {known} positions"
+        remedy = "lower sampling.max_new_tokens or prompt.max_tokens"
+        yield Finding(level=level, check=name, text=text, remedy=remedy)
+    # Precision: weights that cannot learn, or that leave the range of their type.
+    if name == "student" and config.rounds_updates:
+        text = f"bfloat16 weights round updates of {config.optimizer.lr:g} away"
+        remedy = "set memory.master_weights = true"
+        yield Finding(level="warning", check=name, text=text, remedy=remedy)
+    published = str(getattr(described, "dtype", None) or "").removeprefix("torch.")
+    if settings.dtype == "float16" and published == "bfloat16":
+        text = "published in bfloat16; float16 ends at 65,504, which activations may pass"
+        yield Finding(level="warning", check=name, text=text, remedy=low)
+
+
+# Tokenizers and prompts ---------------------------------------------------------------------------
+
+
+def tokenizers(run: CheckedRun) -> Iterator[Finding]:
+    """Tokens, ends and rendered prompts of every model, the others against the student's."""
+    shapes = [model.known_shape for model in run.models.values()]
+    rows = {shape.vocabulary for shape in shapes if shape is not None}
+    if len(rows) > 1:
+        text = f"heads have {', '.join(map(str, sorted(rows)))} rows; those without a token are cut"
+        yield Finding(level="warning", check="vocabulary", text=text)
+    student = run.models.get("student")
+    if student is None:
+        return
+    if student.tokenizer is None:
+        text = "tokenizers are not on this disk and were not compared"
+        yield Finding(level="warning", check="tokenizers", text=text)
+        return
+    for name, model in run.models.items():
+        if name != "student" and model.tokenizer is not None:
+            yield from _compared(run, name, student.tokenizer, model.tokenizer)
+    # The prompt as the student gets it, where its answers end, and what is odd about both.
+    assert student.directory is not None  # its tokenizer is from there
+    tokenizer, config = student.tokenizer, run.config
+    own = render(config, tokenizer, _QUESTION)
+    ends = end_token_ids_in(student.directory, tokenizer)
+    text = f"{own.text!r}; answers end with {token_names(tokenizer, ends)}"
+    yield Finding(level="ok", check="prompt", text=f"{text}, {tokenizer.pad_token!r} pads")
+    for remark in prompt_remarks(
+        config.prompt,
+        tokenizer,
+        [_QUESTION],
+        ends=ends,
+        cap=config.sampling.max_new_tokens,
+        positions=None,  # what the settings allow is looked at with the model
+    ):
+        level: Level = "problem" if own.ids[-1] in ends else "warning"
+        yield Finding(level=level, check="prompt", text=remark)
+
+
+def _compared(run: CheckedRun, name: str, student: Any, other: Any) -> Iterator[Finding]:
+    """Tokens, special tokens and rendered prompts of another model against the student's."""
+    try:
+        shared = shared_vocabulary(student, other, name if "." in name else f"the {name}")
+    except ParameterMismatchError as error:
+        yield Finding(level="problem", check="tokenizers", text=str(error))
+        return
+    if shared.remark:
+        yield Finding(level="warning", check="tokenizers", text=shared.remark)
+    else:
+        yield Finding(level="ok", check="tokenizers", text=f"{name} has the student's tokens")
+    if student.eos_token_id != other.eos_token_id:
+        text = f"the student ends with {student.eos_token!r}, {name} with {other.eos_token!r}"
+        yield Finding(level="warning", check="special tokens", text=text)
+    if run.config.prompt.chat and lend_template_(student, other):
+        text = f"{name} has no chat template: its own evaluation uses the student's"
+        yield Finding(level="ok", check="chat template", text=text)
+    seen = render(run.config, other, _QUESTION)
+    if seen.ids != render(run.config, student, _QUESTION).ids:
+        text = f"{name} would get another prompt: {seen.text!r}"
+        remedy = "the teacher scores the student's tokens: give both one chat template"
+        yield Finding(level="warning", check="chat template", text=text, remedy=remedy)
+
+
+# Problems, and who checks and serves --------------------------------------------------------------
+
+
+def sandbox(run: CheckedRun) -> Iterator[Finding]:
+    """A boundary for programs, shown to hold; offline a recipe may be meant for another machine."""
+    task = run.config.task
+    if isinstance(task, TinyWorld) or task.verifier != "code":
+        return
+    settings = run.config.code.sandbox
+    if settings.kind in {"url", "none"}:
+        text = "programs run without a boundary" if settings.kind == "none" else settings.url
+        yield Finding(level="warning", check="sandbox", text=f"not tried: {text}")
+        return
+    try:
+        open_sandbox(settings).close()
+    except EffopdError as error:
+        level: Level = "warning" if run.offline else "problem"
+        yield Finding(level=level, check="sandbox", text=str(error))
+    else:
+        yield Finding(level="ok", check="sandbox", text="programs that try to get out fail")
+
+
+def problems(run: CheckedRun) -> Iterator[Finding]:
+    """The problems as the run would have them: what is left out, and what is there twice."""
+    task = run.config.task
+    if isinstance(task, TinyWorld):
+        yield Finding(level="ok", check="problems", text="brought by the tiny world")
+        return
+    student = run.models.get("student")
+    if isinstance(task, JsonlTask):
+        files, of_hub = [task.train_path, task.test_path or ""], False
+    else:
+        sources = [source for source in (task.train, task.test) if source is not None]
+        files = [source.path for source in sources if not source.hub]
+        of_hub = any(source.hub for source in sources)
+    if student is None or student.tokenizer is None or (run.offline and of_hub):
+        for path in (path for path in files if path and not glob(path)):
+            level: Level = "warning" if run.offline else "problem"
+            remedy = "put the file there, or name another in the recipe"
+            yield Finding(level=level, check="problems", text=f"no file at {path}", remedy=remedy)
+        text = "not looked at: that takes the student's tokenizer, and the data, on this disk"
+        yield Finding(level="warning", check="problems", text=text)
+        return
+    verifier = verifier_for(task, run.config.code)
+    said: list[str] = []
+    try:
+        found = load_problems(run.config, student.tokenizer, verifier, said.append)
+    finally:
+        if isinstance(verifier, CountingVerifier):
+            verifier.close()
+    harmless = {str(counts) for counts in found.counts if not counts.dropped}
+    for line in said:
+        level = "ok" if line in harmless else "warning"
+        yield Finding(level=level, check="problems", text=line)
+    text = f"{len(found.train)} to train on, {len(found.test)} held out"
+    yield Finding(level="ok", check="problems", text=text)
+    evaluation, teacher = run.config.evaluation, run.models.get("teacher")
+    if evaluation.problems and evaluation.teacher and teacher and teacher.tokenizer is not None:
+        check_teacher_prompts(run.config.prompt, teacher.tokenizer, found.test)
+    prompts = [problem.prompt for problem in found.train]
+    if twice := len(prompts) - len(set(prompts)):
+        text = f"{twice} training problems are there twice"
+        yield Finding(level="warning", check="problems", text=text, remedy="remove the copies")
+    if shared := len(set(prompts) & {problem.prompt for problem in found.test}):
+        text = f"{shared} test problems are among the training problems"
+        yield Finding(level="problem", check="problems", text=text, remedy="remove them from one")
+
+
+def servers(run: CheckedRun) -> Iterator[Finding]:
+    """Keys of servers; whether they answer is for the run to find out."""
+    named = {"teacher_server": run.config.teacher_server}
+    named["rollouts.server"] = run.config.rollouts.server
+    for name, server in named.items():
+        if server is not None:
+            server.api_key()
+            text = f"{server.url}: the run itself shakes hands with it before the first step"
+            yield Finding(level="warning", check=name, text=text)

@@ -1,0 +1,340 @@
+"""Memory and time of a run on one card, phase by phase, from its settings and models' sizes."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from effopd.config import RunConfig
+from effopd.doctor.footprint import (
+    CONTEXT_BYTES,
+    Bytes,
+    activation_bytes,
+    cache_bytes,
+    forward_seconds,
+    gradient_bytes,
+    head_gradient_bytes,
+    mask_bytes,
+    passing_bytes,
+    search_bytes,
+    tile_bytes,
+    trained_bytes,
+    writing_seconds,
+)
+from effopd.doctor.sizes import ModelShape
+from effopd.models.gpus import Gpu
+from effopd.models.loading import ModelSettings
+from effopd.objectives import ExOPD, FullVocabularyKL, PolicyGradient
+
+ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_ENGINE_BYTES = 2 * 10**9
+"""What vLLM takes beside weights and cache: the activations of 8,192 tokens, and CUDA graphs."""
+A_STEP = ("writing", "scoring", "update")
+"""The phases that every step has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One phase of a step: its peak, and how long it takes; None where the card is not known."""
+
+    name: str
+    memory: Bytes
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sized:
+    """The models of a run with their sizes, and how long its sequences may be.
+
+    Attributes:
+        config: Settings; the student is named.
+        shapes: Sizes of the models by the name that the settings give them.
+    """
+
+    config: RunConfig
+    shapes: Mapping[str, ModelShape]
+
+    @cached_property
+    def student(self) -> ModelSettings:
+        """Settings of the student."""
+        assert self.config.student is not None
+        return self.config.student
+
+    @cached_property
+    def shape(self) -> ModelShape:
+        """Sizes of the student."""
+        return self.shapes["student"]
+
+    @cached_property
+    def teachers(self) -> list[tuple[ModelShape, int]]:
+        """Sizes and bytes a number of the teachers on this machine."""
+        named = dict(self.config.teachers)
+        if self.config.teacher is not None:
+            named["teacher"] = self.config.teacher
+        if self.config.self_teacher is not None and not named:
+            named["student"] = self.student
+        return [
+            (self.shapes.get(f"teachers.{name}") or self.shapes[name], ELEMENT_BYTES[each.dtype])
+            for name, each in named.items()
+        ]
+
+    @cached_property
+    def scoring(self) -> list[tuple[ModelShape, int]]:
+        """Teachers and the reference model, which may be a copy of the student."""
+        objective, found = self.config.objective, list(self.teachers)
+        if isinstance(objective, ExOPD) or getattr(objective, "needs_reference", False):
+            reference = self.config.reference
+            if reference is not None:
+                found.append((self.shapes["reference"], ELEMENT_BYTES[reference.dtype]))
+            elif self.student.lora is None:
+                found.append((self.shape, ELEMENT_BYTES[self.student.dtype]))
+        return found
+
+    @property
+    def answers(self) -> int:
+        """Answers a step."""
+        return self.config.train.prompts_per_step * self.config.train.responses_per_prompt
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt and answer."""
+        return self.config.prompt.max_tokens + self.config.sampling.max_new_tokens
+
+    @property
+    def passes(self) -> int:
+        """Forward passes without gradient that a trained token costs, all epochs together."""
+        return (4 if self.student.gradient_checkpointing else 3) * self.config.train.epochs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate(Sized):
+    """A run on a card.
+
+    Answers are taken to be as long as they may be, and prompts too: the most that can happen.
+
+    Attributes:
+        gpu: The card; None where only memory is asked for.
+    """
+
+    gpu: Gpu | None = None
+
+    def phases(self) -> Iterator[Phase]:
+        """The phases of a step in their order, each with what is on the device throughout."""
+        evaluation = self.config.evaluation
+        yield self._phase("writing", *self._written(self.answers))
+        if self.scoring:
+            yield self._scored()
+        yield self._update()
+        if self.config.searches:
+            yield self._trial()
+        if evaluation.problems and evaluation.teacher and self.teachers:
+            yield self._evaluated_teacher()
+
+    def checkpoint_bytes(self) -> int:
+        """One checkpoint: weights, masters, moments, and what the search remembers."""
+        trained, element = self._trained
+        masters = self.config.memory.master_weights
+        precise = 4 if masters else element
+        remembered = 2 * precise * trained if self.config.searches else 0
+        critic = 3 * self._critic_bytes // 4
+        return trained * (element + 4 * masters + 2 * precise) + remembered + critic
+
+    # What stays from phase to phase -------------------------------------------------------------
+
+    @property
+    def _element(self) -> int:
+        return ELEMENT_BYTES[self.student.dtype]
+
+    @cached_property
+    def _trained(self) -> tuple[int, int]:
+        """How many numbers are trained, and the bytes of one of them."""
+        lora = self.student.lora
+        if lora is None:
+            return self.shape.parameters, self._element
+        return self.shape.adapter_parameters(lora.r, lora.target_modules), 4
+
+    @property
+    def _scores_elsewhere(self) -> bool:
+        """Whether teachers have a device of their own, which is not judged."""
+        return self.config.teacher_device not in {None, self.config.device}
+
+    @property
+    def _critic_bytes(self) -> int:
+        """Weights, gradients and moments of PPO's critic, in the student's precision."""
+        objective = self.config.objective
+        needed = isinstance(objective, PolicyGradient) and objective.needs_critic
+        return 4 * self._element * self.shape.parameters if needed else 0
+
+    @cached_property
+    def _kept(self) -> Bytes:
+        memory = self.config.memory
+        trained, element = self._trained
+        masters = memory.master_weights
+        kept = trained_bytes(trained, element, masters=masters, offload=memory.offload_optimizer)
+        kept += Bytes(device=CONTEXT_BYTES + self._critic_bytes)
+        if self.student.lora is not None:
+            kept += Bytes(device=self.shape.parameters * self._element)
+        if self.config.searches:
+            on_device = memory.anchor_device == "student"
+            kept += search_bytes(trained, element, masters=masters, on_device=on_device)
+        for shape, size in [] if self._scores_elsewhere else self.scoring:
+            if memory.teacher_offload:
+                head = shape.vocabulary * shape.hidden * size
+                kept += Bytes(device=head, host=shape.parameters * size)
+            else:
+                kept += Bytes(device=shape.parameters * size)
+        if self.config.rollouts.engine == "vllm":
+            waiting = self.shape.parameters * self._element  # asleep, its weights are on the host
+            sleeps = self.config.rollouts.vllm.sleep
+            kept += Bytes(host=waiting) if sleeps else Bytes(device=self._engine_bytes)
+        return kept
+
+    # vLLM, and how much is written at a time ----------------------------------------------------
+
+    @property
+    def engine_needs(self) -> int:
+        """The least that vLLM has to have: weights, the cache of one answer, room to run in."""
+        cache = cache_bytes(self.shape, self.longest, self._element)
+        return self.shape.parameters * self._element + cache + _ENGINE_BYTES
+
+    @property
+    def has_engine_room(self) -> bool:
+        """Whether vLLM, where it writes, has what it needs in its share of the card."""
+        needed = self.config.rollouts.engine == "vllm" and self.gpu is not None
+        return not needed or self.engine_needs <= self._engine_bytes
+
+    @property
+    def _engine_bytes(self) -> int:
+        """Its share of the card, or what it needs where the card is not known."""
+        share = self.config.rollouts.vllm.gpu_memory
+        return self.engine_needs if self.gpu is None else int(share * self.gpu.memory_bytes)
+
+    def _width(self, answers: int) -> int:
+        """Sequences that transformers writes together."""
+        width = min(self.config.train.rollout_batch, answers)
+        if self.config.memory.generation_tokens:
+            width = min(width, max(1, self.config.memory.generation_tokens // self.longest))
+        return width
+
+    # Phases -------------------------------------------------------------------------------------
+
+    def _phase(self, name: str, device: int, seconds: float | None) -> Phase:
+        return Phase(name=name, memory=self._kept + Bytes(device=device), seconds=seconds)
+
+    @property
+    def _timed(self) -> Gpu | None:
+        return self.gpu if self.gpu is not None and self.gpu.flops and self.gpu.bandwidth else None
+
+    def _written(self, answers: int) -> tuple[int, float | None]:
+        """Answers of the student: bytes on the device beside what stays, and seconds."""
+        engine, gpu = self.config.rollouts.engine, self._timed
+        if engine == "server":
+            return 0, None
+        if engine == "hf":
+            width = self._width(answers)
+            device = self._decoded_bytes(self.shape, self._element, width)
+        else:  # as many as the cache has room for, all as long as they may be
+            one = cache_bytes(self.shape, self.longest, self._element)
+            width = 1 + max(0, self._engine_bytes - self.engine_needs) // max(1, one)
+            device = self._engine_bytes if self.config.rollouts.vllm.sleep else 0
+        if gpu is None:
+            return device, None
+        reading = forward_seconds(self.shape, answers * self.config.prompt.max_tokens, gpu)
+        new, hf = self.config.sampling.max_new_tokens, engine == "hf"
+        return device, reading + writing_seconds(
+            self.shape, answers, new, width, self._element, gpu, launched=hf
+        )
+
+    def _decoded_bytes(self, shape: ModelShape, element: int, width: int) -> int:
+        """Transformers: the prompts' pass, or later the cache, a layer of it twice, and logits.
+
+        The sampler holds logits in float32, their softmax and its sum in float64.
+        """
+        prompts = width * self.config.prompt.max_tokens
+        reading = passing_bytes(shape, prompts, element) + cache_bytes(shape, prompts, element)
+        reading += mask_bytes(prompts, self.config.prompt.max_tokens)
+        cache = cache_bytes(shape, width * self.longest, element)
+        logits = (4 + 4 + 8) * width * shape.vocabulary
+        return max(reading, cache + cache // max(1, shape.layers)) + logits
+
+    def _scored(self) -> Phase:
+        """The largest pass of a teacher or the reference over a portion, without gradient.
+
+        Where the divergence is over the whole vocabulary, each micro-batch is scored for itself.
+        """
+        tokens, passes = self.config.memory.scoring_tokens, 1
+        if isinstance(self.config.objective, FullVocabularyKL):
+            tokens, passes = self.config.train.micro_batch_tokens, self.config.train.epochs
+        device = max(self._passed_bytes(*each, max(self.longest, tokens)) for each in self.scoring)
+        shapes = [shape for shape, _ in self.scoring] * passes
+        return self._phase("scoring", device, self._passes(shapes, self.answers))
+
+    def _passes(self, shapes: list[ModelShape], answers: int) -> float | None:
+        """Seconds of one pass of each model over that many answers; None without a card."""
+        tokens, gpu = answers * self.longest, self._timed
+        if gpu is None:
+            return None
+        return sum(forward_seconds(shape, tokens, gpu, self.longest) for shape in shapes)
+
+    def _passed_bytes(self, shape: ModelShape, element: int, tokens: int) -> int:
+        """A pass of a teacher or the reference, and the weights that come for it."""
+        if self._scores_elsewhere:
+            return 0
+        came = 0
+        if self.config.memory.teacher_offload:
+            came = (shape.parameters - shape.vocabulary * shape.hidden) * element
+        masks = mask_bytes(tokens, self.longest)
+        return passing_bytes(shape, tokens, element) + tile_bytes(shape, tokens) + masks + came
+
+    def _update(self) -> Phase:
+        """Forward and backward of a micro-batch, or later the optimizer's step."""
+        shape, element, memory = self.shape, self._element, self.config.memory
+        portion = max(self.longest, self.config.train.micro_batch_tokens)
+        losses = 2 if self._critic_bytes else 1  # both are summed before the backward pass
+        checkpointing = self.student.gradient_checkpointing
+        device = activation_bytes(shape, portion, element, checkpointing=checkpointing)
+        device += gradient_bytes(shape, portion, element) + mask_bytes(portion, self.longest)
+        device = losses * device + tile_bytes(shape, portion)
+        if self.student.lora is None:
+            device += head_gradient_bytes(shape, element)
+        if isinstance(self.config.objective, FullVocabularyKL):  # hidden states of who scored it
+            device += sum(each.hidden * size * portion for each, size in self.scoring)
+        trained, own = self._trained
+        step = 0 if memory.offload_optimizer else trained * (4 if memory.master_weights else own)
+        seconds = self._passes([shape] * (losses * self.passes), self.answers)
+        return self._phase("update", max(device, step), seconds)  # AdamW's step on a GPU has a copy
+
+    def _trial(self) -> Phase:
+        """One scored point: answers written anew, and scored by student and teacher."""
+        validation = self.config.validation
+        device, seconds = 0, 0.0 if self._timed is not None else None
+        if validation.type != "cached_kl":
+            device, seconds = self._written(validation.prompts)
+        if validation.type != "accuracy":
+            portion = max(self.longest, self.config.memory.scoring_tokens)
+            own = passing_bytes(self.shape, portion, self._element)
+            own += tile_bytes(self.shape, portion) + mask_bytes(portion, self.longest)
+            device = max(device, own, *(self._passed_bytes(*e, portion) for e in self.teachers))
+            shapes = [self.shape, *(shape for shape, _ in self.teachers)]
+            scored = self._passes(shapes, validation.prompts)
+            seconds = None if seconds is None or scored is None else seconds + scored
+        return self._phase("one trial of the search", device, seconds)
+
+    def _evaluated_teacher(self) -> Phase:
+        """Once, before the first step: the teacher writes, by transformers whatever the engine."""
+        answers, gpu = self.config.evaluation.problems, self._timed
+        new, width = self.config.sampling.max_new_tokens, self._width(answers)
+        device, seconds = 0, 0.0
+        for shape, element in self.teachers:
+            here = self._decoded_bytes(shape, element, width)
+            if self.config.memory.teacher_offload:
+                here += (shape.parameters - shape.vocabulary * shape.hidden) * element
+            device = max(device, 0 if self._scores_elsewhere else here)
+            if gpu is not None:
+                seconds += writing_seconds(shape, answers, new, width, element, gpu, launched=True)
+        return self._phase("evaluation of the teacher", device, None if gpu is None else seconds)
+
+
+def step_seconds(phases: list[Phase]) -> float | None:
+    """How long a step without a search takes; None where a phase has no estimate."""
+    found = [phase.seconds for phase in phases if phase.name in A_STEP]
+    return None if None in found else sum(each for each in found if each is not None)

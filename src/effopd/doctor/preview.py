@@ -1,0 +1,148 @@
+"""What student and teacher are shown, before anything is trained."""
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+from effopd.config import RunConfig
+from effopd.data.problem import CountingVerifier, Problem, Task
+from effopd.data.world import TinyWorld, make_tokenizer
+from effopd.models.loading import load_tokenizer
+from effopd.records import display_text
+from effopd.rewards.build import verifier_for
+from effopd.rollouts.prompts import lend_template_
+from effopd.training.problems import load_problems
+
+_NARROWEST, _GAP = 24, " | "
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendered:
+    """One prompt as a model gets it: its tokens, and their text with special tokens visible."""
+
+    ids: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """A problem, and its prompt as student and teacher get it."""
+
+    problem: Problem
+    student: Rendered
+    teacher: Rendered
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """The problems of a recipe as a run would have them.
+
+    Attributes:
+        remarks: What was left out, and templates that are lent, one line each.
+        task: All problems that are kept.
+        shown: The first training problems.
+    """
+
+    remarks: Sequence[str]
+    task: Task
+    shown: Sequence[Shown]
+
+    def text(self, width: int) -> str:
+        """The preview for a terminal of `width` columns."""
+        lines = [display_text(remark) for remark in self.remarks]
+        lines.append(
+            f"{len(self.task.train)} training problems, {len(self.task.test)} test problems"
+        )
+        for each in self.shown:
+            lines += ["", *block(each, width=width)]
+        return "\n".join(lines)
+
+
+def preview(config: RunConfig, problems: int = 3) -> Preview:
+    """Reads the problems of a run as it would, and renders the first training prompts.
+
+    Loads no weights and writes nothing.
+
+    Args:
+        config: Settings.
+        problems: Training problems to show.
+
+    Returns:
+        The problems, what was left out, and the prompts.
+
+    Raises:
+        ConfigError: A file, field or prompt that the run would refuse.
+    """
+    if config.student is not None:
+        student = load_tokenizer(config.student)
+    else:  # the tiny world brings its own
+        assert isinstance(config.task, TinyWorld)
+        student = make_tokenizer(config.task)
+    named = dict(config.teachers) | ({"": config.teacher} if config.teacher is not None else {})
+    teachers = {name: load_tokenizer(settings) for name, settings in named.items()}
+    remarks = [
+        f"teacher {name} has no chat template: the student's is shown"
+        for name, teacher in teachers.items()
+        if config.prompt.chat and lend_template_(student, teacher)
+    ]
+    with ExitStack() as stack:
+        verifier = verifier_for(config.task, config.code)
+        if isinstance(verifier, CountingVerifier):
+            stack.enter_context(closing(verifier))
+        task = load_problems(config, student, verifier, remarks.append)
+    shown = [
+        Shown(
+            problem=problem,
+            student=render(config, student, problem),
+            teacher=render(config, teachers.get(problem.teacher, student), problem),
+        )
+        for problem in task.train[:problems]
+    ]
+    return Preview(remarks=remarks, task=task, shown=shown)
+
+
+def render(config: RunConfig, tokenizer: Any, problem: Problem) -> Rendered:
+    """The prompt of a problem by one model's tokenizer and chat template."""
+    ids = config.prompt.encode(tokenizer, problem)
+    return Rendered(ids=ids, text=tokenizer.decode(ids, skip_special_tokens=False))
+
+
+def block(shown: Shown, *, width: int) -> Iterator[str]:
+    """The lines about one problem; the prompt once where both models get the same tokens."""
+    problem, student, teacher = shown.problem, shown.student, shown.teacher
+    about = [problem.id, f"level {problem.level}" if problem.level else "", problem.source]
+    about += [f"teacher {problem.teacher}" if problem.teacher else ""]
+    yield display_text(f"--- {' '.join(each for each in about if each)}")
+    if student.ids == teacher.ids:
+        yield f"{len(student.ids)} tokens, the same for student and teacher:"
+        yield display_text(student.text)
+    else:
+        names = [f"student, {len(student.ids)} tokens:", f"teacher, {len(teacher.ids)} tokens:"]
+        yield from side_by_side(names[0], names[1], width)
+        yield from side_by_side(display_text(student.text), display_text(teacher.text), width)
+        same = [a == b for a, b in zip_longest(student.ids, teacher.ids)]
+        yield f"DIFFERENT from token {same.index(False) + 1} on: " + (
+            "the teacher scores the student's tokens, which are not those of its own prompt"
+        )
+    if problem.tests is not None:
+        yield f"reference: {len(problem.tests.inputs)} tests, {problem.tests.kind}"
+    else:
+        yield f"reference: {display_text(problem.answer) or 'none'}"
+
+
+def side_by_side(left: str, right: str, width: int) -> Iterator[str]:
+    """Two texts in two columns, lines wrapped."""
+    column = max(_NARROWEST, (width - len(_GAP)) // 2)
+
+    def wrapped(text: str) -> list[str]:
+        return [
+            part
+            for line in text.split("\n")
+            for part in textwrap.wrap(line, column, drop_whitespace=False, tabsize=4) or [""]
+        ]
+
+    for a, b in zip_longest(wrapped(left), wrapped(right), fillvalue=""):
+        yield f"{a:{column}}{_GAP}{b}".rstrip()

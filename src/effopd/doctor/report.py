@@ -1,0 +1,279 @@
+"""What would go wrong in a run and what it takes, found before it starts."""
+
+import textwrap
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from effopd.comparison.plan import load_plan
+from effopd.config import RunConfig, load_config, make_config
+from effopd.doctor.checks import (
+    CheckedRun,
+    Finding,
+    devices,
+    models,
+    problems,
+    sandbox,
+    servers,
+    tokenizers,
+)
+from effopd.doctor.cluster import Cluster, ClusterEstimate, estimate_cluster
+from effopd.doctor.memory import duration, gb, memory
+from effopd.doctor.phases import Estimate, Phase
+from effopd.doctor.smoke import smoke_run
+from effopd.errors import ConfigError, EffopdError
+from effopd.models.gpus import Gpu, card_of, gpu_named
+from effopd.models.loading import real_device
+from effopd.records import display_text
+
+Check = Callable[[CheckedRun], Iterator[Finding]]
+
+CHECKS: tuple[Check, ...] = (devices, models, tokenizers, sandbox, problems, servers)
+"""In the order in which a run would meet what they look at; memory comes last."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What was found about a run.
+
+    Attributes:
+        findings: In the order in which a run would meet them.
+        phases: Bytes and seconds of the phases of a step, of one run on one card.
+        cluster: The estimate on a cluster, where one was asked for.
+    """
+
+    findings: Sequence[Finding]
+    phases: Sequence[Phase] = ()
+    cluster: ClusterEstimate | None = None
+
+    @property
+    def passes(self) -> bool:
+        """Whether nothing stands in the way of the run."""
+        return all(finding.level != "problem" for finding in self.findings)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON has it, in bytes and seconds."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """The findings for people: in columns, remedies below, and what it comes to."""
+        width = max(len(finding.check) for finding in self.findings)
+        lines, said_before = list[str](), ""
+        for each in self.findings:
+            first, *more = display_text(each.text).splitlines() or [""]
+            lines.append(f"{each.level:7}  {each.check:{width}}  {first}")
+            lines += textwrap.indent("\n".join(more), " " * (width + 11)).splitlines()
+            if each.remedy and each.remedy != said_before:  # of phases in a row, the same settings
+                lines.append(f"{'':7}  {'':{width}}  -> {display_text(each.remedy)}")
+            said_before = each.remedy
+        levels = [finding.level for finding in self.findings]
+        counts = {level: levels.count(level) for level in ("problem", "warning")}
+        said = [f"{n} {level}{'s' * (n > 1)}" for level, n in counts.items() if n]
+        said += ["nothing stands in the way of the run"] if self.passes else []
+        return "\n".join([*lines, "", ", ".join(said)])
+
+
+def check(
+    config: RunConfig,
+    *,
+    recipe: Path | None = None,
+    offline: bool = False,
+    gpu: Gpu | None = None,
+    cluster: Cluster | None = None,
+) -> Report:
+    """Looks for what would go wrong in a run; loads no weights and trains nothing.
+
+    Args:
+        config: Settings of the run.
+        recipe: Its file; `shapes.json` beside it describes models that are not on this disk.
+        offline: Use nothing but this disk.
+        gpu: Card that the estimates are held against; without one that of this machine, if the run
+            takes it and `offline` is not set.
+        cluster: Estimate a run on several cards instead of one.
+
+    Returns:
+        The findings and the estimate. What is wrong is a finding, not an error.
+    """
+    gpu = cluster.gpu if cluster is not None else gpu
+    if gpu is None and not offline:
+        try:
+            gpu = card_of(real_device(config.device))
+        except EffopdError:  # no card here: `devices` says so
+            gpu = None
+    run = CheckedRun(config=config, recipe=recipe, offline=offline, gpu=gpu)
+    return _report(run, CHECKS, cluster)
+
+
+def check_file(
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    offline: bool = False,
+    gpu: Gpu | None = None,
+    cluster: Cluster | None = None,
+) -> Report:
+    """The report about a recipe, a plan of `effopd compare`, or with `cluster` a model.
+
+    A model is trained as in the paper, with a teacher of its own size.
+
+    Args:
+        path: A TOML file; or a model directory, its config.json, or a repository of the Hub.
+        overrides: Settings; a plan takes none.
+        offline: As of `check`.
+        gpu: As of `check`.
+        cluster: As of `check`.
+
+    Returns:
+        The findings; wrong settings are the only one.
+    """
+    is_model = path.suffix == ".json" or not (path.is_file() or path.suffix == ".toml")
+    try:
+        if _is_plan(path):
+            found = _plan(path, overrides, offline=offline, gpu=gpu, cluster=cluster)
+            return Report(findings=list(found))
+        if is_model and cluster is None:
+            raise ConfigError(f"{path} is no recipe; for a model say how many cards: --gpus 8")
+        if is_model:
+            config = make_config(_paper_run(str(path)), overrides)
+        else:
+            config = smoke_run(load_config(path, overrides), path)
+    except EffopdError as error:
+        return Report(findings=[Finding(level="problem", check="settings", text=str(error))])
+    if is_model and cluster is not None:
+        run = CheckedRun(config=config, recipe=None, offline=offline, gpu=cluster.gpu)
+        report = _report(run, (models,), cluster)
+    else:
+        report = check(config, recipe=path, offline=offline, gpu=gpu, cluster=cluster)
+    text = f"{config.name}, {config.train.steps} steps"
+    first = Finding(level="ok", check="settings", text=text)
+    return replace(report, findings=[first, *report.findings])
+
+
+def _paper_run(model: str) -> dict[str, Any]:
+    """The numbers of arXiv 2605.11739, appendix D, for a student and a teacher of one size."""
+    problems = {"type": "dataset", "verifier": "boxed"}
+    return {
+        "preset": "paper",
+        "student": {"path": model, "gradient_checkpointing": True},
+        "teacher": {"path": model, "dtype": "bfloat16"},
+        "task": problems | {"train": {"path": "-", "answer_field": "-"}},
+        "prompt": {"max_tokens": 2048},
+        "sampling": {"max_new_tokens": 16_384},
+        "train": {"steps": 40, "prompts_per_step": 1024, "micro_batch_tokens": 18_432},
+    }
+
+
+def named_card(name: str | None) -> Gpu | None:
+    """The card of a name, of "auto" that of this machine; None for None.
+
+    Raises:
+        ConfigError: The name is not known, or there is no card here.
+    """
+    if name is None:
+        return None
+    return card_of(real_device("auto")) if name == "auto" else gpu_named(name)
+
+
+def _report(run: CheckedRun, checks: Sequence[Check], cluster: Cluster | None) -> Report:
+    """What the checks find, and the estimate where models are known."""
+    findings, estimate = list[Finding](), list[ClusterEstimate]()
+
+    def on_cluster(run: CheckedRun) -> Iterator[Finding]:
+        if "student" in run.models and cluster is not None:
+            estimate.append(estimate_cluster(run.config, run.shapes, cluster))
+            yield from _cluster(run.config, cluster, estimate[0])
+
+    for each in (*checks, memory if cluster is None else on_cluster):
+        try:
+            for finding in each(run):
+                findings.append(finding)
+        except (EffopdError, OSError) as error:
+            # What one check refuses is its finding, once; the others still have their turn.
+            if all(str(error) != finding.text for finding in findings):
+                name = "cluster" if each is on_cluster else each.__name__
+                findings.append(Finding(level="problem", check=name, text=str(error)))
+    known = "student" in run.models and all(each.known_shape for each in run.models.values())
+    phases = list[Phase]()
+    if known and cluster is None:
+        phases += Estimate(config=run.config, shapes=run.shapes, gpu=run.gpu).phases()
+    return Report(findings=findings, phases=phases, cluster=estimate[0] if estimate else None)
+
+
+def _is_plan(recipe: Path) -> bool:
+    """Whether a file is a plan of `effopd compare`, as far as it can be read."""
+    try:
+        raw = tomllib.loads(recipe.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False  # `load_config` says what is wrong
+    return "methods" in raw and "worlds" in raw
+
+
+def _plan(
+    path: Path,
+    overrides: Sequence[str],
+    *,
+    offline: bool,
+    gpu: Gpu | None,
+    cluster: Cluster | None,
+) -> Iterator[Finding]:
+    """One run of every method in every world, each finding once."""
+    if overrides:
+        text = f"{path} is a plan, which takes no overrides: write them into it"
+        yield Finding(level="problem", check="settings", text=text)
+        return
+    cells = load_plan(path).cells()
+    configs: dict[str, RunConfig] = {}
+    for cell in cells:
+        try:
+            configs.setdefault(f"{cell.world}/{cell.method}", make_config(cell.settings))
+        except EffopdError as error:
+            yield Finding(level="problem", check=cell.name, text=str(error))
+    text = f"a plan of {len(cells)} runs, {len(configs)} methods in their worlds"
+    yield Finding(level="ok", check="settings", text=text)
+    seen = set[Finding]()
+    for config in configs.values():
+        findings = check(config, recipe=path, offline=offline, gpu=gpu, cluster=cluster).findings
+        yield from (finding for finding in findings if finding not in seen)
+        seen.update(findings)
+
+
+def _cluster(config: RunConfig, cluster: Cluster, found: ClusterEstimate) -> Iterator[Finding]:
+    """The estimate in sentences; a problem where a card has less than a rank takes."""
+    gpu, steps = cluster.gpu, config.train.steps
+    text = f"{gb(found.device_bytes)} on the device: weights, gradients and moments "
+    text += f"{gb(found.weights_bytes)}, teachers {gb(found.teacher_bytes)}, gathered "
+    text += f"{gb(found.gathered_bytes)}, activations {gb(found.activation_bytes)}"
+    if found.device_bytes <= gpu.memory_bytes:
+        yield Finding(level="ok", check="rank", text=text)
+    else:
+        text += f"; {gpu.name} has {gb(gpu.memory_bytes)}"
+        remedy = "more --gpus, or a smaller train.micro_batch_tokens"
+        yield Finding(level="problem", check="rank", text=text, remedy=remedy)
+    text = (
+        f"at most {found.step_s / 3600:.1f} hours a step on {cluster.gpus} x {gpu.name}, engines "
+    )
+    text += f"of {found.engine_gpus}: writing {duration(found.writing_s)}, scoring "
+    text += f"{duration(found.scoring_s)}, update {duration(found.update_s)}"
+    yield Finding(level="ok", check="time", text=text)
+    if not found.searches:
+        return
+    where = "device" if found.search_device_bytes else "host"
+    ends = found.search_device_bytes + found.search_host_bytes
+    text = f"anchor and tip take {gb(ends)} of a rank's {where}; a search moves nothing over the "
+    text += f"network and {gb(found.moved_bytes)} between a GPU and its host"
+    yield Finding(level="ok", check="search", text=text)
+    fewest, most = found.evaluations
+    text = f"{fewest} to {most} points a search, each {duration(found.trial_s)} "
+    text += f"({found.trial_s / found.step_s:.1%} of a step) and {gb(found.scored_bytes)} over the "
+    text += f"network; {found.searches} searches add {found.rejected_share:.1%} to "
+    text += f"{found.accepted_share:.1%} to {steps} steps"
+    yield Finding(level="ok", check="validation", text=text)
+    if found.break_even_steps is None:
+        text = f"the searches take longer than {steps} steps: they cannot pay for themselves"
+        remedy = "search less often (search.schedule), or score fewer answers (validation.prompts)"
+        yield Finding(level="warning", check="break-even", text=text, remedy=remedy)
+        return
+    text = f"the search has to save {found.break_even_steps} of {steps} steps"
+    yield Finding(level="ok", check="break-even", text=text)

@@ -1,0 +1,128 @@
+"""What a run keeps and what its phases add, in closed forms of the sizes."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from effopd.config import load_config, make_config
+from effopd.doctor.footprint import CONTEXT_BYTES, Bytes, cache_bytes
+from effopd.doctor.phases import Estimate, Phase, step_seconds
+from effopd.doctor.sizes import model_shape
+from effopd.models.gpus import Gpu, gpu_named
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "paper" / "math-4b.toml"
+SHAPE = model_shape(
+    {
+        "model_type": "qwen2", "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "intermediate_size": 192, "vocab_size": 1000,
+        "tie_word_embeddings": True,
+    },
+    "config.json",
+)  # fmt: skip
+P = SHAPE.parameters
+HEAD = 2 * SHAPE.vocabulary * SHAPE.hidden
+CARD = gpu_named("H100 80GB")
+
+
+def estimate(*overrides: str, gpu: Gpu | None = CARD) -> Estimate:
+    config = load_config(RECIPE, overrides)
+    return Estimate(config=config, shapes=dict.fromkeys(("student", "teacher"), SHAPE), gpu=gpu)
+
+
+def phases(*overrides: str, gpu: Gpu | None = CARD) -> dict[str, Phase]:
+    return {phase.name: phase for phase in estimate(*overrides, gpu=gpu).phases()}
+
+
+def kept(*overrides: str) -> Bytes:
+    """What is there throughout: writing by a server adds nothing to it."""
+    where = "{url='http://127.0.0.1:9', model='m'}"
+    server = f"rollouts={{engine='server', weights_directory='/x', server={where}}}"
+    return phases(server, *overrides)["writing"].memory
+
+
+def test_what_stays_is_that_of_docs_memory() -> None:
+    base = kept("memory.offload_optimizer=false")
+    student, masters, teacher = 2 * P, 16 * P, 2 * P
+    assert base.device == CONTEXT_BYTES + student + masters + teacher
+    assert base.host == 8 * P  # anchor and tip
+    offloaded = kept()
+    assert offloaded.device == CONTEXT_BYTES + student + teacher
+    assert offloaded.host == masters + 8 * P
+
+
+@pytest.mark.parametrize(
+    ("override", "device", "host"),
+    [
+        ("method=opd", 0, -8 * P),
+        ("method=exopd", 2 * P, -8 * P),  # a copy of the student as reference, and no search
+        ("memory.anchor_device=student", 8 * P, -8 * P),
+        ("memory.teacher_offload=true", HEAD - 2 * P, 2 * P),
+        ("teacher.dtype=float32", 2 * P, 0),
+    ],
+)
+def test_what_a_setting_adds(override: str, device: int, host: int) -> None:
+    before, after = kept(), kept(override)
+    assert (after.device - before.device, after.host - before.host) == (device, host)
+
+
+def test_teachers_on_another_card_are_not_judged() -> None:
+    elsewhere = phases("teacher_device=cuda:1")
+    assert elsewhere["scoring"].memory.device == kept().device - 2 * P
+
+
+def test_vllm_takes_its_share_while_it_is_awake() -> None:
+    share = int(0.55 * CARD.memory_bytes)
+    asleep = phases("rollouts.vllm.gpu_memory=0.55")
+    assert asleep["writing"].memory == kept() + Bytes(device=share, host=2 * P)
+    awake = phases("rollouts.vllm.gpu_memory=0.55", "rollouts.vllm.sleep=false")
+    assert awake["writing"].memory == kept() + Bytes(device=share)
+    assert awake["update"].memory.device == asleep["update"].memory.device + share
+    unknown = phases(gpu=None)["writing"].memory.device - kept().device
+    assert unknown == estimate().engine_needs
+
+
+def test_transformers_holds_the_cache_of_what_it_writes_together() -> None:
+    def writing(answers: int) -> int:
+        bound = f"memory.generation_tokens={answers * (64 + 16384)}"
+        found = phases("rollouts.engine=hf", "prompt.max_tokens=64", bound)
+        return found["writing"].memory.device - kept().device
+
+    one = cache_bytes(SHAPE, 64 + 16384, 2)
+    assert writing(8) - writing(4) == 4 * (one + one // SHAPE.layers + 16 * SHAPE.vocabulary)
+
+
+def test_an_offloaded_teacher_comes_to_score() -> None:
+    away, here = phases("memory.teacher_offload=true"), phases()
+    assert away["scoring"].memory.device == here["scoring"].memory.device
+    assert away["update"].memory.device == here["update"].memory.device - 2 * P + HEAD
+
+
+def test_a_critic_is_as_large_as_the_student_and_its_moments() -> None:
+    def rewarded(method: str) -> Estimate:
+        raw: dict[str, Any] = {
+            "method": method,
+            "student": {"path": "s", "dtype": "bfloat16"},
+            "task": {"type": "dataset", "train": {"path": "x", "answer_field": "a"}},
+            "objective": {"kl_coefficient": 0.0},
+        }
+        return Estimate(config=make_config(raw), shapes={"student": SHAPE})
+
+    without, critic = (next(rewarded(method).phases()) for method in ("dr_grpo", "ppo"))
+    assert critic.memory.device - without.memory.device == 4 * 2 * P
+
+
+def test_the_whole_vocabulary_is_scored_in_each_micro_batch() -> None:
+    sampled, whole = phases(), phases("objective={type='full_kl'}", "train.epochs=3")
+    assert whole["scoring"].seconds == pytest.approx(3 * (sampled["scoring"].seconds or 0))
+    assert whole["update"].seconds == pytest.approx(3 * (sampled["update"].seconds or 0))
+    hidden = 2 * SHAPE.hidden * 22_000
+    assert whole["update"].memory.device - sampled["update"].memory.device == hidden
+
+
+def test_a_step_is_writing_scoring_and_update() -> None:
+    found = phases()
+    names = ("writing", "scoring", "update")
+    assert step_seconds([*found.values()]) == sum(found[name].seconds or 0 for name in names)
+    assert step_seconds([*phases(gpu=replace(CARD, flops=0.0)).values()]) is None
