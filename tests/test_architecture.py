@@ -168,8 +168,6 @@ def no_silent_catch_all(path: str, source: str) -> list[str]:
     for node in ast.walk(ast.parse(source)):
         hands_on = False
         if isinstance(node, ast.ExceptHandler):
-            if isinstance(node.body[-1], ast.Raise):
-                continue
             caught = [None] if node.type is None else members(node.type)
             inside = [each for line in node.body for each in ast.walk(line)]
             hands_on = any(

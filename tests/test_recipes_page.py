@@ -11,7 +11,7 @@ from tests.support.architectures import save
 from effopd.cli.run import run_recipe
 from effopd.config.reading import to_toml
 from effopd.doctor import check_file
-from effopd.models.devices import real_device
+from effopd.models.loading import real_device
 from effopd.records import read_json, read_jsonl
 from effopd.training.config import load_config, make_config
 

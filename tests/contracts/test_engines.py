@@ -18,7 +18,7 @@ from tests.support.fake_server import serving, settings_of
 from tests.support.fake_vllm import FakeLLM
 
 from effopd.errors import NonFiniteError
-from effopd.models.end_tokens import end_token_ids
+from effopd.models.tokenizers import end_token_ids
 from effopd.rollouts.engine import Completion, Engine, Request, Sampling
 from effopd.rollouts.hf import HFEngine
 from effopd.rollouts.server import ServerEngine, WeightReload

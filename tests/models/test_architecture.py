@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from effopd.doctor.smoke import byte_tokenizer
 from effopd.errors import ConfigError, ParameterMismatchError
-from effopd.models.architecture import read_architecture
+from effopd.models.architecture import position_limit, read_architecture
 from effopd.models.policy import Policy, Sample
 from effopd.objectives import token_log_probs
 from effopd.search.selection import RELEASED_NAMES, select_parameters
@@ -201,3 +201,35 @@ def test_of_the_usual_architectures_it_moves_what_the_release_does(kind: str) ->
     model = make(kind)
     released = [name for name, _ in model.named_parameters() if RELEASED_NAMES.search(name)]
     assert list(select_parameters(model)) == released
+
+
+# How long a text a model is made for, by its configuration ----------------------------------------
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("config", "limit"),
+    [
+        ({"max_position_embeddings": 512}, 512),
+        ({"n_positions": 1024}, 1024),
+        ({"max_position_embeddings": 512, "text_config": {"max_position_embeddings": 64}}, 64),
+        ({"model_type": "mamba"}, None),
+        ({"max_position_embeddings": None}, None),
+        ({"max_position_embeddings": 512, "rope_scaling": None}, 512),
+        ({"max_position_embeddings": 512, "rope_scaling": {"type": "linear", "factor": 2}}, 1024),
+        ({"max_position_embeddings": 512, "rope_parameters": {"rope_type": "default"}}, 512),
+        ({"max_position_embeddings": 512, "rope_parameters": YARN}, 2048),
+        (
+            {
+                "max_position_embeddings": 2048,
+                "rope_parameters": YARN | {"original_max_position_embeddings": 512},
+            },
+            2048,
+        ),
+        ({"max_position_embeddings": 512, "rope_scaling": {"type": "llama3", "factor": 8}}, 512),
+    ],
+)
+def test_limits(config: dict[str, Any], limit: int | None) -> None:
+    assert position_limit(config) == limit

@@ -4,6 +4,8 @@ import errno
 import os
 import random
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from effopd.models.checkpoints import (
     newest_good,
     prune,
     verify_checkpoint,
+    weights_fingerprint,
     write_checkpoint,
 )
 
@@ -111,44 +114,35 @@ def test_every_flipped_byte_is_found(checkpoint: Path) -> None:
     assert set(flips) == {"config.json", "model.safetensors", MANIFEST}
 
 
+def cut(path: Path, kept: float) -> None:
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+
+
+def replace_by_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "removed": Path.unlink,
+    "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b"\n"),
+    "a directory": replace_by_directory,
+    **{f"cut to {kept}": partial(cut, kept=kept) for kept in (0.0, 0.01, 0.3, 0.5, 0.99)},
+}
+
+
 @pytest.mark.parametrize("name", [MANIFEST, "config.json", "model.safetensors"])
-@pytest.mark.parametrize("kept", [0.0, 0.01, 0.3, 0.5, 0.99])
-def test_a_truncated_file_is_found(checkpoint: Path, name: str, kept: float) -> None:
-    path = checkpoint / name
-    content = path.read_bytes()
-    path.write_bytes(content[: int(kept * len(content))])
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_damage_is_found(checkpoint: Path, name: str, kind: str) -> None:
+    DAMAGES[kind](checkpoint / name)
     with pytest.raises(CheckpointError, match=name):
         verify_checkpoint(checkpoint)
 
 
-@pytest.mark.parametrize("name", [MANIFEST, *FILES])
-def test_a_removed_file_is_found(checkpoint: Path, name: str) -> None:
-    (checkpoint / name).unlink()
-    with pytest.raises(CheckpointError, match=name):
-        verify_checkpoint(checkpoint)
-
-
-@pytest.mark.parametrize("name", [MANIFEST, "config.json", "model.safetensors"])
-def test_a_file_of_zeros_is_found(checkpoint: Path, name: str) -> None:
-    path = checkpoint / name
-    path.write_bytes(bytes(path.stat().st_size))
-    with pytest.raises(CheckpointError, match=name):
-        verify_checkpoint(checkpoint)
-
-
-@pytest.mark.parametrize("name", [MANIFEST, "model.safetensors"])
-def test_a_longer_file_is_found(checkpoint: Path, name: str) -> None:
-    with (checkpoint / name).open("ab") as file:
-        file.write(b"\n")
-    with pytest.raises(CheckpointError, match=name):
-        verify_checkpoint(checkpoint)
-
-
-@pytest.mark.parametrize("name", [MANIFEST, "model.safetensors"])
-def test_a_directory_or_a_pipe_in_place_of_a_file_is_found(checkpoint: Path, name: str) -> None:
-    (checkpoint / name).unlink()
-    (checkpoint / name).mkdir()
-    with pytest.raises(CheckpointError, match=name):
+def test_a_missing_empty_file_is_found(checkpoint: Path) -> None:
+    (checkpoint / "empty.txt").unlink()
+    with pytest.raises(CheckpointError, match=r"empty\.txt"):
         verify_checkpoint(checkpoint)
 
 
@@ -372,3 +366,30 @@ def test_other_errors_pass_through_and_leave_nothing(tmp_path: Path, error: Base
     with pytest.raises(type(error)):
         write_checkpoint(checkpoint_path(tmp_path, 8), write)
     assert os.listdir(tmp_path) == ["step-00004"]
+
+
+# Weights that changed under their old name --------------------------------------------------------
+
+
+def test_name_size_and_time_count_and_nothing_else(tmp_path: Path) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    for directory in (a, b):
+        directory.mkdir()
+        (directory / "model.safetensors").write_bytes(b"123")
+    os.utime(a / "model.safetensors", ns=(0, 5))
+    before = weights_fingerprint([a, b])
+    assert before == weights_fingerprint([a, b])
+    (a / "config.json").write_text("{}")
+    assert weights_fingerprint([a, b]) == before
+    os.utime(a / "model.safetensors", ns=(0, 6))
+    assert weights_fingerprint([a, b]) != before
+    os.utime(a / "model.safetensors", ns=(0, 5))
+    assert weights_fingerprint([a, b]) == before
+    assert weights_fingerprint([b, a]) != before
+    (a / "model.safetensors").write_bytes(b"1234")
+    os.utime(a / "model.safetensors", ns=(0, 5))
+    assert weights_fingerprint([a, b]) != before
+
+
+def test_no_weights_have_none(tmp_path: Path) -> None:
+    assert weights_fingerprint([tmp_path, Path("Qwen/Qwen3-1.7B")]) == ""

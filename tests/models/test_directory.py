@@ -1,4 +1,4 @@
-"""What a model directory may hold: refused before transformers opens it."""
+"""What a model directory may hold, and what is said about paths that are none."""
 
 import json
 import os
@@ -8,22 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import transformers
-from safetensors.torch import load_file, save_file
 from tests.fakes import TOKENIZER, tiny_model
-from tests.support.checkpoints import save_tensors
+from tests.support.checkpoints import save_family
 from transformers.utils import logging as transformers_logging
 
-from effopd.errors import CheckpointError, ConfigError, EffopdError, ParameterMismatchError
-from effopd.models import directory as rules
-from effopd.models.adapters import LoraAdapter
-from effopd.models.directory import Contents, built_from, check_config, check_model, check_texts
-from effopd.models.headers import MAX_TENSORS
+from effopd.analysis.series import find_inputs
+from effopd.errors import ConfigError, EffopdError
+from effopd.models.directory import INDEX, SINGLE, looks_local, no_such_directory
 from effopd.models.loading import ModelSettings, load_model, load_tokenizer
-from effopd.models.weights import INDEX, SINGLE, open_weights
+from effopd.models.updates import open_update
+from effopd.models.weights import open_weights
 
 transformers_logging.disable_progress_bar()
+GGUF = "GGUF files hold weights quantized for llama.cpp"
+
+
+# Contents -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -40,330 +40,217 @@ def copy(saved: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "model"))
 
 
-@pytest.fixture
-def unopened(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Transformers may not be asked for anything."""
-
-    def asked(*args: Any, **kwargs: Any) -> None:
-        raise AssertionError("transformers was asked")
-
-    for name in ("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer"):
-        monkeypatch.setattr(getattr(transformers, name), "from_pretrained", asked)
-
-
-def settings(path: Path) -> ModelSettings:
-    return ModelSettings(path=str(path))
-
-
-def edit(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def refusal(load: Callable[[ModelSettings], Any], path: Path) -> str:
+def refusal(read: Callable[[Path], Any], path: Path) -> str:
     with pytest.raises(EffopdError) as error:
-        load(settings(path))
+        read(path)
     return str(error.value)
 
 
-LOADERS = [load_model, load_tokenizer]
-
-
-# Files --------------------------------------------------------------------------------------------
-
-
-def test_contents_of_a_saved_model(saved: Path) -> None:
-    tensors = load_file(saved / SINGLE)
-    assert check_model(saved) == Contents(
-        tensors=len(tensors),
-        elements=sum(t.numel() for t in tensors.values()),
-        stored_bytes=sum(t.nbytes for t in tensors.values()),
-    )
-    edit(saved / "config.json", quantization_config={"quant_method": "gptq"})
-    assert check_model(saved).quantized
-    edit(saved / "config.json", quantization_config=None)
-
-
-TEXTS = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
-         "chat_template.jinja", "tokenizer.model", "vocab.txt", "tekken.json"]  # fmt: skip
-
-
-@pytest.mark.parametrize("name", TEXTS)
-@pytest.mark.usefixtures("unopened")
-def test_pipes_devices_and_links(copy: Path, name: str) -> None:
-    path = copy / name
-    path.unlink(missing_ok=True)
-    os.mkfifo(path)  # whoever reads it waits for ever
-    for load in LOADERS:
-        assert f"{path} is missing or no regular file" in refusal(load, copy)
-    path.unlink()
-    path.symlink_to("/dev/zero")  # whoever reads it never ends
-    for load in LOADERS:
-        assert f"{path} is missing or no regular file" in refusal(load, copy)
-    path.unlink()
-    outside = copy.parent / "secret"
-    outside.write_text("{}")
-    path.symlink_to(outside)
-    for load in LOADERS:
-        assert f"{path} is a link that leads out of its directory, to {outside}" in refusal(
-            load, copy
-        )
-
-
-@pytest.mark.usefixtures("unopened")
-def test_large_texts(copy: Path) -> None:
-    with (copy / "tokenizer.json").open("ab") as file:
-        file.truncate(rules.LARGEST_TEXT_BYTES + 1)  # a hole: takes no room
-    for load in LOADERS:
-        assert f"has more than {rules.LARGEST_TEXT_BYTES} bytes" in refusal(load, copy)
-
-
-def test_templates_in_their_own_folder(copy: Path) -> None:
-    folder = copy / "additional_chat_templates"
-    folder.mkdir()
-    (folder / "tools.jinja").write_text("{{ messages }}")
-    check_texts(copy)
-    (folder / "evil.jinja").symlink_to("/etc/hostname")
-    with pytest.raises(ConfigError, match="leads out of its directory"):
-        check_texts(copy)
-
-
-def test_a_snapshot_of_the_cache_links_to_its_blobs(saved: Path, tmp_path: Path) -> None:
-    blobs = tmp_path / "models--a--b" / "blobs"
-    snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
-    shutil.copytree(saved, snapshot)
-    (snapshot / "additional_chat_templates").mkdir()
-    (snapshot / "additional_chat_templates" / "x.jinja").write_text("x")
-    blobs.mkdir()
-    for number, path in enumerate([p for p in snapshot.rglob("*") if p.is_file()]):
-        shutil.move(path, blobs / str(number))
-        path.symlink_to(os.path.relpath(blobs / str(number), path.parent))
-    assert check_model(snapshot) == check_model(saved)
-    (tmp_path / "models--a--b" / "elsewhere").write_text("{}")
-    (snapshot / "generation_config.json").unlink()
-    (snapshot / "generation_config.json").symlink_to("../../elsewhere")
-    with pytest.raises(ConfigError, match="leads out of its directory"):
-        check_model(snapshot)
-
-
-@pytest.mark.parametrize("digest", ["0123456789abcdef" * 4, "0123456789" * 4])
-def test_a_directory_of_links_into_a_cache(saved: Path, tmp_path: Path, digest: str) -> None:
-    blobs = tmp_path / "disk" / "models--a--b" / "blobs"
-    blobs.mkdir(parents=True)
-    linked = tmp_path / "linked"
-    shutil.copytree(saved, linked)
-    for name in (SINGLE, "config.json", "tokenizer.json"):
-        blob = blobs / (digest[:-1] + "abc"[(SINGLE, "config.json", "tokenizer.json").index(name)])
-        shutil.move(linked / name, blob)
-        (linked / name).symlink_to(blob)
-    assert check_model(linked) == check_model(saved)
-    load_model(ModelSettings(path=str(linked)))
-    load_tokenizer(ModelSettings(path=str(linked)))
-
-
-@pytest.mark.parametrize(
-    "place",
-    ["models--a--b/blobs/secret", "a--b/blobs/" + "a" * 40, "models--a--b/" + "a" * 40,
-     "models--a--b/blobs/x/" + "a" * 40],
-)  # fmt: skip
-def test_links_that_only_look_like_those_of_a_cache(copy: Path, tmp_path: Path, place: str) -> None:
-    target = tmp_path / "disk" / place
-    target.parent.mkdir(parents=True)
-    shutil.move(copy / SINGLE, target)
-    (copy / SINGLE).symlink_to(target)
-    with pytest.raises(ConfigError, match="give the directory that holds the files"):
-        check_model(copy)
-
-
-# Weights ------------------------------------------------------------------------------------------
-
 OUTSIDE = ["../x.safetensors", "/x.safetensors", "a/../../x.safetensors", "a\\x.safetensors",
            "sub/x.safetensors", "./x.safetensors", "x\0.safetensors", "", "..", "x.bin", "x.pt",
-           "x.pkl", "x.safetensors/", "../../../../../dev/zero"]  # fmt: skip
+           "x.safetensors/"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
-@pytest.mark.usefixtures("unopened")
-def test_shards_elsewhere(copy: Path, name: str) -> None:
+def test_an_index_names_safetensors_files_beside_it(copy: Path, name: str) -> None:
     shutil.copy(copy / SINGLE, copy.parent / "x.safetensors")
     (copy / SINGLE).rename(copy / "a.safetensors")
     names = json.dumps({"weight_map": {"lm_head.weight": name, "w": "a.safetensors"}})
     (copy / INDEX).write_text(names)
-    for read in (lambda s: load_model(s), lambda s: open_weights(Path(s.path))):
-        assert "which is no file of this directory" in refusal(read, copy)
+    for read in (load_model, open_weights):
+        assert f"names {name!r}, which is no file of this directory" in refusal(read, copy)
 
 
-@pytest.mark.parametrize("kind", ["link", "pipe", "device", "directory", "dangling"])
-@pytest.mark.usefixtures("unopened")
-def test_shards_that_are_no_files(copy: Path, kind: str) -> None:
-    shutil.copy(copy / SINGLE, copy.parent / "x.safetensors")
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {}}', '{"weight_map": {"a": 3}}',
+     "[" * 100_000, '{"weight_map": null}'],
+    ids=lambda text: text[:40],
+)  # fmt: skip
+def test_a_damaged_index(copy: Path, content: str) -> None:
+    (copy / SINGLE).rename(copy / "a.safetensors")
+    (copy / INDEX).write_text(content)
+    for read in (load_model, open_weights):
+        assert "model.safetensors.index.json is damaged" in refusal(read, copy)
+
+
+def test_a_missing_shard_and_one_that_is_no_file(copy: Path) -> None:
     (copy / SINGLE).rename(copy / "a.safetensors")
     (copy / INDEX).write_text(json.dumps({"weight_map": {"w": "b.safetensors"}}))
-    path = copy / "b.safetensors"
-    if kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "directory":
-        path.mkdir()
-    else:
-        target = {"link": copy.parent / "x.safetensors", "device": Path("/dev/zero")}
-        path.symlink_to(target.get(kind, copy / "nowhere"))
-    expected = "leads out of its directory" if kind == "link" else "missing or no regular file"
-    for read in (lambda s: load_model(s), lambda s: open_weights(Path(s.path))):
-        assert expected in refusal(read, copy)
+    for read in (load_model, open_weights):
+        assert "b.safetensors is missing or no regular file" in refusal(read, copy)
+    os.mkfifo(copy / "b.safetensors")  # reading it would wait for ever
+    for read in (load_model, open_weights):
+        assert "b.safetensors is missing or no regular file" in refusal(read, copy)
 
 
-@pytest.mark.usefixtures("unopened")
-def test_an_index_of_a_million_tensors(copy: Path) -> None:
-    (copy / SINGLE).rename(copy / "a.safetensors")
-    names = ",".join(f'"{i}":"a"' for i in range(10**6))
-    (copy / INDEX).write_text(f'{{"weight_map":{{{names}}}}}')
-    assert f"the files of 1 to {MAX_TENSORS} tensors" in refusal(load_model, copy)
-
-
-@pytest.mark.usefixtures("unopened")
-def test_an_index_that_leads_elsewhere(copy: Path) -> None:
-    (copy / SINGLE).rename(copy / "a.safetensors")
-    (copy / INDEX).symlink_to("/dev/zero")
-    assert "missing or no regular file" in refusal(load_model, copy)
-
-
-@pytest.mark.usefixtures("unopened")
 def test_one_file_and_an_index(copy: Path) -> None:
     """Transformers takes the file and never looks at the index, which is the one checked."""
     (copy / INDEX).write_text(json.dumps({"weight_map": {"w": SINGLE}}))
-    assert f"holds both {SINGLE} and {INDEX}" in refusal(load_model, copy)
+    for read in (load_model, open_weights):
+        assert f"holds both {SINGLE} and {INDEX}" in refusal(read, copy)
 
 
-@pytest.mark.parametrize("name", ["other.safetensors", "x.safetensors.index.json", "adapter.bin"])
-@pytest.mark.usefixtures("unopened")
-def test_weights_that_the_configuration_names(copy: Path, name: str) -> None:
-    edit(copy / "config.json", transformers_weights=name)
+def test_weights_that_the_configuration_names(copy: Path) -> None:
+    path = copy / "config.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"transformers_weights": "adapter.bin"}))
     assert "sets transformers_weights, which names other weight files" in refusal(load_model, copy)
-    edit(copy / "config.json", transformers_weights=SINGLE)
-    check_model(copy)
+    path.write_text(json.dumps(content | {"transformers_weights": SINGLE}))
+    load_model(copy)
 
 
-@pytest.mark.usefixtures("unopened")
-def test_distributed_checkpoints(copy: Path) -> None:
-    """Transformers would take all of these files in place of model.safetensors."""
-    save_file({"w": torch.zeros(1)}, copy / "shard-00000-model-00001-of-00001.safetensors")
-    assert "is part of a distributed checkpoint" in refusal(load_model, copy)
-
-
-@pytest.mark.usefixtures("unopened")
-def test_other_weight_files_are_files(copy: Path) -> None:
-    os.mkfifo(copy / "consolidated.safetensors")
-    assert "consolidated.safetensors is missing or no regular file" in refusal(load_model, copy)
-
-
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pkl", "model.ckpt"])
-@pytest.mark.usefixtures("unopened")
-def test_only_pickles(copy: Path, name: str) -> None:
-    (copy / SINGLE).rename(copy / name)
-    assert "pickled weights are refused: convert them" in refusal(load_model, copy)
-
-
-def test_pickles_beside_safetensors_are_left_alone(copy: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["pytorch_model.bin", "model.pt", "model.pkl", "model.ckpt", "x.bin.index.json"]
+)
+def test_pickles_are_never_read(copy: Path, name: str) -> None:
     marker = copy / "executed"
-    payload = f"cos\nsystem\n(S'touch {marker}'\ntR.".encode()
-    for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt", "scheduler.pt"):
-        (copy / name).write_bytes(payload)
-    load_model(settings(copy))
-    load_tokenizer(settings(copy))
+    (copy / name).write_bytes(f"cos\nsystem\n(S'touch {marker}'\ntR.".encode())
+    load_model(copy)  # left alone beside safetensors
+    load_tokenizer(copy)
+    (copy / SINGLE).unlink()
+    for read in (load_model, open_weights):
+        assert "pickled weights are refused: convert them" in refusal(read, copy)
+    (copy / "adapter.safetensors").write_bytes(b"")
+    refusal(load_model, copy)
     assert not marker.exists()
 
 
-@pytest.mark.usefixtures("unopened")
-def test_headers_are_checked_first(copy: Path) -> None:
-    whole = (copy / SINGLE).read_bytes()
-    (copy / SINGLE).write_bytes(whole[:-1])
-    assert "model.safetensors is damaged (the tensors take" in refusal(load_model, copy)
-    save_tensors(copy, {"../../escape": torch.zeros(1)})
-    assert "names of weights have up to 500 letters" in refusal(load_model, copy)
+def test_links_are_followed(copy: Path, tmp_path: Path) -> None:
+    """Those of the Hugging Face cache, and those that the user made."""
+    (tmp_path / "blobs").mkdir()
+    for number, path in enumerate(sorted(copy.iterdir())):
+        shutil.move(path, tmp_path / "blobs" / str(number))
+        path.symlink_to(os.path.relpath(tmp_path / "blobs" / str(number), copy))
+    load_model(copy)
+    load_tokenizer(copy)
+    assert set(open_weights(copy).shapes) == set(dict(tiny_model().named_parameters()))
 
 
-def test_adapters_have_the_same_rules(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 1, "lora_alpha": 1}')
-    weights = tmp_path / "adapter_model.safetensors"
-    save_file({"base_model.model.a/../b.lora_A.weight": torch.zeros(1, 1)}, weights)
-    with pytest.raises(CheckpointError, match="names of weights"):
-        LoraAdapter(tmp_path, {})
-    weights.write_bytes(b"\xff" * 20)
-    with pytest.raises(CheckpointError, match="is damaged"):
-        LoraAdapter(tmp_path, {})
-    weights.unlink()
-    os.mkfifo(weights)
-    with pytest.raises(ConfigError, match="no regular file"):
-        LoraAdapter(tmp_path, {})
-    weights.unlink()
-    (tmp_path / "adapter_model.bin").write_bytes(b"cos\nsystem\n.")
-    with pytest.raises(ConfigError, match="pickled weights are refused"):
-        LoraAdapter(tmp_path, {})
+# Paths --------------------------------------------------------------------------------------------
 
 
-# Sizes --------------------------------------------------------------------------------------------
+def refusals(path: str | Path) -> list[str]:
+    found = []
+    for load in (load_model, load_tokenizer):
+        with pytest.raises(ConfigError) as refusal:
+            load(ModelSettings(path=str(path)))
+        found.append(str(refusal.value))
+    return found
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("num_hidden_layers", -1), ("num_hidden_layers", 0), ("num_hidden_layers", 10**9),
-     ("num_attention_heads", 10**9), ("num_experts", 10**9), ("num_experts", -1),
-     ("hidden_size", 0), ("hidden_size", -32), ("hidden_size", "32"), ("hidden_size", 32.0),
-     ("hidden_size", True), ("vocab_size", 10**30), ("max_position_embeddings", 10**12),
-     ("intermediate_size", {"a": 1})],
-    ids=str,
-)  # fmt: skip
-@pytest.mark.usefixtures("unopened")
-def test_sizes_that_no_model_has(copy: Path, name: str, value: Any) -> None:
-    edit(copy / "config.json", **{name: value})
-    for load in LOADERS:
-        assert f"{name} must be a whole number from" in refusal(load, copy)
-
-
-def test_sizes_within_sections() -> None:
-    path = Path("config.json")
-    check_config(path, {"text_config": {"num_hidden_layers": None, "intermediate_size": [3, 4]}})
-    with pytest.raises(ConfigError, match=r"num_hidden_layers must be .* got 1000000000"):
-        check_config(path, {"a": {"text_config": {"num_hidden_layers": 10**9}}})
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [("hidden_size", 10**9), ("intermediate_size", 10**12), ("vocab_size", 10**10),
-     ("head_dim", 10**9), ("num_hidden_layers", 100_000)],
-    ids=str,
+    ("path", "local"),
+    [
+        ("./m", True), ("/m", True), ("~/m", True), ("../m", True), ("a/b/c", True),
+        ("m.gguf", True), ("m/model.safetensors", True), ("C:\\m", True), ("a b", True),
+        ("models/studnet/", True), ("gpt2", False), ("Qwen/Qwen3-0.6B", False), ("models/x", False),
+    ],
 )  # fmt: skip
-def test_models_larger_than_their_files(copy: Path, name: str, value: int) -> None:
-    """10^12 elements would take 4 TB: refused while the model has no memory yet."""
-    edit(copy / "config.json", **{name: value}, layer_types=None)
-    message = refusal(load_model, copy)
-    assert "describes has more than" in message
-    assert "config.json and weights belong to different models" in message
+def test_repositories_are_told_from_paths(path: str, local: bool, here: Path) -> None:
+    assert looks_local(path) is local
 
 
-def test_the_limit_on_elements_is_exact() -> None:
-    contents = Contents(tensors=1, elements=6, stored_bytes=24)
-    most = 12 + rules.SPARE_ELEMENTS
-    assert contents.most_elements == most
-    with torch.device("meta"):
-        with built_from(Path("m"), contents):
-            torch.nn.Linear(most, 1, bias=False)
-        with (
-            pytest.raises(ParameterMismatchError, match=f"more than {most} elements"),
-            built_from(Path("m"), contents),
-        ):
-            torch.nn.Linear(most, 1)  # one more for its bias
-        torch.nn.Linear(most, 2)  # outside: not counted
+def test_a_mistyped_directory_gets_the_nearest_name(here: Path) -> None:
+    (here / "models" / "student").mkdir(parents=True)
+    for path in ("./models/studnet", f"{here}/models/studnet"):
+        near = Path(path).with_name("student")
+        expected = f"no model directory at {path} (did you mean {near}?)"
+        assert refusals(path) == [expected, expected]
+        with pytest.raises(ConfigError, match=r"did you mean .*student\?"):
+            find_inputs(Path(path), [], None, print)
 
 
-def test_modules_are_counted() -> None:
-    contents = Contents(tensors=1, elements=6, stored_bytes=24)
-    with (
-        pytest.raises(ParameterMismatchError, match="more than 1020 modules"),
-        built_from(Path("m"), contents),
-    ):
-        torch.nn.Sequential(*(torch.nn.Identity() for _ in range(1021)))
+def test_one_that_could_be_a_repository_is_named_as_a_directory_first(here: Path) -> None:
+    (here / "models" / "student").mkdir(parents=True)
+    for message in refusals("models/studnet"):
+        assert message.startswith(
+            "cannot load models/studnet: no model directory at models/studnet (did you mean "
+            "models/student?); as a repository of the Hugging Face Hub, it is not in the cache"
+        )
+        assert "internet connection" not in message
 
 
-def test_quantized_elements_may_be_packed() -> None:
-    packed = Contents(tensors=1, elements=6, stored_bytes=24, quantized=True)
-    assert packed.most_elements == 8 * 24 + rules.SPARE_ELEMENTS
+def test_the_nearest_name_of_a_parent(here: Path) -> None:
+    (here / "models").mkdir()
+    assert (
+        no_such_directory("modles/a/b") == "no model directory at modles/a/b (did you mean models?)"
+    )
+
+
+def test_gguf_is_named(here: Path) -> None:
+    (here / "model.gguf").write_bytes(b"GGUF")
+    (here / "quant").mkdir()
+    (here / "quant" / "model-Q4_K_M.gguf").write_bytes(b"GGUF")
+    for path in ("model.gguf", "nowhere.gguf", "quant"):
+        assert all(GGUF in message for message in refusals(path)), path
+    base = save_family(here / "base")
+    for path in (here / "model.gguf", here / "quant"):
+        with pytest.raises(ConfigError, match=GGUF):
+            open_update(base, path)
+    (here / "quant" / "config.json").write_text('{"model_type": "llama"}')
+    assert GGUF in refusals("quant")[0]
+
+
+def test_a_file_of_weights_names_its_directory(here: Path) -> None:
+    save_family(here / "m")
+    for message in refusals("m/model.safetensors"):
+        assert message == "m/model.safetensors is a file: give the model directory that it is in, m"
+
+
+@pytest.mark.parametrize("folder", ["checkpoint-{}", "checkpoints/step-{:05d}", "global_step_{}"])
+def test_an_output_directory_names_its_checkpoints(folder: str, here: Path) -> None:
+    base = save_family(here / "base")
+    for step in (10, 100, 2):
+        (here / "out" / folder.format(step)).mkdir(parents=True)
+    (here / "out" / "training_args.bin").write_bytes(b"")
+    last = Path("out", folder.format(100))
+    for message in refusals("out"):
+        assert f"output with 3 checkpoints: give one of them, such as {last}" in message
+    with pytest.raises(ConfigError, match=f"such as .*{last}"):
+        open_update(base, here / "out")
+
+
+def test_a_distributed_checkpoint_and_a_folder_around_a_model(here: Path) -> None:
+    (here / "dcp").mkdir()
+    (here / "dcp" / "__0_0.distcp").write_bytes(b"")
+    assert all("distributed checkpoint of FSDP: merge" in text for text in refusals("dcp"))
+    save_family(here / "around" / "huggingface")
+    assert all("around/huggingface is a model directory" in text for text in refusals("around"))
+
+
+@pytest.mark.parametrize(
+    ("address", "remedy"),
+    [
+        ("file:///data/my%20model", "give the path alone, /data/my model"),
+        ("https://huggingface.co/Qwen/Qwen3-0.6B/tree/main", "name alone, Qwen/Qwen3-0.6B"),
+        ("hf://Qwen/Qwen3-0.6B", "name alone, Qwen/Qwen3-0.6B"),
+        ("s3://bucket/model", "download it"),
+    ],
+)
+def test_addresses_are_told_as_such(address: str, remedy: str, here: Path) -> None:
+    for message in refusals(address):
+        assert message.startswith(f"{address} is an address, not a model directory: ")
+        assert message.endswith(remedy)
+    assert no_such_directory(Path(address)).endswith(remedy)
+
+
+def test_a_repository_in_the_cache_names_its_snapshot(here: Path) -> None:
+    snapshot = save_family(here / "models--a--m" / "snapshots" / "abc")
+    for message in refusals("models--a--m"):
+        assert message.endswith("in the cache of the Hub: give models--a--m/snapshots/abc")
+    load_model(ModelSettings(path=str(snapshot)))
+
+
+def test_analyses_know_the_home_directory(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(here))
+    save_family(here / "base")
+    save_family(here / "tuned")
+    assert find_inputs(Path("~/base"), [Path("~/tuned")], None, print).base == here / "base"

@@ -3,7 +3,6 @@
 import builtins
 import io
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from tests.fakes import TOKENIZER, ids, tiny_model
 from transformers.utils import logging as transformers_logging
 
+from effopd.config.reading import read
 from effopd.errors import (
     CheckpointError,
     ConfigError,
@@ -23,7 +23,13 @@ from effopd.errors import (
     NonFiniteError,
     ParameterMismatchError,
 )
-from effopd.models.loading import ModelSettings, load_model, load_tokenizer
+from effopd.evaluation.config import EvalConfig
+from effopd.models.loading import ModelSettings, load_model, load_tokenizer, real_device
+from effopd.models.saving import write_model
+from effopd.models.updates import open_update
+from effopd.models.weights import open_weights
+from effopd.training.config import make_config
+from effopd.training.devices import placed
 
 transformers_logging.disable_progress_bar()
 
@@ -136,60 +142,9 @@ def test_no_config(copy: Path) -> None:
     assert refusal(load_tokenizer, copy) == message
 
 
-def test_no_weights(copy: Path) -> None:
-    (copy / "model.safetensors").unlink()
-    assert "holds no *.safetensors weights" in refusal(load_model, copy)
-
-
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "pytorch_model.bin.index.json"])
-def test_pickled_weights_are_never_read(copy: Path, name: str) -> None:
-    (copy / "model.safetensors").unlink()
-    marker = copy / "executed"
-    payload = f"cos\nsystem\n(S'touch {marker}'\ntR.".encode()
-    (copy / name).write_bytes(payload)
-    assert "pickled weights are refused" in refusal(load_model, copy)
-    (copy / "adapter.safetensors").write_bytes(b"")
-    refusal(load_model, copy)
-    assert not marker.exists()
-
-
 def test_adapters(copy: Path) -> None:
     (copy / "adapter_config.json").write_text('{"base_model_name_or_path": "/somewhere/else"}')
     assert "is an adapter: merge it into its base model" in refusal(load_model, copy)
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["../x.safetensors", "/etc/x.safetensors", "a/../../x.safetensors", "a\\x.safetensors",
-     "..", "", "x.bin", "sub/x.safetensors", "x\0.safetensors"],
-)  # fmt: skip
-def test_shards_outside_the_directory(copy: Path, name: str) -> None:
-    (copy / "model.safetensors").rename(copy.parent / "x.safetensors")
-    save_file({"a": torch.zeros(1)}, copy / "decoy.safetensors")
-    index = copy / "model.safetensors.index.json"
-    index.write_text(json.dumps({"metadata": {}, "weight_map": {"lm_head.weight": name}}))
-    assert f"names {name!r}, which is no file of this directory" in refusal(load_model, copy)
-
-
-@pytest.mark.parametrize(
-    "content",
-    ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 3}}', '{"weight_map": {"a": [1]}}',
-     "[" * 100_000, '{"weight_map": null}'],
-    ids=lambda text: text[:40],
-)  # fmt: skip
-def test_damaged_shard_index(copy: Path, content: str) -> None:
-    (copy / "model.safetensors").rename(copy / "a.safetensors")
-    (copy / "model.safetensors.index.json").write_text(content)
-    assert "model.safetensors.index.json is damaged" in refusal(load_model, copy)
-
-
-def test_missing_shard_and_special_files(copy: Path) -> None:
-    (copy / "model.safetensors").rename(copy / "a.safetensors")
-    index = copy / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
-    assert "gone.safetensors is missing or no regular file" in refusal(load_model, copy)
-    os.mkfifo(copy / "gone.safetensors")  # reading it would wait for ever
-    assert "gone.safetensors is missing or no regular file" in refusal(load_model, copy)
 
 
 def test_no_tokenizer(copy: Path) -> None:
@@ -292,7 +247,7 @@ def test_weights_that_overflow_in_the_precision_asked_for(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [("config.json", b"{", "{path}/config.json is damaged ("),
-     ("config.json", b"\xef\xbb\xbf{}", "{path}/config.json is damaged by a byte order mark: save"),
+     ("config.json", b"\xef\xbb\xbf{}", "{path}/config.json is damaged ("),
      ("config.json", b'{"model_type": "no-such-family"}', "cannot load {path}: "),
      ("config.json", b'{"model_type": 3}', "cannot load {path}: "),
      ("config.json", b"{}", "cannot load {path}: "),
@@ -364,6 +319,10 @@ def test_a_repository_in_the_cache(
     )
     loaded = load_tokenizer(settings("some/model", revision=commit))
     assert loaded.get_vocab() == TOKENIZER.get_vocab()
+    update = open_update("some/model", str(saved), base_revision=commit)
+    assert not any(update.read(name).any() for name in update.shapes)
+    write_model(tmp_path / "copy", "some/model", lambda name, tensor: tensor)
+    assert open_weights(str(tmp_path / "copy")).shapes == update.shapes
     (snapshot / "model.safetensors").rename(snapshot / "a.safetensors")
     (snapshot / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../x"}}')
     assert "'../x', which is no file of this directory" in refusal(load_model, "some/model")
@@ -429,3 +388,40 @@ def test_chat_templates_are_confined(copy: Path, template: str) -> None:
     loaded = load_tokenizer(settings(copy))
     with pytest.raises(Exception, match=r"unsafe|undefined"):
         loaded.apply_chat_template([{"role": "user", "content": "3"}], tokenize=False)
+
+
+# Which device a setting stands for ----------------------------------------------------------------
+
+
+HERE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def test_auto_is_the_default_and_becomes_the_device_that_is_there() -> None:
+    assert real_device("auto") == HERE
+    run, evaluation = make_config({}), read(EvalConfig, {})
+    assert run.device == evaluation.device == "auto"
+    assert placed(run).device == placed(evaluation).device == HERE
+    assert placed(run).teacher_device is None
+
+
+def test_the_teachers_device_may_be_auto_too() -> None:
+    config = make_config({"device": "cpu", "teacher_device": "auto"})
+    assert placed(config).teacher_device == HERE
+    assert placed(placed(config)) == placed(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("gpu", "a device is 'auto', 'cpu'"),
+        ("", "a device is 'auto', 'cpu'"),
+        ("Auto", "a device is 'auto', 'cpu'"),
+        ("meta", "a device is 'auto', 'cpu'"),
+        ("mps", "it has no float64"),
+        ("cuda:99", "(PyTorch finds no GPU here|the GPUs here are 0 to)"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(name: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=f"^device '{name}' cannot be used: {reason}") as refusal:
+        placed(make_config({"device": name}))
+    assert len(str(refusal.value)) < 200

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from effopd.errors import CheckpointError, ConfigError, MissingExtraError
 from effopd.models import lora
-from effopd.models.adapters import LoraAdapter
 from effopd.models.loading import ModelSettings, load_model
 from effopd.models.lora import (
     LoraStudent,
@@ -22,6 +21,8 @@ from effopd.models.lora import (
     without_adapters,
 )
 from effopd.models.policy import Policy, Sample
+from effopd.models.updates import AdapterUpdate
+from effopd.models.weights import MemoryWeights
 
 peft = pytest.importorskip("peft")
 
@@ -129,15 +130,15 @@ def test_peft_reads_what_is_saved(tmp_path: Path, rslora: bool) -> None:
 def test_what_is_saved_is_an_update_that_can_be_analyzed(tmp_path: Path) -> None:
     model, base = adapted(moved=True), tiny_model(0)
     save_adapters(model, tmp_path)
-    shapes = {name: tuple(tensor.shape) for name, tensor in base.state_dict().items()}
-    adapter = LoraAdapter(tmp_path, shapes)
+    update = AdapterUpdate(MemoryWeights(base.state_dict()), tmp_path)
     name = "model.layers.1.mlp.down_proj.weight"
-    left, right = adapter.factors(name)
+    pair = update.factors(name)
+    assert pair is not None
     own = dict(model.named_parameters())
     module = name.removesuffix(".weight")
     product = own[f"{module}.lora_B.default.weight"] @ own[f"{module}.lora_A.default.weight"]
-    torch.testing.assert_close(left @ right, 2.0 * product)
-    assert len(adapter.factored) == 14
+    torch.testing.assert_close(pair[0] @ pair[1], 2.0 * product)
+    assert len(update.adapted) == 14
 
 
 def test_an_adapter_comes_back_bit_for_bit(tmp_path: Path) -> None:

@@ -1,18 +1,24 @@
 """Hidden states, targets and the head, against one plain forward pass a sequence."""
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.fakes import TOKENIZER, WORLD, ids, tiny_model, tiny_policy
 from torch import Tensor, nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from effopd.data.world import make_model
-from effopd.errors import ParameterMismatchError
-from effopd.models.policy import Policy, Sample
+from effopd.errors import ConfigError, ParameterMismatchError
+from effopd.evaluation.logprobs import completion_log_probs, completion_reverse_kl
+from effopd.models.policy import Offloaded, Policy, Sample, micro_batches
 from effopd.objectives import token_log_probs
+from effopd.rollouts.engine import Request, Sampling
+from effopd.rollouts.hf import HFEngine
 
 SAMPLES = [
     Sample(prompt_ids=ids("<bos> 3 + 4 ="), completion_ids=ids("3 + 4 = 0 ; # 0 <eos>")),
@@ -213,3 +219,99 @@ def test_the_probe_leaves_no_trace() -> None:
     assert torch.equal(state, torch.get_rng_state())
     assert not model.lm_head._forward_hooks
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+# Portions of sequences ----------------------------------------------------------------------------
+
+
+lengths = st.lists(st.integers(1, 40), max_size=30)
+limits = st.integers(1, 120)
+counts = st.one_of(st.none(), st.integers(1, 5))
+
+
+@given(lengths=lengths, tokens=limits, sequences=counts)
+def test_a_partition_in_order_within_the_limits_and_none_of_them_wasted(
+    lengths: list[int], tokens: int, sequences: int | None
+) -> None:
+    found = list(micro_batches(lengths, tokens=tokens, sequences=sequences))
+    assert [i for portion in found for i in portion] == list(range(len(lengths)))
+    assert all(found)
+
+    def fits(indices: list[int]) -> bool:
+        padded = max(lengths[i] for i in indices) * len(indices)
+        return padded <= tokens and (sequences is None or len(indices) <= sequences)
+
+    assert all(fits(portion) or len(portion) == 1 for portion in found)
+    assert not any(fits([*portion, after[0]]) for portion, after in pairwise(found))
+
+
+def test_known_portions() -> None:
+    assert list(micro_batches([3, 3, 4, 9, 1], tokens=9)) == [[0, 1], [2], [3], [4]]
+    assert list(micro_batches([3, 3, 3, 20, 1, 1], tokens=9)) == [[0, 1, 2], [3], [4, 5]]
+    assert list(micro_batches([1, 1, 1], tokens=9, sequences=2)) == [[0, 1], [2]]
+    assert list(micro_batches([], tokens=9)) == []
+
+
+@pytest.mark.parametrize("limit", [{"tokens": 0}, {"tokens": 5, "sequences": 0}])
+def test_limits_below_one_are_refused(limit: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="at least one token and one sequence"):
+        list(micro_batches([1], **limit))  # type: ignore[arg-type]
+
+
+# A teacher that is on its device only while it is used --------------------------------------------
+
+
+PAIR = [
+    Sample(prompt_ids=ids("<bos> 3 + 4 ="), completion_ids=ids("# 0 <eos>")),
+    Sample(prompt_ids=ids("<bos> 1"), completion_ids=ids("+ 1 = 2")),
+]
+
+
+def offloaded(seed: int = 1) -> Policy:
+    model = tiny_model(seed).requires_grad_(False)
+    return Policy(model, TOKENIZER, during=Offloaded(model, "cpu"))
+
+
+def places(policy: Policy) -> dict[str, int]:
+    return {name: p.data_ptr() for name, p in policy.model.named_parameters()}
+
+
+def test_scores_and_answers_are_the_same_bit_for_bit() -> None:
+    plain, apart, student = tiny_policy(1), offloaded(), tiny_policy(0)
+    plain.model.requires_grad_(False)
+    assert completion_log_probs(apart, PAIR) == completion_log_probs(plain, PAIR)
+    assert completion_reverse_kl(student, apart, PAIR) == completion_reverse_kl(
+        student, plain, PAIR
+    )
+    requests = [Request(prompt_ids=PAIR[0].prompt_ids, seed=seed) for seed in range(4)]
+    sampling = Sampling(max_new_tokens=5)
+    answers = [
+        HFEngine(policy.model, TOKENIZER, during=policy.during).generate(requests, sampling)
+        for policy in (plain, apart)
+    ]
+    assert answers[0] == answers[1]
+
+
+def test_everything_but_the_head_moves_in_and_out() -> None:
+    policy = offloaded()
+    home = places(policy)
+    with policy.during():
+        inside = places(policy)
+        with policy.during():
+            assert places(policy) == inside, "entered twice, moved once"
+        assert places(policy) == inside
+    assert places(policy) == home
+    assert {name for name in home if home[name] == inside[name]} == {"lm_head.weight"}
+    with pytest.raises(RuntimeError), policy.during():
+        raise RuntimeError
+    assert places(policy) == home
+
+
+def test_a_tied_embedding_stays_with_the_head() -> None:
+    model = tiny_model(1)
+    model.model.embed_tokens.weight = model.lm_head.weight
+    apart = Offloaded(model, "cpu")
+    home = model.model.embed_tokens.weight.data_ptr()
+    with apart():
+        assert model.model.embed_tokens.weight.data_ptr() == home
+        assert torch.equal(model.model.embed_tokens.weight, model.lm_head.weight)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,21 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tests.support.checkpoints import save_family, save_shards, save_tensors, write_index
 from torch import Tensor
 
 from effopd.errors import CheckpointError, ConfigError, EffopdError, ParameterMismatchError
+from effopd.models.directory import INDEX, SINGLE, read_config
 from effopd.models.loading import ModelSettings, load_model
 from effopd.models.weights import (
-    INDEX,
-    SINGLE,
     MemoryWeights,
-    SafetensorsWeights,
     Weights,
     is_finite,
     open_weights,
-    read_config,
     size_bytes,
     wide_dtype,
 )
@@ -219,73 +215,6 @@ def test_a_config_that_is_a_pipe(sharded: Path) -> None:
         read_config(sharded)
 
 
-def test_pickled_weights(tmp_path: Path) -> None:
-    (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n.")
-    assert "pickled weights are refused" in refusal(tmp_path, ConfigError)
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["../b.safetensors", "/etc/b.safetensors", "x/../../b.safetensors", "x\\b.safetensors",
-     "..", "", "b.bin", "b\0.safetensors"],
-)  # fmt: skip
-def test_paths_out_of_the_directory(sharded: Path, name: str) -> None:
-    shutil.copy(sharded / "b.safetensors", sharded.parent)
-    write_index(sharded, {"scalar": name})
-    assert f"names {name!r}, which is no file of this directory" in refusal(sharded, ConfigError)
-
-
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": {}}', '{"weight_map": [1]}'])
-def test_damaged_index(sharded: Path, content: str) -> None:
-    (sharded / INDEX).write_text(content)
-    assert "model.safetensors.index.json is damaged" in refusal(sharded, ConfigError)
-
-
-def test_missing_shards_and_pipes(sharded: Path) -> None:
-    (sharded / "b.safetensors").unlink()
-    assert "b.safetensors is missing or no regular file" in refusal(sharded, ConfigError)
-    os.mkfifo(sharded / "b.safetensors")  # reading it would wait for ever
-    assert "b.safetensors is missing or no regular file" in refusal(sharded, ConfigError)
-
-
-def test_links_out_of_the_directory(sharded: Path) -> None:
-    outside = sharded.parent / "b.safetensors"
-    shutil.move(sharded / "b.safetensors", outside)
-    (sharded / "b.safetensors").symlink_to(outside)
-    message = refusal(sharded, ConfigError)
-    assert "is a link that leads out of its directory" in message
-    assert str(outside) in message
-    single = sharded.parent / "single"
-    single.mkdir()
-    (single / SINGLE).symlink_to(outside)
-    assert "is a link that leads out of its directory" in refusal(single, ConfigError)
-    with pytest.raises(ConfigError, match="no Hugging Face model directory"):
-        load_model(ModelSettings(path=str(single)))
-    (single / "config.json").write_text("{}")
-    with pytest.raises(ConfigError, match="is a link that leads out of its directory"):
-        load_model(ModelSettings(path=str(single)))
-
-
-def test_links_of_the_hugging_face_cache(tmp_path: Path) -> None:
-    blobs = tmp_path / "models--a--b" / "blobs"
-    snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
-    save_tensors(snapshot, tensors())
-    blobs.mkdir()
-    shutil.move(snapshot / SINGLE, blobs / "4567")
-    (snapshot / SINGLE).symlink_to("../../blobs/4567")
-    assert torch.equal(open_weights(snapshot).read("scalar"), torch.tensor(2.5))
-    shutil.move(blobs / "4567", tmp_path / "4567")
-    (snapshot / SINGLE).unlink()
-    (snapshot / SINGLE).symlink_to(tmp_path / "4567")
-    assert "leads out of its directory" in refusal(snapshot, ConfigError)
-
-
-def test_links_within_the_directory(sharded: Path) -> None:
-    shutil.move(sharded / "b.safetensors", sharded / "c.safetensors")
-    (sharded / "b.safetensors").symlink_to("c.safetensors")
-    assert torch.equal(open_weights(sharded).read("scalar"), torch.tensor(2.5))
-
-
 @pytest.mark.parametrize("damage", [
     lambda b: b"", lambda b: b[:-1], lambda b: b + b"x",
     lambda b: b"\xff" * 99, lambda b: b[:8] + b"[" + b[9:],
@@ -316,11 +245,6 @@ def test_one_tensor_in_two_shards(tmp_path: Path) -> None:
     assert "scalar is in both a.safetensors and b.safetensors" in refusal(tmp_path)
 
 
-def test_shards_beside_a_single_file(sharded: Path) -> None:
-    save_file(tensors(), sharded / SINGLE)
-    assert "holds both model.safetensors and model.safetensors.index.json" in refusal(sharded)
-
-
 def test_numbers_of_a_kind_that_is_not_a_weight(tmp_path: Path) -> None:
     save_tensors(tmp_path, {"w": torch.zeros(2).to(torch.float8_e4m3fn)})
     assert "w in " in refusal(tmp_path)
@@ -334,11 +258,6 @@ def test_a_file_that_goes_or_changes_after_it_was_opened(tmp_path: Path) -> None
         with pytest.raises(CheckpointError, match="scalar cannot be read"):
             weights.read("scalar")
         (tmp_path / SINGLE).unlink(missing_ok=True)
-
-
-def test_files_by_name(sharded: Path) -> None:
-    weights = SafetensorsWeights(sharded, ("b.safetensors",))
-    assert set(weights.shapes) == set(load_file(sharded / "b.safetensors"))
 
 
 # Small facts --------------------------------------------------------------------------------------

@@ -11,8 +11,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from effopd.models.adapters import CONFIG, WEIGHTS
-from effopd.models.weights import INDEX, SINGLE
+from effopd.models.directory import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX, SINGLE
 
 transformers_logging.disable_progress_bar()
 
@@ -118,7 +117,7 @@ def save_adapter(directory: Path, tensors: Mapping[str, Tensor], **settings: Any
         "alpha_pattern": {}, "modules_to_save": None, "layer_replication": None,
         "target_modules": ["q_proj"], "target_parameters": None, "loftq_config": {},
     }  # fmt: skip
-    (directory / CONFIG).write_text(json.dumps(plain | settings))
+    (directory / ADAPTER_CONFIG).write_text(json.dumps(plain | settings))
     named = {f"base_model.model.{name}": tensor for name, tensor in tensors.items()}
-    save_file(named, directory / WEIGHTS, {"format": "pt"})
+    save_file(named, directory / ADAPTER_WEIGHTS, {"format": "pt"})
     return directory

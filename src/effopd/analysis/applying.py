@@ -13,7 +13,7 @@ from effopd.analysis.modules import Changed, norm, part, tensor_places
 from effopd.errors import ParameterMismatchError
 from effopd.models.layout import Place
 from effopd.models.names import counterparts, extra
-from effopd.models.streaming import write_model
+from effopd.models.saving import write_model
 from effopd.models.updates import Update
 
 

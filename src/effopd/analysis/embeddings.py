@@ -14,8 +14,7 @@ from torch import Tensor
 
 from effopd.analysis.behavior import quantile
 from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
-from effopd.models.policy import Policy, Sample
-from effopd.models.portions import portions
+from effopd.models.policy import Policy, Sample, micro_batches
 from effopd.precision import float32_products
 from effopd.records import Row
 
@@ -192,7 +191,7 @@ def _paired_states(
     """Hidden states of both models, batch by batch."""
     if base.model.training or tuned.model.training:
         raise ConfigError("a model is in training mode: call model.eval() before it is compared")
-    for indices in portions([sample.length for sample in samples], tokens=batch_tokens):
+    for indices in micro_batches([sample.length for sample in samples], tokens=batch_tokens):
         batch = [samples[i] for i in indices]
         yield base.states(batch).hidden_ND, tuned.states(batch).hidden_ND
 

@@ -25,8 +25,7 @@ from torch.func import functional_call, jvp, vjp
 from torch.overrides import TorchFunctionMode
 
 from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
-from effopd.models.policy import Policy, Sample
-from effopd.models.portions import portions
+from effopd.models.policy import Policy, Sample, micro_batches
 from effopd.precision import float32_products
 
 BATCH_TOKENS = 4096
@@ -148,7 +147,9 @@ class FrozenLoss:
         self._samples, self._targets = list(samples), list(targets)
         self.base_P = self.space.flat({n: p.to(dtype) for n, p in trained.items()})
         lengths = [sample.length for sample in samples]
-        self._batches = [self._batch(chosen) for chosen in portions(lengths, tokens=batch_tokens)]
+        self._batches = [
+            self._batch(chosen) for chosen in micro_batches(lengths, tokens=batch_tokens)
+        ]
         with torch.no_grad():
             self._base_log_probs = [self._log_probs(b, self.base_P) for b in self._batches]
 
@@ -319,7 +320,7 @@ def completion_logits(
 ) -> list[Float[Tensor, "N V"]]:
     """Logits of a policy at the contexts of each sample, in fp32 or wider."""
     found: list[Tensor] = []
-    for chosen in portions([sample.length for sample in samples], tokens=batch_tokens):
+    for chosen in micro_batches([sample.length for sample in samples], tokens=batch_tokens):
         states = policy.states([samples[i] for i in chosen])
         logits_NV = states.hidden_ND @ policy.head_weight_VD.mT
         if policy.head_bias_V is not None:

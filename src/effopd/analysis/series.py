@@ -8,7 +8,7 @@ from pathlib import Path
 
 from effopd.errors import ConfigError, ParameterMismatchError
 from effopd.models.checkpoints import list_checkpoints
-from effopd.models.paths import no_such_directory
+from effopd.models.directory import no_such_directory
 from effopd.models.updates import Update, open_update
 from effopd.records import Row
 from effopd.training.build import base_settings

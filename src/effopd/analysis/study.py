@@ -16,7 +16,7 @@ from effopd.analysis.subspaces import DIRECTIONS
 from effopd.analysis.tables import TOP
 from effopd.analysis.units import MEASUREMENTS, CheckpointSeries
 from effopd.errors import ConfigError
-from effopd.models.devices import real_device
+from effopd.models.loading import real_device
 from effopd.models.updates import say_left_out
 from effopd.records import Row, display_text
 from effopd.reports.analysis import load_analysis

@@ -15,7 +15,7 @@ from effopd.analysis.intervention_kinds import Source, interventions
 from effopd.analysis.intervention_scores import Case, Passes, Row, evaluate_interventions, key_of
 from effopd.config.reading import differences, to_toml
 from effopd.errors import ConfigError
-from effopd.models.fingerprint import weights_fingerprint
+from effopd.models.checkpoints import weights_fingerprint
 from effopd.models.layout import read_heads
 from effopd.models.updates import open_update, say_left_out
 from effopd.records import JsonlWriter, display_text, read_jsonl, write_text_atomic

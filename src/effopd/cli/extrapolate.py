@@ -7,7 +7,7 @@ from torch import Tensor
 
 from effopd.analysis.modules import check_finite, endpoints, point
 from effopd.errors import ConfigError
-from effopd.models.streaming import write_model
+from effopd.models.saving import write_model
 from effopd.models.updates import PairUpdate, Update, open_update, say_left_out
 from effopd.search.selection import selected_names
 

@@ -1,5 +1,6 @@
 """What would go wrong in a run: devices, models, tokenizers, problems, servers."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,16 +13,13 @@ from effopd.data.world import TinyWorld
 from effopd.doctor.preview import render
 from effopd.doctor.sizes import ModelShape, model_config, model_shape
 from effopd.errors import EffopdError, ParameterMismatchError
-from effopd.models.architecture import architecture_of
-from effopd.models.counted import described_by
-from effopd.models.devices import AUTO, real_device
-from effopd.models.directory import check_model
-from effopd.models.end_tokens import end_token_ids_in, token_names
+from effopd.models.architecture import architecture_of, position_limit
+from effopd.models.directory import find_model, read_config
 from effopd.models.gpus import Gpu
-from effopd.models.hub import fetch
-from effopd.models.loading import ModelSettings, load_tokenizer
-from effopd.models.positions import position_limit
-from effopd.models.vocabularies import shared_vocabulary
+from effopd.models.loading import AUTO, ModelSettings, load_tokenizer, real_device
+from effopd.models.sizes import described_by
+from effopd.models.tokenizers import end_token_ids_in, shared_vocabulary, token_names
+from effopd.models.weights import stored_tensors
 from effopd.records import display_text
 from effopd.rewards.build import verifier_for
 from effopd.rewards.sandbox.opening import open_sandbox
@@ -68,7 +66,7 @@ class Model:
             return path
         if self.offline or path.is_file() or self.settings.path.startswith((".", "/", "~")):
             return None
-        return fetch(self.settings.path, self.settings.revision, weights=False)
+        return find_model(self.settings.path, self.settings.revision, weights=False)
 
     @cached_property
     def content(self) -> tuple[Mapping[str, Any], Path]:
@@ -169,11 +167,13 @@ def _size(model: Model) -> Finding:
         level, text = "warning", f"{text}, not here"
         remedy = "put its directory there, or download it"
     elif Path(path).expanduser().is_dir():  # weights of a repository may not be here yet
-        contents = check_model(model.directory)
+        stored = stored_tensors(model.directory).values()
+        elements = sum(math.prod(tensor.shape) for tensor in stored)
+        quantized = read_config(model.directory).get("quantization_config")
         tied = shape.parameters + shape.tied * shape.vocabulary * shape.hidden
-        if contents.elements not in {shape.parameters, tied} and not contents.quantized:
+        if elements not in {shape.parameters, tied} and not quantized:
             level, remedy = "problem", "complete the download"
-            text = f"{path} holds {contents.elements} numbers, its config.json describes "
+            text = f"{path} holds {elements} numbers, its config.json describes "
             text += str(shape.parameters)
     return Finding(level=level, check=model.name, text=text, remedy=remedy)
 

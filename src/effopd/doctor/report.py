@@ -23,8 +23,8 @@ from effopd.doctor.memory import duration, gb, memory
 from effopd.doctor.phases import Estimate, Phase
 from effopd.doctor.smoke import smoke_run
 from effopd.errors import ConfigError, EffopdError
-from effopd.models.devices import card_of, real_device
-from effopd.models.gpus import Gpu, gpu_named
+from effopd.models.gpus import Gpu, card_of, gpu_named
+from effopd.models.loading import real_device
 from effopd.records import display_text
 from effopd.training.config import Config, load_config, make_config
 

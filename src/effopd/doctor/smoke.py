@@ -19,7 +19,7 @@ from effopd.config.reading import to_toml
 from effopd.demo.cache import cache_directory
 from effopd.doctor.sizes import model_config
 from effopd.models.checkpoints import write_checkpoint
-from effopd.models.counted import described_by
+from effopd.models.sizes import described_by
 from effopd.training.config import Config, make_config
 
 SPECIAL = ("<|endoftext|>", "<bos>", "<eos>")  # the first is added to any Qwen2 tokenizer

@@ -6,8 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from effopd.models.policy import Policy, Sample
-from effopd.models.portions import portions
+from effopd.models.policy import Policy, Sample, micro_batches
 from effopd.objectives import check_finite, token_divergences, token_log_probs
 
 BATCH_SEQUENCES = 64
@@ -118,9 +117,9 @@ def completion_batches(
     batch_sequences: int = BATCH_SEQUENCES,
     batch_tokens: int = BATCH_TOKENS,
 ) -> Iterator[list[Sample]]:
-    """Consecutive samples that go through a model together; see `portions`."""
+    """Consecutive samples that go through a model together; see `micro_batches`."""
     lengths = [len(s.prompt_ids) + len(s.completion_ids) for s in samples]
-    for indices in portions(lengths, tokens=batch_tokens, sequences=batch_sequences):
+    for indices in micro_batches(lengths, tokens=batch_tokens, sequences=batch_sequences):
         yield [samples[i] for i in indices]
 
 

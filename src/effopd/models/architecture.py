@@ -1,21 +1,18 @@
-"""What an architecture does with attention and logits, from its configuration alone.
+"""What an architecture does with attention, logits and positions, from its configuration alone.
 
 Nothing is built and no weights are read, so the doctor says the same as a run that starts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from effopd.errors import ConfigError, EffopdError, ParameterMismatchError
-from effopd.models.directory import check_config
-from effopd.models.weights import read_config
+from effopd.models.directory import read_config
 
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 CAPS = ("final_logit_softcapping", "output_logit_soft_cap", "logits_soft_cap")
@@ -24,11 +21,9 @@ FACTORS = ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multip
 """Settings of a config.json that multiply or divide the logits."""
 
 _LOADERS = (AutoModelForCausalLM, AutoModelForImageTextToText)
-_OF_TRANSFORMERS = (
-    OSError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError, AssertionError,
-    RuntimeError, ImportError, SafetensorError, StrictDataclassError,
-)  # fmt: skip
-"""What it raises on settings and files that are not what it expects."""
+_POSITIONS = ("max_position_embeddings", "n_positions")
+_LENGTHENING = {"linear", "dynamic", "yarn"}
+"""Kinds of rotary embeddings whose factor lengthens what the configuration says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,37 +51,27 @@ def read_architecture(
 
     Args:
         directory: With a config.json; weights need not be there.
-        attention: See `architecture_of`.
+        attention: Implementation asked for; "auto" is "sdpa" where the architecture has it, else
+            "eager".
         path: The model as the user named it; None for the directory.
 
     Raises:
-        ConfigError: config.json is damaged, transformers does not know the architecture, or as
-            `architecture_of`.
-        ParameterMismatchError: Likewise.
+        ConfigError: config.json is damaged, the architecture is no language model that transformers
+            knows, or it lacks the attention asked for.
+        ParameterMismatchError: Its logits are soft-capped.
     """
     path = path or str(directory)
-    check_config(directory / "config.json", read_config(directory))
-    with Explained(path):
+    read_config(directory)  # whether it is there and an object
+    with explained(path):
         config = AutoConfig.from_pretrained(str(directory), trust_remote_code=False)
     return architecture_of(config, path, attention)
 
 
 def architecture_of(config: Any, path: str, attention: Attention = "auto") -> Architecture:
-    """How a model is loaded, by its configuration.
-
-    Args:
-        config: Of transformers.
-        path: The model, for messages.
-        attention: Implementation asked for; "auto" is "sdpa" where the architecture has it, else
-            "eager".
-
-    Raises:
-        ConfigError: It is no language model, or lacks the attention asked for.
-        ParameterMismatchError: Its logits are soft-capped.
-    """
+    """How a model is loaded, by its configuration of transformers; `path` names it in messages."""
     check_uncapped(config, path)
     for loader in _LOADERS:
-        with Explained(path):
+        with explained(path):
             model_class = loader._model_mapping.get(type(config), None)
         reads_apart = loader is not AutoModelForCausalLM and config.is_encoder_decoder
         if model_class is not None and not reads_apart:
@@ -117,15 +102,7 @@ def architecture_of(config: Any, path: str, attention: Attention = "auto") -> Ar
 
 
 def check_uncapped(config: Any, path: str) -> None:
-    """Refuses logits that are no linear function of the last hidden state.
-
-    Args:
-        config: Configuration of a transformers model.
-        path: The model, for the message.
-
-    Raises:
-        ParameterMismatchError: A setting in `CAPS` is not None.
-    """
+    """Refuses logits that are no linear function of the last hidden state."""
     text = config.get_text_config()
     for name in CAPS:
         cap = getattr(text, name, None)
@@ -140,14 +117,8 @@ def check_uncapped(config: Any, path: str) -> None:
 def logit_factors(config: Any) -> tuple[float, ...]:
     """What the head's output may be multiplied by, as settings in `FACTORS` say.
 
-    A setting is a factor in one architecture and a divisor in another, so both are there; the
-    model's own logits tell which it is.
-
-    Args:
-        config: Configuration of a transformers model.
-
-    Returns:
-        The candidates, 1 first.
+    A setting is a factor in one architecture and a divisor in another, so both are there, behind 1;
+    the model's own logits tell which it is.
     """
     text = config.get_text_config()
     values = [getattr(text, name, None) for name in FACTORS]
@@ -155,33 +126,35 @@ def logit_factors(config: Any) -> tuple[float, ...]:
     return (1.0, *(factor for value in numbers for factor in (float(value), 1 / value)))
 
 
-class Explained:
-    """What transformers cannot load is a wrong setting, not a crash.
+def position_limit(config: Mapping[str, Any]) -> int | None:
+    """Tokens of prompt and answer that a model is made for, by its config.json; None for no limit.
 
-    Args:
-        path: The model as the user named it.
+    Of a model with several towers the text's count.
     """
+    text = config.get("text_config")
+    found = text if isinstance(text, Mapping) else config
+    limit = next((found[name] for name in _POSITIONS if type(found.get(name)) is int), None)
+    scaling = found.get("rope_parameters") or found.get("rope_scaling")
+    if limit is None or not isinstance(scaling, Mapping):
+        return limit
+    kind, factor = scaling.get("rope_type", scaling.get("type")), scaling.get("factor")
+    if kind not in _LENGTHENING or not isinstance(factor, int | float):
+        return limit
+    original = scaling.get("original_max_position_embeddings")
+    return max(limit, int(factor * (original if isinstance(original, int) else limit)))
 
-    def __init__(self, path: str) -> None:
-        self._path = path
 
-    def __enter__(self) -> None:
-        pass
+@contextmanager
+def explained(path: str) -> Iterator[None]:
+    """Turns whatever transformers raises on a model inside into ConfigError that names it.
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if isinstance(error, EffopdError):
-            return
-        # Damaged files are a bare Exception of tokenizers, and sizes that do not fit anything.
-        if kind is Exception or isinstance(error, _OF_TRANSFORMERS):
-            if "trust_remote_code" in str(error):
-                raise ConfigError(
-                    f"{self._path} needs code of its own, which effopd never runs"
-                ) from error
-            raise ConfigError(
-                f"cannot load {self._path}: {error or type(error).__name__}"
-            ) from error
+    Damaged files and sizes that do not fit are errors of any class, a bare Exception included.
+    """
+    try:
+        yield
+    except EffopdError:
+        raise
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise ConfigError(f"{path} needs code of its own, which effopd never runs") from error
+        raise ConfigError(f"cannot load {path}: {error or type(error).__name__}") from error

@@ -4,13 +4,13 @@ A checkpoint is written under a temporary name, hashed into `manifest.json`, syn
 renamed. Reading verifies every byte first, so a damaged or half-written one is never used.
 """
 
+import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import xxhash
@@ -23,14 +23,14 @@ _TEMPORARY = ".writing-"
 _NAME = re.compile(r"step-(\d+)")
 
 
-def checkpoint_path(parent: Path, step: int) -> Path:
+def checkpoint_path(parent: str | Path, step: int) -> Path:
     """`parent/step-00008`."""
-    return parent / f"step-{step:05d}"
+    return Path(parent) / f"step-{step:05d}"
 
 
-def list_checkpoints(parent: Path) -> list[Path]:
+def list_checkpoints(parent: str | Path) -> list[Path]:
     """Checkpoint directories below `parent`, the highest step first; not verified."""
-    named = [(_NAME.fullmatch(path.name), path) for path in parent.glob("step-*")]
+    named = [(_NAME.fullmatch(path.name), path) for path in Path(parent).glob("step-*")]
     steps = [(int(match[1]), path) for match, path in named if match and path.is_dir()]
     return [path for _, path in sorted(steps, reverse=True)]
 
@@ -46,52 +46,44 @@ def write_checkpoint(directory: Path, write: Callable[[Path], None]) -> None:
         CheckpointError: The file system refused (disk full, read-only, directory gone).
     """
     temporary = directory.with_name(_TEMPORARY + directory.name)
-    with _Attempt(directory, temporary):
+    try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         write(temporary)
-        (temporary / MANIFEST).write_bytes(_manifest(temporary))
+        files = {
+            path.relative_to(temporary).as_posix(): {
+                "bytes": path.stat().st_size,
+                "xxh3_128": _digest(path),
+            }
+            for path in sorted(temporary.rglob("*"))
+            if path.is_file()
+        }
+        (temporary / MANIFEST).write_bytes(_canonical(files))
         for path in (*temporary.rglob("*"), temporary):
             _sync(path)
         if directory.exists():
             shutil.rmtree(directory)
         temporary.rename(directory)
         _sync(directory.parent)
-
-
-class _Attempt:
-    """Removes a half-written directory, whatever stopped the writing."""
-
-    def __init__(self, directory: Path, temporary: Path) -> None:
-        self._directory, self._temporary = directory, temporary
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if error is None:
-            return
-        shutil.rmtree(self._temporary, ignore_errors=True)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
         # A full disk is an OSError in Python, and something else in Rust: a SafetensorError, or a
         # bare Exception from tokenizers.
-        if isinstance(error, OSError | SafetensorError) or kind is Exception:
+        if isinstance(error, OSError | SafetensorError) or type(error) is Exception:
             raise CheckpointError(
-                f"cannot write checkpoint {self._directory}: {error}. Earlier checkpoints are "
+                f"cannot write checkpoint {directory}: {error}. Earlier checkpoints are "
                 "untouched; free space or fix permissions and resume."
             ) from error
+        raise
 
 
-def verify_checkpoint(directory: Path) -> None:
+def verify_checkpoint(directory: str | Path) -> None:
     """Checks size and hash of every file against the manifest.
 
     Raises:
         CheckpointError: Naming the first file that is missing or differs.
     """
+    directory = Path(directory)
     try:
         written = (directory / MANIFEST).read_bytes()
         files = json.loads(written)["files"]
@@ -141,23 +133,18 @@ def prune(parent: Path, keep: int) -> None:
             shutil.rmtree(directory, ignore_errors=True)
 
 
-def _manifest(directory: Path) -> bytes:
-    files = {
-        path.relative_to(directory).as_posix(): {
-            "bytes": path.stat().st_size,
-            "xxh3_128": _digest(path),
-        }
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
-    }
-    return _canonical(files)
+def weights_fingerprint(directories: Iterable[Path]) -> str:
+    """A digest that changes when a weight file does, by name, size or time; reads no weights.
+
+    What is no directory, such as a repository's name, counts as empty; "" without weight files.
+    """
+    files = [path for each in directories for path in sorted(each.glob("*.safetensors"))]
+    found = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.blake2b(repr(found).encode(), digest_size=16).hexdigest() if found else ""
 
 
 def _canonical(files: Mapping[str, Any]) -> bytes:
-    """One byte string per content, so that a flip anywhere in the manifest shows.
-
-    The digest over the list guards the list itself.
-    """
+    """One byte string per content, with a digest of the list, so that any flip in it shows."""
     listing = json.dumps(files, sort_keys=True)
     digest = xxhash.xxh3_128_hexdigest(listing.encode())
     return json.dumps({"digest": digest, "files": files}, sort_keys=True, indent=1).encode()

@@ -1,208 +1,211 @@
-"""What a model directory may hold, checked before transformers opens any of it.
+"""Model directories: where they are, what a wrong path means, and which files hold the weights.
 
-Transformers follows links, takes names of files from config.json, and builds whatever sizes it
-names; docs/safety.md lists what is refused and why.
+Weights are safetensors that a complete index names; pickles and code are never opened.
 """
 
-import codecs
-import math
+import difflib
+import json
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
-from torch import Tensor
-from torch.nn.modules import module as torch_modules
+from effopd.errors import CheckpointError, ConfigError
 
-from effopd.errors import ConfigError, ParameterMismatchError
-from effopd.models.weights import INDEX, SINGLE, check_file, read_config, stored_tensors
+CONFIG, GENERATION = "config.json", "generation_config.json"
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
-LARGEST_TEXT_BYTES = 2**28
-"""Of a tokenizer; those published have up to 40 million bytes."""
-MOST_LAYERS = 100_000
-"""Also of heads and experts: transformers makes lists of that length before it builds a model."""
-MOST_POSITIONS = 2**27
-SPARE_ELEMENTS = 2**26
-"""A model may be larger than its files by this much: buffers that no file holds."""
-
-_READ = (".json", ".jinja", ".model", ".txt", ".tiktoken")
-_TEMPLATES = "additional_chat_templates"
-_DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
-_REDIRECTING = {
-    "transformers_weights": "names other weight files than the usual ones",
-    "fusion_config": "replaces parts of the model",
-}
-_USUAL = (None, SINGLE, INDEX)
-_AT_LEAST_ONE = {
-    "hidden_size", "n_embd", "d_model", "intermediate_size", "vocab_size", "head_dim",
-    "num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_attention_heads", "n_head",
-    "num_heads", "num_key_value_heads", "max_position_embeddings", "n_positions",
-}  # fmt: skip
-_COUNTS = {
-    "num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_attention_heads", "n_head",
-    "num_heads", "num_key_value_heads", "num_experts", "num_local_experts", "n_routed_experts",
-}  # fmt: skip
-_POSITIONS = {"max_position_embeddings", "n_positions", "max_sequence_length", "n_ctx"}
+_TEXTS = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
+_ELSEWHERE = ["original/*", "onnx/*", "*.bin.index.json"]
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.bin.index.json")
+_WEIGHT_FILES = (
+    ".gguf", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".distcp", ".zip",
+)  # fmt: skip
+_REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+_URL = re.compile(r"(file|hf|s3|gs|https?):/*(/.*)")
+_HUB = re.compile(r"(?:https?:/+(?:www\.)?(?:huggingface\.co|hf\.co)/|hf:/+)([^/]+/[^/?#]+)")
+_STEP = re.compile(r"(?:checkpoint|step|global_step|iter)[-_]?(\d+)")
+_GGUF = (
+    "GGUF files hold weights quantized for llama.cpp, which effopd does not read: give the "
+    "original model, or write it with transformers: from_pretrained(DIRECTORY, gguf_file=FILE), "
+    "then save_pretrained"
+)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Contents:
-    """How much the weight files of a model hold.
-
-    Attributes:
-        tensors: Number of tensors.
-        elements: Their elements; packed ones of a quantized model count as stored.
-        stored_bytes: Their bytes.
-        quantized: config.json describes quantized weights.
-    """
-
-    tensors: int
-    elements: int
-    stored_bytes: int
-    quantized: bool = False
-
-    @property
-    def most_elements(self) -> int:
-        """Largest number of elements that a model made of these files may have.
-
-        Twice what is stored leaves tensors that are stored once and used twice, and missing ones,
-        to messages that name them. A quantized element takes one bit or more.
-        """
-        stored = 8 * self.stored_bytes if self.quantized else 2 * self.elements
-        return stored + SPARE_ELEMENTS
-
-    @property
-    def most_modules(self) -> int:
-        """Likewise of modules, which need no weights of their own."""
-        return 20 * self.tensors + 1000
+# Finding a model ----------------------------------------------------------------------------------
 
 
-def check_model(directory: Path) -> Contents:
-    """Checks config.json and the headers of the weights; reads no weights.
+def find_model(path: str | Path, revision: str | None = None, *, weights: bool = True) -> Path:
+    """The directory of a model or adapter, on this disk or in the cache of the Hugging Face Hub.
+
+    A repository is downloaded where the cache lacks it: configuration and tokenizer first, then the
+    weight files that its index names. Offline, the cache is used.
 
     Args:
-        directory: A Hugging Face model directory.
-
-    Returns:
-        What the weights amount to.
+        path: A directory, or a repository id such as `Qwen/Qwen3-1.7B`.
+        revision: Commit, tag or branch of a repository; None for the main one.
+        weights: Whether weight files are wanted.
 
     Raises:
-        ConfigError: Something is a pipe, leads out of the directory, is too large or pickled; or
-            config.json redirects transformers or has impossible sizes.
+        ConfigError: There is no such directory or repository, or the Hub cannot be reached and the
+            cache lacks it.
     """
-    check_texts(directory)
-    for path in sorted(directory.glob("*.safetensors")):
-        check_file(path)
-        if _DISTRIBUTED.fullmatch(path.name):
-            raise ConfigError(
-                f"{path} is part of a distributed checkpoint: gather it with "
-                "model.save_pretrained(...) and use that"
+    directory = Path(path).expanduser()
+    if directory.is_dir():
+        return directory
+    if looks_local(str(path)):
+        raise ConfigError(no_such_directory(path))
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    def snapshot(revision: str | None, files: Sequence[str]) -> Path:
+        return Path(
+            snapshot_download(
+                str(path), revision=revision, allow_patterns=list(files), ignore_patterns=_ELSEWHERE
             )
-    config = read_config(directory)
-    check_config(directory / "config.json", config)
-    stored = [each for _, each in stored_tensors(directory).values()]
-    return Contents(
-        tensors=len(stored),
-        elements=sum(math.prod(each.shape) for each in stored),
-        stored_bytes=sum(each.end - each.start for each in stored),
-        quantized=any(section.get("quantization_config") for section in _sections(config)),
+        )
+
+    try:
+        directory = snapshot(revision, _TEXTS)
+        if weights:
+            index = read_index(directory / INDEX) if (directory / INDEX).is_file() else {}
+            shards = sorted(set(index.values())) or [SINGLE, ADAPTER_WEIGHTS]
+            directory = snapshot(directory.name, shards)  # of the same commit
+    except ConfigError:
+        raise
+    except (OSError, ValueError, HTTPError) as error:
+        if isinstance(error, RepositoryNotFoundError):
+            why = "there is none that can be seen (private and gated ones need access and HF_TOKEN)"
+        elif not isinstance(error, HfHubHTTPError) and isinstance(
+            error, LocalEntryNotFoundError | HTTPError | ConnectionError
+        ):
+            why = "it is not in the cache, and the Hub cannot be reached"
+        else:
+            why = str(error)
+        raise ConfigError(
+            f"cannot load {path}: {no_such_directory(path)}; as a repository of the Hugging Face "
+            f"Hub, {why}"
+        ) from error
+    return directory
+
+
+def looks_local(path: str) -> bool:
+    """Whether a path that is no directory cannot be a repository of the Hugging Face Hub."""
+    return (
+        path.startswith((".", "/", "~"))
+        or path.endswith(_WEIGHT_FILES)
+        or Path(path).exists()
+        or _REPOSITORY.fullmatch(path) is None
     )
 
 
-def check_texts(directory: Path) -> None:
-    """Checks that configuration and tokenizer are files of the directory and not too large.
-
-    Raises:
-        ConfigError: One is a pipe or a link that leads elsewhere, has more than
-            `LARGEST_TEXT_BYTES`, or is JSON that begins with a byte order mark.
-    """
-    for path in sorted([*directory.iterdir(), *(directory / _TEMPLATES).glob("*")]):
-        if path.suffix not in _READ:
-            continue
-        check_file(path, directory)
-        if path.stat().st_size > LARGEST_TEXT_BYTES:
-            raise ConfigError(f"{path} has more than {LARGEST_TEXT_BYTES} bytes: remove it")
-        if path.name.startswith("tokenizer") or path.name.endswith("config.json"):
-            with path.open("rb") as file:
-                if file.read(3) == codecs.BOM_UTF8:  # transformers cannot read it
-                    remedy = "save it as UTF-8 without one"
-                    raise ConfigError(f"{path} is damaged by a byte order mark: {remedy}")
-
-
-def check_config(path: Path, config: Mapping[str, Any]) -> None:
-    """Refuses settings that redirect transformers, and sizes that no model has.
-
-    Raises:
-        ConfigError: There is one.
-    """
-    for section in _sections(config):
-        for name, why in _REDIRECTING.items():
-            if section.get(name) not in _USUAL:
-                raise ConfigError(f"{path} sets {name}, which {why}: remove the setting")
-        for name, value in section.items():
-            if name in _AT_LEAST_ONE | _COUNTS | _POSITIONS:
-                _check_size(path, name, value)
+def no_such_directory(path: str | Path, wanted: str = "model directory") -> str:
+    """Says why a path is no directory of the kind that is wanted, and what is near it."""
+    found = Path(path).expanduser()
+    if url := _URL.match(str(path)):
+        instead = f"give the path alone, {unquote(url[2])}" if url[1] == "file" else "download it"
+        if hub := _HUB.match(str(path)):
+            instead = f"give the repository's name alone, {hub[1]}"
+        return f"{path} is an address, not a {wanted}: {instead}"
+    if found.suffix == ".gguf":
+        return f"{path} is no model directory. {_GGUF}"
+    if found.is_file():
+        return f"{path} is a file: give the model directory that it is in, {found.parent}"
+    # Similar names beside the path, or beside the first of its parents that is missing.
+    while not found.parent.is_dir():
+        found = found.parent
+    try:
+        beside = [entry.name for entry in found.parent.iterdir() if entry.is_dir()]
+    except OSError:
+        beside = []
+    close = difflib.get_close_matches(found.name, beside, n=3)
+    near = " or ".join(str(found.parent / name) for name in close)
+    return f"no {wanted} at {path}" + (f" (did you mean {near}?)" if near else "")
 
 
-@contextmanager
-def built_from(directory: Path, contents: Contents) -> Iterator[None]:
-    """Stops building a model, inside, once it outgrows the files that it is to be filled from.
-
-    Transformers builds a model without memory (on the meta device) and then makes room for it: what
-    is counted here has cost nothing yet. Of all threads.
-
-    Raises:
-        ParameterMismatchError: The model of config.json is too large.
-    """
-    elements = modules = 0
-
-    def refuse(what: str) -> None:
-        raise ParameterMismatchError(
-            f"the model that {directory / 'config.json'} describes has more than {what}, but its "
-            f"files hold {contents.tensors} tensors of {contents.elements} elements: config.json "
-            "and weights belong to different models"
+def contents_instead(directory: Path) -> str:
+    """Says what is in a directory that holds no weights, and what to give in its place."""
+    if any(directory.glob("*.gguf")):
+        return f"it holds {min(directory.glob('*.gguf')).name}. {_GGUF}"
+    if snapshots := sorted(directory.glob("snapshots/*/config.json")):
+        return f"it is a repository in the cache of the Hub: give {snapshots[-1].parent}"
+    for parent in (directory / "checkpoints", directory):
+        named = [(_STEP.fullmatch(p.name), p) for p in parent.glob("*") if p.is_dir()]
+        steps = sorted((int(match[1]), path) for match, path in named if match)
+        if steps:
+            count = f"{len(steps)} checkpoints" if len(steps) > 1 else "a checkpoint"
+            return (
+                f"it is a trainer's output with {count}: give one of them, such as {steps[-1][1]}"
+            )
+    if any(directory.glob("*.distcp")) or any(directory.glob("*/*.distcp")):
+        return (
+            "it is a distributed checkpoint of FSDP: merge its shards (accelerate merge-weights) "
+            "and give what that writes"
         )
-
-    def count_tensor(owner: object, name: str, tensor: Tensor | None) -> None:
-        nonlocal elements
-        elements += tensor.numel() if tensor is not None and tensor.is_meta else 0
-        if elements > contents.most_elements:
-            refuse(f"{contents.most_elements} elements")
-
-    def count_module(owner: object, name: str, part: object) -> None:
-        nonlocal modules
-        modules += 1
-        if modules > contents.most_modules:
-            refuse(f"{contents.most_modules} modules")
-
-    with ExitStack() as hooks:
-        for register, hook in (
-            (torch_modules.register_module_parameter_registration_hook, count_tensor),
-            (torch_modules.register_module_buffer_registration_hook, count_tensor),
-            (torch_modules.register_module_module_registration_hook, count_module),
-        ):
-            hooks.callback(register(hook).remove)
-        yield
+    if any(path for pattern in _PICKLED for path in directory.glob(pattern)):
+        return (
+            "pickled weights are refused: convert them with model.save_pretrained(..., "
+            "safe_serialization=True)"
+        )
+    if inside := sorted(path.parent for path in directory.glob("*/config.json")):
+        return f"{inside[0]} is a model directory: give that"
+    return "complete the download, or save the model there with model.save_pretrained(...)"
 
 
-def _sections(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The configuration and those within it, such as text_config."""
-    waiting = [config]
-    while waiting:
-        section = waiting.pop()
-        yield section
-        waiting += [value for value in section.values() if isinstance(value, dict)]
+# Reading its small files --------------------------------------------------------------------------
 
 
-def _check_size(path: Path, name: str, value: Any) -> None:
-    """One size; None and lists, one entry a layer, are left to transformers."""
-    if value is None or isinstance(value, list):
-        return
-    least = int(name in _AT_LEAST_ONE)
-    most = MOST_LAYERS if name in _COUNTS else MOST_POSITIONS if name in _POSITIONS else 2**63 - 1
-    if type(value) is not int or not least <= value <= most:
+def read_config(directory: Path) -> dict[str, Any]:
+    """The content of config.json."""
+    return read_object(directory / CONFIG)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The content of a JSON file that holds an object."""
+    if not path.is_file():  # reading a pipe would wait for ever
+        raise ConfigError(f"{path} is missing or no regular file")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is damaged ({error}): download or export it again") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is damaged: it must hold a JSON object")
+    return content
+
+
+def read_index(index: Path) -> dict[str, str]:
+    """Tensor name -> file name in an index, all of them safetensors files beside it."""
+    shard_of = read_object(index).get("weight_map")
+    if not isinstance(shard_of, dict) or not shard_of:
+        raise ConfigError(f"{index} is damaged: weight_map must name the file of each tensor")
+    for file in shard_of.values():
+        if not isinstance(file, str):
+            raise ConfigError(f"{index} is damaged: file names must be text")
+        plain = Path(file).name == file and "\\" not in file and "\0" not in file
+        if not (plain and file.endswith(".safetensors")):
+            raise ConfigError(f"{index} names {file!r:.200}, which is no file of this directory")
+    return shard_of
+
+
+def find_shards(directory: Path) -> dict[str, str]:
+    """Tensor name -> shard as the index states; empty where one file holds the model."""
+    if not any(directory.glob("*.safetensors")):
         raise ConfigError(
-            f"{path}: {name} must be a whole number from {least} to {most}, got {value!r:.60}"
+            f"{directory} holds no *.safetensors weights; {contents_instead(directory)}"
         )
+    if not (directory / INDEX).exists():
+        return {}
+    if (directory / SINGLE).exists():
+        raise CheckpointError(
+            f"{directory} holds both {SINGLE} and {INDEX}: remove the one that is out of date"
+        )
+    return read_index(directory / INDEX)

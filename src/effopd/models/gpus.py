@@ -3,6 +3,8 @@
 import re
 from dataclasses import dataclass, replace
 
+import torch
+
 from effopd.errors import ConfigError
 
 
@@ -62,3 +64,22 @@ def gpu_named(text: str) -> Gpu:
             f"a number of bytes, or 'auto' for the card of this machine, got {text!r:.60}"
         )
     return found
+
+
+def card_of(device: str) -> Gpu:
+    """The card behind a device of this machine, with the memory that its driver reports.
+
+    Raises:
+        ConfigError: The device is no GPU of this machine.
+    """
+    if not (device.startswith("cuda") and torch.cuda.is_available()):
+        raise ConfigError(
+            "--gpu auto takes the card of this machine, which has none: name the card of the "
+            "machine that is to run it, such as 'H100 80GB'"
+        )
+    found = torch.cuda.get_device_properties(device)
+    try:
+        known = gpu_named(found.name)
+    except ConfigError:  # a card without a data sheet here: its memory is known, its speed is not
+        known = Gpu(name=found.name, memory_bytes=0)
+    return replace(known, name=found.name, memory_bytes=found.total_memory)

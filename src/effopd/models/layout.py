@@ -2,7 +2,7 @@
 
 Families: Llama, Qwen 2 and 3, Mistral, Gemma, Phi-3 (fused q/k/v and gate/up), GPT-2 and GPT-NeoX
 (q/k/v fused in an order that is no run of rows: one matrix `qkv`), and mixtures of experts with a
-tensor per expert or one batched over them. Legend: E experts.
+tensor per expert or one batched over them.
 """
 
 import re
@@ -12,40 +12,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 from effopd.errors import ConfigError, ParameterMismatchError
-from effopd.models.weights import read_config
+from effopd.models.directory import read_config
 
 Block = Literal["attention", "mlp", "embedding", "norm", "head", "other"]
 
 # Last module of a name -> what it is.
 _ROLES: dict[str, tuple[Block, str]] = {
-    "q_proj": ("attention", "q"),
-    "k_proj": ("attention", "k"),
-    "v_proj": ("attention", "v"),
-    "o_proj": ("attention", "o"),
-    "qkv_proj": ("attention", "qkv"),
-    "query_key_value": ("attention", "qkv"),
-    "c_attn": ("attention", "qkv"),
-    "gate_proj": ("mlp", "gate"),
-    "up_proj": ("mlp", "up"),
-    "down_proj": ("mlp", "down"),
-    "gate_up_proj": ("mlp", "gate_up"),
-    "dense_h_to_4h": ("mlp", "up"),
-    "dense_4h_to_h": ("mlp", "down"),
-    "c_fc": ("mlp", "up"),
-    "fc1": ("mlp", "up"),
-    "fc2": ("mlp", "down"),
-    "w1": ("mlp", "gate"),
-    "w2": ("mlp", "down"),
-    "w3": ("mlp", "up"),
-    "shared_expert_gate": ("mlp", "router"),
-    "router": ("mlp", "router"),
-    "embed_tokens": ("embedding", "embed"),
-    "embed_in": ("embedding", "embed"),
-    "wte": ("embedding", "embed"),
-    "wpe": ("embedding", "position"),
-    "lm_head": ("head", "head"),
+    "q_proj": ("attention", "q"), "k_proj": ("attention", "k"), "v_proj": ("attention", "v"),
+    "o_proj": ("attention", "o"), "qkv_proj": ("attention", "qkv"),
+    "query_key_value": ("attention", "qkv"), "c_attn": ("attention", "qkv"),
+    "gate_proj": ("mlp", "gate"), "up_proj": ("mlp", "up"), "down_proj": ("mlp", "down"),
+    "gate_up_proj": ("mlp", "gate_up"), "dense_h_to_4h": ("mlp", "up"),
+    "dense_4h_to_h": ("mlp", "down"), "c_fc": ("mlp", "up"), "fc1": ("mlp", "up"),
+    "fc2": ("mlp", "down"), "w1": ("mlp", "gate"), "w2": ("mlp", "down"), "w3": ("mlp", "up"),
+    "shared_expert_gate": ("mlp", "router"), "router": ("mlp", "router"),
+    "embed_tokens": ("embedding", "embed"), "embed_in": ("embedding", "embed"),
+    "wte": ("embedding", "embed"), "wpe": ("embedding", "position"), "lm_head": ("head", "head"),
     "embed_out": ("head", "head"),
-}
+}  # fmt: skip
 _BLOCK_ORDER = ("embedding", "attention", "mlp", "norm", "head", "other")
 _PROJECTION_ORDER = ("q", "k", "v", "qkv", "o", "router", "gate", "up", "gate_up", "down")
 _NORM = re.compile(r"(.*_)?(layer)?norm[0-9f]?|ln_[12f]|ln_attn|ln_mlp")
@@ -55,7 +39,6 @@ _OUTPUTS = ("c_proj", "dense", "out_proj")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
 _BATCHED = re.compile(r"\.experts\.[a-z_]+$")
-_BIAS = re.compile(r"\.bias$")
 _PARAMETER = re.compile(r"\.(weight|bias)$")
 
 
@@ -77,7 +60,7 @@ class Heads:
         counts = (self.query, self.key_value, self.width)
         if not all(type(count) is int for count in counts):
             raise ConfigError(f"head counts and width must be whole numbers, got {counts}")
-        if min(self.query, self.key_value, self.width) < 1 or self.query % self.key_value:
+        if min(counts) < 1 or self.query % self.key_value:
             raise ConfigError(
                 f"query heads must be a multiple of key and value heads and all at least 1, got "
                 f"{self.query}, {self.key_value} and width {self.width}"
@@ -119,8 +102,19 @@ class Place:
 def place_of(name: str) -> Place:
     """What a whole tensor is; block "other" when the name is of no known kind."""
     layer, expert = _LAYER.search(name), _EXPERT.search(name)
-    module = _PARAMETER.sub("", name).removesuffix("_bias")
-    block, projection = _role(module)
+    # The module is told by its own name, else by those that it is in.
+    *parents, last = _PARAMETER.sub("", name).removesuffix("_bias").split(".")
+    block: Block = "other"
+    projection = last
+    if last in _ROLES:
+        block, projection = _ROLES[last]
+    elif _NORM.fullmatch(last):
+        block, projection = "norm", "norm"
+    elif not _ATTENTION.isdisjoint(parents):
+        block, projection = "attention", "o" if last in _OUTPUTS else last.removesuffix("_proj")
+    elif not _MLP.isdisjoint(parents):
+        known = {**dict.fromkeys(_OUTPUTS, "down"), "gate": "router"}
+        block, projection = "mlp", known.get(last, last.removesuffix("_proj"))
     return Place(
         name=name,
         layer=int(layer[1]) if layer else None,
@@ -137,7 +131,20 @@ def places(shapes: Mapping[str, tuple[int, ...]], heads: Heads | None = None) ->
         shapes: Of all tensors, by name.
         heads: Of the model's config.json; without it a fused q/k/v stays one place `qkv`.
     """
-    found = [part for name in shapes for part in _parts(place_of(name), shapes, heads)]
+    found: list[Place] = []
+    for name, shape in shapes.items():
+        # A tensor with a first axis over experts is one place for each of them.
+        experts = [replace(place_of(name), shape=shape)]
+        if _BATCHED.search(name) and shape:
+            one = replace(place_of(name), shape=shape[1:], batched=True)
+            experts = [replace(one, expert=expert) for expert in range(shape[0])]
+        # A fused projection is one place for each of its parts.
+        rows = _fused_rows(experts[0], shapes, heads) if experts else {}
+        for each in experts:
+            for part, (first, last) in rows.items():
+                size = (last - first, *each.shape[1:])
+                found.append(replace(each, projection=part, rows=(first, last), shape=size))
+        found += [] if rows else experts
     return sorted(found, key=_order)
 
 
@@ -156,11 +163,7 @@ def matrices(places: Iterable[Place]) -> list[Place]:
 
 
 def heads_of(config: Mapping[str, Any]) -> Heads | None:
-    """Head counts of a config.json; None when it names none.
-
-    Raises:
-        ConfigError: They are no whole numbers of at least 1.
-    """
+    """Head counts of a config.json; None when it names none."""
     text = config.get("text_config") or config
     query, width = text.get("num_attention_heads"), text.get("head_dim")
     if query is None or (width is None and "hidden_size" not in text):
@@ -177,49 +180,21 @@ def read_heads(directory: Path) -> Heads | None:
     return heads_of(read_config(directory))
 
 
-def _role(module: str) -> tuple[Block, str]:
-    """Block and projection of a module by its path: by its own name, else by its parents'."""
-    *parents, last = module.split(".")
-    if last in _ROLES:
-        return _ROLES[last]
-    if _NORM.fullmatch(last):
-        return "norm", "norm"
-    projection = last.removesuffix("_proj")
-    if not _ATTENTION.isdisjoint(parents):
-        return "attention", "o" if last in _OUTPUTS else projection
-    if not _MLP.isdisjoint(parents):
-        return "mlp", "down" if last in _OUTPUTS else "router" if last == "gate" else projection
-    return "other", last
-
-
-def _parts(whole: Place, shapes: Mapping[str, tuple[int, ...]], heads: Heads | None) -> list[Place]:
-    """The places within one tensor: each expert, and each part of a fused projection."""
-    shape = shapes[whole.name]
-    experts = [replace(whole, shape=shape)]
-    if _BATCHED.search(whole.name) and shape:
-        one = replace(whole, shape=shape[1:], batched=True)
-        experts = [replace(one, expert=expert) for expert in range(shape[0])]
-    rows = _fused_rows(experts[0], shapes, heads) if experts else {}
-    if not rows:
-        return experts
-    return [
-        replace(each, projection=part, rows=(first, last), shape=(last - first, *each.shape[1:]))
-        for each in experts
-        for part, (first, last) in rows.items()
-    ]
-
-
 def _fused_rows(
     place: Place, shapes: Mapping[str, tuple[int, ...]], heads: Heads | None
 ) -> dict[str, tuple[int, int]]:
     """Projection -> its rows; empty where the tensor is one projection or cannot be split."""
     shape = place.shape
-    if not shape:
-        return {}
-    if place.projection == "gate_up" and _gate_is_above_up(place.name, shapes):
+    if shape and place.projection == "gate_up":
+        # Gate and up are the halves of the output rows where `down` has half as many columns; some
+        # models store `[in, out]` or interleave the two, and theirs stay one matrix.
+        weight = re.sub(r"\.bias$", ".weight", place.name).removesuffix("_bias")
+        fused, down = shapes.get(weight), shapes.get(weight.replace("gate_up_proj", "down_proj"))
+        if fused is None or down is None or min(len(fused), len(down)) < 2:
+            return {}
         half = shape[0] // 2
-        return {"gate": (0, half), "up": (half, 2 * half)}
-    if place.projection == "qkv" and "qkv_proj" in place.name and heads is not None:
+        return {"gate": (0, half), "up": (half, 2 * half)} if fused[-2] == 2 * down[-1] else {}
+    if shape and place.projection == "qkv" and "qkv_proj" in place.name and heads is not None:
         query, key_value = heads.query * heads.width, heads.key_value * heads.width
         if shape[0] != query + 2 * key_value:
             raise ParameterMismatchError(
@@ -230,18 +205,6 @@ def _fused_rows(
         values = query + key_value
         return {"q": (0, query), "k": (query, values), "v": (values, values + key_value)}
     return {}
-
-
-def _gate_is_above_up(name: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether gate and up are the halves of the output rows, told by the shape of `down`.
-
-    Some models store `[in, out]` or interleave the two; theirs stay one matrix.
-    """
-    weight = _BIAS.sub(".weight", name).removesuffix("_bias")
-    fused, down = shapes.get(weight), shapes.get(weight.replace("gate_up_proj", "down_proj"))
-    if fused is None or down is None or min(len(fused), len(down)) < 2:
-        return False
-    return fused[-2] == 2 * down[-1]
 
 
 def _order(place: Place) -> tuple[int, int, int, int, str]:

@@ -1,6 +1,5 @@
 """Loading Hugging Face causal language models and tokenizers, safely."""
 
-import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,11 +10,18 @@ import torch
 from transformers import AutoTokenizer, GenerationConfig
 
 from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
-from effopd.models.architecture import Architecture, Attention, Explained, read_architecture
-from effopd.models.chat_templates import check_chat_template
-from effopd.models.devices import real_device
-from effopd.models.directory import built_from, check_config, check_model, check_texts
-from effopd.models.hub import fetch
+from effopd.models.architecture import Architecture, Attention, explained, read_architecture
+from effopd.models.directory import (
+    ADAPTER_CONFIG,
+    CONFIG,
+    GENERATION,
+    INDEX,
+    SINGLE,
+    contents_instead,
+    find_model,
+    read_config,
+    read_object,
+)
 from effopd.models.lora import LoraStudent, add_adapters_
 from effopd.models.names import (
     BUFFER,
@@ -26,17 +32,9 @@ from effopd.models.names import (
     in_tower,
     plain_names,
 )
-from effopd.models.paths import contents_instead
-from effopd.models.saving import GENERATION
-from effopd.models.tying import check_tied_shapes
-from effopd.models.weights import (
-    is_finite,
-    open_weights,
-    read_config,
-    read_object,
-    stored_tensors,
-)
+from effopd.models.weights import check_tied_shapes, is_finite, open_weights, stored_tensors
 
+AUTO = "auto"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
@@ -67,88 +65,93 @@ class ModelSettings:
 
 
 def load_model(
-    settings: ModelSettings, device: str = "cpu", report: Callable[[str], None] = lambda text: None
+    model: ModelSettings | str | Path,
+    device: str = "cpu",
+    report: Callable[[str], None] = lambda text: None,
 ) -> Any:
     """The causal language model in evaluation mode, from safetensors only, no remote code.
 
-    Everything in its directory is checked before transformers opens it (docs/safety.md), and every
-    number of the weights afterwards, which reads them once more.
-
     Args:
-        settings: Which model.
-        device: Where it goes.
+        model: Which model; a directory or repository id alone loads it in float32.
+        device: Where it goes, see `real_device`.
         report: Receives sentences about what differs from the usual: attention, names, tensors
             that are in the files and not in the model.
+
+    Raises:
+        ConfigError: There is no such model, its weights are no safetensors, or transformers has no
+            language model for it.
+        CheckpointError: A file of the weights is damaged.
+        ParameterMismatchError: Weights and config.json do not belong together.
+        NonFiniteError: A weight is a NaN or an infinity.
     """
     device = real_device(device)
-    path, directory = settings.path, _located(settings, weights=True)
-    contents = check_model(directory)
-    if (directory / GENERATION).exists():
-        read_object(directory / GENERATION)  # transformers passes over one that is damaged
+    settings = model if isinstance(model, ModelSettings) else ModelSettings(path=str(model))
+    path, directory = settings.path, _find(settings, weights=True)
+    # Check the files before transformers opens them.
+    stored = stored_tensors(directory)
+    config = _read_settings(directory)
     found = read_architecture(directory, attention=settings.attention, path=path)
     if found.attention == "eager" != settings.attention:
         report(
             f"{path}: {found.model_class.__name__} has no 'sdpa' attention and runs with 'eager'"
         )
+    names = plain_names(stored, path)
+    check_tied_shapes({names[name]: each.shape for name, each in stored.items()}, config, path)
+    # Build the model and fill it.
     options: dict[str, Any] = {
         "dtype": getattr(torch, settings.dtype),
         "attn_implementation": found.attention,
         "ignore_mismatched_sizes": True,  # reported, and refused below
         "output_loading_info": True,
     }
-    stored = stored_tensors(directory)
-    names = plain_names(stored, path)
-    config = read_config(directory)
-    shapes = {names[name]: each.shape for name, (_, each) in stored.items()}
-    check_tied_shapes(shapes, config, path)
-    prefixes = described_prefixes(names)
-    with Explained(path), built_from(directory, contents):
-        if prefixes:
+    with explained(path):
+        if prefixes := described_prefixes(names):
             report(f"{path}: {prefixes}")
-            model, info = _load_renamed(directory, found, options)
+            built, info = _load_renamed(directory, found, options)
         else:
-            model, info = found.loader.from_pretrained(
+            built, info = found.loader.from_pretrained(
                 str(directory), use_safetensors=True, trust_remote_code=False, **options
             )
+    # Check that the weights are those of the model.
     drafts = draft_layers(config)
-    _check_complete(path, info, drafts)
-    _check_tied(path, model)
-    has = {extra(name) for name in model.state_dict()}
+    _check_complete(path, built, info, drafts)
+    has = {extra(name) for name in built.state_dict()}
     for why, apart in by_reason({n: extra(n, drafts) for n in names.values()}).items():
         if why != BUFFER and why not in has:
             report(f"{path}: {len(apart)} tensors are not loaded, {why} ({apart[0]})")
+    # Prepare it for training and scoring.
     if settings.gradient_checkpointing:
         with warnings.catch_warnings():  # renamed in transformers 5.x; this name works in all of it
             warnings.simplefilter("ignore", FutureWarning)
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-    for name, parameter in model.named_parameters():
+            built.gradient_checkpointing_enable({"use_reentrant": False})
+    for name, parameter in built.named_parameters():
         if in_tower(name):  # it has no gradient on text
             parameter.requires_grad_(False)
     if settings.lora is not None:
-        add_adapters_(model, settings.lora)
-    model = model.to(device).eval()
-    _check_finite(path, model)
-    return model
+        add_adapters_(built, settings.lora)
+    built = built.to(device).eval()
+    for name, tensor in built.state_dict().items():
+        if tensor.is_floating_point() and tensor.itemsize > 1 and not is_finite(tensor):
+            raise NonFiniteError(
+                f"{name} in {path} holds a NaN or an infinity: download or export the model again"
+            )
+    return built
 
 
-def load_tokenizer(settings: ModelSettings) -> Any:
-    """The tokenizer, with a padding token.
-
-    Its files are checked first, and its chat template is tried out with limits
-    (`check_chat_template`).
+def load_tokenizer(model: ModelSettings | str | Path) -> Any:
+    """The tokenizer of a model, with a padding token.
 
     Raises:
         ConfigError: There is none, or it has no end-of-sequence token.
     """
-    path, directory = settings.path, _located(settings, weights=False)
-    check_texts(directory)
-    check_config(directory / "config.json", read_config(directory))
+    settings = model if isinstance(model, ModelSettings) else ModelSettings(path=str(model))
+    path, directory = settings.path, _find(settings, weights=False)
     if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
         raise ConfigError(  # transformers would make up an empty one
             f"{path} holds no tokenizer ({', '.join(_TOKENIZER_FILES)}): write it there "
             "with tokenizer.save_pretrained(...)"
         )
-    with Explained(path):
+    with explained(path):
         tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"the tokenizer of {path} has no end-of-sequence token")
@@ -156,8 +159,71 @@ def load_tokenizer(settings: ModelSettings) -> Any:
         tokenizer.pad_token = tokenizer.eos_token
     if isinstance(tokenizer.chat_template, str):  # a byte order mark would be in every prompt
         tokenizer.chat_template = tokenizer.chat_template.removeprefix("\ufeff")
-    check_chat_template(path, tokenizer)
     return tokenizer
+
+
+def real_device(name: str) -> str:
+    """The PyTorch device that a setting stands for.
+
+    Args:
+        name: "auto", or a device as PyTorch names it: "cpu", "cuda", "cuda:1".
+
+    Returns:
+        For "auto" "cuda" where PyTorch finds a GPU (of NVIDIA, or of AMD by ROCm), else "cpu";
+        another name as it is. Apple's "mps" is never taken: it has no float64, in which answers
+        are sampled.
+
+    Raises:
+        ConfigError: The device is unknown, not there, or computes no float64.
+    """
+    if name == AUTO:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, dtype=torch.float64, device=name).item()
+    except (RuntimeError, AssertionError, TypeError):  # whose words list all of PyTorch's backends
+        kind = name.partition(":")[0]
+        why = "a device is 'auto', 'cpu', 'cuda' or, of several GPUs, 'cuda:1'"
+        if kind == "cuda":
+            here = torch.cuda.is_available()
+            last = torch.cuda.device_count() - 1
+            why = f"the GPUs here are 0 to {last}" if here else "PyTorch finds no GPU here"
+        elif kind == "mps":
+            why = "it has no float64, in which answers are sampled"
+        raise ConfigError(
+            f"device {name!r} cannot be used: {why}; 'auto' takes a GPU where there is one, else "
+            "the CPU"
+        ) from None
+    return name
+
+
+def _find(settings: ModelSettings, *, weights: bool) -> Path:
+    """The directory of a model that is no adapter."""
+    path = settings.path
+    directory = find_model(path, settings.revision, weights=weights)
+    if (directory / ADAPTER_CONFIG).is_file():
+        raise ConfigError(
+            f"{path} is an adapter: merge it into its base model and save that, or give the base "
+            "and train on from the adapter (student.lora.adapter)"
+        )
+    if not (directory / CONFIG).exists():
+        instead = "" if any(directory.glob("*.safetensors")) else f"; {contents_instead(directory)}"
+        raise ConfigError(
+            f"{path} is no Hugging Face model directory: config.json is missing{instead}"
+        )
+    return directory
+
+
+def _read_settings(directory: Path) -> dict[str, Any]:
+    """The content of config.json; refuses what would load other weights, or be passed over."""
+    config = read_config(directory)
+    if config.get("transformers_weights") not in (None, SINGLE, INDEX):
+        raise ConfigError(
+            f"{directory / CONFIG} sets transformers_weights, which names other weight files than "
+            "the usual ones: remove the setting"
+        )
+    if (directory / GENERATION).exists():
+        read_object(directory / GENERATION)  # transformers passes over one that is damaged
+    return config
 
 
 def _load_renamed(
@@ -172,13 +238,13 @@ def _load_renamed(
         **options,
     )
     model.name_or_path = model.config._name_or_path = str(directory)
-    if os.path.lexists(directory / GENERATION):
+    if (directory / GENERATION).exists():
         model.generation_config = GenerationConfig.from_pretrained(str(directory))
     return model, info
 
 
-def _check_complete(path: str, info: Mapping[str, Any], drafts: range) -> None:
-    """Transformers gives tensors that are not in the file random values, and leaves others out."""
+def _check_complete(path: str, model: Any, info: Mapping[str, Any], drafts: range) -> None:
+    """Refuses what transformers lets pass: tensors made up, left out, or untied from each other."""
     unexpected = sorted(name for name in info["unexpected_keys"] if extra(name, drafts) is None)
     missing = sorted(info["missing_keys"])
     if missing:
@@ -198,10 +264,6 @@ def _check_complete(path: str, info: Mapping[str, Any], drafts: range) -> None:
             f"{len(unexpected)} tensors in {path} have no place in the model, for example "
             f"{unexpected[0]}: config.json and weights belong to different models"
         )
-
-
-def _check_tied(path: str, model: Any) -> None:
-    """Transformers unties a head that is stored with other values than the embedding."""
     ties = model.config.get_text_config().to_dict().get("tie_word_embeddings", False)
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if ties and head is not None and head.weight is not embedding.weight:
@@ -209,29 +271,3 @@ def _check_tied(path: str, model: Any) -> None:
             f"config.json of {path} ties the head to the embedding, but the two are stored with "
             "different values: set tie_word_embeddings to what the weights are"
         )
-
-
-def _check_finite(path: str, model: Any) -> None:
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and tensor.itemsize > 1 and not is_finite(tensor):
-            raise NonFiniteError(
-                f"{name} in {path} holds a NaN or an infinity: download or export the model again"
-            )
-
-
-def _located(settings: ModelSettings, *, weights: bool) -> Path:
-    """The directory of a model, which is downloaded if it is a repository of the Hub."""
-    path, directory = settings.path, Path(settings.path).expanduser()
-    if not directory.is_dir():
-        directory = fetch(path, settings.revision, weights=weights)
-    if (directory / "adapter_config.json").is_file():
-        raise ConfigError(
-            f"{path} is an adapter: merge it into its base model and save that, or give the base "
-            "and train on from the adapter (student.lora.adapter)"
-        )
-    if not os.path.lexists(directory / "config.json"):
-        instead = "" if any(directory.glob("*.safetensors")) else f"; {contents_instead(directory)}"
-        raise ConfigError(
-            f"{path} is no Hugging Face model directory: config.json is missing{instead}"
-        )
-    return directory

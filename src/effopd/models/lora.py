@@ -1,32 +1,123 @@
-"""LoRA students: low-rank adapters trained in place of the weights, with PEFT.
+"""LoRA: adapters on disk in PEFT's format, and adapters trained in place of a model's weights.
 
-The adapters are part of the Hugging Face model itself, so whatever reads, writes or generates with
-a model does so with its adapters. They are float32 whatever the model is.
+Settings on disk are read without PEFT, so that analyses work without the extra. Trained adapters
+are part of the Hugging Face model itself, so whatever reads, writes or generates with a model does
+so with its adapters. They are float32 whatever the model is.
 """
 
 import json
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from effopd.errors import CheckpointError, ConfigError, MissingExtraError
-from effopd.models.adapters import CONFIG, WEIGHTS, read_lora_settings
-from effopd.models.headers import read_model_header
+from effopd.errors import (
+    CheckpointError,
+    ConfigError,
+    MissingExtraError,
+)
+from effopd.models.directory import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_object
 from effopd.models.names import in_tower
-from effopd.models.weights import check_file
+from effopd.models.weights import read_header
 
 ALL_LINEAR = "all-linear"
+Number = TypeVar("Number", int, float)
 _NAME = "default"
 _PREFIX = "base_model.model."
 _LEFT, _RIGHT = f".lora_B.{_NAME}.weight", f".lora_A.{_NAME}.weight"
+# Settings that make the update something else than scaling * B @ A of the base's own weights.
+_REFUSED = (
+    "use_dora", "lora_bias", "use_qalora", "use_bdlora", "arrow_config", "layer_replication",
+    "alora_invocation_tokens", "target_parameters", "trainable_token_indices",
+)  # fmt: skip
+_INITS = (None, True, False, "gaussian", "eva", "orthogonal")  # the others change the base
+
+
+# Adapters on disk ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """What adapter_config.json says about the size of the update.
+
+    `rank_pattern` and `alpha_pattern` hold values of single modules, by name or regular expression;
+    the first match counts.
+    """
+
+    rank: int
+    alpha: float
+    rank_stabilized: bool  # divide by sqrt(r) instead of r (rsLoRA)
+    transposed: bool  # the base stores [in, out] (PEFT's fan_in_fan_out)
+    rank_pattern: Mapping[str, int]
+    alpha_pattern: Mapping[str, float]
+
+    def rank_of(self, module: str) -> int:
+        """Rank of one module's update."""
+        return _matching(self.rank_pattern, module, self.rank)
+
+    def scaling_of(self, module: str) -> float:
+        """`alpha / r`, or `alpha / sqrt(r)` when rank-stabilized."""
+        rank = self.rank_of(module)
+        divisor = math.sqrt(rank) if self.rank_stabilized else rank
+        return _matching(self.alpha_pattern, module, self.alpha) / divisor
+
+
+def read_lora_settings(directory: Path) -> LoraSettings:
+    """The settings of an adapter directory; ConfigError unless it is plain LoRA on the base."""
+    path = directory / ADAPTER_CONFIG
+    raw = read_object(path)
+    kind, init = raw.get("peft_type"), raw.get("init_lora_weights")
+    problem = ""
+    if kind != "LORA":
+        problem = f"describes an adapter of kind {kind!r}, not LORA"
+    elif used := [name for name in _REFUSED if raw.get(name)]:
+        problem = f"sets {used[0]}, which plain LoRA does not have"
+    elif raw.get("bias", "none") != "none":
+        problem = f"trains biases (bias = {raw['bias']!r})"
+    elif init not in _INITS:
+        problem = f"starts from init_lora_weights = {init!r}, which changes the base's weights too"
+    if problem:
+        raise ConfigError(
+            f"{path} {problem}: merge the adapter into its base model, save that and analyze it "
+            "instead"
+        )
+    try:
+        found = LoraSettings(
+            rank=raw["r"],
+            alpha=raw["lora_alpha"],
+            rank_stabilized=bool(raw.get("use_rslora")),
+            transposed=bool(raw.get("fan_in_fan_out")),
+            rank_pattern=dict(raw.get("rank_pattern") or {}),
+            alpha_pattern=dict(raw.get("alpha_pattern") or {}),
+        )
+        for rank in (found.rank, *found.rank_pattern.values()):
+            if type(rank) is not int or rank < 1:
+                raise ValueError(f"r must be a whole number of at least 1, got {rank!r}")
+        for alpha in (found.alpha, *found.alpha_pattern.values()):
+            if type(alpha) not in (int, float) or not math.isfinite(alpha):
+                raise ValueError(f"lora_alpha must be a finite number, got {alpha!r}")
+        for pattern in (*found.rank_pattern, *found.alpha_pattern):
+            re.compile(pattern)
+    except (KeyError, TypeError, ValueError, re.error) as error:
+        raise ConfigError(f"{path} is damaged: {error!r}") from None
+    return found
+
+
+def _matching(pattern: Mapping[str, Number], module: str, default: Number) -> Number:
+    """The entry of the first key that ends the module's name, as a regular expression."""
+    found = (value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", module))
+    return next(found, default)
+
+
+# Adapters that are trained ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,15 +161,7 @@ class LoraStudent:
 def add_adapters_(model: Any, settings: LoraStudent) -> None:
     """Puts trainable adapters into a model; everything else of it no longer trains.
 
-    Args:
-        model: Hugging Face causal language model, on the CPU so that the first values are the same
-            wherever it goes.
-        settings: Which adapters.
-
-    Raises:
-        MissingExtraError: PEFT is not installed.
-        ConfigError: No such modules, the head is among them, or the adapter to start from has other
-            settings.
+    The model is on the CPU, so that the first values are the same wherever it goes.
     """
     if find_spec("peft") is None:
         raise MissingExtraError(
@@ -107,16 +190,33 @@ def add_adapters_(model: Any, settings: LoraStudent) -> None:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-            _check_factor(name)
-    _check_head(model)
-    if settings.adapter is not None:
-        directory = Path(settings.adapter).expanduser()
-        _check_same_adapter(settings, directory)
-        load_adapters_(model, directory)
+            if not name.endswith((_LEFT, _RIGHT)):
+                raise ConfigError(
+                    f"lora.target_modules must be linear modules: {name} is adapted otherwise"
+                )
+    # Objectives multiply by the head themselves and would not see an adapter of it.
+    head = model.get_output_embeddings()
+    (name,) = [name for name, module in model.named_modules() if module is head]
+    if any(tensor.startswith(f"{_PREFIX}{name}.lora_") for tensor in _tensors(model)):
+        raise ConfigError(f"the head {name!r} cannot be adapted: leave it out of target_modules")
+    if settings.adapter is None:
+        return
+    # A factor means nothing without its scale, so that of the adapter to start from must agree.
+    directory = Path(settings.adapter).expanduser()
+    saved = read_lora_settings(directory)
+    asked = {"r": settings.r, "alpha": settings.alpha, "rslora": settings.rslora}
+    found = {"r": saved.rank, "alpha": saved.alpha, "rslora": saved.rank_stabilized}
+    if asked != found or saved.rank_pattern or saved.alpha_pattern:
+        raise ConfigError(
+            f"the adapter in {directory} has {found}, patterns {dict(saved.rank_pattern)} and "
+            f"{dict(saved.alpha_pattern)}; lora asks for {asked}: they must be the same, without "
+            "patterns"
+        )
+    load_adapters_(model, directory)
 
 
 def trains_adapters(model: Any) -> bool:
-    """Whether `add_adapters_` was there."""
+    """Whether the model has adapters of `add_adapters_`."""
     return bool(_tensors(model))
 
 
@@ -128,7 +228,7 @@ def factor_pairs(model: Any) -> list[tuple[str, str]]:
 
 @contextmanager
 def without_adapters(model: Any) -> Iterator[None]:
-    """The model that the adapters were put into, inside; may be entered within itself."""
+    """Switches the adapters off inside a `with` block, which may be entered within itself."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
@@ -147,35 +247,33 @@ def without_adapters(model: Any) -> Iterator[None]:
 def save_adapters(model: Any, directory: Path) -> None:
     """Writes adapter_config.json and adapter_model.safetensors, as PEFT does."""
     model.peft_config[_NAME].save_pretrained(str(directory))
-    path = directory / CONFIG
+    path = directory / ADAPTER_CONFIG
     raw = json.loads(path.read_text(encoding="utf-8"))
     for name in ("target_modules", "exclude_modules"):  # PEFT's order is that of a set
         raw[name] = sorted(raw[name]) if raw.get(name) else raw.get(name)
     path.write_text(json.dumps(raw, indent=2, sort_keys=True), encoding="utf-8")
     tensors = {name: tensor.contiguous() for name, tensor in _tensors(model).items()}
-    save_file(tensors, directory / WEIGHTS, {"format": "pt"})
+    save_file(tensors, directory / ADAPTER_WEIGHTS, {"format": "pt"})
 
 
 @torch.no_grad()
 def load_adapters_(model: Any, directory: Path) -> None:
-    """Copies the factors of an adapter directory into those of the model.
-
-    Raises:
-        CheckpointError: A factor is missing, unknown or of another shape.
-    """
-    if not (directory / WEIGHTS).is_file():
-        raise CheckpointError(f"{directory} holds no {WEIGHTS}: it is no adapter in PEFT's format")
-    check_file(directory / WEIGHTS)
-    read_model_header(directory / WEIGHTS)
-    own, saved = _tensors(model), load_file(directory / WEIGHTS)
-    different = {n for n in own.keys() & saved.keys() if own[n].shape != saved[n].shape}
-    different |= own.keys() ^ saved.keys()
+    """Copies the factors of an adapter directory into those of the model, which has the same."""
+    path = directory / ADAPTER_WEIGHTS
+    if not path.is_file():
+        raise CheckpointError(
+            f"{directory} holds no {ADAPTER_WEIGHTS}: it is no adapter in PEFT's format"
+        )
+    own, shapes = _tensors(model), {n: each.shape for n, each in read_header(path).items()}
+    different = {n for n in own.keys() & shapes.keys() if tuple(own[n].shape) != shapes[n]}
+    different |= own.keys() ^ shapes.keys()
     if different:
         raise CheckpointError(
             f"{directory} holds another adapter: {sorted(different)[:3]} ({len(different)} tensors "
             "in all) are missing, unknown or of another shape; compare lora.r and "
             "lora.target_modules"
         )
+    saved = load_file(path)
     for name, tensor in own.items():
         tensor.copy_(saved[name])
 
@@ -187,36 +285,3 @@ def _tensors(model: Any) -> dict[str, Tensor]:
         for name, parameter in model.named_parameters()
         if name.endswith((_LEFT, _RIGHT))
     }
-
-
-def _check_factor(name: str) -> None:
-    if not name.endswith((_LEFT, _RIGHT)):
-        raise ConfigError(
-            f"lora.target_modules must be linear modules: {name} is adapted otherwise"
-        )
-
-
-def _check_head(model: Any) -> None:
-    """Objectives multiply by the head themselves and would not see an adapter of it."""
-    adapted = {name.rpartition(".lora_")[0] for name in _tensors(model)}
-    head = model.get_output_embeddings()
-    (name,) = [name for name, module in model.named_modules() if module is head]
-    if _PREFIX + name in adapted:
-        raise ConfigError(f"the head {name!r} cannot be adapted: leave it out of target_modules")
-
-
-def _check_same_adapter(settings: LoraStudent, directory: Path) -> None:
-    """A factor means nothing without its scale.
-
-    Raises:
-        ConfigError: Rank or scale of the adapter are others, or differ between its modules.
-    """
-    saved = read_lora_settings(directory)
-    asked = {"r": settings.r, "alpha": settings.alpha, "rslora": settings.rslora}
-    found = {"r": saved.rank, "alpha": saved.alpha, "rslora": saved.rank_stabilized}
-    if asked != found or saved.rank_pattern or saved.alpha_pattern:
-        raise ConfigError(
-            f"the adapter in {directory} has {found}, patterns {dict(saved.rank_pattern)} and "
-            f"{dict(saved.alpha_pattern)}; lora asks for {asked}: they must be the same, without "
-            "patterns"
-        )

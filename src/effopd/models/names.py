@@ -11,16 +11,10 @@ from typing import Any
 
 from effopd.errors import CheckpointError, ConfigError
 
-_WRAPPERS = frozenset(
-    {
-        "module",  # DataParallel, DeepSpeed
-        "_orig_mod",  # torch.compile
-        "_fsdp_wrapped_module",
-        "_fpw_module",  # FairScale
-        "_checkpoint_wrapped_module",
-        "_forward_module",  # Lightning's strategies
-    }
-)
+_WRAPPERS = frozenset(  # of DataParallel and DeepSpeed, torch.compile, FSDP, FairScale, Lightning
+    {"module", "_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module",
+     "_forward_module"}
+)  # fmt: skip
 """Parts that no model of transformers has, wherever they stand in a name."""
 _LEADING = ("base_model.model.", "pretrained_model.")
 """What PEFT and TRL's value heads put in front."""
@@ -60,18 +54,9 @@ _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
 def plain_names(stored: Iterable[str], where: object) -> dict[str, str]:
-    """Names without what wrappers added to them.
+    """Stored name to the name without what wrappers added to it, of all tensors of a checkpoint.
 
-    Args:
-        stored: Names of all tensors of one checkpoint.
-        where: The checkpoint, for messages.
-
-    Returns:
-        Stored name to plain name, in the order given.
-
-    Raises:
-        ConfigError: There is an adapter that was not merged.
-        CheckpointError: Two names become one.
+    An adapter that was not merged is a ConfigError, two names that become one a CheckpointError.
     """
     found = {name: unwrapped(name) for name in stored}
     for name in found:
@@ -80,6 +65,7 @@ def plain_names(stored: Iterable[str], where: object) -> dict[str, str]:
                 f"{where} holds a model with an adapter that was not merged ({name}): merge it "
                 "(merge_and_unload in PEFT) and save that, or save the adapter alone"
             )
+    # A prefix that all names share goes where what transformers has stands behind it.
     while (prefix := _shared_prefix(found.values())) is not None:
         found = {name: plain.removeprefix(prefix) for name, plain in found.items()}
     owner: dict[str, str] = {}
@@ -112,36 +98,23 @@ def described_prefixes(names: Mapping[str, str]) -> str:
     return f"{len(changed)} of {len(names)} names hold a wrapper's prefix: {name} is {plain}"
 
 
-def kin(name: str) -> str:
-    """The name without the leading parts that differ between two ways to save one model."""
-    parts = name.split(".")
-    while len(parts) > 1 and parts[0] in _NEUTRAL:
-        parts = parts[1:]
-    return ".".join(parts)
-
-
 def counterparts(names: Iterable[str], among: Collection[str]) -> dict[str, str]:
-    """What each name is called in another checkpoint of the model.
+    """Name to what it is called in another checkpoint of the model, whose names are `among`.
 
-    Args:
-        names: Of one checkpoint.
-        among: Of the other.
-
-    Returns:
-        Name to the same one in `among`, or the only one there that is its `kin`; names with
-        neither are left out.
+    That is the same name, or the only one that differs in leading parts alone; names with neither
+    are left out.
     """
     names = list(names)
     kin_of: dict[str, list[str]] = {}
     for other in among:
-        kin_of.setdefault(kin(other), []).append(other)
-    own = Counter(map(kin, names))
+        kin_of.setdefault(_kin(other), []).append(other)
+    own = Counter(map(_kin, names))
     found = {}
     for name in names:
-        alike = kin_of.get(kin(name), [])
+        alike = kin_of.get(_kin(name), [])
         if name in among:
             found[name] = name
-        elif len(alike) == 1 and own[kin(name)] == 1:
+        elif len(alike) == 1 and own[_kin(name)] == 1:
             found[name] = alike[0]
     return found
 
@@ -166,11 +139,7 @@ def in_tower(name: str) -> bool:
 
 
 def draft_layers(config: Mapping[str, Any]) -> range:
-    """Numbers of layers that only draft tokens, as DeepSeek-V3 stores them after its own.
-
-    Args:
-        config: Content of a config.json.
-    """
+    """Numbers of layers that only draft tokens, as DeepSeek-V3 stores them after its own."""
     text = config.get("text_config") or config
     layers, drafts = text.get("num_hidden_layers"), text.get("num_nextn_predict_layers")
     if not isinstance(layers, int) or not isinstance(drafts, int):
@@ -179,15 +148,7 @@ def draft_layers(config: Mapping[str, Any]) -> range:
 
 
 def extra(name: str, drafts: Collection[int] = ()) -> str | None:
-    """What a tensor is that the logits of text do not need; None for all others.
-
-    Args:
-        name: Plain name.
-        drafts: See `draft_layers`.
-
-    Returns:
-        Words for a list.
-    """
+    """What a tensor is that the logits of text do not need, in words; None for all others."""
     if _BUFFERS.search(name):
         return BUFFER
     above = set(re.split(r"\.\d+\.", name)[0].split("."))  # what holds the layers
@@ -198,6 +159,14 @@ def extra(name: str, drafts: Collection[int] = ()) -> str | None:
     if layer is not None and int(layer[1]) in drafts:
         return "of a head that drafts tokens"
     return None
+
+
+def _kin(name: str) -> str:
+    """The name without the leading parts that differ between two ways to save one model."""
+    parts = name.split(".")
+    while len(parts) > 1 and parts[0] in _NEUTRAL:
+        parts = parts[1:]
+    return ".".join(parts)
 
 
 def _shared_prefix(names: Collection[str]) -> str | None:

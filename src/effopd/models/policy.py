@@ -3,18 +3,18 @@
 Legend: N completion tokens of a batch, D hidden width, V vocabulary rows, B sequences, T positions.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from effopd.errors import ParameterMismatchError
+from effopd.errors import ConfigError, ParameterMismatchError
 from effopd.models.architecture import CAPS, FACTORS, check_uncapped, logit_factors
-from effopd.models.end_tokens import end_token_ids, token_names
+from effopd.models.tokenizers import end_token_ids, token_names
 
 _AMPLIFICATION = 1e4
 """Brings the logits of an untrained model beyond every soft cap in use, which are below 100."""
@@ -22,12 +22,7 @@ _AMPLIFICATION = 1e4
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A prompt and what the student wrote, as token ids.
-
-    Attributes:
-        prompt_ids: At least one token.
-        completion_ids: Sampled tokens, the end-of-sequence token included.
-    """
+    """A prompt of at least one token and the completion sampled for it, its end token included."""
 
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
@@ -117,14 +112,6 @@ class Policy:
             return None
         return self._scaled(self._rows(self._head.bias))
 
-    def _rows(self, parameter: Tensor) -> Tensor:
-        """The parameter itself where nothing is trimmed: slicing would copy its gradient."""
-        untrimmed = parameter.shape[0] == self.vocabulary_size
-        return parameter if untrimmed else parameter[: self.vocabulary_size]
-
-    def _scaled(self, tensor: Tensor) -> Tensor:
-        return tensor if self.logit_factor == 1 else tensor * self.logit_factor
-
     def states(self, samples: Sequence[Sample]) -> PackedStates:
         """Hidden states predicting each completion token; gradients flow if enabled.
 
@@ -155,11 +142,7 @@ class Policy:
         )
 
     def check_known(self, token_ids: Iterable[int]) -> None:
-        """Refuses tokens beyond the vocabulary.
-
-        Raises:
-            ParameterMismatchError: One is; names it.
-        """
+        """Refuses tokens beyond the vocabulary with ParameterMismatchError."""
         largest = max(token_ids, default=0)
         if largest >= self.vocabulary_size:
             raise ParameterMismatchError(
@@ -170,6 +153,7 @@ class Policy:
             )
 
     def _forward(self, ids_BT: Tensor, attention_BT: Tensor) -> Tensor:
+        """Last hidden states [B, T, D]."""
         with self.during():
             hidden_BTD: Tensor = self.model.base_model(
                 input_ids=ids_BT.to(self.device),
@@ -177,6 +161,14 @@ class Policy:
                 use_cache=False,
             ).last_hidden_state
         return hidden_BTD
+
+    def _rows(self, parameter: Tensor) -> Tensor:
+        """The parameter itself where nothing is trimmed: slicing would copy its gradient."""
+        untrimmed = parameter.shape[0] == self.vocabulary_size
+        return parameter if untrimmed else parameter[: self.vocabulary_size]
+
+    def _scaled(self, tensor: Tensor) -> Tensor:
+        return tensor if self.logit_factor == 1 else tensor * self.logit_factor
 
     @torch.no_grad()
     def _factor_of_logits(self) -> float:
@@ -227,3 +219,82 @@ def head_tolerance(weight_VD: Float[Tensor, "V D"]) -> float:
     if torch.is_autocast_enabled(kind):
         precisions.append(torch.finfo(torch.get_autocast_dtype(kind)).eps)
     return max(1e-3, 4 * max(precisions))
+
+
+def micro_batches(
+    lengths: Sequence[int], *, tokens: int, sequences: int | None = None
+) -> Iterator[list[int]]:
+    """Cuts consecutive sequences into micro-batches whose padded size stays within the limits.
+
+    A single sequence longer than `tokens` forms a micro-batch of its own; no sequences, none.
+
+    Args:
+        lengths: Tokens of each sequence, prompt included.
+        tokens: Largest padded size: the longest sequence times the number of sequences.
+        sequences: Largest number of sequences; None for no limit.
+
+    Yields:
+        The indices of one micro-batch, in order.
+
+    Raises:
+        ConfigError: A limit is below 1.
+    """
+    if tokens < 1 or (sequences is not None and sequences < 1):
+        raise ConfigError(
+            f"a micro-batch holds at least one token and one sequence, got tokens = {tokens}, "
+            f"sequences = {sequences}"
+        )
+    batch: list[int] = []
+    longest = 0
+    for i, length in enumerate(lengths):
+        padded = max(longest, length) * (len(batch) + 1)
+        if batch and (padded > tokens or len(batch) == sequences):
+            yield batch
+            batch, longest = [], 0
+        batch.append(i)
+        longest = max(longest, length)
+    if batch:
+        yield batch
+
+
+class Offloaded:
+    """Puts a frozen model on a device inside a `with` block, which may be entered within itself.
+
+    The host keeps its copy, so leaving only drops the other: weights of a frozen model never travel
+    back. The output head stays on the device, since scores are products with it.
+
+    Args:
+        model: Hugging Face causal language model on the host; its parameters must not change.
+        device: Where it is used.
+    """
+
+    def __init__(self, model: Any, device: str) -> None:
+        self._device = torch.device(device)
+        model.get_output_embeddings().to(self._device)
+        head = {id(p) for p in model.get_output_embeddings().parameters()}
+        self._moved: list[nn.Parameter | Tensor] = [
+            tensor for tensor in (*model.parameters(), *model.buffers()) if id(tensor) not in head
+        ]
+        pins = self._device.type == "cuda"
+        self._host = [t.detach().pin_memory() if pins else t.detach() for t in self._moved]
+        self._leave()
+        self._entered = 0
+
+    def __call__(self) -> "Offloaded":
+        """Itself, to be entered."""
+        return self
+
+    def __enter__(self) -> None:
+        if self._entered == 0:
+            for tensor, host in zip(self._moved, self._host, strict=True):
+                tensor.data = host.to(self._device, non_blocking=True, copy=True)
+        self._entered += 1
+
+    def __exit__(self, *error: object) -> None:
+        self._entered -= 1
+        if self._entered == 0:
+            self._leave()
+
+    def _leave(self) -> None:
+        for tensor, host in zip(self._moved, self._host, strict=True):
+            tensor.data = host

@@ -1,28 +1,26 @@
-"""Model directories that others read: the student's own files wherever it came from some."""
+"""Writing model directories that others read: a trained model, or a changed copy of one on disk."""
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
+from safetensors.torch import save_file
+from torch import Tensor
 
+from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
+from effopd.models.checkpoints import MANIFEST, write_checkpoint
+from effopd.models.directory import CONFIG, GENERATION, INDEX, SINGLE, find_model, read_config
+from effopd.models.weights import Weights, is_finite, open_weights, size_bytes
+
+SHARD_BYTES = 10**9
 TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "preprocessor_config.json",
-    "processor_config.json",
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja",
+    "chat_template.json", "preprocessor_config.json", "processor_config.json",
     "video_preprocessor_config.json",
-)
-CONFIG, GENERATION = "config.json", "generation_config.json"
+)  # fmt: skip
 _TEMPLATES = "additional_chat_templates"
 _DTYPES = ("dtype", "torch_dtype")
 """Names of the precision in config.json, since and before transformers 5."""
@@ -41,12 +39,18 @@ def save_model(model: Any, directory: Path) -> None:
     source = _source(model.name_or_path, CONFIG)
     if source is None:
         return
+    from transformers import AutoConfig
+
     try:
         described = AutoConfig.from_pretrained(str(source), trust_remote_code=False)
         raw = json.loads((source / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return  # it was replaced while the model trained: what was written above is right
-    same = type(described) is type(model.config) and _content(described) == _content(model.config)
+    ours, theirs = (
+        {key: value for key, value in config.to_dict().items() if key not in _OF_THE_WRITER}
+        for config in (model.config, described)
+    )
+    same = type(described) is type(model.config) and ours == theirs
     if same and raw.get("architectures") == [type(model).__name__]:
         names = [name for name in _DTYPES if name in raw] or ["torch_dtype"]
         raw |= dict.fromkeys(names, str(model.dtype).removeprefix("torch."))
@@ -73,12 +77,103 @@ def save_tokenizer(tokenizer: Any, directory: Path) -> None:
         shutil.copytree(source / _TEMPLATES, directory / _TEMPLATES)
 
 
+def write_model(
+    directory: str | Path,
+    source: str | Path,
+    changed: Callable[[str, Tensor], Tensor],
+    *,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes a copy of a model with changed tensors, atomically and one file at a time.
+
+    Config, generation config and tokenizer are copied; code and trainer state are not. A head that
+    the source ties to its embedding, and so does not store, stays tied. Memory: one file.
+
+    Args:
+        directory: To create; one written by effopd before is replaced.
+        source: A model directory, or a repository of the Hugging Face Hub.
+        changed: Called with the name and the stored tensor, gives the tensor to store, of the same
+            shape; it is rounded to the stored dtype. Tensors to keep are given back as they are.
+        shard_bytes: Largest size of a file, but for a single tensor that is larger.
+
+    Raises:
+        ConfigError: `shard_bytes` is not positive, or `directory` is the source or something that
+            effopd did not write.
+        ParameterMismatchError: A changed tensor has another shape.
+        NonFiniteError: A changed tensor holds a NaN or an infinity; nothing is written.
+    """
+    directory, source = Path(directory), find_model(source)
+    if shard_bytes < 1:
+        raise ConfigError(f"shard_bytes must be at least 1, got {shard_bytes}")
+    if directory.resolve() == source.resolve():
+        raise ConfigError(f"{directory} is the model to copy: choose another directory")
+    if directory.exists() and not (directory / MANIFEST).is_file():
+        raise ConfigError(f"{directory} exists and was not written by effopd: choose a new one")
+    weights = open_weights(source)
+    read_config(source)
+
+    def fill(temporary: Path) -> None:
+        for name in (CONFIG, GENERATION, *TOKENIZER_FILES):
+            if (source / name).is_file():
+                shutil.copyfile(source / name, temporary / name)
+        write_weights(temporary, weights, changed, shard_bytes=shard_bytes)
+
+    write_checkpoint(directory, fill)
+
+
+def write_weights(
+    directory: Path,
+    weights: Weights,
+    changed: Callable[[str, Tensor], Tensor],
+    *,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes model.safetensors, or shards and their index, into a directory without weights.
+
+    The other arguments are those of `write_model`.
+    """
+    # Fill the files in order, each up to its size.
+    shards: list[list[str]] = [[]]
+    room = shard_bytes
+    for name in weights.shapes:
+        size = size_bytes(weights, name)
+        if size > room and shards[-1]:
+            shards.append([])
+            room = shard_bytes
+        shards[-1].append(name)
+        room -= size
+    files = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    if len(shards) == 1:
+        files = [SINGLE]
+    # Write one file at a time.
+    for file, names in zip(files, shards, strict=True):
+        tensors = {name: _changed(name, weights.read(name), changed) for name in names}
+        save_file(tensors, directory / file, {"format": "pt"})
+    if len(shards) > 1:
+        shard_of = {n: file for file, names in zip(files, shards, strict=True) for n in names}
+        sizes = {"total_size": sum(size_bytes(weights, name) for name in shard_of)}
+        index = {"metadata": sizes, "weight_map": dict(sorted(shard_of.items()))}
+        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _changed(name: str, stored: Tensor, changed: Callable[[str, Tensor], Tensor]) -> Tensor:
+    """What to store in place of one tensor."""
+    shape, dtype = stored.shape, stored.dtype
+    tensor = changed(name, stored)
+    if tensor.shape != shape:
+        raise ParameterMismatchError(
+            f"{name} was changed from shape {tuple(shape)} to {tuple(tensor.shape)}; a changed "
+            "tensor must keep its shape"
+        )
+    tensor = tensor.detach().to("cpu", dtype).contiguous()
+    if not is_finite(tensor):
+        raise NonFiniteError(
+            f"{name} holds a NaN or an infinity after the change, as {dtype}: nothing was written"
+        )
+    return tensor
+
+
 def _source(name_or_path: str, *files: str) -> Path | None:
     """The directory that something was loaded from; None if it was made in memory."""
     directory = Path(name_or_path or "-")
     return directory if any((directory / name).is_file() for name in files) else None
-
-
-def _content(config: Any) -> dict[str, Any]:
-    """What a configuration says about the model."""
-    return {k: v for k, v in config.to_dict().items() if k not in _OF_THE_WRITER}

@@ -1,6 +1,10 @@
-"""What training changed: tuned minus base, one tensor at a time."""
+"""What training changed: tuned minus base, one tensor at a time.
+
+Legend: m rows and n columns of a tensor, r rank of an adapter.
+"""
 
 import math
+import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -9,21 +13,39 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from effopd.errors import NonFiniteError, ParameterMismatchError
-from effopd.models.adapters import CONFIG, LoraAdapter
+from effopd.errors import (
+    CheckpointError,
+    ConfigError,
+    NonFiniteError,
+    ParameterMismatchError,
+)
+from effopd.models.directory import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    CONFIG,
+    find_model,
+    read_config,
+)
 from effopd.models.layout import Place, place_of
-from effopd.models.names import by_reason, counterparts, draft_layers, extra, is_head
-from effopd.models.tying import equals_embedding, is_embedding
+from effopd.models.lora import read_lora_settings
+from effopd.models.names import by_reason, counterparts, draft_layers, extra, is_head, unwrapped
 from effopd.models.weights import (
+    SafetensorsWeights,
     Weights,
     check_name,
     check_rows,
+    equals_embedding,
+    is_embedding,
     is_finite,
     open_weights,
-    read_config,
+    read_header,
     wide_dtype,
 )
 from effopd.precision import float32_products
+
+_FACTOR = re.compile(
+    r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.default)?(\.weight)?"
+)
 
 
 class Update(Protocol):
@@ -64,6 +86,8 @@ class PairUpdate:
         drafts: Numbers of layers that are no part of the model, see `draft_layers`.
 
     Attributes:
+        shapes: Shape of every tensor that both have, in the order of the base.
+        left_out: Tensors that only one of the two has, and why that does no harm.
         base_names: Name of each tensor in the tuned checkpoint to that in the base.
 
     Raises:
@@ -73,19 +97,9 @@ class PairUpdate:
 
     def __init__(self, base: Weights, tuned: Weights, drafts: Collection[int] = ()) -> None:
         self._base, self._tuned = base, tuned
-        self._tuned_names, self._left_out = _compared(base, tuned, drafts)
+        self._tuned_names, self.left_out = _compared(base, tuned, drafts)
         self.base_names = {there: name for name, there in self._tuned_names.items()}
-        self._shapes = {name: base.shapes[name] for name in self._tuned_names}
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Shape of every tensor that both have, in the order of the base."""
-        return self._shapes
-
-    @property
-    def left_out(self) -> Mapping[str, str]:
-        """Tensors that only one of the two has, and why that does no harm."""
-        return self._left_out
+        self.shapes = {name: base.shapes[name] for name in self._tuned_names}
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
         """Tuned minus base, subtracted in float32 (float64 where one is stored so).
@@ -96,12 +110,12 @@ class PairUpdate:
 
     def read_base(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
         """The base's tensor in its stored dtype."""
-        check_name(name, self._shapes, "the update")
+        check_name(name, self.shapes, "the update")
         return self._base.read(name, rows)
 
     def read_tuned(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
         """The tuned tensor in its stored dtype."""
-        check_name(name, self._shapes, "the update")
+        check_name(name, self.shapes, "the update")
         return self._tuned.read(self._tuned_names[name], rows)
 
 
@@ -115,26 +129,77 @@ class AdapterUpdate:
     Args:
         base: The model that the adapter was trained on.
         directory: With adapter_config.json and adapter_model.safetensors.
+
+    Attributes:
+        shapes: Shape of every tensor of the base, adapted or not.
+        left_out: Nothing: the adapter is checked against the base.
+        adapted: The tensors that the adapter names; the others have a zero update.
+
+    Raises:
+        ConfigError: There are no safetensors, or it is no plain LoRA.
+        CheckpointError: A tensor is of unknown kind, or a factor lacks its partner.
+        ParameterMismatchError: An adapted tensor is not in the base, or shapes do not fit.
     """
 
     def __init__(self, base: Weights, directory: Path) -> None:
-        self._base = base
-        self._adapter = LoraAdapter(directory, base.shapes)
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Shape of every tensor of the base, adapted or not."""
-        return self._base.shapes
-
-    @property
-    def left_out(self) -> Mapping[str, str]:
-        """Nothing: the adapter is checked against the base."""
-        return {}
-
-    @property
-    def adapted(self) -> frozenset[str]:
-        """The tensors that the adapter names; the others have a zero update."""
-        return self._adapter.factored | self._adapter.replaced
+        self._base, self.shapes = base, base.shapes
+        self.left_out: Mapping[str, str] = {}
+        self._settings = read_lora_settings(directory)
+        if not (directory / ADAPTER_WEIGHTS).exists():
+            raise ConfigError(
+                f"{directory} holds no {ADAPTER_WEIGHTS} (pickled weights are refused): save the "
+                "adapter with save_pretrained(..., safe_serialization=True)"
+            )
+        self._weights = SafetensorsWeights(read_header(directory / ADAPTER_WEIGHTS))
+        self._replacing: dict[str, str] = {}  # base tensor -> tensor of the adapter
+        self._factors: dict[str, dict[str, str]] = {}  # module -> side -> tensor of the adapter
+        self._embeddings: set[str] = set()
+        # Find out what each tensor of the adapter is, and of which tensor of the base.
+        for stored in self._weights.shapes:
+            name = unwrapped(stored)
+            if factor := _FACTOR.fullmatch(name):
+                adapted = f"{factor['module']}.weight"
+                module = counterparts([adapted], self.shapes).get(adapted, adapted)
+                module = module.removesuffix(".weight")
+                self._factors.setdefault(module, {})[factor["side"]] = stored
+                if factor["embedding"]:
+                    self._embeddings.add(module)
+            elif name == stored or "lora_" in name:
+                raise CheckpointError(
+                    f"{stored} in {directory} is of no kind that plain LoRA has: save the adapter "
+                    "with save_pretrained of PEFT, or merge it into its base model"
+                )
+            else:
+                name = name.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")
+                self._replacing[counterparts([name], self.shapes).get(name, name)] = stored
+        self.adapted = frozenset(self._replacing) | {f"{m}.weight" for m in self._factors}
+        # Check that each fits the base.
+        targets = [(name, self._weights.shapes[t]) for name, t in self._replacing.items()]
+        for module, pair in self._factors.items():
+            if len(pair) != 2:
+                raise CheckpointError(
+                    f"{directory} holds only one of the two factors of {module}: save it again"
+                )
+            a, b = self._weights.shapes[pair["A"]], self._weights.shapes[pair["B"]]
+            rank = self._settings.rank_of(module)
+            if len(a) != 2 or len(b) != 2 or a[0] != rank or b[1] != rank:
+                raise ParameterMismatchError(
+                    f"the factors of {module} have shapes {a} and {b}, but {ADAPTER_CONFIG} of "
+                    f"{directory} asks for [{rank}, in] and [out, {rank}]"
+                )
+            product = (a[1], b[0]) if self._is_transposed(module) else (b[0], a[1])
+            targets.append((f"{module}.weight", product))
+        for name, shape in targets:
+            if name not in self.shapes:
+                raise ParameterMismatchError(
+                    f"{directory} adapts {name}, which the base does not hold: it is of another "
+                    "model, or the base ties its head to the embedding; save the base untied"
+                )
+            if self.shapes[name] != shape:
+                raise ParameterMismatchError(
+                    f"{directory} adapts {name} as {shape}, the base holds {self.shapes[name]}: "
+                    "it is of another model"
+                )
 
     def factors(self, name: str) -> tuple[Float[Tensor, "m r"], Float[Tensor, "r n"]] | None:
         """The two factors of the update, the first one scaled; None where it is none of low rank.
@@ -146,9 +211,7 @@ class AdapterUpdate:
             Both in float32, or float64 when stored so.
         """
         check_name(name, self.shapes, "the base")
-        if name in self._adapter.replaced or name not in self._adapter.factored:
-            return None
-        return self._adapter.factors(name)
+        return None if name in self._replacing else self._low_rank(name)
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
         """The update in float32, or float64 where base or adapter are stored so.
@@ -158,12 +221,11 @@ class AdapterUpdate:
         check_name(name, self.shapes, "the base")
         check_rows(name, self.shapes[name], rows)
         update = torch.zeros(())
-        if name in self._adapter.replaced:
-            replacement = self._adapter.replacement(name)
-            part = replacement[slice(*rows)] if rows else replacement
-            update = _subtract(name, part, self._base.read(name, rows))
-        if name in self._adapter.factored:
-            left_mr, right_rn = self._adapter.factors(name)
+        if name in self._replacing:
+            tuned = self._weights.read(self._replacing[name], rows)
+            update = _subtract(name, tuned, self._base.read(name, rows))
+        if pair := self._low_rank(name):
+            left_mr, right_rn = pair
             with float32_products():
                 update = (left_mr[slice(*rows)] if rows else left_mr) @ right_rn + update
         shape = (rows[1] - rows[0], *self.shapes[name][1:]) if rows else self.shapes[name]
@@ -178,14 +240,49 @@ class AdapterUpdate:
         """Base plus update in the update's dtype: an unmerged adapter is not rounded."""
         return self.read(name, rows).add_(self.read_base(name, rows))
 
+    def _low_rank(self, name: str) -> tuple[Tensor, Tensor] | None:
+        """The factors [m, r] and [r, n], the first one scaled; None where there are none."""
+        module = name.removesuffix(".weight")
+        pair = self._factors.get(module) if name.endswith(".weight") else None
+        if pair is None:
+            return None
+        a_rn, b_mr = self._weights.read(pair["A"]), self._weights.read(pair["B"])
+        wide = wide_dtype(a_rn.dtype, b_mr.dtype)
+        left, right = b_mr.to(wide), a_rn.to(wide)
+        if self._is_transposed(module):
+            left, right = right.T, left.T
+        return left * self._settings.scaling_of(module), right
 
-def open_update(base_dir: Path, tuned_dir: Path) -> Update:
-    """Update from one model directory to another, or the one of a LoRA adapter of the first."""
-    base = open_weights(base_dir)
-    if (tuned_dir / CONFIG).is_file():
-        return AdapterUpdate(base, tuned_dir)
-    config = read_config(base_dir) if (base_dir / "config.json").is_file() else {}
-    return PairUpdate(base, open_weights(tuned_dir), draft_layers(config))
+    def _is_transposed(self, module: str) -> bool:
+        return self._settings.transposed or module in self._embeddings
+
+
+def open_update(
+    base: str | Path,
+    tuned: str | Path,
+    *,
+    base_revision: str | None = None,
+    tuned_revision: str | None = None,
+) -> Update:
+    """What training changed from one model to another, or what a LoRA adapter of the first changes.
+
+    Args:
+        base: A model directory, or a repository of the Hugging Face Hub.
+        tuned: Another model, or an adapter of `base`.
+        base_revision: Commit, tag or branch, where `base` is a repository.
+        tuned_revision: Likewise of `tuned`.
+
+    Raises:
+        ConfigError: One of them is no model, or its weights are pickled or quantized.
+        CheckpointError: A file is damaged.
+        ParameterMismatchError: The two are of different architectures.
+    """
+    base, tuned = find_model(base, base_revision), find_model(tuned, tuned_revision)
+    before = open_weights(base)
+    if (tuned / ADAPTER_CONFIG).is_file():
+        return AdapterUpdate(before, tuned)
+    config = read_config(base) if (base / CONFIG).is_file() else {}
+    return PairUpdate(before, open_weights(tuned), draft_layers(config))
 
 
 def say_left_out(update: Update, say: Callable[[str], None], where: str = "") -> None:
@@ -234,46 +331,55 @@ def _compared(
     base: Weights, tuned: Weights, drafts: Collection[int]
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Name in the base to that in the tuned checkpoint; and what only one of them has, and why."""
-    pairs = counterparts(base.shapes, tuned.shapes) | _tied_counterpart(base, tuned)
-    sides = ("base", base, pairs.keys()), ("tuned", tuned, set(pairs.values()))
+    pairs = counterparts(base.shapes, tuned.shapes)
+    # A head stored in place of the embedding that it is tied to, and the other's embedding.
+    either = [{n for n in each.shapes if is_head(n) or is_embedding(n)} for each in (base, tuned)]
+    if all(len(names) == 1 for names in either):
+        ours, theirs = (names.pop() for names in either)
+        if is_head(ours) != is_head(theirs):
+            pairs[ours] = theirs
+    # Tensors without a counterpart: a copy of the embedding, or no part of the model of text.
     left_out: dict[str, str] = {}
     missing: dict[str, list[str]] = {"base": [], "tuned": []}
+    sides = ("base", base, pairs.keys()), ("tuned", tuned, set(pairs.values()))
     for side, weights, paired in sides:
         for name in weights.shapes:
             if name in paired:
                 continue
-            why = _why_alone(name, weights, drafts)
+            why = extra(name, drafts)
+            if is_head(name):
+                copied = equals_embedding(weights, name)
+                why = "the embedding, stored a second time" if copied else None
             if why is None:
                 missing[side].append(name)
             else:
                 left_out[name] = f"in the {side} checkpoint only: {why}"
     if any(missing.values()) or not pairs:
         raise ParameterMismatchError(_difference(missing, base, tuned))
+    # Tensors of different shapes: only those that are no part of the model of text may differ.
     for name, there in sorted(pairs.items()):
-        if base.shapes[name] == tuned.shapes[there]:
+        shapes = base.shapes[name], tuned.shapes[there]
+        if shapes[0] == shapes[1]:
             continue
         why = extra(name, drafts)
         if why is None:
-            raise ParameterMismatchError(_other_shape(name, base.shapes[name], tuned.shapes[there]))
+            remedy = (
+                "they are of different architectures, or one vocabulary was padded; save both with "
+                "the same config"
+            )
+            if 0 in map(math.prod, shapes):
+                remedy = (
+                    "the empty one was saved by a sharded trainer without gathering its weights; "
+                    "save it again with stage3_gather_16bit_weights_on_model_save (DeepSpeed) or a "
+                    "full state dict (FSDP)"
+                )
+            raise ParameterMismatchError(
+                f"{name} has shape {shapes[0]} in the base and {shapes[1]} in the tuned "
+                f"checkpoint: {remedy}"
+            )
         del pairs[name]
         left_out[name] = f"of other shapes in the two checkpoints: {why}"
     return pairs, left_out
-
-
-def _tied_counterpart(base: Weights, tuned: Weights) -> dict[str, str]:
-    """A head stored in place of the embedding that it is tied to, and the other's embedding."""
-    either = [{n for n in each.shapes if is_head(n) or is_embedding(n)} for each in (base, tuned)]
-    if not all(len(names) == 1 for names in either):
-        return {}
-    ours, theirs = (names.pop() for names in either)
-    return {ours: theirs} if is_head(ours) != is_head(theirs) else {}
-
-
-def _why_alone(name: str, weights: Weights, drafts: Collection[int]) -> str | None:
-    """Why one checkpoint may have a tensor that the other lacks; None where it may not."""
-    if is_head(name):
-        return "the embedding, stored a second time" if equals_embedding(weights, name) else None
-    return extra(name, drafts)
 
 
 def _difference(missing: Mapping[str, list[str]], base: Weights, tuned: Weights) -> str:
@@ -291,28 +397,13 @@ def _difference(missing: Mapping[str, list[str]], base: Weights, tuned: Weights)
         for side, names in missing.items()
         if names
     ]
-    depths = [
-        1 + max((place.layer for name in each.shapes if (place := place_of(name)).layer is not None
-                 and extra(name) is None), default=-1)
-        for each in (base, tuned)
-    ]  # fmt: skip
+    depths = []
+    for weights in (base, tuned):
+        layers = (place_of(name).layer for name in weights.shapes if extra(name) is None)
+        depths.append(1 + max((layer for layer in layers if layer is not None), default=-1))
     if depths[0] != depths[1]:
         found.append(f"the base has {depths[0]} layers and the tuned model {depths[1]}")
     return (
         "; ".join(found or ["one of the checkpoints holds no tensors"])
         + ". They are of different architectures, or one is not whole"
-    )
-
-
-def _other_shape(name: str, base: tuple[int, ...], tuned: tuple[int, ...]) -> str:
-    found = f"{name} has shape {base} in the base and {tuned} in the tuned checkpoint: "
-    if 0 in (math.prod(base), math.prod(tuned)):
-        return found + (
-            "the empty one was saved by a sharded trainer without gathering its weights; save it "
-            "again with stage3_gather_16bit_weights_on_model_save (DeepSpeed) or a full state dict "
-            "(FSDP)"
-        )
-    return found + (
-        "they are of different architectures, or one vocabulary was padded; save both with the "
-        "same config"
     )

@@ -24,8 +24,8 @@ from transformers import (
 )
 
 from effopd.errors import NonFiniteError
-from effopd.models.end_tokens import end_token_ids
-from effopd.models.portions import portions
+from effopd.models.policy import micro_batches
+from effopd.models.tokenizers import end_token_ids
 from effopd.rollouts.engine import Completion, Request, Sampling, without_end
 
 
@@ -67,7 +67,7 @@ class HFEngine:
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """One completion a request, in order; see `Engine.generate`."""
         lengths = [len(request.prompt_ids) + sampling.max_new_tokens for request in requests]
-        batches = portions(lengths, tokens=self._batch_tokens, sequences=self._batch_size)
+        batches = micro_batches(lengths, tokens=self._batch_tokens, sequences=self._batch_size)
         with self._during():
             return [
                 completion

@@ -10,8 +10,7 @@ from jinja2 import Environment, TemplateError, meta
 
 from effopd.data.problem import Problem
 from effopd.errors import ConfigError
-from effopd.models.chat_templates import TEMPLATE_ERRORS
-from effopd.models.end_tokens import end_token_remarks, token_names
+from effopd.models.tokenizers import TEMPLATE_ERRORS, end_token_remarks, token_names
 
 _RESERVED = {
     "add_generation_prompt", "chat_template", "continue_final_message", "conversation",

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from effopd.errors import MissingExtraError, ServerError
-from effopd.models.end_tokens import end_token_ids
+from effopd.models.tokenizers import end_token_ids
 from effopd.rollouts.engine import Completion, Request, Sampling, finished
 from effopd.rollouts.settings import VLLMSettings
 from effopd.rollouts.student_probe import StudentProbe

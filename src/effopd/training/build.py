@@ -25,12 +25,11 @@ from effopd.evaluation.validators import (
     accuracy_measure,
     teacher_kl_measure,
 )
-from effopd.models.adapters import CONFIG as ADAPTER_CONFIG
+from effopd.models.architecture import position_limit
+from effopd.models.directory import ADAPTER_CONFIG
 from effopd.models.loading import ModelSettings, load_model, load_tokenizer
 from effopd.models.lora import without_adapters
-from effopd.models.offloading import Offloaded
-from effopd.models.policy import Policy
-from effopd.models.positions import position_limit
+from effopd.models.policy import Offloaded, Policy
 from effopd.objectives import ExOPD, FullVocabularyKL, PolicyGradient
 from effopd.rewards.build import verifier_for
 from effopd.rollouts.engine import Engine

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from effopd.errors import CheckpointError
 from effopd.evaluation.logprobs import BATCH_SEQUENCES, BATCH_TOKENS
-from effopd.models.policy import Policy, Sample
-from effopd.models.portions import portions
+from effopd.models.policy import Policy, Sample, micro_batches
 
 
 class Critic:
@@ -55,7 +54,7 @@ class Critic:
     def all_values(self, samples: Sequence[Sample]) -> Float[Tensor, " N"]:
         """Values of many samples, portion by portion, on the host."""
         lengths = [sample.length for sample in samples]
-        parts = portions(lengths, tokens=BATCH_TOKENS, sequences=BATCH_SEQUENCES)
+        parts = micro_batches(lengths, tokens=BATCH_TOKENS, sequences=BATCH_SEQUENCES)
         return torch.cat([self.values([samples[i] for i in part]).cpu() for part in parts])
 
     def update_(self) -> None:

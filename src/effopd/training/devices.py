@@ -3,7 +3,7 @@
 from typing import TypeVar
 
 from effopd.evaluation.config import EvalConfig
-from effopd.models.devices import real_device
+from effopd.models.loading import real_device
 from effopd.training.config import Config
 
 Settings = TypeVar("Settings", Config, EvalConfig)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from effopd.errors import CheckpointError, ConfigError, ParameterMismatchError
 from effopd.models.policy import Policy
-from effopd.models.vocabularies import shared_vocabulary
+from effopd.models.tokenizers import shared_vocabulary
 from effopd.objectives import aligned_vocabulary_size
 
 

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from effopd.models.policy import Policy
-from effopd.models.portions import portions
+from effopd.models.policy import Policy, micro_batches
 from effopd.rollouts.rollout import Rollout, total_tokens
 from effopd.rollouts.seeds import derive_seed
 from effopd.training.batch import Portion, mini_batches
@@ -75,7 +74,7 @@ class Updater:
         self.optimizer.zero_grad(set_to_none=True)
         self._student.model.train()
         parts = []
-        for places in portions(lengths, tokens=self._settings.train.micro_batch_tokens):
+        for places in micro_batches(lengths, tokens=self._settings.train.micro_batch_tokens):
             part = self._learner.contribution([indices[i] for i in places], portion)
             part.loss.backward()
             parts.append(part)

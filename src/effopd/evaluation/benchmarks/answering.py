@@ -9,9 +9,9 @@ import torch
 from effopd.data.benchmarks import Question, Questions
 from effopd.errors import ConfigError
 from effopd.evaluation.config import EvalConfig
-from effopd.models.end_tokens import end_token_ids
+from effopd.models.architecture import position_limit
 from effopd.models.loading import load_model, load_tokenizer
-from effopd.models.positions import position_limit
+from effopd.models.tokenizers import end_token_ids
 from effopd.rollouts.engine import Completion, Engine
 from effopd.rollouts.hf import HFEngine
 from effopd.rollouts.prompts import prompt_remarks

@@ -17,7 +17,7 @@ from effopd.data.benchmarks import Questions
 from effopd.errors import ConfigError
 from effopd.evaluation.config import EvalConfig
 from effopd.evaluation.grading import GradedAnswer
-from effopd.models.fingerprint import weights_fingerprint
+from effopd.models.checkpoints import weights_fingerprint
 from effopd.models.loading import ModelSettings
 from effopd.records import JsonlWriter, read_jsonl, write_json_atomic, write_text_atomic
 from effopd.training.lock import take_lock

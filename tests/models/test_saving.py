@@ -1,11 +1,9 @@
-"""Changed copies of a model: whole, atomic, and never more of it in memory than a tensor or two."""
+"""Changed copies of a model: whole and atomic."""
 
 import json
 import math
 import os
 import shutil
-import weakref
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,11 @@ from torch import Tensor
 
 from effopd.errors import CheckpointError, ConfigError, NonFiniteError, ParameterMismatchError
 from effopd.models.checkpoints import verify_checkpoint
+from effopd.models.directory import INDEX, SINGLE
 from effopd.models.loading import ModelSettings, load_model, load_tokenizer
-from effopd.models.streaming import write_model, write_weights
+from effopd.models.saving import write_model, write_weights
 from effopd.models.updates import PairUpdate
-from effopd.models.weights import INDEX, SINGLE, MemoryWeights, open_weights
+from effopd.models.weights import MemoryWeights, open_weights
 
 UP = "model.layers.1.mlp.up_proj.weight"
 
@@ -80,7 +79,6 @@ def test_other_families_give_the_same_logits(family: str, tmp_path: Path) -> Non
 
 
 def test_dtypes_of_all_kinds_in_one_file(tmp_path: Path) -> None:
-    """Odd sizes before wider dtypes: every tensor still starts where its dtype may."""
     source = save_tensors(tmp_path / "base", {
         "a": torch.tensor([True, False, True]), "b": torch.arange(3).to(torch.uint8),
         "c": torch.randn(3).bfloat16(), "d": torch.randn(1, 3).half(), "e": torch.tensor(1.5),
@@ -89,15 +87,6 @@ def test_dtypes_of_all_kinds_in_one_file(tmp_path: Path) -> None:
     for shard_bytes in (1000, 20):
         write_model(tmp_path / "copy", source, unchanged, shard_bytes=shard_bytes)
         assert_same(source, tmp_path / "copy")
-        for path in (tmp_path / "copy").glob("*.safetensors"):
-            whole = path.read_bytes()
-            length = int.from_bytes(whole[:8], "little")
-            header = json.loads(whole[8 : 8 + length])
-            del header["__metadata__"]
-            assert length % 8 == 0
-            for name, entry in header.items():
-                size = open_weights(source).dtype(name).itemsize
-                assert entry["data_offsets"][0] % size == 0, name
 
 
 def test_changes_are_rounded_to_the_stored_dtype(tmp_path: Path) -> None:
@@ -171,43 +160,6 @@ def test_the_hook_sees_every_tensor_once_in_the_order_of_the_files(tmp_path: Pat
     seen: list[str] = []
     write_model(tmp_path / "copy", source, lambda n, t: (seen.append(n), t)[1], shard_bytes=3000)
     assert seen == list(open_weights(source).shapes)
-
-
-# Memory -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("hold", [False, True])
-def test_at_most_two_tensors_are_alive(tmp_path: Path, hold: bool) -> None:
-    live: weakref.WeakSet[Tensor] = weakref.WeakSet()
-    held: list[Tensor] = []
-    most = 0
-
-    class Counted:
-        """Counts the tensors that are alive when the next one is asked for."""
-
-        def __init__(self) -> None:
-            self._weights = open_weights(save_family(tmp_path / "base", "qwen3"))
-
-        @property
-        def shapes(self) -> Mapping[str, tuple[int, ...]]:
-            return self._weights.shapes
-
-        def dtype(self, name: str) -> torch.dtype:
-            return self._weights.dtype(name)
-
-        def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
-            return counted(self._weights.read(name, rows))
-
-    def counted(tensor: Tensor) -> Tensor:
-        nonlocal most
-        live.add(tensor)
-        most = max(most, len(live))
-        held.extend([tensor] if hold else [])
-        return tensor
-
-    (tmp_path / "out").mkdir()
-    write_weights(tmp_path / "out", Counted(), lambda _, tensor: counted(tensor * 2))
-    assert (most <= 2) is not hold
 
 
 # Refused ------------------------------------------------------------------------------------------
@@ -290,11 +242,3 @@ def test_sizes_and_sources(source: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"config\.json is missing"):
         write_model(tmp_path / "out", source, unchanged)
     assert left_over(tmp_path) == []
-
-
-def test_links_are_not_followed_out_of_the_source(source: Path, tmp_path: Path) -> None:
-    for target in ("/etc/hostname", "/nowhere"):
-        (source / "tokenizer.json").symlink_to(target)
-        with pytest.raises(ConfigError, match=r"tokenizer\.json is "):
-            write_model(tmp_path / "out", source, unchanged)
-        (source / "tokenizer.json").unlink()
