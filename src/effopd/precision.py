@@ -29,12 +29,6 @@ def float32_products(setting: MatmulPrecision | None = "highest") -> Iterator[No
     after an error. Blocks may be nested and run in several threads at once: while some are under
     way the most exact setting that one of them asks for holds for the whole process, so nothing is
     ever less exact than asked. Do not hold a block open across a `yield`.
-
-    Args:
-        setting: The precision, or None to leave the caller's alone.
-
-    Yields:
-        Nothing.
     """
     if setting is None:
         yield

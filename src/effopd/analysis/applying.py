@@ -52,13 +52,6 @@ def intervened(model: nn.Module, changed: Changed) -> Iterator[Footprint]:
     Memory: a copy of the tensors that change. The base may be the live model itself
     (`MemoryWeights(model.state_dict())`). Engines with weights of their own have to be told
     (`Engine.sync_weights`) inside and afterwards.
-
-    Args:
-        model: Has the tensors of `changed` under the same names, in any dtype, on any device.
-        changed: What `Intervention.apply` gave.
-
-    Yields:
-        What was changed.
     """
     saved: list[tuple[Tensor, Tensor]] = []
     footprint, modules = Footprint(), tensor_places(changed.update)
@@ -75,16 +68,7 @@ def intervened(model: nn.Module, changed: Changed) -> Iterator[Footprint]:
 
 
 def write_intervened(directory: Path, source: Path, changed: Changed) -> Footprint:
-    """Writes the changed weights as a model directory; a few tensors are in memory at a time.
-
-    Args:
-        directory: To be made; an existing one is replaced once the new one is complete.
-        source: The base's directory; its config and tokenizer are copied.
-        changed: What `Intervention.apply` gave, of tensors in `source`; others are the base's.
-
-    Returns:
-        What was changed.
-    """
+    """Writes the changed weights as a model directory; a few tensors are in memory at a time."""
     footprint, modules = Footprint(), tensor_places(changed.update)
 
     def write(name: str, base: Tensor) -> Tensor:

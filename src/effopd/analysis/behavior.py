@@ -63,13 +63,7 @@ def share_of_tokens(kl_nats: TokenValues, share: float) -> float | None:
 
 
 def position_rows(kl_nats: TokenValues) -> list[Row]:
-    """The divergence by position in the answer, in ranges that double: 1, 2, 3-4, 5-8, 9-16, ...
-
-    Returns:
-        For each range `first` and `last` (positions from 1, both included), `answers` that reach
-        it, `tokens` in it, `mean_nats`, `se_nats` (as in `divergence_summary`), and `share` of the
-        sum over all tokens that falls into it; None where that sum is 0.
-    """
+    """The divergence by position in the answer, in ranges that double: 1, 2, 3-4, 5-8, 9-16, ..."""
     values_N, owners_N = _packed(kl_nats)
     positions_N = torch.cat([torch.arange(1, len(answer) + 1) for answer in kl_nats])
     total = float(values_N.sum())

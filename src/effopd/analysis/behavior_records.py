@@ -25,20 +25,7 @@ TABLES = ("divergences", "positions", "shifts", "shift_points")
 def behavior_recipe(
     asked: Sequence[str], run: Path | None, recipe: Path | None, device: str
 ) -> Config | None:
-    """Where problems, prompts and teachers come from.
-
-    Args:
-        asked: What is to be measured; empty for all that can be.
-        run: The run that is analyzed, if it is one.
-        recipe: A recipe; None for that of the run.
-        device: Where models run.
-
-    Returns:
-        The recipe; None where behavior is not measured.
-
-    Raises:
-        ConfigError: Behavior is asked for and there is no recipe, or the other way round.
-    """
+    """Where problems, prompts and teachers come from."""
     wanted = not asked or "behavior" in asked
     if recipe is not None and not wanted:
         raise ConfigError("--recipe is for behavior: add behavior to --what, or leave it out")
@@ -58,17 +45,7 @@ def behavior_recipe(
 def measure_behavior(
     directory: AnalysisDirectory, inputs: Inputs, recipe: Config, *, draws_tsne: bool
 ) -> None:
-    """Writes the tables of behavior and the example, measured now or before.
-
-    Args:
-        directory: Of the analysis.
-        inputs: Base and checkpoints.
-        recipe: See `behavior_recipe`.
-        draws_tsne: Whether there are t-SNE pictures.
-
-    Raises:
-        ConfigError: The directory holds the behavior under another recipe.
-    """
+    """Writes the tables of behavior and the example, measured now or before."""
     path = directory.path / "rows" / "behavior.json"
     settings = BehaviorSettings(projections=("pca", "tsne") if draws_tsne else ("pca",))
     record = read_json(path) if path.exists() else None
@@ -119,15 +96,6 @@ def behavior_tables(
     The same problems with the same random numbers for all, and the same evaluation as in training:
     the first `evaluation.problems` test problems of the recipe. The example is the first
     checkpoint, rescaled to the norms of the final one.
-
-    Args:
-        inputs: Base, checkpoints and the final one.
-        recipe: Problems, prompt, sampling, teachers and device; its student is ignored.
-        settings: What else is measured; None for the defaults.
-        report: Receives progress sentences.
-
-    Returns:
-        Tables and example.
     """
     settings = settings or BehaviorSettings()
     series = inputs.checkpoints

@@ -73,18 +73,7 @@ class ShiftSums:
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def row(self) -> Row:
-        """The shift of all tokens that were added.
-
-        Returns:
-            `tokens`; `mean_cosine` of each token's two representations, their `p05_cosine` and
-            `min_cosine`; `centred_cosine`, of all representations as one long vector after each
-            model's mean was subtracted, which a direction common to all tokens cannot raise;
-            `unrelated_cosine`, the mean cosine of two different tokens in the base, which is what
-            `mean_cosine` would be if tokens had been shuffled; `relative_shift`, Frobenius norm of
-            the shift over that of the base; `norm_ratio`, Frobenius norm after over before; and
-            `zero_tokens`, whose representation is zero in a model and has no direction. None where
-            a number is not defined.
-        """
+        """The shift of all tokens that were added."""
         if not self._sums:
             raise ConfigError("no token was compared: give a text of at least one token")
         sums, tokens = self._sums, int(self._sums["tokens"])

@@ -74,19 +74,7 @@ class Kind:
 
 
 def interventions(kind: str, settings: Sequence[str], source: Source) -> list[Intervention]:
-    """The interventions of one kind for all combinations of the values given.
-
-    Args:
-        kind: One of `KINDS`.
-        settings: `key=value`, several values separated by commas.
-        source: The updates.
-
-    Returns:
-        At least one; the first setting varies slowest.
-
-    Raises:
-        ConfigError: An unknown kind, setting or value, or `--other` is missing or of no use.
-    """
+    """The interventions of one kind for all combinations of the values given."""
     if kind not in KINDS:
         raise ConfigError(f"--kind must be one of {', '.join(KINDS)}, got {kind!r}")
     chosen = KINDS[kind]

@@ -100,15 +100,6 @@ def evaluate_interventions(
 
     A model whose logits are not finite gives a row without statistics, with the reason in
     `failure`: the far end of a sweep may well break a model.
-
-    Args:
-        cases: What to evaluate; the live model needs the tensors of their bases by the same names.
-        passes: The live model and its evaluation.
-        on_row: Receives each row as soon as it is known.
-
-    Returns:
-        A row for every case: the columns of `KEY`, the footprint (update_norm,
-        changed, at_base, never_moved), and those of `pooled` and failure.
     """
     found = []
     for case in cases:
@@ -156,13 +147,6 @@ def pooled(evaluations: Sequence[Evaluation]) -> Row:
     """Statistics over all passes; standard errors treat the problems as the sample.
 
     Passes of one problem are not independent of each other, so its mean counts as one value.
-
-    Args:
-        evaluations: Of the same problems in the same order, at least one.
-
-    Returns:
-        accuracy and mean_length over all answers, reverse_kl in nats over all tokens, with None for
-        what was not measured and for standard errors of fewer than two problems.
     """
     rows = [evaluation.row() for evaluation in evaluations]
     rewards = [mean(each) for each in zip(*(e.rewards for e in evaluations), strict=True)]
@@ -187,13 +171,6 @@ def ratio(sums: Sequence[float], counts: Sequence[int]) -> tuple[float | None, f
     """`sum(sums) / sum(counts)` and its standard error with the pairs as the sample.
 
     The error is that of the linearised ratio: of the values `(sum - ratio * count) / mean count`.
-
-    Args:
-        sums: One per problem.
-        counts: One per problem.
-
-    Returns:
-        Ratio and standard error; None and None without counts, no error with fewer than two pairs.
     """
     total = sum(counts)
     if total == 0:

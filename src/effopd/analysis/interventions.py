@@ -65,15 +65,7 @@ class Intervention(ABC):
 
     @abstractmethod
     def apply(self, update: Update, heads: Heads | None = None) -> Changed:
-        """Gives the changed weights.
-
-        Args:
-            update: Base and tuned model.
-            heads: Make q, k and v modules of their own where a model fuses them.
-
-        Raises:
-            ParameterMismatchError: The model lacks what the intervention is about.
-        """
+        """Gives the changed weights."""
 
 
 # Longer or shorter, in the same direction ---------------------------------------------------------
@@ -101,9 +93,6 @@ class WholeScaling(Intervention):
         """The scaling that gives the whole update a Frobenius norm.
 
         Two methods are compared at one norm by giving both the same.
-
-        Raises:
-            ParameterMismatchError: Nothing moved, so no factor gives a norm.
         """
         found = update_norm(update)
         if found == 0:
@@ -267,9 +256,6 @@ def sliding_windows(
 
     The paper's text cuts windows at the edges; a sentence of its source leaves those out, as
     `only_whole` does.
-
-    Raises:
-        ConfigError: No whole window fits.
     """
     margin = half_width if only_whole else 0
     centres = range(1 + margin, layers - margin + 1)

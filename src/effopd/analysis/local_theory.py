@@ -103,12 +103,6 @@ class LocalTheory:
         """Largest distance of the exact `D_s` from `displacement`, equations 48 and 49.
 
         For eigenpairs of A; a Krylov space of m steps is exact up to step m instead.
-
-        Args:
-            rate: eta.
-            steps: s.
-            tail_values: Eigenvalues left out; None bounds the gain there by `eta s`, for any that
-                satisfy `0 < eta lambda <= 2`.
         """
         gain = rate * steps
         if tail_values is not None:

@@ -33,18 +33,7 @@ def measured(
     directory: AnalysisDirectory,
     workers: int,
 ) -> dict[Key, Row]:
-    """The record of every unit; those that were finished before are read, not measured.
-
-    Args:
-        series: What is measured.
-        name: Of the measurement.
-        measurement: What is done.
-        directory: Where records are read and written.
-        workers: Units at a time. Cores are shared among them.
-
-    Returns:
-        Unit to record, in the order of the units.
-    """
+    """The record of every unit; those that were finished before are read, not measured."""
     units = {unit.key(series): unit for unit in measurement.units(series)}
     records = directory.finished(name, units.keys())
     waiting = [unit for key, unit in units.items() if key not in records]

@@ -56,11 +56,7 @@ class Inputs:
     run: Path | None = None
 
     def __post_init__(self) -> None:
-        """Refuses a series that tables could not tell apart.
-
-        Raises:
-            ConfigError: There is no checkpoint, or a label is used twice or means another model.
-        """
+        """Refuses a series that tables could not tell apart."""
         labels = [checkpoint.label for checkpoint in self.checkpoints]
         if not labels or len({*labels, *RESERVED}) < len(labels) + len(RESERVED):
             raise ConfigError(
@@ -77,11 +73,7 @@ class Inputs:
         }
 
     def updates(self) -> list[Update]:
-        """Update of every checkpoint, then that of the final one, opened and not yet read.
-
-        Raises:
-            ParameterMismatchError: A checkpoint is of another architecture than the base.
-        """
+        """Update of every checkpoint, then that of the final one, opened and not yet read."""
         found = []
         for checkpoint in (*self.checkpoints, self.final):
             try:
@@ -94,22 +86,7 @@ class Inputs:
 def find_inputs(
     base: Path, checkpoints: Sequence[Path], final: Path | None, report: Callable[[str], None]
 ) -> Inputs:
-    """Resolves run directories, names the checkpoints, and puts them in the order of training.
-
-    Args:
-        base: A model directory, or a run: its base, and its checkpoints come first.
-        checkpoints: Model directories, adapters, or a run.
-        final: A model directory, an adapter, or a run: its last checkpoint. None for the last one
-            of the series.
-        report: Receives progress sentences.
-
-    Returns:
-        The inputs.
-
-    Raises:
-        ConfigError: A directory is missing or given twice, there is no checkpoint, or they are not
-            of one series.
-    """
+    """Resolves run directories, names the checkpoints, and puts them in the order of training."""
     base, *checkpoints = (path.expanduser() for path in (base, *checkpoints))
     final = final.expanduser() if final else None
     for path in (base, *checkpoints, *([final] if final else [])):
@@ -143,18 +120,7 @@ def is_run(directory: Path) -> bool:
 
 
 def run_base(run: Path, report: Callable[[str], None]) -> Path:
-    """The model that a run started from.
-
-    Args:
-        run: The run directory.
-        report: Receives progress sentences, should the tiny world's base have to be made.
-
-    Returns:
-        A model directory.
-
-    Raises:
-        ConfigError: It is not on this disk.
-    """
+    """The model that a run started from."""
     base = Path(base_settings(load_config(run / "config.toml"), report).path)
     if not base.is_dir():
         raise ConfigError(
@@ -165,18 +131,7 @@ def run_base(run: Path, report: Callable[[str], None]) -> Path:
 
 
 def in_order(series: Sequence[Checkpoint], report: Callable[[str], None]) -> tuple[Checkpoint, ...]:
-    """The checkpoints by step where every name has one, else as they were given.
-
-    Args:
-        series: One or more.
-        report: Receives a sentence when the order is changed.
-
-    Returns:
-        The same checkpoints.
-
-    Raises:
-        ConfigError: Two are of one step.
-    """
+    """The checkpoints by step where every name has one, else as they were given."""
     steps = [checkpoint.step for checkpoint in series if checkpoint.step is not None]
     if len(steps) < len(series):
         return tuple(series)

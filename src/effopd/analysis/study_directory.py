@@ -52,16 +52,7 @@ class AnalysisDirectory:
         os.close(self._lock)
 
     def describe(self, info: Mapping[str, Any]) -> None:
-        """Writes `analysis.json`, unless it is of something else.
-
-        Args:
-            info: The fields of `IDENTITY`, `what`, and others. What was measured before stays in
-                `what`.
-
-        Raises:
-            ConfigError: The directory holds an analysis of other inputs, or files of something
-                else.
-        """
+        """Writes `analysis.json`, unless it is of something else."""
         path = self.path / "analysis.json"
         if not path.exists() and any(self.path.glob("*.json*")):
             raise ConfigError(f"{self.path} holds something else: choose another directory (--out)")
@@ -78,15 +69,7 @@ class AnalysisDirectory:
         write_json_atomic(path, known)
 
     def finished(self, name: str, wanted: Collection[Key]) -> dict[Key, Row]:
-        """Records of finished units.
-
-        Args:
-            name: Kind of unit.
-            wanted: The units there are.
-
-        Returns:
-            Unit to record.
-        """
+        """Records of finished units."""
         path = self._rows(name)
         rows = read_jsonl(path) if path.exists() else []
         return {key: row for row in rows if (key := (row["place"], row["checkpoint"])) in wanted}

@@ -112,11 +112,7 @@ def directory_name(case: Case) -> str:
 
 
 def _config(asked: Request, recipe: Path) -> Config:
-    """The recipe's settings with the base as the student.
-
-    Raises:
-        ConfigError: There is nothing to evaluate on, or the teacher is no model of its own.
-    """
+    """The recipe's settings with the base as the student."""
     overrides = [] if asked.problems is None else [f"evaluation.problems={asked.problems}"]
     config = load_config(recipe, overrides)
     if config.evaluation.problems < 1:

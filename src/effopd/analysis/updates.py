@@ -84,15 +84,7 @@ def update_statistics(update: Tensor, base: Tensor, tuned: Tensor) -> UpdateStat
 def place_statistics(
     update: Update, places: Iterable[Place]
 ) -> Iterator[tuple[Place, UpdateStatistics]]:
-    """`update_statistics` of one place after the other; one place is in memory at a time.
-
-    Args:
-        update: Between two checkpoints.
-        places: Where to look.
-
-    Yields:
-        The place and how far it moved.
-    """
+    """`update_statistics` of one place after the other; one place is in memory at a time."""
     for place in places:
         base, tuned = read_at(update.read_base, place), read_at(update.read_tuned, place)
         yield place, update_statistics(read_place(update, place), base, tuned)

@@ -37,11 +37,7 @@ the same with four updates on each batch, which the search's default takes too."
 
 
 def run_demo(out: Path, seed: int) -> bool:
-    """Trains every method from the same base with the same seeds and writes the report.
-
-    Returns:
-        False when it was stopped by a signal; the same command goes on from there.
-    """
+    """Trains every method from the same base with the same seeds and writes the report."""
     for label, settings in METHODS.items():
         config = make_config(COMMON | {"label": label, "seed": seed} | settings)
         hint = f"effopd demo --out {shlex.quote(str(out))} --seed {seed}"

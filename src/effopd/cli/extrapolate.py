@@ -19,16 +19,6 @@ def extrapolate(
 
     Config, tokenizer and dtype are the tip's, or the anchor's where the tip is an adapter. At scale
     1 the tip is written, bit for bit.
-
-    Args:
-        anchor: Model directory.
-        tip: A model directory of a later step, or a LoRA adapter of `anchor`.
-        scales: At least one.
-        out: Directory of the point; of several, the parent of `scale-3`, `scale-5`, ...
-        select: What moves, see `select_parameters`.
-
-    Raises:
-        ConfigError: A scale is given twice.
     """
     for scale in scales:
         check_finite("--scale", scale)

@@ -24,11 +24,7 @@ from effopd.training.state import load_tensors, state_file
 def run_recipe(
     recipe: Path, overrides: Sequence[str], out: Path, *, print_config: bool = False
 ) -> bool:
-    """Trains as `recipe` says into `out`, or only prints the resolved settings.
-
-    Returns:
-        Whether the last step was reached.
-    """
+    """Trains as `recipe` says into `out`, or only prints the resolved settings."""
     config = smoke_run(load_config(recipe, overrides), recipe)
     if print_config:
         print(to_toml(config), end="")
@@ -50,18 +46,7 @@ def run_config(config: Config, out: Path, *, resume_hint: str) -> bool:
 def evaluate_checkpoint(
     run: Path, step: int | None, problems: int | None, overrides: Sequence[str] = ()
 ) -> None:
-    """Evaluates one checkpoint of a run and prints the result.
-
-    Args:
-        run: Run directory.
-        step: The checkpoint; None for the newest.
-        problems: Test problems; None for the run's.
-        overrides: Settings other than the run's, such as the device.
-
-    Raises:
-        ConfigError: `run` holds no resolved settings, or there is nothing to evaluate on.
-        CheckpointError: There is no undamaged checkpoint.
-    """
+    """Evaluates one checkpoint of a run and prints the result."""
     transformers_logging.disable_progress_bar()
     asked = [] if problems is None else [f"evaluation.problems={problems}"]
     config = config_of_run(run, [*overrides, *asked])

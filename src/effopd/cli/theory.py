@@ -23,17 +23,7 @@ SHOWN = {
 
 
 def theory(run: Path, out: Path, settings: TheorySettings, say: Say = print) -> Theory:
-    """Computes the local theory of a run; writes `theory.json` and `tables/theory_*.csv`.
-
-    Args:
-        run: Directory of a distillation run.
-        out: Where files go.
-        settings: How much.
-        say: Receives progress and the short table.
-
-    Raises:
-        ConfigError: `run` holds no resolved settings, or its student has adapters.
-    """
+    """Computes the local theory of a run; writes `theory.json` and `tables/theory_*.csv`."""
     transformers_logging.disable_progress_bar()
     inputs = read_inputs(run, settings.contexts, say)
     found = compute_theory(

@@ -15,11 +15,7 @@ NAME = "cells.json"
 
 
 def is_finished(directory: Path) -> bool:
-    """Whether a run says that it is over and has its last checkpoint, which is not verified.
-
-    Args:
-        directory: A run directory; it need not exist.
-    """
+    """Whether a run says that it is over and has its last checkpoint, which is not verified."""
     try:
         step = json.loads((directory / "run.json").read_bytes())["finished"]["step"]
     except (OSError, ValueError, KeyError, TypeError):

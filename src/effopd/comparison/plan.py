@@ -153,18 +153,7 @@ def rate_name(lr: float) -> str:
 
 
 def load_plan(path: Path | str, *, quick: bool = False) -> Plan:
-    """Reads a plan from TOML.
-
-    Args:
-        path: The file.
-        quick: Whether to apply its `[quick]` section.
-
-    Returns:
-        The plan; the settings of its runs are not checked yet.
-
-    Raises:
-        ConfigError: The file is missing or no TOML, or says something wrong; names the key.
-    """
+    """Reads a plan from TOML."""
     raw, text = read_toml(Path(path))
     plan = make_plan(raw, text)
     if not quick:
@@ -175,11 +164,7 @@ def load_plan(path: Path | str, *, quick: bool = False) -> Plan:
 
 
 def make_plan(raw: Mapping[str, Any], text: str = "") -> Plan:
-    """A plan from a nested mapping, its `[quick]` section checked but not applied.
-
-    Raises:
-        ConfigError: An unknown key, a wrong value, or a contradiction; names the key.
-    """
+    """A plan from a nested mapping, its `[quick]` section checked but not applied."""
     plan = read(Plan, raw)
     lists = {"seeds": plan.seeds, "lrs": plan.lrs, "worlds": list(plan.worlds)}
     methods = {

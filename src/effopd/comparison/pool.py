@@ -103,15 +103,7 @@ class Pool:
         on_outcome: Callable[[Outcome], None],
         on_poll: Callable[[], None] = lambda: None,
     ) -> None:
-        """Does the jobs in order, as many at a time as there are processes.
-
-        Args:
-            jobs: What to do.
-            stop: Looked at several times a second; cells then finish their step and save, the
-                making of a world is given up, and nothing new is started.
-            on_outcome: Receives how each job that was started ended.
-            on_poll: Called several times a second.
-        """
+        """Does the jobs in order, as many at a time as there are processes."""
         running = {self._pool.schedule(_do, args=(job,)): job for job in jobs}
         while running:
             done, _ = wait(list(running), timeout=POLL_S, return_when="FIRST_COMPLETED")

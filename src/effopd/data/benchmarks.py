@@ -70,22 +70,7 @@ class Questions:
 def load_benchmark(
     name: str, path: str = "", *, seed: int = 0, limit: int | None = None
 ) -> Questions:
-    """Reads a benchmark.
-
-    Args:
-        name: One of `registry().benchmarks`; any other name for a file of one's own, whose rows
-            have `problem` or `question`, and `answer`, and are checked as mathematics.
-        path: Local `.jsonl` or `.parquet` file, or a pattern; "" for the hub.
-        seed: Decides the order of options.
-        limit: First so many questions; None for all.
-
-    Returns:
-        The questions.
-
-    Raises:
-        ConfigError: The name is unknown, the benchmark is not on the hub at a known commit, or a
-            row cannot be read.
-    """
+    """Reads a benchmark."""
     known = registry().benchmarks
     if name not in known and not path:
         raise ConfigError(

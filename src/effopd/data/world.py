@@ -202,16 +202,7 @@ def make_model(world: TinyWorld) -> Any:
 def demonstrations(
     world: TinyWorld, count: int, generator: torch.Generator
 ) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
-    """Noisy demonstrations as token ids.
-
-    Args:
-        world: The world.
-        count: Sequences B.
-        generator: Source of all randomness.
-
-    Returns:
-        Ids padded with 0, and labels: the ids after `=`, -100 elsewhere.
-    """
+    """Noisy demonstrations as token ids."""
     if len(world.lengths) == 1:
         return _chains(world, world.operations, count, generator)
     drawn = torch.randint(len(world.lengths), (count,), generator=generator)

@@ -38,16 +38,7 @@ def cache_directory() -> Path:
 
 
 def world_models(world: TinyWorld, report: Report, *, cache: Path | None = None) -> WorldModels:
-    """Takes base and teacher from the cache, training what is missing or damaged.
-
-    Args:
-        world: Settings; the cache key is a hash of them.
-        report: Receives progress sentences.
-        cache: Where to look; None for `cache_directory()`.
-
-    Returns:
-        The model directories.
-    """
+    """Takes base and teacher from the cache, training what is missing or damaged."""
     directory = (cache or cache_directory()) / f"tiny-world-{content_key(world)}"
     models = WorldModels(base=directory / "base", teacher=directory / "teacher")
     task = world.load()

@@ -49,19 +49,7 @@ def accuracy(world: TinyWorld, model: Any, problems: list[Problem], temperature:
 
 
 def pretrain_base(world: TinyWorld, task: Task, report: Report) -> Any:
-    """Trains the base model.
-
-    Args:
-        world: The world.
-        task: Its problems; held-out ones gate the first phase.
-        report: Receives progress sentences.
-
-    Returns:
-        The base model in evaluation mode.
-
-    Raises:
-        EffopdError: Greedy accuracy did not reach `world.base_greedy` within `world.base_steps`.
-    """
+    """Trains the base model."""
     model = make_model(world)
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=(0.9, 0.95), weight_decay=0)
     generator = torch.Generator().manual_seed(world.seed)

@@ -20,15 +20,6 @@ def train_teacher(world: TinyWorld, task: Task, base: Any, report: Report) -> An
     """Sharpens a copy of the base until it samples right answers.
 
     Group advantages over a token mean, groups whose rewards are all equal left out.
-
-    Args:
-        world: The world.
-        task: Its problems.
-        base: The base model; unchanged.
-        report: Receives progress sentences.
-
-    Returns:
-        The teacher in evaluation mode.
     """
     settings = LoopSettings(
         seed=world.seed,

@@ -202,20 +202,7 @@ class ClusterEstimate:
 def estimate_cluster(
     config: Config, shapes: Mapping[str, ModelShape], cluster: Cluster
 ) -> ClusterEstimate:
-    """What a run takes on a cluster that shards student and teachers over all its GPUs.
-
-    Args:
-        config: Settings of the run. Weights, gradients and moments are kept in float32 where the
-            student is or has masters, else in its precision; layers compute in bfloat16.
-        shapes: Sizes of the models by the name that the settings give them.
-        cluster: The machines.
-
-    Returns:
-        The estimate.
-
-    Raises:
-        ConfigError: Adapters, numbers that do not divide, or no room for an inference engine.
-    """
+    """What a run takes on a cluster that shards student and teachers over all its GPUs."""
     run = _Run(config=config, shapes=shapes, cluster=cluster)
     run.check()
     gpus, shape = cluster.gpus, run.shape

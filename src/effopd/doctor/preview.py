@@ -65,16 +65,6 @@ def preview(config: Config, problems: int = 3) -> Preview:
     """Reads the problems of a run as it would, and renders the first training prompts.
 
     Loads no weights and writes nothing.
-
-    Args:
-        config: Settings.
-        problems: Training problems to show.
-
-    Returns:
-        The problems, what was left out, and the prompts.
-
-    Raises:
-        ConfigError: A file, field or prompt that the run would refuse.
     """
     if config.student is not None:
         student = load_tokenizer(config.student)

@@ -103,9 +103,6 @@ def model_shape(content: Mapping[str, Any], path: Path | str) -> ModelShape:
 
     The cache is that of attention in every layer: what tells layers of different kinds apart has
     no name that architectures share.
-
-    Raises:
-        ConfigError: Transformers does not know the architecture, or no model has these sizes.
     """
     return _shape(json.dumps(content, sort_keys=True), str(path))
 
@@ -159,9 +156,6 @@ def model_config(path: str, recipe: Path | None) -> tuple[Mapping[str, Any], Pat
     """The content of a model's config.json and the file it is from, without the network.
 
     The model is a directory, such a file itself, or is described in `SHIPPED` beside the recipe.
-
-    Raises:
-        ConfigError: None of these.
     """
     if Path(path).is_dir():
         return read_config(Path(path)), Path(path) / "config.json"

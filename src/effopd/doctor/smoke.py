@@ -34,18 +34,7 @@ _TEMPLATE = (
 
 
 def smoke_run(config: Config, recipe: Path | None = None) -> Config:
-    """The settings of a smoke test, whose models and problems are made if they are not cached.
-
-    Args:
-        config: Settings of a run.
-        recipe: Its file; shapes of models that are not on this disk are read beside it.
-
-    Returns:
-        Two short steps on the CPU with tiny models; without `config.smoke` the settings given.
-
-    Raises:
-        ConfigError: Nothing says which architecture a model has.
-    """
+    """The settings of a smoke test, whose models and problems are made if they are not cached."""
     if not config.smoke:
         return config
     raw = tomllib.loads(to_toml(config)) | {"smoke": False, "device": "cpu", "threads": 1}

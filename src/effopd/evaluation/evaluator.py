@@ -64,16 +64,7 @@ class Evaluator:
     def evaluate(
         self, writer: Writer, *, student: Policy | None = None, teachers: Teachers | None = None
     ) -> Evaluation:
-        """Writes one answer per problem and measures it.
-
-        Args:
-            writer: Engine and sampling of the policy to evaluate.
-            student: That policy; with `teachers` its reverse KL to them is measured.
-            teachers: Each answer is compared with the teacher of its problem.
-
-        Returns:
-            The evaluation.
-        """
+        """Writes one answer per problem and measures it."""
         seeds = [derive_seed(self.seed, "evaluate", i) for i in range(len(self.problems))]
         rollouts = writer.answer(self.problems, seeds)
         judgement = judge(self.verifier, rollouts)

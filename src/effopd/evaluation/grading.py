@@ -92,11 +92,7 @@ class GradedAnswer:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "GradedAnswer":
-        """What `row` wrote.
-
-        Raises:
-            RecordError: A field is missing.
-        """
+        """What `row` wrote."""
         try:
             return cls(**{field.name: row[field.name] for field in fields(cls)})
         except KeyError as error:
@@ -126,19 +122,7 @@ def grade(
 
 
 def readable(verifier: JudgingVerifier, questions: Questions) -> tuple[Questions, list[str]]:
-    """Leaves out the questions of mathematics with a reference that nothing can be compared with.
-
-    Args:
-        verifier: Who is going to check answers.
-        questions: A benchmark.
-
-    Returns:
-        The other questions, with the number of those left out in their counts, and the ids of those
-        left out, which end in the number of their row.
-
-    Raises:
-        ConfigError: No question is left.
-    """
+    """Leaves out the questions of mathematics with a reference that nothing can be compared with."""
     if not isinstance(verifier, MathVerifier):
         return questions, []
     bad = {p.id for p in verifier.unreadable([each.problem for each in questions.questions])}
@@ -179,17 +163,7 @@ def rewards_of(groups: Sequence[Sequence[GradedAnswer]]) -> list[list[float]]:
 
 
 def summarise(graded: Sequence[GradedAnswer], *, votes: bool) -> dict[str, Any]:
-    """Accuracies with errors, lengths, and how checks ended.
-
-    Args:
-        graded: All answers to all questions, equally many to each.
-        votes: Whether answers can be compared by their value, as programs cannot.
-
-    Returns:
-        JSON values: `questions`, `samples`; `avg` (avg@n), `pass` (k -> pass@k), `maj` (maj@n, None
-        without votes or with one sample) with `mean`, `standard_error` and `interval` each;
-        `truncated_share`, `no_answer_share`, `mean_tokens`, `tokens`, `verdicts`.
-    """
+    """Accuracies with errors, lengths, and how checks ended."""
     groups = by_question(graded)
     rewards = rewards_of(groups)
     samples = len(groups[0])

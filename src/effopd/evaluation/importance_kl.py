@@ -155,15 +155,7 @@ class WeightedKL:
 def weighted_kl(
     candidate: TokenValues, behaviour: TokenValues, kl_nats: TokenValues, reduce: str
 ) -> WeightedKL:
-    """The candidate's on-policy reverse KL from answers of the behaviour policy.
-
-    Args:
-        candidate: Log-probability of every token under the candidate, one row an answer.
-        behaviour: The same under the policy that wrote the answers.
-        kl_nats: `KL(candidate || teacher)` at every token of the answers.
-        reduce: "sequence" estimates the mean over answers of the sum over tokens, "token" divides
-            that by the mean length.
-    """
+    """The candidate's on-policy reverse KL from answers of the behaviour policy."""
     weights_BT, weights_B = prefix_weights(candidate, behaviour)
     sums_B = weighted_sums(weights_BT, padded(kl_nats))
     lengths_B = weighted_sums(weights_BT, padded([[1.0] * len(row) for row in kl_nats]))
@@ -240,11 +232,7 @@ class ImportanceWeightedKLValidator:
         self._tip: TokenValues = ()
 
     def __call__(self, draw: Draw) -> Score:
-        """The score; not finite beyond trust and when the student's weights or logits are not.
-
-        Raises:
-            ValidatorError: A candidate is scored, but the last tip was that of another search.
-        """
+        """The score; not finite beyond trust and when the student's weights or logits are not."""
         try:
             return self._score(draw)
         except NonFiniteError:

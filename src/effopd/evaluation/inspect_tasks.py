@@ -23,16 +23,7 @@ from effopd.rewards.math import MathVerifier
 
 @scorer(metrics=[accuracy(), stderr()])
 def verified(name: str, path: str = "", seed: int = 42) -> Scorer:
-    """Scores 1 for an answer that the benchmark's verifier finds right, else 0.
-
-    Args:
-        name: One of `effopd.data.dataset.registry().benchmarks`.
-        path: File of the benchmark; "" for the hub.
-        seed: Order of options.
-
-    Returns:
-        The scorer; its explanation is the verdict.
-    """
+    """Scores 1 for an answer that the benchmark's verifier finds right, else 0."""
     questions = load_benchmark(name, path, seed=seed)
     problems = {question.problem.id: question.problem for question in questions.questions}
     verifier: JudgingVerifier = CodeVerifier() if questions.verifier == "code" else MathVerifier()
@@ -51,16 +42,7 @@ def verified(name: str, path: str = "", seed: int = 42) -> Scorer:
 
 
 def benchmark_task(name: str, path: str = "", seed: int = 42) -> Task:
-    """A benchmark as a task, one answer an epoch.
-
-    Args:
-        name: One of `effopd.data.dataset.registry().benchmarks`.
-        path: File of the benchmark; "" for the hub.
-        seed: Order of options.
-
-    Returns:
-        The task, without questions whose reference nothing can be compared with.
-    """
+    """A benchmark as a task, one answer an epoch."""
     questions = load_benchmark(name, path, seed=seed)
     if questions.verifier == "math":
         with MathVerifier() as verifier:

@@ -23,21 +23,7 @@ def completion_log_probs(
     batch_sequences: int = BATCH_SEQUENCES,
     batch_tokens: int = BATCH_TOKENS,
 ) -> list[tuple[float, ...]]:
-    """Log-probability (nats) of every completion token, one tuple a sample.
-
-    Args:
-        policy: Who scores.
-        samples: What is scored.
-        temperature: Divides the logits.
-        batch_sequences: Sequences in one forward pass, at most.
-        batch_tokens: Padded tokens in one forward pass, at most.
-
-    Returns:
-        The log-probabilities, in the order of the samples.
-
-    Raises:
-        NonFiniteError: The policy gives NaN or infinity.
-    """
+    """Log-probability (nats) of every completion token, one tuple a sample."""
     found: list[tuple[float, ...]] = []
     limits = {"batch_sequences": batch_sequences, "batch_tokens": batch_tokens}
     with policy.during(), torch.no_grad(), evaluation_mode(policy):
@@ -67,20 +53,6 @@ def completion_reverse_kl(
 
     Exact at each position of the given text (no sampling of the token): equation 7 of arXiv
     2605.11739 with its sum over tokens left to the caller.
-
-    Args:
-        student: The policy that the expectation is over.
-        teacher: The other one.
-        samples: The text.
-        teacher_temperature: Divides the teacher's logits alone.
-        batch_sequences: Sequences in one forward pass, at most.
-        batch_tokens: Padded tokens in one forward pass, at most.
-
-    Returns:
-        The divergences, in the order of the samples.
-
-    Raises:
-        NonFiniteError: A policy gives NaN or infinity.
     """
     found: list[tuple[float, ...]] = []
     limits = {"batch_sequences": batch_sequences, "batch_tokens": batch_tokens}

@@ -36,11 +36,7 @@ class AccuracyValidation:
             raise ConfigError(f"levels must be the lowest and the highest level, got {self.levels}")
 
     def selected(self, problems: Sequence[Problem]) -> list[Problem]:
-        """The problems of the levels asked for.
-
-        Raises:
-            ConfigError: There are none.
-        """
+        """The problems of the levels asked for."""
         if self.levels is None:
             return list(problems)
         low, high = self.levels

@@ -72,19 +72,6 @@ def krylov_space(
 
     Lanczos with full reorthogonalisation: the basis is orthonormal to rounding. Holds m vectors of
     the start's dtype and makes m products.
-
-    Args:
-        product: The operator.
-        start_P: Not zero.
-        steps: Largest m, at least 1.
-        on_step: Told about every product.
-
-    Returns:
-        The basis and the operator in it.
-
-    Raises:
-        ConfigError: `steps` is below 1, or the start is zero.
-        NonFiniteError: A product is not finite.
     """
     norm = float(start_P.norm())
     if steps < 1 or norm == 0 or not math.isfinite(norm):
@@ -148,21 +135,6 @@ def leading_eigenpairs(
 
     ARPACK's restarted Lanczos iteration; it holds `max(2 k + 1, 20)` vectors on the CPU. Operators
     of up to `DENSE_SIZE`, or of which nearly all pairs are wanted, are decomposed whole.
-
-    Args:
-        product: The operator.
-        start_P: Gives dtype, device and the first direction; not zero.
-        k: Pairs, 1 to P.
-        tolerance: Relative accuracy of the values.
-        on_step: Told about every product.
-
-    Returns:
-        The pairs; the residuals take k more products.
-
-    Raises:
-        ConfigError: k is out of range.
-        MissingExtraError: SciPy is not installed.
-        NonFiniteError: A product is not finite.
     """
     try:
         from scipy.sparse.linalg import LinearOperator, eigsh

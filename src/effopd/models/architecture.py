@@ -47,19 +47,7 @@ class Architecture:
 def read_architecture(
     directory: Path, *, attention: Attention = "auto", path: str | None = None
 ) -> Architecture:
-    """Checks from config.json that a model can be trained and scored here.
-
-    Args:
-        directory: With a config.json; weights need not be there.
-        attention: Implementation asked for; "auto" is "sdpa" where the architecture has it, else
-            "eager".
-        path: The model as the user named it; None for the directory.
-
-    Raises:
-        ConfigError: config.json is damaged, the architecture is no language model that transformers
-            knows, or it lacks the attention asked for.
-        ParameterMismatchError: Its logits are soft-capped.
-    """
+    """Checks from config.json that a model can be trained and scored here."""
     path = path or str(directory)
     read_config(directory)  # whether it is there and an object
     with explained(path):

@@ -36,15 +36,7 @@ def list_checkpoints(parent: str | Path) -> list[Path]:
 
 
 def write_checkpoint(directory: Path, write: Callable[[Path], None]) -> None:
-    """Creates `directory` with what `write` puts into it, atomically.
-
-    Args:
-        directory: Final name; an existing one is replaced only after the new one is complete.
-        write: Called with the temporary directory to fill.
-
-    Raises:
-        CheckpointError: The file system refused (disk full, read-only, directory gone).
-    """
+    """Creates `directory` with what `write` puts into it, atomically."""
     temporary = directory.with_name(_TEMPORARY + directory.name)
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -78,11 +70,7 @@ def write_checkpoint(directory: Path, write: Callable[[Path], None]) -> None:
 
 
 def verify_checkpoint(directory: str | Path) -> None:
-    """Checks size and hash of every file against the manifest.
-
-    Raises:
-        CheckpointError: Naming the first file that is missing or differs.
-    """
+    """Checks size and hash of every file against the manifest."""
     directory = Path(directory)
     try:
         written = (directory / MANIFEST).read_bytes()

@@ -44,15 +44,6 @@ def find_model(path: str | Path, revision: str | None = None, *, weights: bool =
 
     A repository is downloaded where the cache lacks it: configuration and tokenizer first, then the
     weight files that its index names. Offline, the cache is used.
-
-    Args:
-        path: A directory, or a repository id such as `Qwen/Qwen3-1.7B`.
-        revision: Commit, tag or branch of a repository; None for the main one.
-        weights: Whether weight files are wanted.
-
-    Raises:
-        ConfigError: There is no such directory or repository, or the Hub cannot be reached and the
-            cache lacks it.
     """
     directory = Path(path).expanduser()
     if directory.is_dir():

@@ -46,9 +46,6 @@ def gpu_named(text: str) -> Gpu:
     """The card that is meant by "H100", "H100 80GB", "80GB" or a number of bytes.
 
     Names as drivers give them are understood too: "NVIDIA A100-SXM4-80GB".
-
-    Raises:
-        ConfigError: None of these.
     """
     name = text.strip()
     found = Gpu(name=name, memory_bytes=0)
@@ -67,11 +64,7 @@ def gpu_named(text: str) -> Gpu:
 
 
 def card_of(device: str) -> Gpu:
-    """The card behind a device of this machine, with the memory that its driver reports.
-
-    Raises:
-        ConfigError: The device is no GPU of this machine.
-    """
+    """The card behind a device of this machine, with the memory that its driver reports."""
     if not (device.startswith("cuda") and torch.cuda.is_available()):
         raise ConfigError(
             "--gpu auto takes the card of this machine, which has none: name the card of the "

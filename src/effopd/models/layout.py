@@ -125,12 +125,7 @@ def place_of(name: str) -> Place:
 
 
 def places(shapes: Mapping[str, tuple[int, ...]], heads: Heads | None = None) -> list[Place]:
-    """Every place of a model in layer order; fused and batched tensors in their parts.
-
-    Args:
-        shapes: Of all tensors, by name.
-        heads: Of the model's config.json; without it a fused q/k/v stays one place `qkv`.
-    """
+    """Every place of a model in layer order; fused and batched tensors in their parts."""
     found: list[Place] = []
     for name, shape in shapes.items():
         # A tensor with a first axis over experts is one place for each of them.

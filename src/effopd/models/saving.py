@@ -88,19 +88,6 @@ def write_model(
 
     Config, generation config and tokenizer are copied; code and trainer state are not. A head that
     the source ties to its embedding, and so does not store, stays tied. Memory: one file.
-
-    Args:
-        directory: To create; one written by effopd before is replaced.
-        source: A model directory, or a repository of the Hugging Face Hub.
-        changed: Called with the name and the stored tensor, gives the tensor to store, of the same
-            shape; it is rounded to the stored dtype. Tensors to keep are given back as they are.
-        shard_bytes: Largest size of a file, but for a single tensor that is larger.
-
-    Raises:
-        ConfigError: `shard_bytes` is not positive, or `directory` is the source or something that
-            effopd did not write.
-        ParameterMismatchError: A changed tensor has another shape.
-        NonFiniteError: A changed tensor holds a NaN or an infinity; nothing is written.
     """
     directory, source = Path(directory), find_model(source)
     if shard_bytes < 1:

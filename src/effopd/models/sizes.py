@@ -19,12 +19,7 @@ from effopd.models.architecture import explained
 
 
 def described_by(config: Mapping[str, Any], path: Path | str) -> PreTrainedConfig:
-    """The configuration as transformers understands it, with its names for sizes.
-
-    Raises:
-        ConfigError: Transformers has no causal language model for it; code that comes with a model
-            is never run.
-    """
+    """The configuration as transformers understands it, with its names for sizes."""
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         own = ", and code of the model's own is never run" if config.get("auto_map") else ""

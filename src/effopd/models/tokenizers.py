@@ -115,10 +115,6 @@ def shared_vocabulary(student: Any, other: Any, name: str) -> SharedVocabulary:
     cannot write them: a padding token of the student, `<think>` of the teacher. They have to be
     added tokens behind all that are shared, since with other ordinary tokens the two cut text
     differently.
-
-    Raises:
-        ParameterMismatchError: An id means different tokens, an ordinary token is one's own, or
-            the student's end-of-sequence token is not shared; names the tokens.
     """
     ours, theirs = student.get_vocab(), other.get_vocab()
     if ours == theirs:

@@ -51,12 +51,7 @@ class Weights(Protocol):
         ...
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
-        """The tensor on the CPU in its stored dtype; not to be changed in place.
-
-        Args:
-            name: One of `shapes`.
-            rows: First and past-the-last index of the first axis; None reads all of it.
-        """
+        """The tensor on the CPU in its stored dtype; not to be changed in place."""
         ...
 
 
@@ -136,11 +131,7 @@ class SafetensorsWeights:
         return DTYPES[self._stored[name].dtype]
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
-        """The tensor, or some of its rows.
-
-        Raises:
-            CheckpointError: The file has changed or gone since it was opened.
-        """
+        """The tensor, or some of its rows."""
         check_name(name, self.shapes, "the checkpoint")
         check_rows(name, self.shapes[name], rows)
         tensor = self._stored[name]
@@ -174,12 +165,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 
 def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a model directory, in the order of the files and then of the alphabet.
-
-    Raises:
-        ConfigError: There are no safetensors weights, or one of their files is missing.
-        CheckpointError: A file is damaged, or index and shards do not name the same tensors.
-    """
+    """Every tensor of a model directory, in the order of the files and then of the alphabet."""
     shard_of = find_shards(directory)
     found: dict[str, StoredTensor] = {}
     for file in sorted(set(shard_of.values())) or (SINGLE,):
@@ -209,15 +195,6 @@ def open_weights(path: str | Path, revision: str | None = None) -> Weights:
 
     What wrappers of trainers add to names is left out, and so is a stored head that is the
     embedding.
-
-    Args:
-        path: A model directory or a repository of the Hugging Face Hub.
-        revision: Commit, tag or branch of a repository.
-
-    Raises:
-        ConfigError: There is no such model, it holds an adapter, merged or not, or its weights
-            are quantized.
-        ParameterMismatchError: config.json ties head and embedding, and their values differ.
     """
     directory = find_model(path, revision)
     if (directory / ADAPTER_CONFIG).is_file():

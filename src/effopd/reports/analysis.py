@@ -54,11 +54,7 @@ class Analysis:
         return "optimizer steps", dict(zip(self.checkpoints, map(float, steps), strict=True))
 
     def rows(self, table: str, **equal: Cell) -> TableRows:
-        """Rows of a table with given cells; none where the table is missing.
-
-        Raises:
-            RecordError: The table has no such column.
-        """
+        """Rows of a table with given cells; none where the table is missing."""
         rows = self.tables.get(table, [])
         if rows and not equal.keys() <= rows[0].keys():
             raise RecordError(

@@ -83,11 +83,7 @@ class Comparison:
 
     @classmethod
     def of_runs(cls, runs: Sequence[Run], name: str) -> "Comparison":
-        """Runs against the same teacher, each for itself.
-
-        Raises:
-            RecordError: There are none.
-        """
+        """Runs against the same teacher, each for itself."""
         if not runs:
             raise RecordError(
                 "a report was asked for, but no runs were given; name a run directory."

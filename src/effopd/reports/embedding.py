@@ -26,13 +26,6 @@ def write_page(
 
     A content security policy lets no script run but plotly.js and `scripts`, and nothing be loaded.
     Values are made visible and escaped where they are put, unless they are `Markup`.
-
-    Args:
-        path: The file to write.
-        template: Name of the template.
-        values: What it shows.
-        data: Name of an element -> JSON that scripts read from it.
-        scripts: Files of this package, in the order they run.
     """
     sources = [plotly_source(), *(resource(name) for name in scripts)]
     environment = Environment(

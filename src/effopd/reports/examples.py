@@ -43,12 +43,6 @@ def example_html(record: Row) -> str:
 
     Each answer is coloured by the divergence of its own writer where that is a student, else (the
     teacher's answer) by the first student's; what the other students make of it is folded away.
-
-    Args:
-        record: What `example.json` holds.
-
-    Raises:
-        RecordError: A field is missing or is no text, number or list where one is expected.
     """
     try:
         readings = [_readings(record, answer) for answer in record["answers"]]

@@ -41,16 +41,7 @@ Json = dict[str, Any]
 
 
 def write_report(runs: Sequence[Run], path: Path | str, *, title: str = "effopd report") -> None:
-    """Writes a report on one or several runs as one HTML file, about 5 MB plus rollouts.
-
-    Args:
-        runs: Runs against the same teacher, at least one.
-        path: The file to write, replaced in one step.
-        title: Line above the headline and title of the window.
-
-    Raises:
-        RecordError: There are no runs.
-    """
+    """Writes a report on one or several runs as one HTML file, about 5 MB plus rollouts."""
     write_comparison(Comparison.of_runs(runs, title), path)
 
 

@@ -45,11 +45,7 @@ _LOOK = {
 
 
 def write_pngs(runs: Sequence[Run], directory: Path | str) -> list[Path]:
-    """Writes `accuracy_steps`, `accuracy_tokens`, `reverse_kl_steps`, and `search` if one ran.
-
-    Returns:
-        The files written.
-    """
+    """Writes `accuracy_steps`, `accuracy_tokens`, `reverse_kl_steps`, and `search` if one ran."""
     comparison = Comparison.of_runs(runs, "report")
     rows = comparison.rows("")
     curves, teacher = comparison.curves(rows), rows[0]["teacher_accuracy"]
@@ -67,11 +63,7 @@ def write_pngs(runs: Sequence[Run], directory: Path | str) -> list[Path]:
 
 
 def write_comparison_pngs(comparison: Comparison, directory: Path | str) -> list[Path]:
-    """Writes `accuracy_steps`, `accuracy_seconds`, `lr_sweep` and one file a figure of variants.
-
-    Returns:
-        The files written.
-    """
+    """Writes `accuracy_steps`, `accuracy_seconds`, `lr_sweep` and one file a figure of variants."""
 
     def panel(world: str, rows: list[dict[str, Any]], cost: str, title: str) -> Figure:
         teacher = next((row["teacher_accuracy"] for row in rows), None)
@@ -120,16 +112,7 @@ def write_sheets(
 def save_png(
     figure: Figure | Sequence[Sequence[Figure]], path: Path | str, size: tuple[float, float] = SIZE
 ) -> None:
-    """Draws a figure of this package as PNG, 200 dots per inch.
-
-    Args:
-        figure: A plotly figure as a dict, or rows of them, a panel each.
-        path: The file to write; its directory is made if needed.
-        size: Width and height of a panel in inches.
-
-    Raises:
-        MissingExtraError: Matplotlib is not installed.
-    """
+    """Draws a figure of this package as PNG, 200 dots per inch."""
     try:
         import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -76,12 +76,7 @@ class PromptTemplate:
             ) from None
 
     def encode(self, tokenizer: Any, problem: Problem) -> tuple[int, ...]:
-        """Prompt tokens of one problem.
-
-        Raises:
-            ConfigError: No chat template, one that refuses the messages, an empty prompt, or one
-                longer than `max_tokens`.
-        """
+        """Prompt tokens of one problem."""
         ids = self._ids(tokenizer, problem)
         if not 0 < len(ids) <= self.max_tokens:
             raise ConfigError(

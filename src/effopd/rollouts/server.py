@@ -43,11 +43,7 @@ class ServerEngine:
         self._vocabulary_size, self._ends, self._reload = vocabulary_size, ends, reload
 
     def sync_weights(self) -> None:
-        """Brings the student's weights to the server, and checks that they arrived.
-
-        Raises:
-            ConfigError: The server's weights are fixed.
-        """
+        """Brings the student's weights to the server, and checks that they arrived."""
         if self._reload is None:
             raise ConfigError(
                 f"{self._client} serves fixed weights, but a student is trained: set "
@@ -118,9 +114,6 @@ class WeightReload:
         """Makes the server write with the student's weights as they are now.
 
         Weights that give NaN stay here; `probe.check_finite` reports them.
-
-        Raises:
-            ServerError: The server did not load them.
         """
         if not self.probe.look():
             return

@@ -17,14 +17,7 @@ def preserve_state(
     modules: Iterable[nn.Module] = (),
     attributes: Iterable[tuple[Any, Mapping[str, Any]]] = (),
 ) -> Iterator[None]:
-    """Keeps random generators, training modes and attributes as they are now; for `with`.
-
-    Args:
-        tensors: Whose devices' generators are put back beside those of Python, NumPy and torch's
-            host.
-        modules: In evaluation mode inside, in their own mode afterwards.
-        attributes: Objects, each with the values that its attributes get back.
-    """
+    """Keeps random generators, training modes and attributes as they are now; for `with`."""
     devices = {t.device for t in tensors if t.device.type != "cpu"}
     kind = next((device.type for device in devices), "cuda")
     python, numpy = random.getstate(), np.random.get_state()

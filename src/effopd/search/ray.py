@@ -253,11 +253,7 @@ def wide(tensor: Tensor) -> torch.dtype:
 
 
 def check_fits(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Names, shapes and dtypes of saved tensors must be those expected.
-
-    Raises:
-        ParameterMismatchError: They are not.
-    """
+    """Names, shapes and dtypes of saved tensors must be those expected."""
     missing, extra = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
     if missing or extra:
         raise ParameterMismatchError(

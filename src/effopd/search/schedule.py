@@ -16,12 +16,7 @@ class Schedule(Protocol):
     """Decides at which optimizer steps a search is due."""
 
     def is_due(self, step: int, past: Sequence[PastSearch]) -> bool:
-        """Whether to search after optimizer update number `step` (1 is the first update).
-
-        Args:
-            step: Number of the update.
-            past: Every earlier search in order.
-        """
+        """Whether to search after optimizer update number `step` (1 is the first update)."""
         ...
 
 

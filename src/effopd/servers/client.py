@@ -102,22 +102,7 @@ class Client:
         before_retry: Callable[[], None] | None = None,
         stream: int = 0,
     ) -> T:
-        """What `read` makes of the answer; asked again while failures may pass.
-
-        Args:
-            request: What is asked; asking twice must do no harm.
-            read: Raises TransientServerError for a broken answer.
-            deadline: Whose time it takes.
-            before_retry: Called before each further try; its failures count as the request's.
-            stream: Which sequence of jitter to use.
-
-        Returns:
-            The value of `read`.
-
-        Raises:
-            NonFiniteError: The last answer held NaN.
-            ServerError: All tries failed, or the first failed for good.
-        """
+        """What `read` makes of the answer; asked again while failures may pass."""
         rng = random.Random(f"{self._seed}/{stream}")
         failure: TransientServerError | None = None
         for attempt in range(self.settings.retries + 1):
@@ -187,11 +172,7 @@ class Client:
         return [future.result() for future in futures]
 
     def control(self, request: ServerRequest, seconds: float) -> None:
-        """One request that changes the server; asked once, since it may be done already.
-
-        Raises:
-            ServerError: It failed, or the server answers that it did not succeed.
-        """
+        """One request that changes the server; asked once, since it may be done already."""
         answer = self._answer(request, seconds)
         if isinstance(answer, dict) and answer.get("success") is False:
             raise ServerError(f"{self}: {request.path} did not succeed: {self._shown(answer)}")

@@ -36,23 +36,7 @@ class Identity:
 def verify_server(
     client: Client, api: Api, tokenizer: Any, vocabulary_size: int, longest: int
 ) -> Identity:
-    """Checks a server before anything depends on it, and describes it for later comparisons.
-
-    Args:
-        client: Asks it.
-        api: How.
-        tokenizer: Of the student; the server's must give the same tokens.
-        vocabulary_size: Token ids that the student may use are below it.
-        longest: Tokens of the longest sequence that will be sent.
-
-    Returns:
-        What it is.
-
-    Raises:
-        ParameterMismatchError: Another tokenizer or vocabulary.
-        ServerError: It does not serve the model, takes too short texts, or does not score a text
-            twice, or its own text, alike.
-    """
+    """Checks a server before anything depends on it, and describes it for later comparisons."""
     deadline = client.deadline()
     # 1. It serves the model.
     listed = client.ask(ServerRequest(path="/v1/models"), lambda a: field(a, "data"), deadline)

@@ -61,11 +61,7 @@ class ServerSettings:
                 raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
     def api_key(self) -> str:
-        """The key, read now from the environment; "" where none is needed.
-
-        Raises:
-            ConfigError: The variable is not set, or what it holds cannot go into a header.
-        """
+        """The key, read now from the environment; "" where none is needed."""
         if not self.api_key_env:
             return ""
         key = os.environ.get(self.api_key_env, "")

@@ -15,15 +15,7 @@ LENGTH_RATIO = 3.0
 
 
 def alarms(row: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is suspicious about this step.
-
-    Args:
-        row: Metrics of the step.
-        history: Metrics of all earlier steps.
-
-    Returns:
-        One sentence per alarm.
-    """
+    """What is suspicious about this step."""
     found = []
     if row["truncated_share"] > TRUNCATED_SHARE:
         found.append(

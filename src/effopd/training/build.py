@@ -175,11 +175,7 @@ class Parts:
         )
 
     def collector(self) -> Collector:
-        """Writes the answers of a step.
-
-        Raises:
-            ConfigError: The objective needs rewards and the task has no verifier.
-        """
+        """Writes the answers of a step."""
         objective = self.config.objective
         collector = Collector(
             writer=self.writer(self.student),
@@ -198,12 +194,7 @@ class Parts:
         return collector
 
     def validator(self) -> Validator | None:
-        """Scores the search's candidates; None without a search.
-
-        Raises:
-            ConfigError: Accuracy is asked for but the task has no verifier, or a divergence from a
-                teacher that is not there.
-        """
+        """Scores the search's candidates; None without a search."""
         settings = self.config.validation
         if not self.config.searches:
             return None
@@ -379,11 +370,7 @@ def _model_settings(
 
 
 def _known_teachers(policies: dict[str, Teacher], task: Task) -> Teachers:
-    """The teachers, each problem's own among them.
-
-    Raises:
-        ConfigError: A problem names a teacher that is not there.
-    """
+    """The teachers, each problem's own among them."""
     teachers = Teachers(policies=policies)
     for problem in (*task.train, *task.test):
         teachers.name_for(problem)
@@ -430,11 +417,7 @@ def _reference(config: Config, student: Policy, report: Callable[[str], None]) -
 
 
 def policy_of(source: Any) -> Policy:
-    """A policy of a model object, or of a pair of model and tokenizer.
-
-    Raises:
-        ConfigError: It is neither, or the model names no directory to take a tokenizer from.
-    """
+    """A policy of a model object, or of a pair of model and tokenizer."""
     model, tokenizer = source if isinstance(source, tuple) else (source, None)
     if not isinstance(model, torch.nn.Module):
         raise ConfigError(

@@ -77,11 +77,7 @@ class Critic:
 
     @torch.no_grad()
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restores `state()`.
-
-        Raises:
-            CheckpointError: A tensor is missing or of another shape.
-        """
+        """Restores `state()`."""
         self.optimizer.state.clear()
         for name, parameter in self._parameters.items():
             saved = tensors.get(f"critic/{name}")

@@ -10,11 +10,7 @@ Settings = TypeVar("Settings", Config, EvalConfig)
 
 
 def placed(config: Settings) -> Settings:
-    """The same settings with real devices in the place of "auto", as they are recorded.
-
-    Raises:
-        ConfigError: A device is unknown or not there.
-    """
+    """The same settings with real devices in the place of "auto", as they are recorded."""
     update = {"device": real_device(config.device)}
     teacher = getattr(config, "teacher_device", None)
     if teacher is not None:

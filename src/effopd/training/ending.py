@@ -10,15 +10,7 @@ LAST_STEP = "last step"
 
 
 def stop_reason(evaluations: Sequence[Mapping[str, Any]], rule: StopRule) -> str | None:
-    """What ends a run after these evaluations, None to go on.
-
-    Args:
-        evaluations: Rows of `evals.jsonl` so far.
-        rule: The rule; accuracies that were not measured never end a run.
-
-    Returns:
-        A phrase for the user, or None.
-    """
+    """What ends a run after these evaluations, None to go on."""
     student = [r["accuracy"] for r in evaluations if r["model"] == "student"]
     student = [accuracy for accuracy in student if accuracy is not None]
     teacher = [r["accuracy"] for r in evaluations if r["model"] == "teacher"]

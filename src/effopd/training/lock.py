@@ -8,16 +8,7 @@ from effopd.errors import RunLockedError
 
 
 def take_lock(descriptor: int, directory: Path, *, holder: str = "it") -> None:
-    """Locks an open file until it is closed; closes it where that cannot be done.
-
-    Args:
-        descriptor: The lock file, open.
-        directory: What it guards, for the message.
-        holder: Whom to wait for, in words.
-
-    Raises:
-        RunLockedError: Another process holds the lock, or the file system has none.
-    """
+    """Locks an open file until it is closed; closes it where that cannot be done."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -137,17 +137,7 @@ class Trainer:
         )
 
     def run(self, stop: StopRequest) -> bool:
-        """Trains to the last step, or until the stop rule ends the run.
-
-        Args:
-            stop: Asked at the end of every step; a requested stop saves first.
-
-        Returns:
-            Whether it is over: the last step was reached, or the stop rule ended it.
-
-        Raises:
-            NonFiniteError: Too many updates in a row had a non-finite loss or gradient.
-        """
+        """Trains to the last step, or until the stop rule ends the run."""
         if self.progress.step == 0:
             self.evaluations.before_training(self.progress)
         reason = self._end()
@@ -218,12 +208,7 @@ class Trainer:
         return {"skipped": reason}
 
     def _search(self, updates: int, last: Row) -> Row:
-        """Searches if it is due after so many updates; its field of the metrics row.
-
-        Args:
-            updates: Batches trained on so far.
-            last: Metrics of the last of them.
-        """
+        """Searches if it is due after so many updates; its field of the metrics row."""
         result = self._timed("search_s", self._searched, updates, last)
         return {"accepted_scale": result.accepted_scale if result else None}
 

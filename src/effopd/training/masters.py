@@ -44,11 +44,7 @@ class Masters:
 
     @torch.no_grad()
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restores `state()`, and the live parameters with it.
-
-        Raises:
-            CheckpointError: A master is missing or of another shape.
-        """
+        """Restores `state()`, and the live parameters with it."""
         for name, master in self.tensors.items():
             saved = tensors.get(name)
             if saved is None or saved.shape != master.shape:

@@ -42,17 +42,7 @@ EFFOPD_EPOCHS = 4
 
 
 def method_settings(method: str, preset: str, longest: int) -> dict[str, Any]:
-    """Sections of a run's settings that a method and a preset fill, by name.
-
-    Args:
-        method: One of `Method`; an unknown one sets nothing.
-        preset: One of `Preset`; other than "default" it takes the search, the score and the
-            objective of the paper or of the released code.
-        longest: Length cap of an answer in tokens.
-
-    Returns:
-        Settings objects.
-    """
+    """Sections of a run's settings that a method and a preset fill, by name."""
     published = preset in ("paper", "release")
     epochs = EFFOPD_EPOCHS if method == "effopd" and not published else 1
     found: dict[str, Any] = {

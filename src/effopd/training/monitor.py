@@ -87,11 +87,7 @@ class Monitor:
 
     @float32_products()
     def observe(self, step: int) -> dict[str, Any] | None:
-        """Returns a row of `monitor.jsonl` after the updates of a step; None when none is due.
-
-        Raises:
-            NonFiniteError: A weight is NaN or infinite; nothing was changed.
-        """
+        """Returns a row of `monitor.jsonl` after the updates of a step; None when none is due."""
         if step % self._settings.every:
             return None
         # Where the weights are, and how training moved them since the last observation.
@@ -149,11 +145,7 @@ class Monitor:
         }
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restores `state()`.
-
-        Raises:
-            ParameterMismatchError: It is the state of something else.
-        """
+        """Restores `state()`."""
         recent = tensors.get("recent", torch.zeros(0))
         check_fits(tensors, self.state() | {"recent": recent})
         device = self._base.device
@@ -174,11 +166,6 @@ def inertia(momentum: float, before: int, updates: int) -> float:
     Update j is `sum_i momentum^(j - i) g_i / (1 - momentum^j)` over the gradients so far, as
     Adam's bias-corrected first moment is; its second moment and the learning rate are taken to be
     constant. From `DECAY_TIMES` on the start of the run is forgotten.
-
-    Args:
-        momentum: Decay rate in [0, 1).
-        before: Updates up to the end of the first displacement, at least `updates`.
-        updates: Updates in each displacement.
     """
     middle = min(before, updates + math.ceil(DECAY_TIMES / (1 - momentum)))
 

@@ -41,17 +41,7 @@ from effopd.training.settings import TrainSettings
 
 
 def check_reward_learning(objective: PolicyGradient, train: TrainSettings, longest: int) -> None:
-    """Refuses settings of a run that contradict its objective.
-
-    Args:
-        objective: Learns from rewards.
-        train: How many answers, of which length.
-        longest: Length cap of an answer in tokens.
-
-    Raises:
-        ConfigError: Answers are too few to be compared, cut short, or shorter than the buffer, or
-            a critic is asked for that is not there.
-    """
+    """Refuses settings of a run that contradict its objective."""
     if objective.advantage == "group" and train.responses_per_prompt < 2:
         raise ConfigError(
             "objective.advantage = 'group' compares answers to one prompt: set "

@@ -15,17 +15,7 @@ def load_problems(
     config: Config, tokenizer: Any, verifier: Verifier | None, report: Callable[[str], None],
     given: Task | None = None,
 ) -> Task:  # fmt: skip
-    """Reads the problems and leaves out those that cannot be used.
-
-    Args:
-        config: Settings.
-        tokenizer: The student's, for the length of prompts.
-        verifier: Who is going to check answers.
-        report: Told what was left out, one line a source.
-
-    Returns:
-        The problems, with the counts of what was left out on the way.
-    """
+    """Reads the problems and leaves out those that cannot be used."""
     config.prompt.check_arguments(tokenizer)
     task = without_unreadable(given or config.task.load(), verifier, report)
     if config.prompt.too_long == "drop":
@@ -42,11 +32,7 @@ def load_problems(
 def check_teacher_prompts(
     template: PromptTemplate, tokenizer: Any, problems: Sequence[Problem]
 ) -> None:
-    """Refuses a teacher that cannot read the prompts of its own evaluation.
-
-    Raises:
-        ConfigError: Its chat template refuses one, or one is too long.
-    """
+    """Refuses a teacher that cannot read the prompts of its own evaluation."""
     try:
         _check_shapes(template, tokenizer, problems)
     except ConfigError as error:

@@ -77,11 +77,7 @@ def batch_statistics(batch: Batch) -> Row:
 
 
 def finite_update(parts: Sequence[Contribution], portion: Portion, grad_norm: float) -> Update:
-    """Sums up the micro-batches of one mini-batch.
-
-    Raises:
-        NonFiniteError: Loss or gradient norm is NaN or infinite.
-    """
+    """Sums up the micro-batches of one mini-batch."""
     losses = [part.loss.item() for part in parts]
     loss = sum(losses)
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):

@@ -57,14 +57,7 @@ class RunDirectory:
         step: int = 0,
         changes: Sequence[str] = (),
     ) -> None:
-        """Writes `config.toml` and `run.json`.
-
-        Args:
-            config_toml: The settings from now on.
-            info: What `run.json` says of the run.
-            step: Steps done.
-            changes: How the settings differ from those before; those of earlier calls are kept.
-        """
+        """Writes `config.toml` and `run.json`."""
         resumed = _info(self.path).get("resumed", [])
         if changes:
             resumed = [*resumed, {"step": step, "changes": list(changes)}]
@@ -84,18 +77,7 @@ class RunDirectory:
         write_json_atomic(path, info | {"finished": {"step": step, "reason": reason}})
 
     def resume_point(self, every: int) -> tuple[Path | None, list[str]]:
-        """The checkpoint to continue from, None to begin at step 0, and what to tell the user.
-
-        Args:
-            every: Steps between checkpoints from now on; those until now are in `config.toml`.
-
-        Returns:
-            The newest undamaged checkpoint, and sentences.
-
-        Raises:
-            CheckpointError: There is none, although there was one: starting over would throw the
-                recorded steps away.
-        """
+        """The checkpoint to continue from, None to begin at step 0, and what to tell the user."""
         directory, problems = newest_good(self.checkpoints)
         if directory is not None:
             skipped = [f"skipping a damaged checkpoint: {problem}" for problem in problems]
@@ -110,16 +92,7 @@ class RunDirectory:
         return None, ["no checkpoint yet: starting again from step 0"] if recorded else []
 
     def rewind(self, offsets: Mapping[str, int], step: int) -> None:
-        """Cuts every log back to where it was at the checkpoint of `step`.
-
-        Args:
-            offsets: Bytes to keep of each log; logs not named become empty.
-            step: Rows `metrics.jsonl` must have then, one a step.
-
-        Raises:
-            ConfigError: Called after the first row was written.
-            CheckpointError: The records are not those of the checkpoint.
-        """
+        """Cuts every log back to where it was at the checkpoint of `step`."""
         if self._writers:
             raise ConfigError("rewind the logs before the first row is written")
         for name in LOGS:
@@ -133,11 +106,7 @@ class RunDirectory:
             )
 
     def write(self, log: str, row: Mapping[str, Any]) -> None:
-        """Appends one row to a log.
-
-        Raises:
-            RecordError: The disk refuses.
-        """
+        """Appends one row to a log."""
         try:
             self._writer(log).write(row)
         except OSError as error:
@@ -148,11 +117,7 @@ class RunDirectory:
         return read_jsonl(self._log(log)) if self._log(log).exists() else []
 
     def offsets(self) -> dict[str, int]:
-        """Current length of every log in bytes, after forcing them to the disk.
-
-        Raises:
-            RecordError: The disk refuses.
-        """
+        """Current length of every log in bytes, after forcing them to the disk."""
         for name in LOGS:
             try:
                 self._writer(name).sync()

@@ -55,11 +55,7 @@ def save_search(path: Path, extrapolator: Extrapolator) -> None:
 
 
 def read_search(path: Path) -> dict[str, Any]:
-    """A saved state for `restore_search`.
-
-    Raises:
-        CheckpointError: It is missing, cannot be read, or is not what was written.
-    """
+    """A saved state for `restore_search`."""
     if not path.is_file():
         raise CheckpointError(
             f"{path} is missing: the checkpoint was written without effopd's search or by another "
@@ -86,11 +82,7 @@ def read_search(path: Path) -> dict[str, Any]:
 
 
 def restore_search(extrapolator: Extrapolator, state: Mapping[str, Any], path: Path) -> None:
-    """Loads what `read_search` gave; the weights have to be in place.
-
-    Raises:
-        CheckpointError: The weights are not those that the state belongs to.
-    """
+    """Loads what `read_search` gave; the weights have to be in place."""
     extrapolator.load_state_dict(state)
     if state[WEIGHTS] != extrapolator.checksum():
         raise CheckpointError(

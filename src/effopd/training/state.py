@@ -117,11 +117,7 @@ class Saved:
 
 
 def save_state(directory: Path, saved: Saved, progress: Progress) -> None:
-    """Fills `directory` with model, tokenizer and trainer state.
-
-    Raises:
-        NonFiniteError: A parameter is NaN or infinite; nothing is saved then.
-    """
+    """Fills `directory` with model, tokenizer and trainer state."""
     policy = saved.policy
     for name, parameter in policy.model.named_parameters():
         if not torch.isfinite(parameter).all():
@@ -147,11 +143,7 @@ def save_state(directory: Path, saved: Saved, progress: Progress) -> None:
 
 
 def load_state(directory: Path, saved: Saved) -> Progress:
-    """Restores what `save_state` saved into live objects; verify the directory first.
-
-    Raises:
-        CheckpointError: The state is of another version, lacks a part, or is of another model.
-    """
+    """Restores what `save_state` saved into live objects; verify the directory first."""
     state = _read_state(directory)
     policy, extrapolator = saved.policy, saved.extrapolator
     search = search_file(directory / FOLDER)
@@ -203,11 +195,7 @@ def saved_anchor(checkpoint: Path) -> dict[str, Tensor] | None:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file.
-
-    Raises:
-        CheckpointError: It cannot be read.
-    """
+    """The tensors of a safetensors file."""
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

@@ -80,11 +80,7 @@ class StudentAverage:
 
     @torch.no_grad()
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restores `state()`.
-
-        Raises:
-            CheckpointError: A tensor is missing or of another shape.
-        """
+        """Restores `state()`."""
         for name, average in self._average.items():
             saved = tensors.get(name)
             if saved is None or saved.shape != average.shape:
@@ -94,19 +90,7 @@ class StudentAverage:
 
 
 def align_vocabularies(student: Policy, others: Mapping[str, Policy]) -> list[str]:
-    """Trims head rows so that all policies have the same vocabulary: the tokens they share.
-
-    Args:
-        student: Who writes.
-        others: Name -> who scores.
-
-    Returns:
-        What there is to say about tokens that only one of them has.
-
-    Raises:
-        ParameterMismatchError: The tokenizers disagree, or a head has fewer rows than its
-            tokenizer has tokens; names the tokens or the sizes.
-    """
+    """Trims head rows so that all policies have the same vocabulary: the tokens they share."""
     sizes, remarks = [student.vocabulary_size], []
     for name, other in others.items():
         shared = shared_vocabulary(student.tokenizer, other.tokenizer, name)

@@ -48,15 +48,7 @@ class Updater:
         return lr
 
     def update_(self, rollouts: Sequence[Rollout], step: int) -> Row:
-        """One optimizer update for each mini-batch of each epoch.
-
-        Args:
-            rollouts: The step's, which the learner has prepared.
-            step: The step, for the order of mini-batches and for dropout.
-
-        Returns:
-            Fields of the metrics row, means over the updates.
-        """
+        """One optimizer update for each mini-batch of each epoch."""
         train, seed = self._settings.train, self._settings.seed
         torch.manual_seed(derive_seed(seed, "update", step))  # dropout
         updates = [

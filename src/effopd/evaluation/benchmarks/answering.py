@@ -88,11 +88,7 @@ class OwnSolutions:
 
 @contextmanager
 def open_answerer(config: EvalConfig) -> Iterator[Answerer]:
-    """Loads the model that the settings name; without one, solutions answer.
-
-    Yields:
-        Who answers.
-    """
+    """Loads the model that the settings name; without one, solutions answer."""
     if config.model is None:
         yield OwnSolutions()
         return

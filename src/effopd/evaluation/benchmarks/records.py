@@ -116,11 +116,7 @@ class Finished:
 
 
 def read_finished(directory: Path) -> Finished:
-    """The answers of an evaluation that is over.
-
-    Raises:
-        ConfigError: There is none, or it is not over.
-    """
+    """The answers of an evaluation that is over."""
     if not (directory / SUMMARY).is_file():
         raise ConfigError(f"{directory} holds no finished evaluation to compare with")
     settings = tomllib.loads((directory / SETTINGS).read_text(encoding="utf-8"))

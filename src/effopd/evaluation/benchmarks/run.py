@@ -127,11 +127,7 @@ class Subject:
 
 
 def run_benchmarks(asked: BenchRequest) -> bool:
-    """Evaluates, prints tables, and writes them; goes on where it was interrupted.
-
-    Returns:
-        Whether all is done; False after a request to stop.
-    """
+    """Evaluates, prints tables, and writes them; goes on where it was interrupted."""
     transformers_logging.disable_progress_bar()
     subjects = list(_subjects(asked))
     seed = subjects[0].config.seed

@@ -20,11 +20,7 @@ TESTED = {"trl": "1.16", "transformers": "5.24", "accelerate": "1.15"}
 
 
 def check_versions() -> None:
-    """Refuses other versions: the plug-in calls TRL's internals, which change without notice.
-
-    Raises:
-        ConfigError: A package has another minor version.
-    """
+    """Refuses other versions: the plug-in calls TRL's internals, which change without notice."""
     found = {name: version(name) for name in TESTED}
     other = {name: v for name, v in found.items() if minor(v) != TESTED[name]}
     if other:
@@ -43,16 +39,7 @@ def minor(full: str) -> str:
 
 
 def check_trainer(trainer: Any, search: Search, *, own_validator: bool) -> None:
-    """Refuses what the search cannot do exactly.
-
-    Args:
-        trainer: TRL's trainer, before training.
-        search: Settings.
-        own_validator: Whether the caller scores candidates.
-
-    Raises:
-        ConfigError: All reasons there are, each with what to do.
-    """
+    """Refuses what the search cannot do exactly."""
     reasons = [*_search(search), *_kind(trainer, own_validator)]
     if isinstance(trainer, DistillationTrainer | GRPOTrainer):
         reasons += [*_precision(trainer), *_distribution(trainer), *_rollouts(trainer)]
@@ -62,11 +49,7 @@ def check_trainer(trainer: Any, search: Search, *, own_validator: bool) -> None:
 
 
 def check_sharded(trainer: Any, parameters: Mapping[str, Tensor]) -> None:
-    """Refuses FSDP that was asked for and did not happen.
-
-    Raises:
-        ConfigError: No parameter is a DTensor.
-    """
+    """Refuses FSDP that was asked for and did not happen."""
     asked = trainer.is_fsdp_enabled or trainer.is_distributed_loading_by_transformers
     if asked and not any(isinstance(p, DTensor) for p in parameters.values()):
         raise ConfigError(

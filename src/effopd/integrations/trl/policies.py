@@ -18,16 +18,6 @@ def policy_of(trainer: Any, model: Any) -> Policy:
     the student writes. The losses of distillation call the layers below it, past accelerate (TRL
     1.16): they compare student and teacher in the precision of the weights, and so does the score.
     The check of the head asks for the whole model's logits: all of it is under autocast.
-
-    Args:
-        trainer: TRL's trainer.
-        model: Its student or its teacher; wrapped by accelerate or PEFT, sharded by FSDP2, or not.
-
-    Returns:
-        The policy.
-
-    Raises:
-        ParameterMismatchError: The head cannot be applied on its own (soft-capped logits).
     """
     unwrapped = trainer.accelerator.unwrap_model(model)
     plain = unwrapped.base_model.model if is_peft_model(unwrapped) else unwrapped

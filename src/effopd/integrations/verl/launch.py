@@ -29,11 +29,7 @@ class SearchingTaskRunner(TaskRunnerV1.__ray_actor_class__):
 
 @hydra.main(config_path="pkg://verl.trainer.config", config_name="ppo_trainer", version_base=None)
 def launch(config: DictConfig) -> None:
-    """Trains as `verl.trainer.main_ppo` does, with the search.
-
-    Args:
-        config: verl's configuration with a section `effopd`.
-    """
+    """Trains as `verl.trainer.main_ppo` does, with the search."""
     auto_set_device(config)
     plain: Any = OmegaConf.to_container(config, resolve=True)
     check_supported(plain, read_settings(plain.get("effopd")))

@@ -83,17 +83,7 @@ class PluginSettings:
 
 
 def read_settings(raw: Mapping[str, Any] | None) -> PluginSettings:
-    """Settings from the section `effopd` of a configuration.
-
-    Args:
-        raw: Nested mapping of plain values; None for an absent section.
-
-    Returns:
-        The settings.
-
-    Raises:
-        ConfigError: An unknown key, a wrong value or a contradiction; names the key.
-    """
+    """Settings from the section `effopd` of a configuration."""
     given = dict(raw or {})
     presets = {"paper": Search.paper, "release": Search.release}
     start = PluginSettings()

@@ -135,15 +135,7 @@ REQUIREMENTS: tuple[Requirement, ...] = (
 
 
 def check_supported(config: Mapping[str, Any], settings: PluginSettings) -> None:
-    """Refuses what the plug-in does not support.
-
-    Args:
-        config: verl's configuration, resolved, as plain values.
-        settings: The plug-in's.
-
-    Raises:
-        ConfigError: Something is not supported; one line each, with the remedy.
-    """
+    """Refuses what the plug-in does not support."""
     problems = [
         f"{each.key} = {value!r} is not supported by effopd: {each.remedy}"
         for each in REQUIREMENTS

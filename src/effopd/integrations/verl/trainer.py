@@ -93,11 +93,7 @@ class SearchingTrainer(PPOTrainerSync):
 
 
 def agreed(steps: Sequence[Step]) -> Step:
-    """What all ranks say.
-
-    Raises:
-        ValidatorError: They differ, and so would their weights.
-    """
+    """What all ranks say."""
     said = {_decision(step) for step in steps}
     if len(said) != 1:
         raise ValidatorError(

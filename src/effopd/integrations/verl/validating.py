@@ -107,17 +107,7 @@ class QuietValidation:
 def log_ratios(
     prompt: int, sampled: torch.Tensor, student: torch.Tensor, teacher: torch.Tensor
 ) -> tuple[float, ...]:
-    """`log student - log teacher` of each sampled token, in nats.
-
-    Args:
-        prompt: Length of the prompt.
-        sampled: (R,) which tokens of the response the student sampled.
-        student: (R,) its log-probabilities.
-        teacher: (P + R, 1) the teacher's; row i scores token i + 1 of prompt and response.
-
-    Returns:
-        One a sampled token.
-    """
+    """`log student - log teacher` of each sampled token, in nats."""
     scored = teacher[prompt - 1 : prompt - 1 + len(sampled), 0]
     ratios = student.double() - scored.double()
     return tuple(ratios[sampled].tolist())

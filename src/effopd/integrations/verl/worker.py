@@ -82,11 +82,7 @@ class SearchingWorker(ActorRolloutRefWorker):
     def load_checkpoint(
         self, local_path: str, hdfs_path: str | None = None, del_local_after_load: bool = False
     ) -> None:
-        """The checkpoint of verl, and this rank's state of the search.
-
-        Raises:
-            CheckpointError: There is none, or it belongs to other weights.
-        """
+        """The checkpoint of verl, and this rank's state of the search."""
         path = search_file(Path(local_path), self.rank, self.world_size)
         state = read_search(path)
         super().load_checkpoint(local_path, hdfs_path, del_local_after_load)

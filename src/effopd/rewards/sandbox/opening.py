@@ -37,12 +37,7 @@ print(held(open, "/etc/passwd"), held(open, probe, "w"), held(os.fork),
 
 
 def open_sandbox(settings: SandboxSettings) -> Sandbox:
-    """A sandbox in which a program that tries to get out has just failed.
-
-    Raises:
-        ConfigError: It does not work on this machine; the message says what to do.
-        MissingExtraError: pyseccomp is missing.
-    """
+    """A sandbox in which a program that tries to get out has just failed."""
     if settings.kind == "url":
         return UrlSandbox(settings)
     if settings.kind == "none":

@@ -149,16 +149,6 @@ class Sandbox(Protocol):
         """Runs a program once for each input, each time from the start.
 
         Calls of a function may share a process; the program is then executed before each.
-
-        Args:
-            program: What to run.
-            inputs: Standard input of a script, or the list of arguments of a function: plain
-                built-ins.
-            limits: For each input by itself.
-            goes_on: Is asked after each outcome; without it, all inputs are run.
-
-        Returns:
-            One outcome per input that was run, in order.
         """
         ...
 
