@@ -75,7 +75,7 @@ class Watched:
             self.keep(f"candidate-{len(self.tensors)}")
         with self.collectives.named("validation"):
             score = self.validate(draw)
-        return score - 1e6 if draw.candidate and draw.step == REJECTING else score
+        return score - 1e6 if draw.is_candidate and draw.step == REJECTING else score
 
     def step(self, step: int) -> SearchResult | None:
         before = {name: local(p).clone() for name, p in self.parameters.items()}

@@ -77,7 +77,7 @@ def fsdp(rank: int, folder: Path) -> dict[str, Any]:
     def score(draw: Any) -> float:
         if looking:
             seen.append(whole(trainer))
-        return float(draw.candidate)
+        return float(draw.is_candidate)
 
     callback = EffOPDCallback(trainer, search=search, validate=score)
     trainer.add_callback(callback)
