@@ -219,7 +219,7 @@ def _work(config: "RunConfig") -> float:
 
 def _write_results(command: str, plan: Plan, out: Path, workers: Sequence[int]) -> None:
     """Writes `summary.json`, `table.md`, `report.html` and the figures, and says where they are."""
-    from effopd.reports.comparison import Comparison, best_table, markdown_report
+    from effopd.reports.comparison import Comparison, markdown_report, summary_table
     from effopd.reports.page import write_comparison
     from effopd.reports.png import write_comparison_pngs
     from effopd.reports.summary import Cell
@@ -246,7 +246,7 @@ def _write_results(command: str, plan: Plan, out: Path, workers: Sequence[int]) 
     )
     write_json_atomic(out / "summary.json", comparison.summary)
     write_text_atomic(out / "table.md", markdown_report(comparison))
-    print(text_table(best_table(comparison)))
+    print(text_table(summary_table(comparison)))
     write_comparison(comparison, out / "report.html")
     write_comparison_pngs(comparison, out / "figures")
     print(f"\nsummary: {out / 'summary.json'}\ntable: {out / 'table.md'}")
