@@ -3,9 +3,8 @@
 import pytest
 
 from effopd.records import Run
-from effopd.reports.comparison import Comparison
+from effopd.reports.comparison import Comparison, csv_table
 from effopd.reports.page import cost_table, write_report
-from effopd.reports.tables import csv_table
 
 COUNT = "document.querySelectorAll({!r}).length"
 TEXT = "document.querySelector({!r}).textContent"

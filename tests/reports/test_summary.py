@@ -14,12 +14,17 @@ from effopd.reports.summary import (
     comparison,
     method_summary,
     notes,
-    ratios,
 )
 
 
 def headline(runs):
     return words.headline(Comparison.of_runs(runs, ""))
+
+
+def ratios(run, runs):
+    rows = zip(runs, Comparison.of_runs(runs, "").summary["rows"], strict=True)
+    row = next(row for each, row in rows if each is run)
+    return {name[6:]: value for name, value in row.items() if name.startswith("ratio_")}
 
 
 def highlights(runs):

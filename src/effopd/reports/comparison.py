@@ -15,16 +15,19 @@ from effopd.reports.series import plain, unique_labels
 from effopd.reports.style import Style, method_styles, rate_styles, run_styles
 from effopd.reports.summary import (
     BASELINE,
+    COSTS,
     PERCENTS,
     Cell,
     SettingRow,
     baseline_of,
     comparison_summary,
+    evaluated,
     ratio_columns,
     setting_rows,
     unique,
 )
 from effopd.reports.tables import (
+    csv_text,
     escape_markdown,
     format_cost,
     format_lr,
@@ -346,14 +349,50 @@ def whole_text(row: SettingRow, cost: str, percent: int) -> str:
     return " ".join(filter(None, [*parts, f"({ratio})" if ratio else ""]))
 
 
-def best_table(comparison: Comparison) -> list[list[str]]:
-    """Each method at its best learning rate as rows of short plain text, header first."""
-    rows = [["world", "method", "learning rate", "steps to 90 %", "tokens to 90 %", "final"]]
+def final_text(run: Run) -> str:
+    """Accuracy of the last evaluation in percent, with its standard error if there is one."""
+    last = evaluated(run)[-1:]
+    if not last or last[0].accuracy is None:
+        return "–"
+    error = last[0].accuracy_se
+    if error is None:
+        return format_percent(last[0].accuracy)
+    return f"{last[0].accuracy * 100:.1f} ± {format_percent(error)}"
+
+
+def summary_table(comparison: Comparison) -> list[list[str]]:
+    """Runs, or methods at their best rate, as rows of short plain text, header first."""
+    names = ["world", "method", "learning rate"] if comparison.is_plan else ["run"]
+    steps = [f"steps to {percent} %" for percent in PERCENTS]
+    rows = [[*names, "final accuracy", *steps, "tokens to 90 %", "seconds to 90 %"]]
+    costs = [*(("steps", percent) for percent in PERCENTS), ("tokens", 90), ("seconds", 90)]
     for row in comparison.summary["best"]:
-        costs = [whole_text(row, cost, 90) for cost in ("steps", "tokens")]
-        names = [plain(row["world"]), plain(row["method"]), format_lr(row["lr"])]
-        rows.append([*names, *costs, share_text(row, "final_accuracy")[0]])
+        names = [plain(row["method"])]
+        final = share_text(row, "final_accuracy")[0]
+        if comparison.is_plan:
+            names = [plain(row["world"]), *names, format_lr(row["lr"])]
+        else:
+            final = final_text(comparison.seeds(row)[0])
+        rows.append([*names, final, *(whole_text(row, cost, percent) for cost, percent in costs)])
     return rows
+
+
+def csv_table(runs: Sequence[Run]) -> str:
+    """One line per run and share of the teacher, numbers in full, ratios over `baseline_of`."""
+    comparison = Comparison.of_runs(runs, "")
+    final = {f"final_{name}": name for name in ("accuracy", "accuracy_se", "reverse_kl")}
+    columns = [column for cost in COSTS for column in (cost, f"{cost}_ratio")]
+    lines: list[list[object]] = [
+        ["run", "method", "lr", "seed", "percent_of_teacher", *columns, *final]
+    ]
+    for cell, row in zip(comparison.cells, comparison.summary["rows"], strict=True):
+        who = [cell.method, *(cell.run.info.get(key) for key in ("method", "lr", "seed"))]
+        last = evaluated(cell.run)[-1:]
+        ends = [getattr(last[0], name) if last else None for name in final.values()]
+        for share in PERCENTS:
+            names = [f"{kind}_{cost}_to_{share}" for cost in COSTS for kind in ("median", "ratio")]
+            lines.append([*who, share, *(row[name] for name in names), *ends])
+    return csv_text(lines)
 
 
 def markdown_report(comparison: Comparison) -> str:

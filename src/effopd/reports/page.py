@@ -10,6 +10,8 @@ from effopd.reports.comparison import (
     METHOD_NOTES,
     Comparison,
     cost_text,
+    csv_table,
+    final_text,
     headline,
     highlights,
     interval_text,
@@ -27,10 +29,8 @@ from effopd.reports.figures import (
 from effopd.reports.foresight import foresight_figure
 from effopd.reports.rollouts import divergence_limit, rollout_rows
 from effopd.reports.series import base_accuracy, plain, trials
-from effopd.reports.summary import PERCENTS, SettingRow, method_summary, notes, unique
+from effopd.reports.summary import PERCENTS, SettingRow, notes, unique
 from effopd.reports.tables import (
-    csv_table,
-    format_accuracy,
     format_lr,
     format_percent,
     format_ratio,
@@ -162,7 +162,7 @@ def _run_by_run(comparison: Comparison, figures: dict[str, list[Json]]) -> tuple
     for run, style in zip(runs, styles, strict=True):
         versions = run.info.get("versions")
         listed = versions.items() if isinstance(versions, dict) else ()
-        final = format_accuracy(method_summary(run, None))
+        final = final_text(run)
         known = [(key, run.info.get(key)) for key in ("method", "lr", "seed")]
         facts = [f"{key} {value}" for key, value in [*known, *listed] if value is not None]
         text = run.config or "This run recorded no settings."

@@ -109,15 +109,6 @@ def baseline_of(run: Run, runs: Sequence[Run]) -> Run | None:
     return min(plain, key=mismatches, default=None)
 
 
-def ratios(run: Run, runs: Sequence[Run]) -> Summary:
-    """Baseline divided by `run`, for `steps_to_80` and so on; None where that cannot be said."""
-    teacher, baseline = teacher_accuracy(runs), baseline_of(run, runs)
-    own = method_summary(run, teacher)
-    other = method_summary(baseline, teacher) if baseline and baseline is not run else {}
-    names = [f"{cost}_to_{percent}" for cost in COSTS for percent in PERCENTS]
-    return {name: _ratio(other.get(name), own[name]) for name in names}
-
-
 def notes(runs: Sequence[Run]) -> list[str]:
     """Sentences a reader of the tables must know: what ratios are against, and what is missing."""
     label_of = dict(zip(map(id, runs), unique_labels(runs), strict=True))
@@ -345,9 +336,8 @@ def row_of(
 def ratio_columns(row: SettingRow, baseline: Mapping[str, Any] | None) -> SettingRow:
     """How many times less than the baseline, at the medians; None where that cannot be said."""
     other = {} if baseline is None or baseline["method"] == row["method"] else baseline
-    names = [f"{cost}_to_{percent}" for cost in FIELD for percent in PERCENTS]
-    return {f"ratio_{n}": _ratio(other.get(f"median_{n}"), row[f"median_{n}"]) for n in names}
-
-
-def _ratio(baseline: float | None, own: float | None) -> float | None:
-    return baseline / own if baseline and own else None
+    found: SettingRow = {}
+    for name in (f"{cost}_to_{percent}" for cost in FIELD for percent in PERCENTS):
+        own, plain = row[f"median_{name}"], other.get(f"median_{name}")
+        found[f"ratio_{name}"] = plain / own if plain and own else None
+    return found
