@@ -248,7 +248,7 @@ def _work(config: "Config") -> float:
 def _write_results(command: str, plan: Plan, out: Path, workers: Sequence[int]) -> str:
     """Writes `summary.json`, `table.md`, `report.html` and the figures; the short table."""
     from effopd.reports.comparison import Comparison as Page
-    from effopd.reports.comparison import best_table, markdown_report
+    from effopd.reports.comparison import markdown_report, summary_table
     from effopd.reports.page import write_comparison
     from effopd.reports.png import write_comparison_pngs
     from effopd.reports.summary import Cell
@@ -277,7 +277,7 @@ def _write_results(command: str, plan: Plan, out: Path, workers: Sequence[int]) 
     write_text_atomic(out / "table.md", markdown_report(comparison))
     write_comparison(comparison, out / "report.html")
     write_comparison_pngs(comparison, out / "figures")
-    return text_table(best_table(comparison))
+    return text_table(summary_table(comparison))
 
 
 def _notes(plan: Plan, there: Sequence[PlannedCell], workers: Sequence[int]) -> list[str]:

@@ -122,7 +122,7 @@ def grade(
 
 
 def readable(verifier: JudgingVerifier, questions: Questions) -> tuple[Questions, list[str]]:
-    """Checks answers side by side; each is given with its sample and the seed it was drawn by."""
+    """Leaves out questions of mathematics whose reference nothing can be compared with."""
     if not isinstance(verifier, MathVerifier):
         return questions, []
     bad = {p.id for p in verifier.unreadable([each.problem for each in questions.questions])}
