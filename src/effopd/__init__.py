@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from effopd import figures
     from effopd.comparison.run import Comparison, compare
+    from effopd.evaluation.benchmarks.run import Evaluation, evaluate
     from effopd.models.loading import ModelSettings, load_model
     from effopd.models.updates import open_update
     from effopd.records import Run, load_run
@@ -45,6 +46,7 @@ _HOME: dict[str, tuple[str, ...]] = {
     "comparison.run": (
         "Comparison",
         "compare",
+        "evaluate",
     ),
     "models.loading": (
         "ModelSettings",
@@ -84,6 +86,7 @@ _HOME: dict[str, tuple[str, ...]] = {
         "Strict",
         "Unconditional",
     ),
+    "evaluation.benchmarks.run": ("Evaluation", "evaluate"),
     "training.config": ("Config",),
     "training.observer": ("Observer",),
     "training.run": ("train",),
@@ -97,6 +100,7 @@ __all__ = [
     "Comparison",
     "Config",
     "Draw",
+    "Evaluation",
     "EveryN",
     "Extrapolator",
     "GeometricScales",
@@ -117,6 +121,7 @@ __all__ = [
     "Strict",
     "Unconditional",
     "compare",
+    "evaluate",
     "figures",
     "load_model",
     "load_run",
