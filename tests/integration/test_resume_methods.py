@@ -21,7 +21,6 @@ from tests.support.tiny import (
     tiny_config,
     train_tiny,
     trainer_of,
-    write_models,
 )
 
 from effopd.data.problem import Answer
@@ -54,11 +53,6 @@ def scripted(self: ChainVerifier, answers: Sequence[Answer]) -> list[float]:
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     monkeypatch.setattr(ChainVerifier, "rewards", scripted)
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.fakes import TOKENIZER, tiny_model, tiny_policy
 from tests.support.learning import batch, rollouts
-from tests.support.tiny import Raw, metrics_of, outcome, tiny_config, train_tiny, write_models
+from tests.support.tiny import Raw, metrics_of, outcome, tiny_config, train_tiny
 from torch import Tensor
 
 from effopd.evaluation.routing import Teachers
@@ -123,11 +123,6 @@ def test_the_example_of_four_billion_parameters() -> None:
 
 
 # Results ------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(autouse=True)

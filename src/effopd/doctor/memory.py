@@ -32,7 +32,7 @@ def memory(run: CheckedRun) -> Iterator[Finding]:
         return
     config, gpu = run.config, run.gpu
     estimate = Estimate(config=config, shapes=run.shapes, gpu=gpu)
-    phases = list(estimate.phases())
+    phases = estimate.phases()
     wanted = "" if gpu is None or fits(estimate, gpu) else remedy(estimate, gpu)
     for phase in phases:
         device, host = phase.memory.device, phase.memory.host
