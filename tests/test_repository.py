@@ -1,4 +1,4 @@
-"""The repository itself: files, versions, links, and a README whose commands and example run."""
+"""The repository itself: files, versions, links, and a page whose examples run."""
 
 import re
 import subprocess
@@ -140,17 +140,12 @@ def test_pages_name_existing_make_targets() -> None:
     assert named <= targets
 
 
-def test_readme_example_prints_what_the_readme_shows() -> None:
-    found = blocks(ROOT / "README.md")
-    at = [language for language, _ in found].index("python")
-    (_, example), (language, shown) = found[at : at + 2]
-    assert language == "text", "the example's output follows it in a ```text block"
-    assert output_of(example) == shown
-
-
-def test_page_on_integration_runs_from_top_to_bottom() -> None:
-    found = [
-        text for language, text in blocks(ROOT / "docs" / "integrate.md") if language == "python"
-    ]
-    steps = [line.split()[0] for line in output_of("\n".join(found)).splitlines()]
+def test_page_on_integration_runs_and_prints_what_it_shows() -> None:
+    found = blocks(ROOT / "docs" / "integrate.md")
+    (at,) = [place for place, (language, _) in enumerate(found) if language == "text"]
+    (language, bowl), (_, shown) = found[at - 1 : at + 1]
+    assert language == "python", "the example's output follows it in a ```text block"
+    assert output_of(bowl) == shown
+    top_to_bottom = [text for language, text in found[: at - 1] if language == "python"]
+    steps = [line.split()[0] for line in output_of("\n".join(top_to_bottom)).splitlines()]
     assert steps == ["1", "2", "4", "8", "16", "32"]
