@@ -1,5 +1,7 @@
 """The repository itself: files, versions, links, and a page whose examples run."""
 
+import ast
+import pkgutil
 import re
 import subprocess
 import sys
@@ -138,6 +140,43 @@ def test_pages_name_existing_make_targets() -> None:
     }
     assert {"demo", "test"} <= named
     assert named <= targets
+
+
+MODULE = re.compile(r"`(effopd(?:\.\w+)+)")
+
+
+def missing_names(page: Path) -> list[str]:
+    """Names of the package that a page imports or names and that are not there."""
+    named = set()
+    for language, text in blocks(page):
+        for node in ast.walk(ast.parse(text)) if language in {"python", "py"} else ():
+            if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "effopd":
+                named |= {f"{node.module}.{alias.name}" for alias in node.names}
+    if page.name != "verl.md":  # there `effopd.key` is a setting
+        named |= set(MODULE.findall(page.read_text("utf-8")))
+    return sorted(name for name in named if not is_there(name))
+
+
+def is_there(name: str) -> bool:
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
+def test_pages_name_what_the_package_has() -> None:
+    described = [page for page in pages() if page.name not in {"CHANGELOG.md", "LOG.md"}]
+    missing = {str(page.relative_to(ROOT)): missing_names(page) for page in described}
+    assert {page: names for page, names in missing.items() if names} == {}
+
+
+def test_a_missing_name_is_noticed(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "`effopd.train(x)` `effopd.gone`\n```python\nfrom effopd import Lost, Search\n```\n"
+    )
+    assert missing_names(page) == ["effopd.Lost", "effopd.gone"]
 
 
 def test_page_on_integration_runs_and_prints_what_it_shows() -> None:
