@@ -24,7 +24,7 @@ _BELOW_ANALYSIS = _BELOW_BUILD | {"reports", "figures", "training/build", "train
 _BELOW_CLI = _BELOW_ANALYSIS | {"evaluation/benchmarks", "analysis", "comparison", "doctor"}
 
 MAY_IMPORT = {
-    "__init__": {"errors", "search"},
+    "__init__": {"errors", "search", "analysis"},
     "errors": set(),
     "records": {"errors"},
     "precision": set(),

@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from effopd.analysis.study import analyze
     from effopd.search.direction import (
         AlphaPLS,
         SinceAccepted,
@@ -66,6 +67,7 @@ _HOME = {
     ),
 }
 _MODULE = {name: f"effopd.search.{module}" for module, names in _HOME.items() for name in names}
+_MODULE["analyze"] = "effopd.analysis.study"
 
 __all__ = [
     "AlphaPLS",
@@ -88,6 +90,7 @@ __all__ = [
     "SinceRaw",
     "Strict",
     "Unconditional",
+    "analyze",
     "select_parameters",
 ]
 

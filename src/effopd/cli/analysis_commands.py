@@ -10,15 +10,16 @@ from effopd.cli.options import Debug, errors
 
 def analyze(
     base: Annotated[
-        Path, typer.Argument(help="Model directory before training, or a run.", metavar="BASE")
+        str,
+        typer.Argument(help="Model before training (directory or hub), or a run.", metavar="BASE"),
     ],
     out: Annotated[Path, typer.Option(help="Directory of tables, figures and page.")],
     checkpoints: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Model directories, LoRA adapters, or a run.", metavar="CKPT..."),
+        list[str] | None,
+        typer.Argument(help="Models, LoRA adapters, or a run.", metavar="CKPT..."),
     ] = None,
     final: Annotated[
-        Path | None, typer.Option(help="What the series is compared with; its last by default.")
+        str | None, typer.Option(help="What the series is compared with; its last by default.")
     ] = None,
     what: Annotated[
         str | None, typer.Option(help="norms,spectra,subspaces,trajectories,behavior or some.")
@@ -36,21 +37,17 @@ def analyze(
 ) -> None:
     """Measure what training changed, place by place: tables, figures and a page. Resumes."""
     with errors(debug):
-        from effopd.analysis.study import AnalysisRequest
         from effopd.analysis.study import analyze as run
+        from effopd.progress import Terminal
+        from effopd.reports.analysis_tables import table_1_text
 
-        run(
-            AnalysisRequest(
-                base=base,
-                checkpoints=checkpoints or [],
-                out=out,
-                final=final,
-                what=what,
-                device=device,
-                workers=workers,
-                recipe=recipe,
-            )
-        )
+        found = run(
+            base, checkpoints or [], what, out=out, final=final, recipe=recipe, device=device,
+            workers=workers, display=Terminal(),
+        )  # fmt: skip
+        if found.tables.get("table1"):
+            print(f"\n{table_1_text(found)}\n")
+        print(f"page: {out / 'report.html'}\ntables: {out / 'tables'}\nfigures: {out / 'figures'}")
 
 
 def intervene(
