@@ -51,9 +51,9 @@ def analyze(
 
 
 def intervene(
-    base: Annotated[Path, typer.Argument(help="Model directory before training.", metavar="BASE")],
+    base: Annotated[str, typer.Argument(help="Model before training.", metavar="BASE")],
     tuned: Annotated[
-        Path, typer.Argument(help="Model directory, or LoRA adapter of BASE.", metavar="TUNED")
+        str, typer.Argument(help="Model directory, or LoRA adapter of BASE.", metavar="TUNED")
     ],
     kind: Annotated[
         str,
@@ -64,7 +64,7 @@ def intervene(
         list[str] | None, typer.Argument(help="Of the kind, for example scale=0.5,1,1.5.")
     ] = None,
     other: Annotated[
-        Path | None, typer.Option(help="Second tuned model, whose norms or tensors are taken.")
+        str | None, typer.Option(help="Second tuned model, whose norms or tensors are taken.")
     ] = None,
     recipe: Annotated[
         Path | None, typer.Option(help="Evaluate in memory, as this recipe says.")
@@ -80,22 +80,18 @@ def intervene(
 ) -> None:
     """Scale, remove or exchange parts of an update; write checkpoints or evaluate them. Resumes."""
     with errors(debug):
-        from effopd.analysis.sweeps import Request, run_intervene
+        from effopd.analysis.sweeps import intervene as run
+        from effopd.analysis.sweeps import sweep_cells
+        from effopd.progress import Terminal
+        from effopd.reports.tables import text_table
 
-        run_intervene(
-            Request(
-                base=base,
-                tuned=tuned,
-                kind=kind,
-                settings=settings or [],
-                out=out,
-                other=other,
-                recipe=recipe,
-                passes=passes,
-                problems=problems,
-                write=write,
-            )
-        )
+        rows = run(
+            base, tuned, kind, settings or [], out=out, other=other, recipe=recipe, passes=passes,
+            problems=problems, write=write, display=Terminal(),
+        )  # fmt: skip
+        if recipe is not None:
+            print(f"\n{text_table(sweep_cells(rows))}\n")
+            print(f"table: {out / 'tables' / 'interventions.csv'}")
 
 
 def extrapolate(
