@@ -39,12 +39,8 @@ class RolloutSource(Protocol):
 class FreshRollouts:
     """Samples new answers: a pure function of the student's weights and the step of the search.
 
-    Attributes:
-        writer: The student's engine and sampling.
-        problems: Training problems to take prompts from.
-        prompts: Problems a search.
-        resample: New problems for every search; False keeps one fixed set.
-        seed: Seed of the run.
+    Takes so many `prompts` of the training `problems`, new ones for every search, or, without
+    `resample`, one fixed set.
     """
 
     writer: Writer
@@ -59,20 +55,15 @@ class FreshRollouts:
         """How answers are sampled."""
         return self.writer.sampling
 
-    def problems_of(self, draw: Draw) -> list[Problem]:
-        """The problems of a search."""
-        total = len(self.problems)
-        count = min(self.prompts, total)
-        chosen = sample_indices(draw, total, count, self.seed, resample=self.resample)
-        return [self.problems[i] for i in chosen]
-
     def rollouts(self, draw: Draw) -> list[Rollout]:
         """One answer a problem, by the student as it is now.
 
         The engine raises a NonFiniteError where the student's logits are not finite.
         """
-        problems = self.problems_of(draw)
-        seeds = [validation_seed(self.seed, draw, i) for i in range(len(problems))]
+        total, count = len(self.problems), min(self.prompts, len(self.problems))
+        chosen = sample_indices(draw, total, count, self.seed, resample=self.resample)
+        problems = [self.problems[i] for i in chosen]
+        seeds = [validation_seed(self.seed, draw, i) for i in range(count)]
         self.writer.engine.sync_weights()
         return self.writer.answer(problems, seeds)
 
@@ -86,11 +77,7 @@ class TrainingBatchRollouts:
     """Reuses what the student wrote for its next update, so that a search samples nothing.
 
     The batch is as good as answers of its own: its prompts had no part in the displacement that
-    is searched along.
-
-    Attributes:
-        sampling: How the batch is sampled.
-        prompts: Answers used for a search, at most.
+    is searched along. At most `prompts` of its answers are used.
     """
 
     sampling: Sampling
