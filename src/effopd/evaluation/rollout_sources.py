@@ -55,15 +55,19 @@ class FreshRollouts:
         """How answers are sampled."""
         return self.writer.sampling
 
+    def problems_of(self, draw: Draw) -> list[Problem]:
+        """The problems of a search."""
+        total, count = len(self.problems), min(self.prompts, len(self.problems))
+        chosen = sample_indices(draw, total, count, self.seed, resample=self.resample)
+        return [self.problems[i] for i in chosen]
+
     def rollouts(self, draw: Draw) -> list[Rollout]:
         """One answer a problem, by the student as it is now.
 
         The engine raises a NonFiniteError where the student's logits are not finite.
         """
-        total, count = len(self.problems), min(self.prompts, len(self.problems))
-        chosen = sample_indices(draw, total, count, self.seed, resample=self.resample)
-        problems = [self.problems[i] for i in chosen]
-        seeds = [validation_seed(self.seed, draw, i) for i in range(count)]
+        problems = self.problems_of(draw)
+        seeds = [validation_seed(self.seed, draw, i) for i in range(len(problems))]
         self.writer.engine.sync_weights()
         return self.writer.answer(problems, seeds)
 
