@@ -27,15 +27,15 @@ from tests.support.tiny import (
 from effopd.data.problem import Answer
 from effopd.data.world import ChainVerifier
 from effopd.errors import ConfigError
+from effopd.methods.opd import SampledTokenLearner
+from effopd.methods.ppo import Critic
 from effopd.models.checkpoints import list_checkpoints
 from effopd.records import read_jsonl
 from effopd.training import critic
 from effopd.training.build import build_parts
 from effopd.training.collect import Collector
 from effopd.training.config import Config
-from effopd.training.critic import Critic
 from effopd.training.evaluating import Evaluations
-from effopd.training.learning import SampledTokenLearner
 from effopd.training.loop import Trainer
 from effopd.training.monitor import MonitorHook
 from effopd.training.run_directory import LOGS

@@ -31,9 +31,9 @@ from effopd.errors import ConfigError
 from effopd.evaluation.evaluator import Evaluation
 from effopd.evaluation.logprobs import completion_reverse_kl
 from effopd.evaluation.routing import routed_reverse_kl
+from effopd.methods import FullVocabularyKL
 from effopd.models.policy import Policy
 from effopd.models.updates import open_update
-from effopd.objectives import FullVocabularyKL
 from effopd.records import SCHEMA, Row
 from effopd.rollouts.rollout import Rollout
 from effopd.training.build import build_parts, started_from

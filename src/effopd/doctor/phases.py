@@ -22,7 +22,6 @@ from effopd.doctor.footprint import (
 from effopd.doctor.sizes import ModelShape
 from effopd.models.gpus import Gpu
 from effopd.models.loading import ModelSettings
-from effopd.objectives import ExOPD, FullVocabularyKL, PolicyGradient
 from effopd.training.config import Config
 
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -81,7 +80,7 @@ class Sized:
     def scoring(self) -> list[tuple[ModelShape, int]]:
         """Teachers and the reference model, which may be a copy of the student."""
         objective, found = self.config.objective, list(self.teachers)
-        if isinstance(objective, ExOPD) or getattr(objective, "needs_reference", False):
+        if objective.needs_reference:
             reference = self.config.reference
             if reference is not None:
                 found.append((self.shapes["reference"], ELEMENT_BYTES[reference.dtype]))
@@ -160,8 +159,7 @@ class Estimate(Sized):
     @property
     def _critic_bytes(self) -> int:
         """Weights, gradients and moments of PPO's critic, in the student's precision."""
-        objective = self.config.objective
-        needed = isinstance(objective, PolicyGradient) and objective.needs_critic
+        needed = self.config.objective.needs_critic
         return 4 * self._element * self.shape.parameters if needed else 0
 
     @cached_property
@@ -262,7 +260,7 @@ class Estimate(Sized):
         Where the divergence is over the whole vocabulary, each micro-batch is scored for itself.
         """
         tokens, passes = self.config.memory.scoring_tokens, 1
-        if isinstance(self.config.objective, FullVocabularyKL):
+        if self.config.objective.needs_vocabulary:
             tokens, passes = self.config.train.micro_batch_tokens, self.config.train.epochs
         device = max(self._passed_bytes(*each, max(self.longest, tokens)) for each in self.scoring)
         shapes = [shape for shape, _ in self.scoring] * passes
@@ -296,7 +294,7 @@ class Estimate(Sized):
         device = losses * device + tile_bytes(shape, portion)
         if self.student.lora is None:
             device += head_gradient_bytes(shape, element)
-        if isinstance(self.config.objective, FullVocabularyKL):  # hidden states of who scored it
+        if self.config.objective.needs_vocabulary:  # hidden states of who scored it
             device += sum(each.hidden * size * portion for each, size in self.scoring)
         trained, own = self._trained
         step = 0 if memory.offload_optimizer else trained * (4 if memory.master_weights else own)

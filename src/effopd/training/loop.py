@@ -14,6 +14,7 @@ from typing import Any
 from effopd.errors import NonFiniteError
 from effopd.evaluation.evaluator import Evaluation
 from effopd.evaluation.rollout_sources import TrainingBatchRollouts
+from effopd.methods import Learner
 from effopd.models.checkpoints import checkpoint_path, prune, write_checkpoint
 from effopd.models.policy import Policy
 from effopd.search.extrapolator import Search
@@ -24,7 +25,6 @@ from effopd.training.alarms import alarms
 from effopd.training.collect import Collector
 from effopd.training.ending import LAST_STEP, stop_reason
 from effopd.training.evaluating import Evaluations
-from effopd.training.learning import Learner
 from effopd.training.monitor import MonitorHook
 from effopd.training.observer import Observer
 from effopd.training.rows import (

@@ -8,12 +8,10 @@ from typing import Any
 from effopd.errors import NonFiniteError
 from effopd.evaluation.evaluator import Evaluation
 from effopd.evaluation.statistics import mean
+from effopd.methods import Batch, Contribution, Portion
 from effopd.objectives import non_finite_cause
 from effopd.rollouts.rollout import mean_length, total_tokens, truncated_share
 from effopd.search.scales import Trial
-from effopd.training.batch import Portion
-from effopd.training.collect import Batch
-from effopd.training.learning import Contribution
 
 Row = dict[str, Any]
 

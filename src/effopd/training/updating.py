@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from effopd.methods import Learner, Portion
 from effopd.models.policy import Policy, micro_batches
 from effopd.rollouts.rollout import Rollout, total_tokens
 from effopd.rollouts.seeds import derive_seed
-from effopd.training.batch import Portion, mini_batches
-from effopd.training.learning import Learner
+from effopd.training.batch import mini_batches
 from effopd.training.masters import Masters
 from effopd.training.rows import Row, Update, finite_update, update_statistics
 from effopd.training.settings import LoopSettings
