@@ -31,7 +31,7 @@ from effopd.models.policy import Policy
 from effopd.rollouts.engine import Completion
 from effopd.rollouts.rollout import Rollout
 from effopd.training.settings import LoopSettings, MemorySettings, TrainSettings
-from effopd.training.updating import Updater
+from effopd.training.update import Updater
 from search import PEER, PEER_VERSION, Ours, Released, Tensors, endpoints, ignore
 
 SPARE_BYTES = 6 * 2**30

@@ -29,7 +29,7 @@ def leaves(annotation: Any, name: str) -> Iterator[str]:
         hints = typing.get_type_hints(annotation)
         for field in dataclasses.fields(annotation):
             yield from leaves(hints[field.name], f"{name}.{field.name}")
-    elif issubclass(annotation, Objective):
+    elif annotation is Objective:
         for part in Objective.choices:
             yield from leaves(part, name)
     else:

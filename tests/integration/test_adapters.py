@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.support.tiny import Raw, metrics_of, search_rows, tiny_config, train_tiny, write_models
+from tests.support.tiny import Raw, metrics_of, search_rows, tiny_config, train_tiny
 
 from effopd.analysis.theory import TheorySettings
 from effopd.cli.run import evaluate_checkpoint
@@ -31,11 +31,6 @@ SETTINGS: Raw = {
     "evaluation.every": 8,
     "evaluation.problems": 6,
 }
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")

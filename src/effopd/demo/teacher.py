@@ -10,7 +10,7 @@ from effopd.methods import PolicyGradient, Resources
 from effopd.models.policy import Policy
 from effopd.training.collect import Collector, rewards_differ
 from effopd.training.settings import LoopSettings, OptimizerSettings, TrainSettings
-from effopd.training.updating import Updater
+from effopd.training.update import Updater
 
 CHECK_EVERY = 5
 

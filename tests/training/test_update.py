@@ -14,7 +14,7 @@ from effopd.methods import Batch, Contribution, FullVocabularyKL, Learner, Porti
 from effopd.models.policy import Policy
 from effopd.training.batch import mini_batches
 from effopd.training.settings import LoopSettings, OptimizerSettings, TrainSettings
-from effopd.training.updating import Updater
+from effopd.training.update import Updater
 
 ANSWERS = rollouts(7, 1)
 TEACHERS = Teachers.single(tiny_policy(1))
