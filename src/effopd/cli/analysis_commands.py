@@ -119,7 +119,7 @@ def extrapolate(
 ) -> None:
     """Write ANCHOR + scale * (TIP - ANCHOR): the search's step, on any trainer's checkpoints."""
     with errors(debug):
-        from effopd.cli.extrapolate import extrapolate as write_points
+        from effopd.cli.analysis import extrapolate as write_points
 
         write_points(anchor, tip, scale, out, select=select)
 
@@ -135,6 +135,6 @@ def local_theory(
     """Predict a distillation run from the local theory of its base model; compare."""
     with errors(debug):
         from effopd.analysis.theory import TheorySettings
-        from effopd.cli.theory import theory
+        from effopd.cli.analysis import theory
 
         theory(run, out, TheorySettings(rank=rank, contexts=contexts, steps=steps))

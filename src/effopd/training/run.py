@@ -70,7 +70,7 @@ def train(
         out: Run directory.
         model: Student: a directory, a repository of the hub, a Hugging Face model, or a pair of
             model and tokenizer. A model object is trained in place, on its device.
-        teacher: The same of the teacher.
+        teacher: The same of the teacher; a model object is frozen.
         problems: Training problems: a path, a list of mappings or a `datasets.Dataset`, of which
             some are held out; or a mapping with "train" and "test".
         reward: A function (problem, answer text) -> number in [0, 1], a `Verifier`, or
@@ -82,7 +82,7 @@ def train(
         The records of the run, `finished` among them.
 
     Raises:
-        ConfigError: A setting is wrong, or `out` holds a run with other settings.
+        ConfigError: A setting is wrong, or `out` holds the run of other settings.
         RunLockedError: Another process writes to `out`.
     """
     if isinstance(config, str | Path):
@@ -132,8 +132,12 @@ def _with_objects(
         if isinstance(source, str | Path):
             path = str(source)
         else:
-            policy = policy_of(source)
-            is_student = name == "student"
+            policy, is_student = policy_of(source), name == "student"
+            if is_student and not any(p.requires_grad for p in policy.model.parameters()):
+                raise ConfigError(
+                    "the model has no parameter that trains: call model.requires_grad_() first, or "
+                    "add adapters to it"
+                )
             given = replace(given, student=policy) if is_student else replace(given, teacher=policy)
             path = str(policy.model.name_or_path) or "model in memory"
             device = str(policy.model.device)
