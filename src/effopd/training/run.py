@@ -14,7 +14,6 @@ from effopd.data.dataset import DatasetTask
 from effopd.data.problem import Verifier
 from effopd.errors import CheckpointError, ConfigError
 from effopd.models.checkpoints import checkpoint_path, verify_checkpoint
-from effopd.models.policy import Policy
 from effopd.records import Run, load_run
 from effopd.rewards.functions import Reward, as_verifier
 from effopd.training.build import Given, Parts, build_parts, policy_of
@@ -111,9 +110,12 @@ def train(
             for line in changed:
                 observer.on_message(f"goes on with {line}")
             trainer.resume()
+            student = parts.student
+            name_of = student.tokenizer.convert_ids_to_tokens
             info = run_info(config) | counts_record(parts.task)
-            info |= {"date": dated.prompt.date, "end_tokens": _end_tokens(parts.student)}
-            info |= {"attention": _attention(parts.student)}
+            info |= {"date": dated.prompt.date}
+            info |= {"end_tokens": {name_of(token): token for token in student.end_ids}}
+            info |= {"attention": str(student.model.config._attn_implementation)}
             run.describe(to_toml(config), info, trainer.progress.step, changed)
             trainer.run(StopRequest() if stop is None else stop)
     finally:
@@ -223,11 +225,6 @@ def run_info(config: Config) -> dict[str, Any]:
     }
 
 
-def _end_tokens(student: Policy) -> dict[str, int]:
-    """The tokens at which the student's answers end, by name."""
-    return {student.tokenizer.convert_ids_to_tokens(i): i for i in student.end_ids}
-
-
 def _allowed_changes(run: RunDirectory, config: Config) -> Sequence[str]:
     """How the settings differ from the run's, where that does not change the run.
 
@@ -271,8 +268,3 @@ def _finished(run: RunDirectory, config: Config) -> str | None:
     except CheckpointError:
         return None
     return None if more_asked else f"after step {finished['step']}: {finished['reason']}"
-
-
-def _attention(policy: Policy) -> str:
-    """The implementation that a model runs with."""
-    return str(policy.model.config._attn_implementation)
