@@ -14,10 +14,8 @@ ENTRY_POINTS = {
 }  # fmt: skip
 """Modules that are started, or imported by users, by name."""
 ALONE = {
-    "analysis.behavior_records": "",
-    "analysis.pool": "",
+    "cli.extrapolate": "imports PyTorch, which `--help` does without",
     "demo.teacher": "training that uses an objective, which the tiny world's base does not",
-    "evaluation.benchmarks.tables": "",
     "integrations.trl.compatibility": "what another version of TRL may change",
     "integrations.verl.agent_loop": "verl's processes import it by name",
     "integrations.verl.launch": "imports verl, whose version is checked before",

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from effopd import figures
+    from effopd.analysis.study import analyze
     from effopd.comparison.run import Comparison, compare
+    from effopd.evaluation.benchmarks.run import Evaluation, evaluate
     from effopd.models.loading import ModelSettings, load_model
     from effopd.models.updates import open_update
     from effopd.records import Run, load_run
@@ -43,7 +45,9 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "figures": "",
+    "analysis.study": "analyze",
     "comparison.run": "Comparison compare",
+    "evaluation.benchmarks.run": "Evaluation evaluate",
     "models.loading": "ModelSettings load_model",
     "models.updates": "open_update",
     "records": "Run load_run",
@@ -62,11 +66,12 @@ _NAMES = {
 """Module -> the public names it has; none where the module is one itself."""
 
 __all__ = [
-    "AlphaPLS", "AtLeast", "AtSteps", "Comparison", "Config", "Draw", "EveryN", "Extrapolator",
-    "GeometricScales", "LadderScales", "LengthGuard", "ModelSettings", "Observer",
-    "PairedMargin", "PastSearch", "PowersOfTwo", "Run", "Score", "Search", "SearchResult",
-    "SinceAccepted", "SinceBase", "SinceRaw", "Strict", "Unconditional", "compare", "figures",
-    "load_model", "load_run", "open_update", "select_parameters", "train",
+    "AlphaPLS", "AtLeast", "AtSteps", "Comparison", "Config", "Draw", "Evaluation", "EveryN",
+    "Extrapolator", "GeometricScales", "LadderScales", "LengthGuard", "ModelSettings",
+    "Observer", "PairedMargin", "PastSearch", "PowersOfTwo", "Run", "Score", "Search",
+    "SearchResult", "SinceAccepted", "SinceBase", "SinceRaw", "Strict", "Unconditional",
+    "analyze", "compare", "evaluate", "figures", "load_model", "load_run", "open_update",
+    "select_parameters", "train",
 ]  # fmt: skip
 
 

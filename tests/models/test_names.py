@@ -12,7 +12,7 @@ from torch import Tensor
 
 from effopd.analysis.applying import intervened
 from effopd.analysis.interventions import WholeScaling
-from effopd.cli.analysis import extrapolate
+from effopd.cli.extrapolate import extrapolate
 from effopd.errors import CheckpointError, ConfigError, ParameterMismatchError
 from effopd.models.loading import ModelSettings, load_model
 from effopd.models.names import counterparts, extra, plain_names
