@@ -15,10 +15,11 @@ from tests.fakes import TOKENIZER, WORLD, tiny_model
 from typer.testing import CliRunner
 
 from effopd.cli.main import app
-from effopd.cli.progress import ProgressLines, progress_lines, step_line
+from effopd.cli.run import shown, step_line
 from effopd.config.reading import to_toml
 from effopd.data.world import TinyWorld
 from effopd.errors import RecordError
+from effopd.progress import Terminal
 from effopd.search.scales import Trial
 from effopd.search.validation import Score
 from effopd.training.config import load_config
@@ -227,7 +228,7 @@ def test_the_same_command_again_says_so_and_does_nothing(run: tuple[Path, Any]) 
 def test_other_settings_for_the_same_directory(run: tuple[Path, Any]) -> None:
     directory, _ = run
     message = refusal(2, "train", directory / "hostile.toml", "seed=5", "--out", directory / "out")
-    assert "holds a run with other settings:\n  seed: 0 -> 5\n" in message
+    assert "holds the run of other settings:\n  seed: 0 -> 5\n" in message
 
 
 def test_eval_prints_the_row_of_a_checkpoint(run: tuple[Path, Any]) -> None:
@@ -302,9 +303,9 @@ def test_step_line_of_a_skipped_step_and_of_another_divergence() -> None:
 def lines_of(observed: Sequence[tuple[str, tuple[Any, ...]]], name: str = "run") -> list[str]:
     """What a run without a terminal prints for these events."""
     printed = io.StringIO()
-    lines = ProgressLines(Console(file=printed, width=40), name, 64, None)
-    for event, arguments in observed:
-        getattr(lines.observer, event)(*arguments)
+    with shown(name, 64, Terminal(Console(file=printed, width=40))) as observer:
+        for event, arguments in observed:
+            getattr(observer, event)(*arguments)
     return printed.getvalue().splitlines()
 
 
@@ -330,12 +331,12 @@ def test_a_search_that_found_nothing_ends_at_the_tip() -> None:
 def test_time_left_counts_from_the_first_step_and_not_from_loading(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    clock = iter([1000.0, 1000.0, 1010.0])  # the first step ends 1000 s after the start
-    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
     printed = io.StringIO()
-    lines = ProgressLines(Console(file=printed, width=200, get_time=lambda: 0.0), "run", 64, None)
-    for step in (5, 6):
-        lines.observer.on_step(metrics(step), TIMING)
+    with shown("run", 64, Terminal(Console(file=printed, width=200))) as observer:
+        for step, clock[0] in ((5, 1000.0), (6, 1010.0)):  # the first ends 1000 s after the start
+            observer.on_step(metrics(step), TIMING)
     left = [re.findall(r"(\d+) s left", line)[0] for line in printed.getvalue().splitlines()]
     assert left == [f"{1.75 * 59:.0f}", f"{(10 + 1.75) / 2 * 58:.0f}"]
 
@@ -354,8 +355,8 @@ def test_messages_are_plain_text_whatever_they_hold() -> None:
 
 
 def test_no_bar_and_no_colour_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress_lines("run", 64) as lines:
-        lines.observer.on_step(metrics(1), TIMING)
+    with shown("run", 64) as observer:
+        observer.on_step(metrics(1), TIMING)
     out = capsys.readouterr().out
     assert out.count("\n") == 1
     assert not STEERS.search(out)
@@ -367,9 +368,9 @@ def test_a_bar_shows_hostile_text_and_obeys_none(
     for name, value in {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "400"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("NO_COLOR")
-    with progress_lines(HOSTILE, 64) as lines:
-        lines.observer.on_step(metrics(1), TIMING)
-        lines.observer.on_message("between")
+    with shown(HOSTILE, 64) as observer:
+        observer.on_step(metrics(1), TIMING)
+        observer.on_message("between")
     text = capsys.readouterr().out
     assert "\x1b[" in text, "a bar is drawn"
     assert [
@@ -377,11 +378,11 @@ def test_a_bar_shows_hostile_text_and_obeys_none(
     ] == []
     drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
     assert f"{VISIBLE}: between" in drawn
-    assert re.search(rf"{re.escape(VISIBLE)} ━+ +\d+%.*step   1/64  loss 0.2500", drawn)
+    assert re.search(rf"{re.escape(VISIBLE)} [━╸╺]+ +1/64 +step   1/64  loss 0.2500", drawn)
 
 
 def test_the_demo_compares_searches_under_one_objective() -> None:
-    from effopd.cli.demo import COMMON, METHODS
+    from effopd.cli.run import COMMON, METHODS
     from effopd.training.config import make_config
 
     configs = {label: make_config(COMMON | settings) for label, settings in METHODS.items()}

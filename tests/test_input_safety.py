@@ -112,8 +112,8 @@ def test_places_that_cannot_be_directories(models: Path, tmp_path: Path, kind: s
     places = {"file": recipe, "long": tmp_path / ("x" * 300), "below-a-file": recipe / "out"}
     result = CliRunner().invoke(app, ["train", str(recipe), "--out", str(places[kind])])
     assert result.exit_code == 2, result.output
-    assert "cannot be a run directory" in result.stderr
-    assert "Choose another one (--out)" in result.stderr
+    assert "cannot hold the run" in result.stderr
+    assert "Choose another directory (--out)" in result.stderr
 
 
 def test_a_link_is_followed_because_the_user_made_it(models: Path, tmp_path: Path) -> None:

@@ -8,6 +8,23 @@ LONGEST_FILE = 450
 LONGEST_FUNCTION = 60
 LOOP = "training/loop.py"
 LONGEST_LOOP = 300
+SMALL = 120
+ENTRY_POINTS = {
+    "cli.main", "evaluation.inspect_tasks", "integrations.verl.main", "rewards.worker",
+}  # fmt: skip
+"""Modules that are started, or imported by users, by name."""
+ALONE = {
+    "cli.extrapolate": "imports PyTorch, which `--help` does without",
+    "demo.teacher": "training that uses an objective, which the tiny world's base does not",
+    "integrations.trl.compatibility": "what another version of TRL may change",
+    "integrations.verl.agent_loop": "verl's processes import it by name",
+    "integrations.verl.launch": "imports verl, whose version is checked before",
+    "integrations.verl.scoring": "is tested without verl",
+    "integrations.verl.worker": "verl's processes import it by name",
+    "rewards.sandbox.inside.kernel": "runs inside the sandbox, without the rest",
+    "training.engines": "with it training.build would be too long",
+}
+"""Small modules with one importer, and why they are apart; this list may only shrink."""
 
 
 def file_lengths(folder: Path) -> dict[str, int]:
@@ -32,6 +49,39 @@ def _length(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
         return lines
     docstring = node.body[0]
     return lines - ((docstring.end_lineno or docstring.lineno) - docstring.lineno + 1)
+
+
+def importers(folder: Path) -> dict[str, set[str]]:
+    """Module of the package in `folder` -> modules of the package that import it, lazily or not."""
+    names = {
+        ".".join(file.relative_to(folder).with_suffix("").parts): file
+        for file in sorted(folder.rglob("*.py"))
+        if file.name != "__init__.py"
+    }
+    found: dict[str, set[str]] = {name: set() for name in names}
+    for file in sorted(folder.rglob("*.py")):
+        own = ".".join(file.relative_to(folder).with_suffix("").parts)
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            asked = []
+            if isinstance(node, ast.Import):
+                asked = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                asked = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            for name in asked:
+                if (known := name.removeprefix(f"{folder.name}.")) in found and known != own:
+                    found[known].add(own)
+    return found
+
+
+def test_a_small_module_has_several_importers_or_a_reason() -> None:
+    lengths = file_lengths(SOURCE)
+    small = {
+        name
+        for name, users in importers(SOURCE).items()
+        if len(users) < 2 and lengths[f"{name.replace('.', '/')}.py"] < SMALL
+    }
+    assert small - ENTRY_POINTS - ALONE.keys() == set(), "put it into the module that imports it"
+    assert ALONE.keys() - small == set(), "take it off the list"
 
 
 def test_files_are_short() -> None:
@@ -77,3 +127,12 @@ def test_file_lengths_of_a_known_folder(tmp_path: Path) -> None:
     (tmp_path / "package" / "__init__.py").write_text("a = 1\n")
     (tmp_path / "package" / "long.py").write_text("a = 1\n" * 401)
     assert file_lengths(tmp_path) == {"package/long.py": 401}
+
+
+def test_importers_of_a_known_folder(tmp_path: Path) -> None:
+    package = tmp_path / "effopd"
+    (package / "inner").mkdir(parents=True)
+    (package / "one.py").write_text("from effopd.inner import two\nimport effopd.three\n")
+    (package / "three.py").write_text("def f():\n    from effopd.inner.two import g\n")
+    (package / "inner" / "two.py").write_text("")
+    assert importers(package) == {"one": set(), "three": {"one"}, "inner.two": {"one", "three"}}

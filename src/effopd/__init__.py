@@ -43,105 +43,45 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOME: dict[str, tuple[str, ...]] = {
-    "comparison.run": (
-        "Comparison",
-        "analyze",
-        "compare",
-        "evaluate",
-    ),
-    "models.loading": (
-        "ModelSettings",
-        "load_model",
-    ),
-    "models.updates": ("open_update",),
-    "records": (
-        "Run",
-        "load_run",
-    ),
-    "search.direction": (
-        "AlphaPLS",
-        "SinceAccepted",
-        "SinceBase",
-        "SinceRaw",
-    ),
-    "search.extrapolator": ("Extrapolator",),
-    "search.line_search": ("SearchResult",),
-    "search.scales": (
-        "GeometricScales",
-        "LadderScales",
-        "PastSearch",
-    ),
-    "search.schedule": (
-        "AtSteps",
-        "EveryN",
-        "PowersOfTwo",
-    ),
-    "search.selection": ("select_parameters",),
-    "search.settings": ("Search",),
-    "search.validation": (
-        "AtLeast",
-        "Draw",
-        "LengthGuard",
-        "PairedMargin",
-        "Score",
-        "Strict",
-        "Unconditional",
-    ),
-    "analysis.study": ("analyze",),
-    "evaluation.benchmarks.run": ("Evaluation", "evaluate"),
-    "training.config": ("Config",),
-    "training.observer": ("Observer",),
-    "training.run": ("train",),
+_NAMES = {
+    "figures": "",
+    "analysis.study": "analyze",
+    "comparison.run": "Comparison compare",
+    "evaluation.benchmarks.run": "Evaluation evaluate",
+    "models.loading": "ModelSettings load_model",
+    "models.updates": "open_update",
+    "records": "Run load_run",
+    "search.direction": "AlphaPLS SinceAccepted SinceBase SinceRaw",
+    "search.extrapolator": "Extrapolator",
+    "search.line_search": "SearchResult",
+    "search.scales": "GeometricScales LadderScales PastSearch",
+    "search.schedule": "AtSteps EveryN PowersOfTwo",
+    "search.selection": "select_parameters",
+    "search.settings": "Search",
+    "search.validation": "AtLeast Draw LengthGuard PairedMargin Score Strict Unconditional",
+    "training.config": "Config",
+    "training.observer": "Observer",
+    "training.run": "train",
 }
-_MODULE = {name: f"effopd.{module}" for module, names in _HOME.items() for name in names}
+"""Module -> the public names it has; none where the module is one itself."""
 
 __all__ = [
-    "AlphaPLS",
-    "AtLeast",
-    "AtSteps",
-    "Comparison",
-    "Config",
-    "Draw",
-    "Evaluation",
-    "EveryN",
-    "Extrapolator",
-    "GeometricScales",
-    "LadderScales",
-    "LengthGuard",
-    "ModelSettings",
-    "Observer",
-    "PairedMargin",
-    "PastSearch",
-    "PowersOfTwo",
-    "Run",
-    "Score",
-    "Search",
-    "SearchResult",
-    "SinceAccepted",
-    "SinceBase",
-    "SinceRaw",
-    "Strict",
-    "Unconditional",
-    "analyze",
-    "compare",
-    "evaluate",
-    "figures",
-    "load_model",
-    "load_run",
-    "open_update",
-    "select_parameters",
-    "train",
-]
+    "AlphaPLS", "AtLeast", "AtSteps", "Comparison", "Config", "Draw", "Evaluation", "EveryN",
+    "Extrapolator", "GeometricScales", "LadderScales", "LengthGuard", "ModelSettings",
+    "Observer", "PairedMargin", "PastSearch", "PowersOfTwo", "Run", "Score", "Search",
+    "SearchResult", "SinceAccepted", "SinceBase", "SinceRaw", "Strict", "Unconditional",
+    "analyze", "compare", "evaluate", "figures", "load_model", "load_run", "open_update",
+    "select_parameters", "train",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:
     """Imports a public name from its module the first time it is asked for."""
-    if name == "figures":
-        return import_module("effopd.figures")
-    if name not in _MODULE:
-        raise AttributeError(f"module 'effopd' has no attribute {name!r}")
-    return getattr(import_module(_MODULE[name]), name)
+    for module, names in _NAMES.items():
+        if name in (names or module).split():
+            loaded = import_module(f"effopd.{module}")
+            return getattr(loaded, name) if names else loaded
+    raise AttributeError(f"module 'effopd' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -31,6 +31,7 @@ class Progress:
         self.name, self.total, self.done = display_text(name), total, done
         self._work, self._work_done = float(total - done if work is None else work), 0.0
         self._every_s, self._say, self._bar = every_s, say, bar
+        self.is_live = bar is not None
         self._task = (
             bar.add_task(self.name, total=total, completed=done, status="") if bar else None
         )

@@ -21,7 +21,7 @@ from tests.support.tiny import (
     write_models,
 )
 
-from effopd.cli.run import evaluate_checkpoint
+from effopd.cli.evaluate import evaluate_checkpoint
 from effopd.errors import CheckpointError, ConfigError, EffopdError
 from effopd.models.checkpoints import list_checkpoints, newest_good
 from effopd.records import read_jsonl

@@ -134,9 +134,9 @@ def test_both_kinds_of_differences_are_shown(models: Path, half: Path, tmp_path:
     with pytest.raises(ConfigError) as caught:
         train_tiny(tiny_config(models, {"optimizer.lr": 1e-3, "memory.scoring_tokens": 64}), run)
     assert str(caught.value) == (
-        f"{run} holds a run with other settings:\n"
+        f"{run} holds the run of other settings:\n"
         "  optimizer.lr: 0.0003 -> 0.001\n"
-        "Continue with the old settings, or start a new run in another directory (--out).\n"
+        "Go on with the old settings, or choose another directory (--out).\n"
         "These may change:\n"
         "  memory.scoring_tokens: 32768 -> 64 (changes rounding only)"
     )

@@ -1,6 +1,7 @@
 """`effopd`: the commands. Imports wait until a command runs, so that `--help` is instant."""
 
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -11,25 +12,14 @@ import typer
 from effopd.cli import analysis_commands
 from effopd.cli.options import (
     STOPPED,
-    Against,
-    BenchmarkFiles,
-    Benchmarks,
-    CheckpointStep,
     Debug,
-    EvaluatedRun,
-    EvaluationOut,
     EvaluationOverrides,
     EvaluationTarget,
-    Every,
-    Limit,
     Overrides,
     Recipe,
-    Runs,
-    Samples,
-    SelfCheck,
-    TestProblems,
     errors,
 )
+from effopd.records import display_text
 
 app = typer.Typer(
     help="Fast on-policy distillation of language models.",
@@ -54,7 +44,7 @@ def demo(
 ) -> None:
     """Train a tiny student with and without the search; write a report. Minutes, no download."""
     with errors(debug):
-        from effopd.cli.demo import run_demo
+        from effopd.cli.run import run_demo
 
         raise typer.Exit(0 if run_demo(out, seed) else STOPPED)
 
@@ -84,17 +74,35 @@ def train(
 def evaluate(
     target: EvaluationTarget = None,
     overrides: EvaluationOverrides = None,
-    bench: Benchmarks = None,
-    samples: Samples = 1,
-    data_files: BenchmarkFiles = None,
-    out: EvaluationOut = None,
-    run: EvaluatedRun = None,
-    every: Every = 1,
-    limit: Limit = None,
-    against: Against = None,
-    self_check: SelfCheck = False,
-    step: CheckpointStep = None,
-    problems: TestProblems = None,
+    bench: Annotated[
+        str | None, typer.Option(help="Benchmarks, for example aime24,math500,humaneval+.")
+    ] = None,
+    samples: Annotated[
+        int, typer.Option("--samples", "-n", min=1, help="Answers to each question.")
+    ] = 1,
+    data_files: Annotated[
+        list[str] | None, typer.Option("--data", help="NAME=FILE instead of the hub; repeatable.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where answers go; runs/eval-MODEL by default.")
+    ] = None,
+    run: Annotated[Path | None, typer.Option(help="Evaluate the checkpoints of this run.")] = None,
+    every: Annotated[int, typer.Option(min=1, help="Of a run: steps between checkpoints.")] = 1,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="First so many questions of each benchmark.")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Another evaluation, to compare with question by question.")
+    ] = None,
+    self_check: Annotated[
+        bool, typer.Option("--self-check", help="Check the benchmarks' own solutions instead.")
+    ] = False,
+    step: Annotated[
+        int | None, typer.Option(help="Without --bench: checkpoint; the newest by default.")
+    ] = None,
+    problems: Annotated[
+        int | None, typer.Option(help="Without --bench: test problems; the run's by default.")
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Evaluate a model on benchmarks, or a checkpoint of a run on its test problems. Resumes."""
@@ -124,7 +132,7 @@ def evaluate(
 
 @app.command()
 def report(
-    runs: Runs,
+    runs: Annotated[list[Path], typer.Argument(help="Run directories.", metavar="RUN...")],
     out: Annotated[
         Path | None, typer.Option(help="Page to write; report.html in the first run by default.")
     ] = None,
@@ -132,7 +140,7 @@ def report(
 ) -> None:
     """Draw one or several runs into a single self-contained page, with PNG copies beside it."""
     with errors(debug):
-        from effopd.cli.report import report_runs
+        from effopd.cli.run import report_runs
 
         report_runs(runs, out or runs[0] / "report.html")
 
@@ -154,10 +162,35 @@ def compare(
 ) -> None:
     """Train every method of a plan in every world; write tables, figures and a page. Resumes."""
     with errors(debug):
-        from effopd.cli.compare import run_compare
+        # PyTorch is not imported where every run is finished.
+        from effopd.comparison.ledger import is_finished
+        from effopd.comparison.plan import load_plan
+        from effopd.comparison.run import compare as run
+        from effopd.comparison.run import directory_of
+        from effopd.progress import Terminal
+        from effopd.training.signals import stop_on_signals
 
-        ending = run_compare(plan, out, workers=workers, quick=quick, list_runs=list_runs)
-        raise typer.Exit({"finished": 0, "failed": 1, "stopped": STOPPED}[ending])
+        planned = load_plan(plan, quick=quick)
+        directory = out or directory_of(planned, quick=quick)
+        if list_runs:
+            for cell in planned.cells():
+                print(f"{cell.name}{'  finished' if is_finished(directory / cell.name) else ''}")
+            return
+        with stop_on_signals() as stop:
+            found = run(
+                plan, directory, workers=workers, quick=quick, display=Terminal(), stop=stop
+            )
+        for name, error in found.failed.items():
+            print(display_text(f"failed: {name}: {error}"), file=sys.stderr)
+        if found.ending == "stopped":
+            words = ["effopd", "compare", str(plan), "--out", str(directory)]
+            words += ["--quick"] * quick + (["--workers", str(workers)] if workers else [])
+            print(f"stopped and saved; go on with: {shlex.join(words)}")
+            raise typer.Exit(STOPPED)
+        print(f"{found.table}\n")
+        print(f"summary: {directory / 'summary.json'}\ntable: {directory / 'table.md'}")
+        print(f"report: {directory / 'report.html'}\nfigures: {directory / 'figures'}")
+        raise typer.Exit(1 if found.ending == "failed" else 0)
 
 
 app.command()(analysis_commands.analyze)

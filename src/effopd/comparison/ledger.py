@@ -28,9 +28,6 @@ class Ledger:
 
     A finished run whose settings in the plan are those of the ledger, and whose `config.toml` is
     the one they resolved to, needs no second look.
-
-    Args:
-        out: Directory of the comparison.
     """
 
     def __init__(self, out: Path) -> None:

@@ -122,15 +122,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedCell:
-    """One run of a plan.
-
-    Attributes:
-        world: Name of its world.
-        method: Name of its method.
-        lr: Learning rate.
-        seed: Seed.
-        settings: Recipe settings, merged.
-    """
+    """One run of a plan, and its merged recipe settings."""
 
     world: str
     method: str

@@ -30,14 +30,7 @@ POLL_S = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Something for a process to do.
-
-    Attributes:
-        name: Name in messages.
-        kind: "world" makes the models of a world, "cell" trains.
-        settings: Settings of a run, unresolved.
-        out: Run directory of a cell.
-    """
+    """Something for a process to do: a "world" makes models, a "cell" trains into `out`."""
 
     name: str
     kind: Literal["world", "cell"]
@@ -47,13 +40,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a job ended.
-
-    Attributes:
-        job: The job.
-        ending: "finished", "stopped" (saved, can go on) or "failed".
-        error: Why it failed.
-    """
+    """How a job ended; one that was "stopped" is saved and can go on."""
 
     job: Job
     ending: Literal["finished", "stopped", "failed"]

@@ -213,11 +213,7 @@ def _make_worlds(
     stop: StopRequest,
     shown: Progress,
 ) -> "dict[TinyWorld | DatasetTask, str]":
-    """Makes base and teacher of each tiny world once, so that no two runs do.
-
-    Returns:
-        The tasks whose models could not be made, and why.
-    """
+    """Makes base and teacher of each tiny world once; the tasks where that failed, and why."""
     jobs: dict[str, Job] = {}
     tasks = {}
     for cell in cells:

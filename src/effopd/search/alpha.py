@@ -28,10 +28,8 @@ PIECE = 2**20
 class Components:
     """Leading singular components of a matrix `sum_i s_i u_i v_i^T`, largest first.
 
-    Attributes:
-        scaled: Column i is `alpha s_i u_i`, with alpha the Frobenius norm of the matrix over that
-            of its leading components; zero for a matrix of zeros.
-        right: Column i is `v_i`.
+    Column i of `scaled` is `alpha s_i u_i`, with alpha the Frobenius norm of the matrix over that
+    of its leading components (zero for a matrix of zeros); column i of `right` is `v_i`.
     """
 
     scaled: Float64[Tensor, "m k"]
@@ -161,13 +159,6 @@ class AlphaMemory:
     The components of a recorded step are those of the weights the next update starts from, after
     the search, because that is what progress is measured of. So a jump needs no care: the accepted
     point is one more observation, and the regression knows nothing of steps.
-
-    Args:
-        settings: What to record and how to predict.
-        ray: Names, shapes and memory of the parameters, at the base.
-
-    Raises:
-        ConfigError: The parameters are sharded, or there is no matrix among them.
     """
 
     def __init__(self, settings: AlphaPLS, ray: Ray) -> None:

@@ -83,14 +83,7 @@ def product_point(anchor: Ends, tip: Ends, scale: float) -> FactoredPoint:
 
 
 class Factors:
-    """Pairs of parameters whose products move.
-
-    Args:
-        pairs: Names of left and right factors.
-
-    Raises:
-        ConfigError: No pairs.
-    """
+    """Pairs of parameters, left and right factors by name, whose products move."""
 
     def __init__(self, pairs: Sequence[Pair]) -> None:
         if not pairs:

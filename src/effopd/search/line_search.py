@@ -59,12 +59,8 @@ class LineSearch:
     Each accepted candidate becomes the incumbent that the next one has to beat. A candidate whose
     score is not finite is rejected and recorded; a tip whose score is not finite is an error.
 
-    Args:
-        settings: Scales, accept rule and guard. `Unconditional` takes the first scale and asks
-            nothing.
-        step: Optimizer step of the search.
-        past: Earlier searches of the run.
-        on_trial: Called as `on_trial(index, trial)` after each trial.
+    `Unconditional` takes the first scale and asks nothing. `on_trial(index, trial)` is called after
+    each trial.
     """
 
     def __init__(

@@ -18,7 +18,6 @@ from effopd.evaluation.grading import sum_counts
 from effopd.evaluation.importance_kl import ImportanceKLValidation, ImportanceWeightedKLValidator
 from effopd.evaluation.rollout_sources import FreshRollouts, TrainingBatchRollouts
 from effopd.evaluation.routing import Teacher, Teachers
-from effopd.evaluation.served_teacher import ServedTeacher
 from effopd.evaluation.validators import (
     AccuracyValidation,
     RolloutValidator,
@@ -33,16 +32,14 @@ from effopd.models.lora import without_adapters
 from effopd.models.policy import Offloaded, Policy
 from effopd.rewards.build import verifier_for
 from effopd.rollouts.engine import Engine
-from effopd.rollouts.hf import HFEngine
 from effopd.rollouts.prompts import lend_template_, prompt_remarks
 from effopd.rollouts.rollout import Writer
-from effopd.rollouts.server import ServerEngine
 from effopd.rollouts.vllm import VLLMEngine
 from effopd.search.validation import Validator
 from effopd.training.collect import Collector, rewards_differ
 from effopd.training.config import Config
 from effopd.training.devices import placed
-from effopd.training.engines import served_teacher, student_engine
+from effopd.training.engines import engine_of, served_teacher, student_engine
 from effopd.training.problems import check_teacher_prompts, load_problems
 from effopd.training.teachers import StudentAverage, align_vocabularies, frozen, frozen_copy
 
@@ -73,31 +70,11 @@ class Parts:
         if isinstance(self.engine, VLLMEngine):
             self.engine.close()
 
-    def _engine(self, policy: Teacher) -> Engine:
-        if policy is self.student and self.engine is not None:
-            return self.engine
-        size = policy.vocabulary_size
-        if isinstance(policy, ServedTeacher):
-            return ServerEngine(
-                policy.client,
-                policy.api,
-                policy.tokenizer,
-                vocabulary_size=size,
-                ends=self.student.end_ids,
-            )
-        return HFEngine(
-            policy.model,
-            policy.tokenizer,
-            batch_size=self.config.train.rollout_batch,
-            batch_tokens=self.config.memory.generation_tokens or None,
-            during=policy.during,
-            vocabulary_size=size,
-        )
-
     def writer(self, policy: Teacher) -> Writer:
         """Writes with `policy` as the settings say."""
+        own = self.engine if policy is self.student else None
         return Writer(
-            engine=self._engine(policy),
+            engine=own or engine_of(self.config, policy, self.student.end_ids),
             tokenizer=policy.tokenizer,
             template=self.config.prompt,
             sampling=self.config.sampling,

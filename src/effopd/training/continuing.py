@@ -19,75 +19,42 @@ Effect = Literal["the run", "rounding only", "no number", "what is measured and 
 """What another value of a setting changes. "the run" is refused; after "rounding only" a run is
 no longer bit for bit the uninterrupted one."""
 
-_MODELS = ("student", "teacher", "teachers.*", "reference")
-_SERVERS = ("teacher_server", "rollouts.server")
-_ROUNDS = ("model", "url", "flavor", "concurrency")
-"""Of a server; whether the model is the same is checked when a run goes on."""
-_QUIET = (
-    "api_key_env", "request_s", "step_s", "retries", "backoff_s", "response_bytes",
-    "tolerance_nats",
-)  # fmt: skip
+_SETTINGS: Mapping[Effect, str] = {
+    "what is measured and recorded": """
+        label evaluation.every evaluation.first evaluation.problems evaluation.recorded
+        evaluation.teacher evaluation.divergence
+    """,
+    "the run": """
+        method preset seed smoke student teacher teachers.* reference self_teacher task
+        code prompt sampling rollouts.engine objective train.steps train.prompts_per_step
+        train.responses_per_prompt train.updates_per_step train.epochs train.horizon
+        train.stop optimizer monitor memory.master_weights search validation
+    """,
+    "rounding only": """
+        device teacher_device threads student.attention teacher.attention teachers.*.attention
+        reference.attention teacher_server.model teacher_server.url teacher_server.flavor
+        teacher_server.concurrency rollouts.server.model rollouts.server.url
+        rollouts.server.flavor rollouts.server.concurrency rollouts.vllm.gpu_memory
+        rollouts.vllm.eager train.micro_batch_tokens train.rollout_batch
+        memory.offload_optimizer memory.scoring_tokens memory.generation_tokens
+    """,
+    "no number": """
+        student.gradient_checkpointing teacher.gradient_checkpointing
+        teachers.*.gradient_checkpointing reference.gradient_checkpointing
+        teacher_server.api_key_env teacher_server.request_s teacher_server.step_s
+        teacher_server.retries teacher_server.backoff_s teacher_server.response_bytes
+        teacher_server.tolerance_nats
+        rollouts.server.api_key_env rollouts.server.request_s rollouts.server.step_s
+        rollouts.server.retries rollouts.server.backoff_s rollouts.server.response_bytes
+        rollouts.server.tolerance_nats code.sandbox.processes
+        rollouts.weights_directory rollouts.vllm.sleep rollouts.vllm.tolerance_nats
+        train.max_skipped_steps checkpoint.every checkpoint.keep memory.anchor_device
+        memory.teacher_offload
+    """,
+}
 
 EFFECTS: Mapping[str, Effect] = {
-    "label": "what is measured and recorded",
-    "method": "the run",
-    "preset": "the run",
-    "seed": "the run",
-    "device": "rounding only",
-    "teacher_device": "rounding only",
-    "threads": "rounding only",
-    "smoke": "the run",
-    **dict.fromkeys(_MODELS, "the run"),
-    **dict.fromkeys([f"{model}.attention" for model in _MODELS], "rounding only"),
-    **dict.fromkeys([f"{model}.gradient_checkpointing" for model in _MODELS], "no number"),
-    **dict.fromkeys([f"{each}.{name}" for each in _SERVERS for name in _ROUNDS], "rounding only"),
-    **dict.fromkeys([f"{each}.{name}" for each in _SERVERS for name in _QUIET], "no number"),
-    "self_teacher": "the run",
-    "task": "the run",
-    "code": "the run",
-    "code.sandbox.processes": "no number",
-    "prompt": "the run",
-    "sampling": "the run",
-    "rollouts.engine": "the run",
-    "rollouts.weights_directory": "no number",
-    "rollouts.vllm.gpu_memory": "rounding only",
-    "rollouts.vllm.sleep": "no number",
-    "rollouts.vllm.eager": "rounding only",
-    "rollouts.vllm.tolerance_nats": "no number",
-    "objective": "the run",
-    "train.steps": "the run",
-    "train.prompts_per_step": "the run",
-    "train.responses_per_prompt": "the run",
-    "train.updates_per_step": "the run",
-    "train.epochs": "the run",
-    "train.micro_batch_tokens": "rounding only",
-    "train.rollout_batch": "rounding only",
-    "train.max_skipped_steps": "no number",
-    "train.horizon": "the run",
-    "train.stop": "the run",
-    "optimizer": "the run",
-    **dict.fromkeys(
-        (
-            "evaluation.every",
-            "evaluation.first",
-            "evaluation.problems",
-            "evaluation.recorded",
-            "evaluation.teacher",
-            "evaluation.divergence",
-        ),
-        "what is measured and recorded",
-    ),
-    "checkpoint.every": "no number",
-    "checkpoint.keep": "no number",
-    "monitor": "the run",
-    "memory.master_weights": "the run",
-    "memory.offload_optimizer": "rounding only",
-    "memory.anchor_device": "no number",
-    "memory.teacher_offload": "no number",
-    "memory.scoring_tokens": "rounding only",
-    "memory.generation_tokens": "rounding only",
-    "search": "the run",
-    "validation": "the run",
+    name: effect for effect, names in _SETTINGS.items() for name in names.split()
 }
 """Setting or section -> what its change changes; the longest name that fits counts. A section in
 which some settings may change names each of its settings, so that a new one has to be thought of:

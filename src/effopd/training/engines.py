@@ -4,9 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from effopd.errors import ConfigError
+from effopd.evaluation.routing import Teacher
 from effopd.evaluation.served_teacher import ServedTeacher
 from effopd.models.policy import Policy
 from effopd.rollouts.engine import Engine
+from effopd.rollouts.hf import HFEngine
 from effopd.rollouts.server import ServerEngine, WeightReload
 from effopd.rollouts.vllm import VLLMEngine, open_vllm
 from effopd.servers.client import Client
@@ -83,6 +85,23 @@ def student_engine(
         )
     engine.sync_weights()
     return engine
+
+
+def engine_of(config: Config, policy: Teacher, ends: tuple[int, ...]) -> Engine:
+    """What samples for a policy: its server, or its live model. `ends` are the student's."""
+    size = policy.vocabulary_size
+    if isinstance(policy, ServedTeacher):
+        return ServerEngine(
+            policy.client, policy.api, policy.tokenizer, vocabulary_size=size, ends=ends
+        )
+    return HFEngine(
+        policy.model,
+        policy.tokenizer,
+        batch_size=config.train.rollout_batch,
+        batch_tokens=config.memory.generation_tokens or None,
+        during=policy.during,
+        vocabulary_size=size,
+    )
 
 
 def _longest(config: Config) -> int:

@@ -36,14 +36,7 @@ class Monitor:
     observation or the search after it: a search moves along the direction by construction, so its
     own move counts for the path and the distance from the base only.
 
-    Args:
-        parameters: Live tensors.
-        settings: How often, and when foresight counts as lost.
-        momentum: Decay rate of the optimizer's first moment.
-        updates_per_step: Optimizer updates in a step.
-
-    Raises:
-        ConfigError: There are no parameters.
+    `momentum` is the decay rate of the optimizer's first moment.
     """
 
     def __init__(

@@ -115,9 +115,9 @@ def alarms(row: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list
         found.append(f"reverse KL rose from {kl:.3g} to {row['reverse_kl']:.3g} nats per token")
     whole = [past for past in history if past["horizon"] is None][:EARLY_STEPS]
     length = _mean(whole, "mean_length")
-    if row["horizon"] is None and len(whole) == EARLY_STEPS and length:
-        if not 1 / LENGTH_RATIO <= row["mean_length"] / length <= LENGTH_RATIO:
-            found.append(f"mean length went from {length:.1f} to {row['mean_length']:.1f} tokens")
+    ratio = row["mean_length"] / length if length and row["horizon"] is None else 1.0
+    if len(whole) == EARLY_STEPS and not 1 / LENGTH_RATIO <= ratio <= LENGTH_RATIO:
+        found.append(f"mean length went from {length:.1f} to {row['mean_length']:.1f} tokens")
     return found
 
 

@@ -14,7 +14,6 @@ from effopd.data.dataset import DatasetTask
 from effopd.data.problem import Verifier
 from effopd.errors import CheckpointError, ConfigError
 from effopd.models.checkpoints import checkpoint_path, verify_checkpoint
-from effopd.models.policy import Policy
 from effopd.records import Run, load_run
 from effopd.rewards.functions import Reward, as_verifier
 from effopd.training.build import Given, Parts, build_parts, policy_of
@@ -70,7 +69,7 @@ def train(
         out: Run directory.
         model: Student: a directory, a repository of the hub, a Hugging Face model, or a pair of
             model and tokenizer. A model object is trained in place, on its device.
-        teacher: The same of the teacher.
+        teacher: The same of the teacher; a model object is frozen.
         problems: Training problems: a path, a list of mappings or a `datasets.Dataset`, of which
             some are held out; or a mapping with "train" and "test".
         reward: A function (problem, answer text) -> number in [0, 1], a `Verifier`, or
@@ -82,7 +81,7 @@ def train(
         The records of the run, `finished` among them.
 
     Raises:
-        ConfigError: A setting is wrong, or `out` holds a run with other settings.
+        ConfigError: A setting is wrong, or `out` holds the run of other settings.
         RunLockedError: Another process writes to `out`.
     """
     if isinstance(config, str | Path):
@@ -111,9 +110,12 @@ def train(
             for line in changed:
                 observer.on_message(f"goes on with {line}")
             trainer.resume()
+            student = parts.student
+            name_of = student.tokenizer.convert_ids_to_tokens
             info = run_info(config) | counts_record(parts.task)
-            info |= {"date": dated.prompt.date, "end_tokens": _end_tokens(parts.student)}
-            info |= {"attention": _attention(parts.student)}
+            info |= {"date": dated.prompt.date}
+            info |= {"end_tokens": {name_of(token): token for token in student.end_ids}}
+            info |= {"attention": str(student.model.config._attn_implementation)}
             run.describe(to_toml(config), info, trainer.progress.step, changed)
             trainer.run(StopRequest() if stop is None else stop)
     finally:
@@ -132,8 +134,12 @@ def _with_objects(
         if isinstance(source, str | Path):
             path = str(source)
         else:
-            policy = policy_of(source)
-            is_student = name == "student"
+            policy, is_student = policy_of(source), name == "student"
+            if is_student and not any(p.requires_grad for p in policy.model.parameters()):
+                raise ConfigError(
+                    "the model has no parameter that trains: call model.requires_grad_() first, or "
+                    "add adapters to it"
+                )
             given = replace(given, student=policy) if is_student else replace(given, teacher=policy)
             path = str(policy.model.name_or_path) or "model in memory"
             device = str(policy.model.device)
@@ -219,11 +225,6 @@ def run_info(config: Config) -> dict[str, Any]:
     }
 
 
-def _end_tokens(student: Policy) -> dict[str, int]:
-    """The tokens at which the student's answers end, by name."""
-    return {student.tokenizer.convert_ids_to_tokens(i): i for i in student.end_ids}
-
-
 def _allowed_changes(run: RunDirectory, config: Config) -> Sequence[str]:
     """How the settings differ from the run's, where that does not change the run.
 
@@ -267,8 +268,3 @@ def _finished(run: RunDirectory, config: Config) -> str | None:
     except CheckpointError:
         return None
     return None if more_asked else f"after step {finished['step']}: {finished['reason']}"
-
-
-def _attention(policy: Policy) -> str:
-    """The implementation that a model runs with."""
-    return str(policy.model.config._attn_implementation)

@@ -101,12 +101,9 @@ def _digest(rest: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 class SearchLog:
-    """Appends a row a trial to the record of a run in others' trainers.
+    """Appends a row a trial to `search.jsonl` of a run in another library's trainer.
 
-    Args:
-        path: `search.jsonl`.
-        step: Step that the run goes on from; rows of later searches, which will be repeated, are
-            cut off.
+    Rows of searches after `step`, which the run goes on from, are cut off: they will be repeated.
     """
 
     def __init__(self, path: Path, step: int) -> None:

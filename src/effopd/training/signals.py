@@ -8,11 +8,7 @@ from types import FrameType
 
 
 class StopRequest:
-    """Whether somebody asked the run to stop.
-
-    Attributes:
-        signal_number: The signal that asked; None while nobody did.
-    """
+    """Whether somebody asked the run to stop, and by which signal."""
 
     def __init__(self) -> None:
         self.signal_number: int | None = None

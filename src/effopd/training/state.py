@@ -82,18 +82,7 @@ class Stateful(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Saved:
-    """The live objects a checkpoint is made of.
-
-    Attributes:
-        policy: The student.
-        optimizer: Its optimizer.
-        moved: What the optimizer moves, by the names of the student's parameters.
-        extrapolator: The search, if there is one.
-        learner: The objective, which may hold a critic.
-        average: A teacher that follows the student, if there is one.
-        monitor: What watches the weights, if something does.
-        masters: Of a student in low precision.
-    """
+    """The live objects a checkpoint is made of; `moved` is what the optimizer moves, by name."""
 
     policy: Policy
     optimizer: torch.optim.Optimizer

@@ -48,11 +48,6 @@ class StudentAverage:
 
     The average is kept in fp32 or wider and rounded once to the teacher's precision: in bfloat16 a
     step of a hundredth of the distance would round away.
-
-    Args:
-        teacher: The policy that follows; it starts where it is.
-        student: The policy it follows.
-        decay: See `SelfTeacher`.
     """
 
     def __init__(self, teacher: Policy, student: Policy, decay: float) -> None:

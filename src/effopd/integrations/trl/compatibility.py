@@ -1,6 +1,6 @@
 """What the plug-in was tested with, and what it refuses, with the reason."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -40,12 +40,62 @@ def minor(full: str) -> str:
 
 def check_trainer(trainer: Any, search: Search, *, own_validator: bool) -> None:
     """Refuses what the search cannot do exactly."""
-    reasons = [*_search(search), *_kind(trainer, own_validator)]
-    if isinstance(trainer, DistillationTrainer | GRPOTrainer):
-        reasons += [*_precision(trainer), *_distribution(trainer), *_rollouts(trainer)]
-        reasons += _adapters(trainer.model)
-    if reasons:
-        raise ConfigError("the search cannot run here:\n" + "\n".join(f"- {r}" for r in reasons))
+    is_known, name = isinstance(trainer, DistillationTrainer | GRPOTrainer), type(trainer).__name__
+    reasons = {
+        "direction 'alpha_pls' asks for the progress of each batch, which TRL does not tell": (
+            isinstance(search.direction, AlphaPLS)
+        ),
+        f"{name} is neither a DistillationTrainer nor a GRPOTrainer: others generate apart from "
+        "training (asynchronous trainers) or not at all": not is_known,
+    }
+    if is_known:
+        reasons |= _reasons(trainer, own_validator)
+    if found := [reason for reason, holds in reasons.items() if holds]:
+        raise ConfigError("the search cannot run here:\n" + "\n".join(f"- {r}" for r in found))
+
+
+def _reasons(trainer: Any, own_validator: bool) -> dict[str, Any]:
+    """What of a trainer cannot be searched exactly -> whether it is so."""
+    model, args, grpo = trainer.model, trainer.args, isinstance(trainer, GRPOTrainer)
+    trained = [parameter.dtype for parameter in model.parameters() if parameter.requires_grad]
+    quantized = getattr(model, "quantization_method", None)
+    adapters = list(model.peft_config.values()) if is_peft_model(model) else []
+    kinds = [str(getattr(each.peft_type, "value", each.peft_type)) for each in adapters]
+    return {
+        "the teacher is not in this process: pass validate= with a score of your own": (
+            not grpo and trainer.teacher_model is None and not own_validator
+        ),
+        "fp16 skips updates at overflow and still counts them: use bf16=True": args.fp16,
+        "auto_find_batch_size starts over in the middle: choose the batch size": (
+            args.auto_find_batch_size
+        ),
+        "the weights that train are in float16, where AdamW's eps is 0 and one update makes them "
+        "NaN: load them in bfloat16 or float32 (model_init_kwargs)": torch.float16 in trained,
+        f"the model is quantized ({quantized}): load it without": isinstance(
+            quantized, QuantizationMethod | str
+        ),
+        "DeepSpeed ZeRO keeps fp32 masters of its own, which undo every move at the next update: "
+        "use FSDP2, DDP or one process": trainer.is_deepspeed_enabled,
+        "FSDP1 flattens parameters, so that names and shapes are gone: use fsdp_version 2": (
+            trainer._dist.fsdp_version == 1
+        ),
+        "images in prompts are not scored: pass a tokenizer instead of a processor": (
+            trainer._is_vlm
+        ),
+        "tools are not called while candidates are scored: train without tools=": trainer.tools,
+        "rollout_func and environments have state of their own: train without": grpo
+        and (trainer.rollout_func is not None or trainer.environment_factories is not None),
+        "continuous batching casts the model in place: switch it off": grpo
+        and trainer.use_transformers_continuous_batching,
+        f"PEFT {', '.join(kinds)} is not extrapolated: use LoRA, or train the weights": any(
+            kind != "LORA" for kind in kinds
+        ),
+        "of LoRA, only its two factors are extrapolated: no DoRA, no modules_to_save": any(
+            kind == "LORA"
+            and (each.use_dora or each.modules_to_save or each.trainable_token_indices)
+            for kind, each in zip(kinds, adapters, strict=True)
+        ),
+    }
 
 
 def check_sharded(trainer: Any, parameters: Mapping[str, Tensor]) -> None:
@@ -56,71 +106,3 @@ def check_sharded(trainer: Any, parameters: Mapping[str, Tensor]) -> None:
             "sharding was asked for, but no parameter is a DTensor: every process trains the whole "
             "model. accelerate does this silently with FSDP2 on a CPU; run on GPUs, or without FSDP"
         )
-
-
-def _search(search: Search) -> Iterator[str]:
-    if isinstance(search.direction, AlphaPLS):
-        yield "direction 'alpha_pls' asks for the progress of each batch, which TRL does not tell"
-
-
-def _kind(trainer: Any, own_validator: bool) -> Iterator[str]:
-    if not isinstance(trainer, DistillationTrainer | GRPOTrainer):
-        yield (
-            f"{type(trainer).__name__} is neither a DistillationTrainer nor a GRPOTrainer: others "
-            "generate apart from training (asynchronous trainers) or not at all"
-        )
-    elif not own_validator and _lacks_teacher(trainer):
-        yield "the teacher is not in this process: pass validate= with a score of your own"
-
-
-def _lacks_teacher(trainer: Any) -> bool:
-    return isinstance(trainer, DistillationTrainer) and trainer.teacher_model is None
-
-
-def _precision(trainer: Any) -> Iterator[str]:
-    if trainer.args.fp16:
-        yield "fp16 skips updates at overflow and still counts them: use bf16=True"
-    if trainer.args.auto_find_batch_size:
-        yield "auto_find_batch_size starts over in the middle: choose the batch size"
-    trained = (p for p in trainer.model.parameters() if p.requires_grad)
-    if any(parameter.dtype == torch.float16 for parameter in trained):
-        yield (
-            "the weights that train are in float16, where AdamW's eps is 0 and one update makes "
-            "them NaN: load them in bfloat16 or float32 (model_init_kwargs)"
-        )
-    quantized = getattr(trainer.model, "quantization_method", None)
-    if isinstance(quantized, QuantizationMethod | str):
-        yield f"the model is quantized ({quantized}): load it without"
-
-
-def _distribution(trainer: Any) -> Iterator[str]:
-    if trainer.is_deepspeed_enabled:
-        yield (
-            "DeepSpeed ZeRO keeps fp32 masters of its own, which undo every move at the next "
-            "update: use FSDP2, DDP or one process"
-        )
-    if trainer._dist.fsdp_version == 1:
-        yield "FSDP1 flattens parameters, so that names and shapes are gone: use fsdp_version 2"
-
-
-def _rollouts(trainer: Any) -> Iterator[str]:
-    if trainer._is_vlm:
-        yield "images in prompts are not scored: pass a tokenizer instead of a processor"
-    if trainer.tools:
-        yield "tools are not called while candidates are scored: train without tools="
-    if isinstance(trainer, GRPOTrainer):
-        if trainer.rollout_func is not None or trainer.environment_factories is not None:
-            yield "rollout_func and environments have state of their own: train without"
-        if trainer.use_transformers_continuous_batching:
-            yield "continuous batching casts the model in place: switch it off"
-
-
-def _adapters(model: Any) -> Iterator[str]:
-    if not is_peft_model(model):
-        return
-    for settings in model.peft_config.values():
-        kind = getattr(settings.peft_type, "value", settings.peft_type)
-        if kind != "LORA":
-            yield f"PEFT {kind} is not extrapolated: use LoRA, or train the weights"
-        elif settings.use_dora or settings.modules_to_save or settings.trainable_token_indices:
-            yield "of LoRA, only its two factors are extrapolated: no DoRA, no modules_to_save"

@@ -11,20 +11,12 @@ from effopd.search.validation import Draw, Score, score_of
 
 @dataclass(frozen=True, kw_only=True)
 class ServedAnswer:
-    """One answer as verl hands it back.
+    """One answer as verl hands it back."""
 
-    Attributes:
-        tokens: Tokens the student sampled; those of tools do not count.
-        is_truncated: Whether it was cut at the length cap.
-        reward: What the reward function said.
-        log_ratios: `log student - log teacher` in nats of each sampled token; empty where the
-            teacher was not asked.
-    """
-
-    tokens: int
+    tokens: int  # that the student sampled; those of tools do not count
     is_truncated: bool
     reward: float
-    log_ratios: tuple[float, ...] = ()
+    log_ratios: tuple[float, ...] = ()  # log student - log teacher in nats, where it was asked
 
 
 def drawn_prompts(available: int, validation: Validation, seed: int, draw: Draw) -> list[int]:

@@ -26,9 +26,6 @@ class SearchingTrainer(PPOTrainerSync):
     At that point the rollout servers are asleep. Each point of a search is sent to them by verl's
     own weight synchronisation, scored, and they are put to sleep again; then verl goes on as if the
     accepted point were what the optimizer had reached.
-
-    Args:
-        config: verl's configuration with a section `effopd`.
     """
 
     def __init__(self, config: DictConfig) -> None:

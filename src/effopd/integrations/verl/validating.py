@@ -28,10 +28,6 @@ class QuietValidation:
 
     Answers go through verl's agent loops, reward function and teachers, as in training. Nothing is
     logged; the generators of this process are put back; servers sample by seeds of the draw.
-
-    Args:
-        trainer: Whose servers, data and queue are used.
-        settings: What is scored.
     """
 
     def __init__(self, trainer: PPOTrainer, settings: PluginSettings) -> None:
