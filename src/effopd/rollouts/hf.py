@@ -187,15 +187,13 @@ class FinishRecorder(StoppingCriteria):
         length = input_ids.shape[1] - self._prompt_length
         ends_B = torch.isin(input_ids[:, -1], self._ends_E)
         if self._stop:
-            ends_B = ends_B | self._hold_stop_string(input_ids[:, self._prompt_length :])
+            written_BT = input_ids[:, self._prompt_length :][:, -self._window :]
+            texts = self._tokenizer.batch_decode(written_BT)
+            found = [any(stop in text for stop in self._stop) for text in texts]
+            ends_B = ends_B | torch.tensor(found, device=ends_B.device)
         first_end_B = ends_B & (self.lengths_B > length)
         self.lengths_B[first_end_B] = length
         return self.lengths_B <= length
-
-    def _hold_stop_string(self, completions_BT: Int[Tensor, "B T"]) -> Bool[Tensor, " B"]:
-        texts = self._tokenizer.batch_decode(completions_BT[:, -self._window :])
-        found = [any(stop in text for stop in self._stop) for text in texts]
-        return torch.tensor(found, device=completions_BT.device)
 
 
 @contextmanager

@@ -17,20 +17,9 @@ class StudentProbe:
         self.log_probs: tuple[float, ...] = ()
         self.is_finite = True
 
-    def look(self) -> bool:
-        """Scores the text with the weights as they are; whether all is finite."""
-        self.log_probs = self._score()
-        self.is_finite = all(map(math.isfinite, self.log_probs))
-        return self.is_finite
-
-    def check_finite(self) -> None:
-        """Refuses to sample with weights that were not brought over: they gave NaN."""
-        if not self.is_finite:
-            raise NonFiniteError("the student's logits are not finite: its weights may hold NaN")
-
     @torch.no_grad()
-    def _score(self) -> tuple[float, ...]:
-        """Log-probabilities of all tokens but the first."""
+    def look(self) -> bool:
+        """Scores all tokens but the first with the weights as they are; whether all is finite."""
         device = self._model.get_input_embeddings().weight.device
         ids_1T = torch.tensor([self.token_ids], device=device)
         training = self._model.training
@@ -40,4 +29,11 @@ class StudentProbe:
         finally:
             self._model.train(training)
         log_probs_TV = torch.log_softmax(logits_TV.float(), dim=-1)
-        return tuple(log_probs_TV.gather(1, ids_1T[0, 1:, None])[:, 0].tolist())
+        self.log_probs = tuple(log_probs_TV.gather(1, ids_1T[0, 1:, None])[:, 0].tolist())
+        self.is_finite = all(map(math.isfinite, self.log_probs))
+        return self.is_finite
+
+    def check_finite(self) -> None:
+        """Refuses to sample with weights that were not brought over: they gave NaN."""
+        if not self.is_finite:
+            raise NonFiniteError("the student's logits are not finite: its weights may hold NaN")
