@@ -154,16 +154,14 @@ class AdapterUpdate:
             product = (a[1], b[0]) if self._is_transposed(module) else (b[0], a[1])
             targets.append((f"{module}.weight", product))
         for name, shape in targets:
-            if name not in self.shapes:
-                raise ParameterMismatchError(
-                    f"{directory} adapts {name}, which the base does not hold: it is of another "
-                    "model, or the base ties its head to the embedding; save the base untied"
-                )
-            if self.shapes[name] != shape:
-                raise ParameterMismatchError(
-                    f"{directory} adapts {name} as {shape}, the base holds {self.shapes[name]}: "
-                    "it is of another model"
-                )
+            if self.shapes.get(name) != shape:
+                why = f" as {shape}, the base holds {self.shapes.get(name)}: it is of another model"
+                if name not in self.shapes:
+                    why = (
+                        ", which the base does not hold: it is of another model, or the base ties "
+                        "its head to the embedding; save the base untied"
+                    )
+                raise ParameterMismatchError(f"{directory} adapts {name}{why}")
 
     def factors(self, name: str) -> tuple[Float[Tensor, "m r"], Float[Tensor, "r n"]] | None:
         """The two factors of the update, the first one scaled; None where it is none of low rank.
@@ -290,17 +288,13 @@ def _compared(
     missing: dict[str, list[str]] = {"base": [], "tuned": []}
     sides = ("base", base, pairs.keys()), ("tuned", tuned, set(pairs.values()))
     for side, weights, paired in sides:
-        for name in weights.shapes:
-            if name in paired:
-                continue
+        for name in [name for name in weights.shapes if name not in paired]:
             why = extra(name, drafts)
             if is_head(name):
                 copied = equals_embedding(weights, name)
                 why = "the embedding, stored a second time" if copied else None
-            if why is None:
-                missing[side].append(name)
-            else:
-                left_out[name] = f"in the {side} checkpoint only: {why}"
+            missing[side] += [name] if why is None else []
+            left_out |= {name: f"in the {side} checkpoint only: {why}"} if why else {}
     if any(missing.values()) or not pairs:
         raise ParameterMismatchError(_difference(missing, base, tuned))
     # Tensors of different shapes: only those that are no part of the model of text may differ.
