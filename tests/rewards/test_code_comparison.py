@@ -1,7 +1,6 @@
 """When a result is what a test expects."""
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -11,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.reference import code_twin
 
-from effopd.data.code_formats import from_codeforces, from_input_output
 from effopd.data.code_tests import CodeTests, Rule
 from effopd.errors import ConfigError
 from effopd.rewards.code_comparison import equal_values, is_expected, same_tokens
@@ -185,20 +183,6 @@ def test_texts_are_compared_by_the_rule_of_the_tests() -> None:
     assert is_expected(exact, 0, "1 2", b"1\n2")
     assert not is_expected(exact, 0, "5", b"5.0")
     assert not is_expected(replace(exact, atol=1e-6), 0, "0.5", b"0.50")
-
-
-@pytest.mark.parametrize("read", [from_input_output, from_codeforces])
-def test_every_form_reads_numbers_as_its_judge(read: Callable[[Any], CodeTests]) -> None:
-    test = {"input": "", "output": "", "testtype": "stdin"}
-    form = {
-        from_input_output: {"inputs": [""], "outputs": [""]},
-        from_codeforces: {"official_tests": [test]},
-    }[read]
-    tests = read(form)
-    for expected, printed in (("0010", b"10"), ("1.10", b"1.1"), ("07 05", b"7 5"), ("10", b"1e1")):
-        assert is_expected(tests, 0, expected, expected.encode())
-        assert not is_expected(tests, 0, expected, printed)
-    assert is_expected(tests, 0, "0.333333333333", str(1 / 3).encode())
 
 
 def test_a_number_of_ten_million_digits_is_text() -> None:
