@@ -57,8 +57,7 @@ NAMES = [
     ("model.layers.0.block_sparse_moe.gate.weight", 0, "mlp", "router", None),
     ("model.layers.0.pre_feedforward_layernorm.weight", 0, "norm", "norm", None),
     ("model.norm.weight", None, "norm", "norm", None),
-    ("lm_head.weight", None, "head", "head", None),
-    ("lm_head.bias", None, "head", "head", None),
+    ("lm_head.weight", None, "head", "head", None), ("lm_head.bias", None, "head", "head", None),
     ("transformer.wpe.weight", None, "embedding", "position", None),
     ("transformer.h.3.attn.c_attn.weight", 3, "attention", "qkv", None),
     ("transformer.h.3.attn.c_proj.weight", 3, "attention", "o", None),
@@ -71,10 +70,9 @@ NAMES = [
     ("gpt_neox.final_layer_norm.weight", None, "norm", "norm", None),
     ("embed_out.weight", None, "head", "head", None),
     ("model.layers.2.mixer.A_log", 2, "other", "A_log", None),
-    ("value_head.weight", None, "other", "value_head", None),
-    ("x", None, "other", "x", None),
+    ("value_head.weight", None, "other", "value_head", None), ("x", None, "other", "x", None),
     ("", None, "other", "", None),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "layer", "block", "projection", "expert"), NAMES)

@@ -198,16 +198,11 @@ def test_without_peft_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     "bad",
     [
-        {"r": 0},
-        {"alpha": 0.0},
-        {"alpha": float("inf")},
-        {"dropout": 1.0},
-        {"target_modules": ()},
-        {"target_modules": "q_proj"},
-        {"target_modules": ("all-linear", "q_proj")},
+        {"r": 0}, {"alpha": 0.0}, {"alpha": float("inf")}, {"dropout": 1.0}, {"target_modules": ()},
+        {"target_modules": "q_proj"}, {"target_modules": ("all-linear", "q_proj")},
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_impossible_settings_are_refused(bad: dict[str, Any]) -> None:
     (name,) = bad
     with pytest.raises(ConfigError, match=f"^{name} "):

@@ -128,15 +128,9 @@ def test_impossible_vocabulary_sizes(size: int) -> None:
 # The head -----------------------------------------------------------------------------------------
 
 SIZES = {
-    "vocab_size": 16,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-    "pad_token_id": 0,
-}
+    "vocab_size": 16, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "pad_token_id": 0,
+}  # fmt: skip
 
 
 def gemma(cap: float | None) -> Any:

@@ -14,15 +14,13 @@ SIZES = {
     "num_attention_heads": 4, "num_key_value_heads": 2,
 }  # fmt: skip
 OTHERS: dict[str, dict[str, Any]] = {
-    "granite": {},
-    "cohere2": {},
-    "gemma2": {"head_dim": 8},
+    "granite": {}, "cohere2": {}, "gemma2": {"head_dim": 8},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
     "mamba": {"state_size": 4, "time_step_rank": 2},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8},
-}
+}  # fmt: skip
 
 
 def config_of(kind: str) -> Mapping[str, Any]:

@@ -56,16 +56,11 @@ def test_an_answer_ends_at_every_end_token(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("generation", "config", "expected"),
     [
-        ([0, 2], 2, (0, 2)),
-        ([2], 2, (0, 2)),
-        (2, None, (0, 2)),
-        (None, 2, (0, 2)),
-        (None, [2, 5], (0, 2, 5)),
-        ([5, 2], 1, (0, 5, 2, 1)),
-        (None, None, (0,)),
+        ([0, 2], 2, (0, 2)), ([2], 2, (0, 2)), (2, None, (0, 2)), (None, 2, (0, 2)),
+        (None, [2, 5], (0, 2, 5)), ([5, 2], 1, (0, 5, 2, 1)), (None, None, (0,)),
         (50_256, 10**6, (0,)),
     ],
-)
+)  # fmt: skip
 def test_ends_come_from_three_places(
     tmp_path: Path, generation: Any, config: Any, expected: tuple[int, ...]
 ) -> None:

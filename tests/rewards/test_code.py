@@ -124,7 +124,9 @@ FORMS: dict[str, Callable[[str, str], CodeTests]] = {
 
 JUDGED = [
     ("10", "0010", "print(input())", "wrong_answer"), ("0010", "0010", "print(input())", "passed"),
-    ("1.1", "1.10", "print(input())", "wrong_answer"), ("10", "10", "print('1e1')", "wrong_answer"),
+    ("1.1", "1.10", "print(input())", "wrong_answer"),
+    ("7 5", "07 05", "print(input())", "wrong_answer"),
+    ("10", "10", "print('1e1')", "wrong_answer"),
     ("4 2", "2", "a, b = map(int, input().split())\nprint(a / b)", "passed"),
     ("1 3", "0.333333333333", "a, b = map(int, input().split())\nprint(a / b)", "passed"),
     ("9" * 5000, "1" + "0" * 5000, "print(int(input()) + 1)", "passed"),

@@ -5,7 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.growth import grows_linearly
 
+from effopd.data.problem import Answer, Problem
 from effopd.rewards.extraction import choice_letter, final_answer, last_box
+from effopd.rewards.math import BoxedAnswer
 
 
 @pytest.mark.parametrize(
@@ -60,9 +62,10 @@ def test_a_closed_box_after_any_text_is_the_answer(before: str, after: str) -> N
     assert final_answer(before + r"\boxed{7 + 1}" + after) == "7 + 1"
 
 
-@pytest.mark.parametrize("repeated", [r"\boxed{", "{", "\\", r"\boxed{1} "])
+@pytest.mark.parametrize("repeated", [r"\boxed{", "{", "\\", r"\boxed{1} ", "{}"])
 def test_hostile_completions_take_linear_time(repeated: str) -> None:
     assert grows_linearly(lambda size: final_answer(repeated * size + r"\boxed{1}"), 3000)
+    assert grows_linearly(lambda size: last_box(repeated * size), 3000)
 
 
 # The box that closes last ------------------------------------------------------------------------
@@ -97,7 +100,31 @@ def test_any_balanced_content_is_found(content: str, before: str, after: str) ->
     assert last_box(f"{before} \\boxed{{{content}}}{after}") == content
 
 
-@pytest.mark.parametrize("repeated", ["\\boxed{", "\\", "{}"])
-def test_long_hostile_text_is_quick(repeated: str) -> None:
-    assert last_box(repeated * 50_000) is None
-    assert grows_linearly(lambda size: last_box(repeated * size), 3000)
+# The boxed answer, by its text --------------------------------------------------------------------
+
+REWARDS = [
+    ("4", r"The answer is $\boxed{4}$.", 1.0), ("4", r"\boxed{4} no, \boxed{5}", 0.0),
+    ("5", r"\boxed{4} no, \boxed{5}", 1.0), ("4", "the answer is 4", 0.0),
+    (r"\frac{1}{2}", r"\boxed{ \frac{1} {2} }", 1.0),
+    (r"\frac{\sqrt{2}}{3}", r"\boxed{\frac{\sqrt{2}}{3}}", 1.0), ("1/2", r"\boxed{0.5}", 0.0),
+    (r"We add: 1 + 2 = 3. The sum is \boxed{3}.", r"\boxed{3}", 1.0),
+    (r"We add: 1 + 2 = 3. The sum is \boxed{3}.", r"\boxed{1}", 0.0), ("04", r"\boxed{4}", 0.0),
+    ("x y", "\\boxed{x\ty}", 1.0), ("a", r"\boxed{A}", 0.0), ("4", r"\boxed{4} or \boxed{5", 0.0),
+    ("4", r"<think>\boxed{4}</think> It is 4.", 0.0),
+    ("4", r"<think>\boxed{5}</think> \boxed{4}", 1.0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("answer", "completion", "reward"), REWARDS, ids=str)
+def test_rewards(answer: str, completion: str, reward: float) -> None:
+    asked = Problem(id="p", prompt="?", answer=answer)
+    whole, cut = (
+        Answer(problem=asked, completion=completion, is_truncated=cut) for cut in (False, True)
+    )
+    assert BoxedAnswer().rewards([whole, cut]) == [reward, 0.0]
+
+
+@given(text=st.text(alphabet="\\boxed{} 1", max_size=60))
+def test_any_text_has_a_reward(text: str) -> None:
+    asked = Problem(id="p", prompt="?", answer="1")
+    assert BoxedAnswer().rewards([Answer(problem=asked, completion=text)])[0] in {0.0, 1.0}

@@ -51,13 +51,10 @@ def test_a_verifier_stays_what_it_is() -> None:
 @pytest.mark.parametrize(
     ("name", "rewards"),
     [
-        ("share", [0.0, 0.25, 0.5]),
-        ("Own.nested", [0.0, 1.0, 1.0]),
-        ("Own", [1.0] * 3),
-        ("own", [1.0] * 3),
-        ("BoxedAnswer", [0.0] * 3),
+        ("share", [0.0, 0.25, 0.5]), ("Own.nested", [0.0, 1.0, 1.0]), ("Own", [1.0] * 3),
+        ("own", [1.0] * 3), ("BoxedAnswer", [0.0] * 3),
     ],
-)
+)  # fmt: skip
 def test_a_recipe_names_one(module: None, name: str, rewards: list[float]) -> None:
     task = DatasetTask(train=DatasetSpec(path="x", answer_field=""), verifier=f"own_rewards:{name}")
     verifier = verifier_for(task, CodeChecking())

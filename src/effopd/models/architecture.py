@@ -28,20 +28,12 @@ _LENGTHENING = {"linear", "dynamic", "yarn"}
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """How a model directory is loaded.
+    """How a model directory is loaded; one with a vision tower whole, and trained on text."""
 
-    Attributes:
-        loader: Transformers' class whose `from_pretrained` loads it; one with a vision tower is
-            loaded whole, and trained on text.
-        model_class: Class of the model.
-        config: Its configuration.
-        attention: Implementation that is used.
-    """
-
-    loader: Any
+    loader: Any  # transformers' class whose `from_pretrained` loads it
     model_class: Any
     config: Any
-    attention: Attention
+    attention: Attention  # implementation that is used
 
 
 def read_architecture(

@@ -155,9 +155,10 @@ def contents_instead(directory: Path) -> str:
 # Reading its small files --------------------------------------------------------------------------
 
 
-def read_config(directory: Path) -> dict[str, Any]:
-    """The content of config.json."""
-    return read_object(directory / CONFIG)
+def read_config(directory: Path, missing: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The content of config.json, or `missing` where there is none and that is given."""
+    path = directory / CONFIG
+    return read_object(path) if missing is None or path.is_file() else missing
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -44,17 +44,11 @@ _PARAMETER = re.compile(r"\.(weight|bias)$")
 
 @dataclass(frozen=True, kw_only=True)
 class Heads:
-    """Rows of a fused q/k/v projection.
+    """Rows of a fused q/k/v projection."""
 
-    Attributes:
-        query: Query heads.
-        key_value: Key heads, and as many value heads; fewer than query heads when grouped.
-        width: Rows of one head.
-    """
-
-    query: int
-    key_value: int
-    width: int
+    query: int  # query heads
+    key_value: int  # key heads, and as many value heads; fewer than query heads when grouped
+    width: int  # rows of one head
 
     def __post_init__(self) -> None:
         counts = (self.query, self.key_value, self.width)
@@ -71,26 +65,18 @@ class Heads:
 class Place:
     """A tensor, or the part of one that acts as a matrix of its own, and what it is.
 
-    Attributes:
-        name: The tensor.
-        layer: Transformer layer from 0; None outside the layers.
-        block: The module kind it belongs to; biases belong to that of their module.
-        projection: q, k, v, o, gate, up, down, router, embed, head, norm; qkv or gate_up where a
-            fused tensor is not split; else the last module's name.
-        rows: First and past-the-last row, of a part of a fused tensor (of its expert, if batched).
-        expert: Expert from 0.
-        batched: Whether the tensor has a first axis over experts, of which this is one entry.
-        shape: Of what is at the place; () when only the name was known.
+    `projection` is q, k, v, o, gate, up, down, router, embed, head or norm; qkv or gate_up where a
+    fused tensor is not split; else the last module's name. Biases belong to their module.
     """
 
-    name: str
-    layer: int | None
+    name: str  # the tensor
+    layer: int | None  # from 0; None outside the layers
     block: Block
     projection: str
-    rows: tuple[int, int] | None = None
-    expert: int | None = None
-    batched: bool = False
-    shape: tuple[int, ...] = ()
+    rows: tuple[int, int] | None = None  # first and past-the-last, of a part of a fused tensor
+    expert: int | None = None  # from 0
+    batched: bool = False  # the tensor has a first axis over experts, of which this is one entry
+    shape: tuple[int, ...] = ()  # of what is at the place; () when only the name was known
 
     @property
     def label(self) -> str:
@@ -204,9 +190,8 @@ def _fused_rows(
 
 def _order(place: Place) -> tuple[int, int, int, int, str]:
     """Embedding, layers by number, then the final norm and the head."""
-    first = place.block == "embedding"
-    layer = place.layer if place.layer is not None else (-1 if first else 1 << 30)
-    known = place.projection in _PROJECTION_ORDER
-    projection = _PROJECTION_ORDER.index(place.projection) if known else len(_PROJECTION_ORDER)
+    outside = -1 if place.block == "embedding" else 1 << 30
+    layer = outside if place.layer is None else place.layer
+    projection = [*_PROJECTION_ORDER, place.projection].index(place.projection)
     expert = -1 if place.expert is None else place.expert
     return layer, _BLOCK_ORDER.index(place.block), expert, projection, place.name

@@ -21,7 +21,7 @@ from effopd.models.directory import (
     find_model,
     read_config,
     read_object,
-)
+)  # fmt: skip
 from effopd.models.lora import LoraStudent, add_adapters_
 from effopd.models.names import (
     BUFFER,
@@ -31,7 +31,7 @@ from effopd.models.names import (
     extra,
     in_tower,
     plain_names,
-)
+)  # fmt: skip
 from effopd.models.weights import check_tied_shapes, is_finite, open_weights, stored_tensors
 
 AUTO = "auto"
@@ -139,11 +139,7 @@ def load_model(
 
 
 def load_tokenizer(model: ModelSettings | str | Path) -> Any:
-    """The tokenizer of a model, with a padding token.
-
-    Raises:
-        ConfigError: There is none, or it has no end-of-sequence token.
-    """
+    """The tokenizer of a model, with a padding token."""
     settings = model if isinstance(model, ModelSettings) else ModelSettings(path=str(model))
     path, directory = settings.path, _find(settings, weights=False)
     if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
@@ -163,18 +159,10 @@ def load_tokenizer(model: ModelSettings | str | Path) -> Any:
 
 
 def real_device(name: str) -> str:
-    """The PyTorch device that a setting stands for.
+    """The PyTorch device that a setting stands for; ConfigError where it cannot be used.
 
-    Args:
-        name: "auto", or a device as PyTorch names it: "cpu", "cuda", "cuda:1".
-
-    Returns:
-        For "auto" "cuda" where PyTorch finds a GPU (of NVIDIA, or of AMD by ROCm), else "cpu";
-        another name as it is. Apple's "mps" is never taken: it has no float64, in which answers
-        are sampled.
-
-    Raises:
-        ConfigError: The device is unknown, not there, or computes no float64.
+    "auto" is "cuda" where PyTorch finds a GPU (of NVIDIA, or of AMD by ROCm), else "cpu". Apple's
+    "mps" is never taken: it has no float64, in which answers are sampled.
     """
     if name == AUTO:
         return "cuda" if torch.cuda.is_available() else "cpu"

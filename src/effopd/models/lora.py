@@ -19,11 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from effopd.errors import (
-    CheckpointError,
-    ConfigError,
-    MissingExtraError,
-)
+from effopd.errors import CheckpointError, ConfigError, MissingExtraError
 from effopd.models.directory import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_object
 from effopd.models.names import in_tower
 from effopd.models.weights import read_header
@@ -59,15 +55,11 @@ class LoraSettings:
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
 
-    def rank_of(self, module: str) -> int:
-        """Rank of one module's update."""
-        return _matching(self.rank_pattern, module, self.rank)
-
-    def scaling_of(self, module: str) -> float:
-        """`alpha / r`, or `alpha / sqrt(r)` when rank-stabilized."""
-        rank = self.rank_of(module)
-        divisor = math.sqrt(rank) if self.rank_stabilized else rank
-        return _matching(self.alpha_pattern, module, self.alpha) / divisor
+    def of(self, module: str) -> tuple[int, float]:
+        """Rank and scaling, `alpha / r` or `alpha / sqrt(r)`, of one module's update."""
+        rank = _matching(self.rank_pattern, module, self.rank)
+        alpha = _matching(self.alpha_pattern, module, self.alpha)
+        return rank, alpha / (math.sqrt(rank) if self.rank_stabilized else rank)
 
 
 def read_lora_settings(directory: Path) -> LoraSettings:

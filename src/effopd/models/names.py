@@ -36,7 +36,7 @@ _BUFFERS = re.compile(
     r"|(^|\.)inv_freq$|(^|\.)position_ids$|\.attn\.(masked_)?bias$|\.attention\.(masked_)?bias$"
 )
 BUFFER = "a buffer that is computed anew"
-_TOWER = "of a tower for images or sound"
+_TOWER, _DRAFTS = "of a tower for images or sound", "of a head that drafts tokens"
 _EXTRAS: Mapping[str, Collection[str]] = {
     "a value or reward head": {
         "v_head", "value_head", "score", "reward_head", "regression_head", "classifier",
@@ -46,7 +46,7 @@ _EXTRAS: Mapping[str, Collection[str]] = {
         "multi_modal_projector", "mm_projector", "embed_vision", "audio_tower", "embed_audio",
         "image_newline", "connector", "vision_adapter",
     },
-    "of a head that drafts tokens": {
+    _DRAFTS: {
         "mtp", "mtp_block", "nextn", "medusa_head", "medusa_heads", "eagle", "draft_model",
     },
 }  # fmt: skip
@@ -80,13 +80,12 @@ def plain_names(stored: Iterable[str], where: object) -> dict[str, str]:
 
 def unwrapped(name: str) -> str:
     """A name without the parts of wrappers that are known, whatever stands in whatever."""
-    while True:
-        plain = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+    before = ""
+    while name != before:
+        before, name = name, ".".join(part for part in name.split(".") if part not in _WRAPPERS)
         for leading in _LEADING:
-            plain = plain.removeprefix(leading)
-        if plain == name:
-            return name
-        name = plain
+            name = name.removeprefix(leading)
+    return name
 
 
 def described_prefixes(names: Mapping[str, str]) -> str:
@@ -105,18 +104,11 @@ def counterparts(names: Iterable[str], among: Collection[str]) -> dict[str, str]
     are left out.
     """
     names = list(names)
-    kin_of: dict[str, list[str]] = {}
-    for other in among:
-        kin_of.setdefault(_kin(other), []).append(other)
-    own = Counter(map(_kin, names))
-    found = {}
-    for name in names:
-        alike = kin_of.get(_kin(name), [])
-        if name in among:
-            found[name] = name
-        elif len(alike) == 1 and own[_kin(name)] == 1:
-            found[name] = alike[0]
-    return found
+    own, theirs = Counter(map(_kin, names)), Counter(map(_kin, among))
+    only = {_kin(other): other for other in among if theirs[_kin(other)] == 1}
+    found = {name: only.get(_kin(name)) if own[_kin(name)] == 1 else None for name in names}
+    found |= {name: name for name in names if name in among}
+    return {name: other for name, other in found.items() if other is not None}
 
 
 def is_head(name: str) -> bool:
@@ -141,10 +133,10 @@ def in_tower(name: str) -> bool:
 def draft_layers(config: Mapping[str, Any]) -> range:
     """Numbers of layers that only draft tokens, as DeepSeek-V3 stores them after its own."""
     text = config.get("text_config") or config
-    layers, drafts = text.get("num_hidden_layers"), text.get("num_nextn_predict_layers")
-    if not isinstance(layers, int) or not isinstance(drafts, int):
-        return range(0)
-    return range(layers, layers + drafts)
+    match text.get("num_hidden_layers"), text.get("num_nextn_predict_layers"):
+        case int(layers), int(drafts):
+            return range(layers, layers + drafts)
+    return range(0)
 
 
 def extra(name: str, drafts: Collection[int] = ()) -> str | None:
@@ -152,13 +144,10 @@ def extra(name: str, drafts: Collection[int] = ()) -> str | None:
     if _BUFFERS.search(name):
         return BUFFER
     above = set(re.split(r"\.\d+\.", name)[0].split("."))  # what holds the layers
-    for what, modules in _EXTRAS.items():
-        if not above.isdisjoint(modules):
-            return what
     layer = _LAYER.search(name)
     if layer is not None and int(layer[1]) in drafts:
-        return "of a head that drafts tokens"
-    return None
+        return _DRAFTS
+    return next((what for what, parts in _EXTRAS.items() if not above.isdisjoint(parts)), None)
 
 
 def _kin(name: str) -> str:

@@ -35,17 +35,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class PackedStates:
-    """Hidden states that predict each completion token, sequences concatenated.
+    """Hidden states that predict each completion token, sequences concatenated."""
 
-    Attributes:
-        hidden_ND: After the final norm, times the policy's `logit_factor`, in the model's dtype.
-        targets_N: The completion tokens.
-        lengths: Completion tokens of each sequence; sums to N.
-    """
-
-    hidden_ND: Float[Tensor, "N D"]
-    targets_N: Int[Tensor, " N"]
-    lengths: tuple[int, ...]
+    hidden_ND: Float[Tensor, "N D"]  # after the final norm, times the policy's `logit_factor`
+    targets_N: Int[Tensor, " N"]  # the completion tokens
+    lengths: tuple[int, ...]  # completion tokens of each sequence; sums to N
 
 
 class Policy:
@@ -115,13 +109,7 @@ class Policy:
     def states(self, samples: Sequence[Sample]) -> PackedStates:
         """Hidden states predicting each completion token; gradients flow if enabled.
 
-        Sequences are right-padded, one forward pass: callers choose the micro-batch.
-
-        Args:
-            samples: B sequences.
-
-        Returns:
-            The N = sum of completion lengths states, in order.
+        B sequences, right-padded, in one forward pass: callers choose the micro-batch.
         """
         sequences = [s.prompt_ids + s.completion_ids for s in samples]
         self.check_known(map(max, sequences))
@@ -224,20 +212,10 @@ def head_tolerance(weight_VD: Float[Tensor, "V D"]) -> float:
 def micro_batches(
     lengths: Sequence[int], *, tokens: int, sequences: int | None = None
 ) -> Iterator[list[int]]:
-    """Cuts consecutive sequences into micro-batches whose padded size stays within the limits.
+    """Indices of consecutive sequences in micro-batches within the limits, by their lengths.
 
-    A single sequence longer than `tokens` forms a micro-batch of its own; no sequences, none.
-
-    Args:
-        lengths: Tokens of each sequence, prompt included.
-        tokens: Largest padded size: the longest sequence times the number of sequences.
-        sequences: Largest number of sequences; None for no limit.
-
-    Yields:
-        The indices of one micro-batch, in order.
-
-    Raises:
-        ConfigError: A limit is below 1.
+    `tokens` limits the padded size, the longest sequence times their number, and `sequences` that
+    number. A single sequence longer than `tokens` forms a micro-batch of its own.
     """
     if tokens < 1 or (sequences is not None and sequences < 1):
         raise ConfigError(
@@ -262,16 +240,11 @@ class Offloaded:
 
     The host keeps its copy, so leaving only drops the other: weights of a frozen model never travel
     back. The output head stays on the device, since scores are products with it.
-
-    Args:
-        model: Hugging Face causal language model on the host; its parameters must not change.
-        device: Where it is used.
     """
 
     def __init__(self, model: Any, device: str) -> None:
         self._device = torch.device(device)
-        model.get_output_embeddings().to(self._device)
-        head = {id(p) for p in model.get_output_embeddings().parameters()}
+        head = {id(p) for p in model.get_output_embeddings().to(self._device).parameters()}
         self._moved: list[nn.Parameter | Tensor] = [
             tensor for tensor in (*model.parameters(), *model.buffers()) if id(tensor) not in head
         ]

@@ -13,19 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from effopd.errors import (
-    CheckpointError,
-    ConfigError,
-    NonFiniteError,
-    ParameterMismatchError,
-)
-from effopd.models.directory import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    CONFIG,
-    find_model,
-    read_config,
-)
+from effopd.errors import CheckpointError, ConfigError, NonFiniteError, ParameterMismatchError
+from effopd.models.directory import ADAPTER_CONFIG, ADAPTER_WEIGHTS, find_model, read_config
 from effopd.models.layout import Place, place_of
 from effopd.models.lora import read_lora_settings
 from effopd.models.names import by_reason, counterparts, draft_layers, extra, is_head, unwrapped
@@ -80,19 +69,9 @@ class Update(Protocol):
 class PairUpdate:
     """Update between two checkpoints of one architecture, of the tensors that both have.
 
-    Args:
-        base: Before training.
-        tuned: After it; names may differ in their leading parts.
-        drafts: Numbers of layers that are no part of the model, see `draft_layers`.
-
-    Attributes:
-        shapes: Shape of every tensor that both have, in the order of the base.
-        left_out: Tensors that only one of the two has, and why that does no harm.
-        base_names: Name of each tensor in the tuned checkpoint to that in the base.
-
-    Raises:
-        ParameterMismatchError: A tensor that the logits need is in one of them only, or has
-            different shapes.
+    Names may differ in their leading parts; `base_names` has that in the base of each in the tuned
+    checkpoint. `drafts` are numbers of layers that are no part of the model. A tensor that the
+    logits need and one of them lacks, or has in another shape, is a ParameterMismatchError.
     """
 
     def __init__(self, base: Weights, tuned: Weights, drafts: Collection[int] = ()) -> None:
@@ -102,10 +81,7 @@ class PairUpdate:
         self.shapes = {name: base.shapes[name] for name in self._tuned_names}
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
-        """Tuned minus base, subtracted in float32 (float64 where one is stored so).
-
-        A NaN or an infinity is refused with NonFiniteError.
-        """
+        """Tuned minus base, subtracted in float32 (float64 where one is stored so)."""
         return _subtract(name, self.read_tuned(name, rows), self._base.read(name, rows))
 
     def read_base(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
@@ -124,21 +100,9 @@ class AdapterUpdate:
 
     Tensors that the adapter does not name have a zero update; those it holds whole (PEFT's
     modules_to_save) have theirs minus the base's. An adapted embedding leaves a head tied to it as
-    it was, as PEFT does until it merges.
-
-    Args:
-        base: The model that the adapter was trained on.
-        directory: With adapter_config.json and adapter_model.safetensors.
-
-    Attributes:
-        shapes: Shape of every tensor of the base, adapted or not.
-        left_out: Nothing: the adapter is checked against the base.
-        adapted: The tensors that the adapter names; the others have a zero update.
-
-    Raises:
-        ConfigError: There are no safetensors, or it is no plain LoRA.
-        CheckpointError: A tensor is of unknown kind, or a factor lacks its partner.
-        ParameterMismatchError: An adapted tensor is not in the base, or shapes do not fit.
+    it was, as PEFT does until it merges. `adapted` are the tensors that the adapter names. What is
+    no plain LoRA is a ConfigError, a damaged file a CheckpointError, an adapter of another model a
+    ParameterMismatchError.
     """
 
     def __init__(self, base: Weights, directory: Path) -> None:
@@ -181,7 +145,7 @@ class AdapterUpdate:
                     f"{directory} holds only one of the two factors of {module}: save it again"
                 )
             a, b = self._weights.shapes[pair["A"]], self._weights.shapes[pair["B"]]
-            rank = self._settings.rank_of(module)
+            rank = self._settings.of(module)[0]
             if len(a) != 2 or len(b) != 2 or a[0] != rank or b[1] != rank:
                 raise ParameterMismatchError(
                     f"the factors of {module} have shapes {a} and {b}, but {ADAPTER_CONFIG} of "
@@ -190,34 +154,25 @@ class AdapterUpdate:
             product = (a[1], b[0]) if self._is_transposed(module) else (b[0], a[1])
             targets.append((f"{module}.weight", product))
         for name, shape in targets:
-            if name not in self.shapes:
-                raise ParameterMismatchError(
-                    f"{directory} adapts {name}, which the base does not hold: it is of another "
-                    "model, or the base ties its head to the embedding; save the base untied"
-                )
-            if self.shapes[name] != shape:
-                raise ParameterMismatchError(
-                    f"{directory} adapts {name} as {shape}, the base holds {self.shapes[name]}: "
-                    "it is of another model"
-                )
+            if self.shapes.get(name) != shape:
+                why = f" as {shape}, the base holds {self.shapes.get(name)}: it is of another model"
+                if name not in self.shapes:
+                    why = (
+                        ", which the base does not hold: it is of another model, or the base ties "
+                        "its head to the embedding; save the base untied"
+                    )
+                raise ParameterMismatchError(f"{directory} adapts {name}{why}")
 
     def factors(self, name: str) -> tuple[Float[Tensor, "m r"], Float[Tensor, "r n"]] | None:
         """The two factors of the update, the first one scaled; None where it is none of low rank.
 
-        Args:
-            name: A tensor of the base.
-
-        Returns:
-            Both in float32, or float64 when stored so.
+        Both are in float32, or float64 when stored so.
         """
         check_name(name, self.shapes, "the base")
         return None if name in self._replacing else self._low_rank(name)
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
-        """The update in float32, or float64 where base or adapter are stored so.
-
-        A NaN or an infinity is refused with NonFiniteError.
-        """
+        """The update in float32, or float64 where base or adapter are stored so."""
         check_name(name, self.shapes, "the base")
         check_rows(name, self.shapes[name], rows)
         update = torch.zeros(())
@@ -251,7 +206,7 @@ class AdapterUpdate:
         left, right = b_mr.to(wide), a_rn.to(wide)
         if self._is_transposed(module):
             left, right = right.T, left.T
-        return left * self._settings.scaling_of(module), right
+        return left * self._settings.of(module)[1], right
 
     def _is_transposed(self, module: str) -> bool:
         return self._settings.transposed or module in self._embeddings
@@ -266,11 +221,7 @@ def open_update(
 ) -> Update:
     """What training changed from one model to another, or what a LoRA adapter of the first changes.
 
-    Args:
-        base: A model directory, or a repository of the Hugging Face Hub.
-        tuned: Another model, or an adapter of `base`.
-        base_revision: Commit, tag or branch, where `base` is a repository.
-        tuned_revision: Likewise of `tuned`.
+    Both are model directories or repositories of the Hugging Face Hub, at a commit, tag or branch.
 
     Raises:
         ConfigError: One of them is no model, or its weights are pickled or quantized.
@@ -281,18 +232,12 @@ def open_update(
     before = open_weights(base)
     if (tuned / ADAPTER_CONFIG).is_file():
         return AdapterUpdate(before, tuned)
-    config = read_config(base) if (base / CONFIG).is_file() else {}
+    config = read_config(base, missing={})
     return PairUpdate(before, open_weights(tuned), draft_layers(config))
 
 
 def say_left_out(update: Update, say: Callable[[str], None], where: str = "") -> None:
-    """Tells which tensors an update does not have, one sentence for each reason.
-
-    Args:
-        update: Of which.
-        say: Receives the sentences.
-        where: Which update it is, in front of each.
-    """
+    """Tells which tensors an update does not have, one sentence for each reason, behind `where`."""
     for why, names in by_reason(update.left_out).items():
         shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         say(f"{where}{len(names)} tensors not compared, {why} ({shown})")
@@ -343,17 +288,13 @@ def _compared(
     missing: dict[str, list[str]] = {"base": [], "tuned": []}
     sides = ("base", base, pairs.keys()), ("tuned", tuned, set(pairs.values()))
     for side, weights, paired in sides:
-        for name in weights.shapes:
-            if name in paired:
-                continue
+        for name in [name for name in weights.shapes if name not in paired]:
             why = extra(name, drafts)
             if is_head(name):
                 copied = equals_embedding(weights, name)
                 why = "the embedding, stored a second time" if copied else None
-            if why is None:
-                missing[side].append(name)
-            else:
-                left_out[name] = f"in the {side} checkpoint only: {why}"
+            missing[side] += [name] if why is None else []
+            left_out |= {name: f"in the {side} checkpoint only: {why}"} if why else {}
     if any(missing.values()) or not pairs:
         raise ParameterMismatchError(_difference(missing, base, tuned))
     # Tensors of different shapes: only those that are no part of the model of text may differ.

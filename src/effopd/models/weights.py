@@ -17,13 +17,12 @@ from torch import Tensor
 from effopd.errors import CheckpointError, ConfigError, ParameterMismatchError
 from effopd.models.directory import (
     ADAPTER_CONFIG,
-    CONFIG,
     INDEX,
     SINGLE,
     find_model,
     find_shards,
     read_config,
-)
+)  # fmt: skip
 from effopd.models.names import extra, is_head, plain_names
 
 DTYPES = {
@@ -59,13 +58,7 @@ class MemoryWeights:
     """Tensors already in memory, such as a `state_dict`.
 
     A tensor under two names, such as a head tied to the embedding, counts once, under the first
-    name: that is how a checkpoint stores it.
-
-    Args:
-        tensors: By name; nothing is copied. Those on a device are read as CPU tensors.
-
-    Attributes:
-        shapes: Shape of every tensor, in the order given.
+    name: that is how a checkpoint stores it. Nothing is copied.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -102,17 +95,7 @@ class StoredTensor(NamedTuple):
 
 
 class SafetensorsWeights:
-    """Tensors of safetensors files, memory-mapped.
-
-    Args:
-        stored: From `stored_tensors`, by the names they are to be read under.
-
-    Attributes:
-        shapes: Shape of every tensor, in the order of the files.
-
-    Raises:
-        CheckpointError: Numbers are stored in a way that cannot be read.
-    """
+    """Tensors of safetensors files, memory-mapped, by the names they are to be read under."""
 
     def __init__(self, stored: Mapping[str, StoredTensor]) -> None:
         for name, tensor in stored.items():
@@ -199,20 +182,16 @@ def open_weights(path: str | Path, revision: str | None = None) -> Weights:
     directory = find_model(path, revision)
     if (directory / ADAPTER_CONFIG).is_file():
         raise ConfigError(f"{path} is an adapter: name its base model first and open both together")
-    config = read_config(directory) if (directory / CONFIG).is_file() else {}
+    config = read_config(directory, missing={})
     if config.get("quantization_config"):
         raise ConfigError(
             f"{path} holds quantized weights, whose numbers are not the model's: "
             "dequantize the model and save that"
         )
     stored = stored_tensors(directory)
-    names = plain_names(stored, path)
-    named = {plain: stored[name] for name, plain in names.items()}
-    weights = SafetensorsWeights(named)
-    copy = tied_copy(weights, config, path)
-    if copy is not None:
-        del named[copy]
-    return SafetensorsWeights(named)
+    named = {plain: stored[name] for name, plain in plain_names(stored, path).items()}
+    copy = tied_copy(SafetensorsWeights(named), config, path)
+    return SafetensorsWeights({name: each for name, each in named.items() if name != copy})
 
 
 # Heads that are the embedding ---------------------------------------------------------------------
@@ -223,22 +202,16 @@ def ties_head(config: Mapping[str, Any]) -> bool | None:
     text = config.get("text_config")
     sections = [config, *([text] if isinstance(text, dict) else [])]
     said = {section.get("tie_word_embeddings") for section in sections} - {None}
-    if len(said) == 1:
-        return bool(said.pop())
-    if said:
-        return None
-    # It does not say: what the architecture does by default.
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
     kind = config.get("model_type")
-    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
-        return None
-    try:
-        whole = CONFIG_MAPPING[kind]()
-        said = {whole.tie_word_embeddings, whole.get_text_config().tie_word_embeddings}
-    except (AttributeError, ValueError):  # it has no single language model
-        return None
-    return said.pop() if len(said) == 1 else None
+    if not said and isinstance(kind, str):  # what the architecture does by default
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+        try:
+            whole = CONFIG_MAPPING[kind]()
+            said = {whole.tie_word_embeddings, whole.get_text_config().tie_word_embeddings}
+        except (AttributeError, KeyError, ValueError):  # unknown, or no single language model
+            return None
+    return bool(said.pop()) if len(said) == 1 else None
 
 
 def is_embedding(name: str) -> bool:

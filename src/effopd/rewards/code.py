@@ -41,11 +41,8 @@ class SandboxError(EffopdError, RuntimeError):
 class CodeChecking:
     """How programs are checked.
 
-    Attributes:
-        sandbox: Where they run.
-        limits: What a program may use on one test.
-        reward: "all" is 1 for a program that passes every test, else 0, and stops at the first
-            failure. "share" is the share of the tests that it passes.
+    `reward` "all" is 1 for a program that passes every test, else 0, and stops at the first
+    failure; "share" is the share of the tests that it passes.
     """
 
     sandbox: SandboxSettings = SandboxSettings()
@@ -68,11 +65,7 @@ class CodeVerifier:
     """
 
     def __init__(self, settings: CodeChecking = _DEFAULT) -> None:
-        """Opens the sandbox, so that one that does not hold is known at once.
-
-        Args:
-            settings: Sandbox, limits and kind of reward.
-        """
+        """Opens the sandbox, so that one that does not hold is known at once."""
         self.settings = settings
         self._sandbox: Sandbox = open_sandbox(settings.sandbox)
         self._expected: dict[CodeTests, tuple[Any, ...]] = {}
@@ -143,10 +136,10 @@ class CodeVerifier:
             return self.settings.reward == "share" or verdict == "passed"
 
         self._run(source, tests, goes_on)
-        failed = next((verdict for verdict in verdicts if verdict != "passed"), None)
-        if self.settings.reward == "share":
-            return failed or "passed", verdicts.count("passed") / len(tests.inputs)
-        return failed or "passed", float(failed is None)
+        failed = (verdict for verdict in verdicts if verdict != "passed")
+        ended: CodeVerdict = next(failed, "passed")
+        share = verdicts.count("passed") / len(tests.inputs)
+        return ended, share if self.settings.reward == "share" else float(ended == "passed")
 
     def _reference_outputs(self, tests: CodeTests) -> tuple[Any, ...]:
         """What the reference gives, where the problem does not say what is expected."""
@@ -154,11 +147,11 @@ class CodeVerifier:
             known = self._expected.get(tests)
         if known is None:
             outcomes = self._run(tests.reference, tests, lambda _, each: each.status == "finished")
-            failed = next((each for each in outcomes if each.status != "finished"), None)
-            if failed is not None:
+            last = outcomes[-1]
+            if last.status != "finished":
                 raise SandboxError(
                     f"the reference solution of {tests.entry_point or 'a problem'} came to "
-                    f"{failed.status} {failed.detail[-200:]}: give it more in limits, allow the "
+                    f"{last.status} {last.detail[-200:]}: give it more in limits, allow the "
                     "packages that it imports (sandbox.packages), or leave the problem out"
                 )
             known = tuple(_result(tests, each) for each in outcomes)

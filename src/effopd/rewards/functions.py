@@ -18,18 +18,12 @@ class FunctionVerifier:
     It is asked about answers that were cut at the length cap as well; a `Verifier`, which gets
     whole `Answer`s, sees which they are. What the function raises ends the run.
 
-    Attributes:
-        function: Takes a problem and the text of an answer; gives a number in [0, 1], or a bool.
     """
 
     function: Reward
 
     def rewards(self, answers: Sequence[Answer]) -> list[float]:
-        """One reward in [0, 1] per answer, in order.
-
-        Raises:
-            ConfigError: The function gave something else than a number in [0, 1].
-        """
+        """One reward per answer, in order; ConfigError where one is no number in [0, 1]."""
         found = []
         for answer in answers:
             reward = self.function(answer.problem, answer.completion)
@@ -49,11 +43,7 @@ class FunctionVerifier:
 
 
 def as_verifier(reward: Reward | Verifier) -> Verifier:
-    """A verifier as it is, or one that asks a function of a problem and the text of an answer.
-
-    Raises:
-        ConfigError: It is neither.
-    """
+    """A verifier as it is, or one that asks a function of a problem and the text of an answer."""
     if isinstance(reward, type) and callable(getattr(reward, "rewards", None)):
         reward = reward()  # a class of verifiers
     if callable(getattr(reward, "rewards", None)):
@@ -67,29 +57,18 @@ def as_verifier(reward: Reward | Verifier) -> Verifier:
 
 
 def imported_verifier(path: str) -> Verifier:
-    """The verifier that `package.module:function` names: a function, or a verifier or its class.
-
-    Raises:
-        ConfigError: The module cannot be imported, or has no such function.
-    """
+    """The verifier that `package.module:function` names: a function, or a verifier or its class."""
     module_name, _, name = path.partition(":")
     try:
         found = importlib.import_module(module_name)
         for part in name.split("."):
             found = getattr(found, part)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"verifier = {path!r}: {error}. Install the package, or put the directory that holds "
-            f"{module_name.partition('.')[0]!r} on PYTHONPATH"
-        ) from error
-    except AttributeError as error:
-        raise ConfigError(
-            f"verifier = {path!r}: {module_name} has no {name!r}: name a function "
-            "(problem, answer text) -> number of this module"
-        ) from error
     except Exception as error:  # whatever a module does when it is imported
-        raise ConfigError(
-            f"verifier = {path!r}: importing {module_name} failed with {type(error).__name__}: "
-            f"{error}"
-        ) from error
+        why = f"importing {module_name} failed with {type(error).__name__}: {error}"
+        if isinstance(error, ModuleNotFoundError):
+            package = module_name.partition(".")[0]
+            why = f"{error}. Install the package, or put the directory of {package!r} on PYTHONPATH"
+        elif isinstance(error, AttributeError):
+            why = f"{module_name} has no {name!r}: name a function (problem, answer text) -> number"
+        raise ConfigError(f"verifier = {path!r}: {why}") from error
     return as_verifier(found)

@@ -1,6 +1,5 @@
 r"""Rewards for mathematics: the boxed answer against the reference, by value."""
 
-import re
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -28,14 +27,12 @@ class BoxedAnswer:
 
     def rewards(self, answers: Sequence[Answer]) -> list[float]:
         """1.0 for each answer whose last box holds the reference."""
-        found = []
-        for answer in answers:
-            box = None if answer.is_truncated else final_answer(answer.completion)
-            texts = [
-                re.sub(r"\s+", "", each) for each in (box or "", unboxed(answer.problem.answer))
-            ]
-            found.append(float(box is not None and texts[0] == texts[1]))
-        return found
+        boxes = [None if each.is_truncated else final_answer(each.completion) for each in answers]
+        return [
+            float(box is not None and "".join(box.split()) == "".join(wanted.split()))
+            for box, each in zip(boxes, answers, strict=True)
+            for wanted in (unboxed(each.problem.answer),)
+        ]
 
 
 class MathVerifier:
@@ -48,14 +45,7 @@ class MathVerifier:
     """
 
     def __init__(self, settings: WorkerSettings = _DEFAULT) -> None:
-        """Starts nothing yet.
-
-        Args:
-            settings: Number and limits of the worker processes.
-
-        Raises:
-            MissingExtraError: math-verify is not installed.
-        """
+        """Starts nothing yet; MissingExtraError without math-verify."""
         if find_spec("math_verify") is None:
             raise MissingExtraError(
                 "checking mathematics needs math-verify, which is not installed: "
@@ -71,14 +61,7 @@ class MathVerifier:
         return [float(verdict == "correct") for verdict in self.verdicts(answers)]
 
     def verdicts(self, answers: Sequence[Answer]) -> list[Verdict]:
-        """How each check ended, in order; checks run side by side.
-
-        Args:
-            answers: Any number; equal ones to one reference are compared once.
-
-        Returns:
-            One verdict per answer; they are added to `counts`.
-        """
+        """How each check ended, in order; side by side, equal ones once. Adds to `counts`."""
         outcomes: list[Verdict | Pairs] = []
         for answer in answers:
             final, problem = final_answer(answer.completion), answer.problem
@@ -103,27 +86,18 @@ class MathVerifier:
     def groups(self, answers: Sequence[str | None]) -> list[int | None]:
         """Which answers of one question have the same value, for votes among samples.
 
-        Args:
-            answers: Contents of boxes, in the order of the samples; None and "" are no answer.
-
-        Returns:
-            Per answer the number of its group, counted from 0 in the order in which groups first
-            come up; None without an answer. `counts` stays as it is.
+        `answers` are contents of boxes; None and "" are no answer. Gives the group of each, from 0
+        in the order in which groups first come up; None without an answer. `counts` stays.
         """
-        group_of: dict[str, int] = {}
+        group_of: dict[str | None, int] = {}
         left = list(dict.fromkeys(answer for answer in answers if answer and answer.strip()))
-        for group in range(len(left)):
-            if not left:
-                break
+        group = 0
+        while left:
             found = self._settled([decide(left[0], answer) for answer in left])
-            group_of[left[0]] = group
-            group_of |= {
-                answer: group
-                for answer, verdict in zip(left, found, strict=True)
-                if verdict == "correct"
-            }
-            left = [answer for answer in left if answer not in group_of]
-        return [group_of.get(answer) if answer else None for answer in answers]
+            same = {each for each, verdict in zip(left, found, strict=True) if verdict == "correct"}
+            group_of |= dict.fromkeys({left[0], *same}, group)
+            left, group = [answer for answer in left if answer not in group_of], group + 1
+        return [group_of.get(answer) for answer in answers]
 
     @property
     def counts(self) -> Mapping[str, int]:

@@ -48,15 +48,13 @@ class WorkerSettings:
     memory_bytes: int = 1024**3
 
     def __post_init__(self) -> None:
-        if self.processes < 1:
-            raise ConfigError(f"processes must be at least 1, got {self.processes}")
-        if not 0 < self.wall_s <= 3600:
-            raise ConfigError(f"wall_s must be in (0, 3600] seconds, got {self.wall_s}")
-        if self.memory_bytes < _SMALLEST_BYTES:
-            raise ConfigError(
-                f"memory_bytes must be at least {_SMALLEST_BYTES} (a worker needs that much to "
-                f"start), got {self.memory_bytes}"
-            )
+        most = {"processes": 1024, "wall_s": 3600, "memory_bytes": 2**40}
+        least = {"processes": 1, "wall_s": 1e-3, "memory_bytes": _SMALLEST_BYTES}
+        for name in most:
+            if not least[name] <= getattr(self, name) <= most[name]:
+                raise ConfigError(
+                    f"{name} must be {least[name]} to {most[name]}, got {getattr(self, name)}"
+                )
 
 
 class WorkerPool:
@@ -172,7 +170,6 @@ class _Worker:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
-            assert self.process.stdout is not None
             if select.select([self.process.stdout], [], [], 0)[0]:
                 self.process.wait(_GRACE_S)
         self.process.kill()
@@ -183,7 +180,7 @@ class _Worker:
 
 
 def _command(settings: WorkerSettings) -> list[str]:
-    limits = [str(settings.wall_s), str(settings.memory_bytes)]
+    limits = str(settings.wall_s), str(settings.memory_bytes)
     return [sys.executable, "-P", "-m", "effopd.rewards.worker", *limits]
 
 

@@ -248,18 +248,14 @@ def test_a27_no_descriptor_but_three(sandbox: Sandbox) -> None:
 # Resources ----------------------------------------------------------------------------------------
 
 ENDS = {
-    "call of another architecture": (
-        """
+    "call of another architecture": ("""
         import mmap
         code = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
         code.write(bytes.fromhex("b814000000 cd80 c3"))  # getpid of i386
         address = ctypes.addressof(ctypes.c_char.from_buffer(code))
         ctypes.CFUNCTYPE(ctypes.c_int)(address)()
-        print("out")""",
-        {"runtime_error"},
-    ),
-    "a31 threads": (
-        """
+        print("out")""", {"runtime_error"}),
+    "a31 threads": ("""
         threading.stack_size(65536)
         threads = []
         try:
@@ -268,9 +264,7 @@ ENDS = {
                 threads[-1].start()
         except RuntimeError:
             print("held" if len(threads) < 1000 else f"out {len(threads)}")
-        os._exit(0)""",
-        {"finished"},
-    ),
+        os._exit(0)""", {"finished"}),
     "a32 8 GiB": ("bytearray(8 * 2**30)", {"memory"}),
     "a32 slowly": ("x = []\nwhile True: x.append(bytearray(2**22))", {"memory"}),
     "a34 busy loop": ("while True: pass", {"timeout"}),

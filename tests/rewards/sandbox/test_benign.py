@@ -15,43 +15,31 @@ from effopd.rewards.sandbox.program import Limits, Program, Sandbox, SandboxSett
 SCRIPTS = {
     "print": ("print(1)", b"", b"1\n"),
     "no newline": ("print('a', end='')", b"", b"a"),
-    "input loop": (
-        """
+    "input loop": ("""
         total = 0
         try:
             while True: total += int(input())
-        except EOFError: print(total)""",
-        b"1\n2\n3",
-        b"6\n",
-    ),
+        except EOFError: print(total)""", b"1\n2\n3", b"6\n"),
     "binary input": ("import sys; print(len(sys.stdin.buffer.read()))", b"\x00\xff\n", b"3\n"),
     "open(0)": ("print(open(0).read().split())", b"a b\n", b"['a', 'b']\n"),
     "unicode": ("print(input() + '\u00e9\u4e2d\U0001f600')", "\u00fc".encode(), "\u00fc\u00e9\u4e2d\U0001f600\n".encode()),
     "exit": ("print(1); exit()", b"", b"1\n"),
     "sys.exit": ("import sys; print(1); sys.exit(0)", b"", b"1\n"),
-    "threads": (
-        """
+    "threads": ("""
         import threading
         found = []
         workers = [threading.Thread(target=lambda i=i: found.append(i)) for i in range(20)]
         for w in workers: w.start()
         for w in workers: w.join()
-        print(sum(found))""",
-        b"",
-        b"190\n",
-    ),
+        print(sum(found))""", b"", b"190\n"),
     "thread nobody joins": ("import threading, time\nthreading.Thread(target=lambda: (time.sleep(0.1), print(5))).start()", b"", b"5\n"),
-    "deep recursion": (
-        """
+    "deep recursion": ("""
         import sys, threading
         sys.setrecursionlimit(60000)
         def depth(n): return 0 if n == 0 else 1 + depth(n - 1)
         print(depth(50000))
         threading.stack_size(2**26)
-        t = threading.Thread(target=lambda: print(depth(50000))); t.start(); t.join()""",
-        b"",
-        b"50000\n50000\n",
-    ),
+        t = threading.Thread(target=lambda: print(depth(50000))); t.start(); t.join()""", b"", b"50000\n50000\n"),
     "raised stack": ("import resource; resource.setrlimit(resource.RLIMIT_STACK, (resource.getrlimit(resource.RLIMIT_STACK)[1],) * 2); print(1)", b"", b"1\n"),
     "memory": ("x = bytearray(200 * 2**20); x[::4096] = b'x' * len(x[::4096]); print(len(x) >> 20)", b"", b"200\n"),
     "libraries": ("import decimal, fractions, sqlite3, lzma, xml.dom.minidom, zoneinfo, csv, asyncio; print(decimal.Decimal(1))", b"", b"1\n"),

@@ -126,8 +126,8 @@ def same(reference: Node, answer: Node, error: float = 0.0) -> bool:
     if reference.kind == answer.kind and reference.kind in {"difference", "such"}:
         return _each(reference.args, answer.args, error)
     if ("relation", "in") in {reference[:2], answer[:2]}:  # one of them, the other is no relation
-        inside = (n.args[1] if n.kind == "relation" else n for n in (reference, answer))
-        return same(*inside, error)
+        wanted, given = (n.args[1] if n.kind == "relation" else n for n in (reference, answer))
+        return same(wanted, given, error)
     is_value = not {reference.kind, answer.kind} & {"relation", "seq", "list"}
     return is_value and equal_values(reference, answer, relative_error=error)
 
@@ -317,7 +317,7 @@ def _same_items(reference: Node, answer: Node, error: float) -> bool | None:
     ):
         return None
     if kinds == {"list", "seq"}:
-        return _each(*(map(_unnamed, _entries(node)) for node in (reference, answer)), error)
+        return _each(map(_unnamed, _entries(reference)), map(_unnamed, _entries(answer)), error)
     wanted, given = _items(reference), _items(answer)
     names = [_names(wanted), _names(given)]
     if len(set(names[0])) > 1 and "" not in names[0]:

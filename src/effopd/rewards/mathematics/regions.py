@@ -112,7 +112,7 @@ def _related(node: Node) -> Region | None:
         found = region(node.args[1])
         return found and Region(found.spans, letters(node.args[0]))
     known = _all(map(_step, node.args, signs, node.args[1:]))
-    return known and reduce(_both, known)
+    return None if known is None else reduce(_both, known)
 
 
 def _step(left: Node, sign: str, right: Node) -> Region | None:

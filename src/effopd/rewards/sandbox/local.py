@@ -114,28 +114,19 @@ class _Run:
         self.outcomes: list[Outcome] = []
         self.request = b""
         self._inputs, self._limits, self._goes_on = inputs, limits, goes_on
-        self._is_script, self._is_wanted = not program.entry_point, True
-        if any(isinstance(each, bytes) != self._is_script for each in inputs):
+        self._is_wanted, is_script = True, not program.entry_point
+        if any(isinstance(each, bytes) != is_script for each in inputs):
             raise ConfigError(MIXED_INPUTS)
-        arguments = [] if self._is_script else [values.dump(each) for each in inputs]
+        arguments = [] if is_script else [values.dump(each) for each in inputs]
         if any(len(each) > MAX_INPUT_BYTES for each in (arguments or inputs)):
             raise ConfigError(f"an input must have at most {MAX_INPUT_BYTES} bytes")
-        try:
-            source = program.source.encode("utf-8")
-        except UnicodeEncodeError:
-            source, refusal = b"", "the program is not Unicode text"
-        else:
-            is_long = len(source) > MAX_SOURCE_BYTES
-            refusal = f"the program has more than {MAX_SOURCE_BYTES} bytes" if is_long else ""
-        while refusal and not self.is_over:
-            self.add(Outcome(status="runtime_error", detail=refusal))
-        header = json.dumps(
-            {
-                "entry_point": program.entry_point,
-                "source_bytes": len(source),
-                "arguments_bytes": [len(each) for each in arguments],
-            }
-        ).encode("ascii")
+        source = program.source.encode("utf-8", "replace")
+        if len(source) > MAX_SOURCE_BYTES or source != program.source.encode("utf-8", "ignore"):
+            refusal = f"the program has more than {MAX_SOURCE_BYTES} bytes, or is not Unicode text"
+            while not self.is_over:
+                self.add(Outcome(status="runtime_error", detail=refusal))
+        lengths = [len(each) for each in arguments]
+        header = json.dumps([program.entry_point, len(source), lengths]).encode("ascii")
         self.request = b"".join([len(header).to_bytes(8, "big"), header, source, *arguments])
 
     @property
@@ -151,9 +142,7 @@ class _Run:
     def advance(self, server: ServerProcess, request: int) -> None:
         """Adds the outcome of at least one input, unless the server breaks."""
         first = len(self.outcomes)
-        if self._is_script:
-            given = self._inputs[first]
-            assert isinstance(given, bytes)
+        if isinstance(given := self._inputs[first], bytes):
             with file_of(given) as file:
                 ending = server.run(self._job(request, file, 1, None))
             self.add(ending.outcome(self._limits, is_call=False))

@@ -119,39 +119,34 @@ def readable_paths(packages: list[str]) -> list[str]:
         if os.path.exists(path)
     ]
     # packages of this interpreter, and all that other interpreters of the system have
-    hidden = {f"{library}/{name}" for name in ("site-packages", "dist-packages")}
-    for path in system:
-        hidden |= {each for each in glob.glob(f"{path}/py*[0-9]*") if not _is_below(library, each)}
+    others = [each for path in system for each in glob.glob(f"{path}/py*[0-9]*")]
+    hidden = {each for each in others if not PurePath(library).is_relative_to(each)}
+    hidden |= {f"{library}/{name}" for name in ("site-packages", "dist-packages")}
     hidden = {path for path in hidden if os.path.isdir(path) and not os.path.islink(path)}
     # of the system's libraries, shared objects alone
     multiarch = getattr(sys.implementation, "_multiarch", "")
-    shared: list[str] = []
-    for path in system:
-        shared += [each for each in glob.glob(f"{path}/*.so*") if os.path.isfile(each)]
-        shared += [f"{path}/{multiarch}"] if multiarch else []
+    found = [each for path in system for each in glob.glob(f"{path}/*.so*")]
+    shared = [each for each in found if os.path.isfile(each)]
+    shared += [f"{path}/{multiarch}" for path in system if multiarch]
     linked = [] if prefix == "/usr" else sorted(glob.glob(f"{prefix}/lib*/*.so*"))
     own = [
         each
         for path in (executable, library, *linked, "/usr/share/zoneinfo")
         for each in _without(path, hidden)
     ]
-    found = map(os.path.realpath, [*sorted(shared), *own, *packages])
-    return [each for each in dict.fromkeys(found) if os.path.exists(each)]
+    all_paths = map(os.path.realpath, [*sorted(shared), *own, *packages])
+    return [each for each in dict.fromkeys(all_paths) if os.path.exists(each)]
 
 
 def _without(path: str, hidden: set[str]) -> Iterator[str]:
     """The path; or, where directories in it are hidden, all else that lies in it."""
-    if not any(_is_below(each, path) for each in hidden):
+    if not any(PurePath(each).is_relative_to(path) for each in hidden):
         yield path
         return
     for each in sorted(os.listdir(path)):
         below = f"{path}/{each}"
         if below not in hidden and (os.path.isfile(below) or not os.path.islink(below)):
             yield from _without(below, hidden)
-
-
-def _is_below(path: str, directory: str) -> bool:
-    return PurePath(path).is_relative_to(directory)
 
 
 def _package(name: str) -> list[str]:

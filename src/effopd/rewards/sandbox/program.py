@@ -59,23 +59,22 @@ class SandboxSettings:
             return
         try:
             parts = urllib.parse.urlsplit(self.url)
-            port = parts.port
-        except ValueError as error:
-            raise ConfigError(f"url must be a URL, got {self.url!r}: {error}") from error
-        if parts.scheme not in {"http", "https"} or not parts.hostname or port == 0:
-            raise ConfigError(f"url must be http://HOST or https://HOST, got {self.url!r}")
-        if parts.username is not None or parts.query or parts.fragment:
-            raise ConfigError("url must have no user, password, query or fragment")
+            is_right = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+        except ValueError:
+            is_right = False
+        if not is_right or parts.username is not None or parts.query or parts.fragment:
+            raise ConfigError(
+                "url must be http://HOST or https://HOST, without user, password, query and "
+                f"fragment, got {self.url!r}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
     """A program in Python.
 
-    Attributes:
-        source: Its text.
-        entry_point: Name of the function that is called; a method of a class `Solution` serves as
-            well. "" for a script that reads standard input and prints.
+    `entry_point` is the name of the function that is called, of which a method of a class
+    `Solution` serves as well; "" for a script that reads standard input and prints.
     """
 
     source: str
@@ -99,32 +98,23 @@ class Limits:
     output_bytes: int = 8 * 1024**2
 
     def __post_init__(self) -> None:
-        for name in ("wall_s", "cpu_s"):
-            if not 0 < getattr(self, name) <= 3600:
-                raise ConfigError(f"{name} must be in (0, 3600], got {getattr(self, name)}")
-        if not 16 * 1024**2 <= self.memory_bytes <= 2**40:
-            raise ConfigError(f"memory_bytes must be 16 MiB to 1 TiB, got {self.memory_bytes}")
-        if not 1024 <= self.output_bytes <= 256 * 1024**2:
-            raise ConfigError(f"output_bytes must be 1 KiB to 256 MiB, got {self.output_bytes}")
+        for name, least, most in (
+            ("wall_s", 1e-3, 3600), ("cpu_s", 1e-3, 3600), ("memory_bytes", 2**24, 2**40),
+            ("output_bytes", 2**10, 2**28),
+        ):  # fmt: skip
+            if not least <= getattr(self, name) <= most:
+                raise ConfigError(f"{name} must be {least} to {most}, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What one test came to.
-
-    Attributes:
-        status: How the program ended.
-        stdout: What a script printed; at most `output_bytes`.
-        value: What the function returned, as plain built-ins; None unless finished.
-        seconds: By the clock, without the start of the sandbox.
-        detail: The end of standard error, or what was wrong; printable, for people.
-    """
+    """What one test came to."""
 
     status: Status
-    stdout: bytes = b""
-    value: Any = None
-    seconds: float = 0.0
-    detail: str = ""
+    stdout: bytes = b""  # what a script printed; at most `output_bytes`
+    value: Any = None  # what the function returned, as plain built-ins; None unless finished
+    seconds: float = 0.0  # by the clock, without the start of the sandbox
+    detail: str = ""  # the end of standard error, or what was wrong; printable, for people
 
 
 GoesOn = Callable[[int, Outcome], bool]

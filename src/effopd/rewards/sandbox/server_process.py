@@ -81,32 +81,17 @@ class Ending:
         cls, reply: dict[str, Any], stopped: str, stdout: bytes, stderr: bytes
     ) -> "Ending | None":
         """An ending from the reply of a server, unless something is missing or no number."""
+        kinds = {"stopped": str, "laps": int, "exit_status": int, "cpu_s": float, "seconds": float}
         try:
-            return cls(
-                stopped=stopped or str(reply["stopped"]),
-                laps=int(reply["laps"]),
-                exit_status=int(reply["exit_status"]),
-                cpu_s=float(reply["cpu_s"]),
-                seconds=float(reply["seconds"]),
-                detail=stderr.decode("utf-8", "replace"),
-                stdout=stdout,
-            )
+            said: dict[str, Any] = {name: kind(reply[name]) for name, kind in kinds.items()}
+            os.waitstatus_to_exitcode(said["exit_status"])
         except (KeyError, TypeError, ValueError, OverflowError):
             return None
+        said["stopped"] = stopped or said["stopped"]
+        return cls(**said, detail=stderr.decode("utf-8", "replace"), stdout=stdout)
 
     def outcome(self, limits: Limits, *, is_call: bool) -> Outcome:
         """The outcome of a script, or of the call that was under way when the process ended."""
-        status, detail = self._status(limits)
-        if is_call and status == "finished":
-            status, detail = "runtime_error", "it ended before its function returned a value"
-        return Outcome(
-            status=status,
-            stdout=self.stdout[: limits.output_bytes],
-            seconds=self.seconds,
-            detail=printable(detail),
-        )
-
-    def _status(self, limits: Limits) -> tuple[Status, str]:
         over_cpu: tuple[Status, str] = ("timeout", f"more than {limits.cpu_s:g} s of processor")
         stops: dict[str, tuple[Status, str]] = {
             "wall": ("timeout", f"more than {limits.wall_s:g} s"),
@@ -114,20 +99,20 @@ class Ending:
             "threads": ("runtime_error", "too many threads"),
             "output_limit": ("output_limit", f"more than {limits.output_bytes} bytes"),
         }
+        status: Status = "finished"
+        detail, code = self.detail, os.waitstatus_to_exitcode(self.exit_status)
         if self.stopped in stops:
-            return stops[self.stopped]
-        if os.WIFSIGNALED(self.exit_status):  # the kernel's limits end it by SIGXCPU or SIGKILL
-            number = os.WTERMSIG(self.exit_status)
-            is_killed = number == signal.SIGKILL
-            if number == signal.SIGXCPU or (is_killed and self.cpu_s > limits.cpu_s - 0.1):
-                return over_cpu
-            if is_killed:
-                return "memory", "the kernel ended it"
-            return "runtime_error", f"{self.detail}\nsignal {number}"
-        code = os.WEXITSTATUS(self.exit_status)
-        if code == OUT_OF_MEMORY:
-            return "memory", self.detail
-        return ("runtime_error" if code else "finished"), self.detail
+            status, detail = stops[self.stopped]
+        elif code == -signal.SIGXCPU or (code == -9 and self.cpu_s > limits.cpu_s - 0.1):
+            status, detail = over_cpu  # the kernel's limits end it by SIGXCPU or SIGKILL
+        elif code in {OUT_OF_MEMORY, -signal.SIGKILL}:
+            status, detail = "memory", detail if code > 0 else "the kernel ended it"
+        elif code:
+            status, detail = "runtime_error", detail + (f"\nsignal {-code}" if code < 0 else "")
+        elif is_call:
+            status, detail = "runtime_error", "it ended before its function returned a value"
+        stdout = self.stdout[: limits.output_bytes]
+        return Outcome(status=status, stdout=stdout, seconds=self.seconds, detail=printable(detail))
 
 
 class ServerProcess:
@@ -137,7 +122,7 @@ class ServerProcess:
         self._owner = os.getpid()
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self._process = _in_lasting_thread(lambda: _popen(plan.executable, theirs))
+            self._process = _started(plan.executable, theirs)
         configuration = plan.configuration | {"parent": os.getpid(), "code": _CODE}
         try:
             with file_of(json.dumps(configuration).encode("ascii")) as file:
@@ -147,7 +132,11 @@ class ServerProcess:
                 raise BrokenServerError("a server is not ready")
         except BrokenServerError as error:
             self.end()
-            raise BrokenServerError(f"{error}: {self._complaint()}") from None
+            assert self._process.stderr is not None
+            os.set_blocking(self._process.stderr.fileno(), False)
+            with self._process.stderr as stream:
+                said = (stream.read(_MAX_PACKET_BYTES) or b"").decode("utf-8", "replace").strip()
+            raise BrokenServerError(f"{error}: {said.rpartition(chr(10))[2][-500:]}") from None
 
     @property
     def is_usable(self) -> bool:
@@ -164,13 +153,26 @@ class ServerProcess:
                 os.set_blocking(read, False)
             theirs = [write for _, write in pipes]
             try:
-                packet = json.dumps(job.numbers).encode("ascii")
-                self._send(packet, [job.given, *theirs, job.request])
+                self._send(json.dumps(job.numbers).encode(), [job.given, *theirs, job.request])
             finally:
                 for write in theirs:
                     os.close(write)
             streams = _Streams([read for read, _ in pipes], job, self._send)
-            self._follow(streams, deadline)
+            poller, control = select.poll(), self._control.fileno()
+            for descriptor in (*streams.descriptors, control):
+                poller.register(descriptor, select.POLLIN)
+            was_stopped, events = False, set[int]()
+            while control not in events:  # the server tells of the end of the program
+                if streams.stopped and not was_stopped:
+                    was_stopped = True
+                    self._send(b"stop", [])
+                left_s = deadline - time.monotonic()
+                events = {descriptor for descriptor, _ in poller.poll(max(0.0, left_s * 1000))}
+                if not events:
+                    raise BrokenServerError("a server did not answer in time")
+                for descriptor in events - {control}:
+                    if not streams.read(descriptor):
+                        poller.unregister(descriptor)
             reply = self._receive(deadline)
             for read, _ in pipes:  # what is left of a program that has ended
                 while streams.read(read):
@@ -190,26 +192,6 @@ class ServerProcess:
         self._process.wait()
         self._control.close()
 
-    def _follow(self, streams: "_Streams", deadline: float) -> None:
-        """Reads what a program writes until the server tells of its end."""
-        poller = select.poll()
-        for descriptor in (*streams.descriptors, self._control.fileno()):
-            poller.register(descriptor, select.POLLIN)
-        was_stopped = False
-        while True:
-            left_s = deadline - time.monotonic()
-            events = {descriptor for descriptor, _ in poller.poll(max(0.0, left_s * 1000))}
-            if not events:
-                raise BrokenServerError("a server did not answer in time")
-            for descriptor in events - {self._control.fileno()}:
-                if not streams.read(descriptor):
-                    poller.unregister(descriptor)
-            if self._control.fileno() in events:
-                return
-            if streams.stopped and not was_stopped:
-                was_stopped = True
-                self._send(b"stop", [])
-
     def _send(self, packet: bytes, descriptors: list[int]) -> None:
         self._control.settimeout(_START_S)
         try:
@@ -220,27 +202,12 @@ class ServerProcess:
     def _receive(self, deadline: float) -> dict[str, Any]:
         self._control.settimeout(max(0.001, deadline - time.monotonic()))
         try:
-            packet = self._control.recv(_MAX_PACKET_BYTES)
-        except TimeoutError:
-            raise BrokenServerError("a server did not answer in time") from None
-        except OSError:
-            packet = b""
-        if not packet:
-            raise BrokenServerError("a server ended")
-        try:
-            reply = json.loads(packet)
-        except (ValueError, RecursionError):
-            reply = None
+            reply = json.loads(self._control.recv(_MAX_PACKET_BYTES) or b"0")
+        except (OSError, ValueError, RecursionError) as error:
+            raise BrokenServerError(f"a server did not answer ({error or 'in time'})") from None
         if not isinstance(reply, dict):
-            raise BrokenServerError("a server replied with something else than an object")
+            raise BrokenServerError("a server ended, or replied with something else than an object")
         return reply
-
-    def _complaint(self) -> str:
-        assert self._process.stderr is not None
-        os.set_blocking(self._process.stderr.fileno(), False)
-        with self._process.stderr as stream:
-            said = (stream.read(_MAX_PACKET_BYTES) or b"").decode("utf-8", "replace").strip()
-        return said.rsplit("\n", maxsplit=1)[-1][-500:]
 
 
 class _Streams:
@@ -253,9 +220,7 @@ class _Streams:
         self._tell = tell
         self.is_shut_in = False
         self.stopped = ""
-        self.stdout = bytearray()
-        self.stderr = bytearray()
-        self._line = bytearray()
+        self.stdout, self.stderr, self._line = bytearray(), bytearray(), bytearray()
         self._written = dict.fromkeys(descriptors, 0)
         self._most_bytes, self._take = job.output_bytes, job.take
 
@@ -309,29 +274,25 @@ def file_of(content: bytes) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _popen(executable: str, control: socket.socket) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen(
-        [executable, "-P", "-S", "-B", "-X", "utf8", "-c", _BOOT, _CODE],
-        stdin=control.fileno(),
-        stdout=control.fileno(),
-        stderr=subprocess.PIPE,
-        env=_ENVIRONMENT,
-        cwd="/",
-        start_new_session=True,
-    )
-
-
 _spawners: dict[int, ThreadPoolExecutor] = {}
 _spawners_lock = threading.Lock()
 
 
-def _in_lasting_thread(
-    start: Callable[[], "subprocess.Popen[bytes]"],
-) -> "subprocess.Popen[bytes]":
-    """Starts a server in a thread that lives as long as this process.
+def _started(executable: str, control: socket.socket) -> "subprocess.Popen[bytes]":
+    """A server, started by a thread that lives as long as this process.
 
     The kernel ends a server with the thread that started it, so it must not be a caller's.
     """
     with _spawners_lock:
         spawner = _spawners.setdefault(os.getpid(), ThreadPoolExecutor(1, "sandbox-spawner"))
-    return spawner.submit(start).result()
+    return spawner.submit(
+        lambda: subprocess.Popen(
+            [executable, "-P", "-S", "-B", "-X", "utf8", "-c", _BOOT, _CODE],
+            stdin=control.fileno(),
+            stdout=control.fileno(),
+            stderr=subprocess.PIPE,
+            env=_ENVIRONMENT,
+            cwd="/",
+            start_new_session=True,
+        )
+    ).result()

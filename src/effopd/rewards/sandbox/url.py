@@ -126,22 +126,16 @@ def _request(program: Program, given: bytes | list[Any], limits: Limits) -> dict
     """The request of a test."""
     if isinstance(given, bytes) == bool(program.entry_point):
         raise ConfigError(MIXED_INPUTS)
+    stdin, code = "", f"{_ANY_DIGITS}SOURCE = {program.source!a}\n"
     if isinstance(given, bytes):
         try:
             stdin = given.decode("utf-8")
         except UnicodeDecodeError as error:
             raise ConfigError(f"a sandbox behind a URL takes UTF-8 alone: {error}") from error
-        code = f"{_ANY_DIGITS}SOURCE = {program.source!a}\n{_SCRIPT}"
+        code += _SCRIPT
     else:
-        stdin = ""
-        named = {
-            "CODEC": _VALUES_SOURCE,
-            "SOURCE": program.source,
-            "NAME": program.entry_point,
-            "ARGUMENTS": values.dump(given),
-        }
-        lines = (f"{name} = {value!a}" for name, value in named.items())
-        code = _ANY_DIGITS + "\n".join(lines) + _HARNESS
+        names = _VALUES_SOURCE, program.entry_point, values.dump(given)
+        code += f"CODEC, NAME, ARGUMENTS = {names!a}{_HARNESS}"
     return {
         "code": code,
         "language": "python",
@@ -159,19 +153,14 @@ def _outcome(reply: dict[str, Any], limits: Limits, is_call: bool) -> Outcome:
         raise _ServerFault(f"the server reports {str(reply.get('message', reply))[:300]}")
     printed, complaint = result.get("stdout") or "", result.get("stderr") or ""
     seconds, code = result.get("execution_time") or 0.0, result.get("return_code")
-    if not isinstance(printed, str) or not isinstance(complaint, str):
-        raise _ServerFault("the server's output is no text")
-    if not isinstance(seconds, int | float) or not isinstance(code, int | None):
-        raise _ServerFault("the server's times and codes are no numbers")
-    if result.get("status") == "TimeLimitExceeded":
-        status: Status = "timeout"
-    elif result.get("status") != "Finished" or code is None:
-        said = str(result.get("status"))[:50]
-        raise _ServerFault(f"the server reports a program as {said!r}, code {code}")
-    elif code:
+    kinds = (printed, str), (complaint, str), (seconds, int | float), (code, int | None)
+    is_over = result.get("status") == "TimeLimitExceeded"
+    is_known = is_over or (result.get("status") == "Finished" and code is not None)
+    if not is_known or not all(isinstance(each, kind) for each, kind in kinds):
+        raise _ServerFault(f"the server reports of a program {str(result)[:200]}")
+    status: Status = "timeout" if is_over else "finished"
+    if code and not is_over:
         status = "memory" if "MemoryError" in complaint[-300:] else "runtime_error"
-    else:
-        status = "finished"
     stdout = printed.encode("utf-8", "surrogatepass")
     if len(stdout) > limits.output_bytes and status == "finished":
         status = "output_limit"

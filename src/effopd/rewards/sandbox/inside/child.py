@@ -8,6 +8,7 @@ import _io
 import atexit
 import contextlib
 import gc
+import itertools
 import json
 import os
 import resource
@@ -52,25 +53,22 @@ def run_and_exit(numbers: dict[str, Any], bounds: Bounds, server: int) -> None:
     """Runs a program in this process, which is a fresh child of the server, and ends it.
 
     Descriptors 0 to 2 are those of the program. The file with the request begins with the length
-    of a header of JSON, the header and the source; then come the arguments of each call.
+    of a header of JSON `[entry point, bytes of the source, bytes of the arguments of each call]`;
+    the header, the source and the arguments follow.
     """
     leave = os._exit
     status = 1
     try:
         length = int.from_bytes(_part(0, 8), "big")
-        header = json.loads(_part(8, length))
-        offset = 8 + length
-        source = _part(offset, header["source_bytes"])
-        offset += len(source)
-        arguments = []  # (offset, length) of each
-        for length in header["arguments_bytes"]:
-            arguments.append((offset, length))
-            offset += length
+        entry_point, source_bytes, lengths = json.loads(_part(8, length))
+        source = _part(8 + length, source_bytes)
+        starts = itertools.accumulate(lengths, initial=8 + length + source_bytes)
+        arguments = list(zip(starts, lengths))  # noqa: B905 - (offset, length) of each
         _shut_in(numbers["cpu_limit_s"], numbers["memory_bytes"], bounds, server)
         os.write(RESULT, SHUT_IN)
-        os.closerange(REQUEST + 1 if header["entry_point"] else RESULT, 4096)
+        os.closerange(REQUEST + 1 if entry_point else RESULT, 4096)
         _open_streams()
-        status = _run(source, header["entry_point"], arguments[numbers["first"] :])
+        status = _run(source, entry_point, arguments[numbers["first"] :])
     except MemoryError:
         status = OUT_OF_MEMORY
     finally:
@@ -93,9 +91,8 @@ def _shut_in(cpu_s: int, memory_bytes: int, bounds: Bounds, server: int) -> None
         signal.signal(number, signal.SIG_DFL)
     if bounds.ruleset is not None:
         kernel.landlock_restrict(bounds.ruleset)
-    _limit("CORE", 0)
-    _limit("FSIZE", 0)
-    _limit("NOFILE", _MAX_FILES)
+    for name, most in [("CORE", 0), ("FSIZE", 0), ("NOFILE", _MAX_FILES)]:
+        _limit(name, most)
     _, hard = resource.getrlimit(resource.RLIMIT_STACK)  # programs may raise it: memory is capped
     soft = _STACK_BYTES if hard == resource.RLIM_INFINITY else min(_STACK_BYTES, hard)
     resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
