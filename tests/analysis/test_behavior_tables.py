@@ -17,7 +17,7 @@ from effopd.analysis.series import Checkpoint, Inputs
 from effopd.errors import ConfigError
 from effopd.models.loading import ModelSettings, load_model
 from effopd.models.policy import Sample
-from effopd.reports.examples import example_html
+from effopd.reports.rollouts import example_html
 from effopd.training.build import build_parts
 from effopd.training.config import Config, make_config
 

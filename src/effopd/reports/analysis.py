@@ -14,19 +14,12 @@ TableRows = list[dict[str, Cell]]
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """What one analysis directory holds.
-
-    Attributes:
-        directory: Where it was read from.
-        info: `analysis.json`.
-        tables: Rows by the name of the table; a table that was not asked for is missing.
-        example: `example.json`; None where there is none.
-    """
+    """What one analysis directory holds."""
 
     directory: Path
-    info: Row
-    tables: Mapping[str, TableRows]
-    example: Row | None = None
+    info: Row  # analysis.json
+    tables: Mapping[str, TableRows]  # by name; a table that was not asked for is missing
+    example: Row | None = None  # example.json
 
     @property
     def checkpoints(self) -> list[str]:

@@ -26,7 +26,6 @@ from effopd.reports.figures import (
     rates_figure,
     reverse_kl_figure,
 )
-from effopd.reports.foresight import foresight_figure
 from effopd.reports.rollouts import divergence_limit, rollout_rows
 from effopd.reports.series import base_accuracy, plain, trials
 from effopd.reports.summary import PERCENTS, SettingRow, notes, unique
@@ -35,7 +34,7 @@ from effopd.reports.tables import (
     format_percent,
     format_ratio,
 )
-from effopd.reports.timeline import search_figure, search_sentence
+from effopd.reports.timeline import foresight_figure, search_figure, search_sentence
 
 Json = dict[str, Any]
 
