@@ -24,6 +24,7 @@ from effopd.reports.summary import (
     evaluated,
     ratio_columns,
     setting_rows,
+    teacher_of,
     unique,
 )
 from effopd.reports.tables import (
@@ -394,7 +395,7 @@ def markdown_report(comparison: Comparison) -> str:
     text = f"# {escape_markdown(comparison.name)}\n\n{escape_markdown(headline(comparison))}\n"
     for world in comparison.worlds:
         rows = comparison.rows(world)
-        teacher = next((row["teacher_accuracy"] for row in rows), None)
+        teacher = teacher_of(rows)
         known = "was not evaluated" if teacher is None else (
             f"has an accuracy of {format_percent(teacher)}"
         )  # fmt: skip
