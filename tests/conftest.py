@@ -3,6 +3,7 @@
 import os
 import random
 import time
+from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", NO_COLOR="1", TERM="dumb")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # more threads are slower for tiny tensors
@@ -55,6 +56,14 @@ def _same_seed() -> None:
     np.random.seed(0)
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(True)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of an untrained `student` and `teacher`; tests read it and never write there."""
+    from tests.support.tiny import write_models
+
+    return write_models(tmp_path_factory.mktemp("models"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,4 +1,4 @@
-"""`effopd compare`: many runs in one plan, killed, resumed, refused, and summed up."""
+"""`effopd compare`: many runs in one plan, stopped, killed, resumed, refused, and summed up."""
 
 import fcntl
 import json
@@ -8,15 +8,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import tomli_w
-from tests.support.tiny import WORLD, outcome, write_models
+from tests.support.tiny import WORLD, outcome
 from typer.testing import CliRunner
 
 from effopd.cli.main import STOPPED, app
+from effopd.comparison import pool as pools
+from effopd.comparison import run as comparison
 from effopd.comparison.pool import Job, Outcome, Pool
 from effopd.training.signals import StopRequest
 
@@ -25,16 +30,54 @@ SEARCH = {
     "schedule": {"type": "powers_of_two"},
     "scales": {"type": "geometric", "ratio": 8.0, "cap": 64.0},
 }
+RUNS = 8
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_models(tmp_path_factory.mktemp("models"))
+class Here:
+    """A pool whose jobs run in this process, one after the other."""
+
+    def __init__(self, size: int, *, on_message: Callable[[str, str], None]) -> None:
+        self._messages = SimpleNamespace(put=lambda message: on_message(*message))
+
+    def __enter__(self) -> "Here":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pools._process.clear()
+
+    def run(
+        self,
+        jobs: Sequence[Job],
+        stop: StopRequest,
+        on_outcome: Callable[[Outcome], None],
+        on_poll: Callable[[], None] = lambda: None,
+    ) -> None:
+        asked = SimpleNamespace(is_set=lambda: bool(stop))
+        pools._process.update(stop=asked, messages=self._messages)
+        for job in jobs:
+            future: Any = Future()
+            try:
+                future.set_result(pools._do(job))
+            except Exception as error:
+                future.set_exception(error)
+            ended = pools._outcome(job, future)
+            assert ended is not None
+            on_outcome(ended)
+            if ended.ending == "stopped":
+                return
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_process() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comparison, "Pool", Here)
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="module")
 def plan(models: Path) -> dict[str, Any]:
-    """Two worlds, two methods, two learning rates, two seeds: 16 runs of 4 steps."""
+    """Two worlds, two methods, two learning rates: 8 runs of 2 steps."""
     task = {name: getattr(WORLD, name) for name in TASK}
     searching = {
         "method": "effopd",
@@ -43,20 +86,20 @@ def plan(models: Path) -> dict[str, Any]:
     }
     return {
         "name": "small",
-        "seeds": [0, 1],
+        "seeds": [0],
         "lrs": [1e-4, 1e-3],
         "common": {
             "student": {"path": str(models / "student")},
             "teacher": {"path": str(models / "teacher")},
             "sampling": {"max_new_tokens": 4},
-            "train": {"steps": 4, "prompts_per_step": 8},
+            "train": {"steps": 2, "prompts_per_step": 8},
             "evaluation": {"every": 2, "first": [], "problems": 2, "recorded": 1},
             "checkpoint": {"every": 2, "keep": 1},
             "objective": {"type": "sampled_token"},
         },
         "worlds": {"one": {"task": task}, "two": {"task": task | {"seed": 1}}},
         "methods": {"opd": {"settings": {"method": "opd"}}, "effopd": {"settings": searching}},
-        "quick": {"seeds": [0], "lrs": [1e-4], "worlds": ["one"], "methods": ["opd"]},
+        "quick": {"lrs": [1e-4], "worlds": ["one"], "methods": ["opd"]},
     }
 
 
@@ -75,10 +118,6 @@ def command(plan: Path, out: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "effopd.cli.main", "compare", str(plan), "--out", str(out), *more]
 
 
-def compare(plan: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(plan, out, *more), capture_output=True, text=True, check=False)
-
-
 def in_process(*arguments: str | Path) -> Any:
     return CliRunner().invoke(app, ["compare", *map(str, arguments)])
 
@@ -87,8 +126,8 @@ def in_process(*arguments: str | Path) -> Any:
 def undisturbed(path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A whole comparison, and what it printed."""
     out = tmp_path_factory.mktemp("undisturbed") / "out"
-    done = compare(path, out, "--workers", "2")
-    assert done.returncode == 0, done.stderr
+    done = in_process(path, "--out", out, "--workers", 2)
+    assert done.exit_code == 0, done.output
     return out, done.stdout
 
 
@@ -98,14 +137,14 @@ def undisturbed(path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 def test_every_run_of_the_plan_is_a_run_directory(undisturbed: tuple[Path, str]) -> None:
     out, said = undisturbed
     runs = sorted(out.glob("*/*/*/*/run.json"))
-    assert len(runs) == 16
-    info = json.loads((out / "two/effopd/lr-1e-03/seed-1/run.json").read_text())
-    assert [info[key] for key in ("label", "method", "lr", "seed")] == ["effopd", "effopd", 1e-3, 1]
-    lines = re.findall(r"^runs: (\d+)/16  (\S+) finished  \d+:\d\d elapsed", said, re.MULTILINE)
-    assert [int(count) for count, _ in lines] == list(range(1, 17))
+    assert len(runs) == RUNS
+    info = json.loads((out / "two/effopd/lr-1e-03/seed-0/run.json").read_text())
+    assert [info[key] for key in ("label", "method", "lr", "seed")] == ["effopd", "effopd", 1e-3, 0]
+    lines = re.findall(r"^runs: (\d+)/8  (\S+) finished  \d+:\d\d elapsed", said, re.MULTILINE)
+    assert [int(count) for count, _ in lines] == list(range(1, RUNS + 1))
     assert {name for _, name in lines} == {str(run.parent.relative_to(out)) for run in runs}
     methods = [name.split("/")[1] for _, name in lines]
-    assert methods[:6] == ["effopd"] * 6, "the longest first"
+    assert methods == ["effopd"] * 4 + ["opd"] * 4, "the longest first"
 
 
 def test_the_summary_has_every_setting(undisturbed: tuple[Path, str]) -> None:
@@ -118,7 +157,7 @@ def test_the_summary_has_every_setting(undisturbed: tuple[Path, str]) -> None:
         for method in ("opd", "effopd")
         for lr in (1e-4, 1e-3)
     ]
-    assert {(row["seeds"], row["steps"]) for row in summary["rows"]} == {(2, 4)}
+    assert {(row["seeds"], row["steps"]) for row in summary["rows"]} == {(1, 2)}
     for name in ("table.md", "report.html", "figures/accuracy_steps.png", "figures/lr_sweep.png"):
         assert (out / name).stat().st_size > 100
     page = (out / "report.html").read_text(encoding="utf-8")
@@ -144,29 +183,48 @@ def test_finished_runs_are_skipped_without_loading_torch(
     assert before == {run: (run.stat().st_mtime_ns, run.read_bytes()) for run in before}
 
 
-# Killed -------------------------------------------------------------------------------------------
+# Stopped and killed -------------------------------------------------------------------------------
 
 
-def kill_in_the_middle(plan: Path, out: Path, number: signal.Signals, log: Path) -> tuple[int, str]:
-    """Sends a signal once a run has ended and another has begun; status and output."""
-    with open(log, "w") as file:
-        child = subprocess.Popen(
-            command(plan, out, "--workers", "2"), stdout=file, stderr=subprocess.STDOUT
-        )
-        while "finished" not in log.read_text():
-            assert child.poll() is None, log.read_text()
-            time.sleep(0.02)
-        os.kill(child.pid, number)
-        status = child.wait()
-    return status, log.read_text()
+class After(StopRequest):
+    """Becomes true once it was looked at so many times."""
+
+    def __init__(self, looks: int) -> None:
+        super().__init__()
+        self.left = looks
+
+    def __bool__(self) -> bool:
+        self.left -= 1
+        return self.left < 0
 
 
-def without_seconds(out: Path) -> Any:
-    def kept(row: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in row.items() if "seconds" not in key}
+def assert_the_same_comparison(out: Path, whole: Path) -> None:
+    """In all but the seconds."""
 
-    summary = json.loads((out / "summary.json").read_text())
-    return {k: [kept(r) for r in v] if isinstance(v, list) else v for k, v in summary.items()}
+    def of(directory: Path) -> Any:
+        summary = json.loads((directory / "summary.json").read_text())
+        rows = {name: found for name, found in summary.items() if isinstance(found, list)}
+        return {
+            name: [{k: v for k, v in row.items() if "seconds" not in k} for row in found]
+            for name, found in rows.items()
+        } | {name: found for name, found in summary.items() if name not in rows}
+
+    assert of(out) == of(whole)
+    for run in whole.glob("*/*/*/*"):
+        assert outcome(out / run.relative_to(whole)) == outcome(run), run
+
+
+@pytest.mark.parametrize("looks", [1, 6])
+def test_stopped_inside_a_run_it_goes_on_to_the_same_end(
+    path: Path, undisturbed: tuple[Path, str], tmp_path: Path, looks: int
+) -> None:
+    whole, _ = undisturbed
+    first = comparison.compare(path, tmp_path, stop=After(looks))
+    assert (first.ending, first.rows) == ("stopped", [])
+    steps = [path.read_text().count("\n") for path in tmp_path.rglob("metrics.jsonl")]
+    assert 1 in steps, "a run was stopped halfway"
+    assert comparison.compare(path, tmp_path).ending == "finished"
+    assert_the_same_comparison(tmp_path, whole)
 
 
 @pytest.mark.parametrize(
@@ -176,22 +234,28 @@ def without_seconds(out: Path) -> Any:
         pytest.param(signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.slow),
     ],
 )
-def test_killed_it_goes_on_to_the_same_end(
+def test_the_command_is_killed_and_goes_on_to_the_same_end(
     path: Path, undisturbed: tuple[Path, str], tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
+    """Processes train, a signal comes once the first of them has a step; this process goes on."""
     whole, _ = undisturbed
-    out = tmp_path / "out"
-    ended, said = kill_in_the_middle(path, out, number, tmp_path / "log")
-    assert ended == status, said
-    hint = f"stopped and saved; go on with: effopd compare {path} --out {out} --workers 2"
-    assert (hint in said) is (number == signal.SIGTERM)
+    out, log = tmp_path / "out", tmp_path / "log"
+    with open(log, "w") as file:
+        child = subprocess.Popen(
+            command(path, out, "--workers", "1"), stdout=file, stderr=subprocess.STDOUT
+        )
+        while not any(rows.stat().st_size for rows in out.rglob("metrics.jsonl")):
+            assert child.poll() is None, log.read_text()
+            time.sleep(0.02)
+        os.kill(child.pid, number)
+        assert child.wait() == status, log.read_text()
+    hint = f"stopped and saved; go on with: effopd compare {path} --out {out} --workers 1"
+    assert (hint in log.read_text()) is (number == signal.SIGTERM)
     assert not (out / "summary.json").exists()
-    done = compare(path, out, "--workers", "2")
-    assert done.returncode == 0, done.stderr
-    assert 0 < len(re.findall(r"^runs: \d+/16", done.stdout, re.MULTILINE)) < 16
-    assert without_seconds(out) == without_seconds(whole)
-    for run in whole.glob("*/*/*/*"):
-        assert outcome(out / run.relative_to(whole)) == outcome(run), run
+    done = in_process(path, "--out", out)
+    assert done.exit_code == 0, done.output
+    assert 0 < len(re.findall(r"^runs: \d+/8", done.stdout, re.MULTILINE)) <= RUNS
+    assert_the_same_comparison(out, whole)
 
 
 # Refused ------------------------------------------------------------------------------------------
@@ -204,15 +268,19 @@ def refusal(status: int, *arguments: str | Path) -> str:
 
 
 def test_a_changed_plan_is_refused_naming_the_runs(
-    plan: dict[str, Any], undisturbed: tuple[Path, str], tmp_path: Path
+    plan: dict[str, Any],
+    undisturbed: tuple[Path, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(comparison, "MOST_LISTED", 2)
     out, _ = undisturbed
     changed = plan | {"methods": plan["methods"] | {"opd": {"settings": {"method": "opd"}}}}
-    changed["common"] = plan["common"] | {"train": {"steps": 4, "prompts_per_step": 9}}
+    changed["common"] = plan["common"] | {"train": {"steps": 2, "prompts_per_step": 9}}
     message = refusal(2, write_plan(tmp_path, changed), "--out", out)
     assert message.startswith(f"{out} holds runs with other settings than the plan:\n")
-    assert "one/opd/lr-1e-04/seed-0, one/opd/lr-1e-04/seed-1, " in message
-    assert " and 4 more:\n  train.prompts_per_step: 8 -> 9\n" in message
+    assert "one/opd/lr-1e-04/seed-0, one/opd/lr-1e-03/seed-0" in message
+    assert " and 6 more:\n  train.prompts_per_step: 8 -> 9\n" in message
     world = plan | {"worlds": plan["worlds"] | {"two": plan["worlds"]["one"]}}
     message = refusal(2, write_plan(tmp_path, world), "--out", out)
     assert "task.seed: 1 -> 0" in message
@@ -264,7 +332,7 @@ def test_a_directory_that_cannot_be_made(path: Path, tmp_path: Path) -> None:
 def test_the_list_says_what_is_finished(path: Path, undisturbed: tuple[Path, str]) -> None:
     out, _ = undisturbed
     lines = in_process(path, "--list", "--out", out).stdout.splitlines()
-    assert len(lines) == 16
+    assert len(lines) == RUNS
     assert all(line.endswith("  finished") for line in lines)
     assert in_process(path, "--list", "--quick", "--out", out / "gone").stdout.splitlines() == [
         "one/opd/lr-1e-04/seed-0"
@@ -284,8 +352,9 @@ def test_worlds_are_made_once_and_a_failed_run_does_not_stop_the_others(
         "methods": plan["methods"] | {"broken": {"settings": nowhere}},
         "quick": plan["quick"] | {"methods": ["broken", "opd"]},
     }
-    done = compare(write_plan(tmp_path, broken), tmp_path / "out", "--quick", "--workers", "1")
-    assert done.returncode == 1
+    file, out = write_plan(tmp_path, broken), tmp_path / "out"
+    done = in_process(file, "--out", out, "--quick", "--workers", "1")
+    assert done.exit_code == 1
     failed = "failed: one/broken/lr-1e-04/seed-0: no model directory at"
     assert done.stderr == f"{failed} {tmp_path / 'nowhere'}\n"
     (cached,) = (tmp_path / "cache").iterdir()

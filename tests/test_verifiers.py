@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.tiny import Raw, metrics_of, tiny_config, train_tiny, write_models
+from tests.support.tiny import Raw, metrics_of, tiny_config, train_tiny
 
 from effopd.cli.run import evaluate_checkpoint
 from effopd.data.dataset import DatasetSpec, DatasetTask
@@ -23,11 +23,6 @@ from effopd.training.build import build_parts
 pytest.importorskip("math_verify")
 
 UNREADABLE = r"A \cup B \{"
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(autouse=True)

@@ -20,16 +20,10 @@ from tests.golden.runs import (
     evaluation_outcome,
     run_outcome,
 )
-from tests.support.tiny import write_models
 
 STORED = Path(__file__).with_name("outcomes.json")
 TOLERANCE = 2e-3
 """Relative. SSE4.2, AVX2 and AVX-512 kernels agree within it; a rate 1 % larger does not."""
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")

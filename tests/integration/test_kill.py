@@ -29,17 +29,16 @@ from effopd.config.reading import to_toml
 from effopd.models.checkpoints import list_checkpoints
 from effopd.records import read_jsonl
 from effopd.rollouts.hf import SeededSampler
-from effopd.search import extrapolator
-from effopd.search.line_search import SearchResult
+from effopd.search.line_search import LineSearch
 from effopd.search.ray import Ray
+from effopd.search.validation import Draw
 from effopd.training import loop, state
 from effopd.training import run as assemble
 from effopd.training.collect import Collector
 from effopd.training.config import Config
-from effopd.training.evaluating import Evaluations
 from effopd.training.loop import Trainer
 from effopd.training.run_directory import LOGS, RunDirectory
-from effopd.training.updating import Updater
+from effopd.training.update import Updater
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +88,7 @@ PHASES: dict[str, tuple[Any, str, int]] = {
     "update": (Updater, "update_", 4),
     "search": (Trainer, "_search", 4),
     "records": (Trainer, "_finish", 1),
-    "evaluation": (Evaluations, "if_due", 1),
+    "evaluation": (Trainer, "_evaluate", 1),
     "save": (Trainer, "_save", 5),
 }
 """What happens there, in which function, and how many kills it gets."""
@@ -209,16 +208,16 @@ def before(patch: Patch, owner: Any, name: str, step: Callable[[Any], int]) -> N
 
 
 def after_the_choice(patch: Patch) -> None:
-    real = extrapolator.line_search
+    real = LineSearch.ask
 
-    def choosing(evaluate: Any, step: int, **rules: Any) -> SearchResult:
-        result = real(evaluate, step, **rules)
-        if step == SEARCHED:
-            assert result.accepted_scale > 1.0  # there is a swap to miss
+    def asking(search: LineSearch) -> Draw | None:
+        draw = real(search)
+        if draw is None and search.result.step == SEARCHED:
+            assert search.result.accepted_scale > 1.0  # there is a swap to miss
             kill_me()
-        return result
+        return draw
 
-    patch.setattr(extrapolator, "line_search", choosing)
+    patch.setattr(LineSearch, "ask", asking)
 
 
 def after_the_swap(patch: Patch) -> None:
@@ -381,7 +380,7 @@ def test_a_second_ctrl_c_in_a_save_leaves_no_half_of_it(
         os.kill(os.getpid(), signal.SIGINT)
 
     def body() -> None:
-        at(pytest.MonkeyPatch(), state, "save_file", 3, twice)  # in the second checkpoint
+        at(pytest.MonkeyPatch(), state, "save_file", 2, twice)  # in the second checkpoint
         app(command(config, tmp_path))
 
     assert processes.run(body) == 130

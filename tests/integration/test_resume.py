@@ -38,11 +38,6 @@ def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
 def finished(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An undisturbed run of the default preset; copy it before changing it."""
     out = tmp_path_factory.mktemp("finished") / "run"

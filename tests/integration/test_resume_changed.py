@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.tiny import Raw, copy_run, outcome, tiny_config, train_tiny, write_models
+from tests.support.tiny import Raw, copy_run, outcome, tiny_config, train_tiny
 
 from effopd.config.reading import to_toml
 from effopd.errors import ConfigError
@@ -20,11 +20,6 @@ ADAPTERS: Raw = {"student.lora": {"r": 2, "alpha": 4.0}, "search.parameters": "a
 @pytest.fixture(autouse=True)
 def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")

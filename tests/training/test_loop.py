@@ -20,7 +20,6 @@ from tests.support.tiny import (
     tiny_config,
     train_tiny,
     trainer_of,
-    write_models,
 )
 
 from effopd.errors import CheckpointError, ConfigError, NonFiniteError, RecordError
@@ -41,11 +40,6 @@ NAN = float("nan")
 @pytest.fixture(autouse=True)
 def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_models(tmp_path_factory.mktemp("models"))
 
 
 Meddle = Callable[[Trainer], None]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 from tests.support.fake_server import FAULTS, FakeServer, serving, settings_of
-from tests.support.tiny import metrics_of, outcome, sha256, tiny_config, train_tiny, write_models
+from tests.support.tiny import metrics_of, outcome, sha256, tiny_config, train_tiny
 
 from effopd.errors import ServerError
 from effopd.models.checkpoints import list_checkpoints
@@ -28,11 +28,6 @@ QUICK = [fault for fault in FAULTS if fault not in {"stall", "slow body", "resta
 def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     monkeypatch.setenv("TEACHER_KEY", SECRET)
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(params=["vllm", "sglang"])
