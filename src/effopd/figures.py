@@ -19,10 +19,9 @@ from effopd.reports.analysis import load_analysis
 from effopd.reports.analysis_page import analysis_figures
 from effopd.reports.comparison import Comparison
 from effopd.reports.figures import AXES, Figure, accuracy_figure, reverse_kl_figure
-from effopd.reports.foresight import foresight_figure
 from effopd.reports.png import save_png
 from effopd.reports.series import teacher_accuracy
-from effopd.reports.timeline import search_figure
+from effopd.reports.timeline import foresight_figure, search_figure
 
 __all__ = ["accuracy", "analysis", "foresight", "reverse_kl", "save_png", "search"]
 

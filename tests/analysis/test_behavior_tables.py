@@ -22,7 +22,7 @@ from effopd.errors import ConfigError
 from effopd.models.loading import ModelSettings, load_model
 from effopd.models.policy import Sample
 from effopd.progress import Display
-from effopd.reports.examples import example_html
+from effopd.reports.rollouts import example_html
 from effopd.training.build import build_parts
 from effopd.training.config import Config, make_config
 

@@ -86,43 +86,39 @@ def test_trained_bytes_are_those_of_adamw(dtype: torch.dtype) -> None:
     assert trained_bytes(100, weights.itemsize) == Bytes(device=held)
 
 
-def test_masters_are_float32_and_go_to_the_host_with_the_optimizer() -> None:
-    assert trained_bytes(10, 2, masters=True) == Bytes(device=180)
-    assert trained_bytes(10, 2, masters=True, offload=True) == Bytes(device=20, host=160)
+CLOSED_FORMS = [
+    (trained_bytes(10, 2, masters=True), Bytes(device=180)),
+    (trained_bytes(10, 2, masters=True, offload=True), Bytes(device=20, host=160)),
+    (search_bytes(10, 2, masters=False, on_device=False), Bytes(host=40)),
+    (search_bytes(10, 2, masters=True, on_device=True), Bytes(device=80)),
+    # A pass holds the larger of attention and network.
+    (passing_bytes(SHAPE, 10, 4), 10 * (4 * (4 * 8 + 4 * 16) + 2 * 8 * 4)),
+    (
+        passing_bytes(replace(SHAPE, heads=16), 10, 2),
+        10 * (2 * (4 * 8 + 2 * 64 + 3 * 4) + 2 * 8 * 4),
+    ),
+    (gradient_bytes(SHAPE, 10, 2), 2 * 10 * (4 * 16 + 2 * 8)),
+    (
+        gradient_bytes(replace(SHAPE, experts=8, experts_used=2), 10, 2),
+        2 * 10 * (4 * 2 * 16 + 2 * 8),
+    ),
+    (head_gradient_bytes(SHAPE, 2), (4 + 2 * 2) * 32 * 8),
+    (mask_bytes(1000, 1000), 3 * 1000 * 500),  # of two sequences or more
+    (mask_bytes(1000, 100), 3 * 1000 * 100),
+    (tile_bytes(SHAPE, 10), 2 * 4 * 10 * 32 + 4 * 10 * 8),
+    (tile_bytes(SHAPE, 10**8), 2 * 2**28 + 4 * 10**8 * 8),
+]
 
 
-def test_anchor_and_tip() -> None:
-    assert search_bytes(10, 2, masters=False, on_device=False) == Bytes(host=40)
-    assert search_bytes(10, 2, masters=True, on_device=True) == Bytes(device=80)
+@pytest.mark.parametrize(("found", "expected"), CLOSED_FORMS)
+def test_closed_forms(found: object, expected: object) -> None:
+    assert found == expected
 
 
 def test_checkpointing_keeps_the_inputs_of_layers_and_one_layer() -> None:
     whole = activation_bytes(SHAPE, 10, 4, checkpointing=False)
     less = activation_bytes(SHAPE, 10, 4, checkpointing=True)
     assert less == whole // 2 + 2 * 8 * 10 * 4
-
-
-def test_a_pass_holds_the_larger_of_attention_and_network() -> None:
-    assert passing_bytes(SHAPE, 10, 4) == 10 * (4 * (4 * 8 + 4 * 16) + 2 * 8 * 4)
-    wide = replace(SHAPE, heads=16)
-    assert passing_bytes(wide, 10, 2) == 10 * (2 * (4 * 8 + 2 * 64 + 3 * 4) + 2 * 8 * 4)
-
-
-def test_gradients_of_a_layer_and_of_the_head() -> None:
-    assert gradient_bytes(SHAPE, 10, 2) == 2 * 10 * (4 * 16 + 2 * 8)
-    assert head_gradient_bytes(SHAPE, 2) == (4 + 2 * 2) * 32 * 8
-    experts = replace(SHAPE, experts=8, experts_used=2)
-    assert gradient_bytes(experts, 10, 2) == 2 * 10 * (4 * 2 * 16 + 2 * 8)
-
-
-def test_a_mask_is_that_of_two_sequences_or_more() -> None:
-    assert mask_bytes(1000, 1000) == 3 * 1000 * 500
-    assert mask_bytes(1000, 100) == 3 * 1000 * 100
-
-
-def test_tiles_are_bounded() -> None:
-    assert tile_bytes(SHAPE, 10) == 2 * 4 * 10 * 32 + 4 * 10 * 8
-    assert tile_bytes(SHAPE, 10**8) == 2 * 2**28 + 4 * 10**8 * 8
 
 
 def test_seconds_follow_operations_and_bytes() -> None:

@@ -235,14 +235,14 @@ def test_control_characters_are_shown(tmp_path: Path) -> None:
     )
 
 
-def test_references_of_programs() -> None:
+def test_the_last_lines_about_a_problem() -> None:
     tests = CodeTests(kind="stdin", inputs=("1", "2"), outputs=("1", "2"))
-    same = Rendered(ids=(1,), text="x")
+    first, second = Rendered(ids=(1, 2), text="a b"), Rendered(ids=(1, 2, 3), text="a b c")
     problem = Problem(id="p", prompt="x", tests=tests)
-    assert (
-        list(block(Shown(problem=problem, student=same, teacher=same), width=80))[-1]
-        == "reference: 2 tests, stdin"
-    )
+    for pair in ((first, second), (second, first), (first, first)):
+        shown = list(block(Shown(problem=problem, student=pair[0], teacher=pair[1]), width=80))
+        assert shown[-1] == "reference: 2 tests, stdin"
+        assert ("DIFFERENT from token 3 on" in "\n".join(shown)) == (pair != (first, first))
 
 
 def test_columns() -> None:
@@ -254,12 +254,3 @@ def test_columns() -> None:
     ]
     narrow = list(side_by_side("b" * 25, "", 10))
     assert narrow == [f"{'b' * 24} |", f"b{' ' * 23} |"], "never narrower than 24"
-
-
-def test_a_difference_in_length_alone() -> None:
-    problem = Problem(id="p", prompt="x")
-    first, second = Rendered(ids=(1, 2), text="a b"), Rendered(ids=(1, 2, 3), text="a b c")
-    for pair in ((first, second), (second, first)):
-        assert "DIFFERENT from token 3 on" in "\n".join(
-            block(Shown(problem=problem, student=pair[0], teacher=pair[1]), width=80)
-        )

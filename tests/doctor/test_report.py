@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,8 @@ def test_a_sound_run_has_no_problem(recipe: Path) -> None:
     assert "tokenizers: teacher has the student's tokens" in text
     assert "heads have 259, 264 rows" in text
     assert "10 to train on, 2 held out" in text
+    for remedy in ("memory.master_weights=true", "student.lora={r=2}"):
+        assert problems(found(recipe, "student.dtype=float16", remedy)) == []
 
 
 def sandbox(*overrides: str, offline: bool = True) -> list[Finding]:
@@ -97,19 +100,6 @@ def test_a_card_that_is_too_small(recipe: Path) -> None:
     }
 
 
-def test_wrong_settings_end_the_visit(recipe: Path) -> None:
-    (finding,) = found(recipe, "train.steps=0")
-    assert (finding.level, finding.check) == ("problem", "settings")
-    assert "train.steps must be at least 1, got 0" in finding.text
-
-
-def test_a_model_that_is_not_there(recipe: Path) -> None:
-    assert ("teacher", True) in {
-        (check, "no directory on this disk" in text)
-        for check, text in problems(found(recipe, "teacher.path=nobody/nothing"))
-    }
-
-
 @pytest.mark.parametrize(("name", "value"), [("hidden_size", 10**9), ("num_hidden_layers", -1)])
 def test_impossible_sizes_are_problems(recipe: Path, name: str, value: int) -> None:
     path = recipe.parent / "student" / "config.json"
@@ -120,26 +110,76 @@ def test_impossible_sizes_are_problems(recipe: Path, name: str, value: int) -> N
     )
 
 
-def test_another_chat_template_is_noticed(recipe: Path) -> None:
-    path = recipe.parent / "teacher" / "chat_template.jinja"
-    path.write_text(path.read_text() + "!")
-    assert any(each.check == "chat template" and each.level == "warning" for each in found(recipe))
+def end_prompts(directory: Path, text: str) -> None:
+    template = directory / "chat_template.jinja"
+    template.write_text(template.read_text() + text)
 
 
-def test_weights_of_another_model(recipe: Path) -> None:
+def swap_weights(recipe: Path) -> None:
     save(recipe.parent / "other", "qwen3", num_hidden_layers=3)
     weights = recipe.parent / "other" / "model.safetensors"
     weights.rename(recipe.parent / "student" / "model.safetensors")
-    assert any("its config.json describes" in text for _, text in problems(found(recipe)))
 
 
-def test_a_test_problem_among_the_training_problems(recipe: Path) -> None:
+def leak_a_problem(recipe: Path) -> None:
     path = recipe.parent / "problems.jsonl"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[-1], *lines]) + "\n")
-    assert ("problems", "1 test problems are among the training problems") in problems(
-        found(recipe, "task.filters.repeated=keep")
-    )
+
+
+def add_a_token(recipe: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(recipe.parent / "teacher")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>"]})
+    tokenizer.save_pretrained(recipe.parent / "teacher")
+
+
+def end_with_a_token(recipe: Path) -> None:
+    """An end of the generation settings counts."""
+    path = recipe.parent / "student" / "generation_config.json"
+    path.write_text('{"eos_token_id": [2, 61]}')
+    for name in ("student", "teacher"):
+        end_prompts(recipe.parent / name, byte_tokenizer().decode([61]))
+
+
+CHANGES: dict[str, tuple[Callable[[Path], object], str, str, str]] = {
+    "another template": (lambda r: end_prompts(r.parent / "teacher", "!"), "warning",
+                         "chat template", "teacher would get another prompt"),
+    "other weights": (swap_weights, "problem", "student", "its config.json describes"),
+    "a leak": (leak_a_problem, "problem", "problems",
+               "1 test problems are among the training problems"),
+    "other tokens": (add_a_token, "warning", "tokenizers", "only the teacher has '<think>'"),
+    "an end": (lambda r: end_prompts(r.parent / "student", "<eos>"), "problem", "prompt",
+               "prompts end with '<eos>', at which answers end; the chat template"),
+    "another end": (end_with_a_token, "problem", "prompt", "at which answers end"),
+    "no file": (lambda r: (r.parent / "problems.jsonl").unlink(), "problem", "problems",
+                "problems.jsonl"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_is_wrong_on_the_disk_is_found(recipe: Path, name: str) -> None:
+    change, level, check, text = CHANGES[name]
+    change(recipe)
+    findings = found(recipe, "task.filters.repeated=keep")
+    assert [e for e in findings if (e.level, e.check) == (level, check) and text in e.text]
+
+
+WRONG = {
+    "train.steps=0": ("settings", "train.steps must be at least 1, got 0"),
+    "teacher.path=nobody/nothing": ("teacher", "no directory on this disk"),
+    "student.dtype=float16": ("settings", "memory.master_weights"),
+    "task.train.path=nowhere.jsonl": ("problems", "nowhere.jsonl"),
+}
+
+
+@pytest.mark.parametrize("override", WRONG)
+def test_what_is_wrong_in_the_settings_is_found(recipe: Path, override: str) -> None:
+    check, text = WRONG[override]
+    assert (check, True) in [
+        (each, text in said) for each, said in problems(found(recipe, override))
+    ]
+    for remedy in ("memory.master_weights=true", "student.lora={r=2}"):
+        assert problems(found(recipe, "student.dtype=float16", remedy)) == []
 
 
 def test_the_command_prints_the_report(recipe: Path) -> None:
@@ -223,15 +263,6 @@ def test_logits_that_are_capped(recipe: Path) -> None:
     ]
 
 
-def test_a_teacher_with_other_tokens(recipe: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(recipe.parent / "teacher")
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>"]})
-    tokenizer.save_pretrained(recipe.parent / "teacher")
-    said = {each.level: each.text for each in found(recipe) if each.check == "tokenizers"}
-    assert list(said) == ["warning"]
-    assert "only the teacher has '<think>'" in said["warning"]
-
-
 @pytest.mark.parametrize(
     ("kind", "answer", "level"),
     [("qwen3", 100, None), ("qwen3", 257, "warning"), ("gpt2", 257, "problem")],
@@ -241,24 +272,6 @@ def test_lengths_against_positions(recipe: Path, kind: str, answer: int, level: 
     findings = found(changed, "prompt.max_tokens=100", f"sampling.max_new_tokens={answer}")
     said = [each.level for each in findings if "beyond its 256 positions" in each.text]
     assert said == ([] if level is None else [level, level])
-
-
-def test_a_prompt_that_ends_as_an_answer_does(recipe: Path) -> None:
-    path = recipe.parent / "student" / "chat_template.jinja"
-    path.write_text(path.read_text() + "<eos>")
-    ((check, text),) = problems(found(recipe))
-    assert check == "prompt"
-    assert text.startswith("prompts end with '<eos>', at which answers end; the chat template")
-
-
-def test_an_end_of_the_generation_settings_counts(recipe: Path) -> None:
-    directory = recipe.parent / "student"
-    (directory / "generation_config.json").write_text('{"eos_token_id": [2, 61]}')
-    text = (directory / "chat_template.jinja").read_text()
-    end = byte_tokenizer().decode([61])
-    for name in ("student", "teacher"):
-        (recipe.parent / name / "chat_template.jinja").write_text(text + end)
-    assert any(check == "prompt" for check, _ in problems(found(recipe)))
 
 
 def test_precisions_that_cannot_learn(recipe: Path) -> None:
@@ -378,8 +391,6 @@ settings = { method = "opd", train = { steps = 0 } }
 
 
 def test_files_that_are_not_there(recipe: Path) -> None:
-    ((check, text),) = problems(found(recipe, "task.train.path=nowhere.jsonl"))
-    assert (check, "nowhere.jsonl" in text) == ("problems", True)
     assert problems(found(recipe.with_name("other.toml")))[0][0] == "settings"
     overrides = ("task.train.hub=false", "task.train.path=nowhere.jsonl")
     away = found(PAPER / "math-4b.toml", *overrides)
@@ -399,11 +410,3 @@ def test_the_page_is_for_people(recipe: Path) -> None:
     lines = Report(findings=large).text().splitlines()
     remedies = [line for line in lines if "-> set memory" in line]
     assert len(remedies) == 1  # not once for each phase
-
-
-def test_a_student_in_float16_needs_masters(recipe: Path) -> None:
-    (found_problem,) = problems(found(recipe, "student.dtype=float16"))
-    assert found_problem[0] == "settings"
-    assert "memory.master_weights" in found_problem[1]
-    for remedy in ("memory.master_weights=true", "student.lora={r=2}"):
-        assert problems(found(recipe, "student.dtype=float16", remedy)) == []

@@ -59,12 +59,6 @@ def search_rows(method, rng):
                 "reason": "not finite" if broken else "best, above 2 standard errors"
                 if scale == best else "below the best",
             }  # fmt: skip
-        if best > 1:
-            yield {
-                **common, "trial": 9, "kind": "retest-candidate", "scale": best,
-                "score": score + 0.03, "score_se": 0.003, "accepted": None,
-                "reason": "fresh prompts",
-            }  # fmt: skip
 
 
 def rollout_rows(method, rng):
@@ -289,7 +283,7 @@ def runs_saying():
              "reverse_kl": 0.5, "sampled_tokens": step}
             for step in (1, 9)
         ]  # fmt: skip
-        names = ("incumbent", text, "candidate", f"{text} retest-candidate")
+        names = ("incumbent", text, "candidate", f"{text} candidate")
         search = [
             {"step": 8, "kind": kind, "scale": 2.0, "score": 0.5, "accepted": False, "reason": text}
             for kind in names

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from effopd.errors import RecordError
-from effopd.reports.examples import example_html
+from effopd.reports.rollouts import example_html
 
 RECORD = {
     "schema": 1,

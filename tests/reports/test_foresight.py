@@ -5,9 +5,9 @@ import plotly.graph_objects as go
 import pytest
 
 from effopd.errors import RecordError
-from effopd.reports.foresight import foresight_figure
 from effopd.reports.page import write_report
 from effopd.reports.style import run_styles
+from effopd.reports.timeline import foresight_figure
 
 LOST = "foresight is lost: over the last 3 observations"
 

@@ -213,8 +213,8 @@ def test_a_trial_is_measured_against_the_latest_incumbent_of_its_search():
         {"step": 8, "kind": "incumbent", "scale": 1.0, "score": 0.50},
         {"step": 8, "kind": "candidate", "scale": 4.0, "score": 0.75, "accepted": False},
         {"step": 8, "kind": "candidate", "scale": 8.0, "score": None, "accepted": False},
-        {"step": 8, "kind": "retest-incumbent", "scale": 1.0, "score": 0.25},
-        {"step": 8, "kind": "retest-candidate", "scale": 4.0, "score": 0.75, "accepted": True},
+        {"step": 8, "kind": "incumbent", "scale": 1.0, "score": 0.25},
+        {"step": 8, "kind": "candidate", "scale": 4.0, "score": 0.75, "accepted": True},
         {"step": 16, "kind": "candidate", "scale": 4.0, "score": 0.75, "accepted": False},
     ]
     run = Run(directory=None, label="effopd", info={}, search=rows)

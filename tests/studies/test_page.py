@@ -1,11 +1,19 @@
-"""The page of a reproduction says what its measurements say."""
+"""Intervals over seeds, the verdicts they decide, and the page that says so."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 from studies.paper.claims import Claim
-from studies.paper.page import judge, load_measurements, write_reproduction
+from studies.paper.page import (
+    Interval,
+    interval,
+    judge,
+    load_measurements,
+    verdict,
+    write_reproduction,
+)
 
 from effopd.errors import RecordError
 from effopd.records import write_json_atomic
@@ -50,6 +58,42 @@ def claim(neutral: float = 0.0) -> Claim:
     )
 
 
+def test_an_interval_of_known_values() -> None:
+    found = interval([1.0, 2.0, 3.0])
+    half = 4.303 * 1.0 / math.sqrt(3)  # Student's t with two degrees of freedom, deviation 1
+    assert found.mean == pytest.approx(2.0)
+    assert (found.low, found.high) == pytest.approx((2.0 - half, 2.0 + half))
+    assert found.text() == "2.00 [-0.48, 4.48]"
+
+
+def test_a_single_seed_decides_nothing() -> None:
+    found = interval([5.0])
+    assert (found.low, found.high) == (-math.inf, math.inf)
+    assert verdict(found) == "not"
+    assert found.text() == "5.00"
+
+
+@pytest.mark.parametrize("values", [[], [math.nan], [1.0, math.inf], [0.0] * 11])
+def test_what_has_no_interval_is_refused(values: list[float]) -> None:
+    with pytest.raises(RecordError, match="1 to 10 finite values"):
+        interval(values)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "neutral", "expected"),
+    [
+        (0.1, 0.3, 0.0, "reproduced"),
+        (-0.3, -0.1, 0.0, "opposite"),
+        (-0.1, 0.3, 0.0, "not"),
+        (0.1, 0.3, 0.2, "not"),
+        (0.1, 0.3, 0.5, "opposite"),
+        (0.0, 0.3, 0.0, "not"),
+    ],
+)
+def test_the_whole_interval_decides(low: float, high: float, neutral: float, expected: str) -> None:
+    assert verdict(Interval(mean=(low + high) / 2, low=low, high=high, n=5), neutral) == expected
+
+
 def test_measurements_come_in_the_order_of_their_seeds(tmp_path: Path) -> None:
     found = load_measurements(measurements(tmp_path, [1.0, 2.0, 3.0]))
     assert [row["gain"] for row in found["gain"]] == [1.0, 2.0, 3.0]
@@ -64,7 +108,7 @@ def test_a_directory_without_measurements_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gains", "neutral", "verdict"),
+    ("gains", "neutral", "expected"),
     [
         ([1.0, 1.1, 0.9], 0.0, "reproduced"),
         ([1.0, 1.1, 0.9], 2.0, "opposite"),
@@ -73,11 +117,11 @@ def test_a_directory_without_measurements_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_claim_is_judged_by_its_seeds(
-    tmp_path: Path, gains: list[float | None], neutral: float, verdict: str
+    tmp_path: Path, gains: list[float | None], neutral: float, expected: str
 ) -> None:
     found = load_measurements(measurements(tmp_path, gains))
     interval, decided = judge(claim(neutral), found)
-    assert decided == verdict
+    assert decided == expected
     assert (interval is None) == (None in gains)
 
 

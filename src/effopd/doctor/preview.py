@@ -38,17 +38,11 @@ class Shown:
 
 @dataclass(frozen=True, kw_only=True)
 class Preview:
-    """The problems of a recipe as a run would have them.
+    """The problems of a recipe as a run would have them."""
 
-    Attributes:
-        remarks: What was left out, and templates that are lent, one line each.
-        task: All problems that are kept.
-        shown: The first training problems.
-    """
-
-    remarks: Sequence[str]
-    task: Task
-    shown: Sequence[Shown]
+    remarks: Sequence[str]  # what was left out, and templates that are lent
+    task: Task  # all problems that are kept
+    shown: Sequence[Shown]  # the first training problems
 
     def text(self, width: int) -> str:
         """The preview for a terminal of `width` columns."""

@@ -4,6 +4,7 @@ import textwrap
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +37,11 @@ CHECKS: tuple[Check, ...] = (devices, models, tokenizers, sandbox, problems, ser
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What was found about a run.
+    """What was found about a run."""
 
-    Attributes:
-        findings: In the order in which a run would meet them.
-        phases: Bytes and seconds of the phases of a step, of one run on one card.
-        cluster: The estimate on a cluster, where one was asked for.
-    """
-
-    findings: Sequence[Finding]
-    phases: Sequence[Phase] = ()
-    cluster: ClusterEstimate | None = None
+    findings: Sequence[Finding]  # in the order in which a run would meet them
+    phases: Sequence[Phase] = ()  # bytes and seconds of a step's phases on one card
+    cluster: ClusterEstimate | None = None  # where one was asked for
 
     @property
     def passes(self) -> bool:
@@ -129,10 +124,10 @@ def check_file(
         The findings; wrong settings are the only one.
     """
     is_model = path.suffix == ".json" or not (path.is_file() or path.suffix == ".toml")
+    look = partial(check, recipe=path, offline=offline, gpu=gpu, cluster=cluster)
     try:
         if _is_plan(path):
-            found = _plan(path, overrides, offline=offline, gpu=gpu, cluster=cluster)
-            return Report(findings=list(found))
+            return Report(findings=list(_plan(path, overrides, look)))
         if is_model and cluster is None:
             raise ConfigError(f"{path} is no recipe; for a model say how many cards: --gpus 8")
         if is_model:
@@ -145,9 +140,8 @@ def check_file(
         run = CheckedRun(config=config, recipe=None, offline=offline, gpu=cluster.gpu)
         report = _report(run, (models,), cluster)
     else:
-        report = check(config, recipe=path, offline=offline, gpu=gpu, cluster=cluster)
-    text = f"{config.name}, {config.train.steps} steps"
-    first = Finding("ok", "settings", text)
+        report = look(config)
+    first = Finding("ok", "settings", f"{config.name}, {config.train.steps} steps")
     return replace(report, findings=[first, *report.findings])
 
 
@@ -211,12 +205,7 @@ def _is_plan(recipe: Path) -> bool:
 
 
 def _plan(
-    path: Path,
-    overrides: Sequence[str],
-    *,
-    offline: bool,
-    gpu: Gpu | None,
-    cluster: Cluster | None,
+    path: Path, overrides: Sequence[str], look: Callable[[Config], Report]
 ) -> Iterator[Finding]:
     """One run of every method in every world, each finding once."""
     if overrides:
@@ -234,7 +223,7 @@ def _plan(
     yield Finding("ok", "settings", text)
     seen = set[Finding]()
     for config in configs.values():
-        findings = check(config, recipe=path, offline=offline, gpu=gpu, cluster=cluster).findings
+        findings = look(config).findings
         yield from (finding for finding in findings if finding not in seen)
         seen.update(findings)
 

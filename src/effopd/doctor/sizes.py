@@ -23,41 +23,23 @@ _ROUTERS = {"gate", "router"}
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
-    """The sizes of one decoder-only transformer.
+    """The sizes of one decoder-only transformer."""
 
-    Attributes:
-        tensors: Name -> shape of every trained tensor; a tied head counts once.
-        hidden: Width of the residual stream.
-        layers: Number of layers.
-        heads: Query heads.
-        kv_heads: Key and value heads.
-        head_width: Width of a head's queries and keys.
-        value_width: Width of a head's values.
-        cached_per_token: Numbers that the cache of keys and values holds for one token.
-        width: Of the feed-forward network, or of one expert.
-        vocabulary: Rows of the embedding.
-        tied: Whether the head is the embedding.
-        experts: Experts of a layer; 0 for a dense model.
-        experts_used: Experts that one token goes through.
-        shared_width: Of the network beside the experts that every token goes through; 0 for none.
-        qk_norm: Whether queries and keys are normalised.
-    """
-
-    tensors: Mapping[str, tuple[int, ...]]
+    tensors: Mapping[str, tuple[int, ...]]  # name -> shape, trained; a tied head counts once
     hidden: int
     layers: int
-    heads: int
+    heads: int  # of queries
     kv_heads: int
-    head_width: int
+    head_width: int  # of a head's queries and keys
     value_width: int
-    cached_per_token: int
-    width: int
-    vocabulary: int
-    tied: bool = False
-    experts: int = 0
-    experts_used: int = 0
-    shared_width: int = 0
-    qk_norm: bool = False
+    cached_per_token: int  # numbers that the cache of keys and values holds for one token
+    width: int  # of the feed-forward network, or of one expert
+    vocabulary: int  # rows of the embedding
+    tied: bool = False  # the head is the embedding
+    experts: int = 0  # of a layer; 0 for a dense model
+    experts_used: int = 0  # that one token goes through
+    shared_width: int = 0  # of the network beside the experts that every token goes through
+    qk_norm: bool = False  # queries and keys are normalised
 
     @cached_property
     def parameters(self) -> int:
@@ -69,14 +51,9 @@ class ModelShape:
         """Those that one token is multiplied by, the head once and the embedding not at all."""
         used = self.vocabulary * self.hidden + self.hidden
         for name, sizes in self.tensors.items():
-            if layer_of(name) is None:
-                continue
-            all_used = not self.experts or ".experts." not in name
-            used += (
-                math.prod(sizes)
-                if all_used
-                else (math.prod(sizes) // self.experts * self.experts_used)
-            )
+            numbers = math.prod(sizes) if layer_of(name) is not None else 0
+            chosen = self.experts and ".experts." in name
+            used += numbers // self.experts * self.experts_used if chosen else numbers
         return used
 
     def adapter_parameters(self, rank: int, modules: tuple[str, ...]) -> int:

@@ -14,6 +14,7 @@ _COLORS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A8A8A", "#720BD9",
 )  # fmt: skip
 _MARKS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "pentagon")
+FROM_0: Figure = {"rangemode": "tozero"}
 EARLY, LATE = "#C9C9C9", "#0072B2"
 """First and last checkpoint of a trajectory."""
 COORDINATES = {"pca": "principal component", "tsne": "t-SNE coordinate"}
@@ -80,27 +81,28 @@ def norm_figure(analysis: Analysis, name: str, title: str) -> Figure:
     for block in blocks:
         rows = analysis.rows("norm_sums", grouping="block", block=block)
         curves.append(curve(analysis, rows, name, BLOCKS[str(block)]))
-    y_axis: Figure = {"rangemode": "tozero"} if name != "step_cosine" else {}
-    figure = titled_layout(analysis.axis[0], title, x_axis={"rangemode": "tozero"}, y_axis=y_axis)
-    return {"data": curves, "layout": figure}
+    y_axis = FROM_0 if name != "step_cosine" else {}
+    return {"data": curves, "layout": titled_layout(analysis.axis[0], title, FROM_0, y_axis)}
 
 
 def accuracy_figure(analysis: Analysis) -> Figure:
     """Accuracy of every checkpoint against the norm of its update; figure 2b."""
     norms = {row["checkpoint"]: row for row in analysis.rows("norm_sums", grouping="whole")}
-    points = []
-    for row in _own_rows(analysis):
+    points, own = [], dict[Cell, dict[str, Cell]]()
+    for row in analysis.rows("divergences"):  # one a model: how it answers in its own text
+        if row["text"] == "own" or row["label"] == "base":
+            own.setdefault(row["label"], row)
+    for row in own.values():
         accuracy = numbers([row], "accuracy")[0]
         norm = numbers([norms[row["label"]]], "frobenius_norm")[0] if row["label"] in norms else 0.0
         if accuracy is not None and norm is not None:
             points.append((norm, accuracy, str(row["label"])))
     hovers = [f"{plotly_text(label)}<br>norm {x:.4g}<br>{y:.1%}" for x, y, label in points]
     style = styles(["checkpoints"])[0]
-    axes: Figure = {"rangemode": "tozero"}
-    title = "Frobenius norm of the update"
-    figure = titled_layout(title, "accuracy", x_axis=axes, y_axis={**axes, "tickformat": ".0%"})
-    figure["showlegend"] = False
-    return {"data": [marked_line([(x, y) for x, y, _ in points], hovers, style)], "layout": figure}
+    y_axis = FROM_0 | {"tickformat": ".0%"}
+    figure = titled_layout("Frobenius norm of the update", "accuracy", FROM_0, y_axis)
+    line = marked_line([(x, y) for x, y, _ in points], hovers, style)
+    return {"data": [line], "layout": figure | {"showlegend": False}}
 
 
 def layer_figure(analysis: Analysis, checkpoint: str) -> Figure:
@@ -131,16 +133,10 @@ def spectrum_figure(analysis: Analysis, name: str) -> Figure:
     """A column of Table 1 against the checkpoints, and what noise would give."""
     rows = analysis.rows("table1")
     label, noise = SPECTRA[name], "noise of the same norm and shape"
-    own, other = styles([label, noise])
+    (own,) = styles([label])
     other = Style(label=noise, color="#8A8A8A", symbol="x", dash="dot")
     curves = [curve(analysis, rows, name, own), curve(analysis, rows, f"noise_{name}", other)]
-    figure = titled_layout(
-        analysis.axis[0],
-        label,
-        x_axis={"rangemode": "tozero"},
-        y_axis={"rangemode": "tozero"},
-    )
-    return {"data": curves, "layout": figure}
+    return {"data": curves, "layout": titled_layout(analysis.axis[0], label, FROM_0, FROM_0)}
 
 
 def progress_figure(analysis: Analysis, end: str) -> Figure:
@@ -218,9 +214,8 @@ def divergence_figure(analysis: Analysis) -> Figure:
         rows = analysis.rows("divergences", text=text, to=to)
         if rows:
             curves.append(curve(analysis, rows, "mean_nats", style, key="label"))
-    axes: Figure = {"rangemode": "tozero"}
-    figure = titled_layout(analysis.axis[0], "mean KL per token (nats)", x_axis=axes, y_axis=axes)
-    return {"data": curves, "layout": figure}
+    layout = titled_layout(analysis.axis[0], "mean KL per token (nats)", FROM_0, FROM_0)
+    return {"data": curves, "layout": layout}
 
 
 def shift_figure(analysis: Analysis, space: str, projection: str, kind: str) -> Figure:
@@ -238,21 +233,8 @@ def shift_figure(analysis: Analysis, space: str, projection: str, kind: str) -> 
         trace |= {"mode": "markers", "name": plotly_text(name)}
         trace["marker"] = {"color": style.color, "size": 5, "symbol": style.symbol, "opacity": 0.7}
         traces.append(trace)
-    return {
-        "data": traces,
-        "layout": titled_layout(
-            f"first {COORDINATES[projection]}", f"second {COORDINATES[projection]}"
-        ),
-    }
-
-
-def _own_rows(analysis: Analysis) -> TableRows:
-    """One row a model that says how it answers: the base on its own text, checkpoints on theirs."""
-    found: dict[Cell, dict[str, Cell]] = {}
-    for row in analysis.rows("divergences"):
-        if row["text"] == "own" or row["label"] == "base":
-            found.setdefault(row["label"], row)
-    return list(found.values())
+    name = COORDINATES[projection]
+    return {"data": traces, "layout": titled_layout(f"first {name}", f"second {name}")}
 
 
 def _numbers(rows: TableRows, name: str) -> list[float]:

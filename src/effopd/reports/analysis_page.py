@@ -27,13 +27,15 @@ from effopd.reports.analysis_tables import (
     table_1_cells,
 )
 from effopd.reports.embedding import write_page
-from effopd.reports.examples import example_html
 from effopd.reports.figures import Figure
 from effopd.reports.png import write_sheets
+from effopd.reports.rollouts import example_html
 from effopd.reports.series import plain, unique_lines
+from effopd.reports.summary import unique
 from effopd.reports.tables import format_percent
 
 Json = dict[str, Any]
+Choice = tuple[str, str, Figure]
 PICTURED = 60
 """Matrices whose trajectory the page can show; of more, as many at equal distances."""
 
@@ -51,13 +53,21 @@ def analysis_content(analysis: Analysis) -> tuple[Json, dict[str, list[Json]]]:
     measured = list(sections(analysis))
     figures: dict[str, list[Json]] = {}
     for panel in (panel for section in measured for panel in section["panels"]):
-        name = panel["id"] = f"panel-{len(figures)}"
-        drawn = panel.pop("figures")
-        when: list[Json] = [{name: i} if len(drawn) > 1 else {} for i in range(len(drawn))]
-        figures[name] = [{"when": w, "figure": f} for w, f in zip(when, drawn, strict=True)]
-    still = [plain(str(row["place"])) for row in analysis.rows("never_moved")]
-    inputs = [{"label": "Directories and versions", "facts": "", "text": _inputs(analysis)}]
-    if still:
+        name, choices = f"panel-{len(figures)}", panel.pop("choices")
+        panel |= {"id": name, "options": [label for label, _, _ in choices]}
+        several = len(choices) > 1
+        figures[name] = [
+            {"when": {name: place} if several else {}, "figure": figure}
+            for place, (_, _, figure) in enumerate(choices)
+        ]
+    info, shown = analysis.info, analysis.shown
+    paths = [("base", info["base"]["path"])]
+    paths += [(shown[each["label"]], each["path"]) for each in info["checkpoints"]]
+    paths.append((f"final: {analysis.final}", info["final"]["path"]))
+    versions = ", ".join(f"{name} {version}" for name, version in info["versions"].items())
+    text = "\n".join([*(f"{name}: {plain(str(path))}" for name, path in paths), plain(versions)])
+    inputs = [{"label": "Directories and versions", "facts": "", "text": text}]
+    if still := [plain(str(row["place"])) for row in analysis.rows("never_moved")]:
         label = "Tensors that never moved"
         inputs.append({"label": label, "facts": str(len(still)), "text": "\n".join(still)})
     values: Json = {
@@ -65,7 +75,7 @@ def analysis_content(analysis: Analysis) -> tuple[Json, dict[str, list[Json]]]:
         "headline": headline(analysis).replace(" %", "\u00a0%"),
         "highlights": [],
         "facts": [f"{len(names)} checkpoints: {series}", f"compared with {analysis.final}"],
-        "command": plain(str(analysis.info["command"])),
+        "command": plain(str(info["command"])),
         "sections": measured,
         "example": "" if analysis.example is None else Markup(example_html(analysis.example)),
         "inputs": inputs,
@@ -80,38 +90,11 @@ def write_analysis_pngs(analysis: Analysis, directory: Path) -> list[Path]:
 
 
 def analysis_figures(analysis: Analysis) -> dict[str, Figure]:
-    """File name -> figure, of those that hold something."""
-    found: dict[str, Figure] = {}
-    if analysis.tables.get("norm_sums"):
-        found["norms"] = norm_figure(analysis, "frobenius_norm", "Frobenius norm of the update")
-        found["straightness"] = norm_figure(analysis, "straightness", "displacement / path length")
-        found["layers"] = layer_figure(analysis, analysis.checkpoints[-1])
-    if analysis.tables.get("table1"):
-        found |= {name: spectrum_figure(analysis, name) for name in SPECTRA}
-    if analysis.tables.get("subspace_progress"):
-        found["subspaces"] = progress_figure(analysis, "final")
-        rows = analysis.rows("directions_map")
-        found["directions_map"] = map_figure(rows, "final_cosine_1", "cosine")
-    if analysis.tables.get("trajectories"):
-        rows = analysis.rows("trajectory_map")
-        name = "explained_variance_ratio"
-        found["trajectory_map"] = map_figure(rows, name, "explained variance")
-    if analysis.tables.get("divergences"):
-        found["divergences"] = divergence_figure(analysis)
-        found["accuracy_norm"] = accuracy_figure(analysis)
-    # Trajectories of the matrices of the layer in the middle, of several experts the first.
-    rows = analysis.rows("trajectories")
-    layers = sorted({row["layer"] for row in rows if isinstance(row["layer"], int)})
-    kinds = sorted({str(row["projection_kind"]) for row in analysis.rows("trajectory_points")})
-    places: dict[str, str] = {}
-    for row in rows:
-        if layers and row["layer"] == layers[len(layers) // 2]:
-            name = re.sub(r"[^A-Za-z0-9._-]", "-", str(row["projection"]))[:60]
-            places.setdefault(name, str(row["place"]))
-    for name, place in places.items():
-        for kind in kinds:
-            found[f"trajectory_{kind}_{name}"] = trajectory_figure(analysis, place, kind)
-    return {name: figure for name, figure in found.items() if any(t["x"] for t in figure["data"])}
+    """File name -> figure: the choices of the page that have one, where they hold something."""
+    panels = (panel for section in sections(analysis) for panel in section["panels"])
+    choices = (choice for panel in panels for choice in panel["choices"])
+    named = {file: figure for _, file, figure in choices if file}
+    return {file: each for file, each in named.items() if any(t["x"] for t in each["data"])}
 
 
 def headline(analysis: Analysis) -> str:
@@ -129,103 +112,104 @@ def headline(analysis: Analysis) -> str:
 # Sections -----------------------------------------------------------------------------------------
 
 NORMS = {
-    "frobenius_norm": "Frobenius norm of the update",
-    "relative_norm": "norm of the update / of the base",
-    "bf16_unchanged_share": "share of weights unchanged in bf16",
-    "step_cosine": "cosine to the step before",
-    "straightness": "displacement / path length",
+    "frobenius_norm": ("norms", "Frobenius norm of the update"),
+    "relative_norm": ("", "norm of the update / of the base"),
+    "bf16_unchanged_share": ("", "share of weights unchanged in bf16"),
+    "step_cosine": ("", "cosine to the step before"),
+    "straightness": ("straightness", "displacement / path length"),
+}
+"""Columns of the sums -> file of the figure, and title."""
+PATHS = {
+    "pca": "Principal components of the path, from light (early) to dark (late); figure 5a.",
+    "tsne": "t-SNE of the same points. Distances and axes have no unit; figures 5a, 15 to 28.",
 }
 
 
 def sections(analysis: Analysis) -> Iterator[Json]:
-    """Figures and table of each section that was measured; its text is in the template."""
-    has = analysis.tables.get
+    """Panels and table of each section that was measured; its text is in the template.
+
+    A panel shows one of its choices (label, name of its PNG file or "", figure).
+    """
+    has, shown, last = analysis.tables.get, analysis.shown, analysis.checkpoints[-1]
+
+    def section(key: str, *panels: tuple[str, Sequence[Choice], str], **more: Json) -> Json:
+        drawn = [{"legend": a, "choices": b, "caption": c} for a, b, c in panels if b]
+        return {"key": key, "panels": drawn, **more}
+
     if has("table1"):
-        yield {"key": "table1", "panels": [], "table": table_1_cells(analysis)}
+        yield section("table1", table=table_1_cells(analysis))
     if has("norm_sums"):
-        whole = [(title, norm_figure(analysis, name, title)) for name, title in NORMS.items()]
+        sums = [(t, file, norm_figure(analysis, name, t)) for name, (file, t) in NORMS.items()]
         layers = [
-            (analysis.shown[label], layer_figure(analysis, label))
+            (shown[label], "layers" if label == last else "", layer_figure(analysis, label))
             for label in reversed(analysis.checkpoints)
         ]
-        caption = "The whole model, and the tensors of each block together (figure 2b)."
+        of_blocks = "The whole model, and the tensors of each block together (figure 2b)."
         by_layer = "Norm of the update of each layer's attention and MLP (figure 3b, left)."
-        panels = [_panel("Against training", whole, caption), _panel("By layer", layers, by_layer)]
-        yield {"key": "norms", "panels": panels, "table": norm_cells(analysis)}
+        panels = ("Against training", sums, of_blocks), ("By layer", layers, by_layer)
+        yield section("norms", *panels, table=norm_cells(analysis))
     if has("table1"):
-        choices = [(title, spectrum_figure(analysis, name)) for name, title in SPECTRA.items()]
-        yield {"key": "spectra", "panels": [_panel("Metric", choices, "Means over matrices.")]}
+        spectra = [(t, name, spectrum_figure(analysis, name)) for name, t in SPECTRA.items()]
+        yield section("spectra", ("Metric", spectra, "Means over matrices."))
     if has("subspace_progress"):
-        ends = {"final": f"with {analysis.final}", "previous": "with the checkpoint before"}
-        choices = [(name, progress_figure(analysis, end)) for end, name in ends.items()]
-        caption = "Means over matrices and over the leading k = 1 to 20 directions (figure 5b)."
-        first = map_figure(analysis.rows("directions_map"), "final_cosine_1", "cosine")
-        early = f"cosine of {analysis.shown[analysis.checkpoints[0]]} with {analysis.final}"
-        of_map = f"First direction: {early} (figure 12). Blank: one of the two never moved."
-        panels = [_panel("Agreement", choices, caption), _panel("", [("", first)], of_map)]
-        yield {"key": "subspaces", "panels": panels}
-    if has("trajectories"):
-        name = "explained_variance_ratio"
-        shares = map_figure(analysis.rows("trajectory_map"), name, "explained variance")
-        caption = "Share of the path's variance in its two leading components (figure 13)."
-        panels = [_panel("", [("", shares)], caption), *_paths(analysis)]
-        yield {"key": "trajectories", "panels": panels}
-    if has("divergences"):
-        along = _panel("", [("", divergence_figure(analysis))], "Divergence along the series.")
-        caption = "Accuracy against the norm (figure 2b)."
-        panels = [along, _panel("", [("", accuracy_figure(analysis))], caption)]
-        yield {"key": "behavior", "panels": panels, "table": divergence_cells(analysis)}
-    if has("shifts"):
-        yield {"key": "shifts", "panels": _shifts(analysis), "table": shift_cells(analysis)}
-
-
-def _paths(analysis: Analysis) -> list[Json]:
-    """One panel a kind of picture, with a choice of matrices."""
-    captions = {
-        "pca": "Principal components of the path, from light (early) to dark (late); figure 5a.",
-        "tsne": "t-SNE of the same points. Distances and axes have no unit; figures 5a, 15 to 28.",
-    }
-    panels = []
-    for kind, caption in captions.items():
-        rows = analysis.rows("trajectory_points", projection_kind=kind)
-        places = sample(list(dict.fromkeys(str(row["place"]) for row in rows)), PICTURED)
-        choices = [
-            (name, trajectory_figure(analysis, place, kind))
-            for name, place in zip(unique_lines(places), places, strict=True)
+        agreement = [
+            (f"with {analysis.final}", "subspaces", progress_figure(analysis, "final")),
+            ("with the checkpoint before", "", progress_figure(analysis, "previous")),
         ]
-        if choices:
-            panels.append(_panel("Matrix", choices, caption))
-    return panels
+        cosines = map_figure(analysis.rows("directions_map"), "final_cosine_1", "cosine")
+        means = "Means over matrices and over the leading k = 1 to 20 directions (figure 5b)."
+        early = f"First direction: cosine of {shown[analysis.checkpoints[0]]} with {analysis.final}"
+        early += " (figure 12). Blank: one of the two never moved."
+        panels = ("Agreement", agreement, means), ("", [("", "directions_map", cosines)], early)
+        yield section("subspaces", *panels)
+    if has("trajectories"):
+        rows = analysis.rows("trajectory_map")
+        planar = map_figure(rows, "explained_variance_ratio", "explained variance")
+        caption = "Share of the path's variance in its two leading components (figure 13)."
+        paths = [("Matrix", _paths(analysis, kind), text) for kind, text in PATHS.items()]
+        yield section("trajectories", ("", [("", "trajectory_map", planar)], caption), *paths)
+    if has("divergences"):
+        choice = ("", "divergences", divergence_figure(analysis))
+        along = ("", [choice], "Divergence along the series.")
+        choice = ("", "accuracy_norm", accuracy_figure(analysis))
+        over = ("", [choice], "Accuracy against the norm (figure 2b).")
+        yield section("behavior", along, over, table=divergence_cells(analysis))
+    if has("shifts"):
+        kinds = ("space", "kind", "projection")
+        pictures = unique(tuple(str(r[k]) for k in kinds) for r in analysis.rows("shift_points"))
+        names = {"pca": "PCA", "tsne": "t-SNE"}
+        choices = []
+        for space, kind, projection in pictures:
+            label = f"{plain(space)}, {plain(kind)}, {names.get(projection, plain(projection))}"
+            choices.append((label, "", shift_figure(analysis, space, projection, kind)))
+        caption = "Tokens before and after in one plane; shifts: after minus before (figure 11)."
+        yield section("shifts", ("Picture", choices, caption), table=shift_cells(analysis))
 
 
-def _shifts(analysis: Analysis) -> list[Json]:
-    names, choices = {"pca": "PCA", "tsne": "t-SNE"}, {}
-    for row in analysis.rows("shift_points"):
-        space, kind, projection = (str(row[key]) for key in ("space", "kind", "projection"))
-        if (space, kind, projection) not in choices:
-            shown = names.get(projection, plain(projection))
-            figure = shift_figure(analysis, space, projection, kind)
-            choices[space, kind, projection] = (f"{plain(space)}, {plain(kind)}, {shown}", figure)
-    caption = "Tokens before and after in one plane; shifts: after minus before (figure 11)."
-    return [_panel("Picture", list(choices.values()), caption)] if choices else []
+def _paths(analysis: Analysis, kind: str) -> list[Choice]:
+    """Trajectories of a sample of matrices; of the layer in the middle all, as PNG too.
+
+    Of several experts with the same projection the first is a file.
+    """
+    rows = analysis.rows("trajectories")
+    layers = sorted({row["layer"] for row in rows if isinstance(row["layer"], int)})
+    files: dict[str, str] = {}
+    for row in rows:
+        if layers and row["layer"] == layers[len(layers) // 2]:
+            name = re.sub(r"[^A-Za-z0-9._-]", "-", str(row["projection"]))[:60]
+            files.setdefault(f"trajectory_{kind}_{name}", str(row["place"]))
+    file_of = {place: file for file, place in files.items()}
+    rows = analysis.rows("trajectory_points", projection_kind=kind)
+    places = unique(str(row["place"]) for row in rows)
+    pictured = {*sample(places, PICTURED), *file_of}
+    places = [place for place in places if place in pictured]
+    return [
+        (name, file_of.get(place, ""), trajectory_figure(analysis, place, kind))
+        for name, place in zip(unique_lines(places), places, strict=True)
+    ]
 
 
 def sample(names: Sequence[str], most: int) -> list[str]:
     """At most so many names, at equal distances, the first among them."""
     count = min(len(names), most)
     return [names[index * len(names) // count] for index in range(count)]
-
-
-def _panel(legend: str, choices: Sequence[tuple[str, Figure]], caption: str) -> Json:
-    """A figure, or several of which one is shown."""
-    labels, figures = zip(*choices, strict=True)
-    return {"legend": legend, "options": labels, "figures": figures, "caption": caption}
-
-
-def _inputs(analysis: Analysis) -> str:
-    paths = {"base": analysis.info["base"]["path"]}
-    paths |= {analysis.shown[c["label"]]: c["path"] for c in analysis.info["checkpoints"]}
-    paths[f"final: {analysis.final}"] = analysis.info["final"]["path"]
-    versions = ", ".join(f"{k} {v}" for k, v in analysis.info["versions"].items())
-    lines = [*(f"{name}: {plain(str(path))}" for name, path in paths.items()), plain(versions)]
-    return "\n".join(lines)

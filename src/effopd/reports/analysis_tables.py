@@ -49,33 +49,28 @@ READINGS: Mapping[tuple[str, str], str] = {
 FIRST = ("teacher", "base")
 
 
-def table_1_text(analysis: Analysis) -> str:
-    """Table 1 as aligned text, with noise of the same norm and shape in a line below each row."""
-    lines = [["mean over matrices", "matrices", *(heading for heading, _ in TABLE_1.values())]]
-    for row in analysis.rows("table1"):
-        own = [formatted(row, name, form) for name, (_, form) in TABLE_1.items()]
-        noise = [formatted(row, f"noise_{name}", form) for name, (_, form) in TABLE_1.items()]
-        lines.append([analysis.shown[str(row["checkpoint"])], str(row["matrices"]), *own])
-        lines.append(["  noise", "", *noise])
-    return text_table(lines)
-
-
 def table_1_cells(analysis: Analysis) -> Json:
     """Table 1 for the page: what noise would give stands below each number."""
     lines = []
     for row in analysis.rows("table1"):
-        cells = [
-            {
-                "text": formatted(row, name, form),
-                "small": f"noise {formatted(row, f'noise_{name}', form)}",
-            }
-            for name, (_, form) in TABLE_1.items()
-        ]
-        label = analysis.shown[str(row["checkpoint"])]
-        count = {"text": str(row["matrices"]), "small": f"{row['never_moved']} never moved"}
-        lines.append({"label": label, "cells": [count, *cells]})
+        cells = [{"text": str(row["matrices"]), "small": f"{row['never_moved']} never moved"}]
+        for name, (_, form) in TABLE_1.items():
+            noise = formatted(row, f"noise_{name}", form)
+            cells.append({"text": formatted(row, name, form), "small": f"noise {noise}"})
+        lines.append({"label": analysis.shown[str(row["checkpoint"])], "cells": cells})
     headings = [heading for heading, _ in TABLE_1.values()]
     return {"columns": ["checkpoint", "matrices", *headings], "rows": lines}
+
+
+def table_1_text(analysis: Analysis) -> str:
+    """Table 1 as aligned text, with noise of the same norm and shape in a line below each row."""
+    table = table_1_cells(analysis)
+    lines = [["mean over matrices", *table["columns"][1:]]]
+    for row in table["rows"]:
+        lines.append([row["label"], *(cell["text"] for cell in row["cells"])])
+        noise = (cell["small"].removeprefix("noise ") for cell in row["cells"][1:])
+        lines.append(["  noise", "", *noise])
+    return text_table(lines)
 
 
 def cells_of(

@@ -24,6 +24,7 @@ from effopd.reports.summary import (
     evaluated,
     ratio_columns,
     setting_rows,
+    teacher_of,
     unique,
 )
 from effopd.reports.tables import (
@@ -58,23 +59,17 @@ _THING = {"steps": "steps", "tokens": "sampled tokens", "seconds": "time"}
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The runs of a page in the order of the plan.
+    """The runs of a page in the order of the plan, at least one.
 
-    Attributes:
-        name: Title.
-        cells: At least one run.
-        command: Command line that makes this comparison, page and figures.
-        notes: Sentences about how it was made: processes, what is missing.
-        plan: Text of the plan.
-        is_plan: Whether cells of one setting are its seeds; else every cell is shown for itself,
-            with its searches, samples and settings.
+    Of a plan, cells of one setting are its seeds; else every cell is shown for itself, with its
+    searches, samples and settings.
     """
 
     name: str
     cells: Sequence[Cell]
-    command: str = ""
-    notes: Sequence[str] = ()
-    plan: str = ""
+    command: str = ""  # makes this comparison, page and figures
+    notes: Sequence[str] = ()  # how it was made: processes, what is missing
+    plan: str = ""  # its text
     is_plan: bool = True
 
     def __post_init__(self) -> None:
@@ -400,7 +395,7 @@ def markdown_report(comparison: Comparison) -> str:
     text = f"# {escape_markdown(comparison.name)}\n\n{escape_markdown(headline(comparison))}\n"
     for world in comparison.worlds:
         rows = comparison.rows(world)
-        teacher = next((row["teacher_accuracy"] for row in rows), None)
+        teacher = teacher_of(rows)
         known = "was not evaluated" if teacher is None else (
             f"has an accuracy of {format_percent(teacher)}"
         )  # fmt: skip

@@ -26,16 +26,15 @@ from effopd.reports.figures import (
     rates_figure,
     reverse_kl_figure,
 )
-from effopd.reports.foresight import foresight_figure
 from effopd.reports.rollouts import divergence_limit, rollout_rows
 from effopd.reports.series import base_accuracy, plain, trials
-from effopd.reports.summary import PERCENTS, SettingRow, notes, unique
+from effopd.reports.summary import PERCENTS, SettingRow, notes, teacher_of, unique
 from effopd.reports.tables import (
     format_lr,
     format_percent,
     format_ratio,
 )
-from effopd.reports.timeline import search_figure, search_sentence
+from effopd.reports.timeline import foresight_figure, search_figure, search_sentence
 
 Json = dict[str, Any]
 
@@ -75,12 +74,12 @@ def page_content(comparison: Comparison) -> tuple[Json, Json]:
             for cost in AXES:
                 when = {"world": number, "choice": name, "cost": cost}
                 curves = comparison.curves(rows)
-                add("accuracy", when, accuracy_figure(curves, cost, _teacher(rows)))
+                add("accuracy", when, accuracy_figure(curves, cost, teacher_of(rows)))
                 add("reverse_kl", when, reverse_kl_figure(curves, cost))
                 tables.append((when, cost_table(comparison, rows, cost)))
         if comparison.rates:
             rows, when = comparison.rows(world), {"world": number}
-            sweep = accuracy_figure(comparison.sweep_curves(world), "steps", _teacher(rows))
+            sweep = accuracy_figure(comparison.sweep_curves(world), "steps", teacher_of(rows))
             add("sweep", when, sweep)
             styles = [comparison.styles[row["method"]] for row in rows]
             add("rates", when, rates_figure(rows, styles))
@@ -92,7 +91,7 @@ def page_content(comparison: Comparison) -> tuple[Json, Json]:
             rows = comparison.variant_rows(figure, world)
             for cost in AXES:
                 when = {"world": number, "cost": cost}
-                drawn = accuracy_figure(comparison.curves(rows), cost, _teacher(rows))
+                drawn = accuracy_figure(comparison.curves(rows), cost, teacher_of(rows))
                 add(variant["id"], when, drawn)
                 variant["tables"].append((when, cost_table(comparison, rows, cost)))
         variants.append(variant)
@@ -237,7 +236,3 @@ def _facts(comparison: Comparison) -> list[str]:
         presets = unique(plain(str(run.info.get("preset") or "")) for run in comparison.runs)
         facts += [f"preset {preset}" for preset in presets if preset]
     return [*facts, *(f"{count} {noun}{'' if count == 1 else 's'}" for count, noun in counted)]
-
-
-def _teacher(rows: Sequence[SettingRow]) -> float | None:
-    return next((row["teacher_accuracy"] for row in rows), None)

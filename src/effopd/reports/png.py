@@ -14,6 +14,7 @@ from effopd.reports.comparison import Comparison
 from effopd.reports.figures import Figure, accuracy_figure, rates_figure, reverse_kl_figure
 from effopd.reports.series import plain, trials
 from effopd.reports.style import run_styles
+from effopd.reports.summary import teacher_of
 from effopd.reports.tables import format_lr
 from effopd.reports.timeline import search_figure
 
@@ -48,16 +49,17 @@ def write_pngs(runs: Sequence[Run], directory: Path | str) -> list[Path]:
     """Writes `accuracy_steps`, `accuracy_tokens`, `reverse_kl_steps`, and `search` if one ran."""
     comparison = Comparison.of_runs(runs, "report")
     rows = comparison.rows("")
-    curves, teacher = comparison.curves(rows), rows[0]["teacher_accuracy"]
+    curves = comparison.curves(rows)
     sheets: dict[str, Sequence[Sequence[Figure]]] = {
-        f"accuracy_{cost}": [[accuracy_figure(curves, cost, teacher)]]
+        f"accuracy_{cost}": [[accuracy_figure(curves, cost, teacher_of(rows))]]
         for cost in ("steps", "tokens")
     }
     sheets["reverse_kl_steps"] = [[reverse_kl_figure(curves, "steps")]]
-    searches = []
-    for run, style in zip(runs, run_styles(runs), strict=True):
-        if any(trials(run)):
-            searches.append([_titled(search_figure(run), style.label)])
+    searches = [
+        [_titled(search_figure(run), style.label)]
+        for run, style in zip(runs, run_styles(runs), strict=True)
+        if any(trials(run))
+    ]
     sheets |= {"search": searches} if searches else {}
     return write_sheets(sheets, directory)
 
@@ -66,8 +68,7 @@ def write_comparison_pngs(comparison: Comparison, directory: Path | str) -> list
     """Writes `accuracy_steps`, `accuracy_seconds`, `lr_sweep` and one file a figure of variants."""
 
     def panel(world: str, rows: list[dict[str, Any]], cost: str, title: str) -> Figure:
-        teacher = next((row["teacher_accuracy"] for row in rows), None)
-        figure = accuracy_figure(comparison.curves(rows), cost, teacher)
+        figure = accuracy_figure(comparison.curves(rows), cost, teacher_of(rows))
         return _titled(figure, f"{plain(world)}, {title}")
 
     lr, worlds = comparison.shown_lr, comparison.worlds
@@ -86,8 +87,7 @@ def write_comparison_pngs(comparison: Comparison, directory: Path | str) -> list
     sheets["lr_sweep"] = []
     for world in worlds:
         rows = comparison.rows(world)
-        teacher = next((row["teacher_accuracy"] for row in rows), None)
-        sweep = accuracy_figure(comparison.sweep_curves(world), "steps", teacher)
+        sweep = accuracy_figure(comparison.sweep_curves(world), "steps", teacher_of(rows))
         rates = rates_figure(rows, [comparison.styles[row["method"]] for row in rows])
         sheets["lr_sweep"].append([_titled(each, plain(world)) for each in (sweep, rates)])
     return write_sheets(sheets, directory)

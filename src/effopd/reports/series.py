@@ -36,48 +36,15 @@ class Trial:
     seconds: float | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Observation:
-    """One row of the monitor.
-
-    Attributes:
-        step: Optimizer updates done.
-        step_cosine: Of the displacement by training with the one before it.
-        inertia: What momentum alone would make of it.
-        straightness: Distance from the base over path length.
-        is_alarm: Whether foresight was lost here.
-    """
-
-    step: float
-    step_cosine: float | None
-    inertia: float | None
-    straightness: float | None
-    is_alarm: bool
-
-
-def observations(run: Run) -> list[Observation]:
-    """Rows of the monitor in order."""
-    return [
-        Observation(
-            step=_required(row, "step", run),
-            step_cosine=number(row, "step_cosine", run),
-            inertia=number(row, "inertia", run),
-            straightness=number(row, "straightness", run),
-            is_alarm=bool(row.get("alarms")),
-        )
-        for row in run.monitor
-    ]
-
-
 def evaluations(run: Run) -> list[Evaluation]:
     """Evaluations of the student in order of steps."""
-    elapsed = {_required(row, "step", run): number(row, "elapsed_s", run) for row in run.timing}
+    elapsed = {required(row, "step", run): number(row, "elapsed_s", run) for row in run.timing}
     elapsed.setdefault(0, 0.0)
     measured = ("sampled_tokens", "teacher_tokens", "accuracy", "accuracy_se", "reverse_kl")
     points = []
     for row in run.evals:
         if row.get("model") == "student":
-            step = _required(row, "step", run)
+            step = required(row, "step", run)
             found = {name: number(row, name, run) for name in measured}
             points.append(Evaluation(step=step, elapsed_s=elapsed.get(step), **found))
     return sorted(points, key=lambda point: point.step)
@@ -88,7 +55,7 @@ def trials(run: Run) -> Iterator[Trial]:
     step_of_incumbent: float | None = None
     incumbent: float | None = None
     for row in run.search:
-        step, scale = _required(row, "step", run), _required(row, "scale", run)
+        step, scale = required(row, "step", run), required(row, "scale", run)
         kind, score = str(row.get("kind")), number(row, "score", run)
         if kind.endswith("incumbent"):
             step_of_incumbent, incumbent = step, score
@@ -170,7 +137,8 @@ def number(row: Row, key: str, run: Run) -> float | None:
     return value
 
 
-def _required(row: Row, key: str, run: Run) -> float:
+def required(row: Row, key: str, run: Run) -> float:
+    """The number at `key`; that there is none is a RecordError too."""
     value = number(row, key, run)
     if value is None:
         raise RecordError(

@@ -21,7 +21,6 @@ _METHODS = {
     "effopd": ("#D55E00", "diamond"),
     "exopd": ("#720BD9", "triangle-left"),
     "alphaopd": ("#73481D", "triangle-right"),
-    "relex": ("#4B5173", "pentagon"),
     "expo": ("#BFAE56", "hexagon"),
     "grpo": ("#F20C59", "star"),
     "dapo": ("#836DF2", "octagon"),

@@ -48,6 +48,11 @@ def unique(items: Iterable[Item]) -> list[Item]:
     return list(dict.fromkeys(items))
 
 
+def teacher_of(rows: Sequence[SettingRow]) -> float | None:
+    """Accuracy of the teacher of rows of one world."""
+    return next((row["teacher_accuracy"] for row in rows), None)
+
+
 # One run ------------------------------------------------------------------------------------------
 
 

@@ -1,13 +1,13 @@
-"""The search timeline: every trial of a run, when it was made, how far it went, how it scored."""
+"""Figures against the steps of a run: its trials of scales, and foresight as the monitor saw it."""
 
 import math
 from collections.abc import Sequence
 from statistics import median
 
 from effopd.records import Run
-from effopd.reports.figures import Figure, base_layout, plotly_text
-from effopd.reports.series import Trial, evaluations, trials
-from effopd.reports.style import BETTER, NEUTRAL, WORSE, blended
+from effopd.reports.figures import Figure, base_layout, marked_line, plotly_text, ring
+from effopd.reports.series import Trial, evaluations, number, required, trials
+from effopd.reports.style import BETTER, NEUTRAL, WORSE, blended, run_styles
 from effopd.reports.tables import format_cost, format_percent
 
 MOST_JUMPS = 8
@@ -16,7 +16,6 @@ MOST_JUMPS = 8
 _EDGE = {"color": "rgba(120,120,120,0.9)", "width": 1}
 _MARKERS: dict[str, Figure] = {
     "incumbent": {"symbol": "line-ew-open", "size": 14, "line": {"width": 2}},
-    "retest": {"symbol": "circle-open", "size": 22, "line": {"width": 2}},
     "rejected": {"symbol": "circle", "size": 10, "line": _EDGE},
     "not finite": {"symbol": "x-thin-open", "size": 9, "line": {"width": 2}},
     "accepted": {"symbol": "star", "size": 18, "line": _EDGE},
@@ -68,8 +67,6 @@ def _kind(trial: Trial) -> str:
         return "incumbent"
     if trial.accepted:
         return "accepted"
-    if trial.kind == "retest-candidate":
-        return "retest"
     return "not finite" if trial.kind == "candidate" and trial.score is None else "rejected"
 
 
@@ -140,3 +137,30 @@ def search_sentence(run: Run) -> str:
     cost = f" Searching took {' and '.join(shares)}." if shares else ""
     many = f"{searches} search{'' if searches == 1 else 'es'}, "
     return f"{many}{len(found)} trial{'' if len(found) == 1 else 's'}; {accepted}.{cost}"
+
+
+def foresight_figure(runs: Sequence[Run]) -> Figure:
+    """The cosine of each displacement by training with the one before it, against the step.
+
+    A ring marks where foresight was lost; runs without the monitor have no curve.
+    """
+    curves, rings = [], []
+    for run, style in zip(runs, run_styles(runs), strict=True):
+        points, hovers, lost = [], [], []
+        for row in run.monitor:
+            step, cosine = required(row, "step", run), number(row, "step_cosine", run)
+            if cosine is None:
+                continue
+            lines = [f"<b>{plotly_text(style.label)}</b>, step {step:g}"]
+            for name in ("step_cosine", "inertia", "straightness"):
+                if (value := number(row, name, run)) is not None:
+                    lines.append(f"{name.replace('_', ' ')} {value:.3f}")
+            if row.get("alarms"):
+                lines.append("foresight is lost")
+                lost.append((step, cosine))
+            points.append((step, cosine))
+            hovers.append("<br>".join(lines))
+        curves += [marked_line(points, hovers, style)] if points else []
+        rings += [ring(lost, style)] if lost else []
+    layout = base_layout("steps", "cosine of successive displacements", range=[-1.05, 1.05])
+    return {"data": curves + rings, "layout": layout}
