@@ -33,7 +33,7 @@ from effopd.rollouts.rollout import Rollout
 from effopd.training.collect import Batch
 from effopd.training.learning import FullVocabularyLearner
 from effopd.training.settings import LoopSettings, MemorySettings, TrainSettings
-from effopd.training.updating import Updater
+from effopd.training.update import Updater
 from search import PEER, PEER_VERSION, Ours, Released, Tensors, endpoints, ignore
 
 SPARE_BYTES = 6 * 2**30

@@ -65,7 +65,7 @@ def row(
 
 
 def spiky(rows: int, columns: int, seed: int) -> Tensor:
-    """An update of Table 1's kind: 85 % of the energy in a head of 2 % of the rank, a flat tail."""
+    """An update of Table 1's kind: 85% of the energy in a head of 2% of the rank, a flat tail."""
     rng = torch.Generator().manual_seed(seed)
     rank = max(4, min(rows, columns) // 50)
     left = torch.randn(rows, rank, generator=rng) / math.sqrt(rows)

@@ -21,7 +21,7 @@ ROWS = [{"question": f"{n}+1=", "answer": str(n + 1)} for n in range(12)]
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_models(tmp_path_factory.mktemp("models"))
 
 
@@ -30,15 +30,14 @@ def reward(problem: Problem, answer: str) -> float:
 
 
 def test_train_from_python(
-    models: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    student, teacher = models
     steps: list[int] = []
     run = effopd.train(
         effopd.Config.of("opd", **SMALL),
         tmp_path / "run",
-        model=student,
-        teacher=str(teacher),
+        model=models / "student",
+        teacher=str(models / "teacher"),
         problems=ROWS,
         reward=reward,
         callbacks=[Observer(on_step=lambda metrics, timing: steps.append(metrics["step"]))],

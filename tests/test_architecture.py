@@ -24,7 +24,7 @@ _BELOW_ANALYSIS = _BELOW_BUILD | {"reports", "figures", "training/build", "train
 _BELOW_CLI = _BELOW_ANALYSIS | {"evaluation/benchmarks", "analysis", "comparison", "doctor"}
 
 MAY_IMPORT = {
-    "__init__": {"errors", "search"},
+    "__init__": _BELOW_CLI,
     "errors": set(),
     "records": {"errors"},
     "precision": set(),
@@ -49,7 +49,7 @@ MAY_IMPORT = {
     "training/run": _BELOW_BUILD | {"training/build"},
     "evaluation/benchmarks": _BELOW_ANALYSIS,
     "analysis": _BELOW_ANALYSIS,
-    "comparison": _BELOW_ANALYSIS | {"__init__"},
+    "comparison": _BELOW_ANALYSIS,
     "doctor": _BELOW_ANALYSIS | {"comparison"},
     "cli": _BELOW_CLI | {"__init__"},
 }

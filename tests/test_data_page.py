@@ -51,6 +51,12 @@ def test_the_example_is_a_recipe(tmp_path: Path) -> None:
     assert given == {"thinking": True, "reasoning_effort": "low"}
 
 
+def test_the_python_prints_what_the_page_says(capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    exec(example, {})
+    assert capsys.readouterr().out.strip() == example.strip().rsplit("# ", 1)[1]
+
+
 def test_the_table_of_data_sets() -> None:
     rows = re.findall(r"^\| `(\w+)` \| `([\w/-]+)` \| `(\w{40})` \| (.+) \|$", PAGE, re.MULTILINE)
     named = {name: spec for name, spec in registry().datasets.items() if name != "custom"}

@@ -1,5 +1,7 @@
-"""The repository itself: files, versions, links, and a README whose commands and example run."""
+"""The repository itself: files, versions, links, and a page whose examples run."""
 
+import ast
+import pkgutil
 import re
 import subprocess
 import sys
@@ -140,18 +142,49 @@ def test_pages_name_existing_make_targets() -> None:
     assert named <= targets
 
 
-def test_readme_example_prints_what_the_readme_shows() -> None:
-    found = blocks(ROOT / "README.md")
-    at = [language for language, _ in found].index("python")
-    (_, example), (language, shown) = found[at : at + 2]
-    assert language == "text", "the example's output follows it in a ```text block"
-    assert output_of(example) == shown
+MODULE = re.compile(r"`(effopd(?:\.\w+)+)")
 
 
-def test_page_on_integration_runs_from_top_to_bottom() -> None:
-    found = [
-        text for language, text in blocks(ROOT / "docs" / "integrate.md") if language == "python"
-    ]
-    *searches, asked = output_of("\n".join(found)).splitlines()
-    assert [line.split()[0] for line in searches] == ["1", "2", "4", "8", "16", "32"]
-    assert float(asked) >= 1
+def missing_names(page: Path) -> list[str]:
+    """Names of the package that a page imports or names and that are not there."""
+    named = set()
+    for language, text in blocks(page):
+        for node in ast.walk(ast.parse(text)) if language in {"python", "py"} else ():
+            if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "effopd":
+                named |= {f"{node.module}.{alias.name}" for alias in node.names}
+    if page.name != "verl.md":  # there `effopd.key` is a setting
+        named |= set(MODULE.findall(page.read_text("utf-8")))
+    return sorted(name for name in named if not is_there(name))
+
+
+def is_there(name: str) -> bool:
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
+def test_pages_name_what_the_package_has() -> None:
+    described = [page for page in pages() if page.name not in {"CHANGELOG.md", "LOG.md"}]
+    missing = {str(page.relative_to(ROOT)): missing_names(page) for page in described}
+    assert {page: names for page, names in missing.items() if names} == {}
+
+
+def test_a_missing_name_is_noticed(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "`effopd.train(x)` `effopd.gone`\n```python\nfrom effopd import Lost, Search\n```\n"
+    )
+    assert missing_names(page) == ["effopd.Lost", "effopd.gone"]
+
+
+def test_page_on_integration_runs_and_prints_what_it_shows() -> None:
+    found = blocks(ROOT / "docs" / "integrate.md")
+    (at,) = [place for place, (language, _) in enumerate(found) if language == "text"]
+    (language, bowl), (_, shown) = found[at - 1 : at + 1]
+    assert language == "python", "the example's output follows it in a ```text block"
+    assert output_of(bowl) == shown
+    top_to_bottom = [text for language, text in found[: at - 1] if language == "python"]
+    steps = [line.split()[0] for line in output_of("\n".join(top_to_bottom)).splitlines()]
+    assert steps == ["1", "2", "4", "8", "16", "32"]

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs on: 40 x H20 96GB, 5 nodes of 8; at most 0.7 hours a step.
 # Qwen/Qwen3-14B-Base learns programming from its teacher: opd.sh with the sizes of arXiv 2605.11739, 32 GPUs that train and write,
-# and 8 that serve the teacher. `effopd plan` finds that it fits; docs/verl.md says how to start it.
+# and 8 that serve the teacher. `effopd doctor MODEL --gpus` finds that it fits; docs/verl.md says how to start it.
 set -euo pipefail
 
 export STUDENT=${STUDENT:-Qwen/Qwen3-14B-Base}

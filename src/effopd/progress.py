@@ -40,13 +40,13 @@ class Progress:
         """Starts the clock again: what came before says nothing about the units to come."""
         self._started = self._told = time.monotonic()
 
-    def advance(self, text: str = "", *, work: float = 1.0, counts: bool = True) -> None:
+    def advance(self, text: str = "", *, work: float = 1.0, counts: int = 1) -> None:
         """Notes a unit that ended.
 
         Args:
             text: Printed with the count and the clock; "" for a line now and then, and at the end.
             work: Its share of the whole work.
-            counts: Whether it was finished rather than given up.
+            counts: Units that it finished; 0 for one that was given up.
         """
         self.done += counts
         self._work_done += work

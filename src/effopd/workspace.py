@@ -58,11 +58,12 @@ class Workspace:
         """Releases the lock."""
         self._lock.release()
 
-    def refuse(self, changed: Iterable[str]) -> None:
+    def refuse(self, changed: Iterable[str], hint: str = "") -> None:
         """Refuses to go on under other settings.
 
         Args:
             changed: What differs, one sentence each, as `differences` gives them.
+            hint: More for the user, after what to do.
 
         Raises:
             ConfigError: Something differs.
@@ -72,6 +73,7 @@ class Workspace:
                 f"{self.path} holds the {self._what} of other settings:\n  "
                 + "\n  ".join(lines)
                 + "\nGo on with the old settings, or choose another directory (--out)."
+                + hint
             )
 
 

@@ -171,7 +171,7 @@ def methods(measurements: Measurements) -> list[Figure]:
         middle["marker"]["line"] = {"color": "#000000", "width": 2}
         traces = [trace | {"mode": "markers", "showlegend": False} for trace in (dots, middle)]
         title = f"6, 7: {cost}, one dot a seed"
-        panels.append(panel(traces, title, f"{cost} to 90 % of the teacher", ""))
+        panels.append(panel(traces, title, f"{cost} to 90% of the teacher", ""))
         ticks = {"tickvals": list(range(len(titles))), "ticktext": list(titles.values())}
         panels[-1]["layout"]["yaxis"] |= ticks
     return panels

@@ -40,7 +40,7 @@ def compare_methods(study: Study) -> None:
 
 
 def methods_record(study: Study, seed: int) -> Row:
-    """Steps and seconds to 90 % of the teacher, by method; the horizon counts where not reached."""
+    """Steps and seconds to 90% of the teacher, by method; the horizon counts where not reached."""
     cells = _cells(study, seed, "sharpen")
     record: Row = {"titles": TITLES}
     for name in ("opd", "exopd", "alphaopd", "paper", "effopd"):

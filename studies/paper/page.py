@@ -24,12 +24,12 @@ _SHOWN: dict[Verdict, str] = {
 }
 
 _T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""97.5 % points of Student's t with 1 to 9 degrees of freedom."""
+"""97.5% points of Student's t with 1 to 9 degrees of freedom."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A mean over seeds and its 95 % interval by Student's t, infinite with a single seed."""
+    """A mean over seeds and its 95% interval by Student's t, infinite with a single seed."""
 
     mean: float
     low: float
@@ -43,7 +43,7 @@ class Interval:
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """The 95 % interval of the mean of one value per seed."""
+    """The 95% interval of the mean of one value per seed."""
     n = len(values)
     if not 1 <= n <= 1 + len(_T_975) or not all(map(math.isfinite, values)):
         raise RecordError(f"an interval needs 1 to {1 + len(_T_975)} finite values, got {values}")
@@ -151,7 +151,7 @@ def _numbers(measurements: Measurements) -> str:
         values = [_over(measurements[name], method, *keys) for method in ("grpo", "opd")]
         lines.append(f"| {title} | " + " | ".join(values) + " |")
     methods = measurements["methods"]
-    lines += ["", "| Figures 6 and 7 | steps to 90 % | seconds to 90 % |", "|---|---|---|"]
+    lines += ["", "| Figures 6 and 7 | steps to 90% | seconds to 90% |", "|---|---|---|"]
     for name in methods[0]["titles"]:
         steps, seconds = (_over(methods, name, cost) for cost in ("steps", "seconds"))
         lines.append(f"| {methods[0]['titles'][name]} | {steps} | {seconds} |")
@@ -160,9 +160,9 @@ def _numbers(measurements: Measurements) -> str:
 
 _ACCURACIES = (
     ("final checkpoint", "ranks", ("full",)),
-    ("top 5 % of the rank, same norm", "ranks", ("top", "0.05")),
-    ("top 10 %", "ranks", ("top", "0.1")),
-    ("bottom 50 %", "ranks", ("bottom", "0.5")),
+    ("top 5% of the rank, same norm", "ranks", ("top", "0.05")),
+    ("top 10%", "ranks", ("top", "0.1")),
+    ("bottom 50%", "ranks", ("bottom", "0.5")),
     ("with the base's embeddings", "embeddings", ("base_embeddings",)),
     ("early checkpoint", "rescaling", ("early",)),
     ("early checkpoint at the final norms", "rescaling", ("rescaled",)),
@@ -184,7 +184,7 @@ _HEAD = """# Reproduction in the tiny world
 
 {setup}
 
-Every claim is a quantity that the claim says is above a value. Its 95 % interval over training
+Every claim is a quantity that the claim says is above a value. Its 95% interval over training
 seeds (Student's t) decides: wholly above is *reproduced*, wholly below is *opposite*, else *not
 reproduced*: the seeds leave it open. Of {total} claims {reproduced} are reproduced, {not} are not,
 {opposite} came out opposite. `make reproduce` makes this page; the numbers come from
@@ -197,7 +197,7 @@ _FOOT = """## What a model of this size can and cannot show
   knowledge is present and has to be sharpened. It says nothing about properties that come from
   scale: hundreds of layers and wide matrices, many tasks in one model, text with a long tail.
 - Matrices have 48 to 256 columns, so one per cent of the rank is one or two directions: Table 1 is
-  compared at 5 % too, and an effective rank has little room.
+  compared at 5% too, and an effective rank has little room.
 - With six layers a sliding window of half-width one covers half of the model. Windows at the ends
   are cut short; the inverted U is judged on whole windows only.
 - RL and OPD take equally many updates of equal learning rate and batch size here. Adam's steps are

@@ -109,7 +109,7 @@ def test_a_critic_is_as_large_as_the_student_and_its_moments() -> None:
         }
         return Estimate(config=make_config(raw), shapes={"student": SHAPE})
 
-    without, critic = (next(rewarded(method).phases()) for method in ("dr_grpo", "ppo"))
+    without, critic = (rewarded(method).phases()[0] for method in ("dr_grpo", "ppo"))
     assert critic.memory.device - without.memory.device == 4 * 2 * P
 
 

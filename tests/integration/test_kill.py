@@ -36,10 +36,9 @@ from effopd.training import loop, state
 from effopd.training import run as assemble
 from effopd.training.collect import Collector
 from effopd.training.config import Config
-from effopd.training.evaluating import Evaluations
 from effopd.training.loop import Trainer
 from effopd.training.run_directory import LOGS, RunDirectory
-from effopd.training.updating import Updater
+from effopd.training.update import Updater
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +88,7 @@ PHASES: dict[str, tuple[Any, str]] = {
     "update": (Updater, "update_"),
     "search": (Trainer, "_search"),
     "records": (Trainer, "_finish"),
-    "evaluation": (Evaluations, "if_due"),
+    "evaluation": (Trainer, "_evaluate"),
     "save": (Trainer, "_save"),
 }
 """What happens there, and in which function."""
@@ -217,10 +216,10 @@ def before(patch: Patch, owner: Any, name: str, step: Callable[[Any], int]) -> N
 def after_the_choice(patch: Patch) -> None:
     real = LineSearch.ask
 
-    def asking(line: LineSearch) -> Draw | None:
-        draw = real(line)
-        if draw is None and line._step == SEARCHED:
-            assert line.result.accepted_scale > 1.0  # there is a swap to miss
+    def asking(search: LineSearch) -> Draw | None:
+        draw = real(search)
+        if draw is None and search.result.step == SEARCHED:
+            assert search.result.accepted_scale > 1.0  # there is a swap to miss
             kill_me()
         return draw
 

@@ -33,10 +33,9 @@ from effopd.training.build import build_parts
 from effopd.training.collect import Collector
 from effopd.training.config import Config
 from effopd.training.critic import Critic
-from effopd.training.evaluating import Evaluations
 from effopd.training.learning import SampledTokenLearner
 from effopd.training.loop import Trainer
-from effopd.training.monitor import MonitorHook
+from effopd.training.monitor import Monitor
 from effopd.training.run_directory import LOGS
 from effopd.training.signals import StopRequest
 from effopd.training.teachers import StudentAverage
@@ -271,8 +270,8 @@ KILLS: list[tuple[str, Any, str, int]] = [
     ("dapo, refills", Collector, "_portion", 4),
     ("self-teacher", StudentAverage, "update_", 4),
     ("two teachers", SampledTokenLearner, "prepare", 4),
-    ("search with the monitor", MonitorHook, "observe", 4),  # between the update and its row
-    ("search with the monitor", MonitorHook, "on_extrapolation", 1),  # between a jump and its note
+    ("search with the monitor", Monitor, "observe", 4),  # between the update and its row
+    ("search with the monitor", Monitor, "on_extrapolation", 1),  # between a jump and its note
 ]
 """A case, and the call before which its process is killed."""
 
@@ -405,10 +404,10 @@ def with_accuracies(
     monkeypatch: pytest.MonkeyPatch, student: list[float], teacher: float = 1.0
 ) -> None:
     """Evaluations of a run find these accuracies, whatever was written."""
-    write = Evaluations._write
+    write = Trainer._write_evaluation
     found = iter(student)
 
-    def written(self: Evaluations, model: str, evaluation: Any, progress: Any) -> None:
+    def written(self: Trainer, model: str, evaluation: Any) -> None:
         row = evaluation.row()
         row["accuracy"] = teacher if model == "teacher" else next(found)
 
@@ -418,9 +417,9 @@ def with_accuracies(
             def row(self) -> Raw:
                 return row
 
-        write(self, model, Scripted(), progress)  # type: ignore[arg-type]
+        write(self, model, Scripted())  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Evaluations, "_write", written)
+    monkeypatch.setattr(Trainer, "_write_evaluation", written)
 
 
 ENDED = {"method": "opd", "evaluation.every": 1, "checkpoint.every": 4}

@@ -14,7 +14,7 @@ from effopd.records import read_jsonl
 from effopd.training.build import build_parts
 from effopd.training.config import make_config
 from effopd.training.run import train
-from effopd.training.updating import Updater
+from effopd.training.update import Updater
 
 PROBLEMS = 256
 MEASURED = {

@@ -1,18 +1,21 @@
 """`python -m studies.paper` from nothing, in a world that takes seconds."""
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from studies.paper import reproduce
+from studies.paper import accuracy, geometry, reproduce
 from studies.paper.reproduce import measures
-from studies.paper.study import Study
+from studies.paper.study import BOTH, Scene, Study, train_run
 
+from effopd.analysis.modules import update_norm
 from effopd.data.world import TinyWorld, make_model, make_tokenizer
 from effopd.errors import ConfigError
+from effopd.models.layout import matrices, places
 
 WORLD = {
     "hidden": 32,
@@ -51,23 +54,15 @@ seeds = [1]
 """
 
 
-def one_by_one(function: Callable[[Any], str], units: Iterable[Any]) -> None:
-    """In this process: that of each unit takes longer to start than the unit itself."""
-    for unit in units:
-        function(unit)
-
-
-@pytest.fixture
-def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
-    monkeypatch.setenv("EFFOPD_CACHE", str(tmp_path / "cache"))
-    plan, teacher = tmp_path / "plan.toml", tmp_path / "teacher"
+def study_in(directory: Path) -> Study:
+    plan, teacher = directory / "plan.toml", directory / "teacher"
     world = "\n".join(f"{name} = {value}" for name, value in WORLD.items())
     plan.write_text(PLAN.replace("WORLD", world).replace("TEACHER", str(teacher)))
     model = make_model(TinyWorld(**WORLD | {"seed": 1}))  # the base, untrained, is its own equal
     model.save_pretrained(teacher)
     make_tokenizer(TinyWorld(**WORLD)).save_pretrained(teacher)
     return Study(
-        out=tmp_path / "out",
+        out=directory / "out",
         seeds=(1,),
         steps=4,
         save_every=2,
@@ -80,11 +75,49 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     )
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterable[Scene]:
+    """One seed of reinforcement learning and of the distillation from it."""
+    directory = tmp_path_factory.mktemp("study")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("EFFOPD_CACHE", str(directory / "cache"))
+        patched.setattr("os.fsync", lambda descriptor: None)
+        study = study_in(directory)
+        for method in BOTH:
+            train_run(study, method, 1)
+        yield Scene(study, 1)
+
+
+def test_measurements_agree_with_each_other(trained: Scene) -> None:
+    measured = (accuracy.scaling, accuracy.embeddings, accuracy.ranks)
+    scaled, replaced, ranked = (measure(trained) for measure in measured)
+    for method in BOTH:
+        update = trained.update(method)
+        norm, layers = update_norm(update), accuracy.layer_norms(update, WORLD["layers"])
+        assert 0 < math.hypot(*layers["mlp"], *layers["attention"]) <= norm
+        assert scaled[method]["norm"] == [scale * norm for scale in accuracy.SCALES]
+        whole = scaled[method]["accuracy"][-1]
+        assert whole == replaced[method]["full"] == ranked[method]["full"]
+        assert 0 < ranked[method]["tail_norm"] < norm
+        modules = matrices(places(update.shapes))
+        table = geometry.table_1(update, modules)
+        assert 0 < table["top_1_ratio"] < table["top_5_ratio"] < 1
+    assert replaced["base"] == ranked["base"]
+
+
+def one_by_one(function: Callable[[Any], str], units: Iterable[Any]) -> None:
+    """In this process: that of each unit takes longer to start than the unit itself."""
+    for unit in units:
+        function(unit)
+
+
+@pytest.mark.slow
 def test_everything_is_trained_measured_and_written_once(
-    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("EFFOPD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(reproduce, "_in_parallel", one_by_one)
-    page = tmp_path / "docs" / "reproduction.md"
+    study, page = study_in(tmp_path), tmp_path / "docs" / "reproduction.md"
     reproduce.reproduce(study, page)
     written = {
         path: path.stat().st_mtime_ns for path in study.out.rglob("*.json*") if path.is_file()

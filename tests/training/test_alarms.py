@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from effopd.training.alarms import EARLY_STEPS, alarms
+from effopd.training.rows import EARLY_STEPS, alarms
 
 HEALTHY: dict[str, Any] = {
     "truncated_share": 0.5,

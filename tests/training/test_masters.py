@@ -19,15 +19,13 @@ from effopd.search.scales import LadderScales
 from effopd.search.schedule import EveryN
 from effopd.search.validation import Draw
 from effopd.training.learning import FullVocabularyLearner
-from effopd.training.masters import Masters
-from effopd.training.searching import extrapolator_of
 from effopd.training.settings import (
     LoopSettings,
     MemorySettings,
     OptimizerSettings,
     TrainSettings,
 )
-from effopd.training.updating import Updater
+from effopd.training.update import Masters, Updater, extrapolator_of
 
 ANSWERS = rollouts(6, 1)
 TEACHERS = Teachers.single(tiny_policy(1))

@@ -12,15 +12,16 @@ from tests.support.tiny import Raw, metrics_of, outcome, tiny_config, train_tiny
 from torch import Tensor
 
 from effopd.evaluation.routing import Teachers
+from effopd.models.checkpoints import list_checkpoints
 from effopd.models.lora import LoraStudent, add_adapters_
 from effopd.models.policy import Policy
 from effopd.objectives import FullVocabularyKL
 from effopd.search.extrapolator import Search
 from effopd.search.schedule import EveryN
 from effopd.training.learning import FullVocabularyLearner
-from effopd.training.searching import extrapolator_of
+from effopd.training.search_checkpoint import read_search
 from effopd.training.settings import LoopSettings, MemorySettings
-from effopd.training.updating import Updater
+from effopd.training.update import Updater, extrapolator_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "memory.md"
 
@@ -158,7 +159,18 @@ def test_a_run_computes_the_same_wherever_things_are(
     plain, apart = outcome(tmp_path / "plain"), outcome(tmp_path / "apart")
     masters = {"masters.safetensors"} if "master_weights" in memory else set()
     assert apart.files.keys() - plain.files.keys() == masters
-    assert {name: apart.files[name] for name in plain.files} == plain.files
+    search = "search-00000-of-00001.safetensors"  # names a checksum of masters and live weights
+    assert {name: apart.files[name] for name in plain.files if name != search} == {
+        name: digest for name, digest in plain.files.items() if name != search
+    }
+    states = [
+        read_search(list_checkpoints(tmp_path / name / "checkpoints")[0] / "trainer" / search)
+        for name in ("plain", "apart")
+    ]
+    for state in states:
+        del state["weights"]
+        state["anchor"] = {name: tensor.tolist() for name, tensor in state["anchor"].items()}
+    assert states[0] == states[1]
     for part in ("metrics", "evals", "rollouts", "search", "counters"):
         assert getattr(apart, part) == getattr(plain, part), part
 

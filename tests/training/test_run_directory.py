@@ -44,9 +44,10 @@ def test_a_second_process_is_refused_by_name_until_the_first_one_dies(tmp_path: 
     ready, held = os.pipe()
 
     def hold() -> None:
-        RunDirectory(tmp_path / "run")
+        run = RunDirectory(tmp_path / "run")
         os.write(held, b"x")
         signal.pause()
+        run.close()
 
     child = processes.fork(hold)
     os.read(ready, 1)
@@ -79,7 +80,7 @@ def test_a_refused_lock_leaves_no_descriptor_open(tmp_path: Path) -> None:
 
 def test_a_file_in_the_way_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
-    with pytest.raises(ConfigError, match=r"run cannot be a run directory.*--out"):
+    with pytest.raises(ConfigError, match=r"run cannot hold the run.*--out"):
         RunDirectory(tmp_path / "run")
 
 

@@ -99,29 +99,25 @@ def evaluate(
 ) -> None:
     """Evaluate a model on benchmarks, or a checkpoint of a run on its test problems. Resumes."""
     with errors(debug):
-        if bench is None:
-            from effopd.cli.run import evaluate_checkpoint
+        from effopd.cli.evaluate import evaluate_benchmarks, evaluate_checkpoint
 
+        if bench is None:
             if target is None:
                 raise typer.BadParameter("give a run, or a model and --bench")
             evaluate_checkpoint(Path(target), step, problems, overrides or [])
             return
-        from effopd.evaluation.benchmarks.run import BenchRequest, run_benchmarks
-
-        finished = run_benchmarks(
-            BenchRequest(
-                benchmarks=bench.split(","),
-                files=data_files or [],
-                out=out,
-                target=target,
-                run=run,
-                every=every,
-                self_check=self_check,
-                limit=limit,
-                against=against,
-                samples=samples,
-                overrides=overrides or [],
-            )
+        finished = evaluate_benchmarks(
+            target,
+            overrides or [],
+            bench=bench,
+            samples=samples,
+            files=data_files or [],
+            out=out,
+            run=run,
+            every=every,
+            limit=limit,
+            against=against,
+            self_check=self_check,
         )
         raise typer.Exit(0 if finished else STOPPED)
 

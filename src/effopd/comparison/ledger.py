@@ -3,10 +3,10 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from effopd import __version__
 from effopd.comparison.plan import PlannedCell
 from effopd.models.checkpoints import MANIFEST, checkpoint_path
 from effopd.records import write_json_atomic
@@ -35,11 +35,11 @@ class Ledger:
 
     def __init__(self, out: Path) -> None:
         self._out, self._path = out, out / NAME
-        self._known: dict[str, Any] = {"version": __version__, "cells": {}, "workers": []}
+        self._known: dict[str, Any] = {"version": version("effopd"), "cells": {}, "workers": []}
         try:
             known = json.loads(self._path.read_bytes())
             self._known["workers"] = known["workers"]
-            if known["version"] == __version__:
+            if known["version"] == version("effopd"):
                 self._known["cells"] = known["cells"]
         except (OSError, ValueError, KeyError, TypeError):
             return  # missing or damaged: every run is checked in full, and it is written anew

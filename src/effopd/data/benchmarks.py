@@ -6,9 +6,10 @@ schemas it is distributed in; `registry.toml` has those of arXiv 2605.11739 and 
 
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any, Literal
 
 from effopd.data.dataset import Benchmark, DatasetSpec, Schema, registry
@@ -16,7 +17,7 @@ from effopd.data.fields import text_at
 from effopd.data.filters import select
 from effopd.data.mapping import NO_QUESTION, MappedRow, RejectedRow, read_row
 from effopd.data.problem import AnswerRules, Counts, Problem
-from effopd.data.rows import Row
+from effopd.data.rows import Row, memory_rows
 from effopd.errors import ConfigError
 
 _OWN = Benchmark(
@@ -66,12 +67,24 @@ class Questions:
     questions: tuple[Question, ...]
     counts: Counts
 
+    def __len__(self) -> int:
+        return len(self.questions)
+
 
 def load_benchmark(
-    name: str, path: str = "", *, seed: int = 0, limit: int | None = None
+    name: str,
+    source: str | Path | Iterable[Mapping[str, Any]] = "",
+    *,
+    seed: int = 0,
+    limit: int | None = None,
 ) -> Questions:
-    """Reads a benchmark."""
-    known = registry().benchmarks
+    """Reads a benchmark from the hub, from a file, or from rows in memory."""
+    known, given = registry().benchmarks, None
+    if isinstance(source, str | Path):
+        path = str(source)
+    else:
+        given = list(source)
+        path = f"{len(given)} rows in memory"
     if name not in known and not path:
         raise ConfigError(
             f"unknown benchmark {name!r}: choose of {', '.join(known)}, or give a file of your own "
@@ -86,22 +99,15 @@ def load_benchmark(
     hub: Any = {} if path else {**benchmark.hub, "hub": True}
     options: list[Any] = [{"path": path, **schema.fields, **hub} for schema in benchmark.schemas]
     specs = [DatasetSpec(**each) for each in options]
-    rows: Iterator[Row] = specs[0].rows(None, name)
+    rows = specs[0].rows(None, name) if given is None else memory_rows(given, name)
     spec, schema = specs[0], benchmark.schemas[0]
     if path:
         first = next(rows, None)
         if first is None:
             raise ConfigError(f"{path} holds no rows of {name}")
-        rows, mistakes = chain([first], rows), []
-        for spec, schema in zip(specs, benchmark.schemas, strict=True):
-            found = _question(first, spec, schema, benchmark.verifier, seed)
-            if not (isinstance(found, RejectedRow) and found.reason == NO_QUESTION):
-                break  # the first schema that can read the first row
-            mistakes.append(found.message.partition(": ")[2])
-        else:
-            listed = "; ".join(dict.fromkeys(mistakes))
-            raise ConfigError(f"{first.place} is in no schema of {name}: {listed}")
-    source = path or f"{spec.repo}@{spec.revision}"
+        rows = chain([first], rows)
+        spec, schema = _fitting(first, specs, benchmark, name, seed)
+    title = path or f"{spec.repo}@{spec.revision}"
     questions: list[Question] = []
 
     def mapped(rows: Iterable[Row]) -> Iterator[MappedRow | RejectedRow]:
@@ -116,16 +122,30 @@ def load_benchmark(
             else:
                 yield question
 
-    _, counts = select(source, mapped(rows), [])
+    _, counts = select(title, mapped(rows), [])
     return Questions(
         name=name,
         verifier=benchmark.verifier,
-        source=source,
+        source=title,
         licence=benchmark.licence,
         rules=spec.rules,
         questions=tuple(questions[:limit]),
         counts=counts,
     )
+
+
+def _fitting(
+    first: Row, specs: Sequence[DatasetSpec], benchmark: Benchmark, name: str, seed: int
+) -> tuple[DatasetSpec, Schema]:
+    """The first schema that can read the first row."""
+    mistakes = []
+    for spec, schema in zip(specs, benchmark.schemas, strict=True):
+        found = _question(first, spec, schema, benchmark.verifier, seed)
+        if not (isinstance(found, RejectedRow) and found.reason == NO_QUESTION):
+            return spec, schema
+        mistakes.append(found.message.partition(": ")[2])
+    listed = "; ".join(dict.fromkeys(mistakes))
+    raise ConfigError(f"{first.place} is in no schema of {name}: {listed}")
 
 
 def _question(

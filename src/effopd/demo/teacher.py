@@ -11,7 +11,7 @@ from effopd.objectives import PolicyGradient
 from effopd.training.collect import Collector, rewards_differ
 from effopd.training.policy_learning import PolicyGradientLearner
 from effopd.training.settings import LoopSettings, OptimizerSettings, TrainSettings
-from effopd.training.updating import Updater
+from effopd.training.update import Updater
 
 CHECK_EVERY = 5
 

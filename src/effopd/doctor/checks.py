@@ -35,7 +35,7 @@ _ROTARY = ("rope_parameters", "rope_theta", "rope_scaling")
 _QUESTION = Problem(id="doctor", prompt="What is 2 + 2?", answer="4")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Finding:
     """One thing that was looked at."""
 
@@ -120,11 +120,15 @@ class CheckedRun:
         """The sizes of the models by name."""
         return {name: model.shape for name, model in self.models.items()}
 
+    @property
+    def student(self) -> Model | None:
+        """The student, where a recipe names one."""
+        return self.models.get("student")
+
 
 def devices(run: CheckedRun) -> Iterator[Finding]:
     """Which device the run would take here, or which card it is judged for."""
-    asked = run.config.device
-    elsewhere = run.offline or run.gpu is not None
+    asked, elsewhere = run.config.device, run.offline or run.gpu is not None
     judged = f"; judged for {run.gpu.name}" if run.gpu is not None else ""
     try:
         found = real_device(asked)
@@ -132,17 +136,14 @@ def devices(run: CheckedRun) -> Iterator[Finding]:
         # Offline, or with a card named, the recipe may be meant for another machine.
         text = str(error) if not elsewhere else f"{asked}, which this machine does not have"
         level: Level = "ok" if judged else "warning" if elsewhere else "problem"
-        yield Finding(level=level, check="device", text=text + judged)
+        yield Finding(level, "device", text + judged)
         return
-    why = {AUTO: "a GPU was found" if found != "cpu" else "no GPU was found here"}.get(asked, "")
-    text = f"{found} (device = {asked!r}{', ' if why else ''}{why}){judged}"
-    student = run.models.get("student")
-    shape = None if student is None else student.known_shape
-    if found == "cpu" and not elsewhere and shape is not None and shape.parameters > _LARGE:
-        remedy = "run it on a machine with a GPU, and name that card here with --gpu"
-        yield Finding(level="warning", check="device", text=text, remedy=remedy)
-        return
-    yield Finding(level="ok", check="device", text=text)
+    why = {AUTO: f", {'a' if found != 'cpu' else 'no'} GPU was found here"}.get(asked, "")
+    shape = None if run.student is None else run.student.known_shape
+    slow = found == "cpu" and not elsewhere and shape and shape.parameters > _LARGE
+    remedy = "run it on a machine with a GPU, and name that card here with --gpu" if slow else ""
+    text = f"{found} (device = {asked!r}{why}){judged}"
+    yield Finding("warning" if slow else "ok", "device", text, remedy)
 
 
 # Models -------------------------------------------------------------------------------------------
@@ -155,7 +156,7 @@ def models(run: CheckedRun) -> Iterator[Finding]:
             yield _size(model)
             yield from _architecture(run, model)
         except EffopdError as error:
-            yield Finding(level="problem", check=model.name, text=str(error))
+            yield Finding("problem", model.name, str(error))
 
 
 def _size(model: Model) -> Finding:
@@ -175,7 +176,7 @@ def _size(model: Model) -> Finding:
             level, remedy = "problem", "complete the download"
             text = f"{path} holds {elements} numbers, its config.json describes "
             text += str(shape.parameters)
-    return Finding(level=level, check=model.name, text=text, remedy=remedy)
+    return Finding(level, model.name, text, remedy)
 
 
 def _architecture(run: CheckedRun, model: Model) -> Iterator[Finding]:
@@ -186,15 +187,15 @@ def _architecture(run: CheckedRun, model: Model) -> Iterator[Finding]:
     try:
         found = architecture_of(described, settings.path, settings.attention)
     except EffopdError as error:
-        yield Finding(level="problem", check=name, text=str(error))
+        yield Finding("problem", name, str(error))
     else:
         if found.attention != settings.attention:
             text = f"{found.model_class.__name__} runs with attention {found.attention!r}"
-            yield Finding(level="ok", check=name, text=text)
+            yield Finding("ok", name, text)
     low = f'set {name}.dtype = "bfloat16"'
     if settings.attention == "flash_attention_2" and settings.dtype == "float32":
         text = "flash_attention_2 computes in bfloat16 or float16, the model is in float32"
-        yield Finding(level="problem", check=name, text=text, remedy=low)
+        yield Finding("problem", name, text, low)
     # Positions: vLLM and learned embeddings fail beyond the last, rotary ones get worse.
     text_config, known = described.get_text_config(), position_limit(content)
     prompt, answer = config.prompt.max_tokens, config.sampling.max_new_tokens
@@ -203,17 +204,14 @@ def _architecture(run: CheckedRun, model: Model) -> Iterator[Finding]:
         by_vllm = name == "student" and config.rollouts.engine == "vllm"
         level: Level = "problem" if by_vllm or (learned and answer >= known) else "warning"
         text = f"prompts of {prompt} and answers of {answer} tokens go beyond its {known} positions"
-        remedy = "lower sampling.max_new_tokens or prompt.max_tokens"
-        yield Finding(level=level, check=name, text=text, remedy=remedy)
+        yield Finding(level, name, text, "lower sampling.max_new_tokens or prompt.max_tokens")
     # Precision: weights that cannot learn, or that leave the range of their type.
     if name == "student" and config.rounds_updates:
         text = f"bfloat16 weights round updates of {config.optimizer.lr:g} away"
-        remedy = "set memory.master_weights = true"
-        yield Finding(level="warning", check=name, text=text, remedy=remedy)
-    published = str(getattr(described, "dtype", None) or "").removeprefix("torch.")
-    if settings.dtype == "float16" and published == "bfloat16":
+        yield Finding("warning", name, text, "set memory.master_weights = true")
+    if settings.dtype == "float16" and str(described.dtype).endswith("bfloat16"):
         text = "published in bfloat16; float16 ends at 65,504, which activations may pass"
-        yield Finding(level="warning", check=name, text=text, remedy=low)
+        yield Finding("warning", name, text, low)
 
 
 # Tokenizers and prompts ---------------------------------------------------------------------------
@@ -225,13 +223,12 @@ def tokenizers(run: CheckedRun) -> Iterator[Finding]:
     rows = {shape.vocabulary for shape in shapes if shape is not None}
     if len(rows) > 1:
         text = f"heads have {', '.join(map(str, sorted(rows)))} rows; those without a token are cut"
-        yield Finding(level="warning", check="vocabulary", text=text)
-    student = run.models.get("student")
-    if student is None:
+        yield Finding("warning", "vocabulary", text)
+    if (student := run.student) is None:
         return
     if student.tokenizer is None:
         text = "tokenizers are not on this disk and were not compared"
-        yield Finding(level="warning", check="tokenizers", text=text)
+        yield Finding("warning", "tokenizers", text)
         return
     for name, model in run.models.items():
         if name != "student" and model.tokenizer is not None:
@@ -252,7 +249,7 @@ def tokenizers(run: CheckedRun) -> Iterator[Finding]:
         positions=None,  # what the settings allow is looked at with the model
     ):
         level: Level = "problem" if own.ids[-1] in ends else "warning"
-        yield Finding(level=level, check="prompt", text=remark)
+        yield Finding(level, "prompt", remark)
 
 
 def _compared(run: CheckedRun, name: str, student: Any, other: Any) -> Iterator[Finding]:
@@ -260,23 +257,23 @@ def _compared(run: CheckedRun, name: str, student: Any, other: Any) -> Iterator[
     try:
         shared = shared_vocabulary(student, other, name if "." in name else f"the {name}")
     except ParameterMismatchError as error:
-        yield Finding(level="problem", check="tokenizers", text=str(error))
+        yield Finding("problem", "tokenizers", str(error))
         return
     if shared.remark:
-        yield Finding(level="warning", check="tokenizers", text=shared.remark)
+        yield Finding("warning", "tokenizers", shared.remark)
     else:
-        yield Finding(level="ok", check="tokenizers", text=f"{name} has the student's tokens")
+        yield Finding("ok", "tokenizers", f"{name} has the student's tokens")
     if student.eos_token_id != other.eos_token_id:
         text = f"the student ends with {student.eos_token!r}, {name} with {other.eos_token!r}"
-        yield Finding(level="warning", check="special tokens", text=text)
+        yield Finding("warning", "special tokens", text)
     if run.config.prompt.chat and lend_template_(student, other):
         text = f"{name} has no chat template: its own evaluation uses the student's"
-        yield Finding(level="ok", check="chat template", text=text)
+        yield Finding("ok", "chat template", text)
     seen = render(run.config, other, _QUESTION)
     if seen.ids != render(run.config, student, _QUESTION).ids:
         text = f"{name} would get another prompt: {seen.text!r}"
         remedy = "the teacher scores the student's tokens: give both one chat template"
-        yield Finding(level="warning", check="chat template", text=text, remedy=remedy)
+        yield Finding("warning", "chat template", text, remedy)
 
 
 # Problems, and who checks and serves --------------------------------------------------------------
@@ -290,24 +287,24 @@ def sandbox(run: CheckedRun) -> Iterator[Finding]:
     settings = run.config.code.sandbox
     if settings.kind in {"url", "none"}:
         text = "programs run without a boundary" if settings.kind == "none" else settings.url
-        yield Finding(level="warning", check="sandbox", text=f"not tried: {text}")
+        yield Finding("warning", "sandbox", f"not tried: {text}")
         return
     try:
         open_sandbox(settings).close()
     except EffopdError as error:
         level: Level = "warning" if run.offline else "problem"
-        yield Finding(level=level, check="sandbox", text=str(error))
+        yield Finding(level, "sandbox", str(error))
     else:
-        yield Finding(level="ok", check="sandbox", text="programs that try to get out fail")
+        yield Finding("ok", "sandbox", "programs that try to get out fail")
 
 
 def problems(run: CheckedRun) -> Iterator[Finding]:
     """The problems as the run would have them: what is left out, and what is there twice."""
     task = run.config.task
     if isinstance(task, TinyWorld):
-        yield Finding(level="ok", check="problems", text="brought by the tiny world")
+        yield Finding("ok", "problems", "brought by the tiny world")
         return
-    student = run.models.get("student")
+    student = run.student
     sources = [source for source in (task.train, task.test) if source is not None]
     files = [source.path for source in sources if not source.hub]
     of_hub = any(source.hub for source in sources)
@@ -315,9 +312,9 @@ def problems(run: CheckedRun) -> Iterator[Finding]:
         for path in (path for path in files if path and not glob(path)):
             level: Level = "warning" if run.offline else "problem"
             remedy = "put the file there, or name another in the recipe"
-            yield Finding(level=level, check="problems", text=f"no file at {path}", remedy=remedy)
+            yield Finding(level, "problems", f"no file at {path}", remedy)
         text = "not looked at: that takes the student's tokenizer, and the data, on this disk"
-        yield Finding(level="warning", check="problems", text=text)
+        yield Finding("warning", "problems", text)
         return
     verifier = verifier_for(task, run.config.code)
     said: list[str] = []
@@ -329,19 +326,18 @@ def problems(run: CheckedRun) -> Iterator[Finding]:
     harmless = {str(counts) for counts in found.counts if not counts.dropped}
     for line in said:
         level = "ok" if line in harmless else "warning"
-        yield Finding(level=level, check="problems", text=line)
-    text = f"{len(found.train)} to train on, {len(found.test)} held out"
-    yield Finding(level="ok", check="problems", text=text)
+        yield Finding(level, "problems", line)
+    yield Finding("ok", "problems", f"{len(found.train)} to train on, {len(found.test)} held out")
     evaluation, teacher = run.config.evaluation, run.models.get("teacher")
     if evaluation.problems and evaluation.teacher and teacher and teacher.tokenizer is not None:
         check_teacher_prompts(run.config.prompt, teacher.tokenizer, found.test)
     prompts = [problem.prompt for problem in found.train]
     if twice := len(prompts) - len(set(prompts)):
         text = f"{twice} training problems are there twice"
-        yield Finding(level="warning", check="problems", text=text, remedy="remove the copies")
+        yield Finding("warning", "problems", text, "remove the copies")
     if shared := len(set(prompts) & {problem.prompt for problem in found.test}):
         text = f"{shared} test problems are among the training problems"
-        yield Finding(level="problem", check="problems", text=text, remedy="remove them from one")
+        yield Finding("problem", "problems", text, "remove them from one")
 
 
 def servers(run: CheckedRun) -> Iterator[Finding]:
@@ -352,4 +348,4 @@ def servers(run: CheckedRun) -> Iterator[Finding]:
         if server is not None:
             server.api_key()
             text = f"{server.url}: the run itself shakes hands with it before the first step"
-            yield Finding(level="warning", check=name, text=text)
+            yield Finding("warning", name, text)

@@ -8,10 +8,8 @@ Experts may be distributed over `expert_ranks` instead; each group then gathers 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
 
 from effopd.doctor.footprint import (
-    Bytes,
     activation_bytes,
     cache_bytes,
     forward_seconds,
@@ -47,8 +45,8 @@ class Cluster:
         engine_gpus: GPUs of one inference engine, which hold a whole copy of the weights; 0 takes
             the fewest whose free half holds them.
         expert_ranks: Ranks that experts are distributed over, instead of being gathered.
-        network_gb_s: What a GPU receives over the network, GB a second.
-        host_gb_s: What a GPU exchanges with its host, GB a second.
+        network_gb_s: GB a second that a GPU receives over the network.
+        host_gb_s: GB a second between a GPU and its host.
     """
 
     gpu: Gpu
@@ -75,18 +73,13 @@ class Cluster:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchCost:
-    """What one search does.
-
-    Attributes:
-        step: After which step.
-        evaluations: Points scored, the tip among them.
-        copies: Times that as much as the moved tensors goes over the bus between a GPU and its
-            host, where anchor and tip are on the host.
-    """
+    """What the search after `step` does: the tip is one of its points."""
 
     step: int
     evaluations: int
-    copies: int
+    copies: (
+        int  # times the moved tensors cross the bus to anchor and tip, where those are on the host
+    )
 
 
 def search_costs(search: Search, steps: int, *, helpful: bool) -> list[SearchCost]:
@@ -147,56 +140,35 @@ def received_bytes(whole_bytes: int, ranks: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusterEstimate:
-    """Bytes and seconds of a run on a cluster, every sequence as long as it may be.
+class RankMemory:
+    """Bytes of one rank, every sequence as long as it may be."""
 
-    Attributes:
-        weights_bytes: Weights, gradients and moments of the student on one rank.
-        teacher_bytes: Weights of teachers and of a reference model on one rank.
-        gathered_bytes: Weights outside of layers and of two layers while a pass runs, and the
-            gradient of one layer before it is scattered, in both precisions.
-        activation_bytes: Of one micro-batch, and tiles of logits.
-        search_device_bytes: Anchor and tip on the device.
-        search_host_bytes: Anchor and tip on the host.
-        device_bytes: Peak on the device, of the update or of the search.
-        moved_bytes: Between a GPU and its host, in one search that accepts all it may; over the
-            network a search moves nothing, each rank moves its own shards.
-        scored_bytes: Over the network, for one scored point: the weights of an inference engine,
-            or of the passes that score given answers.
-        engine_gpus: GPUs of one inference engine.
-        writing_s: The answers of a step.
-        scoring_s: By teachers and a reference model.
-        update_s: Passes with gradient.
-        step_s: A step without a search.
-        trial_s: One scored point.
-        evaluations: Fewest and most points that the first search scores.
-        searches: Searches in the run.
-        rejected_share: What the searches add to the run if all reject at once.
-        accepted_share: The same, if all go as far as they may.
-        break_even_steps: Steps that the run must save to pay for searches that go as far as they
-            may; None if it cannot.
-    """
-
-    weights_bytes: int
-    teacher_bytes: int
-    gathered_bytes: int
-    activation_bytes: int
-    search_device_bytes: int
+    weights_bytes: int  # weights, gradients and moments of the student
+    teacher_bytes: int  # weights of teachers and of a reference model
+    gathered_bytes: int  # whole weights and one layer's gradient in a pass, in both precisions
+    activation_bytes: int  # of one micro-batch, and tiles of logits
+    search_device_bytes: int  # anchor and tip
     search_host_bytes: int
-    device_bytes: int
-    moved_bytes: int
-    scored_bytes: int
-    engine_gpus: int
-    writing_s: float
-    scoring_s: float
-    update_s: float
-    step_s: float
-    trial_s: float
-    evaluations: tuple[int, int]
-    searches: int
-    rejected_share: float
-    accepted_share: float
-    break_even_steps: int | None
+    device_bytes: int  # the peak, of the update or of the search
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterEstimate(RankMemory):
+    """Bytes of one rank and seconds of a run, every sequence as long as it may be."""
+
+    moved_bytes: int  # between a GPU and its host in a search that accepts all it may
+    scored_bytes: int  # over the network for one scored point, to the engines and in passes
+    engine_gpus: int  # of one inference engine
+    writing_s: float  # the answers of a step
+    scoring_s: float  # by teachers and a reference model
+    update_s: float  # passes with gradient
+    step_s: float  # without a search
+    trial_s: float  # one scored point
+    evaluations: tuple[int, int]  # fewest and most points that the first search scores
+    searches: int  # in the run
+    rejected_share: float  # what the searches add to the run if all reject at once
+    accepted_share: float  # the same, if all go as far as they may
+    break_even_steps: int | None  # the run must save them to pay for such searches; None: it cannot
 
 
 def estimate_cluster(
@@ -204,51 +176,51 @@ def estimate_cluster(
 ) -> ClusterEstimate:
     """What a run takes on a cluster that shards student and teachers over all its GPUs."""
     run = _Run(config=config, shapes=shapes, cluster=cluster)
-    run.check()
-    gpus, shape = cluster.gpus, run.shape
-    # Memory of a rank: in the update, or while both ends of one tensor come to the device.
-    update_bytes = run.gathered + run.activations
-    moving = 2 * run.kept * max(run.moved_shards, default=0) if run.ends.host else 0
-    resident = run.weights + run.teacher_weights + run.ends.device
-    # Seconds of a step, and of a scored point.
-    sync = received_bytes(shape.parameters * COMPUTE_BYTES, gpus) / (cluster.network_gb_s * 1e9)
-    writing = run.writing(run.answers)
-    pass_of = partial(
-        forward_seconds,
-        tokens=run.answers // gpus * run.longest,
-        gpu=cluster.gpu,
-        length=run.longest,
-    )
-    scoring = sum(pass_of(each) for each, _ in run.scoring)
-    update = run.passes * pass_of(shape)
-    step = sync + writing + scoring + update
-    once, trial = run.trial_seconds(sync)
+    gpus, gpu, validation, steps = cluster.gpus, cluster.gpu, config.validation, config.train.steps
+    rank, shape, longest = run.memory(), run.shape, run.longest
+    engine, width = run.engines(rank)
+    group = replace(gpu, flops=gpu.flops * engine, bandwidth=gpu.bandwidth * engine)
+    sent = received_bytes(shape.parameters * COMPUTE_BYTES, gpus)  # weights to the engines
+    sync = sent / (cluster.network_gb_s * 1e9)
+
+    def written(answers: int) -> float:
+        own, new = math.ceil(answers / (gpus // engine)), config.sampling.max_new_tokens
+        return writing_seconds(shape, own, new, width, COMPUTE_BYTES, group)
+
+    def scored(each: ModelShape, answers: int) -> float:
+        return forward_seconds(each, answers * longest, gpu, longest)
+
+    writing, own = written(run.answers), run.answers // gpus
+    scoring = sum(scored(each, own) for each, _ in run.scoring)
+    update = run.passes * scored(shape, own)
+    step = sync + writing + scoring + update  # without a search
+    # A scored point: answers are written for each, once a search, or not at all; then scored.
+    once, trial, network, own = 0.0, 0.0, 0, math.ceil(validation.prompts / gpus)
+    if validation.type != "importance_kl":
+        trial, network = sync + written(validation.prompts), sent
+    elif validation.source == "fresh":
+        once = sync + written(validation.prompts)
+    if validation.type != "accuracy":
+        teachers = [each for each, _ in run.teachers]
+        trial += sum(scored(each, own) for each in (shape, *teachers))
+        others = sum(each.parameters for each in teachers) * COMPUTE_BYTES
+        network += own * (sent + received_bytes(others, gpus))
     # What searches cost: all of them rejecting, and all accepting as much as they may.
     rejecting, accepting = (
-        search_costs(config.search, config.train.steps, helpful=helpful) if config.searches else []
+        search_costs(config.search, steps, helpful=helpful) if config.searches else []
         for helpful in (False, True)
     )
-    moved = run.ends.host // 2 * max((cost.copies for cost in accepting), default=0)
-    moving_s = moved / (cluster.host_gb_s * 1e9)
+    host = rank.search_host_bytes // 2 * max((cost.copies for cost in accepting), default=0)
+    each_s = once + host / (cluster.host_gb_s * 1e9)
 
-    def spent(costs: list[SearchCost], until: int) -> float:
-        """What the searches of the first steps cost, in steps."""
-        due = [cost.evaluations * trial + once + moving_s for cost in costs if cost.step <= until]
-        return sum(due) / step
+    def spent(costs: list[SearchCost], until: int) -> float:  # in the first steps, in steps
+        return sum(cost.evaluations * trial + each_s for cost in costs if cost.step <= until) / step
 
-    steps = config.train.steps
-    break_even = next((n for n in range(steps) if spent(accepting, steps - n) <= n), None)
     return ClusterEstimate(
-        weights_bytes=run.weights,
-        teacher_bytes=run.teacher_weights,
-        gathered_bytes=run.gathered,
-        activation_bytes=run.activations,
-        search_device_bytes=run.ends.device,
-        search_host_bytes=run.ends.host,
-        device_bytes=resident + max(update_bytes, moving),
-        moved_bytes=moved,
-        scored_bytes=run.scored_bytes(),
-        engine_gpus=run.engine_gpus,
+        **vars(rank),
+        moved_bytes=host,
+        scored_bytes=network,
+        engine_gpus=engine,
         writing_s=writing,
         scoring_s=scoring,
         update_s=update,
@@ -258,17 +230,17 @@ def estimate_cluster(
         searches=len(accepting),
         rejected_share=spent(rejecting, steps) / steps,
         accepted_share=spent(accepting, steps) / steps,
-        break_even_steps=break_even,
+        break_even_steps=next((n for n in range(steps) if spent(accepting, steps - n) <= n), None),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Run(Sized):
-    """A run on a cluster: what it keeps, and how long its engines write."""
+    """A run on a cluster."""
 
     cluster: Cluster
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         """Refuses what has no estimate."""
         gpus, ranks = self.cluster.gpus, self.cluster.expert_ranks
         direction = self.config.search.direction.type
@@ -290,122 +262,66 @@ class _Run(Sized):
                     f"--expert-ranks must divide the {shape.experts} experts of {name}, got {ranks}"
                 )
 
-    @property
-    def kept(self) -> int:
-        """Bytes of one number of a weight, gradient or moment as it is kept."""
-        whole = self.student.dtype == "float32" or self.config.memory.master_weights
-        return 4 if whole else COMPUTE_BYTES
+    def shard(self, name: str, sizes: tuple[int, ...]) -> int:
+        """Numbers of one tensor on one rank."""
+        return shard_elements(name, sizes, self.cluster.gpus, self.cluster.expert_ranks)
 
     def sharded(self, shape: ModelShape) -> int:
         """Numbers of a model on one rank."""
-        cluster = self.cluster
-        tensors = shape.tensors.items()
-        return sum(shard_elements(*each, cluster.gpus, cluster.expert_ranks) for each in tensors)
+        return sum(self.shard(*each) for each in shape.tensors.items())
 
-    @cached_property
     def moved_shards(self) -> list[int]:
         """Numbers on one rank of each tensor that a search moves; none without a search."""
+        tensors, search = self.shape.tensors, self.config.search
         if not self.config.searches:
             return []
-        cluster, tensors = self.cluster, self.shape.tensors
         axes = {name: len(sizes) for name, sizes in tensors.items()}
-        return [
-            shard_elements(name, tensors[name], cluster.gpus, cluster.expert_ranks)
-            for name in selected_names(axes, self.config.search.parameters)
-        ]
+        return [self.shard(name, tensors[name]) for name in selected_names(axes, search.parameters)]
 
-    @cached_property
-    def ends(self) -> Bytes:
-        """Anchor and tip on one rank."""
-        numbers, on_device = sum(self.moved_shards), self.config.memory.anchor_device == "student"
-        return search_bytes(numbers, self.kept, masters=False, on_device=on_device)
-
-    @cached_property
-    def gathered(self) -> int:
-        """Bytes that are whole on a rank while a pass runs."""
-        root, layer = gathered_elements(self.shape, self.cluster.expert_ranks)
-        return COMPUTE_BYTES * (root + 2 * layer) + (COMPUTE_BYTES + 4) * layer
-
-    @cached_property
-    def activations(self) -> int:
-        """Bytes of one micro-batch, and tiles of logits."""
+    def memory(self) -> RankMemory:
+        """In the update, or while both ends of one tensor come to the device."""
+        memory, moved, cluster = self.config.memory, self.moved_shards(), self.cluster
+        number = 4 if self.student.dtype == "float32" or memory.master_weights else COMPUTE_BYTES
+        weights = trained_bytes(self.sharded(self.shape), number).device
+        teachers = COMPUTE_BYTES * sum(self.sharded(each) for each, _ in self.scoring)
+        on_device = memory.anchor_device == "student"
+        ends = search_bytes(sum(moved), number, masters=False, on_device=on_device)
+        root, layer = gathered_elements(self.shape, cluster.expert_ranks)
+        gathered = COMPUTE_BYTES * (root + 2 * layer) + (COMPUTE_BYTES + 4) * layer
         tokens = max(self.longest, self.config.train.micro_batch_tokens)
         kept = self.student.gradient_checkpointing
-        layers = activation_bytes(self.shape, tokens, COMPUTE_BYTES, checkpointing=kept)
-        return layers + tile_bytes(self.shape, tokens)
+        active = activation_bytes(self.shape, tokens, COMPUTE_BYTES, checkpointing=kept)
+        active += tile_bytes(self.shape, tokens)
+        moving = 2 * number * max(moved, default=0) if ends.host else 0
+        return RankMemory(
+            weights_bytes=weights,
+            teacher_bytes=teachers,
+            gathered_bytes=gathered,
+            activation_bytes=active,
+            search_device_bytes=ends.device,
+            search_host_bytes=ends.host,
+            device_bytes=weights + teachers + ends.device + max(gathered + active, moving),
+        )
 
-    @cached_property
-    def weights(self) -> int:
-        """Bytes of weights, gradients and moments on one rank."""
-        return trained_bytes(self.sharded(self.shape), self.kept).device
+    def engines(self, rank: RankMemory) -> tuple[int, int]:
+        """GPUs of one engine, as set or the fewest whose free half holds the weights; its width.
 
-    @cached_property
-    def teacher_weights(self) -> int:
-        """Bytes of teachers and a reference model on one rank."""
-        return COMPUTE_BYTES * sum(self.sharded(shape) for shape, _ in self.scoring)
-
-    # Inference engines --------------------------------------------------------------------------
-
-    def _room(self, engine: int) -> float:
-        """Bytes that training leaves to an engine."""
-        kept = self.weights + self.teacher_weights + self.ends.device
-        return engine * (USABLE * self.cluster.gpu.memory_bytes - kept)
-
-    def _width(self, engine: int) -> int:
-        """Answers that an engine writes at a time, all as long as they may be."""
-        room = self._room(engine) - self.shape.parameters * COMPUTE_BYTES
-        return int(room // cache_bytes(self.shape, self.longest, COMPUTE_BYTES))
-
-    @cached_property
-    def engine_gpus(self) -> int:
-        """GPUs of one engine: as set, or the fewest whose free half holds the weights."""
-        given, gpus = self.cluster.engine_gpus, self.cluster.gpus
+        The width is how many answers it writes at a time, all as long as they may be, beside what
+        training keeps on every card.
+        """
+        kept = rank.weights_bytes + rank.teacher_bytes + rank.search_device_bytes
+        gpu, gpus, given = self.cluster.gpu, self.cluster.gpus, self.cluster.engine_gpus
         powers = [2**i for i in range(gpus.bit_length()) if gpus % 2**i == 0]
         sizes, share = ([given], 1.0) if given else (powers, 0.5)
         weights = self.shape.parameters * COMPUTE_BYTES
+        answer = cache_bytes(self.shape, self.longest, COMPUTE_BYTES)
         for size in sizes:
-            if weights <= share * self._room(size) and self._width(size) >= 1:
-                return size
+            room = size * (USABLE * gpu.memory_bytes - kept)
+            width = int((room - weights) // answer)
+            if weights <= share * room and width >= 1:
+                return size, width
         raise ConfigError(
-            f"an engine of {sizes[-1]} {self.cluster.gpu.name} has no room for the student's "
+            f"an engine of {sizes[-1]} {gpu.name} has no room for the student's "
             f"weights and one answer of {self.longest} tokens beside what training keeps: raise "
             "--gpus or --engine-gpus"
         )
-
-    def writing(self, answers: int) -> float:
-        """Seconds until all engines have written their answers."""
-        gpu, engine = self.cluster.gpu, self.engine_gpus
-        group = replace(gpu, flops=gpu.flops * engine, bandwidth=gpu.bandwidth * engine)
-        own = math.ceil(answers / (self.cluster.gpus // engine))
-        width, tokens = self._width(engine), self.config.sampling.max_new_tokens
-        return writing_seconds(self.shape, own, tokens, width, COMPUTE_BYTES, group)
-
-    # A scored point -----------------------------------------------------------------------------
-
-    @property
-    def _validation_answers(self) -> int:
-        """Validation answers that one rank scores."""
-        return math.ceil(self.config.validation.prompts / self.cluster.gpus)
-
-    def scored_bytes(self) -> int:
-        """Over the network, for one scored point: weights to the engines, and of the passes."""
-        validation, gpus = self.config.validation, self.cluster.gpus
-        student = received_bytes(self.shape.parameters * COMPUTE_BYTES, gpus)
-        teachers = sum(shape.parameters for shape, _ in self.teachers)
-        passes = student + received_bytes(teachers * COMPUTE_BYTES, gpus)
-        sent = 0 if validation.type == "importance_kl" else student
-        scored = 0 if validation.type == "accuracy" else self._validation_answers * passes
-        return sent + scored
-
-    def trial_seconds(self, sync: float) -> tuple[float, float]:
-        """Seconds once a search, and for each point that is scored."""
-        validation = self.config.validation
-        writing = sync + self.writing(validation.prompts)
-        if validation.type == "accuracy":
-            return 0.0, writing
-        shapes = [self.shape, *(shape for shape, _ in self.teachers)]
-        own, gpu = self._validation_answers * self.longest, self.cluster.gpu
-        scoring = sum(forward_seconds(each, own, gpu, self.longest) for each in shapes)
-        if validation.type == "teacher_kl":
-            return 0.0, writing + scoring
-        return (writing if validation.source == "fresh" else 0.0), scoring

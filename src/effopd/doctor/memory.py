@@ -32,7 +32,7 @@ def memory(run: CheckedRun) -> Iterator[Finding]:
         return
     config, gpu = run.config, run.gpu
     estimate = Estimate(config=config, shapes=run.shapes, gpu=gpu)
-    phases = list(estimate.phases())
+    phases = estimate.phases()
     wanted = "" if gpu is None or fits(estimate, gpu) else remedy(estimate, gpu)
     for phase in phases:
         device, host = phase.memory.device, phase.memory.host
@@ -44,16 +44,16 @@ def memory(run: CheckedRun) -> Iterator[Finding]:
             level = "problem" if device > gpu.memory_bytes else "warning"
             text += f"; {gpu.name} has {gb(gpu.memory_bytes)}"
         said = "" if level == "ok" else wanted
-        yield Finding(level=level, check=phase.name, text=text, remedy=said)
+        yield Finding(level, phase.name, text, said)
     if gpu is not None and not estimate.has_engine_room:
         share = config.rollouts.vllm.gpu_memory
         text = f"its share of {share:g} is {gb(share * gpu.memory_bytes)}, "
         text += f"weights and one answer take {gb(estimate.engine_needs)}"
-        yield Finding(level="problem", check="rollouts.vllm", text=text, remedy=wanted)
+        yield Finding("problem", "rollouts.vllm", text, wanted)
     here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if not run.offline and here < (host := phases[0].memory.host):
         text = f"the run keeps {gb(host)} on the host, this one has {gb(here)}"
-        yield Finding(level="warning", check="host memory", text=text)
+        yield Finding("warning", "host memory", text)
     if (seconds := step_seconds(phases)) is not None:
         whole = config.train.steps * seconds
         text = f"at most {seconds / 3600:.1f} hours a step, every answer as long as it may be; "

@@ -1,6 +1,10 @@
-"""Memory and time of a run on one card, phase by phase, from its settings and models' sizes."""
+"""Memory and time of a run on one card, phase by phase, from its settings and models' sizes.
 
-from collections.abc import Iterator, Mapping
+Seconds that nobody knows (no card, a server) are NaN until a phase is reported.
+"""
+
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -43,23 +47,18 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True)
 class Sized:
-    """The models of a run with their sizes, and how long its sequences may be.
-
-    Attributes:
-        config: Settings; the student is named.
-        shapes: Sizes of the models by the name that the settings give them.
-    """
+    """A run with the sizes of its models by the name that the settings give them."""
 
     config: Config
     shapes: Mapping[str, ModelShape]
 
-    @cached_property
+    @property
     def student(self) -> ModelSettings:
         """Settings of the student."""
         assert self.config.student is not None
         return self.config.student
 
-    @cached_property
+    @property
     def shape(self) -> ModelShape:
         """Sizes of the student."""
         return self.shapes["student"]
@@ -90,6 +89,17 @@ class Sized:
         return found
 
     @property
+    def has_critic(self) -> bool:
+        """Whether the objective trains a critic of the student's size."""
+        objective = self.config.objective
+        return isinstance(objective, PolicyGradient) and objective.needs_critic
+
+    @property
+    def scores_vocabulary(self) -> bool:
+        """Whether the divergence is over the whole vocabulary, in every micro-batch."""
+        return isinstance(self.config.objective, FullVocabularyKL)
+
+    @property
     def answers(self) -> int:
         """Answers a step."""
         return self.config.train.prompts_per_step * self.config.train.responses_per_prompt
@@ -107,27 +117,64 @@ class Sized:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate(Sized):
-    """A run on a card.
+    """A run on a card, None where only memory is asked for.
 
-    Answers are taken to be as long as they may be, and prompts too: the most that can happen.
-
-    Attributes:
-        gpu: The card; None where only memory is asked for.
+    Prompts and answers are taken to be as long as they may be: the most that can happen.
     """
 
     gpu: Gpu | None = None
 
-    def phases(self) -> Iterator[Phase]:
+    def phases(self) -> list[Phase]:
         """The phases of a step in their order, each with what is on the device throughout."""
-        evaluation = self.config.evaluation
-        yield self._phase("writing", *self._written(self.answers))
+        config, shape, element, longest = self.config, self.shape, self._element, self.longest
+        evaluation, validation = config.evaluation, config.validation
+        found: list[Phase] = []
+
+        def add(name: str, device: int, seconds: float) -> None:
+            memory = self._kept + Bytes(device=device)
+            known = None if math.isnan(seconds) else seconds
+            found.append(Phase(name=name, memory=memory, seconds=known))
+
+        add("writing", *self._written(self.answers))
+        # The largest pass of a teacher or the reference over a portion, without gradient.
         if self.scoring:
-            yield self._scored()
-        yield self._update()
-        if self.config.searches:
-            yield self._trial()
+            tokens, passes = config.memory.scoring_tokens, 1
+            if self.scores_vocabulary:
+                tokens, passes = config.train.micro_batch_tokens, config.train.epochs
+            device = max(self._passed_bytes(*each, max(longest, tokens)) for each in self.scoring)
+            scorers = [each for each, _ in self.scoring] * passes
+            add("scoring", device, self._passes(scorers, self.answers))
+        losses = 2 if self.has_critic else 1
+        seconds = self._passes([shape] * (losses * self.passes), self.answers)
+        add("update", self._updated_bytes(losses), seconds)
+        # One scored point: answers written anew, and scored by student and teacher.
+        if config.searches:
+            device, seconds = 0, 0.0
+            if validation.type != "importance_kl":
+                device, seconds = self._written(validation.prompts)
+            if validation.type != "accuracy":
+                portion = max(longest, config.memory.scoring_tokens)
+                passed = passing_bytes(shape, portion, element)
+                passed += tile_bytes(shape, portion) + mask_bytes(portion, longest)
+                others = (self._passed_bytes(*each, portion) for each in self.teachers)
+                device = max(device, passed, *others)
+                readers = [shape, *(each for each, _ in self.teachers)]
+                seconds += self._passes(readers, validation.prompts)
+            add("one trial of the search", device, seconds)
+        # Before the first step the teacher writes, by transformers whatever the engine.
         if evaluation.problems and evaluation.teacher and self.teachers:
-            yield self._evaluated_teacher()
+            answers, new = evaluation.problems, config.sampling.max_new_tokens
+            width, device = self._width(answers), 0
+            seconds = 0.0 if self._timed is not None else math.nan
+            for each, size in self.teachers:
+                decoded = self._decoded_bytes(each, size, width) + self._arriving(each, size)
+                device = max(device, 0 if self._scores_elsewhere else decoded)
+                if self._timed is not None:
+                    seconds += writing_seconds(
+                        each, answers, new, width, size, self._timed, launched=True
+                    )
+            add("evaluation of the teacher", device, seconds)
+        return found
 
     def checkpoint_bytes(self) -> int:
         """One checkpoint: weights, masters, moments, and what the search remembers."""
@@ -160,9 +207,7 @@ class Estimate(Sized):
     @property
     def _critic_bytes(self) -> int:
         """Weights, gradients and moments of PPO's critic, in the student's precision."""
-        objective = self.config.objective
-        needed = isinstance(objective, PolicyGradient) and objective.needs_critic
-        return 4 * self._element * self.shape.parameters if needed else 0
+        return 4 * self._element * self.shape.parameters if self.has_critic else 0
 
     @cached_property
     def _kept(self) -> Bytes:
@@ -177,16 +222,19 @@ class Estimate(Sized):
             on_device = memory.anchor_device == "student"
             kept += search_bytes(trained, element, masters=masters, on_device=on_device)
         for shape, size in [] if self._scores_elsewhere else self.scoring:
-            if memory.teacher_offload:
-                head = shape.vocabulary * shape.hidden * size
-                kept += Bytes(device=head, host=shape.parameters * size)
-            else:
-                kept += Bytes(device=shape.parameters * size)
+            arriving = self._arriving(shape, size)
+            kept += Bytes(device=shape.parameters * size - arriving)
+            kept += Bytes(host=shape.parameters * size if memory.teacher_offload else 0)
         if self.config.rollouts.engine == "vllm":
             waiting = self.shape.parameters * self._element  # asleep, its weights are on the host
             sleeps = self.config.rollouts.vllm.sleep
             kept += Bytes(host=waiting) if sleeps else Bytes(device=self._engine_bytes)
         return kept
+
+    def _arriving(self, shape: ModelShape, element: int) -> int:
+        """Bytes of an offloaded teacher that come for a pass: all but the head."""
+        body = shape.parameters - shape.vocabulary * shape.hidden
+        return body * element if self.config.memory.teacher_offload else 0
 
     # vLLM, and how much is written at a time ----------------------------------------------------
 
@@ -215,20 +263,17 @@ class Estimate(Sized):
             width = min(width, max(1, self.config.memory.generation_tokens // self.longest))
         return width
 
-    # Phases -------------------------------------------------------------------------------------
-
-    def _phase(self, name: str, device: int, seconds: float | None) -> Phase:
-        return Phase(name=name, memory=self._kept + Bytes(device=device), seconds=seconds)
+    # Parts of phases ----------------------------------------------------------------------------
 
     @property
     def _timed(self) -> Gpu | None:
         return self.gpu if self.gpu is not None and self.gpu.flops and self.gpu.bandwidth else None
 
-    def _written(self, answers: int) -> tuple[int, float | None]:
+    def _written(self, answers: int) -> tuple[int, float]:
         """Answers of the student: bytes on the device beside what stays, and seconds."""
         engine, gpu = self.config.rollouts.engine, self._timed
         if engine == "server":
-            return 0, None
+            return 0, math.nan
         if engine == "hf":
             width = self._width(answers)
             device = self._decoded_bytes(self.shape, self._element, width)
@@ -237,7 +282,7 @@ class Estimate(Sized):
             width = 1 + max(0, self._engine_bytes - self.engine_needs) // max(1, one)
             device = self._engine_bytes if self.config.rollouts.vllm.sleep else 0
         if gpu is None:
-            return device, None
+            return device, math.nan
         reading = forward_seconds(self.shape, answers * self.config.prompt.max_tokens, gpu)
         new, hf = self.config.sampling.max_new_tokens, engine == "hf"
         return device, reading + writing_seconds(
@@ -256,82 +301,38 @@ class Estimate(Sized):
         logits = (4 + 4 + 8) * width * shape.vocabulary
         return max(reading, cache + cache // max(1, shape.layers)) + logits
 
-    def _scored(self) -> Phase:
-        """The largest pass of a teacher or the reference over a portion, without gradient.
-
-        Where the divergence is over the whole vocabulary, each micro-batch is scored for itself.
-        """
-        tokens, passes = self.config.memory.scoring_tokens, 1
-        if isinstance(self.config.objective, FullVocabularyKL):
-            tokens, passes = self.config.train.micro_batch_tokens, self.config.train.epochs
-        device = max(self._passed_bytes(*each, max(self.longest, tokens)) for each in self.scoring)
-        shapes = [shape for shape, _ in self.scoring] * passes
-        return self._phase("scoring", device, self._passes(shapes, self.answers))
-
-    def _passes(self, shapes: list[ModelShape], answers: int) -> float | None:
-        """Seconds of one pass of each model over that many answers; None without a card."""
+    def _passes(self, shapes: list[ModelShape], answers: int) -> float:
+        """Seconds of one pass of each model over that many answers; NaN without a card."""
         tokens, gpu = answers * self.longest, self._timed
         if gpu is None:
-            return None
-        return sum(forward_seconds(shape, tokens, gpu, self.longest) for shape in shapes)
+            return math.nan
+        return sum(forward_seconds(each, tokens, gpu, self.longest) for each in shapes)
 
     def _passed_bytes(self, shape: ModelShape, element: int, tokens: int) -> int:
         """A pass of a teacher or the reference, and the weights that come for it."""
         if self._scores_elsewhere:
             return 0
-        came = 0
-        if self.config.memory.teacher_offload:
-            came = (shape.parameters - shape.vocabulary * shape.hidden) * element
-        masks = mask_bytes(tokens, self.longest)
-        return passing_bytes(shape, tokens, element) + tile_bytes(shape, tokens) + masks + came
+        passed = passing_bytes(shape, tokens, element) + tile_bytes(shape, tokens)
+        return passed + mask_bytes(tokens, self.longest) + self._arriving(shape, element)
 
-    def _update(self) -> Phase:
-        """Forward and backward of a micro-batch, or later the optimizer's step."""
+    def _updated_bytes(self, losses: int) -> int:
+        """Forward and backward of a micro-batch, or later the optimizer's step.
+
+        Of two losses both are summed before the backward pass; AdamW's step on a GPU has a copy.
+        """
         shape, element, memory = self.shape, self._element, self.config.memory
         portion = max(self.longest, self.config.train.micro_batch_tokens)
-        losses = 2 if self._critic_bytes else 1  # both are summed before the backward pass
         checkpointing = self.student.gradient_checkpointing
         device = activation_bytes(shape, portion, element, checkpointing=checkpointing)
         device += gradient_bytes(shape, portion, element) + mask_bytes(portion, self.longest)
         device = losses * device + tile_bytes(shape, portion)
         if self.student.lora is None:
             device += head_gradient_bytes(shape, element)
-        if isinstance(self.config.objective, FullVocabularyKL):  # hidden states of who scored it
+        if self.scores_vocabulary:  # hidden states of who scored it
             device += sum(each.hidden * size * portion for each, size in self.scoring)
         trained, own = self._trained
         step = 0 if memory.offload_optimizer else trained * (4 if memory.master_weights else own)
-        seconds = self._passes([shape] * (losses * self.passes), self.answers)
-        return self._phase("update", max(device, step), seconds)  # AdamW's step on a GPU has a copy
-
-    def _trial(self) -> Phase:
-        """One scored point: answers written anew, and scored by student and teacher."""
-        validation = self.config.validation
-        device, seconds = 0, 0.0 if self._timed is not None else None
-        if validation.type != "importance_kl":
-            device, seconds = self._written(validation.prompts)
-        if validation.type != "accuracy":
-            portion = max(self.longest, self.config.memory.scoring_tokens)
-            own = passing_bytes(self.shape, portion, self._element)
-            own += tile_bytes(self.shape, portion) + mask_bytes(portion, self.longest)
-            device = max(device, own, *(self._passed_bytes(*e, portion) for e in self.teachers))
-            shapes = [self.shape, *(shape for shape, _ in self.teachers)]
-            scored = self._passes(shapes, validation.prompts)
-            seconds = None if seconds is None or scored is None else seconds + scored
-        return self._phase("one trial of the search", device, seconds)
-
-    def _evaluated_teacher(self) -> Phase:
-        """Once, before the first step: the teacher writes, by transformers whatever the engine."""
-        answers, gpu = self.config.evaluation.problems, self._timed
-        new, width = self.config.sampling.max_new_tokens, self._width(answers)
-        device, seconds = 0, 0.0
-        for shape, element in self.teachers:
-            here = self._decoded_bytes(shape, element, width)
-            if self.config.memory.teacher_offload:
-                here += (shape.parameters - shape.vocabulary * shape.hidden) * element
-            device = max(device, 0 if self._scores_elsewhere else here)
-            if gpu is not None:
-                seconds += writing_seconds(shape, answers, new, width, element, gpu, launched=True)
-        return self._phase("evaluation of the teacher", device, None if gpu is None else seconds)
+        return max(device, step)
 
 
 def step_seconds(phases: list[Phase]) -> float | None:

@@ -140,14 +140,14 @@ def check_file(
         else:
             config = smoke_run(load_config(path, overrides), path)
     except EffopdError as error:
-        return Report(findings=[Finding(level="problem", check="settings", text=str(error))])
+        return Report(findings=[Finding("problem", "settings", str(error))])
     if is_model and cluster is not None:
         run = CheckedRun(config=config, recipe=None, offline=offline, gpu=cluster.gpu)
         report = _report(run, (models,), cluster)
     else:
         report = check(config, recipe=path, offline=offline, gpu=gpu, cluster=cluster)
     text = f"{config.name}, {config.train.steps} steps"
-    first = Finding(level="ok", check="settings", text=text)
+    first = Finding("ok", "settings", text)
     return replace(report, findings=[first, *report.findings])
 
 
@@ -193,7 +193,7 @@ def _report(run: CheckedRun, checks: Sequence[Check], cluster: Cluster | None) -
             # What one check refuses is its finding, once; the others still have their turn.
             if all(str(error) != finding.text for finding in findings):
                 name = "cluster" if each is on_cluster else each.__name__
-                findings.append(Finding(level="problem", check=name, text=str(error)))
+                findings.append(Finding("problem", name, str(error)))
     known = "student" in run.models and all(each.known_shape for each in run.models.values())
     phases = list[Phase]()
     if known and cluster is None:
@@ -221,7 +221,7 @@ def _plan(
     """One run of every method in every world, each finding once."""
     if overrides:
         text = f"{path} is a plan, which takes no overrides: write them into it"
-        yield Finding(level="problem", check="settings", text=text)
+        yield Finding("problem", "settings", text)
         return
     cells = load_plan(path).cells()
     configs: dict[str, Config] = {}
@@ -229,9 +229,9 @@ def _plan(
         try:
             configs.setdefault(f"{cell.world}/{cell.method}", make_config(cell.settings))
         except EffopdError as error:
-            yield Finding(level="problem", check=cell.name, text=str(error))
+            yield Finding("problem", cell.name, str(error))
     text = f"a plan of {len(cells)} runs, {len(configs)} methods in their worlds"
-    yield Finding(level="ok", check="settings", text=text)
+    yield Finding("ok", "settings", text)
     seen = set[Finding]()
     for config in configs.values():
         findings = check(config, recipe=path, offline=offline, gpu=gpu, cluster=cluster).findings
@@ -246,34 +246,33 @@ def _cluster(config: Config, cluster: Cluster, found: ClusterEstimate) -> Iterat
     text += f"{gb(found.weights_bytes)}, teachers {gb(found.teacher_bytes)}, gathered "
     text += f"{gb(found.gathered_bytes)}, activations {gb(found.activation_bytes)}"
     if found.device_bytes <= gpu.memory_bytes:
-        yield Finding(level="ok", check="rank", text=text)
+        yield Finding("ok", "rank", text)
     else:
         text += f"; {gpu.name} has {gb(gpu.memory_bytes)}"
-        remedy = "more --gpus, or a smaller train.micro_batch_tokens"
-        yield Finding(level="problem", check="rank", text=text, remedy=remedy)
+        yield Finding("problem", "rank", text, "more --gpus, or a smaller train.micro_batch_tokens")
     text = (
         f"at most {found.step_s / 3600:.1f} hours a step on {cluster.gpus} x {gpu.name}, engines "
     )
     text += f"of {found.engine_gpus}: writing {duration(found.writing_s)}, scoring "
     text += f"{duration(found.scoring_s)}, update {duration(found.update_s)}"
-    yield Finding(level="ok", check="time", text=text)
+    yield Finding("ok", "time", text)
     if not found.searches:
         return
     where = "device" if found.search_device_bytes else "host"
     ends = found.search_device_bytes + found.search_host_bytes
     text = f"anchor and tip take {gb(ends)} of a rank's {where}; a search moves nothing over the "
     text += f"network and {gb(found.moved_bytes)} between a GPU and its host"
-    yield Finding(level="ok", check="search", text=text)
+    yield Finding("ok", "search", text)
     fewest, most = found.evaluations
     text = f"{fewest} to {most} points a search, each {duration(found.trial_s)} "
     text += f"({found.trial_s / found.step_s:.1%} of a step) and {gb(found.scored_bytes)} over the "
     text += f"network; {found.searches} searches add {found.rejected_share:.1%} to "
     text += f"{found.accepted_share:.1%} to {steps} steps"
-    yield Finding(level="ok", check="validation", text=text)
+    yield Finding("ok", "validation", text)
     if found.break_even_steps is None:
         text = f"the searches take longer than {steps} steps: they cannot pay for themselves"
         remedy = "search less often (search.schedule), or score fewer answers (validation.prompts)"
-        yield Finding(level="warning", check="break-even", text=text, remedy=remedy)
+        yield Finding("warning", "break-even", text, remedy)
         return
     text = f"the search has to save {found.break_even_steps} of {steps} steps"
-    yield Finding(level="ok", check="break-even", text=text)
+    yield Finding("ok", "break-even", text)

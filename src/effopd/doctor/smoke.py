@@ -39,32 +39,30 @@ def smoke_run(config: Config, recipe: Path | None = None) -> Config:
         return config
     raw = tomllib.loads(to_toml(config)) | {"smoke": False, "device": "cpu", "threads": 1}
     raw.pop("teacher_device", None)
-    given = raw.get("student", {}).get("path", "")
+    if raw.pop("teacher_server", None) is not None:
+        raw["teacher"] = {"path": raw.get("student", {}).get("path", "")}
     for section, name in ("student", "student"), ("teacher", "teacher"), ("reference", "student"):
         if section in raw:
             raw[section] = _model(raw[section], recipe, name)
     raw["teachers"] = {
         name: _model(section, recipe, "teacher") for name, section in raw["teachers"].items()
     }
-    if raw.pop("teacher_server", None) is not None:
-        raw["teacher"] = _model({"path": given}, recipe, "teacher")
     raw["rollouts"] = {"engine": "hf"}
     raw["task"] = _task(raw["task"])
-    # Two steps of a few short answers.
-    train, objective, validation = raw["train"], raw["objective"], raw["validation"]
-    train |= {"steps": STEPS, "prompts_per_step": PROMPTS}
-    _lower(train, responses_per_prompt=2, updates_per_step=2, micro_batch_tokens=1024)
-    _lower(raw["sampling"], max_new_tokens=ANSWER_TOKENS)
-    _lower(objective, overlong_buffer=2)
-    _lower(validation, prompts=2)
-    _lower(raw["evaluation"], problems=2)
+    # Two steps of a few short answers; a section has some of these settings.
+    raw["train"] |= {"steps": STEPS, "prompts_per_step": PROMPTS}
     raw["checkpoint"] |= {"every": 1}
+    most: dict[str, dict[str, int]] = {
+        "train": {"responses_per_prompt": 2, "updates_per_step": 2, "micro_batch_tokens": 1024},
+        "sampling": {"max_new_tokens": ANSWER_TOKENS},
+        "objective": {"overlong_buffer": 2},
+        "validation": {"prompts": 2},
+        "evaluation": {"problems": 2},
+    }
+    for section, limits in most.items():
+        own = raw[section]
+        own |= {name: min(own[name], limit) for name, limit in limits.items() if name in own}
     return make_config(raw)
-
-
-def _lower(section: dict[str, Any], **most: int) -> None:
-    """Bounds the settings that a section has."""
-    section.update({name: min(section[name], n) for name, n in most.items() if name in section})
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -114,39 +112,34 @@ def tiny_config(config: Mapping[str, Any], path: Path, rows: int) -> dict[str, A
 
 
 def _model(section: Mapping[str, Any], recipe: Path | None, name: str) -> dict[str, Any]:
-    """A section of settings with the path of a tiny model."""
-    content, path = model_config(section["path"], recipe)
-    config = tiny_config(content, path, ROWS if name == "student" else TEACHER_ROWS)
-    kept = {key: value for key, value in section.items() if key != "revision"}
-    attention = kept.get("attention", "auto")
-    return kept | {
-        "path": str(_saved(config, seed=int(name == "teacher"))),
-        "attention": "auto" if attention == "flash_attention_2" else attention,
+    """A section of settings with the path of a tiny model, which is made if it is not cached."""
+    config = tiny_config(
+        *model_config(section["path"], recipe), ROWS if name == "student" else TEACHER_ROWS
+    )
+    kind, seed = config["model_type"], int(name == "teacher")
+    key = json.dumps([_VERSION, seed, config], sort_keys=True).encode()
+    directory = cache_directory() / f"smoke-{kind}-{hashlib.sha256(key).hexdigest()[:16]}"
+    has_experts = kind.endswith(("_moe", "mixtral"))
+    sizes = {
+        key: value
+        for key, value in config.items()
+        if key != "model_type" and (has_experts or not ("expert" in key or "moe" in key))
     }
 
-
-def _saved(config: dict[str, Any], *, seed: int) -> Path:
-    """Directory of the model in the cache."""
-    key = json.dumps([_VERSION, seed, config], sort_keys=True).encode()
-    name = f"smoke-{config['model_type']}-{hashlib.sha256(key).hexdigest()[:16]}"
-    directory = cache_directory() / name
-    if directory.is_dir():
-        return directory
-    sizes = {key: value for key, value in config.items() if key != "model_type"}
-    if not config["model_type"].endswith(("_moe", "mixtral")):
-        sizes = {k: v for k, v in sizes.items() if "expert" not in k and "moe" not in k}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(config["model_type"], **sizes)
-        )
-
     def write(to: Path) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes))
         model.save_pretrained(to)
         byte_tokenizer().save_pretrained(to)
 
-    write_checkpoint(directory, write)
-    return directory
+    if not directory.is_dir():
+        write_checkpoint(directory, write)
+    attention = section.get("attention", "auto")
+    return {key: value for key, value in section.items() if key != "revision"} | {
+        "path": str(directory),
+        "attention": "auto" if attention == "flash_attention_2" else attention,
+    }
 
 
 def _task(task: Mapping[str, Any]) -> Mapping[str, Any]:

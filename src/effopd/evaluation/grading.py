@@ -121,11 +121,13 @@ def grade(
     ]
 
 
-def readable(verifier: JudgingVerifier, questions: Questions) -> tuple[Questions, list[str]]:
-    """Leaves out questions of mathematics whose reference nothing can be compared with."""
-    if not isinstance(verifier, MathVerifier):
+def readable(questions: Questions) -> tuple[Questions, list[str]]:
+    """Leaves out, and names, questions of mathematics whose reference cannot be read."""
+    if questions.verifier != "math":
         return questions, []
-    bad = {p.id for p in verifier.unreadable([each.problem for each in questions.questions])}
+    with MathVerifier() as verifier:
+        unread = verifier.unreadable([each.problem for each in questions.questions])
+    bad = [problem.id for problem in unread]
     kept = tuple(each for each in questions.questions if each.problem.id not in bad)
     if not kept:
         raise ConfigError(
@@ -133,16 +135,11 @@ def readable(verifier: JudgingVerifier, questions: Questions) -> tuple[Questions
             "mathematics: each row needs the answer alone, or a solution with the answer in "
             r"\boxed{...}"
         )
-    if not bad:
-        return questions, []
-    reason = "reference that cannot be read as mathematics"
-    counts = replace(
-        questions.counts,
-        kept=questions.counts.kept - len(bad),
-        dropped={**questions.counts.dropped, reason: len(bad)},
-    )
-    left_out = [each.problem.id for each in questions.questions if each.problem.id in bad]
-    return replace(questions, questions=kept, counts=counts), left_out
+    dropped = dict(questions.counts.dropped)
+    if bad:
+        dropped["reference that cannot be read as mathematics"] = len(bad)
+    counts = replace(questions.counts, kept=questions.counts.kept - len(bad), dropped=dropped)
+    return replace(questions, questions=kept, counts=counts), bad
 
 
 def _boxed(rollout: Rollout) -> str | None:

@@ -43,10 +43,7 @@ def verified(name: str, path: str = "", seed: int = 42) -> Scorer:
 
 def benchmark_task(name: str, path: str = "", seed: int = 42) -> Task:
     """A benchmark as a task, one answer an epoch."""
-    questions = load_benchmark(name, path, seed=seed)
-    if questions.verifier == "math":
-        with MathVerifier() as verifier:
-            questions, _ = readable(verifier, questions)
+    questions, _ = readable(load_benchmark(name, path, seed=seed))
     samples = [
         Sample(id=q.problem.id, input=q.problem.prompt, target=q.problem.answer or "passed")
         for q in questions.questions

@@ -418,6 +418,12 @@ def _reference(config: Config, student: Policy, report: Callable[[str], None]) -
 
 def policy_of(source: Any) -> Policy:
     """A policy of a model object, or of a pair of model and tokenizer."""
+    model, tokenizer = model_and_tokenizer(source)
+    return Policy(model.eval(), tokenizer)
+
+
+def model_and_tokenizer(source: Any) -> tuple[Any, Any]:
+    """The objects of a model, whose tokenizer may be that of its name, or of a pair."""
     model, tokenizer = source if isinstance(source, tuple) else (source, None)
     if not isinstance(model, torch.nn.Module):
         raise ConfigError(
@@ -428,4 +434,4 @@ def policy_of(source: Any) -> Policy:
         if not getattr(model, "name_or_path", ""):
             raise ConfigError("the model names no directory or repository: give (model, tokenizer)")
         tokenizer = load_tokenizer(ModelSettings(path=str(model.name_or_path)))
-    return Policy(model.eval(), tokenizer)
+    return model, tokenizer

@@ -20,29 +20,28 @@ from effopd.search.extrapolator import Search
 from effopd.search.line_search import SearchResult
 from effopd.search.scales import Trial
 from effopd.search.validation import Validator
-from effopd.training.alarms import alarms
 from effopd.training.collect import Collector
-from effopd.training.ending import LAST_STEP, stop_reason
-from effopd.training.evaluating import Evaluations
 from effopd.training.learning import Learner
-from effopd.training.monitor import MonitorHook
+from effopd.training.monitor import monitor_of
 from effopd.training.observer import Observer
 from effopd.training.rows import (
     EMPTY_METRICS,
     Row,
+    alarms,
     batch_statistics,
     relative_progress,
+    rollout_rows,
     trial_row,
 )
 from effopd.training.run_directory import RunDirectory
-from effopd.training.searching import extrapolator_of
 from effopd.training.settings import LoopSettings
 from effopd.training.signals import StopRequest
 from effopd.training.state import Progress, Saved, load_state, save_state
 from effopd.training.teachers import StudentAverage
-from effopd.training.updating import Updater
+from effopd.training.update import Updater, extrapolator_of
 
 PHASES = ("rollout_s", "teacher_s", "update_s", "monitor_s", "search_s")
+LAST_STEP = "last step"
 
 
 class Trainer:
@@ -61,7 +60,7 @@ class Trainer:
         average: A teacher that follows the student; None for fixed teachers.
         batch_rollouts: Gives each batch to the search, which then comes before the batch is trained
             on; None searches after the update.
-        observer: Progress display.
+        observer: Told what goes on.
     """
 
     def __init__(
@@ -85,14 +84,7 @@ class Trainer:
         self.batch_rollouts = batch_rollouts
         self.run_directory, self.settings = run, settings
         self.observer = observer or Observer()
-        self.evaluations = Evaluations(
-            student,
-            run,
-            settings,
-            evaluate=evaluate,
-            evaluate_teacher=evaluate_teacher,
-            observer=self.observer,
-        )
+        self._evaluate_student, self._evaluate_teacher = evaluate, evaluate_teacher
         self.updater = Updater(student, learner, settings)
         self.extrapolator = extrapolator_of(
             student,
@@ -102,48 +94,21 @@ class Trainer:
             validate=validate,
             on_trial=self._log_trial,
         )
-        self.monitor = MonitorHook.of(student, run, settings, self.observer)
+        self.monitor = monitor_of(student, settings)
         self.progress = Progress()
         self._history: list[Row] = []
         self._clock: dict[str, float] = {}
 
-    def resume(self) -> bool:
-        """Continues from the newest good checkpoint; False when there is none yet.
-
-        Damaged newer checkpoints are reported to the observer and left in place. Records written
-        after the checkpoint are cut off: they will be written again, identically.
-        """
-        directory, remarks = self.run_directory.resume_point(self.settings.checkpoint.every)
-        for remark in remarks:
-            self.observer.on_message(remark)
-        if directory is not None:
-            self.progress = load_state(directory, self._saved())
-        self.run_directory.rewind(self.progress.offsets, self.progress.step)
-        self._history = self.run_directory.rows("metrics")
-        self.engine.sync_weights()
-        return directory is not None
-
-    def _saved(self) -> Saved:
-        """What a checkpoint holds."""
-        return Saved(
-            policy=self.student,
-            optimizer=self.updater.optimizer,
-            moved=self.updater.moved,
-            masters=self.updater.masters,
-            extrapolator=self.extrapolator,
-            learner=self.learner,
-            average=self.average,
-            monitor=self.monitor,
-        )
-
     def run(self, stop: StopRequest) -> bool:
-        """Trains to the last step, or until the stop rule ends the run."""
+        """Trains to the last step, or until the stop rule ends the run; whether it came there."""
         if self.progress.step == 0:
-            self.evaluations.before_training(self.progress)
+            if self._evaluate_teacher is not None:
+                self._write_evaluation("teacher", self._evaluate_teacher())
+            self._evaluate()
         reason = self._end()
         while reason is None:
             self._step()
-            self.evaluations.if_due(self.progress)
+            self._evaluate()
             reason = self._end()
             due = self.progress.step % self.settings.checkpoint.every == 0
             if stop or due or reason is not None:
@@ -154,13 +119,6 @@ class Trainer:
             self.run_directory.finish(self.progress.step, reason)
         return reason is not None
 
-    def _end(self) -> str | None:
-        """Why the run is over; a function of its records alone."""
-        if self.progress.step >= self.settings.train.steps:
-            return LAST_STEP
-        rule = self.settings.train.stop
-        return stop_reason(self.run_directory.rows("evals"), rule) if rule.is_active else None
-
     def _step(self) -> None:
         """One batch of rollouts with its updates, a search if due, and the rows."""
         progress = self.progress
@@ -168,29 +126,33 @@ class Trainer:
         self._clock = dict.fromkeys(PHASES, 0.0)
         row: Row = {"step": progress.step}
         try:
+            # Sample: the student answers the prompts of the step.
             batch = self._timed("rollout_s", self.collector.collect, progress.step)
             progress.train_tokens += batch.written_tokens
             row |= batch_statistics(batch)
+            # Search before learning, where candidates are scored on this very batch.
             if self.batch_rollouts is not None:
                 self.batch_rollouts.reuse(batch.rollouts, are_cut=batch.horizon is not None)
                 row |= self._search(progress.step - 1, self._history[-1] if self._history else {})
-            row["lr"] = self.updater.set_lr_(progress.step, self._rate_factor())
+            # Score: the teachers read the answers.
+            factor = self.extrapolator.rate_factor if self.extrapolator is not None else 1.0
+            row["lr"] = self.updater.set_lr_(progress.step, factor)
             progress.teacher_tokens += self._timed("teacher_s", self.learner.prepare, batch)
+            # Learn: the optimizer moves the student.
             row |= self._timed("update_s", self.updater.update_, batch.rollouts, progress.step)
             row |= self.learner.metrics()
             row["skipped"], progress.skipped_in_a_row = None, 0
         except NonFiniteError as error:
             row |= self._skip(str(error))
         self.engine.sync_weights()
-        self._timed("monitor_s", self.monitor.observe, progress.step)
+        # Observe the direction of training, before a search moves along it.
+        self._timed("monitor_s", self._observe)
+        # Search along the displacement.
         if self.batch_rollouts is None:
             row |= self._search(progress.step, row)
         if self.average is not None:
             self.average.update_()
         self._finish(row)
-
-    def _rate_factor(self) -> float:
-        return self.extrapolator.rate_factor if self.extrapolator is not None else 1.0
 
     def _skip(self, reason: str) -> Row:
         """Gives up this update; too many in a row end the run."""
@@ -206,6 +168,20 @@ class Trainer:
                 "with a lower optimizer.lr."
             )
         return {"skipped": reason}
+
+    def _observe(self) -> None:
+        if self.monitor is None:
+            return
+        step = self.progress.step
+        try:
+            row = self.monitor.observe(step)
+        except NonFiniteError as error:
+            self.observer.on_message(f"step {step}: not observed, {error}")
+            return
+        if row is not None:
+            self.run_directory.write("monitor", row)
+            for alarm in row["alarms"]:
+                self.observer.on_message(f"step {step}: {alarm}")
 
     def _search(self, updates: int, last: Row) -> Row:
         """Searches if it is due after so many updates; its field of the metrics row."""
@@ -225,7 +201,7 @@ class Trainer:
             self.progress.validation_tokens += result.tokens
             self.progress.teacher_tokens += result.teacher_tokens
             self.engine.sync_weights()
-            if result.accepted_scale != 1.0:
+            if result.accepted_scale != 1.0 and self.monitor is not None:
                 self.monitor.on_extrapolation()
         return result
 
@@ -250,6 +226,30 @@ class Trainer:
         self.run_directory.write("timing", timing)
         self.observer.on_step(metrics, timing)
 
+    def _evaluate(self) -> None:
+        """Evaluates the student on the test problems if that is due."""
+        settings, step = self.settings.evaluation, self.progress.step
+        if self._evaluate_student is None or not settings.is_due(step, self.settings.train.steps):
+            return
+        evaluation = self._evaluate_student()
+        self._write_evaluation("student", evaluation)
+        for row in rollout_rows(evaluation, settings.recorded, self.student.tokenizer):
+            self.run_directory.write("rollouts", {"step": step, **row})
+
+    def _write_evaluation(self, model: str, evaluation: Evaluation) -> None:
+        row = {"step": self.progress.step, "model": model, **evaluation.row()}
+        row["sampled_tokens"] = self.progress.sampled_tokens
+        row["teacher_tokens"] = self.progress.teacher_tokens
+        self.run_directory.write("evals", row)
+        self.observer.on_evaluation(row)
+
+    def _end(self) -> str | None:
+        """Why the run is over; a function of its records alone."""
+        if self.progress.step >= self.settings.train.steps:
+            return LAST_STEP
+        rule = self.settings.train.stop
+        return rule.reason(self.run_directory.rows("evals")) if rule.is_active else None
+
     def _save(self) -> None:
         self.progress.offsets = self.run_directory.offsets()
         parent = self.run_directory.checkpoints
@@ -259,6 +259,35 @@ class Trainer:
 
         write_checkpoint(checkpoint_path(parent, self.progress.step), write)
         prune(parent, self.settings.checkpoint.keep)
+
+    def _saved(self) -> Saved:
+        """What a checkpoint holds."""
+        return Saved(
+            policy=self.student,
+            optimizer=self.updater.optimizer,
+            moved=self.updater.moved,
+            masters=self.updater.masters,
+            extrapolator=self.extrapolator,
+            learner=self.learner,
+            average=self.average,
+            monitor=self.monitor,
+        )
+
+    def resume(self) -> bool:
+        """Continues from the newest good checkpoint; False when there is none yet.
+
+        Damaged newer checkpoints are reported to the observer and left in place. Records written
+        after the checkpoint are cut off: they will be written again, identically.
+        """
+        directory, remarks = self.run_directory.resume_point(self.settings.checkpoint.every)
+        for remark in remarks:
+            self.observer.on_message(remark)
+        if directory is not None:
+            self.progress = load_state(directory, self._saved())
+        self.run_directory.rewind(self.progress.offsets, self.progress.step)
+        self._history = self.run_directory.rows("metrics")
+        self.engine.sync_weights()
+        return directory is not None
 
     def _timed(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
         """Runs a phase and adds its wall time to the step's clock."""

@@ -11,7 +11,6 @@ it, and the alarm are ours.
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,8 +20,6 @@ from effopd.errors import ConfigError, NonFiniteError
 from effopd.models.policy import Policy
 from effopd.precision import float32_products
 from effopd.search.ray import check_fits
-from effopd.training.observer import Observer
-from effopd.training.run_directory import RunDirectory
 from effopd.training.settings import LoopSettings, MonitorSettings
 
 COORDINATES = 2**18
@@ -181,59 +178,13 @@ def inertia(momentum: float, before: int, updates: int) -> float:
     return float(first @ second / (first.norm() * second.norm()))
 
 
-@dataclass
-class MonitorHook:
-    """The monitor of a run: writes `monitor.jsonl`, tells of alarms; does nothing where it is off.
-
-    Attributes:
-        run: Where rows go.
-        observer: Told of alarms.
-        monitor: None where `monitor.every` is 0.
-    """
-
-    run: RunDirectory
-    observer: Observer
-    monitor: Monitor | None
-
-    @classmethod
-    def of(
-        cls, student: Policy, run: RunDirectory, settings: LoopSettings, observer: Observer
-    ) -> "MonitorHook":
-        """The hook for what trains of a student."""
-        if not settings.monitor.every:
-            return cls(run, observer, None)
-        monitor = Monitor(
-            (p for p in student.model.parameters() if p.requires_grad),
-            settings.monitor,
-            momentum=settings.optimizer.betas[0],
-            updates_per_step=settings.train.updates_per_step * settings.train.epochs,
-        )
-        return cls(run, observer, monitor)
-
-    def observe(self, step: int) -> None:
-        """Observes after the updates of a step, before a search moves the weights."""
-        if self.monitor is None:
-            return
-        try:
-            row = self.monitor.observe(step)
-        except NonFiniteError as error:
-            self.observer.on_message(f"step {step}: not observed, {error}")
-            return
-        if row is not None:
-            self.run.write("monitor", row)
-            for alarm in row["alarms"]:
-                self.observer.on_message(f"step {step}: {alarm}")
-
-    def on_extrapolation(self) -> None:
-        """Notes that a search moved the weights."""
-        if self.monitor is not None:
-            self.monitor.on_extrapolation()
-
-    def state(self) -> dict[str, Tensor]:
-        """The monitor's; empty where it is off."""
-        return {} if self.monitor is None else self.monitor.state()
-
-    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restores `state()`."""
-        if self.monitor is not None:
-            self.monitor.load_state(tensors)
+def monitor_of(student: Policy, settings: LoopSettings) -> Monitor | None:
+    """The monitor of what trains of a student; None where `monitor.every` is 0."""
+    if not settings.monitor.every:
+        return None
+    return Monitor(
+        (p for p in student.model.parameters() if p.requires_grad),
+        settings.monitor,
+        momentum=settings.optimizer.betas[0],
+        updates_per_step=settings.train.updates_per_step * settings.train.epochs,
+    )

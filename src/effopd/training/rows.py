@@ -1,60 +1,35 @@
-"""Rows of the records a training step leaves, see docs/records.md."""
+"""Rows of the records a training step leaves (docs/records.md), and warnings read from them.
+
+Warnings are pure functions of the metrics, so resumed runs repeat them. Thresholds are relative to
+the run's own first steps. A horizon cuts answers on purpose, so lengths are compared among the
+steps that wrote whole answers.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from effopd.errors import NonFiniteError
 from effopd.evaluation.evaluator import Evaluation
-from effopd.evaluation.statistics import mean
-from effopd.objectives import non_finite_cause
 from effopd.rollouts.rollout import mean_length, total_tokens, truncated_share
 from effopd.search.scales import Trial
-from effopd.training.batch import Portion
 from effopd.training.collect import Batch
-from effopd.training.learning import Contribution
 
 Row = dict[str, Any]
 
 EMPTY_METRICS: Row = dict.fromkeys(
     (
-        "step",
-        "loss",
-        "reverse_kl",
-        "entropy",
-        "grad_norm",
-        "lr",
-        "mean_length",
-        "truncated_share",
-        "importance_mean",
-        "importance_capped_share",
-        "reward",
-        "verdicts",
-        "refills",
-        "horizon",
-        "clipped_share",
-        "reference_kl",
-        "value_loss",
-        "explained_variance",
+        "step", "loss", "reverse_kl", "entropy", "grad_norm", "lr", "mean_length",
+        "truncated_share", "importance_mean", "importance_capped_share", "reward", "verdicts",
+        "refills", "horizon", "clipped_share", "reference_kl", "value_loss", "explained_variance",
         "accepted_scale",
     )
-)
+)  # fmt: skip
 
-
-@dataclass(frozen=True, kw_only=True)
-class Update:
-    """Numbers of one optimizer update.
-
-    Attributes:
-        loss: Of its mini-batch.
-        grad_norm: Before clipping.
-        means: Token means of what its micro-batches summed, by name.
-    """
-
-    loss: float
-    grad_norm: float
-    means: Mapping[str, float]
+EARLY_STEPS = 4
+TRUNCATED_SHARE = 0.5
+ENTROPY_RATIO = 0.1
+KL_RATIO = 5.0
+LENGTH_RATIO = 3.0
 
 
 def batch_statistics(batch: Batch) -> Row:
@@ -76,36 +51,10 @@ def batch_statistics(batch: Batch) -> Row:
     }
 
 
-def finite_update(parts: Sequence[Contribution], portion: Portion, grad_norm: float) -> Update:
-    """Sums up the micro-batches of one mini-batch."""
-    losses = [part.loss.item() for part in parts]
-    loss = sum(losses)
-    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-        broken = [p for p, own in zip(parts, losses, strict=True) if not math.isfinite(own)]
-        cause = f". {non_finite_cause(broken[0].inputs)}" if broken else ""
-        raise NonFiniteError(f"loss {loss} and gradient norm {grad_norm} must be finite{cause}")
-    names = dict.fromkeys(name for part in parts for name in part.sums)
-    means = {
-        name: sum(float(part.sums.get(name, 0.0)) for part in parts) / portion.tokens
-        for name in names
-    }
-    return Update(loss=loss, grad_norm=grad_norm, means=means)
-
-
-def update_statistics(updates: Sequence[Update]) -> Row:
-    """Means over the updates of a step, as fields of a metrics row."""
-    names = dict.fromkeys(name for update in updates for name in update.means)
-    return {
-        "loss": mean([update.loss for update in updates]),
-        "grad_norm": mean([update.grad_norm for update in updates]),
-        **{name: mean([update.means[name] for update in updates]) for name in names},
-    }
-
-
 def relative_progress(row: Row, history: Sequence[Row]) -> float | None:
     """`1 - KL / KL_first`: 0 at the start, 1 at the teacher; None where it was not measured.
 
-    Of the weights the step started from, for the step's answers are theirs.
+    It is that of the weights the step started from, which wrote the step's answers.
     """
     known = [past["reverse_kl"] for past in history if past["reverse_kl"] is not None]
     now = row.get("reverse_kl")
@@ -145,3 +94,37 @@ def rollout_rows(evaluation: Evaluation, count: int, tokenizer: Any) -> list[Row
         }
         for i, rollout in enumerate(evaluation.rollouts[:count])
     ]
+
+
+def alarms(row: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is suspicious about this step."""
+    found = []
+    if row["truncated_share"] > TRUNCATED_SHARE:
+        found.append(
+            f"{row['truncated_share']:.0%} of the answers hit the length cap: raise "
+            "sampling.max_new_tokens or check for repetition"
+        )
+    early = history[:EARLY_STEPS]
+    if len(early) < EARLY_STEPS:
+        return found
+    entropy, kl = _mean(early, "entropy"), _mean(early, "reverse_kl")
+    nearer = _below(row["reverse_kl"], kl, 1.0)  # sharpening towards a sharp teacher is the aim
+    if _below(row["entropy"], entropy, ENTROPY_RATIO) and not nearer:
+        found.append(f"entropy collapsed from {entropy:.3g} to {row['entropy']:.3g} nats per token")
+    if _below(kl, row["reverse_kl"], 1 / KL_RATIO) and kl is not None and kl > 0:
+        found.append(f"reverse KL rose from {kl:.3g} to {row['reverse_kl']:.3g} nats per token")
+    whole = [past for past in history if past["horizon"] is None][:EARLY_STEPS]
+    length = _mean(whole, "mean_length")
+    if row["horizon"] is None and len(whole) == EARLY_STEPS and length:
+        if not 1 / LENGTH_RATIO <= row["mean_length"] / length <= LENGTH_RATIO:
+            found.append(f"mean length went from {length:.1f} to {row['mean_length']:.1f} tokens")
+    return found
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    values = [row[key] for row in rows if row[key] is not None]
+    return sum(values) / len(values) if values else None
+
+
+def _below(value: float | None, level: float | None, ratio: float) -> bool:
+    return value is not None and level is not None and value < ratio * level

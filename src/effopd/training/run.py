@@ -21,8 +21,7 @@ from effopd.training.build import Given, Parts, build_parts, policy_of
 from effopd.training.config import Config, load_config, make_config
 from effopd.training.continuing import changes, reasons
 from effopd.training.devices import placed
-from effopd.training.ending import LAST_STEP
-from effopd.training.loop import Trainer
+from effopd.training.loop import LAST_STEP, Trainer
 from effopd.training.observer import Observer, joined
 from effopd.training.problems import counts_record
 from effopd.training.run_directory import RunDirectory, recorded_date
@@ -246,16 +245,10 @@ def _allowed_changes(run: RunDirectory, config: Config) -> Sequence[str]:
         raise ConfigError(
             f"{path} is damaged ({error}): restore it, or choose another directory (--out)"
         ) from None
-    if found.refused:
-        lines = [f"{run.path} holds a run with other settings:", *found.refused]
-        why = " ".join(["", *reasons(found.refused, config, done)])
-        others = ["\nThese may change:", *found.told] if found.allowed else []
-        raise ConfigError(
-            "\n  ".join(lines)
-            + "\nContinue with the old settings, or start a new run in another directory (--out)."
-            + why
-            + "\n  ".join(others)
-        )
+    hint = "".join(f" {why}" for why in reasons(found.refused, config, done))
+    if found.allowed:
+        hint += "\n  ".join(["\nThese may change:", *found.told])
+    run.refuse(found.refused, hint)
     return found.told
 
 

@@ -1,9 +1,9 @@
 """One run, one directory, one process: the lock, the records and the resolved settings."""
 
 import json
-import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,13 @@ from effopd.records import (
     write_json_atomic,
     write_text_atomic,
 )
-from effopd.training.lock import take_lock
+from effopd.workspace import Workspace
 
 LOGS = ("metrics", "timing", "search", "evals", "rollouts", "monitor")
 
 
 class RunDirectory:
-    """Holds the lock of a run directory and the writers of its records.
+    """The lock of a run directory and the writers of its records.
 
     Args:
         path: The directory; created with its parents.
@@ -33,22 +33,17 @@ class RunDirectory:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.checkpoints = path / "checkpoints"
-        try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(path / "run.lock", os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise ConfigError(
-                f"{path} cannot be a run directory: {error}. Choose another one (--out)."
-            ) from None
-        take_lock(self._lock, path)
+        self.path, self.checkpoints = path, path / "checkpoints"
+        self._workspace = Workspace(path, "run")
+        self.refuse = self._workspace.refuse
+        self.checkpoints.mkdir(exist_ok=True)
         self._writers: dict[str, JsonlWriter] = {}
 
     @property
     def holds_records(self) -> bool:
         """Whether something was recorded or saved here."""
-        return bool(list_checkpoints(self.checkpoints)) or any(map(Path.exists, self._logs()))
+        logs = (self._log(name).exists() for name in LOGS)
+        return bool(list_checkpoints(self.checkpoints)) or any(logs)
 
     def describe(
         self,
@@ -82,8 +77,10 @@ class RunDirectory:
         if directory is not None:
             skipped = [f"skipping a damaged checkpoint: {problem}" for problem in problems]
             return directory, [*skipped, f"resuming from {directory.name}"]
-        recorded = len(self.rows("metrics"))
-        if problems or recorded > max(every, self._checkpoints_every()):
+        recorded, config = len(self.rows("metrics")), self.path / "config.toml"
+        before = tomllib.loads(config.read_text("utf-8")) if config.exists() else {}
+        every = max(every, int(before.get("checkpoint", {}).get("every", 0)))
+        if problems or recorded > every:
             raise CheckpointError(
                 f"{self.checkpoints} holds no undamaged checkpoint, but {recorded} steps are "
                 "recorded. Restore a checkpoint, or start again in another directory (--out)."
@@ -107,10 +104,8 @@ class RunDirectory:
 
     def write(self, log: str, row: Mapping[str, Any]) -> None:
         """Appends one row to a log."""
-        try:
-            self._writer(log).write(row)
-        except OSError as error:
-            raise self._refused(log, error) from error
+        with self._writer(log) as writer:
+            writer.write(row)
 
     def rows(self, log: str) -> list[dict[str, Any]]:
         """The rows written so far."""
@@ -118,41 +113,34 @@ class RunDirectory:
 
     def offsets(self) -> dict[str, int]:
         """Current length of every log in bytes, after forcing them to the disk."""
+        found = {}
         for name in LOGS:
-            try:
-                self._writer(name).sync()
-            except OSError as error:
-                raise self._refused(name, error) from error
-        return {name: self._writer(name).offset for name in LOGS}
+            with self._writer(name) as writer:
+                writer.sync()
+                found[name] = writer.offset
+        return found
 
     def close(self) -> None:
         """Closes the logs and releases the lock."""
         for writer in self._writers.values():
             writer.close()
-        os.close(self._lock)
-
-    def _checkpoints_every(self) -> int:
-        """Steps between checkpoints so far; 0 where that is not known."""
-        path = self.path / "config.toml"
-        text = path.read_text("utf-8") if path.exists() else ""
-        return int(tomllib.loads(text).get("checkpoint", {}).get("every", 0))
-
-    def _refused(self, log: str, error: OSError) -> RecordError:
-        return RecordError(
-            f"cannot write {self._log(log)}: {error}. The checkpoints are intact: free space or "
-            "fix permissions, then run the same command to resume."
-        )
-
-    def _logs(self) -> list[Path]:
-        return [self._log(name) for name in LOGS]
+        self._workspace.close()
 
     def _log(self, name: str) -> Path:
         return self.path / f"{name}.jsonl"
 
-    def _writer(self, name: str) -> JsonlWriter:
-        if name not in self._writers:
-            self._writers[name] = JsonlWriter(self._log(name))
-        return self._writers[name]
+    @contextmanager
+    def _writer(self, log: str) -> Iterator[JsonlWriter]:
+        """The writer of a log, opened at first; errors of the disk say what to do."""
+        try:
+            if log not in self._writers:
+                self._writers[log] = JsonlWriter(self._log(log))
+            yield self._writers[log]
+        except OSError as error:
+            raise RecordError(
+                f"cannot write {self._log(log)}: {error}. The checkpoints are intact: free space "
+                "or fix permissions, then run the same command to resume."
+            ) from error
 
 
 def recorded_date(run: Path) -> str | None:

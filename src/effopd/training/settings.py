@@ -1,10 +1,12 @@
 """Settings of the loop."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from effopd.errors import ConfigError
+from effopd.records import reaches
 
 _COUNTS = (
     "steps",
@@ -153,6 +155,20 @@ class StopRule:
     def is_active(self) -> bool:
         """Whether the rule can end a run."""
         return self.patience > 0 or self.target > 0
+
+    def reason(self, evaluations: Sequence[Mapping[str, Any]]) -> str | None:
+        """What ends a run after these rows of `evals.jsonl`; None to go on."""
+        student, teacher = (
+            [r["accuracy"] for r in evaluations if r["model"] == model]
+            for model in ("student", "teacher")
+        )
+        student = [accuracy for accuracy in student if accuracy is not None]
+        if student and teacher and self.target and reaches(student[-1], self.target, teacher[0]):
+            return f"accuracy {student[-1]:.3f} is {self.target:.0%} of the teacher's"
+        recent = student[-self.patience :] if 0 < self.patience < len(student) else []
+        if recent and max(recent) <= max(student[: -self.patience]):
+            return f"no better accuracy in {self.patience} evaluations"
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,7 +91,7 @@ class Saved:
         extrapolator: The search, if there is one.
         learner: The objective, which may hold a critic.
         average: A teacher that follows the student, if there is one.
-        monitor: What watches the weights; without state when it is off.
+        monitor: What watches the weights, if something does.
         masters: Of a student in low precision.
     """
 
@@ -101,7 +101,7 @@ class Saved:
     extrapolator: Extrapolator | None
     learner: Stateful
     average: Stateful | None
-    monitor: Stateful
+    monitor: Stateful | None
     masters: Stateful | None = None
 
     @property

@@ -1,305 +1,379 @@
-"""`effopd eval --bench`: benchmarks answered, checked, recorded and compared. Resumes."""
+"""`effopd.evaluate`: benchmarks answered, checked and recorded. Resumes."""
 
+import hashlib
 import re
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+import tempfile
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from transformers.utils import logging as transformers_logging
+import tomli_w
+import torch
 
-from effopd.config.reading import read
-from effopd.data.benchmarks import Questions, load_benchmark
+from effopd.config.reading import merged, raw_of, read, to_toml
+from effopd.data.benchmarks import Question, Questions, load_benchmark
 from effopd.data.problem import JudgingVerifier
 from effopd.errors import ConfigError
-from effopd.evaluation.benchmarks.answering import Answerer, open_answerer
-from effopd.evaluation.benchmarks.records import (
-    EvaluationRecords,
-    Finished,
+from effopd.evaluation.benchmarks.results import (
+    SAMPLES,
+    SETTINGS,
+    SUMMARY,
+    Evaluation,
+    Row,
     digest_of,
-    read_finished,
-    settings_of,
+    evaluation_in,
 )
-from effopd.evaluation.benchmarks.tables import comparison_lines, summary_lines
 from effopd.evaluation.config import EvalConfig
-from effopd.evaluation.grading import (
-    GradedAnswer,
-    by_question,
-    grade,
-    readable,
-    rewards_of,
-    summarise,
-)
-from effopd.evaluation.statistics import compare
-from effopd.models.checkpoints import list_checkpoints, verify_checkpoint
-from effopd.progress import duration
-from effopd.records import display_text, write_json_atomic
+from effopd.evaluation.grading import GradedAnswer, grade, readable, summarise
+from effopd.models.architecture import position_limit
+from effopd.models.checkpoints import weights_fingerprint
+from effopd.models.loading import load_model, load_tokenizer
+from effopd.models.tokenizers import end_token_ids
+from effopd.progress import SILENT, Display
+from effopd.records import write_json_atomic, write_text_atomic
 from effopd.rewards.build import some
 from effopd.rewards.code import CodeVerifier
 from effopd.rewards.math import MathVerifier
+from effopd.rollouts.engine import Completion, Engine
+from effopd.rollouts.hf import HFEngine
+from effopd.rollouts.prompts import prompt_remarks
+from effopd.rollouts.rollout import Rollout, Writer
 from effopd.rollouts.seeds import derive_seed
-from effopd.training.build import started_from
+from effopd.rollouts.vllm import open_vllm
+from effopd.training.build import model_and_tokenizer, started_from
 from effopd.training.devices import placed
 from effopd.training.run import config_of_run
-from effopd.training.signals import StopRequest, stop_on_signals
+from effopd.training.signals import StopRequest
+from effopd.workspace import Journal, Workspace, differences
 
+SELF_CHECK = "self-check"
+"""In the place of a model: the benchmarks' own solutions."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-Row = dict[str, Any]
+_CHANGEABLE = ("samples", "batch", "generation_tokens")
+"""Settings that change how much is done and in which portions, but no answer."""
+Rows = Iterable[Mapping[str, Any]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class BenchRequest:
-    """What is asked for.
+def evaluate(
+    model: Any,
+    benchmarks: str | Sequence[str],
+    n: int = 1,
+    *,
+    out: str | Path | None = None,
+    engine: Literal["hf", "vllm"] = "hf",
+    data: Mapping[str, str | Path | Rows] | None = None,
+    limit: int | None = None,
+    settings: Mapping[str, Any] | Sequence[str] = (),
+    against: Evaluation | str | Path | None = None,
+    display: Display = SILENT,
+    stop: StopRequest | None = None,
+) -> Evaluation:
+    """Has a model answer benchmarks and checks every answer; goes on where it was interrupted.
 
-    Attributes:
-        benchmarks: Names.
-        files: `NAME=FILE`, instead of the hub.
-        out: Where answers and results go; None for a place of the model's name, or in the run.
-        target: Directory or repository of the model. With a run or own solutions, which take its
-            place, it is the first of the overrides.
-        run: Run directory, whose checkpoints are evaluated; None for one model.
-        every: Checkpoints of the run at multiples of so many steps.
-        self_check: Have the benchmarks' own solutions checked instead of a model.
+    Prints nothing and installs no signal handler.
+
+    Args:
+        model: A directory; a repository of the hub; a checkpoint of a run, which answers with the
+            prompt, program checking and device of its run; a Hugging Face model with its weights
+            as they are now, or a pair of model and tokenizer; None or "self-check" for the
+            benchmarks' own solutions.
+        benchmarks: Names (docs/evaluation.md).
+        n: Answers to each question.
+        out: Where answers go; a new temporary directory by default. With answers there already,
+            only what is missing is answered.
+        engine: Who writes: "hf", the model in this process, or "vllm" with its weights.
+        data: Benchmark -> a `.jsonl` or `.parquet` file, or rows, such as a `datasets.Dataset`, in
+            the place of the hub. Any other name, with rows of `problem` and `answer`, is a
+            benchmark of one's own, checked as mathematics.
         limit: First so many questions of each benchmark; None for all.
-        against: Directory of another evaluation to compare with, question by question.
-        samples: Answers to each question.
-        overrides: Settings.
+        settings: More of `EvalConfig`: nested, or as `section.key=value`.
+        against: An evaluation, or its directory, that this one is to be compared with; other
+            questions than it answered are refused before any is answered.
+        display: Receives progress.
+        stop: Asked after every portion of answers.
+
+    Returns:
+        Summaries and answers.
+
+    Raises:
+        ConfigError: A setting, a benchmark or its rows are wrong, or `out` holds answers of another
+            model, with other settings, or to other questions.
+        RunLockedError: Another process writes to `out`.
     """
-
-    benchmarks: Sequence[str]
-    files: Sequence[str] = ()
-    out: Path | None = None
-    target: str | None = None
-    run: Path | None = None
-    every: int = 1
-    self_check: bool = False
-    limit: int | None = None
-    against: Path | None = None
-    samples: int = 1
-    overrides: Sequence[str] = ()
-
-    def __post_init__(self) -> None:
-        given = (self.model is not None) + (self.run is not None) + self.self_check
-        if given != 1:
-            raise ConfigError("give one of MODEL, --run and --self-check")
-        for name in self.benchmarks:
-            if not _NAME.fullmatch(name):
-                raise ConfigError(f"a benchmark's name has letters and digits, got {name!r}")
-        if unused := sorted(set(self.file_of) - set(self.benchmarks)):
-            raise ConfigError(f"--data {unused[0]}=... is of no benchmark in --bench")
-
-    @property
-    def model(self) -> str | None:
-        """The model, if one is named."""
-        is_setting = self.target is not None and "=" in self.target
-        return None if is_setting and (self.run or self.self_check) else self.target
-
-    @property
-    def settings(self) -> list[str]:
-        """All overrides."""
-        first = [] if self.target is None or self.model is not None else [self.target]
-        return [f"samples={self.samples}", *first, *self.overrides]
-
-    @property
-    def file_of(self) -> dict[str, str]:
-        """Name of a benchmark -> its file."""
-        pairs = [text.partition("=") for text in self.files]
-        if wrong := [name for name, _, path in pairs if not (name and path)]:
-            raise ConfigError(f"--data must be NAME=FILE, got {wrong[0]!r}")
-        return {name: path for name, _, path in pairs}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """One model to evaluate.
-
-    Attributes:
-        title: What it is, for people.
-        config: How it answers.
-        out: Where its answers go.
-    """
-
-    title: str
-    config: EvalConfig
-    out: Path
+    names = list(dict.fromkeys([benchmarks] if isinstance(benchmarks, str) else benchmarks))
+    if wrong := [name for name in names if not _NAME.fullmatch(name)]:
+        raise ConfigError(f"a benchmark's name has letters and digits, got {wrong[0]!r}")
+    data = data or {}
+    if unused := sorted(set(data) - set(names)):
+        raise ConfigError(f"data for {unused[0]} is of no benchmark asked for ({', '.join(names)})")
+    config, given = _settings_of(model, {"samples": n, "engine": engine}, settings)
+    loaded = [_load(name, data.get(name, ""), config.seed, limit, display) for name in names]
+    digests = {each.name: digest_of(each) for each in loaded}
+    if config.model is None:
+        _check_solutions(loaded)
+    if against is not None:
+        other = against if isinstance(against, Evaluation) else evaluation_in(against, names)
+        other.check_same_questions(digests)
+    directory = Path(out or tempfile.mkdtemp(prefix="effopd-eval-"))
+    weights = _weights_of(config, given)
+    summary, answers = dict[str, Row](), dict[str, list[GradedAnswer]]()
+    with ExitStack() as stack:
+        # Refuse what cannot go on before anything is answered.
+        journals = [
+            stack.enter_context(_journal(directory / each.name, _identity(config, weights, each)))
+            for each in loaded
+        ]
+        writer = cache(lambda: stack.enter_context(_open_writer(config, given, display)))
+        for questions, journal in zip(loaded, journals, strict=True):
+            found = _answers(writer, config, questions, journal, display, stop)
+            if stop:
+                break
+            row = _summary(questions, found)
+            write_json_atomic(directory / questions.name / SUMMARY, {"schema": 1, **row})
+            summary[questions.name], answers[questions.name] = row, found
+            for answer in found if config.model is None else ():
+                if not answer.reward:
+                    display.say(
+                        f"  {answer.question}: {answer.verdict}, boxed {answer.answer!r:.80}"
+                    )
+        else:
+            write_json_atomic(directory / "results.json", {"schema": 1, "results": summary})
+    return Evaluation(
+        directory=directory,
+        finished=len(summary) == len(names),
+        summary=summary,
+        answers=answers,
+        digests={name: digests[name] for name in summary},
+    )
 
 
-def run_benchmarks(asked: BenchRequest) -> bool:
-    """Evaluates, prints tables, and writes them; goes on where it was interrupted."""
-    transformers_logging.disable_progress_bar()
-    subjects = list(_subjects(asked))
-    seed = subjects[0].config.seed
-    benchmarks = [_loaded(asked, name, seed) for name in asked.benchmarks]
-    others = [] if asked.against is None else _others(benchmarks, asked.against)
-    with stop_on_signals() as stop:
-        for subject in subjects:
-            if len(subjects) > 1:
-                _say(f"{subject.title}:")
-            summaries = _evaluate(subject, benchmarks, stop)
-            if summaries is None:
-                return False
-            write_json_atomic(subject.out / "results.json", {"schema": 1, "results": summaries})
-            print("\n".join(summary_lines(summaries)))
-            if asked.against is not None:
-                _compare(subject, benchmarks, others, asked.against)
-    return True
+# What is asked ------------------------------------------------------------------------------------
 
 
-def _subjects(asked: BenchRequest) -> Iterator[Subject]:
-    """The models, with their settings; a run's prompt and programs are as it trained."""
-    if asked.run is None:
-        name = "self-check" if asked.self_check else Path(asked.model or "").name
-        raw: Row = {} if asked.self_check else {"model": {"path": asked.model}}
-        out = asked.out or Path("runs") / f"eval-{name}"
-        yield Subject(title=name, config=placed(read(EvalConfig, raw, asked.settings)), out=out)
-        return
-    config = config_of_run(asked.run)
-    found = [(_step(path), path) for path in reversed(list_checkpoints(asked.run / "checkpoints"))]
-    chosen = [(step, path) for step, path in found if step % asked.every == 0]
-    if not chosen:
-        raise ConfigError(f"{asked.run} has no checkpoint at a multiple of {asked.every} steps")
-    for _, path in chosen:
-        verify_checkpoint(path)
-    for _, path in chosen:
-        student = started_from(config, path).student
-        assert student is not None
-        raw = {
-            "model": asdict(student),
-            "prompt": asdict(config.prompt),
-            "code": asdict(config.code),
-            "device": config.device,
-        }
-        out = (asked.out or asked.run / "benchmarks") / path.name
-        settings = placed(read(EvalConfig, raw, asked.settings))
-        yield Subject(title=path.name, config=settings, out=out)
+def _settings_of(
+    model: Any, raw: Row, settings: Mapping[str, Any] | Sequence[str]
+) -> tuple[EvalConfig, tuple[Any, Any] | None]:
+    """The settings, and model and tokenizer if they are in memory."""
+    given = None
+    if isinstance(model, str | Path) and str(model) != SELF_CHECK:
+        path = Path(model)
+        raw |= {"model": {"path": str(model)}}
+        if path.parent.name == "checkpoints" and (path.parents[1] / "config.toml").is_file():
+            run = started_from(config_of_run(path.parents[1]), path)
+            raw |= {"model": run.student, "prompt": run.prompt}
+            raw |= {"code": run.code, "device": run.device}
+    elif model is not None and not isinstance(model, str | Path):
+        given = model_and_tokenizer(model)
+        name, dtype = str(given[0].name_or_path) or "model in memory", str(given[0].dtype)
+        raw |= {"model": {"path": name, "dtype": dtype.removeprefix("torch.")}}
+        raw |= {"device": str(given[0].device)}
+    if isinstance(settings, Mapping):
+        raw, settings = merged(raw_of(raw), raw_of(settings)), ()
+    return placed(read(EvalConfig, raw, settings)), given
 
 
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
+def _weights_of(config: EvalConfig, given: tuple[Any, Any] | None) -> str:
+    """Changes with the weights; "" for a repository of the hub, and without a model."""
+    if given is not None:
+        digest = hashlib.blake2b(digest_size=16)
+        for name, tensor in given[0].state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+    lora = config.model and config.model.lora
+    places = [config.model and config.model.path, lora and lora.adapter]
+    return weights_fingerprint(Path(place).expanduser() for place in places if place)
 
 
-def _loaded(asked: BenchRequest, name: str, seed: int) -> Questions:
-    questions = load_benchmark(name, asked.file_of.get(name, ""), seed=seed, limit=asked.limit)
-    if questions.verifier == "math":
-        with MathVerifier() as verifier:
-            questions, left_out = readable(verifier, questions)
-        if left_out:
-            _say(
-                f"{name}: left out {len(left_out)} questions, whose reference answers cannot be "
-                f"read as mathematics: {some(left_out)}"
-            )
-    _say(f"{name}: {len(questions.questions)} questions of {questions.source}")
+def _load(
+    name: str, source: str | Path | Rows, seed: int, limit: int | None, display: Display
+) -> Questions:
+    """The questions of a benchmark that answers can be checked against."""
+    questions, left_out = readable(load_benchmark(name, source, seed=seed, limit=limit))
+    if left_out:
+        display.say(
+            f"{name}: left out {len(left_out)} questions, whose reference answers cannot be read "
+            f"as mathematics: {some(left_out)}"
+        )
+    display.say(f"{name}: {len(questions)} questions of {questions.source}")
     if questions.counts.dropped:
-        _say(f"  {questions.counts}")
+        display.say(f"  {questions.counts}")
     return questions
 
 
-def _evaluate(
-    subject: Subject, benchmarks: Sequence[Questions], stop: StopRequest
-) -> dict[str, Row] | None:
-    """Summary of each benchmark; None when asked to stop. The model is loaded when it is needed."""
-    config, summaries = subject.config, {}
-    with ExitStack() as stack:
-        answerer: Answerer | None = None
-        for questions in benchmarks:
-            directory = subject.out / questions.name
-            records = stack.enter_context(
-                EvaluationRecords(directory, settings_of(config, questions))
+def _check_solutions(loaded: Sequence[Questions]) -> None:
+    """Refuses to check what a benchmark does not have."""
+    for each in loaded:
+        if not all(question.solution for question in each.questions):
+            raise ConfigError(f"{each.name} brings no solutions that could be checked")
+
+
+# The directory of a benchmark ---------------------------------------------------------------------
+
+
+def _identity(config: EvalConfig, weights: str, questions: Questions) -> Row:
+    """What makes an answer what it is: settings, weights and questions."""
+    settings = tomllib.loads(to_toml(config))
+    for name in _CHANGEABLE:
+        del settings[name]
+    if config.model is not None:
+        settings["model"]["files"] = weights
+    settings["questions"] = {"name": questions.name, "digest": digest_of(questions)}
+    if questions.rules.relative_error:
+        settings["questions"]["relative_error"] = questions.rules.relative_error
+    return settings
+
+
+@contextmanager
+def _journal(directory: Path, settings: Row) -> Iterator[Journal[tuple[str, int]]]:
+    """The answers in a directory, which are kept only under the same settings."""
+    with Workspace(directory, "evaluation") as workspace:
+        path = directory / SETTINGS
+        if path.exists():
+            try:
+                before = tomllib.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ConfigError(
+                    f"{path} is damaged ({error}): restore it, or choose another directory (--out)"
+                ) from None
+            workspace.refuse(differences(before, settings))
+        elif (directory / SAMPLES).exists():
+            raise ConfigError(
+                f"{directory} holds answers but no {SETTINGS}, so it is not known to what: restore "
+                "the file, or choose another directory (--out)"
             )
-            missing = records.missing(questions, config.samples)
-            if missing:
-                answerer = answerer or stack.enter_context(open_answerer(config))
-                for remark in answerer.check(questions):
-                    _say(f"{questions.name}: {remark}")
-                _answer(answerer, config, questions, records, missing, stop)
-            if stop:
-                return None
-            answers = records.answers(questions, config.samples)
-            summary = summarise(answers, votes=questions.verifier == "math")
-            summary |= {"source": questions.source, "licence": questions.licence}
-            summary["left_out"] = dict(questions.counts.dropped)
-            if questions.rules.relative_error:
-                summary["relative_error"] = questions.rules.relative_error
-            records.finish(summary)
-            summaries[questions.name] = summary
-            _show_misses(subject, answers)
-    return summaries
+        write_text_atomic(path, tomli_w.dumps(settings))
+        with Journal(directory / SAMPLES, lambda row: (row["question"], row["sample"])) as journal:
+            yield journal
 
 
-def _answer(
-    answerer: Answerer,
+def _summary(questions: Questions, answers: Sequence[GradedAnswer]) -> Row:
+    """What `summary.json` holds of all answers to a benchmark."""
+    row = summarise(answers, votes=questions.verifier == "math")
+    row |= {"source": questions.source, "licence": questions.licence}
+    row |= {"left_out": dict(questions.counts.dropped)}
+    if questions.rules.relative_error:
+        row["relative_error"] = questions.rules.relative_error
+    return row
+
+
+# Answering ----------------------------------------------------------------------------------------
+
+
+def _answers(
+    open_writer: "Callable[[], _ModelWriter]",
     config: EvalConfig,
     questions: Questions,
-    records: EvaluationRecords,
-    missing: Sequence[tuple[int, int]],
-    stop: StopRequest,
-) -> None:
-    """Writes, checks and records what is missing, a portion at a time."""
-    total = len(questions.questions) * config.samples
-    started, done, right = time.monotonic(), 0, 0.0
-    with closing(_verifier(config, questions)) as verifier:
+    journal: Journal[tuple[str, int]],
+    display: Display,
+    stop: StopRequest | None,
+) -> list[GradedAnswer]:
+    """Writes, checks and records what is missing; all answers, fewer when asked to stop."""
+    ids = [question.problem.id for question in questions.questions]
+    places = [(i, sample) for sample in range(config.samples) for i in range(len(ids))]
+    missing = [(i, sample) for i, sample in places if (ids[i], sample) not in journal.rows]
+    with ExitStack() as stack:
+        if missing:
+            writer = None if config.model is None else open_writer()
+            for remark in writer.remarks(questions) if writer else ():
+                display.say(f"{questions.name}: {remark}")
+            verifier: JudgingVerifier = (
+                CodeVerifier(config.code) if questions.verifier == "code" else MathVerifier()
+            )
+            stack.callback(verifier.close)
+            finished = len(places) - len(missing)
+            progress = stack.enter_context(
+                display.progress(questions.name, len(places), done=finished)
+            )
+        right = 0.0
         for start in range(0, len(missing), config.batch):
             if stop:
-                return
+                break
             portion = missing[start : start + config.batch]
             seeds = [derive_seed(config.seed, questions.name, *place) for place in portion]
-            rollouts = answerer.answer([questions.questions[i] for i, _ in portion], seeds)
+            asked = [questions.questions[i] for i, _ in portion]
+            if writer is None:
+                rollouts = [_solution(question) for question in asked]
+            else:
+                rollouts = writer.answer([question.problem for question in asked], seeds)
             graded = grade(verifier, rollouts, [sample for _, sample in portion], seeds)
-            records.add(graded)
-            done += len(graded)
+            for each in graded:
+                journal.add(each.row())
+            journal.sync()
             right += sum(each.reward for each in graded)
-            elapsed = time.monotonic() - started
-            left = elapsed / done * (len(missing) - done)
-            _say(
-                f"{questions.name}: {total - len(missing) + done} of {total} answers, "
-                f"{right / done:.3f} right  {duration(elapsed)} elapsed, about "
-                f"{duration(left)} left"
+            share = f"{right / (start + len(graded)):.3f} right"
+            progress.advance(share, work=len(graded), counts=len(graded))
+    keys = [(ids[i], sample) for i, sample in sorted(places)]
+    return [GradedAnswer.from_row(journal.rows[key]) for key in keys if key in journal.rows]
+
+
+def _solution(question: Question) -> Rollout:
+    """The benchmark's own solution, which has no tokens."""
+    written = Completion(token_ids=(), log_probs=(), finish_reason="stop", text=question.solution)
+    return Rollout(problem=question.problem, prompt_ids=(), completion=written)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ModelWriter(Writer):
+    """A writer that knows its model."""
+
+    model: Any
+
+    def remarks(self, questions: Questions) -> Iterable[str]:
+        """Encodes every prompt, so that one that is too long is refused before any is answered."""
+        problems = [question.problem for question in questions.questions]
+        for problem in problems:
+            self.template.encode(self.tokenizer, problem)
+        return prompt_remarks(
+            self.template,
+            self.tokenizer,
+            problems,
+            ends=end_token_ids(self.tokenizer, self.model),
+            cap=self.sampling.max_new_tokens,
+            positions=position_limit(self.model.config.to_dict()),
+        )
+
+
+@contextmanager
+def _open_writer(
+    config: EvalConfig, given: tuple[Any, Any] | None, display: Display
+) -> Iterator[_ModelWriter]:
+    """Loads the model and its engine; PyTorch has as many threads as before afterwards."""
+    assert config.model is not None
+    tokenizer = given[1] if given else load_tokenizer(config.model)
+    config.prompt.check_arguments(tokenizer)
+    with ExitStack() as stack:
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(config.threads)
+        model = given[0] if given else load_model(config.model, config.device, display.say)
+        size = min(model.get_output_embeddings().weight.shape[0], len(tokenizer))
+        if config.engine == "vllm":
+            longest = config.prompt.max_tokens + config.sampling.max_new_tokens
+            path = config.model.path
+            engine: Engine = stack.enter_context(
+                closing(
+                    open_vllm(
+                        config.vllm, path, model, tokenizer, vocabulary_size=size, longest=longest
+                    )
+                )
             )
-
-
-def _verifier(config: EvalConfig, questions: Questions) -> JudgingVerifier:
-    return CodeVerifier(config.code) if questions.verifier == "code" else MathVerifier()
-
-
-def _show_misses(subject: Subject, answers: Sequence[GradedAnswer]) -> None:
-    """Own solutions that were not found right are what they are checked for."""
-    if subject.config.model is None:
-        for each in answers:
-            if not each.reward:
-                _say(f"  {each.question}: {each.verdict}, boxed {each.answer!r:.80}")
-
-
-def _others(benchmarks: Sequence[Questions], against: Path) -> list[Finished]:
-    """The other evaluation of each benchmark; what cannot be compared is known at once."""
-    found = [read_finished(against / questions.name) for questions in benchmarks]
-    for questions, other in zip(benchmarks, found, strict=True):
-        if other.digest != digest_of(questions):
-            raise ConfigError(
-                f"{against / questions.name} answers other questions: evaluate both with the same "
-                "files, seed and --limit"
+            engine.sync_weights()
+        else:
+            engine = HFEngine(
+                model,
+                tokenizer,
+                batch_size=config.batch,
+                batch_tokens=config.generation_tokens or None,
+                vocabulary_size=size,
             )
-    return found
-
-
-def _compare(
-    subject: Subject, benchmarks: Sequence[Questions], others: Sequence[Finished], against: Path
-) -> None:
-    """Each benchmark against the same one of another evaluation, question by question."""
-    rows = {}
-    for questions, other in zip(benchmarks, others, strict=True):
-        own = read_finished(subject.out / questions.name)
-        rows[questions.name] = asdict(compare(_paired(own.graded), _paired(other.graded)))
-    name = f"against-{against.resolve().name}.json"
-    write_json_atomic(subject.out / name, {"schema": 1, "comparisons": rows})
-    print("\n".join(comparison_lines(rows, str(against))))
-
-
-def _paired(graded: Sequence[GradedAnswer]) -> list[list[float]]:
-    """Rewards with the questions in the order of their ids."""
-    return rewards_of(sorted(by_question(graded), key=lambda group: group[0].question))
-
-
-def _say(text: str) -> None:
-    print(display_text(text), flush=True)
+        yield _ModelWriter(
+            engine=engine,
+            tokenizer=tokenizer,
+            template=config.prompt,
+            sampling=config.sampling,
+            model=model,
+        )

@@ -68,7 +68,10 @@ def decide(reference: str, answer: str, rules: AnswerRules = _STRICT) -> Verdict
         return "no_answer"
     if not reference:
         return "error"
-    if reference == answer or _bare(reference) == _bare(answer):
+    bare = [
+        strip_spaces(unwrapped(text) if "text" in text else text) for text in (reference, answer)
+    ]
+    if bare[0] == bare[1]:
         return "correct"
     if is_labelled:
         return "error"
@@ -84,11 +87,6 @@ def decide(reference: str, answer: str, rules: AnswerRules = _STRICT) -> Verdict
         return "correct"
     pairs = tuple(pair for outcome in outcomes if isinstance(outcome, tuple) for pair in outcome)
     return pairs or ("error" if "error" in outcomes else "wrong")
-
-
-def _bare(text: str) -> str:
-    """Text without the commands around words and the spaces that mean nothing."""
-    return strip_spaces(unwrapped(text) if "text" in text else text)
 
 
 def _is_beyond(text: str) -> bool:
@@ -111,29 +109,22 @@ def _without_percents(reference: str, answer: str) -> tuple[tuple[str, str], ...
     `700\%`.
     """
     wanted, given = split_percent(reference), split_percent(answer)
-    if wanted is not None:
-        if re.search("[$€£¥]", answer):
-            return ()
-        if given is not None:
-            return ((wanted, given),)
+    if wanted is not None and re.search("[$€£¥]", answer):
+        return ()
+    if wanted is not None and given is None:
         return (wanted, answer), (_hundredth(wanted), answer)
-    if given is not None:
+    if wanted is None and given is not None:
         number = exact_number(given)
-        if number is not None and abs(number) > 100:
-            return ()
-        return ((reference, _hundredth(given)),)
-    return ((reference, answer),)
+        return () if number is not None and abs(number) > 100 else ((reference, _hundredth(given)),)
+    return ((wanted or reference, given or answer),)
 
 
 def _hundredth(text: str) -> str:
     number = exact_number(text)
-    if number is None:
-        return rf"\frac{{{text}}}{{100}}"
-    if re.fullmatch(r"[+-]?\d+\.\d*", text, re.ASCII):  # stays a decimal, which may be rounded
-        return f"{Decimal(text) / 100:f}"
-    number /= 100
-    sign = "-" if number < 0 else ""
-    return rf"{sign}\frac{{{abs(number.numerator)}}}{{{number.denominator}}}"
+    if number is not None and re.fullmatch(r"[+-]?\d+\.\d*", text, re.ASCII):
+        return f"{Decimal(text) / 100:f}"  # stays a decimal, which may be rounded
+    above, below = (text, 100) if number is None else (number / 100).as_integer_ratio()
+    return rf"\frac{{{above}}}{{{below}}}"
 
 
 def _decide_pair(reference: str, answer: str, error: float) -> Verdict | Pairs:
@@ -179,11 +170,12 @@ _DECIMAL = rf"(?:{_WHOLE}(?:\.\d*)?|\.\d+)"
 _EXPONENT = r"10\s*\^\s*(?:\{\s*([+-]?\s*\d{1,3})\s*\}|([+-]?\d{1,3}))"
 _PART = rf"(?:\{{\s*([+-]?{_DECIMAL})\s*\}}|(\d))"
 
-_PLAIN = re.compile(rf"({_DECIMAL})")
 _POWER = re.compile(rf"(?:({_DECIMAL})\s*(?:\\times|\\cdot|\*)\s*)?{_EXPONENT}")
-_RATIO = re.compile(rf"({_DECIMAL})\s*/\s*({_DECIMAL})")
-_STACKED = re.compile(rf"\\frac\s*{_PART}\s*{_PART}")
-_MIXED = re.compile(rf"(\d+)\s*\\frac\s*{_PART}\s*{_PART}|(\d+)\s+(\d+)\s*/\s*(\d+)")
+_RATIO = re.compile(
+    rf"({_DECIMAL})(?:\s*/\s*({_DECIMAL}))?|(\d+)?\s*\\frac\s*{_PART}\s*{_PART}"
+    r"|(\d+)\s+(\d+)\s*/\s*(\d+)"
+)
+"""A decimal, a fraction, or a mixed number."""
 
 
 def exact_number(text: str) -> Fraction | None:
@@ -194,25 +186,15 @@ def exact_number(text: str) -> Fraction | None:
     if len(text) > _MAX_DIGITS:
         return None
     text = text.strip()
-    number = _size(text[1:].strip() if text[:1] in {"+", "-"} else text)
-    return -number if number is not None and text[0] == "-" else number
-
-
-def _size(text: str) -> Fraction | None:
-    """A number whose own sign, if any, stands before `text`."""
-    if plain := _PLAIN.fullmatch(text):
-        return _decimal(plain.group(1))
+    sign, text = (-1 if text[:1] == "-" else 1), re.sub(r"^[+-]\s*", "", text)
     if power := _POWER.fullmatch(text):
         mantissa, braced, bare = power.groups()
-        exponent = int((braced or bare).replace(" ", ""))
-        return _decimal(mantissa or "1") * Fraction(10) ** exponent
-    if ratio := _RATIO.fullmatch(text) or _STACKED.fullmatch(text):
-        above, below = (_decimal(part) for part in ratio.groups() if part)
-        return above / below if below else None
-    if mixed := _MIXED.fullmatch(text):
-        whole, above, below = (_decimal(part) for part in mixed.groups() if part)
-        return whole + above / below if below else None
-    return None
+        return sign * _decimal(mantissa or "1") * Fraction(10) ** int(_decimal(braced or bare))
+    if (ratio := _RATIO.fullmatch(text)) is None:
+        return None
+    parts = [_decimal(part) for part in ratio.groups() if part]
+    *whole, above, below = parts if len(parts) > 1 else [*parts, Fraction(1)]
+    return sign * (sum(whole) + above / below) if below else None
 
 
 def numbers_equal(reference: Fraction, answer: Fraction, *, decimal: bool) -> bool:
@@ -252,9 +234,6 @@ _UNIT_NAMES = {
     "",
 )  # fmt: skip
 """Symbol of a unit -> its names in the singular."""
-_PER_UNIT = {"mph": (("mi", 1), ("h", -1)), "kmh": (("km", 1), ("h", -1))} | dict.fromkeys(
-    ("kph", "kmph"), (("km", 1), ("h", -1))
-)
 _UNITS = {
     spelling: name
     for name, others in _UNIT_NAMES.items()
@@ -333,10 +312,12 @@ def _unit(text: str) -> tuple[str, bool]:
     text = re.sub(r"\\frac\s*\{(.*)\}\s*\{(.*)\}$", r"\1 / (\2)", text)
     text = re.sub(r"\^\s*\{\s*([+-]?\d+)\s*\}", r"^\1", text).replace("·", " ")
     text = re.sub(r"(?:\\?\bmu\s+|\bmicro)(?=[A-Za-z])", "u", text)
-    tokens = re.findall(r"\\?[A-Za-z]+|\^\s*[+-]?\d+|[/()]", text)
+    text = re.sub(r"(?i)\bmph\b", "mi/h", re.sub(r"(?i)\b(?:kmh|kph|kmph)\b", "km/h", text))
+    text = re.sub(r"(?i)\bsq(?:uare)?\b[\s.]*([a-z]+)|\s+squared\b", r"\1^2", text)
+    text = re.sub(r"(?i)\bcubic\b\s*([a-z]+)|\s+cubed\b", r"\1^3", text)
     powers: dict[str, int] = {}
-    sign, group, factor, last, is_known = 1, 1, 1, "", True
-    for token in tokens:
+    sign, group, last, is_known = 1, 1, "", True
+    for token in re.findall(r"\\?[A-Za-z]+|\^\s*[+-]?\d+|[/()]", text):
         low = token.lower()
         if token in {"/", "per"}:
             sign = -1
@@ -347,12 +328,6 @@ def _unit(text: str) -> tuple[str, bool]:
         elif token[0] == "^":
             if last:
                 powers[last] = powers[last] * int(token[1:].replace(" ", ""))
-        elif low in {"square", "squared", "sq", "cubic", "cubed"}:
-            power = 3 if low.startswith("cub") else 2
-            if low in {"squared", "cubed"} and last:
-                powers[last] *= power
-            else:
-                factor = power
         elif low in {"cdot", "times", "a", "an", "the", "of", "in"} - set(_UNITS) or (
             token[0] == "\\" and (token not in _UNITS)
         ):
@@ -361,10 +336,9 @@ def _unit(text: str) -> tuple[str, bool]:
             known = _UNITS.get(token) or _UNITS.get(low, "")
             if not known and low[0] == "u" and token[1:] in _UNITS:
                 known = f"u{_UNITS[token[1:]]}"
-            for name, power in _PER_UNIT.get(low, ((known, 1),)):
-                is_known &= bool(name)
-                last = name or low.rstrip("s")
-                powers[last] = powers.get(last, 0) + power * factor * sign * group
-            sign, factor = 1, 1
+            is_known &= bool(known)
+            last = known or low.rstrip("s")
+            powers[last] = powers.get(last, 0) + sign * group
+            sign = 1
     parts = [name if power == 1 else f"{name}^{power}" for name, power in sorted(powers.items())]
     return " ".join(parts), is_known and bool(parts)

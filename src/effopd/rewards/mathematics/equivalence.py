@@ -6,12 +6,14 @@ left to math-verify, whose LaTeX grammar executes nothing either.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from functools import partial
+from itertools import product, zip_longest
 from typing import Any
 
-from effopd.rewards.mathematics.formula import Node, NoFormulaError, number, product, renamed
+from effopd.rewards.mathematics import formula
+from effopd.rewards.mathematics.formula import Node, NoFormulaError, number, renamed
 from effopd.rewards.mathematics.parser import parse
 from effopd.rewards.mathematics.regions import linear_root, region, same_region, substituted
 from effopd.rewards.mathematics.values import equal_values, has, letters, real_value, residue
@@ -79,18 +81,15 @@ def readings(text: str) -> Iterator[Node]:
         yield parse(",".join(one for item in items for one in _signed(item, is_coupled)))
 
 
-def _signed(item: str, is_coupled: bool) -> list[str]:
+def _signed(item: str, is_coupled: bool) -> Iterator[str]:
     """An item with each choice of its signs."""
-    parts = re.split(r"\\(pm|mp)(?![a-zA-Z])", item)
-    signs = parts[1::2]
-    chosen = []
-    for choice in range(2 ** (min(len(signs), 1) if is_coupled else len(signs))):
-        text = parts[0]
-        for place, (sign, part) in enumerate(zip(signs, parts[2::2], strict=True)):
-            is_minus = bool(choice >> (0 if is_coupled else place) & 1) != (sign == "mp")
-            text += ("-" if is_minus else "+") + part
-        chosen.append(text)
-    return chosen
+    text, *rest = re.split(r"\\(pm|mp)(?![a-zA-Z])", item)
+    signs = rest[::2]
+    for choice in product("+-", repeat=min(len(signs), 1) if is_coupled else len(signs)):
+        chosen = choice * len(signs) if is_coupled else choice
+        pairs = zip(chosen, signs, rest[1::2], strict=True)
+        swapped = {"+": "-", "-": "+"}
+        yield text + "".join((c if s == "pm" else swapped[c]) + part for c, s, part in pairs)
 
 
 def same(reference: Node, answer: Node, error: float = 0.0) -> bool:
@@ -113,7 +112,7 @@ def same(reference: Node, answer: Node, error: float = 0.0) -> bool:
         found = _same_items(reference, answer, error)
         if found is not None:
             return found
-    spans = [region(node) if _may_be_region(node) else None for node in (reference, answer)]
+    spans = region(reference), region(answer)
     if spans[0] is not None and spans[1] is not None:
         return same_region(spans[0], spans[1], error)
     if reference.kind == answer.kind == "relation":
@@ -126,18 +125,11 @@ def same(reference: Node, answer: Node, error: float = 0.0) -> bool:
         return _matched(list(reference.args), list(answer.args), error)
     if reference.kind == answer.kind and reference.kind in {"difference", "such"}:
         return _each(reference.args, answer.args, error)
-    if (answer.kind, answer.name) == ("relation", "in"):  # one is a relation, the other is not
-        return same(reference, answer.args[1], error)
-    if (reference.kind, reference.name) == ("relation", "in"):
-        return same(reference.args[1], answer, error)
-    if {reference.kind, answer.kind} & {"relation", "seq", "list"}:
-        return False
-    return equal_values(reference, answer, relative_error=error)
-
-
-def _may_be_region(node: Node) -> bool:
-    kinds = {"seq", "set", "such", "relation", "list", "union", "intersection", "difference"}
-    return node.kind in kinds or node == Node("symbol", r"\mathbb{R}")
+    if ("relation", "in") in {reference[:2], answer[:2]}:  # one of them, the other is no relation
+        inside = (n.args[1] if n.kind == "relation" else n for n in (reference, answer))
+        return same(*inside, error)
+    is_value = not {reference.kind, answer.kind} & {"relation", "seq", "list"}
+    return is_value and equal_values(reference, answer, relative_error=error)
 
 
 def _plain(node: Node) -> Node:
@@ -170,12 +162,11 @@ def _vector(node: Node) -> Node:
     parts = [_vector(part) if part.kind in {"add", "mul"} else part for part in node.args]
     vectors = [part for part in parts if part.kind == "seq"]
     if node.kind == "mul" and len(vectors) == 1:
-        scale = product(*(part for part in parts if part.kind != "seq"))
-        return _entrywise(partial(product, scale), vectors)
-    if node.kind == "add" and len(vectors) == len(parts):
-        shapes = {(part.name, len(part.args)) for part in vectors}
-        if len(shapes) == 1:
-            return _entrywise(lambda *entries: Node("add", "", entries), vectors)
+        scale = formula.product(*(part for part in parts if part.kind != "seq"))
+        return _entrywise(partial(formula.product, scale), vectors)
+    shapes = {(part.name, len(part.args)) for part in vectors}
+    if node.kind == "add" and len(vectors) == len(parts) and len(shapes) == 1:
+        return _entrywise(lambda *entries: Node("add", "", entries), vectors)
     return node
 
 
@@ -205,12 +196,10 @@ def _agrees_with_itself(answer: Node) -> bool:
 def _side(equation: Node) -> Node:
     """What an equation says: its last side, or the last before a side that is about the same."""
     signs = equation.name.split()
-    if "~" in signs and signs.index("~") > 0:
-        return equation.args[signs.index("~")]
-    named = is_name(equation.args[0], equation.args[-1])
-    if "~" in signs and not named:
-        return equation.args[0]
-    return equation.args[-1]
+    place = signs.index("~") if "~" in signs else -1
+    if place == 0 and is_name(equation.args[0], equation.args[-1]):
+        place = -1
+    return equation.args[place]
 
 
 def is_name(left: Node, right: Node) -> bool:
@@ -294,22 +283,19 @@ def _same_relation(reference: Node, answer: Node, error: float) -> bool:
     wanted, given = (node.args[0] - node.args[1] for node in (reference, answer))
     if signs[0] == signs[1]:
         return _proportional(wanted, given, positive=signs[0] != "!=")
-    if signs[0] == signs[1].translate(_FLIPPED):
-        return _proportional(wanted, -given, positive=True)
-    return False
+    is_turned = signs[0] == signs[1].translate(_FLIPPED)
+    return is_turned and _proportional(wanted, -given, positive=True)
 
 
 def _same_bounds(one: Node, other: Node, error: float) -> bool:
     """Whether an interval and `a < x < b` have the same ends, and both are open or closed alike."""
     interval, chain = (one, other) if one.kind == "seq" else (other, one)
     signs = chain.name.split()
-    if len(interval.args) != 2 or len(signs) != 2 or not set(signs) <= {"<", "<="}:
+    if len(signs) != 2 or not set(signs) <= {"<", "<="} or chain.args[1].kind != "symbol":
         return False
     brackets = ("(" if signs[0] == "<" else "[") + (")" if signs[1] == "<" else "]")
-    if interval.name != brackets or chain.args[1].kind != "symbol":
-        return False
     wanted, given = (each.args if each is interval else each.args[::2] for each in (one, other))
-    return _each(wanted, given, error)
+    return interval.name == brackets and _each(wanted, given, error)
 
 
 # Lists, sets, tuples ------------------------------------------------------------------------------
@@ -319,44 +305,43 @@ def _same_items(reference: Node, answer: Node, error: float) -> bool | None:
     """Points, vectors and lists; None where they may still be regions."""
     kinds = {reference.kind, answer.kind}
     if kinds == {"seq"}:
-        return _same_sequence(reference, answer, error)
-    if kinds == {"list", "relation"} or _is_region_list(reference) or _is_region_list(answer):
+        matrices = [node.name in {"matrix", "row"} for node in (reference, answer)]
+        if matrices == [True, True]:
+            return _each(reference.args, answer.args, error)
+        if not any(matrices) and len(reference.args) == 2 and reference.name != answer.name:
+            return False
+        return _each(_entries(reference), _entries(answer), error)
+    listed = [item for node in (reference, answer) if node.kind == "list" for item in node.args]
+    if "relation" in kinds or any(
+        item.kind == "relation" and not _is_equation(item) for item in listed
+    ):
         return None
     if kinds == {"list", "seq"}:
-        wanted, given = (
-            [_unnamed(item) for item in _entries(node)] for node in (reference, answer)
-        )
-        return _each(wanted, given, error)
+        return _each(*(map(_unnamed, _entries(node)) for node in (reference, answer)), error)
     wanted, given = _items(reference), _items(answer)
     names = [_names(wanted), _names(given)]
     if len(set(names[0])) > 1 and "" not in names[0]:
         if "" in names[1]:
-            return _each([_unnamed(item) for item in wanted], given, error)
-        return _matched(wanted, given, error)
-    if "" in names[0] or "" in names[1]:
-        wanted, given = [_unnamed(item) for item in wanted], [_unnamed(item) for item in given]
+            return _each(map(_unnamed, wanted), given, error)
+    elif "" in names[0] or "" in names[1]:
+        wanted, given = list(map(_unnamed, wanted)), list(map(_unnamed, given))
     return _matched(wanted, given, error)
-
-
-def _is_region_list(node: Node) -> bool:
-    return node.kind == "list" and any(
-        item.kind == "relation" and not _is_equation(item) for item in node.args
-    )
 
 
 def _names(items: list[Node]) -> list[str]:
     """Per item the name that it is assigned to, indices of solutions apart; "" without one."""
     return [
-        re.sub(r"_\{\d+\}$", "", item.args[0].name) or str(item.args[0])
-        if _is_equation(item) and is_name(item.args[0], item.args[-1])
-        else ""
+        re.sub(r"_\{\d+\}$", "", item.args[0].name) or str(item.args[0]) if _is_named(item) else ""
         for item in items
     ]
 
 
+def _is_named(item: Node) -> bool:
+    return _is_equation(item) and is_name(item.args[0], item.args[-1])
+
+
 def _unnamed(item: Node) -> Node:
-    is_named = _is_equation(item) and is_name(item.args[0], item.args[-1])
-    return _side(item) if is_named else item
+    return _side(item) if _is_named(item) else item
 
 
 def _items(node: Node) -> list[Node]:
@@ -365,28 +350,14 @@ def _items(node: Node) -> list[Node]:
 
 def _entries(node: Node) -> tuple[Node, ...]:
     """The entries of a tuple, and of a matrix with one row or one column."""
-    if node.name != "matrix":
-        return node.args
-    if len(node.args) == 1:
-        return node.args[0].args
-    if len(node.args[0].args) == 1:
-        return tuple(row.args[0] for row in node.args)
+    if node.name == "matrix" and 1 in {len(node.args), len(node.args[0].args)}:
+        return tuple(entry for row in node.args for entry in row.args)
     return node.args
 
 
-def _same_sequence(reference: Node, answer: Node, error: float) -> bool:
-    matrices = [node.name in {"matrix", "row"} for node in (reference, answer)]
-    if matrices == [True, True]:
-        return _each(reference.args, answer.args, error)
-    if not any(matrices) and len(reference.args) == 2 and reference.name != answer.name:
-        return False
-    return _each(_entries(reference), _entries(answer), error)
-
-
-def _each(wanted: Any, given: Any, error: float) -> bool:
-    return len(wanted) == len(given) and all(
-        same(one, other, error) for one, other in zip(wanted, given, strict=True)
-    )
+def _each(wanted: Iterable[Node], given: Iterable[Node], error: float) -> bool:
+    pairs = zip_longest(wanted, given)
+    return all(one and other and same(one, other, error) for one, other in pairs)
 
 
 def _matched(wanted: list[Node], given: list[Node], error: float) -> bool:
@@ -394,11 +365,8 @@ def _matched(wanted: list[Node], given: list[Node], error: float) -> bool:
     if max(len(wanted), len(given)) > 64:
         return False
     table = [[same(one, other, error) for other in given] for one in wanted]
-    return (
-        all(any(row) for row in table)
-        and all(any(column) for column in zip(*table, strict=True))
-        and bool(wanted) == bool(given)
-    )
+    is_even = bool(wanted) == bool(given)
+    return is_even and all(map(any, table)) and all(map(any, zip(*table, strict=True)))
 
 
 # What only a computer algebra system can do -------------------------------------------------------

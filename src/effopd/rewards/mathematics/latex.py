@@ -291,15 +291,11 @@ def _plain(character: str) -> str:
     if character.isascii():
         return character if character.isprintable() or character.isspace() else ""
     kind = unicodedata.category(character)
-    if kind in {"Cf", "Cs", "Cc"}:
-        return ""
-    if kind == "Zs":
-        return " "
     if kind == "Nd":
         return str(unicodedata.digit(character))
     if "\uff01" <= character <= "\uff5e":
         return chr(ord(character) - 0xFEE0)
-    return character
+    return {"Cf": "", "Cs": "", "Cc": "", "Zs": " "}.get(kind, character)
 
 
 def _unaligned(text: str) -> str:
@@ -307,13 +303,8 @@ def _unaligned(text: str) -> str:
     if not _ENVIRONMENT.search(text):
         return text
     lines = _ENVIRONMENT.sub("", text).replace("&", "").split(r"\\")
-    kept = [line.strip() for line in lines if line.strip()]
-    joined = kept[:1]
-    for line in kept[1:]:
-        joined.append(
-            line if line.startswith(("=", "<", ">", "+", "-", r"\le", r"\ge")) else f", {line}"
-        )
-    return "".join(joined)
+    joined = r"\\".join(line.strip() for line in lines if line.strip())
+    return re.sub(r"\\\\(?=[=<>+-]|\\[lg]e)", "", joined).replace(r"\\", ", ")
 
 
 def _faced(text: str) -> str:
@@ -323,11 +314,8 @@ def _faced(text: str) -> str:
         pieces.append(text[: match.start()])
         rest = text[match.end() :]
         end = _group_end(rest) if rest.startswith("{") else 0
-        if not end:
-            text = rest
-            continue
-        content, text = rest[1:end], rest[end + 1 :]
-        if match.group("hidden"):
+        content, text = rest[1:end], rest[end + 1 :] if end else rest
+        if not end or match.group("hidden"):
             continue
         face = match.group("face") or "color"
         if content.strip() == "min" and not re.match(r"\s*[({\\_a-zA-Z]", text):
@@ -372,11 +360,8 @@ def _joined(text: str) -> str:
     parts, last, depth = [], 0, 0
     for match in re.finditer(r"\\?[()\[\]{}]|(?<![\d.])\d{1,3}(?:,\d{3})+(?![\d])", text):
         token = match.group()
-        if token in {"(", "[", r"\{"}:
-            depth += 1
-        elif token in {")", "]", r"\}"}:
-            depth -= 1
-        elif depth == 0 and token[0].isdigit():
+        depth += (token in {"(", "[", r"\{"}) - (token in {")", "]", r"\}"})
+        if depth == 0 and token[0].isdigit():
             parts += [text[last : match.start()], token.replace(",", "")]
             last = match.end()
     return "".join(parts) + text[last:]

@@ -14,6 +14,8 @@ from effopd.rewards.mathematics import tokens as known
 from effopd.rewards.mathematics.formula import Node, NoFormulaError, number, product
 from effopd.rewards.mathematics.tokens import Tokens
 
+_NUMBERS = ("number", "decimal")
+
 
 @lru_cache(maxsize=256)  # the samples of one problem share its reference
 def parse(text: str) -> Node:
@@ -42,7 +44,6 @@ class _Parser:
         """Statements joined by commas or words."""
         items, joints = [self.statement()], []
         while self.tokens.next in known.JOINTS:
-            joint = known.JOINTS[self.tokens.take()]
             while self.tokens.next in known.JOINTS:  # `1, or 2`
                 joint = known.JOINTS[self.tokens.take()]
             if self.tokens.next == "" or self.tokens.condition():
@@ -51,17 +52,15 @@ class _Parser:
             items.append(self.statement())
         if not joints:
             return items[0]
-        words = [joint for joint in joints if joint != ","]
-        return Node("list", words[0] if words else ",", tuple(items))
+        return Node("list", next((each for each in joints if each != ","), ","), tuple(items))
 
     def statement(self) -> Node:
         """A formula, or a chain of relations between some."""
         name = self.tokens.name_of_equation()
         sides, signs = [Node("symbol", name) if name else self.sets()], []
         while self.tokens.next in known.RELATIONS or self.tokens.ahead(2) == ": =":
-            signs.append(known.RELATIONS.get(self.tokens.take(), ""))
-            if not signs[-1]:
-                signs[-1] = known.RELATIONS[self.tokens.take()]
+            self.tokens.skip(self.tokens.next == ":")
+            signs.append(known.RELATIONS[self.tokens.take()])
             sides.append(self.sets())
         return Node("relation", " ".join(signs), tuple(sides)) if signs else sides[0]
 
@@ -97,7 +96,12 @@ class _Parser:
             if self.tokens.next in known.TIMES:
                 self.tokens.take()
                 factors.append(self.signed())
-            elif self.tokens.next in {"/", r"\div"} or self.is_ratio():
+            elif self.tokens.next in {"/", r"\div"} or (
+                # a colon divides between numbers or letters, and not in a set builder
+                self.tokens.next == ":"
+                and self.tokens.peek(1).isalnum()
+                and self.fences[-1:] != ["|"]
+            ):
                 self.tokens.take()
                 factors.append(Node("pow", "", (self.signed(), number(-1))))
             elif self.tokens.next in {r"\otimes", r"\circ"}:
@@ -106,20 +110,12 @@ class _Parser:
             elif self.starts_factor():
                 if mixed := self.mixed(factors[-1]):
                     factors[-1] = mixed
-                elif self.tokens.next[0] in ".0123456789" and factors[-1].kind in {
-                    "number",
-                    "decimal",
-                }:
+                elif self.tokens.next[0] in ".0123456789" and factors[-1].kind in _NUMBERS:
                     raise NoFormulaError(f"a number follows a number: {self.tokens.next!r}")
                 else:
                     factors.append(self.factor())
             else:
                 return factors[0] if len(factors) == 1 else product(*factors)
-
-    def is_ratio(self) -> bool:
-        """Whether a colon divides: between numbers or letters, and not in a set builder."""
-        inside = self.fences[-1] if self.fences else ""
-        return self.tokens.next == ":" and self.tokens.peek(1).isalnum() and inside != "|"
 
     def signed(self) -> Node:
         """A factor after a sign of multiplication, which may have a sign of its own."""
@@ -131,9 +127,8 @@ class _Parser:
         token = self.tokens.next
         if token in {"|", r"\|"}:
             return token not in self.fences
-        if token.startswith("\\end"):
-            return False
-        return token not in known.STOPS and not self.tokens.condition()
+        is_end = token in known.STOPS or token.startswith("\\end")
+        return not is_end and not self.tokens.condition()
 
     def mixed(self, whole: Node) -> Node | None:
         r"""A mixed number: an integer before a fraction of integers, `3\frac12` or `3 1/2`."""
@@ -205,7 +200,7 @@ class _Parser:
             self.tokens.split(1)
         elif token.isalpha() and len(token) > 1 and token not in known.SYMBOLS | {"pi"}:
             self.tokens.split(1)
-            return self.letter(self.tokens.take())
+            return self.indexed(self.tokens.take())
         if token in known.STOPS:
             raise NoFormulaError(f"nothing to apply to before {token!r}")
         return self.base()
@@ -221,16 +216,21 @@ class _Parser:
         if token in {"(", "[", r"\{", "{"}:
             return self.bracketed(token)
         if token in known.FENCES:
-            return self.fenced(token)
-        if token in known.STEPS:
-            close, name = known.STEPS[token]
+            close, name = known.FENCES[token]
+            self.fences.append(token)
             node = self.sums()
+            self.fences.pop()
             self.tokens.expect(close)
             return Node("call", name, (node,))
         if token.isalpha():
             return self.letters(token)
         if token.startswith(("\\text", "\\operatorname")) and token.endswith("}"):
-            return self.word(token)
+            word = token[token.index("{") + 1 : -1].strip()
+            if word in known.FUNCTIONS | known.NAMED:
+                return self.command(word)
+            if not re.fullmatch(r"[A-Za-z][A-Za-z0-9.'-]*", word):
+                raise NoFormulaError(f"{word!r} is no name")
+            return self.indexed(word)
         if token.startswith("\\begin") and token.endswith("}"):
             return self.matrix(token)
         if token.startswith("\\") and token[1:].isalpha():
@@ -262,13 +262,6 @@ class _Parser:
             return items[0]
         return Node("seq", opening + close, items)
 
-    def fenced(self, opening: str) -> Node:
-        self.fences.append(opening)
-        node = self.sums()
-        self.fences.pop()
-        self.tokens.expect(known.FENCES[opening])
-        return Node("call", "abs" if opening in {"|", r"\lvert"} else "norm", (node,))
-
     def letters(self, token: str) -> Node:
         """A name in plain letters: a known one, or else one symbol a letter."""
         if token in known.FUNCTIONS | known.NAMED or token in {"sqrt", "binom"}:
@@ -279,39 +272,28 @@ class _Parser:
             return self.command(token)
         if token.lower() in {"infinity", "infty", "inf"} or token == "oo":
             return Node("constant", r"\infty")
-        head = next(
-            (name for name in ("sin", "cos", "tan", "ln", "log") if token.startswith(name)), ""
-        )
-        if head and len(token) == len(head) + 1:
-            self.tokens.insert(token[len(head) :])
-            return self.command(head)
+        if match := re.fullmatch("(sin|cos|tan|ln|log)([a-zA-Z])", token):
+            self.tokens.insert(match[2])
+            return self.command(match[1])
         if len(token) > 3 and not token.isupper():
             raise NoFormulaError(f"{token!r} is a word")
         if token[1:]:
             self.tokens.insert(token[1:])
-        return self.letter(token[0])
-
-    def letter(self, letter: str) -> Node:
-        """One letter: a constant, a symbol with its index and primes, or a function applied."""
-        if letter in {"e", "i"} and self.tokens.next not in {"_", "'"}:
-            return Node("constant", letter)
-        return self.indexed(letter)
+        return self.indexed(token[0])
 
     def indexed(self, name: str) -> Node:
-        """A symbol with its index and primes; a function where it is applied to something."""
+        """A symbol with its index and primes; a function where it is applied; a constant."""
+        if name in {"e", "i"} and self.tokens.next not in {"_", "'"}:
+            return Node("constant", name)
         while self.tokens.next in {"_", "'"}:
             name += f"_{{{self.tokens.index()}}}" if self.tokens.take() == "_" else "'"
-        inverse = self.tokens.ahead(5) == "^ { - 1 }"
-        if inverse and self.tokens.peek(5) == "(":
+        if self.tokens.ahead(6) == "^ { - 1 } (":
             self.tokens.skip(5)
             return self.applied(f"{name}^-1")
-        content = self.tokens.ahead(3)
-        is_applied = (name[0] in known.OPAQUE and name[1:2] != "_") or re.match(
-            r"\( (\d+|\\?[a-zA-Z]) [),]", content
-        )
-        return (
-            self.applied(name) if self.tokens.next == "(" and is_applied else Node("symbol", name)
-        )
+        is_function = name[0] in known.OPAQUE and name[1:2] != "_" and self.tokens.next == "("
+        if is_function or re.match(r"\( (\d+|\\?[a-zA-Z]) [),]", self.tokens.ahead(3)):
+            return self.applied(name)
+        return Node("symbol", name)
 
     def applied(self, name: str) -> Node:
         """A function before its brackets."""
@@ -320,34 +302,21 @@ class _Parser:
         self.tokens.expect(")")
         return Node("call", name, inner.args if inner.kind == "list" else (inner,))
 
-    def word(self, token: str) -> Node:
-        """A word in a command of its own: a function by that name, or a symbol."""
-        word = token[token.index("{") + 1 : -1].strip()
-        if word in known.FUNCTIONS | known.NAMED:
-            return self.command(word)
-        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9.'-]*", word):
-            raise NoFormulaError(f"{word!r} is no name")
-        return self.indexed(word)
-
     def command(self, name: str) -> Node:
         """What follows a command, or a plain name of one."""
         if name in known.FUNCTIONS:
             return self.function(known.SAME.get(name, name))
         if name in known.NAMED:
-            if self.tokens.next in {"(", r"\{"}:
-                inner = self.base()
-                arguments = inner.args if inner.kind in {"seq", "set"} else (inner,)
-            else:
-                arguments = (self.argument(),)
+            inner = self.base() if self.tokens.next in {"(", r"\{"} else self.argument()
+            arguments = inner.args if inner.kind in {"seq", "set"} else (inner,)
             if name in {"max", "min", "gcd", "lcm"}:
                 arguments = tuple(sorted(arguments, key=repr))
             return Node("call", known.SAME.get(name, name), arguments)
         if name == "frac":
-            above, below = self.argument(), self.argument()
-            return above / below
+            return self.argument() / self.argument()
+        if name in {"zeta", "Gamma", "binom"} and self.tokens.next == "(":
+            return self.applied(name if name == "binom" else f"\\{name}")
         if name == "binom":
-            if self.tokens.next == "(":
-                return self.applied(name)
             return Node("call", name, (self.argument(), self.argument()))
         if name == "sqrt":
             if self.tokens.next == "[":
@@ -361,8 +330,6 @@ class _Parser:
             return Node("constant", f"\\{name}")
         if name in {"emptyset", "varnothing"}:
             return Node("set")
-        if name in {"zeta", "Gamma"} and self.tokens.next == "(":
-            return self.applied(f"\\{name}")
         if name in known.ACCENTS:
             return self.indexed(f"\\{name}{{{self.tokens.index()}}}")
         if name in known.SYMBOLS:
@@ -372,7 +339,8 @@ class _Parser:
     def function(self, name: str) -> Node:
         r"""A function with its power, base and argument: `\sin^2 x`, `\log_2 8`, `\ln(x+1)`."""
         power = base = None
-        self.calls += name not in {"ln", "log", "lg", "exp"}
+        takes_angle = name not in {"ln", "log", "lg", "exp"}
+        self.calls += takes_angle
         while self.tokens.next in {"^", "_"}:
             if self.tokens.take() == "^":
                 power = self.argument(whole=True)
@@ -384,18 +352,14 @@ class _Parser:
             node = self.base()
         else:
             factors = [self.factor()]
-            while (
-                self.starts_factor()
-                and self.tokens.next not in {"(", "["}
-                and self.tokens.next.removeprefix("\\") not in known.FUNCTIONS
-            ):
+            last = {"(", "["} | known.FUNCTIONS
+            while self.starts_factor() and self.tokens.next.removeprefix("\\") not in last:
                 factors.append(self.factor())
             node = product(*factors)
-        self.calls -= name not in {"ln", "log", "lg", "exp"}
+        self.calls -= takes_angle
+        base = number(10) if name == "lg" else base
         if name == "exp":
             applied = Node("pow", "", (Node("constant", "e"), node))
-        elif name == "lg":
-            applied = Node("call", "log", (node, number(10)))
         elif base is not None:
             applied = Node("call", "log", (node, base))
         elif power == -number(1):
@@ -416,11 +380,8 @@ class _Parser:
             if self.tokens.next == "":
                 raise NoFormulaError("a matrix is not closed")
             rows[-1].append(self.sets())
-            if self.tokens.next == "&":
-                self.tokens.take()
-            elif self.tokens.next == r"\\":
-                self.tokens.take()
-                rows.append([])
+            if self.tokens.next in {"&", r"\\"}:
+                rows += [[]] if self.tokens.take() == r"\\" else []
             elif not self.tokens.next.startswith("\\end"):
                 raise NoFormulaError(f"an entry does not go on with {self.tokens.next!r}")
         self.tokens.take()

@@ -4,6 +4,7 @@ A region is a sorted list of disjoint spans between two cuts. A cut lies just be
 number, so that open and closed ends need no cases of their own.
 """
 
+from collections.abc import Iterable
 from fractions import Fraction
 from functools import reduce
 from typing import Any, NamedTuple
@@ -66,14 +67,18 @@ def region(node: Node) -> Region | None:
     if node.kind == "list" and node.args[0].kind == "relation":
         return _listed(node)
     if node.kind in {"union", "intersection", "difference"}:
-        parts = [region(part) for part in node.args]
-        known = [part for part in parts if part is not None]
-        if len(known) < len(parts):
+        if (known := _all(map(region, node.args))) is None:
             return None
         if node.kind == "difference":
             return _both(known[0], _outside(_union(*known[1:])))
         return _union(*known) if node.kind == "union" else reduce(_both, known)
     return None
+
+
+def _all(regions: Iterable[Region | None]) -> list[Region] | None:
+    """The regions; None where one of them is none."""
+    found = list(regions)
+    return None if None in found else [each for each in found if each is not None]
 
 
 def same_region(reference: Region, answer: Region, relative_error: float) -> bool:
@@ -106,12 +111,8 @@ def _related(node: Node) -> Region | None:
     if signs == ["in"] and node.args[0].kind == "symbol":
         found = region(node.args[1])
         return found and Region(found.spans, letters(node.args[0]))
-    steps = [
-        _step(left, sign, right)
-        for left, sign, right in zip(node.args, signs, node.args[1:], strict=False)
-    ]
-    known = [step for step in steps if step is not None]
-    return reduce(_both, known) if len(known) == len(steps) else None
+    known = _all(map(_step, node.args, signs, node.args[1:]))
+    return known and reduce(_both, known)
 
 
 def _step(left: Node, sign: str, right: Node) -> Region | None:
@@ -119,40 +120,30 @@ def _step(left: Node, sign: str, right: Node) -> Region | None:
     if len(variables) != 1 or sign not in _SWAPPED:
         return None
     if left.kind == "call" and left.name == "abs" and not letters(right):
-        return _absolute(left.args[0], sign, right)
+        size = real_value(right)  # `|u| < c` and its like
+        return None if size is None or size < 0 else _between(left.args[0], sign, -right, right)
     formula, variable = left - right, next(iter(variables))
     solved = linear_root(formula, variable)
     slope = real_value(solved[1]) if solved else None
     if solved is None or not slope:
         return _quadratic(formula, sign, variable)
-    root = solved[0]
-    if slope < 0:
-        sign = _SWAPPED[sign]
-    at = _cuts(root, 0, root, 1)
+    at = _cuts(solved[0], 0, solved[0], 1)
     if at is None:
         return None
     before, after = at
     spans = {
-        "<": [(_BOTTOM, before)],
-        "<=": [(_BOTTOM, after)],
-        ">": [(after, _TOP)],
-        ">=": [(before, _TOP)],
-        "!=": [(_BOTTOM, before), (after, _TOP)],
-        "=": [(before, after)],
-    }[sign]
+        "<": [(_BOTTOM, before)], "<=": [(_BOTTOM, after)], ">": [(after, _TOP)],
+        ">=": [(before, _TOP)], "!=": [(_BOTTOM, before), (after, _TOP)], "=": [(before, after)],
+    }[_SWAPPED[sign] if slope < 0 else sign]  # fmt: skip
     return Region(tuple(spans), variables)
 
 
-def _absolute(inside: Node, sign: str, bound: Node) -> Region | None:
-    """`|u| < c` and its like."""
-    size = real_value(bound)
-    if size is None or size < 0 or sign not in {"<", "<=", ">", ">="}:
+def _between(formula: Node, sign: str, low: Node, high: Node) -> Region | None:
+    """Where a formula is between two bounds, or with `>` outside."""
+    known = _all([_step(formula, sign, high), _step(formula, _SWAPPED[sign], low)])
+    if known is None or sign in {"=", "!="}:
         return None
-    above = _step(inside, sign, bound)
-    below = _step(inside, _SWAPPED[sign], -bound)
-    if above is None or below is None:
-        return None
-    return _both(above, below) if sign[0] == "<" else _union(above, below)
+    return _both(*known) if sign[0] == "<" else _union(*known)
 
 
 def _quadratic(formula: Node, sign: str, variable: str) -> Region | None:
@@ -162,7 +153,7 @@ def _quadratic(formula: Node, sign: str, variable: str) -> Region | None:
     a, b, x = half * (one + minus) - zero, half * (one - minus), Node("symbol", variable)
     square = b * b - number(4) * a * zero
     curvature, discriminant = real_value(a), real_value(square)
-    if not curvature or discriminant is None or discriminant <= 0 or sign in {"=", "!="}:
+    if not curvature or discriminant is None or discriminant <= 0:
         return None
     if not equal_values(a * x * x + b * x + zero, formula):
         return None
@@ -170,10 +161,7 @@ def _quadratic(formula: Node, sign: str, variable: str) -> Region | None:
     if curvature < 0:
         sign, width = _SWAPPED[sign], -width
     low, high = ((each - b) / (number(2) * a) for each in (-width, width))
-    above, below = _step(x, sign, high), _step(x, _SWAPPED[sign], low)
-    if above is None or below is None:
-        return None
-    return _both(above, below) if sign[0] == "<" else _union(above, below)
+    return _between(x, sign, low, high)
 
 
 def linear_root(formula: Node, variable: str) -> tuple[Node, Node] | None:
@@ -212,9 +200,7 @@ def _listed(node: Node) -> Region | None:
     ]
     if any(part.kind != "relation" for part in items) or all(part.name == "=" for part in items):
         return None
-    parts = [region(part) for part in items]
-    known = [part for part in parts if part is not None]
-    if len(known) < len(parts):
+    if (known := _all(map(region, items))) is None:
         return None
     if all(part.name == "!=" for part in items):
         return reduce(_both, known)

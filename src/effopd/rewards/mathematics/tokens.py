@@ -46,14 +46,16 @@ JOINTS = {
     ",": ",", ";": ",", "or": "or", "and": "and", r"\lor": "or", r"\vee": "or", r"\land": "and",
     r"\wedge": "and",
 }  # fmt: skip
-FENCES = {"|": "|", r"\lvert": r"\rvert", r"\|": r"\|", r"\lVert": r"\rVert"}
-STEPS = {r"\lfloor": (r"\rfloor", "floor"), r"\lceil": (r"\rceil", "ceil")}
+FENCES = {
+    "|": ("|", "abs"), r"\|": (r"\|", "norm"), r"\lfloor": (r"\rfloor", "floor"),
+    r"\lceil": (r"\rceil", "ceil"),
+}  # fmt: skip
 ACCENTS = words(
     "vec hat bar overline tilde widehat widetilde dot ddot mathbb mathcal mathscr mathfrak "
     "overrightarrow overleftarrow underline angle triangle"
 )
 STOPS = (
-    set(RELATIONS) | TIMES | set(JOINTS) | set(FENCES.values()) - {"|", r"\|"}
+    set(RELATIONS) | TIMES | set(JOINTS)
     | {"", "+", "-", "/", r"\div", "^", "_", "!", "'", ")", "]", "}", r"\}", "&", r"\\", ":"}
     | {r"\pm", r"\mp", r"\cup", r"\cap", r"\setminus", r"\backslash", r"\mid", r"\rfloor"}
     | {r"\rceil", r"\%", "%", r"\choose", r"\degree", r"\circ", r"\otimes", "."}
@@ -70,8 +72,6 @@ _JOINT = re.compile(r"\\text\s*\{\s*(or|and|,|;)\s*\}")
 _CONDITION = re.compile(
     r"(?:for|where|with|if|when|whenever|provided|as|such that|since)\b.*", re.DOTALL
 )
-
-
 _NAMED = re.compile(r"(\\?[a-zA-Z]+(?: _ (?:\{ \w+ \}|\w+))?(?: ')*) \( [\w ,\\]* \) =")
 _SENTENCE = re.compile(
     r"(?<![\\a-zA-Z{_])(?!(?:for|all|any|every|each|where|with|if|when|and|or|in|such|that)\b)"

@@ -28,6 +28,7 @@ _MAX_FACTORIAL = 200_000
 _DIGITS = 40
 _MAX_HEIGHT = 4000
 _DECIMAL = 1e-6
+_TOO_LARGE = "equal to 40 digits, but numbers have thousands"
 _POINTS = ((0.1, 0.9), (1.1, 3.0), (4.0, 40.0), (-0.9, -0.1), (-3.0, -1.1), (-9.0, 9.0))
 """Ranges of the points at which letters are tried."""
 
@@ -38,6 +39,10 @@ class UndefinedError(ValueError):
 
 class UndecidedError(Exception):
     """The values are too large to tell them apart."""
+
+
+_NO_VALUE = (ArithmeticError, NotImplementedError, TypeError, ValueError)
+"""What an evaluation raises at a point where there is none."""
 
 
 def equal_values(reference: Node, answer: Node, *, relative_error: float = 0.0) -> bool:
@@ -89,14 +94,7 @@ def real_value(node: Node) -> Any:
                 if abs(value.imag) > mpmath.mpf(10) ** -40 * max(1, abs(value.real)):
                     return None
                 value = value.real
-    except (
-        ArithmeticError,
-        NotImplementedError,
-        TypeError,
-        UndecidedError,
-        UndefinedError,
-        ValueError,
-    ):
+    except (*_NO_VALUE, UndecidedError):
         return None
     return None if mpmath.isnan(value) else value
 
@@ -109,27 +107,26 @@ def exact_integer(node: Node) -> int | None:
 
 @lru_cache(maxsize=4096)
 def _exact(node: Node) -> Fraction | None:
-    value: Fraction | None = None
+    """Its value where only arithmetic makes it, of up to 4,096 bits."""
     if node.kind in {"number", "decimal"}:
-        value = node.args[0]
+        value: Fraction = node.args[0]
     elif node.kind in {"add", "mul", "pow"}:
-        parts = [_exact(part) for part in node.args]
-        known = [part for part in parts if part is not None]
-        if len(known) < len(parts):
+        known = [part for each in node.args if (part := _exact(each)) is not None]
+        if len(known) < len(node.args):
             return None
-        if node.kind == "add":
-            value = sum(known, start=Fraction(0))
-        elif node.kind == "mul":
-            value = math.prod(known, start=Fraction(1))
-        else:
+        if node.kind == "pow":
             base, exponent = known
             bits = max(base.numerator.bit_length(), base.denominator.bit_length())
             is_small = exponent.denominator == 1 and abs(exponent) * bits <= _MAX_BITS
-            if is_small and (base or exponent >= 0):
-                value = base ** int(exponent)
-    if value is None or max(abs(value.numerator), value.denominator).bit_length() > _MAX_BITS:
+            if not is_small or (not base and exponent < 0):
+                return None
+            value = base ** int(exponent)
+        else:
+            value = Fraction(sum(known) if node.kind == "add" else math.prod(known))
+    else:
         return None
-    return value
+    size = max(abs(value.numerator), value.denominator).bit_length()
+    return value if size <= _MAX_BITS else None
 
 
 # Exactly, modulo a prime --------------------------------------------------------------------------
@@ -162,21 +159,17 @@ def residue(node: Node) -> tuple[int, bool]:
 
 def _counted(node: Node) -> int | None:
     """A factorial or a binomial of integers that are not too large."""
-    numbers = [exact_integer(part) for part in node.args]
-    if None in numbers:
-        return None
-    result = 1
-    match node.name, numbers:
+    result = below = 1
+    match node.name, [exact_integer(part) for part in node.args]:
         case "factorial", [int(n)] if 0 <= n <= _MAX_FACTORIAL:
             for k in range(2, n + 1):
                 result = result * k % _PRIME
-            return result
         case "binom", [int(n), int(k)] if 0 <= k <= n and min(k, n - k) <= _MAX_FACTORIAL // 2:
-            below = 1
             for j in range(1, min(k, n - k) + 1):
                 result, below = result * (n - j + 1) % _PRIME, below * j % _PRIME
-            return result * pow(below, -1, _PRIME) % _PRIME
-    return None
+        case _:
+            return None
+    return result * pow(below, -1, _PRIME) % _PRIME
 
 
 def _hashed(*parts: object) -> int:
@@ -199,44 +192,38 @@ def _equal_at_points(reference: Node, answer: Node, tolerance: float) -> bool:
         try:
             wanted, given = _values_at(reference, answer, (trial, span), digits)
             if not is_complex and names:
-                reality = [
-                    abs(mpmath.im(value)) <= abs(value) * mpmath.mpf(10) ** -20
-                    for value in (wanted, given)
-                ]
-                if reality == [False, False]:
+                small = mpmath.mpf(10) ** -20
+                reality = {abs(mpmath.im(each)) <= abs(each) * small for each in (wanted, given)}
+                if reality == {False}:
                     continue
-                if reality[0] != reality[1]:
+                if len(reality) > 1:
                     return False
-            if not _close(wanted, given, tolerance, digits):
+            # agreement to the tolerance, or without one to the digits that are reliable
+            size = abs(wanted) if tolerance > _DECIMAL or not tolerance else min(1, abs(wanted))
+            if abs(wanted - given) > (tolerance or mpmath.mpf(10) ** (15 - digits)) * size:
                 # Of values that may both be zero only more digits tell whether they are.
                 if tolerance or abs(wanted - given) > mpmath.mpf(10) ** (15 - digits):
                     return False
                 wanted, given = _values_at(reference, answer, (trial, span), 3 * digits)
                 if abs(wanted - given) > mpmath.mpf(10) ** (15 - 3 * digits):
                     return False
-            if not (
-                tolerance or compared or _is_confirmed(reference, answer, (trial, span), digits)
-            ):
-                return False
-        except (ArithmeticError, UndefinedError, NotImplementedError, TypeError, ValueError):
-            continue  # no value at this point
+            if not tolerance and not compared:
+                # values that agree still do with many more digits, with all before the point
+                size = max(abs(wanted), abs(given))
+                before_point = int(mpmath.log10(size)) if size > 1 else 0
+                if before_point > _MAX_HEIGHT:
+                    raise UndecidedError(_TOO_LARGE)
+                more = 10 * digits + 2 * before_point
+                wanted, given = _values_at(reference, answer, (trial, span), more)
+                with mp.workdps(more):
+                    if abs(wanted - given) > mpmath.mpf(10) ** (15 + before_point - more):
+                        return False
+        except _NO_VALUE:
+            continue
         compared += 1
     if compared and is_too_high and not tolerance:
-        raise UndecidedError("equal to 40 digits, but numbers have thousands")
+        raise UndecidedError(_TOO_LARGE)
     return compared >= (2 if names else 1)
-
-
-def _is_confirmed(reference: Node, answer: Node, place: tuple[int, Any], digits: int) -> bool:
-    """Whether values that agree still do with many more digits, and with all before the point."""
-    size = max(abs(value) for value in _values_at(reference, answer, place, digits))
-    before_point = int(mpmath.log10(size)) if size > 1 else 0
-    if before_point > _MAX_HEIGHT:
-        raise UndecidedError("equal to 40 digits, but numbers have thousands")
-    more = 10 * digits + 2 * before_point
-    wanted, given = _values_at(reference, answer, place, more)
-    with mp.workdps(more):
-        error = abs(wanted - given)
-        return bool(error <= mpmath.mpf(10) ** (15 + before_point - more))
 
 
 def _values_at(reference: Node, answer: Node, place: tuple[int, Any], digits: int) -> list[Any]:
@@ -253,16 +240,6 @@ def _values_at(reference: Node, answer: Node, place: tuple[int, Any], digits: in
     return values
 
 
-def _close(wanted: Any, given: Any, tolerance: float, digits: int) -> bool:
-    """Whether values agree to a tolerance, or without one to the digits that are reliable."""
-    error, size = abs(wanted - given), abs(wanted)
-    if tolerance > _DECIMAL:
-        return bool(error <= tolerance * size)
-    if tolerance:
-        return bool(error <= tolerance * min(1, size))
-    return bool(error <= mpmath.mpf(10) ** (15 - digits) * size)
-
-
 def _height(node: Node) -> float:
     """Decimal digits that integers in a formula may take, roughly."""
     if node.kind in {"number", "decimal"}:
@@ -274,9 +251,8 @@ def _height(node: Node) -> float:
         return heights[0] * (abs(exponent) if exponent is not None else 1) + heights[1]
     if node.kind == "call" and node.name in {"factorial", "binom"}:
         counts = [exact_integer(part) for part in node.args]
-        known = [abs(count) for count in counts if count is not None]
-        if len(known) == len(counts):
-            return max(known, default=0) * 4.0
+        if None not in counts:
+            return max(abs(count or 0) for count in counts) * 4.0
     return sum(heights)
 
 
@@ -324,13 +300,9 @@ def _call(name: str, parts: list[Any]) -> Any:
         degree = int(parts[1]) if parts[1] == int(mpmath.re(parts[1])) else None
         exact = Fraction(1, degree) if degree else None
         return _power(parts[0], 1 / parts[1], exact)
-    if name in {"gcd", "lcm", "det", "cycle"} or name not in _CALLS:
-        return _generic(name, parts)
-    return _CALLS[name](*parts)
-
-
-def _generic(name: str, parts: list[Any]) -> Any:
-    """A smooth function of its own for every name: equal arguments have equal values."""
+    if name in _CALLS:
+        return _CALLS[name](*parts)
+    # a smooth function of its own for every other name: equal arguments have equal values
     total = mpmath.mpf(_hashed("function", name)) / _PRIME
     for place, part in enumerate(parts):
         weight = 1 + mpmath.mpf(_hashed("weight", name, place)) / _PRIME
@@ -342,18 +314,9 @@ _TRIGONOMETRY = words("sin cos tan cot sec csc sinh cosh tanh coth sech csch")
 _CALLS = {
     **{name: getattr(mpmath, name) for name in _TRIGONOMETRY | words("ln erf floor ceil re im")},
     **{f"arc{name}": getattr(mpmath, f"a{name}") for name in _TRIGONOMETRY},
-    "abs": abs,
-    "norm": abs,
-    "arg": mpmath.arg,
-    "conj": mpmath.conj,
-    "Re": mpmath.re,
-    "Im": mpmath.im,
-    "sgn": mpmath.sign,
-    "max": lambda *values: max(map(mpmath.re, values)),
-    "min": lambda *values: min(map(mpmath.re, values)),
-    "factorial": mpmath.factorial,
-    "factorial2": mpmath.fac2,
-    "binom": mpmath.binomial,
-    r"\Gamma": mpmath.gamma,
+    "abs": abs, "norm": abs, "arg": mpmath.arg, "conj": mpmath.conj, "Re": mpmath.re,
+    "Im": mpmath.im, "sgn": mpmath.sign, "max": lambda *values: max(map(mpmath.re, values)),
+    "min": lambda *values: min(map(mpmath.re, values)), "factorial": mpmath.factorial,
+    "factorial2": mpmath.fac2, "binom": mpmath.binomial, r"\Gamma": mpmath.gamma,
     r"\zeta": mpmath.zeta,
 }  # fmt: skip

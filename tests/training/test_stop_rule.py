@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from effopd.errors import ConfigError
-from effopd.training.ending import stop_reason
 from effopd.training.settings import StopRule
 
 
@@ -42,7 +41,7 @@ def rows(
     ],
 )
 def test_patience(accuracies: list[float | None], patience: int, ends: bool) -> None:
-    reason = stop_reason(rows(accuracies, [0.9]), StopRule(patience=patience))
+    reason = StopRule(patience=patience).reason(rows(accuracies, [0.9]))
     assert reason == (f"no better accuracy in {patience} evaluations" if ends else None)
 
 
@@ -52,7 +51,7 @@ def test_patience_is_the_time_since_the_best(accuracies: list[float], patience: 
     best, since = accuracies[0], 0
     for accuracy in accuracies[1:]:
         best, since = (accuracy, 0) if accuracy > best else (best, since + 1)
-    ends = stop_reason(rows(accuracies), StopRule(patience=patience)) is not None
+    ends = StopRule(patience=patience).reason(rows(accuracies)) is not None
     assert ends == (since >= patience)
 
 
@@ -77,11 +76,11 @@ def test_patience_is_the_time_since_the_best(accuracies: list[float], patience: 
 def test_target(
     accuracies: list[float | None], teacher: list[float | None], target: float, ends: bool
 ) -> None:
-    assert (stop_reason(rows(accuracies, teacher), StopRule(target=target)) is not None) == ends
+    assert (StopRule(target=target).reason(rows(accuracies, teacher)) is not None) == ends
 
 
 def test_the_target_is_named() -> None:
-    reason = stop_reason(rows([0.5, 0.875], [0.9]), StopRule(target=0.95, patience=1))
+    reason = StopRule(target=0.95, patience=1).reason(rows([0.5, 0.875], [0.9]))
     assert reason == "accuracy 0.875 is 95% of the teacher's"
 
 
@@ -89,7 +88,7 @@ def test_a_rule_without_numbers_is_not_active() -> None:
     assert not StopRule().is_active
     assert StopRule(patience=1).is_active
     assert StopRule(target=0.5).is_active
-    assert stop_reason(rows([0.5] * 9, [0.1]), StopRule()) is None
+    assert StopRule().reason(rows([0.5] * 9, [0.1])) is None
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from effopd.training.batch import Portion, mini_batches
 from effopd.training.collect import Batch
 from effopd.training.learning import Contribution, FullVocabularyLearner, Stateless
 from effopd.training.settings import LoopSettings, OptimizerSettings, TrainSettings
-from effopd.training.updating import Updater
+from effopd.training.update import Updater
 
 ANSWERS = rollouts(7, 1)
 TEACHERS = Teachers.single(tiny_policy(1))

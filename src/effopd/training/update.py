@@ -1,0 +1,205 @@
+"""The optimizer updates of one step: rollouts in, moved weights out.
+
+In bfloat16 an update below a 256th of a weight rounds away. So the optimizer, and the search, can
+move float32 masters of a low-precision student: gradients are added up in float32, and the live
+weights are the masters rounded once.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from effopd.errors import CheckpointError, ConfigError, NonFiniteError
+from effopd.evaluation.statistics import mean
+from effopd.models.lora import factor_pairs
+from effopd.models.policy import Policy, micro_batches
+from effopd.objectives import non_finite_cause
+from effopd.rollouts.rollout import Rollout, total_tokens
+from effopd.rollouts.seeds import derive_seed
+from effopd.search.extrapolator import Extrapolator, Search
+from effopd.search.factors import Factors
+from effopd.search.line_search import OnTrial
+from effopd.search.selection import select_parameters
+from effopd.search.validation import Validator
+from effopd.training.batch import Portion, mini_batches
+from effopd.training.learning import Contribution, Learner
+from effopd.training.rows import Row
+from effopd.training.settings import LoopSettings
+
+
+class Masters:
+    """float32 copies of the trainable parameters, on the student's device or on the host.
+
+    Gradients of the live parameters are added to those of the masters as soon as they are complete,
+    and freed: at no time is there a second set of them.
+
+    Args:
+        live: Trainable parameters of the student by name.
+        device: Where masters and their gradients live, and with them the optimizer's moments; None
+            keeps them next to the live parameters.
+    """
+
+    def __init__(self, live: Mapping[str, nn.Parameter], device: str | None = None) -> None:
+        self._live = dict(live)
+        self.tensors: dict[str, Tensor] = {}
+        for name, parameter in self._live.items():
+            master = parameter.detach().to(device or parameter.device, torch.float32, copy=True)
+            self.tensors[name] = master.requires_grad_()
+            parameter.register_post_accumulate_grad_hook(_moves_gradient_to(master))
+
+    @torch.no_grad()
+    def publish_(self) -> None:
+        """Rounds the masters into the live parameters."""
+        for name, parameter in self._live.items():
+            parameter.copy_(self.tensors[name])
+
+    def state(self) -> dict[str, Tensor]:
+        """The masters by name; references."""
+        return {name: master.detach() for name, master in self.tensors.items()}
+
+    @torch.no_grad()
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restores `state()`, and the live parameters with it."""
+        for name, master in self.tensors.items():
+            saved = tensors.get(name)
+            if saved is None or saved.shape != master.shape:
+                raise CheckpointError(f"the saved masters do not fit this model: {name}")
+            master.copy_(saved)
+        self.publish_()
+
+
+def _moves_gradient_to(master: Tensor) -> Callable[[Tensor], None]:
+    """A hook on a live parameter, called when its gradient of a backward pass is complete."""
+
+    def move_(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        gradient = parameter.grad.to(master.device).to(master.dtype)  # widened after the transfer
+        master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+        parameter.grad = None
+
+    return move_
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """Loss, gradient norm before clipping, and named token means of one optimizer update."""
+
+    loss: float
+    grad_norm: float
+    means: Mapping[str, float]
+
+
+class Updater:
+    """AdamW on the trainable parameters of the student, or on their float32 masters."""
+
+    def __init__(self, student: Policy, learner: Learner, settings: LoopSettings) -> None:
+        self._student, self._learner, self._settings = student, learner, settings
+        self.live = {n: p for n, p in student.model.named_parameters() if p.requires_grad}
+        memory = settings.memory
+        self.masters: Masters | None = None
+        if memory.master_weights:
+            self.masters = Masters(self.live, "cpu" if memory.offload_optimizer else None)
+        self.moved: dict[str, Tensor] = dict(self.masters.tensors if self.masters else self.live)
+        """What the optimizer moves: the trainable parameters, or their masters; by name."""
+        self.optimizer = torch.optim.AdamW(
+            self.moved.values(),
+            betas=settings.optimizer.betas,
+            eps=settings.optimizer.eps,
+            weight_decay=settings.optimizer.weight_decay,
+        )
+
+    def set_lr_(self, step: int, factor: float = 1.0) -> float:
+        """Sets and returns the learning rate of a step: that of the schedule times `factor`."""
+        lr = factor * self._settings.optimizer.lr_at(step, self._settings.train.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+    def update_(self, rollouts: Sequence[Rollout], step: int) -> Row:
+        """One optimizer update for each mini-batch of each epoch; their means as a metrics row."""
+        train, seed = self._settings.train, self._settings.seed
+        torch.manual_seed(derive_seed(seed, "update", step))  # dropout
+        updates = [
+            self._one_update_(rollouts, indices)
+            for epoch in range(train.epochs)
+            for indices in mini_batches(len(rollouts), train.updates_per_step, seed, step, epoch)
+        ]
+        names = dict.fromkeys(name for update in updates for name in update.means)
+        return {
+            "loss": mean([update.loss for update in updates]),
+            "grad_norm": mean([update.grad_norm for update in updates]),
+            **{name: mean([update.means[name] for update in updates]) for name in names},
+        }
+
+    def _one_update_(self, rollouts: Sequence[Rollout], indices: Sequence[int]) -> Update:
+        """Accumulates the gradient over micro-batches and takes one clipped optimizer step."""
+        members = [rollouts[i] for i in indices]
+        portion = Portion(sequences=len(members), tokens=total_tokens(members))
+        lengths = [rollout.sample.length for rollout in members]
+        self.optimizer.zero_grad(set_to_none=True)
+        self._student.model.train()
+        parts: list[Contribution] = []
+        for places in micro_batches(lengths, tokens=self._settings.train.micro_batch_tokens):
+            part = self._learner.contribution([indices[i] for i in places], portion)
+            part.loss.backward()
+            parts.append(part)
+        self._student.model.eval()
+        clip_norm = self._settings.optimizer.clip_norm
+        norm = torch.nn.utils.clip_grad_norm_(self.moved.values(), clip_norm).item()
+        # A loss or a gradient that is not finite ends here, before the weights move.
+        losses = [part.loss.item() for part in parts]
+        loss = sum(losses)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            broken = [p for p, own in zip(parts, losses, strict=True) if not math.isfinite(own)]
+            cause = f". {non_finite_cause(broken[0].inputs)}" if broken else ""
+            raise NonFiniteError(f"loss {loss} and gradient norm {norm} must be finite{cause}")
+        names = dict.fromkeys(name for part in parts for name in part.sums)
+        means = {
+            name: sum(float(part.sums.get(name, 0.0)) for part in parts) / portion.tokens
+            for name in names
+        }
+        self.optimizer.step()
+        if self.masters is not None:
+            self.masters.publish_()
+        self._learner.after_update()
+        return Update(loss=loss, grad_norm=norm, means=means)
+
+    def discard(self) -> None:
+        """Gives up an update: no gradients stay behind."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self._learner.discard()
+        self._student.model.eval()
+
+
+def extrapolator_of(
+    student: Policy,
+    updater: Updater,
+    settings: LoopSettings,
+    *,
+    search: Search | None,
+    validate: Validator | None,
+    on_trial: OnTrial,
+) -> Extrapolator | None:
+    """The search over what the optimizer moves; None without a search.
+
+    Points are computed from float32 masters where there are any, and rounded once to the live
+    weights. Of adapters the products are extrapolated instead of the factors.
+    """
+    if search is None:
+        return None
+    if validate is None:
+        raise ConfigError("a search needs a validator: pass validate=, or search=None")
+    names = select_parameters(student.model, search.parameters)
+    pairs = factor_pairs(student.model)
+    return Extrapolator(
+        {name: updater.moved[name] for name in names},
+        validate,
+        search=search,
+        mirrors={name: updater.live[name] for name in names} if updater.masters else None,
+        device="cpu" if settings.memory.anchor_device == "cpu" else None,
+        factors=Factors(pairs) if pairs else None,
+        on_trial=on_trial,
+    )
