@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.support.tiny import Raw, metrics_of, tiny_config, train_tiny
 
-from effopd.cli.run import evaluate_checkpoint
+from effopd.cli.evaluate import evaluate_checkpoint
 from effopd.data.dataset import DatasetSpec, DatasetTask
 from effopd.data.problem import Problem, Task
 from effopd.data.world import ChainVerifier, TinyWorld

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tests.support.tiny import Raw, metrics_of, search_rows, tiny_config, train_tiny
 
 from effopd.analysis.theory import TheorySettings
-from effopd.cli.run import evaluate_checkpoint
+from effopd.cli.evaluate import evaluate_checkpoint
 from effopd.cli.theory import theory
 from effopd.errors import ConfigError
 from effopd.evaluation.logprobs import completion_log_probs

@@ -21,12 +21,12 @@ from tests.support.tiny import (
     write_models,
 )
 
-from effopd.cli.run import evaluate_checkpoint
+from effopd.cli.evaluate import evaluate_checkpoint
 from effopd.errors import CheckpointError, ConfigError, EffopdError
 from effopd.models.checkpoints import list_checkpoints, newest_good
 from effopd.records import read_jsonl
 from effopd.search.validation import Draw
-from effopd.training import alarms
+from effopd.training import rows as rows_of_a_run
 from effopd.training.config import Config
 from effopd.training.loop import Trainer
 from effopd.training.run_directory import LOGS, RunDirectory
@@ -85,7 +85,7 @@ THOROUGH = "default, sampled token, dropout"
 def test_resuming_at_any_step_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
-    monkeypatch.setattr(alarms, "LENGTH_RATIO", 1.0)  # alarms compare with the first steps
+    monkeypatch.setattr(rows_of_a_run, "LENGTH_RATIO", 1.0)  # alarms compare with the first steps
     config, undisturbed = whole_run(case, tmp_path)
     expected = outcome(undisturbed)
     for step in range(1, config.train.steps):
@@ -125,7 +125,7 @@ def checkpoints(run: Path) -> dict[str, dict[str, str]]:
 def test_a_run_cut_into_pieces_is_the_same_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
-    monkeypatch.setattr(alarms, "LENGTH_RATIO", 1.0)
+    monkeypatch.setattr(rows_of_a_run, "LENGTH_RATIO", 1.0)
     config, undisturbed = whole_run(case, tmp_path)
     for stop_after in (1, 2, config.train.steps - 1):
         torch.manual_seed(stop_after)
@@ -421,14 +421,14 @@ def test_a_checkpoint_can_be_evaluated(
 ) -> None:
     """The numbers are those the run itself recorded at that step."""
     run = copy_run(finished, tmp_path / "run")
-    evaluate_checkpoint(run, 4, None)
+    evaluate_checkpoint(run, 4, None, [])
     shown = dict(line.split() for line in capsys.readouterr().out.splitlines()[1:])
     rows = read_jsonl(run / "evals.jsonl")
     row = next(row for row in rows if (row["step"], row["model"]) == (4, "student"))
     assert shown["reverse_kl"] == format(row["reverse_kl"], ".4g")
     assert shown["mean_length"] == format(row["mean_length"], ".4g")
     with pytest.raises(ConfigError, match="--problems"):
-        evaluate_checkpoint(run, 4, 0)
+        evaluate_checkpoint(run, 4, 0, [])
 
 
 def test_run_json_describes_the_run(finished: Path) -> None:
