@@ -19,7 +19,7 @@ _BELOW_EVALUATION = {
     "errors", "precision", "records", "progress", "workspace", "config", "linalg", "search",
     "objectives", "data", "models", "rewards", "servers", "rollouts",
 }  # fmt: skip
-_BELOW_TRAINING = _BELOW_EVALUATION | {"evaluation"}
+_BELOW_TRAINING = _BELOW_EVALUATION | {"evaluation", "methods"}
 _BELOW_BUILD = _BELOW_TRAINING | {"training", "demo"}
 _BELOW_ANALYSIS = _BELOW_BUILD | {"reports", "figures", "training/build", "training/run"}
 _BELOW_CLI = _BELOW_ANALYSIS | {"evaluation/benchmarks", "analysis", "comparison", "doctor"}
@@ -43,6 +43,7 @@ MAY_IMPORT = {
     "reports": {"errors", "records"},
     "figures": {"errors", "records", "reports"},
     "evaluation": _BELOW_EVALUATION,
+    "methods": _BELOW_EVALUATION | {"evaluation"},
     "training": _BELOW_TRAINING,
     "integrations": _BELOW_TRAINING | {"training"},
     "demo": _BELOW_TRAINING | {"training"},
@@ -307,6 +308,7 @@ BROKEN = [
     (layers, "search/ray.py", "if TYPE_CHECKING:\n    from effopd.training import loop"),
     (layers, "search/ray.py", "from ..objectives import distillation"),
     (layers, "search/ray.py", "from .. import records"),
+    (layers, "methods/opd.py", "from effopd.training.settings import TrainSettings"),
     (layers, "integrations/verl/worker.py", "from ...reports import figures"),
     (layers, "plugins/new.py", "import math"),
     (third_party, "search/ray.py", "import scipy"),
