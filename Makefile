@@ -20,15 +20,15 @@ help: ## Show this list
 demo: .venv/.installed ## Train the tiny world with and without the search, write runs/demo/
 	$(BIN)/effopd demo
 
-test: .venv/.installed ## Run the tests (10 to 15 minutes on two cores; no network, no GPU needed)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+test: .venv/.installed ## Run the tests (5 minutes on two cores; no network, no GPU needed); MARKS=slow runs others
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(if $(MARKS),-m '$(MARKS)')
 
-test-all: .venv/.installed ## Run the slow tests too, and the GPU tests where there is one
+test-all: .venv/.installed ## Run the slow tests and those of several ranks too, and the GPU tests where there is one
 	$(BIN)/python -m pytest -m 'not network'
 
-fuzz: .venv/.installed ## Look for new failing examples of the Hypothesis tests, three minutes; SEED=N repeats a run
+fuzz: .venv/.installed ## Look for new failing examples of the Hypothesis tests, 90 seconds; SEED=N repeats a run
 	@echo 'make fuzz SEED=$(SEED)'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist load -m 'hypothesis and not slow and not gpu and not network' \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist load -m 'hypothesis and not slow and not distributed and not gpu and not network' \
 	  --hypothesis-profile=fuzz --hypothesis-seed=$(SEED)
 
 test-verl: .venv-verl/.installed ## Run verl with the search for real, on the CPU, in an environment of its own

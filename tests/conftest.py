@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
-FUZZ_CPU_S = 150.0  # of a process, after which `make fuzz` begins no other test
+FUZZ_CPU_S = 90.0  # of a process, after which `make fuzz` begins no other test
 
 # The same examples at every run, however slow the machine is; `make fuzz` looks for new ones.
 settings.register_profile(

@@ -1,6 +1,5 @@
 """Settings: what a recipe says is what the run gets, and every mistake has a message."""
 
-import math
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -245,129 +244,29 @@ def test_differences_are_named_one_by_one() -> None:
 
 # Messages -----------------------------------------------------------------------------------------
 
-MESSAGES: list[tuple[dict[str, Any], str]] = [
-    # Names
-    ({"stand_in": True}, "stand_in is no setting any more: it is called smoke"),
-    ({"optimizr": {"lr": 1}}, "unknown setting optimizr; did you mean 'optimizer'?"),
-    ({"train": {"step": 1}}, "unknown setting train.step; did you mean 'steps'?"),
+BLOCKS = (Path(__file__).parent / "refusals.txt").read_text("utf-8").split("\n\n")[1:]
+"""Lines of a recipe, then the message behind "! "; or a heading."""
+MESSAGES = [
     (
-        {"optimizer": {"learning_rate": 1}},
-        "unknown setting optimizer.learning_rate; [optimizer] has betas, clip_norm, decay, eps, "
-        "lr, warmup_steps, weight_decay",
-    ),
-    (
-        {"search": {"scales": {"type": "ladder", "ratio": 2.0}}},
-        "unknown setting search.scales.ratio; [search.scales] of type 'ladder' has scales",
-    ),
-    (
-        {"validation": {"type": "accuracy", "reduce": "token"}},
-        "unknown setting validation.reduce; [validation] of type 'accuracy' has levels, prompts, "
-        "resample",
-    ),
-    ({"student": {"pth": "x"}}, "unknown setting student.pth; did you mean 'path'?"),
-    # Settings of earlier versions
-    (
-        {"search": {"retest": True, "scales": {"type": "quadratic"}}},
-        "search.scales.type = 'quadratic' is no choice any more: use 'geometric'\n"
-        "search.retest is no setting any more: use search.accept.type = 'paired_margin', or more "
-        "validation.prompts",
-    ),
-    (
-        {"validation": {"type": "cached_kl"}},
-        "validation.type = 'cached_kl' is no choice any more: it is called 'importance_kl' now",
-    ),
-    (
-        {"validation": {"weights": "frozen"}},
-        "validation.weights is no setting any more: importance weights are always used; on long "
-        "answers use 'teacher_kl'",
-    ),
-    # Types of a section
-    (
-        {"search": {"scales": {"type": "laddr"}}},
-        "search.scales.type must be one of 'ladder', 'geometric', got 'laddr'",
-    ),
-    (
-        {"objective": {"type": "grpo"}},
-        "objective.type must be one of 'sampled_token', 'exopd', 'full_kl', 'policy_gradient', got "
-        "'grpo'",
-    ),
-    (
-        {"task": {"type": ["x"]}},
-        "task.type must be one of 'tiny_world', 'dataset', got ['x']",
-    ),
-    ({"optimizer": 5}, "optimizer must be a section, got 5"),
-    ({"search": {"guard": "off"}}, "search.guard must be a section or 'none', got 'off'"),
-    # Values
-    ({"optimizer": {"lr": "fast"}}, "optimizer.lr must be a valid number, got 'fast'"),
-    ({"optimizer": {"lr": "1e-4"}}, "optimizer.lr must be a valid number, got '1e-4'"),
-    ({"optimizer": {"lr": -1}}, "optimizer.lr must be positive, got -1.0"),
-    ({"optimizer": {"lr": math.nan}}, "optimizer.lr must be positive, got nan"),
-    ({"train": {"steps": 0}}, "train.steps must be at least 1, got 0"),
-    ({"train": {"steps": 1.5}}, "train.steps must be a valid integer, got 1.5"),
-    ({"train": {"steps": True}}, "train.steps must be a valid integer, got True"),
-    ({"smoke": 1}, "smoke must be a valid boolean, got 1"),
-    (
-        {"search": {"learning_rate": "rest"}},
-        "search.learning_rate must be 'keep' or 'follow', got 'rest'",
-    ),
-    (
-        {"search": {"scales": {"type": "geometric", "ratio": 0.5}}},
-        "search.scales.ratio and cap must be finite and above 1 (1 is the tip), got (0.5, 256.0)",
-    ),
-    (
-        {"search": {"schedule": {"type": "every_n", "n": 0}}},
-        "search.schedule.n must be at least 1, got 0",
-    ),
-    ({"search": {"schedule": {"type": "at_steps"}}}, "search.schedule.steps is missing"),
-    (
-        {"search": {"guard": {"shortest": 2.0}}},
-        "search.guard: a guard needs 0 <= shortest <= 1 <= longest and truncated_rise >= 0, got "
-        "2.0, 2.0, 0.1",
-    ),
-    ({"sampling": {"top_p": 0.0}}, "sampling.top_p must be above 0 and at most 1, got 0.0"),
-    ({"sampling": {"stop": ["a", 3]}}, "sampling.stop.1 must be a valid string, got 3"),
-    ({"validation": {"prompts": 0}}, "validation.prompts must be at least 1, got 0"),
-    ({"task": {"modulus": 1}}, "task.modulus must be at least 2, got 1"),
-    ({"task": {"type": "dataset"}}, "task.train is missing"),
-    (
-        {"task": {"type": "dataset", "train_path": "x"}},
-        "task.train_path is no setting any more: it is called task.train.path",
-    ),
-    (
-        {"task": {"type": "jsonl", "train_path": "x"}},
-        "task.type = 'jsonl' is no choice any more: use 'dataset', with train.path and test.path "
-        "for train_path and test_path, and what says how rows are written in [task.train] and "
-        "[task.test]",
-    ),
-    (
-        {"task": {"type": "dataset", "train": {"path": "x", "template": "Solve."}}},
-        "task.train.template must contain {question} or be one of plain, math, code, think_first, "
-        "choice, complete, got 'Solve.'",
-    ),
-    ({"preset": "papr"}, "preset must be 'default', 'paper' or 'release', got 'papr'"),
-    ({"preset": ["paper"]}, "preset must be 'default', 'paper' or 'release', got ['paper']"),
-    ({"threads": 0}, "threads must be greater than or equal to 1, got 0"),
-    ({"label": 7}, "label must be a valid string, got 7"),
-    # Contradictions
-    (
-        {"sampling": {"temperature": 0.7}},
-        "sampling.temperature must be 1: on-policy objectives need samples of the policy itself, "
-        "got 0.7",
-    ),
-    (
-        {"task": {"type": "dataset", "train": {"path": "x"}}, "student": {"path": "s"}},
-        "task.type = 'dataset' needs teacher.path",
-    ),
-    (
-        JSONL | {"task": JSONL["task"] | {"verifier": "none"}, "validation": {"type": "accuracy"}},
-        "validation.type = 'accuracy' needs task.verifier; use validation.type = 'teacher_kl'",
-    ),
+        "\n".join(line for line in block.splitlines() if not line.startswith("! ")),
+        "\n".join(line[2:] for line in block.splitlines() if line.startswith("! ")),
+    )
+    for block in BLOCKS
+    if not block.startswith("# ")
 ]
 
 
-@pytest.mark.parametrize(("raw", "message"), MESSAGES, ids=[str(raw)[:60] for raw, _ in MESSAGES])
-def test_message(raw: dict[str, Any], message: str) -> None:
-    assert refusal(raw) == message
+@pytest.mark.parametrize(("recipe", "message"), MESSAGES, ids=[line[:60] for line, _ in MESSAGES])
+def test_message(recipe: str, message: str) -> None:
+    """Exactly that, and no class of ours in it: pydantic's names of union members stay inside."""
+    assert refusal(tomllib.loads(recipe)) == message
+    for name in ("GeometricScales", "LadderScales", "EveryN", "TinyWorld", "LengthGuard"):
+        assert name not in message
+
+
+def test_the_table_of_messages_is_read_whole() -> None:
+    assert len(MESSAGES) > 70
+    assert all(recipe and message for recipe, message in MESSAGES)
 
 
 def test_every_mistake_is_reported() -> None:
@@ -447,14 +346,6 @@ def test_numbers_mean_what_they_say(tmp_path: Path) -> None:
     path.write_text("[optimizer]\nlr = 1e-6\n[train]\nsteps = 1_000\n")
     config = load_config(path)
     assert (config.optimizer.lr, config.train.steps) == (0.000001, 1000)
-
-
-def test_no_message_shows_a_class_of_ours() -> None:
-    """Keys are those of TOML; the names pydantic gives to union members stay inside."""
-    for raw, _ in MESSAGES:
-        message = refusal(raw)
-        for name in ("GeometricScales", "LadderScales", "EveryN", "TinyWorld", "LengthGuard"):
-            assert name not in message
 
 
 def test_settings_are_frozen() -> None:

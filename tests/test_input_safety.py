@@ -2,13 +2,14 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from tests.support.tiny import tiny_config, train_tiny, write_models
+from tests.support.tiny import tiny_config, train_tiny
 from typer.testing import CliRunner
 
 from effopd.cli.main import app
@@ -24,67 +25,80 @@ CANARIES = {
 EVIL = "import pathlib\npathlib.Path({marker!r}).touch()\nclass C: pass\nM = T = C\n"
 
 
-def effopd(
-    *arguments: str | Path, environment: Mapping[str, str] | None = None
-) -> "subprocess.CompletedProcess[str]":
-    """The command in a process of its own, which has nobody to ask."""
-    command = [sys.executable, "-m", "effopd.cli.main", *map(str, arguments)]
-    return subprocess.run(
-        command,
+RUN_ALL = """
+import json, sys, traceback
+from effopd.cli.main import app
+
+for words in json.loads(sys.argv[1]):
+    try:
+        app(words)
+    except SystemExit as ended:
+        status = ended.code
+    except Exception:  # --debug
+        traceback.print_exc()
+        status = 1
+    print(f"\\nSTATUS {status}", file=sys.stderr, flush=True)
+"""
+
+
+def in_one_process(*commands: list[str | Path]) -> tuple[list[str], str, str]:
+    """Commands one after the other in a process that has nobody to ask and knows all secrets.
+
+    Returns:
+        What each wrote to its standard error, the last line being its status, and all output.
+    """
+    words = json.dumps([[str(word) for word in command] for command in commands])
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_ALL, words],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        check=False,
-        env={**os.environ, **(environment or {})},
+        check=True,
+        env=os.environ | CANARIES,
     )
+    parts = re.split(r"(?<=\nSTATUS \d)\n", done.stderr)
+    return parts[: len(commands)], done.stdout, done.stderr
 
 
-# Secrets ------------------------------------------------------------------------------------------
-
-
-def test_no_secret_of_the_environment_is_in_a_run_or_in_what_it_says(
-    models: Path, tmp_path: Path
-) -> None:
-    recipe = tmp_path / "run.toml"
-    recipe.write_text(to_toml(tiny_config(models, {"train.steps": 2, "checkpoint.every": 2})))
-    out = tmp_path / "out"
-    done = effopd("train", recipe, "--out", out, environment=CANARIES)
-    assert done.returncode == 0, done.stderr
-    wrong = effopd("train", recipe, "optimizer.lrr=1", environment=CANARIES)
-    missing = effopd("train", recipe, "student.path=./none", "--debug", environment=CANARIES)
-    assert wrong.returncode == 2
-    assert "Traceback" in missing.stderr
-    written = [path for path in out.rglob("*") if path.is_file()]
-    assert {path.name for path in written} >= {"config.toml", "run.json", "metrics.jsonl"}
-    said = [text.encode() for run in (done, wrong, missing) for text in (run.stdout, run.stderr)]
-    for canary in CANARIES.values():
-        assert [path for path in written if canary.encode() in path.read_bytes()] == []
-        assert not any(canary.encode() in text for text in said)
-
-
-# Code ---------------------------------------------------------------------------------------------
-
-
-def test_code_of_a_model_is_not_run_and_nothing_is_asked(models: Path, tmp_path: Path) -> None:
-    config = tiny_config(models, {"student.path": str(tmp_path / "student")})
-    os.symlink(models / "teacher", tmp_path / "teacher")
-    write_models(tmp_path / "own")
-    (tmp_path / "own" / "student").rename(tmp_path / "student")
-    student, marker = tmp_path / "student", tmp_path / "executed"
-    (student / "evil.py").write_text(EVIL.format(marker=str(marker)))
+def evil_student(models: Path, directory: Path) -> Path:
+    """A model directory with code of its own, which leaves `executed` behind when it runs."""
+    student = directory / "student"
+    shutil.copytree(models / "student", student)
+    (student / "evil.py").write_text(EVIL.format(marker=str(directory / "executed")))
     settings = json.loads((student / "config.json").read_text())
     auto_map = {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}
     (student / "config.json").write_text(
         json.dumps(settings | {"model_type": "evil", "auto_map": auto_map})
     )
-    recipe = tmp_path / "run.toml"
-    recipe.write_text(to_toml(config))
-    done = effopd("train", recipe, "--out", tmp_path / "out")
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == (
-        f"error: {student} needs code of its own, which effopd never runs"
+    return student
+
+
+def test_no_secret_is_written_or_said_no_code_of_a_model_is_run_and_nothing_is_asked(
+    models: Path, tmp_path: Path
+) -> None:
+    recipe, out = tmp_path / "run.toml", tmp_path / "out"
+    recipe.write_text(to_toml(tiny_config(models, {"train.steps": 2, "checkpoint.every": 2})))
+    student = evil_student(models, tmp_path)
+    (done, wrong, missing, evil), *output = in_one_process(
+        ["train", recipe, "--out", out],
+        ["train", recipe, "optimizer.lrr=1"],
+        ["train", recipe, "student.path=./none", "--debug"],
+        ["train", recipe, f"student.path={student}", "--out", tmp_path / "evil"],
     )
-    assert not marker.exists()
+    # Secrets of the environment
+    assert done.endswith("STATUS 0")
+    assert wrong.endswith("STATUS 2")
+    assert "Traceback" in missing
+    written = [path for path in out.rglob("*") if path.is_file()]
+    assert {path.name for path in written} >= {"config.toml", "run.json", "metrics.jsonl"}
+    for canary in CANARIES.values():
+        assert [path for path in written if canary.encode() in path.read_bytes()] == []
+        assert not any(canary in text for text in output)
+    # Code of a model
+    *_, said, status = filter(None, evil.splitlines())
+    assert status == "STATUS 2"
+    assert said == f"error: {student} needs code of its own, which effopd never runs"
+    assert not (tmp_path / "executed").exists()
 
 
 # Places -------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 RANKS = 2
+pytestmark = pytest.mark.distributed
 
 
 def whole(trainer: Any) -> dict[str, Tensor]:
@@ -104,8 +105,8 @@ def fsdp(rank: int, folder: Path) -> dict[str, Any]:
 def one_rank(folder: Path) -> None:
     os.environ.update(ACCELERATE_USE_CPU="true", HF_HUB_OFFLINE="1")
     torch.distributed.init_process_group("gloo")
-    rank, kind = torch.distributed.get_rank(), (folder / "kind").read_text()
-    report = {"ddp": ddp, "fsdp": fsdp}[kind](rank, folder)
+    rank = torch.distributed.get_rank()
+    report = ddp(rank, folder) | fsdp(rank, folder)
     (folder / f"{rank}.json").write_text(json.dumps(report))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
@@ -114,21 +115,12 @@ def one_rank(folder: Path) -> None:
 # The tests ----------------------------------------------------------------------------------------
 
 
-def ran(kind: str, factory: pytest.TempPathFactory) -> Path:
-    folder = factory.mktemp(kind)
-    (folder / "kind").write_text(kind)
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of what both ranks left after both kinds of runs."""
+    folder = tmp_path_factory.mktemp("trl")
     torchrun(__file__, folder, RANKS)
     return folder
-
-
-@pytest.fixture(scope="module")
-def replicated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return ran("ddp", tmp_path_factory)
-
-
-@pytest.fixture(scope="module")
-def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return ran("fsdp", tmp_path_factory)
 
 
 def of_rank(folder: Path, name: str, rank: int) -> dict[str, Tensor]:
@@ -139,23 +131,19 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
     return all(torch.equal(tensor, right[name]) for name, tensor in left.items())
 
 
-@pytest.mark.distributed
 @pytest.mark.parametrize("name", ["rejected", "accepted"])
-def test_ranks_are_equal_after_searches(replicated: Path, name: str) -> None:
-    assert same(of_rank(replicated, name, 0), of_rank(replicated, name, 1))
-    plain = of_rank(replicated, "plain", 0)
-    assert same(of_rank(replicated, name, 0), plain) == (name == "rejected")
-    rows = json.loads((replicated / "0.json").read_text())[name]
+def test_ranks_are_equal_after_searches(ran: Path, name: str) -> None:
+    assert same(of_rank(ran, name, 0), of_rank(ran, name, 1))
+    plain = of_rank(ran, "plain", 0)
+    assert same(of_rank(ran, name, 0), plain) == (name == "rejected")
+    rows = json.loads((ran / "0.json").read_text())[name]
     taken = [row for row in rows if row["accepted"] and row["scale"] == 1.2]
     assert bool(taken) == (name == "accepted")
-    assert (
-        replicated / name / "checkpoint-3" / "effopd" / "search-00000-of-00001.safetensors"
-    ).is_file()
+    assert (ran / name / "checkpoint-3" / "effopd" / "search-00000-of-00001.safetensors").is_file()
 
 
-@pytest.mark.distributed
-def test_sharded_candidates_are_those_of_one_process(sharded: Path) -> None:
-    base, tip, candidate = (of_rank(sharded, k, 0) for k in ("base", "tip", "candidate"))
+def test_sharded_candidates_are_those_of_one_process(ran: Path) -> None:
+    base, tip, candidate = (of_rank(ran, k, 0) for k in ("base", "tip", "candidate"))
     moved = 0
     for name, tensor in candidate.items():
         moves = any(part in name for part in ("self_attn", "mlp", "post_attention"))
@@ -166,15 +154,13 @@ def test_sharded_candidates_are_those_of_one_process(sharded: Path) -> None:
     assert not same(candidate, tip)
 
 
-@pytest.mark.distributed
-def test_moves_of_shards_send_nothing(sharded: Path) -> None:
+def test_moves_of_shards_send_nothing(ran: Path) -> None:
     for rank in range(RANKS):
-        assert json.loads((sharded / f"{rank}.json").read_text())["collectives"] == 0
+        assert json.loads((ran / f"{rank}.json").read_text())["collectives"] == 0
 
 
-@pytest.mark.distributed
-def test_a_sharded_student_is_scored_against_its_teacher(sharded: Path) -> None:
-    rows = json.loads((sharded / "0.json").read_text())["scored"]
+def test_a_sharded_student_is_scored_against_its_teacher(ran: Path) -> None:
+    rows = json.loads((ran / "0.json").read_text())["scored"]
     assert [row["scale"] for row in rows] == [1.0, 2.0]
     assert all(row["score"] < 0 for row in rows)
 

@@ -26,7 +26,8 @@ from effopd.errors import CheckpointError, ConfigError, EffopdError
 from effopd.models.checkpoints import list_checkpoints, newest_good
 from effopd.records import read_jsonl
 from effopd.search.validation import Draw
-from effopd.training import alarms
+from effopd.training import rows as rows_of_a_run
+from effopd.training.config import Config
 from effopd.training.loop import Trainer
 from effopd.training.run_directory import LOGS, RunDirectory
 from effopd.training.signals import StopRequest
@@ -73,22 +74,21 @@ CASES: dict[str, tuple[int, dict[str, Any], Raw]] = {
 """Steps, which models, and which settings."""
 
 
-@pytest.mark.parametrize("case", CASES)
+THOROUGH = "default, sampled token, dropout"
+"""The case that is resumed at every step in each run of the tests; the others are cut in three."""
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(name, marks=() if name == THOROUGH else pytest.mark.slow) for name in CASES],
+)
 def test_resuming_at_any_step_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
-    monkeypatch.setattr(alarms, "LENGTH_RATIO", 1.0)  # alarms compare with the first steps
-    steps, kind, settings = CASES[case]
-    models = write_models(tmp_path / "models", **kind)
-    settings = settings | {"train.steps": steps, "evaluation.every": 5, "evaluation.first": [1]}
-    config = tiny_config(models, settings | {"checkpoint.every": 1, "checkpoint.keep": 99})
-    undisturbed = tmp_path / "undisturbed"
-    assert train_tiny(config, undisturbed)[0]
+    monkeypatch.setattr(rows_of_a_run, "LENGTH_RATIO", 1.0)  # alarms compare with the first steps
+    config, undisturbed = whole_run(case, tmp_path)
     expected = outcome(undisturbed)
-    assert any("mean length" in alarm for alarm in metrics_of(undisturbed)[-1]["alarms"])
-    verdicts = {row["accepted"] for row in search_rows(undisturbed)}
-    assert verdicts == (set() if config.method == "opd" else {None, True, False})
-    for step in range(1, steps):
+    for step in range(1, config.train.steps):
         resumed = copy_run(undisturbed, tmp_path / f"from-{step}", steps=[step])
         torch.manual_seed(step)  # the state of the process does not matter
         done, messages = train_tiny(config, resumed)
@@ -99,6 +99,20 @@ def test_resuming_at_any_step_changes_nothing(
         assert checkpoints(resumed) == later
 
 
+def whole_run(case: str, directory: Path) -> tuple[Config, Path]:
+    """Settings and directory of an undisturbed run; alarms must be at LENGTH_RATIO 1."""
+    steps, kind, settings = CASES[case]
+    models = write_models(directory / "models", **kind)
+    settings = settings | {"train.steps": steps, "evaluation.every": 5, "evaluation.first": [1]}
+    config = tiny_config(models, settings | {"checkpoint.every": 1, "checkpoint.keep": 99})
+    undisturbed = directory / "undisturbed"
+    assert train_tiny(config, undisturbed)[0]
+    assert any("mean length" in alarm for alarm in metrics_of(undisturbed)[-1]["alarms"])
+    verdicts = {row["accepted"] for row in search_rows(undisturbed)}
+    assert verdicts == (set() if config.method == "opd" else {None, True, False})
+    return config, undisturbed
+
+
 def checkpoints(run: Path) -> dict[str, dict[str, str]]:
     """Digests of all tensors of all checkpoints."""
     return {
@@ -107,13 +121,18 @@ def checkpoints(run: Path) -> dict[str, dict[str, str]]:
     }
 
 
+@pytest.mark.parametrize("case", [name for name in CASES if name != THOROUGH])
 def test_a_run_cut_into_pieces_is_the_same_run(
-    models: Path, finished: Path, tmp_path: Path
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
-    for stop_after in (1, 2, 3, 6, 7):
-        assert not train_tiny(tiny_config(models), tmp_path, stop_after=stop_after)[0]
-    assert train_tiny(tiny_config(models), tmp_path)[0]
-    assert outcome(tmp_path) == outcome(finished)
+    monkeypatch.setattr(rows_of_a_run, "LENGTH_RATIO", 1.0)
+    config, undisturbed = whole_run(case, tmp_path)
+    for stop_after in (1, 2, config.train.steps - 1):
+        torch.manual_seed(stop_after)
+        assert not train_tiny(config, tmp_path / "pieces", stop_after=stop_after)[0]
+    assert train_tiny(config, tmp_path / "pieces")[0]
+    assert outcome(tmp_path / "pieces") == outcome(undisturbed)
+    assert checkpoints(tmp_path / "pieces") == checkpoints(undisturbed)
 
 
 def test_the_seed_decides_every_bit(models: Path, finished: Path, tmp_path: Path) -> None:
@@ -402,14 +421,14 @@ def test_a_checkpoint_can_be_evaluated(
 ) -> None:
     """The numbers are those the run itself recorded at that step."""
     run = copy_run(finished, tmp_path / "run")
-    evaluate_checkpoint(run, 4, None)
+    evaluate_checkpoint(run, 4, None, [])
     shown = dict(line.split() for line in capsys.readouterr().out.splitlines()[1:])
     rows = read_jsonl(run / "evals.jsonl")
     row = next(row for row in rows if (row["step"], row["model"]) == (4, "student"))
     assert shown["reverse_kl"] == format(row["reverse_kl"], ".4g")
     assert shown["mean_length"] == format(row["mean_length"], ".4g")
     with pytest.raises(ConfigError, match="--problems"):
-        evaluate_checkpoint(run, 4, 0)
+        evaluate_checkpoint(run, 4, 0, [])
 
 
 def test_run_json_describes_the_run(finished: Path) -> None:

@@ -147,6 +147,7 @@ def config_of(name: str, models: Path, problems: Path, settings: Raw | None = No
     return tiny_config(models, own)
 
 
+Whole = Callable[[str], Path]
 Holds = Callable[[list[Raw], set[str]], bool]
 CASES: dict[str, tuple[Raw, Holds]] = {
     "ppo, several updates": (
@@ -213,18 +214,35 @@ CASES: dict[str, tuple[Raw, Holds]] = {
 """Settings, and what rows and checkpoint must show for the case to mean something."""
 
 
+@pytest.fixture(scope="module")
+def whole(models: Path, problems: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """Case -> directory of its undisturbed run, which tests copy before they change it."""
+    done: dict[str, Path] = {}
+
+    def run(case: str) -> Path:
+        if case not in done:
+            done[case] = tmp_path_factory.mktemp("whole") / "run"
+            assert train_tiny(config_of(case, models, problems), done[case])[0]
+            last = list_checkpoints(done[case] / "checkpoints")[0]
+            rows, files = (
+                metrics_of(done[case]),
+                {path.name for path in last.rglob("*.safetensors")},
+            )
+            assert CASES[case][1](rows, files)
+            assert all(row["skipped"] is None for row in rows)
+        return done[case]
+
+    return run
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_resuming_at_any_step_changes_nothing(
-    models: Path, problems: Path, tmp_path: Path, case: str
+    models: Path, problems: Path, whole: Whole, tmp_path: Path, case: str
 ) -> None:
-    config = config_of(case, models, problems)
-    undisturbed = tmp_path / "undisturbed"
-    assert train_tiny(config, undisturbed)[0]
-    expected = outcome(undisturbed)
-    assert CASES[case][1](metrics_of(undisturbed), set(expected.files))
-    assert all(row["skipped"] is None for row in metrics_of(undisturbed))
+    config, expected = config_of(case, models, problems), outcome(whole(case))
     for step in range(1, STEPS):
-        resumed = copy_run(undisturbed, tmp_path / f"from-{step}", steps=[step])
+        resumed = copy_run(whole(case), tmp_path / f"from-{step}", steps=[step])
         torch.manual_seed(step)
         done, messages = train_tiny(config, resumed)
         assert done
@@ -234,15 +252,16 @@ def test_resuming_at_any_step_changes_nothing(
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_cut_into_pieces_is_the_same_run(
-    models: Path, problems: Path, tmp_path: Path, case: str
+    models: Path, problems: Path, whole: Whole, tmp_path: Path, case: str
 ) -> None:
     config = config_of(case, models, problems)
-    whole, pieces = tmp_path / "whole", tmp_path / "pieces"
-    assert train_tiny(config, whole)[0]
     for stop_after in (1, 3, 4):
-        assert not train_tiny(config, pieces, stop_after=stop_after)[0]
-    assert train_tiny(config, pieces)[0]
-    assert outcome(pieces) == outcome(whole)
+        torch.manual_seed(stop_after)
+        assert not train_tiny(config, tmp_path, stop_after=stop_after)[0]
+    done, messages = train_tiny(config, tmp_path)
+    assert done
+    assert "resuming from step-00004" in messages
+    assert outcome(tmp_path) == outcome(whole(case))
 
 
 KILLS: list[tuple[str, Any, str, int]] = [
@@ -252,14 +271,14 @@ KILLS: list[tuple[str, Any, str, int]] = [
     ("self-teacher", StudentAverage, "update_", 4),
     ("two teachers", SampledTokenLearner, "prepare", 4),
     ("search with the monitor", Monitor, "observe", 4),  # between the update and its row
-    ("search with the monitor", Monitor, "on_extrapolation", 2),  # between a jump and its note
+    ("search with the monitor", Monitor, "on_extrapolation", 1),  # between a jump and its note
 ]
 """A case, and the call before which its process is killed."""
 
 
 @pytest.mark.parametrize("kill", range(len(KILLS)))
 def test_a_killed_run_ends_like_an_undisturbed_one(
-    models: Path, problems: Path, tmp_path: Path, kill: int
+    models: Path, problems: Path, whole: Whole, tmp_path: Path, kill: int
 ) -> None:
     case, owner, name, call = KILLS[kill]
     config = config_of(case, models, problems, {"checkpoint.every": 2})
@@ -277,23 +296,21 @@ def test_a_killed_run_ends_like_an_undisturbed_one(
 
     assert processes.run(body) == -signal.SIGKILL
     assert 0 < len(metrics_of(tmp_path / "killed")) < STEPS
-    for name in ("killed", "undisturbed"):
-        assert train_tiny(config, tmp_path / name)[0]
-    assert outcome(tmp_path / "killed") == outcome(tmp_path / "undisturbed")
+    assert train_tiny(config, tmp_path / "killed")[0]
+    assert outcome(tmp_path / "killed") == outcome(whole(case))
 
 
 @pytest.mark.parametrize("case", ["ppo, several updates", "dapo, refills", "self-teacher"])
 def test_a_longer_run_continues_a_finished_one(
-    models: Path, problems: Path, tmp_path: Path, case: str
+    models: Path, problems: Path, whole: Whole, tmp_path: Path, case: str
 ) -> None:
-    grown, whole = tmp_path / "grown", tmp_path / "whole"
+    grown, at_once = copy_run(whole(case), tmp_path / "grown"), tmp_path / "at-once"
     longer = config_of(case, models, problems, {"train.steps": STEPS + 2})
-    assert train_tiny(config_of(case, models, problems), grown)[0]
     assert finished(grown) == {"step": STEPS, "reason": "last step"}
     assert train_tiny(longer, grown)[0]
-    assert train_tiny(longer, whole)[0]
-    assert metrics_of(grown) == metrics_of(whole)
-    assert outcome(grown).files == outcome(whole).files
+    assert train_tiny(longer, at_once)[0]
+    assert metrics_of(grown) == metrics_of(at_once)
+    assert outcome(grown).files == outcome(at_once).files
     assert finished(grown) == {"step": STEPS + 2, "reason": "last step"}
 
 
@@ -304,12 +321,9 @@ def finished(run: Path) -> Any:
 # What the runs are --------------------------------------------------------------------------------
 
 
-def test_updates_of_a_step_are_as_many_as_asked_for(
-    models: Path, problems: Path, tmp_path: Path
-) -> None:
+def test_updates_of_a_step_are_as_many_as_asked_for(models: Path, whole: Whole) -> None:
     """Counted by the optimizers themselves; the student's rests while the critic warms up."""
-    train_tiny(config_of("ppo, several updates", models, problems), tmp_path)
-    last = list_checkpoints(tmp_path / "checkpoints")[0]
+    last = list_checkpoints(whole("ppo, several updates") / "checkpoints")[0]
     counts = {
         name: {value.item()
                for key, value in load_file(last / "trainer" / f"{name}.safetensors").items()
@@ -322,13 +336,10 @@ def test_updates_of_a_step_are_as_many_as_asked_for(
     assert all(torch.equal(before[name], value) for name, value in load_file(first).items())
 
 
-def test_the_self_teacher_is_the_average_of_the_weights_it_saw(
-    models: Path, problems: Path, tmp_path: Path
-) -> None:
+def test_the_self_teacher_is_the_average_of_the_weights_it_saw(models: Path, whole: Whole) -> None:
     """From the checkpoints of every step; it starts as the teacher that is named."""
-    train_tiny(config_of("self-teacher", models, problems), tmp_path)
     expected = load_file(models / "teacher" / "model.safetensors")
-    for directory in list_checkpoints(tmp_path / "checkpoints")[::-1]:
+    for directory in list_checkpoints(whole("self-teacher") / "checkpoints")[::-1]:
         weights = load_file(directory / "model.safetensors")
         expected = {n: 0.8 * expected[n] + 0.2 * weights[n] for n in expected}
         found = load_file(directory / "trainer" / "average.safetensors")
@@ -367,19 +378,17 @@ def test_a_problem_of_an_unknown_teacher_is_refused_before_the_first_step(
 
 
 @pytest.mark.parametrize("case", ["ppo, several updates", "horizon", "search with the monitor"])
-def test_every_field_and_file_of_a_run_is_documented(
-    models: Path, problems: Path, tmp_path: Path, case: str
-) -> None:
-    train_tiny(config_of(case, models, problems, {"train.steps": 2}), tmp_path)
+def test_every_field_and_file_of_a_run_is_documented(whole: Whole, case: str) -> None:
+    run = whole(case)
     names = re.split(r"[^\w.-]+", RECORDS.read_text(encoding="utf-8"))
     for log in LOGS:
-        fields = {field for row in read_jsonl(tmp_path / f"{log}.jsonl") for field in row}
+        fields = {field for row in read_jsonl(run / f"{log}.jsonl") for field in row}
         assert fields <= set(names), log
-    (last, *_) = list_checkpoints(tmp_path / "checkpoints")
+    (last, *_) = list_checkpoints(run / "checkpoints")
     parts = {path.name for path in last.rglob("*.safetensors")} - {"model.safetensors"}
-    own = {path.name for path in tmp_path.iterdir()} - {"checkpoints", "run.lock"}
+    own = {path.name for path in run.iterdir()} - {"checkpoints", "run.lock"}
     assert parts | own <= set(names)
-    assert json.loads((tmp_path / "run.json").read_text()).keys() <= set(names)
+    assert json.loads((run / "run.json").read_text()).keys() <= set(names)
 
 
 def test_every_method_is_documented() -> None:

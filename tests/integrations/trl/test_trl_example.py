@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from tests.support.trl import PROMPTS, whole_models
 
 from effopd.records import read_jsonl
@@ -13,6 +14,7 @@ from effopd.records import read_jsonl
 EXAMPLE = Path(__file__).parents[3] / "examples" / "trl_effopd.py"
 
 
+@pytest.mark.slow
 def test_example_trains_and_resumes(tmp_path: Path) -> None:
     student, teacher = whole_models(tmp_path, write=True)
     rows = [{"prompt": [{"role": "user", "content": text}]} for text in PROMPTS]
