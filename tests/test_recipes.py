@@ -9,6 +9,9 @@ import torch
 
 from effopd.comparison.plan import load_plan
 from effopd.config.reading import to_toml
+from effopd.data.dataset import DatasetTask
+from effopd.data.templates import TEMPLATES
+from effopd.doctor import check_file
 from effopd.evaluation.validators import AccuracyValidation, TeacherKLValidation
 from effopd.models.gpus import gpu_named
 from effopd.objectives import SampledTokenOPD
