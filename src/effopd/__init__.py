@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from effopd import figures
+    from effopd.analysis.study import analyze
+    from effopd.analysis.sweeps import intervene
     from effopd.comparison.run import Comparison, compare
     from effopd.evaluation.benchmarks.run import Evaluation, evaluate
     from effopd.models.loading import ModelSettings, load_model
     from effopd.models.updates import open_update
     from effopd.records import Run, load_run
+    from effopd.reports.analysis import Analysis
     from effopd.search.direction import AlphaPLS, SinceAccepted, SinceBase, SinceRaw
     from effopd.search.extrapolator import Extrapolator
     from effopd.search.line_search import SearchResult
@@ -43,6 +46,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME: dict[str, tuple[str, ...]] = {
+    "analysis.study": ("analyze",),
+    "analysis.sweeps": ("intervene",),
     "comparison.run": (
         "Comparison",
         "compare",
@@ -53,6 +58,7 @@ _HOME: dict[str, tuple[str, ...]] = {
         "load_model",
     ),
     "models.updates": ("open_update",),
+    "reports.analysis": ("Analysis",),
     "records": (
         "Run",
         "load_run",
@@ -95,6 +101,7 @@ _MODULE = {name: f"effopd.{module}" for module, names in _HOME.items() for name 
 
 __all__ = [
     "AlphaPLS",
+    "Analysis",
     "AtLeast",
     "AtSteps",
     "Comparison",
@@ -120,9 +127,11 @@ __all__ = [
     "SinceRaw",
     "Strict",
     "Unconditional",
+    "analyze",
     "compare",
     "evaluate",
     "figures",
+    "intervene",
     "load_model",
     "load_run",
     "open_update",
