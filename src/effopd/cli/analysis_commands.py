@@ -127,7 +127,8 @@ def local_theory(
 ) -> None:
     """Predict a distillation run from the local theory of its base model; compare."""
     with errors(debug):
-        from effopd.analysis.theory import TheorySettings
-        from effopd.cli.theory import theory
+        from effopd.analysis.run_theory import run_theory, theory_text
+        from effopd.progress import Terminal
 
-        theory(run, out, TheorySettings(rank=rank, contexts=contexts, steps=steps))
+        found = run_theory(run, out, rank=rank, contexts=contexts, steps=steps, display=Terminal())
+        print(f"\n{theory_text(found)}\n\nwritten to {out}")
