@@ -15,8 +15,8 @@ from effopd.data.dataset import DatasetSpec, DatasetTask
 from effopd.data.world import TinyWorld
 from effopd.errors import ConfigError
 from effopd.evaluation.validators import AccuracyValidation
+from effopd.methods import ExOPD, FullVocabularyKL, SampledTokenOPD
 from effopd.models.loading import ModelSettings
-from effopd.objectives import ExOPD, FullVocabularyKL, SampledTokenOPD
 from effopd.search.extrapolator import Search
 from effopd.search.scales import GeometricScales, LadderScales
 from effopd.search.schedule import AtSteps
@@ -149,7 +149,7 @@ OVERRIDES = [
     ('label="7"', lambda c: c.label == "7"),
     ("label=a=b", lambda c: c.label == "a=b"),
     ("label=1979-05-27", lambda c: c.label == "1979-05-27"),
-    ("stand_in=true", lambda c: c.stand_in is True),
+    ("smoke=true", lambda c: c.smoke is True),
     ("search.guard=none", lambda c: c.search.guard is None),
     (
         "search.schedule={type='at_steps', steps=[2,5]}",
@@ -247,7 +247,7 @@ def test_differences_are_named_one_by_one() -> None:
 
 MESSAGES: list[tuple[dict[str, Any], str]] = [
     # Names
-    ({"stand_in": True}, "unknown setting stand_in: it is called smoke now"),
+    ({"stand_in": True}, "stand_in is no setting any more: it is called smoke"),
     ({"optimizr": {"lr": 1}}, "unknown setting optimizr; did you mean 'optimizer'?"),
     ({"train": {"step": 1}}, "unknown setting train.step; did you mean 'steps'?"),
     (
@@ -305,7 +305,7 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
     ({"train": {"steps": 0}}, "train.steps must be at least 1, got 0"),
     ({"train": {"steps": 1.5}}, "train.steps must be a valid integer, got 1.5"),
     ({"train": {"steps": True}}, "train.steps must be a valid integer, got True"),
-    ({"stand_in": 1}, "stand_in must be a valid boolean, got 1"),
+    ({"smoke": 1}, "smoke must be a valid boolean, got 1"),
     (
         {"search": {"learning_rate": "rest"}},
         "search.learning_rate must be 'keep' or 'follow', got 'rest'",

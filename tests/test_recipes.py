@@ -13,8 +13,8 @@ from effopd.data.dataset import DatasetTask
 from effopd.data.templates import TEMPLATES
 from effopd.doctor import check_file
 from effopd.evaluation.validators import AccuracyValidation, TeacherKLValidation
+from effopd.methods import SampledTokenOPD
 from effopd.models.gpus import gpu_named
-from effopd.objectives import SampledTokenOPD
 from effopd.search.extrapolator import Search
 from effopd.search.schedule import PowersOfTwo
 from effopd.training.config import Config, load_config, make_config

@@ -6,10 +6,9 @@ from typing import Any
 from effopd.data.problem import Task
 from effopd.data.world import TinyWorld
 from effopd.demo.pretrain import CHECK_PROBLEMS, Report, accuracy, world_writer
+from effopd.methods import PolicyGradient, Resources
 from effopd.models.policy import Policy
-from effopd.objectives import PolicyGradient
 from effopd.training.collect import Collector, rewards_differ
-from effopd.training.policy_learning import PolicyGradientLearner
 from effopd.training.settings import LoopSettings, OptimizerSettings, TrainSettings
 from effopd.training.update import Updater
 
@@ -34,12 +33,8 @@ def train_teacher(world: TinyWorld, task: Task, base: Any, report: Report) -> An
     model = copy.deepcopy(base)
     writer = world_writer(world, model)
     policy = Policy(model, writer.tokenizer)
-    learner = PolicyGradientLearner(
-        PolicyGradient(),
-        policy,
-        longest=writer.sampling.max_new_tokens,
-        reuses_rollouts=False,
-    )
+    resources = Resources(student=policy, longest=writer.sampling.max_new_tokens)
+    learner = PolicyGradient().learner(resources)
     collector = Collector(
         writer=writer,
         problems=task.train,

@@ -25,7 +25,7 @@ _ROUNDS = ("model", "url", "flavor", "concurrency")
 """Of a server; whether the model is the same is checked when a run goes on."""
 _QUIET = (
     "api_key_env", "request_s", "step_s", "retries", "backoff_s", "response_bytes",
-    "tolerance_nats", "allow_link_local",
+    "tolerance_nats",
 )  # fmt: skip
 
 EFFECTS: Mapping[str, Effect] = {
@@ -36,7 +36,7 @@ EFFECTS: Mapping[str, Effect] = {
     "device": "rounding only",
     "teacher_device": "rounding only",
     "threads": "rounding only",
-    "stand_in": "the run",
+    "smoke": "the run",
     **dict.fromkeys(_MODELS, "the run"),
     **dict.fromkeys([f"{model}.attention" for model in _MODELS], "rounding only"),
     **dict.fromkeys([f"{model}.gradient_checkpointing" for model in _MODELS], "no number"),
