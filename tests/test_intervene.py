@@ -372,7 +372,7 @@ def test_passes_are_at_least_one() -> None:
         ("window", ["only_whole=yes"], False, "only_whole must be a valid boolean, got 'yes'"),
         ("window", ["centre=1", "only_whole=true"], False, "only_whole chooses among all centres"),
         ("window", ["only_whole=true"], False, "no whole window of 17 layers fits into 2 layers"),
-        ("top_rank", [], False, "give the share of the rank that is kept: share=0.01 is 1 %"),
+        ("top_rank", [], False, "give the share of the rank that is kept: share=0.01 is 1%"),
         ("top_rank", ["share=0.1", "norm=1"], True, "takes norm=... or the norms of --other, not"),
         ("bottom_rank", ["share=2"], False, "shares of the rank are fractions in (0, 1], got 2.0"),
         ("swap", ["blocks=mpl"], True, "blocks must be one of attention, mlp, embedding"),

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from effopd import figures
     from effopd.analysis.study import analyze
+    from effopd.analysis.sweeps import intervene
     from effopd.comparison.run import Comparison, compare
     from effopd.evaluation.benchmarks.run import Evaluation, evaluate
     from effopd.models.loading import ModelSettings, load_model
     from effopd.models.updates import open_update
     from effopd.records import Run, load_run
+    from effopd.reports.analysis import Analysis
     from effopd.search.direction import AlphaPLS, SinceAccepted, SinceBase, SinceRaw
     from effopd.search.extrapolator import Extrapolator
     from effopd.search.line_search import SearchResult
@@ -46,11 +48,13 @@ __version__ = "0.1.0"
 _NAMES = {
     "figures": "",
     "analysis.study": "analyze",
+    "analysis.sweeps": "intervene",
     "comparison.run": "Comparison compare",
     "evaluation.benchmarks.run": "Evaluation evaluate",
     "models.loading": "ModelSettings load_model",
     "models.updates": "open_update",
     "records": "Run load_run",
+    "reports.analysis": "Analysis",
     "search.direction": "AlphaPLS SinceAccepted SinceBase SinceRaw",
     "search.extrapolator": "Extrapolator",
     "search.line_search": "SearchResult",
@@ -66,11 +70,11 @@ _NAMES = {
 """Module -> the public names it has; none where the module is one itself."""
 
 __all__ = [
-    "AlphaPLS", "AtLeast", "AtSteps", "Comparison", "Config", "Draw", "Evaluation", "EveryN",
+    "AlphaPLS", "Analysis", "AtLeast", "AtSteps", "Comparison", "Config", "Draw", "Evaluation", "EveryN",
     "Extrapolator", "GeometricScales", "LadderScales", "LengthGuard", "ModelSettings",
     "Observer", "PairedMargin", "PastSearch", "PowersOfTwo", "Run", "Score", "Search",
     "SearchResult", "SinceAccepted", "SinceBase", "SinceRaw", "Strict", "Unconditional",
-    "analyze", "compare", "evaluate", "figures", "load_model", "load_run", "open_update",
+    "analyze", "compare", "evaluate", "figures", "intervene", "load_model", "load_run", "open_update",
     "select_parameters", "train",
 ]  # fmt: skip
 

@@ -32,7 +32,7 @@ Runs = Sequence[Run | Path | str] | Mapping[str, Sequence[Run | Path | str]]
 def accuracy(runs: Runs, against: str = "steps") -> Figure:
     """Accuracy of the student against what training cost, with the level of the teacher.
 
-    A run has a band of one standard error and a ring at its first evaluation at 90 % of the
+    A run has a band of one standard error and a ring at its first evaluation at 90% of the
     teacher; seeds of one setting are drawn as their median, banded by the smallest and the largest.
 
     Args:

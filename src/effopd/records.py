@@ -278,7 +278,7 @@ def load_run(directory: Path | str) -> Run:
 def reaches(accuracy: float | None, share: float, teacher: float | None) -> bool:
     """Whether an accuracy is at least a share of the teacher's; False where one is not known.
 
-    The tolerance keeps 0.81 at 90 % of 0.9, whatever the rounding of the product.
+    The tolerance keeps 0.81 at 90% of 0.9, whatever the rounding of the product.
     """
     if accuracy is None or teacher is None:
         return False

@@ -23,7 +23,7 @@ from tests.golden.runs import (
 
 STORED = Path(__file__).with_name("outcomes.json")
 TOLERANCE = 2e-3
-"""Relative. SSE4.2, AVX2 and AVX-512 kernels agree within it; a rate 1 % larger does not."""
+"""Relative. SSE4.2, AVX2 and AVX-512 kernels agree within it; a rate 1% larger does not."""
 
 
 @pytest.fixture(scope="module")

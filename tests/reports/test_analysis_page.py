@@ -292,7 +292,7 @@ def test_table_1_has_the_noise_below_each_number(analysis):
     row = analysis.rows("table1")[0]
     small = f"noise {row['noise_spectral_norm']:.4g}"
     assert norm == {"text": f"{row['spectral_norm']:.4g}", "small": small}
-    assert share["text"] == f"{100 * row['spectral_share']:.1f} %"
+    assert share["text"] == f"{100 * row['spectral_share']:.1f}%"
     lines = table_1_text(analysis).splitlines()
     assert len(lines) == 1 + 2 * len(STEPS)
     assert f"{row['spectral_norm']:.4g}" in lines[1]
@@ -303,7 +303,7 @@ def test_models_have_one_row_of_divergences(analysis):
     cells = divergence_cells(analysis)
     assert [row["label"] for row in cells["rows"]] == ["base", *LABELS]
     base, first = cells["rows"][0]["cells"], cells["rows"][1]["cells"]
-    assert [cell["text"] for cell in base[:2]] == ["12.5 %", "5.0"]
+    assert [cell["text"] for cell in base[:2]] == ["12.5%", "5.0"]
     assert [cell["text"] for cell in base[4:]] == ["–"] * 3
     texts = [("teacher", "base"), ("teacher", "own"), ("base", "base"), ("base", "own")]
     assert [cell["text"] for cell in first[3:]] == [
@@ -318,7 +318,7 @@ def test_only_what_was_measured_has_a_section(analysis):
     (norms,) = column(
         analysis, "norm_sums", "relative_norm", grouping="whole", checkpoint=LABELS[2]
     )
-    assert f"{100 * norms:.3f}\u00a0%" in data["headline"]
+    assert f"{100 * norms:.3f}%" in data["headline"]
     few = {"table1": analysis.tables["table1"]}
     less = Analysis(directory=analysis.directory, info=analysis.info, tables=few)
     keys = [section["key"] for section in analysis_content(less)[0]["sections"]]

@@ -38,7 +38,7 @@ def test_it_opens_without_a_complaint_and_asks_for_nothing(page, report):
         report.resolve().as_uri()
     }
     assert page.evaluate("document.title") == "Three ways"
-    assert "effopd reached 90 % of the teacher" in page.evaluate(
+    assert "effopd reached 90% of the teacher" in page.evaluate(
         "document.querySelector('h1').textContent.replaceAll('\\u00a0', ' ')"
     )
 

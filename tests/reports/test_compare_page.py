@@ -134,7 +134,7 @@ def test_variants_stand_after_their_parent_at_the_same_rate(comparison):
 
 def test_the_headline_says_both(comparison):
     assert headline(comparison) == (
-        "In sharpen at learning rate 3e-4, effopd reached 90 % of the teacher at step 4, opd at "
+        "In sharpen at learning rate 3e-4, effopd reached 90% of the teacher at step 4, opd at "
         "step 16: 4.0× fewer steps, 4.0× fewer sampled tokens, 4.0× less time."
     )
     assert highlights(comparison)[:2] == [
@@ -149,7 +149,7 @@ def test_markdown_has_every_table(comparison):
     assert text.count("\n### Each at its best learning rate") == 2
     assert "| grpo | 1e-3 | 3 | not in 32 steps (0 of 3) |" in text
     assert re.search(r"^\| effopd \| 3e-4 \| 3 \| .*4 \\\[4, 4\\\] \(4\.0×\)", text, re.MULTILINE)
-    assert "| grpo | 1e-4, 3e-4, 1e-3 | 0 of 3 | 1e-3 | never at 90 % |" in text
+    assert "| grpo | 1e-4, 3e-4, 1e-3 | 0 of 3 | 1e-3 | never at 90% |" in text
     assert text.endswith("\nA \\| note.\n")
 
 

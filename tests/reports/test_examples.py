@@ -79,7 +79,7 @@ def test_the_question_and_how_it_was_chosen_are_shown(shown):
     assert "Question sums/7" in text
     assert "What is\n47 + 58?" in text
     assert "The first of 3 (of 60) that only the first writer got wrong." in text
-    assert "step-4: 25.0 % right, 31.3 tokens on average" in text
+    assert "step-4: 25.0% right, 31.3 tokens on average" in text
     assert "teacher: not checked, 40.0 tokens on average" in text
     assert "is↵\n" in shown.texts
     none = example_html(altered(telling=0))

@@ -151,7 +151,7 @@ def test_the_search_sentence_counts(make_run):
         run.search.append({**row, "tokens": 100, "seconds": 1.0})
     assert search_sentence(run) == (
         "1 search, 3 trials; accepted scales: 4 at step 8. "
-        "Searching took 30 % of the sampled tokens and 15 % of the time."
+        "Searching took 30% of the sampled tokens and 15% of the time."
     )
     assert search_sentence(EMPTY) == "This run did not search."
 
@@ -195,6 +195,6 @@ def test_hover_text_names_what_was_measured(sample_runs):
     run = sample_runs[2]
     curve = next(t for t in accuracy_figure([run], "steps")["data"] if "name" in t)
     row = [row for row in run.evals if row["model"] == "student"][3]
-    assert f"accuracy {row['accuracy'] * 100:.2f} %" in curve["hovertext"][3]
+    assert f"accuracy {row['accuracy'] * 100:.2f}%" in curve["hovertext"][3]
     divergence = reverse_kl_figure([run], "steps")["data"][0]
     assert f"reverse KL {row['reverse_kl']:.4g} nats" in divergence["hovertext"][3]

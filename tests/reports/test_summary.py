@@ -31,7 +31,7 @@ def highlights(runs):
     return words.highlights(Comparison.of_runs(runs, ""))
 
 
-# (step, accuracy, sampled tokens, elapsed seconds); the teacher is at 0.9, so 90 % is 0.81.
+# (step, accuracy, sampled tokens, elapsed seconds); the teacher is at 0.9, so 90% is 0.81.
 PLAIN = [
     (0, 0.10, 0, 0.0),
     (8, 0.50, 800, 16.0),
@@ -171,7 +171,7 @@ def test_labels_are_made_unique_and_printable(make_run):
 
 def test_the_headline_is_computed(plain, fast):
     assert headline([plain, fast]) == (
-        "effopd reached 90 % of the teacher at step 8, opd at step 48: "
+        "effopd reached 90% of the teacher at step 8, opd at step 48: "
         "6.0× fewer steps, 3.2× fewer sampled tokens, 2.4× less time."
     )
     assert highlights([plain, fast]) == [
@@ -190,21 +190,21 @@ def test_the_headline_admits_a_loss(make_run):
 
 def test_the_headline_when_one_does_not_get_there(make_run, fast):
     never = make_run("opd", [(0, 0.1, 0, 0.0), (48, 0.2, 1, 1.0)])
-    expected = "effopd reached 90 % of the teacher at step 8; opd did not in 48 steps."
+    expected = "effopd reached 90% of the teacher at step 8; opd did not in 48 steps."
     assert headline([never, fast]) == expected
     lost = make_run("effopd", [(0, 0.1, 0, 0.0), (12, 0.2, 1, 1.0)], teacher=0.9)
-    expected = "opd reached 90 % of the teacher at step 48; effopd did not in 12 steps."
+    expected = "opd reached 90% of the teacher at step 48; effopd did not in 12 steps."
     assert headline([make_run("opd", PLAIN), lost]) == expected
 
 
 def test_the_headline_of_one_run(make_run, fast):
     assert headline([fast]) == (
-        "effopd reached 90 % of the teacher at step 8, after 1,500 sampled tokens."
+        "effopd reached 90% of the teacher at step 8, after 1,500 sampled tokens."
     )
     low = make_run("effopd", [(4, 0.25, 1, 1.0)], teacher=0.9)
-    assert headline([low]) == "effopd ended at an accuracy of 25.0 %; the teacher is at 90.0 %."
+    assert headline([low]) == "effopd ended at an accuracy of 25.0%; the teacher is at 90.0%."
     blind = make_run("effopd", [(4, 0.25, 1, 1.0)])
-    assert headline([blind]).endswith("25.0 %; the teacher was not evaluated.")
+    assert headline([blind]).endswith("25.0%; the teacher was not evaluated.")
     assert headline([make_run("effopd", [])]) == "effopd has not been evaluated yet."
 
 

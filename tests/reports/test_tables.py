@@ -24,10 +24,10 @@ def runs(make_run):
 def test_rows_hold_the_summary_with_ratios(runs):
     header, plain, ours = summary_table(Comparison.of_runs(runs, ""))
     assert header[2:] == [
-        *("steps to 80 %", "steps to 90 %", "steps to 95 %", "steps to 99 %"),
-        *("tokens to 90 %", "seconds to 90 %"),
+        *("steps to 80%", "steps to 90%", "steps to 95%", "steps to 99%"),
+        *("tokens to 90%", "seconds to 90%"),
     ]
-    assert plain == ["opd", "90.0 %", "40", "40", "40", "40", "655 k", "104"]
+    assert plain == ["opd", "90.0%", "40", "40", "40", "40", "655 k", "104"]
     assert ours[2:] == [*["6 (6.7×)"] * 4, "147 k (4.4×)", "23.5 (4.4×)"]
 
 

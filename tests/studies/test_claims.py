@@ -43,7 +43,7 @@ def test_the_saved_norm_is_taken_at_the_first_checkpoint_that_is_good_enough() -
         "grpo": curve([1.0, 2.0, 6.0], [0.2, 0.7, 1.0]),
         "opd": curve([1.0, 3.0, 4.0], [0.2, 0.9, 0.9]),
     }
-    # 80 % of 0.9 is 0.72: RL has it at 6, OPD at 3
+    # 80% of 0.9 is 0.72: RL has it at 6, OPD at 3
     assert norm_saving(record, "grpo", 0.8) == pytest.approx(math.log(2))
 
 

@@ -45,7 +45,7 @@ def test_the_average_follows_its_recurrence(decay: float) -> None:
 
 
 def test_small_steps_add_up_in_bfloat16() -> None:
-    """200 steps of a thousandth: 18 % of the way, where bfloat16 alone would stand still."""
+    """200 steps of a thousandth: 18% of the way, where bfloat16 alone would stand still."""
     student, teacher = tiny_policy(0), frozen_copy(tiny_policy(0))
     with torch.no_grad():
         for parameter in student.model.parameters():

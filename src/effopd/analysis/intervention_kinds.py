@@ -144,7 +144,7 @@ def _bottom_rank(source: Source, values: Values) -> list[Intervention]:
 
 def _with_share(values: Values) -> Values:
     if "share" not in values:
-        raise ConfigError("give the share of the rank that is kept: share=0.01 is 1 %")
+        raise ConfigError("give the share of the rank that is kept: share=0.01 is 1%")
     return values
 
 

@@ -50,7 +50,7 @@ class TopRank(Intervention):
     two methods have the same. The paper does not say of what; both can be had here.
 
     Attributes:
-        share: Share of the rank, in (0, 1]; the top 1 % is 0.01.
+        share: Share of the rank, in (0, 1]; the top 1% is 0.01.
         norm: Frobenius norm that the kept part gets: of each matrix by label, or of all matrices
             together; None leaves it as it is. A matrix that never moved stays at the base.
         others: Whether all other tensors (embeddings, norms, head, biases, routers) are the base's

@@ -119,12 +119,12 @@ def check_shares(top: Sequence[float]) -> None:
     wrong = [share for share in top if not 0 < share <= 1]
     if wrong:
         raise ConfigError(
-            f"shares of the rank are fractions in (0, 1], got {wrong[0]}; the top 1 % is 0.01"
+            f"shares of the rank are fractions in (0, 1], got {wrong[0]}; the top 1% is 0.01"
         )
 
 
 def share_count(share: float, rank: int) -> int:
-    """`ceil(share * rank)` of the share as it is written, so that 7 % of 100 are 7."""
+    """`ceil(share * rank)` of the share as it is written, so that 7% of 100 are 7."""
     return math.ceil(Fraction(str(share)) * rank)
 
 

@@ -17,7 +17,7 @@ Cell = str | int | float | None
 Row = dict[str, Cell]
 Rows = list[Row]
 TOP = (0.01, 0.05)
-"""Shares of the rank whose norm ratio is in the tables: top 1 % and top 5 %."""
+"""Shares of the rank whose norm ratio is in the tables: top 1% and top 5%."""
 TABLE_1 = ("spectral_norm", "spectral_share", "effective_rank", "top_1_ratio", "top_5_ratio")
 """What Table 1 averages, and the column of its baseline is `noise_` and the name."""
 AGREEMENTS = ("cosine_1", "direction_cosine", "subspace_cosine", "captured_norm")

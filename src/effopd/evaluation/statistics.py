@@ -16,7 +16,7 @@ from effopd.rewards.math import MathVerifier
 from effopd.search.validation import standard_error
 
 Z_95 = 1.959963984540054
-"""Two-sided 95 % quantile of the standard normal distribution."""
+"""Two-sided 95% quantile of the standard normal distribution."""
 EXACT_QUESTIONS = 16
 """Up to so many questions that differ, every pattern of signs is counted."""
 FLIPS = 20_000
@@ -40,7 +40,7 @@ class Estimate:
         mean: Mean over questions of the mean over their samples.
         standard_error: For other questions of the same kind; None for a single question.
         sampling_error: For the same questions answered again; None where a question has one sample.
-        interval: 95 % confidence interval for other questions, within [0, 1]; None for a single
+        interval: 95% confidence interval for other questions, within [0, 1]; None for a single
             question.
     """
 
@@ -57,7 +57,7 @@ class Comparison:
     Attributes:
         difference: Mean over questions of first minus second.
         standard_error: Of the paired difference; None for a single question.
-        interval: 95 % confidence interval of the difference, within [-1, 1]; None for a single
+        interval: 95% confidence interval of the difference, within [-1, 1]; None for a single
             question.
         p_value: Two-sided, of a sign-flip test over questions, in (0, 1].
         wins: Questions the first answers better.

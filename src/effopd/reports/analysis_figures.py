@@ -22,8 +22,8 @@ SPECTRA = {
     "spectral_norm": "spectral norm",
     "spectral_share": "spectral norm / Frobenius norm",
     "effective_rank": "effective rank",
-    "top_1_ratio": "norm of the top 1 % / all",
-    "top_5_ratio": "norm of the top 5 % / all",
+    "top_1_ratio": "norm of the top 1% / all",
+    "top_5_ratio": "norm of the top 5% / all",
 }
 """Columns of Table 1 and what they are."""
 

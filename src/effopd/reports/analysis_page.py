@@ -72,7 +72,7 @@ def analysis_content(analysis: Analysis) -> tuple[Json, dict[str, list[Json]]]:
         inputs.append({"label": label, "facts": str(len(still)), "text": "\n".join(still)})
     values: Json = {
         "title": "effopd analysis",
-        "headline": headline(analysis).replace(" %", "\u00a0%"),
+        "headline": headline(analysis),
         "highlights": [],
         "facts": [f"{len(names)} checkpoints: {series}", f"compared with {analysis.final}"],
         "command": plain(str(info["command"])),

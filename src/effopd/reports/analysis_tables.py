@@ -18,8 +18,8 @@ TABLE_1: Mapping[str, tuple[str, str]] = {
     "spectral_norm": ("spectral norm", FOUR),
     "spectral_share": ("spectral / Frobenius", "%1"),
     "effective_rank": ("effective rank", ",.1f"),
-    "top_1_ratio": ("top 1 %", "%1"),
-    "top_5_ratio": ("top 5 %", "%1"),
+    "top_1_ratio": ("top 1%", "%1"),
+    "top_5_ratio": ("top 5%", "%1"),
 }
 """Columns of Table 1: heading and format."""
 NORMS: Mapping[str, tuple[str, str]] = {

@@ -48,7 +48,7 @@ METHOD_NOTES = (
     "included. Steps are known to the grid of evaluations.",
     "Area is the mean accuracy from step 0 to the last step of the longest run of the world, by "
     "the trapezoidal rule; a run that ended earlier stays at its last accuracy.",
-    "The best learning rate of a method is the one with the smallest median of steps to 90 % of "
+    "The best learning rate of a method is the one with the smallest median of steps to 90% of "
     "the teacher; ties go to fewer sampled tokens, then to the larger area. Every other column is "
     "that of the same rate.",
 )
@@ -235,7 +235,7 @@ def headline(comparison: Comparison) -> str:
     percent = _percent(own, base)
     at = own[f"median_steps_to_{percent}"]
     theirs = base and base[f"median_steps_to_{percent}"]
-    reached = f" reached {percent} % of the teacher at step "
+    reached = f" reached {percent}% of the teacher at step "
     if at is None and theirs is None:
         if own["median_final_accuracy"] is None:
             return f"{text} has not been evaluated yet."
@@ -274,7 +274,7 @@ def highlights(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def _percent(own: SettingRow, base: SettingRow | None) -> int:
-    """The share to speak of: 90 %, or 80 % if no one got to 90 %."""
+    """The share to speak of: 90%, or 80% if no one got to 90%."""
     rows = [own, base] if base else [own]
     return 90 if any(row["median_steps_to_90"] is not None for row in rows) else 80
 
@@ -330,7 +330,7 @@ def share_text(row: SettingRow, name: str) -> tuple[str, str]:
 def robustness_text(row: Mapping[str, Any]) -> str:
     """How many times slower a method is at its worst rate, such as `3.2×` or `at least 8.0×`."""
     if row["ratio_at_least"] is None:
-        return "–" if row["lrs_at_90"] else "never at 90 %"
+        return "–" if row["lrs_at_90"] else "never at 90%"
     ratio = format_ratio(row["ratio_at_least"])
     return ratio if row["ratio"] is not None else f"at least {ratio}"
 
@@ -358,8 +358,8 @@ def final_text(run: Run) -> str:
 def summary_table(comparison: Comparison) -> list[list[str]]:
     """Runs, or methods at their best rate, as rows of short plain text, header first."""
     names = ["world", "method", "learning rate"] if comparison.is_plan else ["run"]
-    steps = [f"steps to {percent} %" for percent in PERCENTS]
-    rows = [[*names, "final accuracy", *steps, "tokens to 90 %", "seconds to 90 %"]]
+    steps = [f"steps to {percent}%" for percent in PERCENTS]
+    rows = [[*names, "final accuracy", *steps, "tokens to 90%", "seconds to 90%"]]
     costs = [*(("steps", percent) for percent in PERCENTS), ("tokens", 90), ("seconds", 90)]
     for row in comparison.summary["best"]:
         names = [plain(row["method"])]
@@ -409,7 +409,7 @@ def markdown_report(comparison: Comparison) -> str:
         text += f"\n### Each at its best learning rate\n\n{best}"
         spreads = [row for row in comparison.summary["robustness"] if row["world"] == world]
         if spreads:
-            lines = [["method", "learning rates", "at 90 %", "best", "worst / best steps to 90 %"]]
+            lines = [["method", "learning rates", "at 90%", "best", "worst / best steps to 90%"]]
             for row in spreads:
                 rates, reached = row["lrs"], f"{row['lrs_at_90']} of {len(row['lrs'])}"
                 known_rates = [", ".join(map(format_lr, rates)), reached, format_lr(row["best_lr"])]
@@ -424,8 +424,8 @@ def markdown_report(comparison: Comparison) -> str:
 
 
 def _markdown_rows(rows: Sequence[SettingRow]) -> str:
-    header = ["method", "learning rate", "seeds", *(f"steps to {p} %" for p in PERCENTS)]
-    header += ["tokens to 90 %", "teacher tokens to 90 %", "seconds to 90 %"]
+    header = ["method", "learning rate", "seeds", *(f"steps to {p}%" for p in PERCENTS)]
+    header += ["tokens to 90%", "teacher tokens to 90%", "seconds to 90%"]
     costs = [("steps", percent) for percent in PERCENTS]
     costs += [(cost, 90) for cost in ("tokens", "teacher_tokens", "seconds")]
     cells = [[*header, "final accuracy", "area"]]

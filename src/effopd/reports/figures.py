@@ -33,7 +33,7 @@ def accuracy_figure(curves: Curves, cost: str, teacher: float | None) -> Figure:
     """Accuracy against what training cost, with the level of the teacher.
 
     Bands are one standard error of one run, and the smallest and largest of several seeds, whose
-    median is drawn. A ring marks the first evaluation of one run at 90 % of the teacher.
+    median is drawn. A ring marks the first evaluation of one run at 90% of the teacher.
     """
     bands, lines = [], []
     for style, runs in curves:
@@ -47,7 +47,7 @@ def accuracy_figure(curves: Curves, cost: str, teacher: float | None) -> Figure:
         if first is not None and place is not None:
             lines.append(ring([(place, first.accuracy or 0.0)], style))
     layout = base_layout(cost, "accuracy", tickformat=".0%", rangemode="tozero")
-    for share, name in ((1.0, "teacher"), (0.9, "90 %")):
+    for share, name in ((1.0, "teacher"), (0.9, "90%")):
         if teacher is not None:
             height, line = share * teacher, {"width": 1, "dash": "dot"}
             line = {"width": 1.5, "dash": "solid"} if share == 1.0 else line
@@ -91,7 +91,7 @@ def _curve(
 
 
 def rates_figure(rows: Sequence[SettingRow], styles: Sequence[Style]) -> Figure:
-    """Median steps to 90 % of the teacher against the learning rate, both axes logarithmic.
+    """Median steps to 90% of the teacher against the learning rate, both axes logarithmic.
 
     Bars go from the fastest to the slowest seed. A setting that did not get there is drawn as an
     open mark at the steps it ran, a lower bound.
@@ -112,7 +112,7 @@ def rates_figure(rows: Sequence[SettingRow], styles: Sequence[Style]) -> Figure:
             hovers.append(
                 f"<b>{plotly_text(style.label)}</b>, learning rate {format_lr(row['lr'])}<br>"
                 f"{'' if reached[-1] else 'not in '}{height:g} steps<br>"
-                f"{row['reached_90']} of {row['seeds']} seeds got to 90 %"
+                f"{row['reached_90']} of {row['seeds']} seeds got to 90%"
             )
         line = marked_line([(row["lr"], height) for row, height in drawn], hovers, style)
         line["marker"]["symbol"] = [f"{style.symbol}{'' if got else '-open'}" for got in reached]
@@ -124,7 +124,7 @@ def rates_figure(rows: Sequence[SettingRow], styles: Sequence[Style]) -> Figure:
         }  # fmt: skip
         lines.append(line)
     heights = [height for line in lines for height in line["y"]]
-    layout = base_layout("steps", "steps to 90 % of the teacher", **log_axis(heights))
+    layout = base_layout("steps", "steps to 90% of the teacher", **log_axis(heights))
     rates = sorted({row["lr"] for row in rows})
     ticks = {"tickvals": rates, "ticktext": [format_lr(rate) for rate in rates]}
     layout["xaxis"] = {"title": {"text": "learning rate"}, "type": "log", **ticks}

@@ -99,7 +99,7 @@ def page_content(comparison: Comparison) -> tuple[Json, Json]:
     values: Json = {
         "title": plain(comparison.name),
         # A number stays on the line of its noun and its unit.
-        "headline": headline(comparison).replace(" %", "\u00a0%").replace("e-", "e\u2011"),
+        "headline": headline(comparison).replace("e-", "e\u2011"),
         "highlights": highlights(comparison),
         "facts": _facts(comparison),
         "command": comparison.command,
@@ -119,7 +119,7 @@ def page_content(comparison: Comparison) -> tuple[Json, Json]:
 
 _CAPTIONS = {
     False: "Accuracy on held-out problems. Bands are one standard error to either side; a ring "
-    "marks the first evaluation at 90 % of the teacher. Tokens and seconds include validation.",
+    "marks the first evaluation at 90% of the teacher. Tokens and seconds include validation.",
     True: "Accuracy on held-out problems: median over seeds, banded from the smallest to the "
     "largest. A run that ended early stays at its last value.",
 }
@@ -190,12 +190,12 @@ def cost_table(comparison: Comparison, rows: Sequence[SettingRow], cost: str) ->
             text, interval = share_text(row, name)
             cells.append({"text": text, "small": interval})
         lines.append(_line(comparison, row["method"], cells))
-    shares = [f"{percent} %" for percent in PERCENTS]
+    shares = [f"{percent}%" for percent in PERCENTS]
     return {"columns": ["to reach", "rate", *shares, "final", "area"], "rows": lines}
 
 
 def spread_table(comparison: Comparison, world: str) -> Json:
-    """Methods down, learning rates across: steps to 90 %, and worst over best."""
+    """Methods down, learning rates across: steps to 90%, and worst over best."""
     rows, rates, lines = comparison.rows(world), comparison.rates, []
     spreads = {r["method"]: r for r in comparison.summary["robustness"] if r["world"] == world}
     for method in unique(row["method"] for row in rows):
@@ -211,7 +211,7 @@ def spread_table(comparison: Comparison, world: str) -> Json:
         known = spreads.get(method)
         cells.append({"text": robustness_text(known) if known else "–"})
         lines.append(_line(comparison, method, cells))
-    return {"columns": ["steps to 90 %", *map(format_lr, rates), "worst / best"], "rows": lines}
+    return {"columns": ["steps to 90%", *map(format_lr, rates), "worst / best"], "rows": lines}
 
 
 def _line(comparison: Comparison, method: str, cells: list[Json]) -> Json:

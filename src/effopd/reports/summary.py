@@ -234,7 +234,7 @@ def _last_step(cell: Cell) -> float:
 def best_rows(rows: Sequence[SettingRow]) -> list[SettingRow]:
     """The row of each method of the main table at its best learning rate, world by world.
 
-    Best is the smallest median of steps to 90 % of the teacher, then the smallest median of sampled
+    Best is the smallest median of steps to 90% of the teacher, then the smallest median of sampled
     tokens to it, then the largest median area under the accuracy curve.
     """
     main = [row for row in rows if row["figure"] is None]
@@ -252,7 +252,7 @@ def best_rows(rows: Sequence[SettingRow]) -> list[SettingRow]:
 
 
 def robustness(rows: Sequence[SettingRow]) -> list[dict[str, Any]]:
-    """Largest over smallest median of steps to 90 %, over the learning rates of each method.
+    """Largest over smallest median of steps to 90%, over the learning rates of each method.
 
     Methods with a single rate are left out. `ratio` is None unless every rate got there; in
     `ratio_at_least` one that did not get there counts with the steps it ran.

@@ -78,5 +78,5 @@ def format_ratio(ratio: float | None) -> str:
 
 
 def format_percent(fraction: float, digits: int = 1) -> str:
-    """A fraction as a percentage, such as `93.8 %` for 0.938."""
-    return f"{fraction * 100:.{digits}f} %"
+    """A fraction as a percentage, such as `93.8%` for 0.938."""
+    return f"{fraction * 100:.{digits}f}%"

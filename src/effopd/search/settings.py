@@ -99,7 +99,7 @@ class Search:
     def alphaopd(cls, at_step: int = 16) -> "Search":
         """AlphaOPD: once, to the weights predicted for the teacher's level, unseen.
 
-        Source: arXiv 2510.00553 (rank 1, a snapshot every 2 steps, prediction at 30 to 40 % of the
+        Source: arXiv 2510.00553 (rank 1, a snapshot every 2 steps, prediction at 30 to 40% of the
         steps), named AlphaOPD and a baseline in arXiv 2605.11739, which does not describe the
         adaptation. Departures: those of `AlphaPLS`, and training goes on from there.
         """

@@ -52,7 +52,7 @@ class Evaluation:
         """Whether another evaluation, or the one in a directory, differs on the same questions.
 
         Returns:
-            Benchmark -> this minus the other: difference, 95 % interval, p-value of a paired
+            Benchmark -> this minus the other: difference, 95% interval, p-value of a paired
             permutation test, and the questions won and lost.
 
         Raises:
@@ -83,7 +83,7 @@ class Evaluation:
 
     def text(self) -> str:
         """A table, one line a benchmark: accuracy, pass@n and maj@n, and what went wrong."""
-        header = "benchmark|questions|avg@n|95 %|pass@n|maj@n|cut|no answer|tokens"
+        header = "benchmark|questions|avg@n|95%|pass@n|maj@n|cut|no answer|tokens"
         table = [header.split("|")]
         for name, row in self.summary.items():
             shares = [row["truncated_share"], row["no_answer_share"]]
@@ -129,7 +129,7 @@ def digest_of(questions: Questions) -> str:
 
 def comparison_text(comparisons: Mapping[str, Comparison], other: str) -> str:
     """A table, one line a benchmark: difference in percent, interval, p-value, won and lost."""
-    table = [[f"minus {other}", "difference", "95 %", "p", "better", "worse"]]
+    table = [[f"minus {other}", "difference", "95%", "p", "better", "worse"]]
     for name, found in comparisons.items():
         difference, p_value = f"{100 * found.difference:+.1f}", f"{found.p_value:.2g}"
         shown = [difference, _interval(found.interval), p_value, str(found.wins), str(found.losses)]
