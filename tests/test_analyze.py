@@ -468,6 +468,23 @@ def test_a_final_model_outside_the_series(tmp_path: Path) -> None:
     assert find_inputs(base, [first, final], first, print).final.label == "step-1"
 
 
+def test_a_repository_of_the_hub_is_named_as_it_was_given(
+    series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit, repository = "0123456789" * 4, tmp_path / "models--some--model-step-50"
+    shutil.copytree(series / label(50), repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    other = find_inputs(series / "base", [series / label(100)], "some/model-step-50", print)
+    assert (other.final.label, other.final.step) == ("final (model-step-50)", 50)
+    found = find_inputs(series / "base", ["some/model-step-50"], None, print)
+    assert (found.final.label, found.final.step) == ("model-step-50", 50)
+    assert found.final.directory.name == commit
+    with pytest.raises(ConfigError, match=r"some/model-step-50 was given twice"):
+        find_inputs(series / "base", ["some/model-step-50"] * 2, None, print)
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [

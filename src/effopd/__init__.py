@@ -70,12 +70,12 @@ _NAMES = {
 """Module -> the public names it has; none where the module is one itself."""
 
 __all__ = [
-    "AlphaPLS", "Analysis", "AtLeast", "AtSteps", "Comparison", "Config", "Draw", "Evaluation", "EveryN",
-    "Extrapolator", "GeometricScales", "LadderScales", "LengthGuard", "ModelSettings",
+    "AlphaPLS", "Analysis", "AtLeast", "AtSteps", "Comparison", "Config", "Draw", "Evaluation",
+    "EveryN", "Extrapolator", "GeometricScales", "LadderScales", "LengthGuard", "ModelSettings",
     "Observer", "PairedMargin", "PastSearch", "PowersOfTwo", "Run", "Score", "Search",
     "SearchResult", "SinceAccepted", "SinceBase", "SinceRaw", "Strict", "Unconditional",
-    "analyze", "compare", "evaluate", "figures", "intervene", "load_model", "load_run", "open_update",
-    "select_parameters", "train",
+    "analyze", "compare", "evaluate", "figures", "intervene", "load_model", "load_run",
+    "open_update", "select_parameters", "train",
 ]  # fmt: skip
 
 

@@ -37,7 +37,6 @@ from effopd.models.updates import open_update
 from effopd.progress import SILENT, Display
 from effopd.records import SCHEMA, Row, read_json, write_json_atomic
 from effopd.reports.table_files import write_table
-from effopd.rollouts.rollout import Rollout
 from effopd.training.build import build_parts, started_from
 from effopd.training.config import Config, load_config
 from effopd.training.run import config_of_run
@@ -296,7 +295,15 @@ class BehaviorStudy:
         written = {early.label: self._written[early.label]}
         with intervened(student.model, models[rescaled]):
             written[rescaled] = self._parts.evaluate_student()
-        written["teacher"] = _in_order(self._parts.evaluate_teacher(), self._text)
+        # The teachers' answers come teacher by teacher: put them in the order of the text.
+        taught = self._parts.evaluate_teacher()
+        places = {rollout.problem.id: i for i, rollout in enumerate(taught.rollouts)}
+        order = [places[rollout.problem.id] for rollout in self._text]
+        written["teacher"] = Evaluation(
+            rollouts=tuple(taught.rollouts[i] for i in order),
+            rewards=tuple(taught.rewards[i] for i in order) if taught.rewards else (),
+            kl_nats=(),
+        )
         rewards = {
             name: found.rewards or (None,) * len(found.rollouts) for name, found in written.items()
         }
@@ -358,15 +365,3 @@ def most_informative_question(
         )
     ]
     return (found[0] if found else 0), len(found)
-
-
-def _in_order(evaluation: Evaluation, like: Sequence[Rollout]) -> Evaluation:
-    """Answers, which come teacher by teacher, in the order of the problems of others."""
-    places = {rollout.problem.id: i for i, rollout in enumerate(evaluation.rollouts)}
-    order = [places[rollout.problem.id] for rollout in like]
-    rewards = evaluation.rewards
-    return Evaluation(
-        rollouts=tuple(evaluation.rollouts[i] for i in order),
-        rewards=tuple(rewards[i] for i in order) if rewards else (),
-        kl_nats=(),
-    )

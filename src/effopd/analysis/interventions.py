@@ -76,9 +76,6 @@ class WholeScaling(Intervention):
     """`base + scale * update`, every tensor alike; 0 is the base and 1 the tuned model, exactly.
 
     Source: arXiv 2605.11739, section 2.2 (figures 2a and 8), where scale is alpha in [0, 1].
-
-    Attributes:
-        scale: Any finite number.
     """
 
     kind: ClassVar[str] = "scale"
@@ -142,14 +139,14 @@ class NormScaling(Intervention):
         """Granularity."""
         return "per=module" if isinstance(self.final, Mapping) else "per=whole"
 
-    def factor(self, early: float, final: float) -> float:
+    def _factor(self, early: float, final: float) -> float:
         """`s(beta)` of an update of norm `early`; 1 where it never moved."""
         return 1.0 + self.beta * (final / early - 1.0) if early > 0 else 1.0
 
     def apply(self, update: Update, heads: Heads | None = None) -> Changed:
         """The scaled update on the base."""
         if not isinstance(self.final, Mapping):
-            scale = self.factor(update_norm(update), self.final)
+            scale = self._factor(update_norm(update), self.final)
             return WholeScaling(scale=scale).apply(update, heads)
         final, by_tensor = self.final, tensor_places(update, heads)
         check_labels("final", final, (p for found in by_tensor.values() for p in found))
@@ -159,7 +156,7 @@ class NormScaling(Intervention):
             out = base.clone()
             for place in by_tensor[name]:
                 start, end = part(base, place), part(tuned, place)
-                scale = self.factor(norm(end - start), final[place.label])
+                scale = self._factor(norm(end - start), final[place.label])
                 part(out, place).copy_(point(start, end, scale))
             return out
 
@@ -224,11 +221,6 @@ class SlidingWindow(Intervention):
         if self.half_width < 0:
             raise ConfigError(f"half_width must be at least 0, got {self.half_width}")
 
-    def layers(self, count: int) -> range:
-        """Layers of the window, counted from 1, in a model of `count` layers."""
-        low, high = self.centre - self.half_width, self.centre + self.half_width
-        return range(max(1, low), min(count, high) + 1)
-
     def apply(self, update: Update, heads: Heads | None = None) -> Changed:
         """The base with the update inside the window."""
         count = layer_count(update)
@@ -236,7 +228,7 @@ class SlidingWindow(Intervention):
             raise ParameterMismatchError(
                 f"centre {self.centre} is no layer of this model: it has layers 1 to {count}"
             )
-        window = self.layers(count)
+        window = range(self.centre - self.half_width, self.centre + self.half_width + 1)
 
         def takes(place: Place) -> bool:
             in_window = place.layer is not None and place.layer + 1 in window

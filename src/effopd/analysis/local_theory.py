@@ -52,11 +52,8 @@ def flow_gain(values_k: Float[Tensor, " k"], time: float) -> Float[Tensor, " k"]
 class LocalTheory:
     """Prediction of gradient descent on `1/2 D^T A D - b^T D`, within the span of some pairs.
 
-    Attributes:
-        values_k: Eigenvalues, descending.
-        vectors_kP: Orthonormal rows.
-        coefficients_k: beta, components of b.
-        perpendicular_norm: Norm of what b has outside the span, equation 45.
+    Eigenvalues descend; `coefficients_k` are beta, components of b, and `perpendicular_norm` is the
+    norm of what b has outside the span (equation 45).
     """
 
     values_k: Float[Tensor, " k"]

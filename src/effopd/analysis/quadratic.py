@@ -34,14 +34,7 @@ BATCH_TOKENS = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterSpace:
-    """Trained tensors laid end to end in one vector.
-
-    Attributes:
-        shapes: Shape of each tensor by name, in the vector's order.
-
-    Raises:
-        ConfigError: There is no tensor.
-    """
+    """Trained tensors laid end to end in one vector, in the order of `shapes`."""
 
     shapes: Mapping[str, tuple[int, ...]]
 
@@ -82,14 +75,10 @@ class ParameterSpace:
 
 @dataclass(frozen=True, kw_only=True)
 class ContextBatch:
-    """Sequences that go through the model together, and what is fixed at their contexts.
+    """Sequences that go through the model together, right-padded, and what is fixed there.
 
-    Attributes:
-        ids_BT: Tokens, right-padded.
-        attention_BT: 1 where there is a token.
-        predicts_BT: Positions that predict a completion token: the N contexts, row by row.
-        target_log_probs_NV: Log-probabilities of the target, the teacher.
-        tokens_N: The completion tokens.
+    `predicts_BT` are the positions that predict a completion token, row by row the N contexts, with
+    the log-probabilities of the target (the teacher) and the completion tokens.
     """
 
     ids_BT: Int[Tensor, "B T"]
@@ -116,11 +105,6 @@ class FrozenLoss:
         targets: Logits of the target at the contexts of each sample, [completion tokens, V].
         dtype: Precision of parameters and results.
         batch_tokens: Padded tokens in one pass, at most.
-
-    Raises:
-        ConfigError: There is no text.
-        ParameterMismatchError: Targets do not fit the samples or the vocabulary.
-        NonFiniteError: A target is NaN or infinite.
 
     Source: arXiv 2605.11739, equations 20 to 35 and 51. The gradient at the base is exactly -b,
     however far the teacher; A is the curvature only for a teacher near the base.
@@ -254,11 +238,13 @@ class FrozenLoss:
 
     def _logits_of(self, batch: ContextBatch) -> Callable[[dict[str, Tensor]], Tensor]:
         def logits(tensors: dict[str, Tensor]) -> Tensor:
-            inputs = {"input_ids": batch.ids_BT, "attention_mask": batch.attention_BT}
+            inputs: dict[str, Any] = {
+                "input_ids": batch.ids_BT,
+                "attention_mask": batch.attention_BT,
+            }
+            inputs["use_cache"] = False
             with _NeverNarrower():
-                output = functional_call(
-                    self._model, tensors, kwargs={**inputs, "use_cache": False}
-                )
+                output = functional_call(self._model, tensors, kwargs=inputs)
             logits_NV: Tensor = output.logits[batch.predicts_BT]
             return logits_NV[:, : self._vocabulary]
 

@@ -41,31 +41,62 @@ End = Literal["top", "bottom"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TopRank(Intervention):
-    """The leading singular components of every attention and MLP matrix, at a chosen norm.
+class _RankPart(Intervention):
+    """Some of the singular components of every attention and MLP matrix.
 
     Each matrix keeps `ceil(share * rank)` components of its update.
 
-    Source: arXiv 2605.11739, section 3.2 (figure 4a): the norm of the kept part is scaled so that
-    two methods have the same. The paper does not say of what; both can be had here.
-
     Attributes:
         share: Share of the rank, in (0, 1]; the top 1% is 0.01.
-        norm: Frobenius norm that the kept part gets: of each matrix by label, or of all matrices
-            together; None leaves it as it is. A matrix that never moved stays at the base.
         others: Whether all other tensors (embeddings, norms, head, biases, routers) are the base's
             or the tuned model's.
     """
 
-    kind: ClassVar[str] = "top_rank"
     swept: ClassVar[str | None] = "share"
     share: float
-    norm: Norms | None = None
     others: Others = "base"
 
     def __post_init__(self) -> None:
         check_shares([self.share])
         check_choice("others", self.others, ("base", "tuned"))
+
+    def _changed(
+        self, update: Update, found: list[Place], keep: Callable[[Place], Tensor]
+    ) -> Changed:
+        """The base plus what `keep` gives for each matrix."""
+        by_tensor: dict[str, list[Place]] = {}
+        for place in found:
+            by_tensor.setdefault(place.name, []).append(place)
+
+        def compute(name: str) -> Tensor:
+            base, tuned = endpoints(update, name)
+            if name not in by_tensor:
+                return base if self.others == "base" else tuned
+            out = base.to(torch.float64, copy=True)
+            for place in by_tensor[name]:
+                part(out, place).add_(keep(place))
+            return out
+
+        return Changed(update=update, compute=compute)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopRank(_RankPart):
+    """The leading components, at a chosen norm.
+
+    Source: arXiv 2605.11739, section 3.2 (figure 4a): the norm of the kept part is scaled so that
+    two methods have the same. The paper does not say of what; both can be had here.
+
+    Attributes:
+        norm: Frobenius norm that the kept part gets: of each matrix by label, or of all matrices
+            together; None leaves it as it is. A matrix that never moved stays at the base.
+    """
+
+    kind: ClassVar[str] = "top_rank"
+    norm: Norms | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.norm is not None:
             check_norms("norm", self.norm)
 
@@ -98,38 +129,24 @@ class TopRank(Intervention):
             length = norm(kept)
             return kept.mul_(asked[place.label] / length) if length > 0 else kept
 
-        return _on_matrices(update, found, self.others, keep)
+        return self._changed(update, found, keep)
 
 
 @dataclass(frozen=True, kw_only=True)
-class BottomRank(Intervention):
-    """The trailing singular components of every attention and MLP matrix, at their own norm.
-
-    Each matrix keeps the `ceil(share * rank)` smallest components that are not zero.
+class BottomRank(_RankPart):
+    """The trailing components that are not zero, at their own norm.
 
     Source: arXiv 2605.11739, section 3.2 (figure 4b).
-
-    Attributes:
-        share: Share of the rank, in (0, 1].
-        others: See `TopRank`.
     """
 
     kind: ClassVar[str] = "bottom_rank"
-    swept: ClassVar[str | None] = "share"
-    share: float
-    others: Others = "base"
-
-    def __post_init__(self) -> None:
-        check_shares([self.share])
-        check_choice("others", self.others, ("base", "tuned"))
 
     def apply(self, update: Update, heads: Heads | None = None) -> Changed:
         """The base with the kept part of the update."""
-
-        def keep(place: Place) -> Tensor:
-            return kept_part(update, place, self.share, "bottom")
-
-        return _on_matrices(update, _matrix_places(update, heads), self.others, keep)
+        found = _matrix_places(update, heads)
+        return self._changed(
+            update, found, lambda place: kept_part(update, place, self.share, "bottom")
+        )
 
 
 def kept_part(update: Update, place: Place, share: float, end: End) -> Float64[Tensor, "m n"]:
@@ -187,23 +204,3 @@ def _matrix_places(update: Update, heads: Heads | None) -> list[Place]:
             f"{next(iter(update.shapes), 'no tensor at all')}"
         )
     return found
-
-
-def _on_matrices(
-    update: Update, found: list[Place], others: Others, keep: Callable[[Place], Tensor]
-) -> Changed:
-    """The base plus what `keep` gives for each matrix."""
-    by_tensor: dict[str, list[Place]] = {}
-    for place in found:
-        by_tensor.setdefault(place.name, []).append(place)
-
-    def compute(name: str) -> Tensor:
-        base, tuned = endpoints(update, name)
-        if name not in by_tensor:
-            return base if others == "base" else tuned
-        out = base.to(torch.float64, copy=True)
-        for place in by_tensor[name]:
-            part(out, place).add_(keep(place))
-        return out
-
-    return Changed(update=update, compute=compute)

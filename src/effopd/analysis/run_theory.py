@@ -38,11 +38,9 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """What the base model wrote.
+    """What the base model wrote: the answers to one prompt together.
 
-    Attributes:
-        rollouts: Answers, those of one prompt together.
-        advantages: One a context, that of its answer within the group; None without a verifier.
+    `advantages` has one a context, that of its answer within the group; None without a verifier.
     """
 
     rollouts: tuple[Rollout, ...]

@@ -85,21 +85,19 @@ def find_inputs(
             f"{len(runs)} runs were given, {runs[0]} and {runs[1]}: an analysis follows one "
             "series; analyze each run with its own --out"
         )
-    # A directory is named by its path, a repository by its name and not by its place in the cache.
     found: list[tuple[Path, Path]] = []
     for source, path in zip((base, *checkpoints), (base_at, *given), strict=True):
         if is_run(path):
             found += [(saved.resolve(), saved) for saved in _saved(path)]
         elif source is not base:
-            is_local = path == Path(source).expanduser()
-            found.append((path.resolve() if is_local else Path(source), path))
+            found.append((_name(source, path), path))
     if not found:
         raise ConfigError("no checkpoint was given: name one or more after the base")
     series = _in_order(_named(found), report)
     return Inputs(
         base=run_base(base_at, report) if is_run(base_at) else base_at,
         checkpoints=series,
-        final=series[-1] if final is None else _final(find_model(final), series),
+        final=series[-1] if final is None else _final(final, series),
         run=runs[0] if runs else None,
     )
 
@@ -165,14 +163,20 @@ def _step(path: Path) -> int | None:
     return next((int(match[1]) for match in found if match), None)
 
 
-def _final(path: Path, series: Sequence[Checkpoint]) -> Checkpoint:
+def _name(source: Source, path: Path) -> Path:
+    """The path of a directory; of a repository its name, and not its place in the cache."""
+    return path.resolve() if path == Path(source).expanduser() else Path(source)
+
+
+def _final(source: Source, series: Sequence[Checkpoint]) -> Checkpoint:
     """One of the series, or a directory of its own."""
-    directory = _saved(path)[-1] if is_run(path) else path
+    found = find_model(source)
+    directory = _saved(found)[-1] if is_run(found) else found
     for checkpoint in series:
         if checkpoint.directory.resolve() == directory.resolve():
             return checkpoint
-    label = f"final ({directory.resolve().name})"
-    return Checkpoint(label=label, step=_step(directory.resolve()), directory=directory)
+    name = directory.resolve() if directory is not found else _name(source, found)
+    return Checkpoint(label=f"final ({name.name})", step=_step(name), directory=directory)
 
 
 def _identity(directory: Path) -> Row:

@@ -241,12 +241,12 @@ def subspace_columns(row: SubspaceRow) -> dict[str, float | None]:
         "relative_gap_1": row.relative_gaps[0] if row.relative_gaps else None,
     }
     for name, found in (("final", row.to_final), ("previous", row.to_previous)):
-        numbers = {
-            "cosine_1": found and found.direction_cosines[0],
-            "direction_cosine": found and found.mean_direction_cosine,
-            "subspace_cosine": found and found.mean_subspace_cosine,
-            "captured_norm": found and found.captured_norms[-1],
-            "largest_angle": found and found.angles[-1],
+        numbers: dict[str, float | None] = {
+            "cosine_1": None if found is None else found.direction_cosines[0],
+            "direction_cosine": None if found is None else found.mean_direction_cosine,
+            "subspace_cosine": None if found is None else found.mean_subspace_cosine,
+            "captured_norm": None if found is None else found.captured_norms[-1],
+            "largest_angle": None if found is None else found.angles[-1],
         }
         columns |= {f"{name}_{key}": number for key, number in numbers.items()}
     return columns

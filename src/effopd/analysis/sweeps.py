@@ -127,15 +127,7 @@ def _recipe(recipe: str | Path, problems: int | None, base: Path) -> Config:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """An intervention on an update, and how a table names it.
-
-    Attributes:
-        intervention: What is done.
-        update: Base and tuned model.
-        heads: See `Intervention.apply`.
-        checkpoint: Name of the tuned model.
-        other: Name of a second one that the intervention takes from; "" without.
-    """
+    """An intervention on an update; tables name it by the tuned model and a second one, if any."""
 
     intervention: Intervention
     update: Update

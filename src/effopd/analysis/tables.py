@@ -25,12 +25,9 @@ AGREEMENTS = ("cosine_1", "direction_cosine", "subspace_cosine", "captured_norm"
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointLabel:
-    """A checkpoint of the series.
+    """A checkpoint of the series: optimizer updates done, None where unknown.
 
-    Attributes:
-        label: Its name.
-        step: Optimizer updates done; None where unknown.
-        progress: Share of the series that is behind it, in (0, 1]: by steps where all are known.
+    `progress` is the share of the series behind it, in (0, 1]: by steps where all are known.
     """
 
     label: str

@@ -63,13 +63,9 @@ class TheorySettings:
 
 @dataclass(frozen=True, kw_only=True)
 class PastRay:
-    """The ray of one search of the run.
+    """The ray of one search: steps done before it, the scale where it ended, and displacements.
 
-    Attributes:
-        step: Optimizer steps done before it.
-        scale: Where it ended.
-        tip_P: Displacement of the tip from the base.
-        anchor_P: Displacement of where the ray starts; equal to the tip's in what does not move.
+    `anchor_P` is equal to `tip_P` in what does not move.
     """
 
     step: int
@@ -116,26 +112,29 @@ def compute_theory(
     rates = [share / float(compared.leading.values_k[0]) for share in RATE_SHARES]
     report(f"gradient descent: {len(rates)} rates, {settings.steps} steps each")
     doubling = {2**n for n in range(settings.steps.bit_length())}
-    shown = sorted(doubling | {settings.steps})
-    descents = [row for rate in rates for row in compared.descent(rate, shown)]
+    steps = sorted(doubling | {settings.steps})
+    descents = [row for rate in rates for row in compared.descent(rate, steps)]
     visited = [compared.checkpoint(step, update_P) for step, update_P in checkpoints.items()]
     report(f"searches: {len(rays)}")
     searched = [compared.search(ray) for ray in rays]
     last_P = checkpoints[max(checkpoints)] if checkpoints else None
-    tables = {
-        "descent": descents,
-        "checkpoints": visited,
-        "scales": searched,
-        "modules": compared.modules(last_P),
-    }
+    tables: dict[str, list[Row]] = {"descent": descents, "checkpoints": visited}
+    tables |= {"scales": searched, "modules": compared.modules(last_P)}
     # Gradients of single contexts, drawn without replacement.
     report(f"gradients of {min(SAMPLED_CONTEXTS, loss.contexts)} contexts")
     generator = torch.Generator().manual_seed(SEED)
     chosen = torch.randperm(loss.contexts, generator=generator)[:SAMPLED_CONTEXTS].tolist()
     drawn = None if advantages is None else [advantages[context] for context in chosen]
     summary = compared.summary(report) | estimator_covariances(loss, chosen, drawn)
-    finite = {name: [_finite(row) for row in rows] for name, rows in tables.items()}
-    return Theory(summary=_finite(summary), tables=finite)
+
+    def finite(row: Row) -> Row:
+        return {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in row.items()
+        }
+
+    shown = {name: [finite(row) for row in rows] for name, rows in tables.items()}
+    return Theory(summary=finite(summary), tables=shown)
 
 
 def predictions(
@@ -152,21 +151,12 @@ def predictions(
             "teacher and base model agree on every context: there is nothing to learn"
         )
     size = drive_P.numel()
-    krylov = krylov_space(
-        loss.curvature_product,
-        drive_P,
-        min(settings.steps, size),
-        on_step=told("Krylov space of b"),
-    )
+    product, steps = loss.curvature_product, min(settings.steps, size)
+    krylov = krylov_space(product, drive_P, steps, on_step=told("Krylov space of b"))
     generator = torch.Generator().manual_seed(SEED)
     start_P = torch.randn(size, generator=generator, dtype=torch.float64).to(drive_P)
-    pairs = leading_eigenpairs(
-        loss.curvature_product,
-        start_P,
-        min(settings.rank, size),
-        tolerance=1e-4,
-        on_step=told("eigenpairs"),
-    )
+    rank, on_step = min(settings.rank, size), told("eigenpairs")
+    pairs = leading_eigenpairs(product, start_P, rank, tolerance=1e-4, on_step=on_step)
     return Comparison(
         loss=loss,
         drive_P=drive_P,
@@ -324,14 +314,6 @@ def _share(part: Tensor, whole: Tensor) -> float:
     """Of the squared norm."""
     total = float(whole.square().sum())
     return float(part.square().sum()) / total if total else 0.0
-
-
-def _finite(row: Row) -> Row:
-    """Replaces what is not finite by None."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in row.items()
-    }
 
 
 # Spread of single-context gradients ---------------------------------------------------------------

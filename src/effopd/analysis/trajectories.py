@@ -35,12 +35,9 @@ ROUNDING = 64 * torch.finfo(torch.float64).eps
 class Trajectory:
     """Leading left directions of one tensor along a run, their signs following each other.
 
-    Attributes:
-        points_Td: Unit vectors, float64, one for each checkpoint at which the tensor had moved.
-        indices: Positions of these in the series, from 0; the others are missing because the
-            update was zero there.
-        relative_gaps: Gap of the first value to the second over the first, for each: near 0 the
-            direction is one of many.
+    Unit vectors of the checkpoints at which the tensor had moved, whose positions in the series are
+    the `indices`. A relative gap is that of the first value to the second over the first: near 0
+    the direction is one of many.
     """
 
     points_Td: Float64[Tensor, "T d"]

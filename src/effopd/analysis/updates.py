@@ -140,11 +140,6 @@ class PathGeometry:
         ]
 
     @property
-    def displacements(self) -> list[float]:
-        """Distance of every checkpoint from the base."""
-        return [math.sqrt(square) for square in self.displacement_squares]
-
-    @property
     def path_length(self) -> float:
         """Sum of the steps' norms."""
         return math.fsum(self.step_norms)
@@ -153,7 +148,7 @@ class PathGeometry:
     def straightness(self) -> float | None:
         """Last displacement over path length, in [0, 1]; None if nothing ever moved."""
         length = self.path_length
-        return min(self.displacements[-1] / length, 1.0) if length else None
+        return min(math.sqrt(self.displacement_squares[-1]) / length, 1.0) if length else None
 
 
 def path_geometry(displacements: Iterable[Tensor]) -> PathGeometry:
