@@ -26,12 +26,10 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from effopd.data.problem import Problem
 from effopd.data.world import TinyWorld, make_tokenizer
 from effopd.evaluation.routing import Teachers
+from effopd.methods import Batch, FullVocabularyKL, Resources
 from effopd.models.policy import Policy
-from effopd.objectives import FullVocabularyKL
 from effopd.rollouts.engine import Completion
 from effopd.rollouts.rollout import Rollout
-from effopd.training.collect import Batch
-from effopd.training.learning import FullVocabularyLearner
 from effopd.training.settings import LoopSettings, MemorySettings, TrainSettings
 from effopd.training.update import Updater
 from search import PEER, PEER_VERSION, Ours, Released, Tensors, endpoints, ignore
@@ -176,9 +174,8 @@ def training_step(meter: Meter, size: Size) -> Iterator[Row]:
         student = Policy(random_model(size, size.student, meter.device), tokenizer)
         teacher = Policy(random_model(size, size.teacher, meter.device), tokenizer)
         student.model.gradient_checkpointing_enable({"use_reentrant": False})
-        learner = FullVocabularyLearner(
-            FullVocabularyKL(), student, Teachers(policies={"": teacher})
-        )
+        resources = Resources(student=student, teachers=Teachers(policies={"": teacher}))
+        learner = FullVocabularyKL().learner(resources)
         updater = Updater(
             student,
             learner,

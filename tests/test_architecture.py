@@ -18,7 +18,7 @@ _BELOW_EVALUATION = {
     "errors", "precision", "records", "progress", "workspace", "config", "linalg", "search",
     "objectives", "data", "models", "rewards", "servers", "rollouts",
 }  # fmt: skip
-_BELOW_TRAINING = _BELOW_EVALUATION | {"evaluation"}
+_BELOW_TRAINING = _BELOW_EVALUATION | {"evaluation", "methods"}
 _BELOW_BUILD = _BELOW_TRAINING | {"training", "demo"}
 _BELOW_ANALYSIS = _BELOW_BUILD | {"reports", "figures", "training/build", "training/run"}
 _BELOW_CLI = _BELOW_ANALYSIS | {"evaluation/benchmarks", "analysis", "comparison", "doctor"}
@@ -42,6 +42,7 @@ MAY_IMPORT = {
     "reports": {"errors", "records"},
     "figures": {"errors", "records", "reports"},
     "evaluation": _BELOW_EVALUATION,
+    "methods": _BELOW_EVALUATION | {"evaluation"},
     "training": _BELOW_TRAINING,
     "integrations": _BELOW_TRAINING | {"training"},
     "demo": _BELOW_TRAINING | {"training"},
@@ -306,6 +307,7 @@ BROKEN = [
     (layers, "reports/page.py", "from effopd.search.line_search import SearchResult"),
     (layers, "data/world.py", "from effopd.analysis import spectra"),
     (layers, "training/loop.py", "from effopd.analysis import spectra"),
+    (layers, "methods/opd.py", "from effopd.training.settings import TrainSettings"),
     (layers, "linalg/krylov.py", "from effopd.search import ray"),
     (layers, "config/root.py", "from effopd.cli import main"),
     (layers, "integrations/verl/worker.py", "from ...reports import figures"),

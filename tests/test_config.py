@@ -15,8 +15,8 @@ from effopd.data.dataset import DatasetSpec, DatasetTask
 from effopd.data.world import TinyWorld
 from effopd.errors import ConfigError
 from effopd.evaluation.validators import AccuracyValidation
+from effopd.methods import ExOPD, FullVocabularyKL, SampledTokenOPD
 from effopd.models.loading import ModelSettings
-from effopd.objectives import ExOPD, FullVocabularyKL, SampledTokenOPD
 from effopd.search.extrapolator import Search
 from effopd.search.scales import GeometricScales, LadderScales
 from effopd.search.schedule import AtSteps

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from effopd.config.reading import to_toml
+from effopd.methods import Objective
 from effopd.training.config import Config, make_config
 from effopd.training.continuing import EFFECTS, changes, effect_of
 
@@ -28,6 +29,9 @@ def leaves(annotation: Any, name: str) -> Iterator[str]:
         hints = typing.get_type_hints(annotation)
         for field in dataclasses.fields(annotation):
             yield from leaves(hints[field.name], f"{name}.{field.name}")
+    elif annotation is Objective:
+        for part in Objective.choices:
+            yield from leaves(part, name)
     else:
         yield name
 

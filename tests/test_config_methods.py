@@ -2,15 +2,16 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import tomli_w
 
 from effopd.config.reading import to_toml
 from effopd.errors import ConfigError
+from effopd.methods import ExOPD, FullVocabularyKL, PolicyGradient
+from effopd.methods.registry import METHODS as KNOWN
 from effopd.models.loading import ModelSettings
-from effopd.objectives import ExOPD, FullVocabularyKL, PolicyGradient
 from effopd.training.config import Config, load_config, make_config
 from effopd.training.settings import Horizon, StopRule, TrainSettings
 from effopd.training.teachers import SelfTeacher
@@ -33,7 +34,7 @@ def round_trip(config: Config, directory: Path) -> Config:
 
 # Methods ------------------------------------------------------------------------------------------
 
-METHODS = get_args(Config.model_fields["method"].annotation)
+METHODS = [*KNOWN]
 SCALED = FullVocabularyKL(reward_scale=1.25)
 EIGHT = TrainSettings(prompts_per_step=32, responses_per_prompt=8)
 REWARDED: dict[str, PolicyGradient] = {
@@ -208,8 +209,8 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"method": "grpo", "objective": {"critic_warmup_steps": 2}},
-        "objective.critic_warmup_steps = 2, but objective.advantage = 'group' has no critic: set "
-        "it to 'gae', or the steps to 0",
+        "objective.critic_warmup_steps = 2, but advantage = 'group' has no critic: set it to "
+        "'gae', or the steps to 0",
     ),
     (
         {"method": "ppo", "objective": {"dynamic_sampling": True}},

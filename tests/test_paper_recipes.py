@@ -8,7 +8,7 @@ import pytest
 from effopd.cli.run import run_recipe
 from effopd.doctor.sizes import model_shape
 from effopd.errors import ConfigError
-from effopd.objectives import ExOPD, PolicyGradient, SampledTokenOPD
+from effopd.methods import ExOPD, PolicyGradient, SampledTokenOPD
 from effopd.records import read_jsonl
 from effopd.training.config import Config, load_config
 

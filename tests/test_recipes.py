@@ -10,8 +10,8 @@ import torch
 from effopd.comparison.plan import load_plan
 from effopd.config.reading import to_toml
 from effopd.evaluation.validators import AccuracyValidation, TeacherKLValidation
+from effopd.methods import SampledTokenOPD
 from effopd.models.gpus import gpu_named
-from effopd.objectives import SampledTokenOPD
 from effopd.search.extrapolator import Search
 from effopd.search.schedule import PowersOfTwo
 from effopd.training.config import Config, load_config, make_config

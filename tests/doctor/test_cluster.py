@@ -32,12 +32,12 @@ from effopd.doctor.footprint import COMPUTE_SHARE, forward_operations
 from effopd.doctor.report import _paper_run
 from effopd.doctor.sizes import ModelShape, model_shape
 from effopd.errors import ConfigError
+from effopd.methods.registry import EFFOPD_SEARCH
 from effopd.models.gpus import gpu_named
 from effopd.search.direction import SinceBase
 from effopd.search.selection import select_parameters
 from effopd.search.validation import Score
 from effopd.training.config import make_config
-from effopd.training.methods import EFFOPD_SEARCH
 
 SIZES: dict[str, dict[str, Any]] = {
     "1.5B": {

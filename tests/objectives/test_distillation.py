@@ -1,6 +1,5 @@
 """Advantages, weights and the sampled-token loss; what they mean in expectation."""
 
-import dataclasses
 import math
 from typing import Any
 
@@ -14,9 +13,6 @@ from torch import Tensor
 
 from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
 from effopd.objectives import (
-    ExOPD,
-    FullVocabularyKL,
-    SampledTokenOPD,
     check_finite,
     exopd_advantages,
     fused_divergence,
@@ -152,58 +148,6 @@ def test_descent_approaches_the_teacher() -> None:
         (gradient,) = torch.autograd.grad(loss, logits)
         logits.data.sub_(gradient)
     assert close(torch.log_softmax(logits.detach(), 0), teacher, 1e-6)
-
-
-# Settings -----------------------------------------------------------------------------------------
-
-
-def test_defaults_are_the_vetted_settings() -> None:
-    assert dataclasses.asdict(SampledTokenOPD()) == {
-        "type": "sampled_token",
-        "importance_cap": 5.0,
-        "teacher_temperature": 1.0,
-    }
-    assert dataclasses.asdict(ExOPD()) == {
-        "type": "exopd",
-        "reward_scale": 1.25,
-        "importance_cap": 5.0,
-        "teacher_temperature": 1.0,
-    }
-    assert dataclasses.asdict(FullVocabularyKL()) == {
-        "type": "full_kl",
-        "divergence": "reverse",
-        "beta": 0.5,
-        "teacher_temperature": 1.0,
-        "reward_scale": 1.0,
-    }
-
-
-@pytest.mark.parametrize(
-    ("node", "setting"),
-    [
-        (SampledTokenOPD, {"importance_cap": 0.0}),
-        (SampledTokenOPD, {"importance_cap": math.nan}),
-        (ExOPD, {"importance_cap": -1.0}),
-        (ExOPD, {"reward_scale": -0.1}),
-        (ExOPD, {"reward_scale": math.nan}),
-        (SampledTokenOPD, {"teacher_temperature": 0.0}),
-        (ExOPD, {"teacher_temperature": -1.0}),
-        (FullVocabularyKL, {"teacher_temperature": math.nan}),
-        (FullVocabularyKL, {"reward_scale": -0.1}),
-        (FullVocabularyKL, {"divergence": "kl"}),
-        (FullVocabularyKL, {"divergence": "jsd", "beta": 1.0}),
-    ],
-)
-def test_settings_out_of_range(node: Any, setting: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError):
-        node(**setting)
-
-
-def test_settings_are_frozen_and_keyword_only() -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        SampledTokenOPD().importance_cap = 1.0  # type: ignore[misc]
-    with pytest.raises(TypeError):
-        SampledTokenOPD("sampled_token")  # type: ignore[call-arg]
 
 
 # Errors -------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """The clipped surrogate and what goes with it, against plain loops and closed forms."""
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +16,6 @@ from torch import Tensor
 from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
 from effopd.objectives import (
     ClippedSurrogate,
-    PolicyGradient,
     check_finite,
     clipped_surrogate,
     clipped_value_loss,
@@ -272,95 +270,3 @@ def test_clips_are_positive(bad: float) -> None:
         clipped_surrogate(x, x, x, 0.2, bad)
     with pytest.raises(ConfigError, match="clip is"):
         clipped_value_loss(x, x, x, bad)
-
-
-# Settings -----------------------------------------------------------------------------------------
-
-
-def changes(settings: PolicyGradient) -> dict[str, Any]:
-    """What differs from the defaults."""
-    default = dataclasses.asdict(PolicyGradient())
-    return {k: v for k, v in dataclasses.asdict(settings).items() if v != default[k]}
-
-
-def test_defaults_need_no_other_model() -> None:
-    settings = PolicyGradient()
-    assert dataclasses.asdict(settings) == {
-        "type": "policy_gradient",
-        "advantage": "group",
-        "group_scale": "std",
-        "clip_low": 0.2,
-        "clip_high": 0.28,
-        "aggregation": "token",
-        "kl_coefficient": 0.0,
-        "importance_cap": 5.0,
-        "dynamic_sampling": False,
-        "max_refills": 10,
-        "overlong_buffer": 0,
-        "gae_gamma": 1.0,
-        "gae_lambda": 0.95,
-        "value_clip": 0.2,
-        "critic_lr": 1e-5,
-        "critic_warmup_steps": 0,
-        "distillation": 0.0,
-    }
-    assert not settings.needs_critic
-    assert not settings.needs_reference
-    assert not settings.needs_teacher
-
-
-def test_published_settings() -> None:
-    assert changes(PolicyGradient.dapo()) == {"dynamic_sampling": True, "overlong_buffer": 4096}
-    assert changes(PolicyGradient.grpo()) == {
-        "clip_high": 0.2,
-        "aggregation": "sequence",
-        "kl_coefficient": 1e-3,
-    }
-    assert changes(PolicyGradient.dr_grpo()) == {
-        "clip_high": 0.2,
-        "group_scale": "none",
-        "aggregation": "constant",
-    }
-    assert changes(PolicyGradient.ppo()) == {"clip_high": 0.2, "advantage": "gae"}
-
-
-def test_what_the_settings_need() -> None:
-    assert PolicyGradient.ppo().needs_critic
-    assert PolicyGradient.grpo().needs_reference
-    assert PolicyGradient(distillation=0.1).needs_teacher
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ({"advantage": "reinforce"}, "advantage is 'reinforce'; expected one of"),
-        ({"group_scale": "batch"}, "group_scale is 'batch'; expected one of"),
-        ({"aggregation": "mean"}, "aggregation is 'mean'; expected one of"),
-        ({"clip_low": 0.0}, "clip_low is 0.0; expected a positive"),
-        ({"clip_low": 1.1}, "clip_low is 1.1; expected a number from"),
-        ({"clip_high": math.inf}, "clip_high is infinite"),
-        ({"kl_coefficient": -1.0}, "kl_coefficient is -1.0"),
-        ({"kl_coefficient": math.nan}, "kl_coefficient is nan"),
-        ({"importance_cap": 0.0}, "importance_cap is 0.0"),
-        ({"max_refills": 0}, "max_refills is 0; expected a number from 1"),
-        ({"overlong_buffer": -1}, "overlong_buffer is -1"),
-        ({"gae_gamma": 1.01}, "gae_gamma is 1.01; expected a number from 0"),
-        ({"gae_lambda": -0.1}, "gae_lambda is -0.1"),
-        ({"value_clip": 0.0}, "value_clip is 0.0"),
-        ({"critic_lr": 0.0}, "critic_lr is 0.0"),
-        ({"critic_lr": math.inf}, "critic_lr is infinite"),
-        ({"critic_warmup_steps": -1}, "critic_warmup_steps is -1"),
-        ({"distillation": -0.5}, "distillation is -0.5"),
-        ({"advantage": "gae", "dynamic_sampling": True}, "dynamic_sampling with advantage = 'gae'"),
-    ],
-)
-def test_settings_out_of_range(setting: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        PolicyGradient(**setting)
-
-
-def test_settings_are_frozen_and_keyword_only() -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        PolicyGradient().clip_low = 0.1  # type: ignore[misc]
-    with pytest.raises(TypeError):
-        PolicyGradient("policy_gradient")  # type: ignore[call-arg, misc]

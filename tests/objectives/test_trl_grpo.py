@@ -10,9 +10,9 @@ from tests.fakes import TOKENIZER, tiny_model
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from effopd.methods import PolicyGradient
 from effopd.models.policy import Policy, Sample
 from effopd.objectives import (
-    PolicyGradient,
     clipped_surrogate,
     group_advantages,
     k3_divergence,

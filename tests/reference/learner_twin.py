@@ -8,8 +8,8 @@ import torch
 from tests.reference import rl_twin
 from torch import Tensor
 
+from effopd.methods import PolicyGradient
 from effopd.models.policy import Policy, Sample
-from effopd.objectives import PolicyGradient
 
 Scores = list[list[float]]
 

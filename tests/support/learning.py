@@ -10,11 +10,9 @@ from tests.fakes import TOKENIZER, FakeEngine, bigram_table, tiny_model, writer
 from torch import Tensor, nn
 
 from effopd.data.problem import Problem
+from effopd.methods import Batch, Contribution, Learner, Portion
 from effopd.models.policy import Policy
 from effopd.rollouts.rollout import Rollout, total_tokens
-from effopd.training.batch import Portion
-from effopd.training.collect import Batch
-from effopd.training.learning import Contribution, Learner
 
 LONGEST = 8
 

@@ -23,14 +23,11 @@ from tests.support.tiny import (
 )
 
 from effopd.errors import CheckpointError, ConfigError, NonFiniteError, RecordError
+from effopd.methods import Batch, Contribution, Learner, Portion, opd
 from effopd.models.checkpoints import list_checkpoints, verify_checkpoint
 from effopd.records import read_jsonl
 from effopd.rollouts.engine import Completion
 from effopd.search.validation import Draw, Score
-from effopd.training import learning
-from effopd.training.batch import Portion
-from effopd.training.collect import Batch
-from effopd.training.learning import Contribution, Learner, Stateless
 from effopd.training.loop import Trainer
 from effopd.training.signals import StopRequest
 
@@ -73,7 +70,7 @@ def assert_only_finite_numbers(out: Path) -> None:
 # Updates that are not finite ----------------------------------------------------------------------
 
 
-class FaultyLearner(Stateless):
+class FaultyLearner(Learner):
     """Passes everything on, but at some steps makes one number of the update not finite."""
 
     def __init__(self, trainer: Trainer, what: str, steps: Sequence[int]) -> None:
@@ -196,7 +193,7 @@ def test_a_nan_in_the_teachers_answer_is_skipped(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A remote teacher may return NaN without an error."""
-    score = learning.routed_log_probs
+    score = opd.routed_log_probs
     trainers: list[Trainer] = []
 
     def scored(*arguments: Any, **keywords: Any) -> list[tuple[float, ...]]:
@@ -204,7 +201,7 @@ def test_a_nan_in_the_teachers_answer_is_skipped(
         is_due = trainers[0].progress.step == 2
         return [(NAN, *first[1:]), *rest] if is_due else [first, *rest]
 
-    monkeypatch.setattr(learning, "routed_log_probs", scored)
+    monkeypatch.setattr(opd, "routed_log_probs", scored)
     train_with(models, tmp_path, trainers.append, {"train.steps": 3})
     rows = metrics_of(tmp_path)
     assert "teacher: token 0 is nan" in rows[1]["skipped"]

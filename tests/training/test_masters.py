@@ -12,13 +12,12 @@ from torch import Tensor
 
 from effopd.errors import CheckpointError, ConfigError
 from effopd.evaluation.routing import Teachers
+from effopd.methods import FullVocabularyKL, Resources
 from effopd.models.policy import Policy
-from effopd.objectives import FullVocabularyKL
 from effopd.search.extrapolator import Search
 from effopd.search.scales import LadderScales
 from effopd.search.schedule import EveryN
 from effopd.search.validation import Draw
-from effopd.training.learning import FullVocabularyLearner
 from effopd.training.settings import (
     LoopSettings,
     MemorySettings,
@@ -46,7 +45,7 @@ def trained(
     policy: Policy, memory: MemorySettings, steps: int = 3, lr: float = 1e-2
 ) -> tuple[Updater, list[dict[str, Any]]]:
     """The updater after some steps, and their rows."""
-    learner = FullVocabularyLearner(FullVocabularyKL(), policy, TEACHERS)
+    learner = FullVocabularyKL().learner(Resources(student=policy, teachers=TEACHERS))
     learner.prepare(batch(ANSWERS))
     updater = Updater(policy, learner, settings_of(memory, lr))
     rows = []
@@ -143,7 +142,7 @@ def test_a_search_computes_points_from_the_masters(anchor: Any) -> None:
     """In float32 from float32 ends, and rounded once to the live weights."""
     policy = low()
     start = {name: tensor.float() for name, tensor in weights(policy).items()}
-    learner = FullVocabularyLearner(FullVocabularyKL(), policy, TEACHERS)
+    learner = FullVocabularyKL().learner(Resources(student=policy, teachers=TEACHERS))
     learner.prepare(batch(ANSWERS))
     settings = settings_of(replace(MASTERS, anchor_device=anchor))
     updater = Updater(policy, learner, settings)

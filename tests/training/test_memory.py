@@ -12,13 +12,12 @@ from tests.support.tiny import Raw, metrics_of, outcome, tiny_config, train_tiny
 from torch import Tensor
 
 from effopd.evaluation.routing import Teachers
+from effopd.methods import FullVocabularyKL, Resources
 from effopd.models.checkpoints import list_checkpoints
 from effopd.models.lora import LoraStudent, add_adapters_
 from effopd.models.policy import Policy
-from effopd.objectives import FullVocabularyKL
 from effopd.search.extrapolator import Search
 from effopd.search.schedule import EveryN
-from effopd.training.learning import FullVocabularyLearner
 from effopd.training.search_checkpoint import read_search
 from effopd.training.settings import LoopSettings, MemorySettings
 from effopd.training.update import Updater, extrapolator_of
@@ -63,7 +62,8 @@ def persistent(dtype: str, memory: MemorySettings, adapted: bool) -> list[list[T
     if adapted:
         add_adapters_(model, LoraStudent(r=4))
     policy = Policy(model, TOKENIZER)
-    learner = FullVocabularyLearner(FullVocabularyKL(), policy, Teachers.single(tiny_policy(1)))
+    teachers = Teachers.single(tiny_policy(1))
+    learner = FullVocabularyKL().learner(Resources(student=policy, teachers=teachers))
     answers = rollouts(3, 1)
     learner.prepare(batch(answers))
     settings = LoopSettings(memory=memory)

@@ -14,11 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig, Qw
 
 from effopd.data.world import make_tokenizer
 from effopd.errors import CheckpointError, EffopdError, NonFiniteError
+from effopd.methods.ppo import Critic
 from effopd.models.loading import ModelSettings, load_model, load_tokenizer
 from effopd.models.policy import Policy, Sample
 from effopd.search.extrapolator import Extrapolator, Search
-from effopd.training.critic import Critic
-from effopd.training.learning import Stateless
 from effopd.training.monitor import Monitor
 from effopd.training.settings import MonitorSettings
 from effopd.training.state import Progress, Saved, load_state, save_state
@@ -44,6 +43,16 @@ def mixture_of_experts() -> Policy:
 def student_of(directory: Path, dtype: Any = "float32") -> Policy:
     settings = ModelSettings(path=str(directory / "student"), dtype=dtype)
     return Policy(load_model(settings), load_tokenizer(settings))
+
+
+class Nothing:
+    """Has no state."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def load_state(self, tensors: Any) -> None:
+        assert not tensors
 
 
 class Live:
@@ -99,9 +108,9 @@ class Live:
             optimizer=self.optimizer,
             moved={n: p for n, p in self.policy.model.named_parameters() if id(p) in held},
             extrapolator=self.extrapolator,
-            learner=self.critic or Stateless(),
+            learner=self.critic or Nothing(),
             average=self.average,
-            monitor=self.monitor or Stateless(),
+            monitor=self.monitor or Nothing(),
         )
 
     def tensors(self) -> dict[str, torch.Tensor]:

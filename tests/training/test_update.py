@@ -10,11 +10,9 @@ from tests.support.learning import accumulate, batch, rollouts
 
 from effopd.errors import NonFiniteError
 from effopd.evaluation.routing import Teachers
+from effopd.methods import Batch, Contribution, FullVocabularyKL, Learner, Portion, Resources
 from effopd.models.policy import Policy
-from effopd.objectives import FullVocabularyKL
-from effopd.training.batch import Portion, mini_batches
-from effopd.training.collect import Batch
-from effopd.training.learning import Contribution, FullVocabularyLearner, Stateless
+from effopd.training.batch import mini_batches
 from effopd.training.settings import LoopSettings, OptimizerSettings, TrainSettings
 from effopd.training.update import Updater
 
@@ -39,11 +37,11 @@ def settings_of(updates: int, epochs: int, micro_batch_tokens: int) -> LoopSetti
     )
 
 
-class Counted(Stateless):
+class Counted(Learner):
     """Passes everything on and counts updates; may spoil the loss."""
 
     def __init__(self, student: Policy, factor: float) -> None:
-        self._learner = FullVocabularyLearner(FullVocabularyKL(), student, TEACHERS)
+        self._learner = FullVocabularyKL().learner(Resources(student=student, teachers=TEACHERS))
         self._factor = factor
         self.finished = self.discarded = 0
 

@@ -32,8 +32,8 @@ from effopd.errors import ConfigError
 from effopd.evaluation.evaluator import Evaluation
 from effopd.evaluation.logprobs import completion_reverse_kl
 from effopd.evaluation.routing import routed_reverse_kl
+from effopd.methods import FullVocabularyKL
 from effopd.models.updates import open_update
-from effopd.objectives import FullVocabularyKL
 from effopd.progress import SILENT, Display
 from effopd.records import SCHEMA, Row, read_json, write_json_atomic
 from effopd.reports.table_files import write_table

@@ -15,7 +15,7 @@ from effopd.analysis.theory import PastRay, Theory, TheorySettings, compute_theo
 from effopd.errors import ConfigError
 from effopd.models.checkpoints import checkpoint_path, list_checkpoints, verify_checkpoint
 from effopd.models.weights import open_weights
-from effopd.objectives import ExOPD, FullVocabularyKL, PolicyGradient, group_advantages
+from effopd.objectives import group_advantages
 from effopd.progress import SILENT, Display
 from effopd.records import SCHEMA, Row, load_run, write_json_atomic
 from effopd.reports.table_files import write_table
@@ -140,12 +140,17 @@ def theory_text(found: Theory) -> str:
 def check_is_distillation(config: Config) -> None:
     """Refuses runs that minimise anything but a reverse KL to a teacher that stays."""
     objective = config.objective
-    if isinstance(objective, PolicyGradient):
+    if objective.needs_rewards:
         what = "reinforcement learning"
     elif config.self_teacher is not None:
         what = "distillation from a teacher that follows the student"
-    elif isinstance(objective, FullVocabularyKL) and objective.divergence != "reverse":
-        what = f"objective.divergence = {objective.divergence!r}"
+    elif objective.divergence != "reverse":
+        named = objective.divergence is not None
+        what = (
+            f"objective.divergence = {objective.divergence!r}"
+            if named
+            else f"objective.type = {objective.type!r}"
+        )
     else:
         return
     raise ConfigError(
@@ -192,11 +197,10 @@ def frozen_loss(parts: Parts, text: Text) -> FrozenLoss:
     for _, teacher, indices in parts.teachers.split_local(text.rollouts):
         found = completion_logits(teacher, [samples[i] for i in indices])
         targets.update(zip(indices, found, strict=True))
-    temperature = getattr(parts.config.objective, "teacher_temperature", 1.0)
-    target_logits = [targets[i] / temperature for i in range(len(samples))]
+    objective = parts.config.objective
+    target_logits = [targets[i] / objective.teacher_temperature for i in range(len(samples))]
     if parts.reference is not None:
-        assert isinstance(parts.config.objective, ExOPD | FullVocabularyKL)
-        share = parts.config.objective.reward_scale
+        share = objective.reward_scale
         reference = completion_logits(parts.reference, samples)
         pairs = zip(target_logits, reference, strict=True)
         target_logits = [share * z + (1 - share) * z_ref for z, z_ref in pairs]

@@ -222,7 +222,7 @@ def _checked_section(raw: Mapping[str, Any], cls: Any, section: str, mistakes: l
         if key not in names:
             mistakes.append(f"unknown setting {name}; {_hint(key, names, section, raw)}")
             continue
-        arms = typing.get_args(hints[key]) or (hints[key],)
+        arms = typing.get_args(hints[key]) or getattr(hints[key], "choices", (hints[key],))
         members: list[Any] = [arm for arm in arms if dataclasses.is_dataclass(arm)]
         optional, container = NoneType in arms, typing.get_origin(hints[key])
         if not members or (optional and value is None) or container is tuple:

@@ -26,7 +26,6 @@ from effopd.doctor.footprint import (
 from effopd.doctor.sizes import ModelShape
 from effopd.models.gpus import Gpu
 from effopd.models.loading import ModelSettings
-from effopd.objectives import ExOPD, FullVocabularyKL, PolicyGradient
 from effopd.training.config import Config
 
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -80,24 +79,13 @@ class Sized:
     def scoring(self) -> list[tuple[ModelShape, int]]:
         """Teachers and the reference model, which may be a copy of the student."""
         objective, found = self.config.objective, list(self.teachers)
-        if isinstance(objective, ExOPD) or getattr(objective, "needs_reference", False):
+        if objective.needs_reference:
             reference = self.config.reference
             if reference is not None:
                 found.append((self.shapes["reference"], ELEMENT_BYTES[reference.dtype]))
             elif self.student.lora is None:
                 found.append((self.shape, ELEMENT_BYTES[self.student.dtype]))
         return found
-
-    @property
-    def has_critic(self) -> bool:
-        """Whether the objective trains a critic of the student's size."""
-        objective = self.config.objective
-        return isinstance(objective, PolicyGradient) and objective.needs_critic
-
-    @property
-    def scores_vocabulary(self) -> bool:
-        """Whether the divergence is over the whole vocabulary, in every micro-batch."""
-        return isinstance(self.config.objective, FullVocabularyKL)
 
     @property
     def answers(self) -> int:
@@ -139,12 +127,12 @@ class Estimate(Sized):
         # The largest pass of a teacher or the reference over a portion, without gradient.
         if self.scoring:
             tokens, passes = config.memory.scoring_tokens, 1
-            if self.scores_vocabulary:
+            if self.config.objective.needs_vocabulary:
                 tokens, passes = config.train.micro_batch_tokens, config.train.epochs
             device = max(self._passed_bytes(*each, max(longest, tokens)) for each in self.scoring)
             scorers = [each for each, _ in self.scoring] * passes
             add("scoring", device, self._passes(scorers, self.answers))
-        losses = 2 if self.has_critic else 1
+        losses = 2 if self.config.objective.needs_critic else 1
         seconds = self._passes([shape] * (losses * self.passes), self.answers)
         add("update", self._updated_bytes(losses), seconds)
         # One scored point: answers written anew, and scored by student and teacher.
@@ -207,7 +195,9 @@ class Estimate(Sized):
     @property
     def _critic_bytes(self) -> int:
         """Weights, gradients and moments of PPO's critic, in the student's precision."""
-        return 4 * self._element * self.shape.parameters if self.has_critic else 0
+        return (
+            4 * self._element * self.shape.parameters if self.config.objective.needs_critic else 0
+        )
 
     @cached_property
     def _kept(self) -> Bytes:
@@ -328,7 +318,7 @@ class Estimate(Sized):
         device = losses * device + tile_bytes(shape, portion)
         if self.student.lora is None:
             device += head_gradient_bytes(shape, element)
-        if self.scores_vocabulary:  # hidden states of who scored it
+        if self.config.objective.needs_vocabulary:  # hidden states of who scored it
             device += sum(each.hidden * size * portion for each, size in self.scoring)
         trained, own = self._trained
         step = 0 if memory.offload_optimizer else trained * (4 if memory.master_weights else own)

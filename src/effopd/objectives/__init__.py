@@ -2,6 +2,7 @@
 
 from effopd.objectives.advantages import (
     AdvantageEstimate,
+    GroupScale,
     explained_variance,
     gae,
     group_advantages,
@@ -10,19 +11,20 @@ from effopd.objectives.advantages import (
     whiten,
 )
 from effopd.objectives.distillation import (
-    ExOPD,
-    FullVocabularyKL,
-    SampledTokenOPD,
     exopd_advantages,
     importance_weights,
     opd_advantages,
     sampled_token_loss,
 )
-from effopd.objectives.divergences import Divergence
-from effopd.objectives.fused_kl import FusedDivergence, fused_divergence, token_divergences
+from effopd.objectives.fused_kl import (
+    Divergence,
+    FusedDivergence,
+    fused_divergence,
+    token_divergences,
+)
 from effopd.objectives.policy_gradient import (
+    Aggregation,
     ClippedSurrogate,
-    PolicyGradient,
     clipped_surrogate,
     clipped_value_loss,
     k3_divergence,
@@ -35,14 +37,12 @@ from effopd.precision import MatmulPrecision
 
 __all__ = [
     "AdvantageEstimate",
+    "Aggregation",
     "ClippedSurrogate",
     "Divergence",
-    "ExOPD",
-    "FullVocabularyKL",
     "FusedDivergence",
+    "GroupScale",
     "MatmulPrecision",
-    "PolicyGradient",
-    "SampledTokenOPD",
     "TokenLogProbs",
     "aligned_vocabulary_size",
     "check_finite",

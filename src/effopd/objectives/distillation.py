@@ -6,97 +6,11 @@ ParameterMismatchError, settings out of range a ConfigError; NaN and infinity in
 in the loss (`check_finite`).
 """
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from effopd.errors import ConfigError
-from effopd.objectives.divergences import Divergence, check_divergence
 from effopd.objectives.token_checks import check_positive, check_shapes
-
-
-@dataclass(frozen=True, kw_only=True)
-class SampledTokenOPD:
-    """On-policy distillation on the sampled tokens, equation (9).
-
-    Attributes:
-        type: Name of this objective in a configuration.
-        importance_cap: Upper bound of the importance weight, above 0.
-        teacher_temperature: Divides the teacher's logits, above 0; below 1 sharpens it.
-    """
-
-    type: Literal["sampled_token"] = "sampled_token"
-    importance_cap: float = 5.0
-    teacher_temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_positive("teacher_temperature", self.teacher_temperature)
-        check_positive("importance_cap", self.importance_cap)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExOPD:
-    """On-policy distillation beyond the teacher, away from a reference model (arXiv 2602.12125).
-
-    Attributes:
-        type: Name of this objective in a configuration.
-        reward_scale: lambda, how far to go from the reference (0) past the teacher (1), at least
-            0. The paper finds 1.25 best and 1.5 unstable.
-        importance_cap: Upper bound of the importance weight, above 0.
-        teacher_temperature: Divides the teacher's logits, not the reference's, above 0; below 1
-            sharpens it.
-    """
-
-    type: Literal["exopd"] = "exopd"
-    reward_scale: float = 1.25
-    importance_cap: float = 5.0
-    teacher_temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check_reward_scale(self.reward_scale)
-        check_positive("importance_cap", self.importance_cap)
-        check_positive("teacher_temperature", self.teacher_temperature)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FullVocabularyKL:
-    """A divergence over the whole vocabulary at every sampled context, `fused_divergence`.
-
-    Attributes:
-        type: Name of this objective in a configuration.
-        divergence: `"reverse"` KL(student || teacher), `"forward"` or `"jsd"`.
-        beta: Weight of the teacher in the mixture of `"jsd"`, in (0, 1); unused by the others.
-        teacher_temperature: Divides the teacher's logits, above 0; below 1 sharpens it.
-        reward_scale: lambda of `ExOPD`, at least 0: the target is `softmax(lambda z* + (1 - lambda)
-            z_ref)` of teacher and reference logits. 1 is the teacher itself.
-    """
-
-    type: Literal["full_kl"] = "full_kl"
-    divergence: Divergence = "reverse"
-    beta: float = 0.5
-    teacher_temperature: float = 1.0
-    reward_scale: float = 1.0
-
-    @property
-    def needs_reference(self) -> bool:
-        """Whether the target depends on a reference model."""
-        return self.reward_scale != 1.0
-
-    def __post_init__(self) -> None:
-        _check_reward_scale(self.reward_scale)
-        check_positive("teacher_temperature", self.teacher_temperature)
-        check_divergence(self.divergence, self.beta)
-
-
-def _check_reward_scale(reward_scale: float) -> None:
-    if not 0.0 <= reward_scale < float("inf"):
-        raise ConfigError(
-            f"reward_scale is {reward_scale}; expected at least 0 (1 is plain OPD, 1.25 the vetted "
-            "setting)."
-        )
 
 
 def opd_advantages(

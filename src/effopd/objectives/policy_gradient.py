@@ -1,4 +1,4 @@
-"""Reinforcement learning on rewards: one clipped surrogate, of which the algorithms are settings.
+"""Reinforcement learning on rewards: the terms of one clipped surrogate loss.
 
 Axes: N tokens of all responses, one response after the other; log-probabilities are in nats.
 The loss of a mini-batch is `sum_n w_n (i_n s_n + kl_coefficient k_n)` with `w` from
@@ -7,151 +7,23 @@ The loss of a mini-batch is `sum_n w_n (i_n s_n + kl_coefficient k_n)` with `w` 
 ConfigError; NaN and infinity in an input come out in the loss (`check_finite`).
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from effopd.errors import ConfigError, ParameterMismatchError
-from effopd.objectives.advantages import GroupScale
+from effopd.errors import ParameterMismatchError
 from effopd.objectives.token_checks import (
+    check_choice,
     check_lengths,
     check_positive,
-    check_range,
     check_shapes,
 )
 
-AdvantageKind = Literal["group", "gae"]
 Aggregation = Literal["sequence", "token", "constant"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PolicyGradient:
-    """Policy gradient on rewards, with or without a teacher's advantage added.
-
-    The defaults are DAPO without what it adds to sampling (dynamic sampling, overlong penalty):
-    no reference model, no critic, no refills. `grpo()`, `dapo()`, `dr_grpo()` and `ppo()` are the
-    published settings.
-
-    Attributes:
-        type: Name of this objective in a configuration.
-        advantage: `"group"`, relative to the other responses to the prompt, or `"gae"`, from a
-            critic and whitened over the batch.
-        group_scale: `"std"` divides group advantages by the group's standard deviation, `"none"`
-            does not.
-        clip_low: The ratio to the sampling policy counts down to `1 - clip_low`, in (0, 1].
-        clip_high: And up to `1 + clip_high`, above 0.
-        aggregation: `"token"`, mean over all tokens; `"sequence"`, mean over each response's
-            tokens, then over responses; `"constant"`, sum over responses * longest length allowed.
-        kl_coefficient: Weight of the divergence from the reference model; 0 turns it off.
-        importance_cap: Upper bound of the weight trainer over rollout engine, above 0.
-        dynamic_sampling: Whether groups whose rewards are all equal are replaced by new ones.
-        max_refills: Extra batches sampled for that in one step, at least 1.
-        overlong_buffer: Tokens before the longest length over which the length penalty falls from
-            0 to -1; 0 turns it off.
-        gae_gamma: Discount of rewards, in [0, 1].
-        gae_lambda: Discount of temporal differences, in [0, 1].
-        value_clip: How far a value may move from the one at sampling, above 0; large is off.
-        critic_lr: Learning rate of the critic.
-        critic_warmup_steps: First steps, in which only the critic learns.
-        distillation: Weight of the advantage `log q - log p` of a teacher q at every token, added
-            to that of the rewards; 0 needs no teacher.
-    """
-
-    type: Literal["policy_gradient"] = "policy_gradient"
-    advantage: AdvantageKind = "group"
-    group_scale: GroupScale = "std"
-    clip_low: float = 0.2
-    clip_high: float = 0.28
-    aggregation: Aggregation = "token"
-    kl_coefficient: float = 0.0
-    importance_cap: float = 5.0
-    dynamic_sampling: bool = False
-    max_refills: int = 10
-    overlong_buffer: int = 0
-    gae_gamma: float = 1.0
-    gae_lambda: float = 0.95
-    value_clip: float = 0.2
-    critic_lr: float = 1e-5
-    critic_warmup_steps: int = 0
-    distillation: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check_choice("advantage", self.advantage, AdvantageKind)
-        _check_choice("group_scale", self.group_scale, GroupScale)
-        _check_choice("aggregation", self.aggregation, Aggregation)
-        for name in ("clip_low", "clip_high", "importance_cap", "value_clip", "critic_lr"):
-            check_positive(name, getattr(self, name))
-        check_range("clip_low", self.clip_low, 0.0, 1.0)
-        check_range("max_refills", self.max_refills, 1, math.inf)
-        for name in ("gae_gamma", "gae_lambda"):
-            check_range(name, getattr(self, name), 0.0, 1.0)
-        for name in ("kl_coefficient", "distillation", "overlong_buffer", "critic_warmup_steps"):
-            check_range(name, getattr(self, name), 0, math.inf)
-        for name in ("clip_high", "critic_lr", "kl_coefficient", "distillation"):
-            if math.isinf(getattr(self, name)):
-                raise ConfigError(f"{name} is infinite; expected a finite number.")
-        if self.dynamic_sampling and self.advantage != "group":
-            raise ConfigError(
-                f"dynamic_sampling with advantage = {self.advantage!r}; only group advantages "
-                "vanish where rewards are equal. Turn one of them off."
-            )
-
-    @classmethod
-    def grpo(cls) -> "PolicyGradient":
-        """Group-relative policy optimisation.
-
-        Source: arXiv 2402.03300, equations (3) and (4). The KL coefficient is the 1e-3 of
-        arXiv 2501.12948; the first paper's own experiment takes 0.04.
-        """
-        return cls(clip_high=0.2, aggregation="sequence", kl_coefficient=1e-3)
-
-    @classmethod
-    def dapo(cls) -> "PolicyGradient":
-        """Decoupled clip, dynamic sampling, token-level loss, soft overlong punishment, no KL.
-
-        Source: arXiv 2503.14476, section 4.1, for responses of up to 20,480 tokens; shorten the
-        buffer for shorter ones. The bound on refills is ours: the paper samples until the batch
-        is full.
-        """
-        return cls(dynamic_sampling=True, overlong_buffer=4096)
-
-    @classmethod
-    def dr_grpo(cls) -> "PolicyGradient":
-        """GRPO without its biases: no deviation, a constant instead of each length, no KL.
-
-        Source: arXiv 2503.20783.
-        """
-        return cls(clip_high=0.2, group_scale="none", aggregation="constant")
-
-    @classmethod
-    def ppo(cls) -> "PolicyGradient":
-        """Proximal policy optimisation with a critic.
-
-        Source: arXiv 1707.06347, clip 0.2 and lambda 0.95. Departures: gamma is 1 instead of 0.99,
-        since the reward comes once, at the end; the clipped value loss and the whitening are those
-        of the authors' implementation.
-        """
-        return cls(advantage="gae", clip_high=0.2)
-
-    @property
-    def needs_critic(self) -> bool:
-        """Whether advantages come from a critic."""
-        return self.advantage == "gae"
-
-    @property
-    def needs_reference(self) -> bool:
-        """Whether a reference model has to score the tokens."""
-        return self.kl_coefficient > 0.0
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether a teacher has to score the tokens."""
-        return self.distillation > 0.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -197,7 +69,7 @@ def token_weights(
     Source: GRPO ("sequence"), DAPO ("token") and Dr. GRPO ("constant"), arXiv 2402.03300,
     2503.14476 and 2503.20783.
     """
-    _check_choice("aggregation", aggregation, Aggregation)
+    check_choice("aggregation", aggregation, Aggregation)
     check_lengths(lengths)
     here = {"sequences": len(lengths), "tokens": sum(lengths), "longest": max(lengths, default=0)}
     whole = {"sequences": sequences, "tokens": tokens, "longest": longest}
@@ -231,8 +103,8 @@ def clipped_surrogate(
         log_probs_N: Log-probability of each sampled token, with gradient.
         old_log_probs_N: The same before the first update on these responses.
         advantages_N: Advantages.
-        clip_low: See `PolicyGradient`.
-        clip_high: See `PolicyGradient`.
+        clip_low: The ratio counts down to `1 - clip_low`.
+        clip_high: And up to `1 + clip_high`.
 
     Source: equation (7) of arXiv 1707.06347; two bounds as in DAPO, arXiv 2503.14476.
     """
@@ -292,8 +164,3 @@ def clipped_value_loss(
     old_values_N, returns_N = old_values_N.detach(), returns_N.detach()
     near_N = values_N.clamp(old_values_N - clip, old_values_N + clip)
     return 0.5 * torch.maximum((values_N - returns_N) ** 2, (near_N - returns_N) ** 2)
-
-
-def _check_choice(name: str, value: str, choices: Any) -> None:
-    if value not in get_args(choices):
-        raise ConfigError(f"{name} is {value!r}; expected one of {get_args(choices)}.")

@@ -1,6 +1,7 @@
 """Refusals that all objectives share: numbers out of range, tensors of one number per token."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any, get_args
 
 from torch import Tensor
 
@@ -17,6 +18,12 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
     """Refuses a setting outside [low, high]; NaN too."""
     if not low <= value <= high:
         raise ConfigError(f"{name} is {value}; expected a number from {low} to {high}.")
+
+
+def check_choice(name: str, value: str, choices: Any) -> None:
+    """Refuses what is no member of a Literal type."""
+    if value not in get_args(choices):
+        raise ConfigError(f"{name} is {value!r}; expected one of {get_args(choices)}.")
 
 
 def check_shapes(**tensors: Tensor) -> None:

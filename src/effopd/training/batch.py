@@ -2,24 +2,10 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 from effopd.data.problem import Problem
 from effopd.rollouts.seeds import derive_seed
-
-
-@dataclass(frozen=True, kw_only=True)
-class Portion:
-    """The size of a mini-batch, which its micro-batches are normalised by.
-
-    Attributes:
-        sequences: Its rollouts.
-        tokens: Their completion tokens.
-    """
-
-    sequences: int
-    tokens: int
 
 
 def step_problems(problems: Sequence[Problem], seed: int, step: int, count: int) -> list[Problem]:

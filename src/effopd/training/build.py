@@ -24,12 +24,12 @@ from effopd.evaluation.validators import (
     accuracy_measure,
     teacher_kl_measure,
 )
+from effopd.methods import Learner, Resources
 from effopd.models.architecture import position_limit
 from effopd.models.directory import ADAPTER_CONFIG
 from effopd.models.loading import ModelSettings, load_model, load_tokenizer
 from effopd.models.lora import without_adapters
 from effopd.models.policy import Offloaded, Policy
-from effopd.objectives import ExOPD, FullVocabularyKL, PolicyGradient
 from effopd.rewards.build import verifier_for
 from effopd.rollouts.engine import Engine
 from effopd.rollouts.prompts import lend_template_, prompt_remarks
@@ -38,11 +38,8 @@ from effopd.rollouts.vllm import VLLMEngine
 from effopd.search.validation import Validator
 from effopd.training.collect import Collector, rewards_differ
 from effopd.training.config import Config
-from effopd.training.critic import Critic
 from effopd.training.devices import placed
 from effopd.training.engines import engine_of, served_teacher, student_engine
-from effopd.training.learning import FullVocabularyLearner, Learner, SampledTokenLearner
-from effopd.training.policy_learning import PolicyGradientLearner
 from effopd.training.problems import check_teacher_prompts, load_problems
 from effopd.training.teachers import StudentAverage, align_vocabularies, frozen, frozen_copy
 
@@ -118,37 +115,17 @@ class Parts:
 
     def learner(self) -> Learner:
         """The objective, applied to this student and its teachers."""
-        objective = self.config.objective
-        if isinstance(objective, PolicyGradient):
-            return self._policy_learner(objective)
-        assert self.teachers is not None  # Config checked it
-        if isinstance(objective, FullVocabularyKL):
-            return FullVocabularyLearner(
-                objective,
-                self.student,
-                self.teachers,
-                self.reference,
-                passes=self.config.train.epochs,
-            )
-        return SampledTokenLearner(
-            objective,
-            self.student,
-            self.teachers,
-            self.reference,
-            scoring_tokens=self.config.memory.scoring_tokens,
-        )
-
-    def _policy_learner(self, objective: PolicyGradient) -> Learner:
         train = self.config.train
-        return PolicyGradientLearner(
-            objective,
-            self.student,
-            longest=self.config.sampling.max_new_tokens,
-            reuses_rollouts=train.updates_per_step * train.epochs > 1,
-            teachers=self.teachers,
-            reference=self.reference,
-            critic=Critic(self.student, lr=objective.critic_lr) if objective.needs_critic else None,
-            scoring_tokens=self.config.memory.scoring_tokens,
+        return self.config.objective.learner(
+            Resources(
+                student=self.student,
+                teachers=self.teachers,
+                reference=self.reference,
+                longest=self.config.sampling.max_new_tokens,
+                updates=train.updates_per_step * train.epochs,
+                epochs=train.epochs,
+                scoring_tokens=self.config.memory.scoring_tokens,
+            )
         )
 
     def collector(self) -> Collector:
@@ -160,15 +137,16 @@ class Parts:
             settings=self.config.train,
             seed=self.config.seed,
         )
-        if not isinstance(objective, PolicyGradient):
+        if not objective.needs_rewards:
             return collector
         if self.verifier is None:
-            raise ConfigError("objective.type = 'policy_gradient' needs a task with a verifier")
-        collector = replace(collector, verifier=self.verifier)
-        if objective.dynamic_sampling:
-            refills = objective.max_refills
-            return replace(collector, informative=rewards_differ, max_refills=refills)
-        return collector
+            raise ConfigError(f"objective.type = {objective.type!r} needs a task with a verifier")
+        return replace(
+            collector,
+            verifier=self.verifier,
+            informative=rewards_differ if objective.refills else None,
+            max_refills=objective.refills,
+        )
 
     def validator(self) -> Validator | None:
         """Scores the search's candidates; None without a search."""
@@ -185,7 +163,7 @@ class Parts:
                 source=self._fresh_rollouts(), measure=measure, scores_with_teacher=False
             )
         assert self.teachers is not None  # Config checked it
-        temperature = getattr(self.config.objective, "teacher_temperature", 1.0)
+        temperature = self.config.objective.teacher_temperature
         if isinstance(settings, ImportanceKLValidation):
             return ImportanceWeightedKLValidator(
                 self.batch_rollouts or self._fresh_rollouts(),
@@ -377,8 +355,7 @@ def _offloaded(model: Any, tokenizer: Any, device: str, size: int | None = None)
 
 def _reference(config: Config, student: Policy, report: Callable[[str], None]) -> Policy | None:
     """What the objective moves away from or holds on to; the untrained student by default."""
-    objective = config.objective
-    if not (isinstance(objective, ExOPD) or getattr(objective, "needs_reference", False)):
+    if not config.objective.needs_reference:
         return None
     if config.reference is not None:
         return _scoring_policy(config, config.reference, report)

@@ -12,6 +12,7 @@ from effopd.data.problem import Problem, Verifier
 from effopd.errors import ConfigError
 from effopd.evaluation.grading import Verdicts, judge, sum_counts
 from effopd.evaluation.statistics import mean
+from effopd.methods import Batch
 from effopd.objectives import informative_groups
 from effopd.rollouts.rollout import Rollout, Writer, total_tokens
 from effopd.rollouts.seeds import derive_seed
@@ -23,33 +24,6 @@ Informative = Callable[[Sequence[float]], bool]
 
 Rewarded = tuple[Rollout, float | None]
 """An answer and its reward."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """The rollouts of one step.
-
-    Attributes:
-        step: The step, 1 is the first.
-        rollouts: G * R answers, those of one prompt together.
-        rewards: One per rollout; empty when nobody asked for them.
-        responses: Answers per prompt, R.
-        written_tokens: Tokens the student wrote for it, groups that were dropped included.
-        reward: Mean reward of everything written; None without rewards.
-        refills: Extra portions of prompts it took to fill the batch.
-        horizon: Tokens at which answers were cut on purpose; None for whole answers.
-        verdicts: How the checks of everything written ended; None where they were not counted.
-    """
-
-    step: int
-    rollouts: tuple[Rollout, ...]
-    rewards: tuple[float, ...]
-    responses: int
-    written_tokens: int
-    reward: float | None = None
-    refills: int = 0
-    horizon: int | None = None
-    verdicts: Verdicts | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    TypeAdapter,
+    model_validator,
+)
 
 from effopd.config.reading import (
     Raw,
@@ -23,23 +31,15 @@ from effopd.data.dataset import DatasetTask
 from effopd.data.world import TinyWorld
 from effopd.evaluation.importance_kl import ImportanceKLValidation
 from effopd.evaluation.validators import AccuracyValidation, TeacherKLValidation
+from effopd.methods import FullVocabularyKL, Objective
+from effopd.methods.registry import EFFOPD_SEARCH, EFFOPD_VALIDATION, METHODS, Preset, sections
 from effopd.models.loading import ModelSettings
-from effopd.objectives import ExOPD, FullVocabularyKL, PolicyGradient, SampledTokenOPD
 from effopd.rewards.code import CodeChecking
 from effopd.rollouts.engine import Sampling
 from effopd.rollouts.prompts import PromptTemplate
 from effopd.rollouts.settings import RolloutSettings
 from effopd.search.extrapolator import Search
 from effopd.servers.settings import ServerSettings
-from effopd.training.methods import (
-    EFFOPD_SEARCH,
-    EFFOPD_VALIDATION,
-    SEARCHING,
-    Method,
-    Preset,
-    method_settings,
-)
-from effopd.training.policy_learning import check_reward_learning
 from effopd.training.settings import (
     CheckpointSettings,
     EvaluationSettings,
@@ -50,6 +50,20 @@ from effopd.training.settings import (
     TrainSettings,
 )
 from effopd.training.teachers import SelfTeacher
+
+
+def _known_method(name: object) -> object:
+    if name not in [*METHODS]:  # a list, say, has no hash
+        *others, last = map(repr, METHODS)
+        raise ValueError(f"method must be {', '.join(others)} or {last}, got {name!r}")
+    return name
+
+
+def _registered(raw: Any) -> Objective:
+    """The settings of the objective that `type` names."""
+    chosen = next(each for each in Objective.choices if each.type == raw["type"])
+    found: Objective = TypeAdapter(chosen).validate_json(as_json(raw), strict=True)
+    return found
 
 
 class Config(BaseModel):
@@ -99,7 +113,7 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     label: str = ""
-    method: Method = "effopd"
+    method: Annotated[str, BeforeValidator(_known_method)] = "effopd"
     preset: Preset = "default"
     seed: int = 0
     device: str = "auto"
@@ -117,9 +131,7 @@ class Config(BaseModel):
     prompt: PromptTemplate = PromptTemplate()
     sampling: Sampling = Sampling(max_new_tokens=32)
     rollouts: RolloutSettings = RolloutSettings()
-    objective: Annotated[
-        SampledTokenOPD | ExOPD | FullVocabularyKL | PolicyGradient, Field(discriminator="type")
-    ] = FullVocabularyKL()
+    objective: Annotated[Objective, PlainValidator(_registered)] = FullVocabularyKL()
     train: TrainSettings = TrainSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -145,7 +157,7 @@ class Config(BaseModel):
             )
 
     @classmethod
-    def of(cls, method: Method, **sections: Any) -> "Config":
+    def of(cls, method: str, **sections: Any) -> "Config":
         """The settings of a method: `Config.of("opd", optimizer={"lr": 1e-5}, train={"steps": 8})`.
 
         Raises:
@@ -162,8 +174,13 @@ class Config(BaseModel):
             for sentence in found(self):
                 raise ValueError(sentence)
         train = self.loop.train  # the loop's settings check one another
-        if isinstance(self.objective, PolicyGradient):
-            check_reward_learning(self.objective, train, self.sampling.max_new_tokens)
+        if self.objective.needs_rewards and train.horizon.tokens:
+            raise ValueError(
+                "train.horizon cuts answers before they can be rewarded: use it with distillation"
+            )
+        self.objective.check(
+            responses=train.responses_per_prompt, longest=self.sampling.max_new_tokens
+        )
         if self.sampling.temperature != 1.0:
             raise ValueError(
                 "sampling.temperature must be 1: on-policy objectives need samples of the policy "
@@ -174,7 +191,7 @@ class Config(BaseModel):
     @property
     def searches(self) -> bool:
         """Whether the method moves the weights along a direction."""
-        return self.method in SEARCHING
+        return METHODS[self.method].searches
 
     @property
     def rounds_updates(self) -> bool:
@@ -186,9 +203,8 @@ class Config(BaseModel):
     @property
     def needs_teacher(self) -> bool:
         """Whether training or validation needs a teacher."""
-        objective = self.objective
-        taught = not isinstance(objective, PolicyGradient) or objective.needs_teacher
-        return taught or (self.searches and self.validation.type != "accuracy")
+        scored = self.searches and self.validation.type != "accuracy"
+        return self.objective.needs_teacher or scored
 
     @property
     def method_name(self) -> str:
@@ -249,12 +265,12 @@ def _expanded(raw: Raw) -> Raw:
     section = raw.get("sampling")
     cap = section.get("max_new_tokens") if isinstance(section, Mapping) else None
     longest = cap if isinstance(cap, int) and cap > 0 else defaults["sampling"].max_new_tokens
-    chosen = method_settings(
+    chosen = sections(
         str(raw.get("method", defaults["method"])),
         str(raw.get("preset", defaults["preset"])),
         longest,
     )
-    return merged(raw_of(defaults | chosen), raw)
+    return merged(merged(raw_of(defaults), raw_of(chosen)), raw)
 
 
 # Contradictions: each function yields what is wrong, the first of which is reported ---------------
@@ -280,9 +296,10 @@ def _of_teacher_server(config: Config) -> Iterator[str]:
     whole = "a teacher's whole vocabulary, teacher_server gives log-probabilities of given tokens"
     if config.teacher is not None or config.self_teacher is not None:
         yield "teacher_server takes the place of [teacher] and [self_teacher]: keep one"
-    if isinstance(config.objective, FullVocabularyKL):
-        yield f"objective.type = 'full_kl' needs {whole}: use 'sampled_token' or 'exopd'"
-    if getattr(config.objective, "teacher_temperature", 1.0) != 1.0:
+    objective = config.objective
+    if objective.needs_vocabulary:
+        yield f"objective.type = {objective.type!r} needs {whole}: use 'sampled_token' or 'exopd'"
+    if objective.teacher_temperature != 1.0:
         yield (
             "objective.teacher_temperature must be 1 with teacher_server: servers score prompts "
             "with the logits as they are"
@@ -321,7 +338,7 @@ def _of_memory(config: Config) -> Iterator[str]:
     if config.memory.teacher_offload and config.self_teacher is not None:
         yield "memory.teacher_offload is for teachers that stay as they are"
     dtype = config.student.dtype if config.student is not None else "float32"
-    masters, objective = config.memory.master_weights, config.objective
+    masters = config.memory.master_weights
     if dtype == "float16" and config.student is not None and config.student.lora is None:
         # AdamW's eps of 1e-8 is 0 in float16, and so are squares of most gradients
         why = (
@@ -333,7 +350,7 @@ def _of_memory(config: Config) -> Iterator[str]:
                 f"{why}: set memory.master_weights = true, which trains float32 copies, or "
                 "student.dtype = 'bfloat16'"
             )
-        if isinstance(objective, PolicyGradient) and objective.needs_critic:
+        if config.objective.needs_critic:
             yield (
                 f"{why}, and the critic, a copy of it, has no float32 copies: set student.dtype = "
                 "'bfloat16' or 'float32'"
@@ -351,7 +368,7 @@ def _of_rewards(config: Config) -> Iterator[str]:
         return
     if config.searches and config.validation.type == "accuracy":
         yield "validation.type = 'accuracy' needs task.verifier; use validation.type = 'teacher_kl'"
-    if isinstance(config.objective, PolicyGradient):
-        yield "objective.type = 'policy_gradient' learns from rewards: set task.verifier"
+    if config.objective.needs_rewards:
+        yield f"objective.type = {config.objective.type!r} learns from rewards: set task.verifier"
     if config.train.stop.is_active:
         yield "train.stop looks at accuracies: set task.verifier"

@@ -14,6 +14,7 @@ from typing import Any
 from effopd.errors import NonFiniteError
 from effopd.evaluation.evaluator import Evaluation
 from effopd.evaluation.rollout_sources import TrainingBatchRollouts
+from effopd.methods import Learner
 from effopd.models.checkpoints import checkpoint_path, prune, write_checkpoint
 from effopd.models.policy import Policy
 from effopd.search.extrapolator import Search
@@ -21,7 +22,6 @@ from effopd.search.line_search import SearchResult
 from effopd.search.scales import Trial
 from effopd.search.validation import Validator
 from effopd.training.collect import Collector
-from effopd.training.learning import Learner
 from effopd.training.monitor import monitor_of
 from effopd.training.observer import Observer
 from effopd.training.rows import (

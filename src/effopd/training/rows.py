@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from effopd.evaluation.evaluator import Evaluation
+from effopd.methods import Batch
 from effopd.rollouts.rollout import mean_length, total_tokens, truncated_share
 from effopd.search.scales import Trial
-from effopd.training.collect import Batch
 
 Row = dict[str, Any]
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from effopd.errors import CheckpointError, ConfigError, NonFiniteError
 from effopd.evaluation.statistics import mean
+from effopd.methods import Contribution, Learner, Portion
 from effopd.models.lora import factor_pairs
 from effopd.models.policy import Policy, micro_batches
 from effopd.objectives import non_finite_cause
@@ -24,8 +25,7 @@ from effopd.search.factors import Factors
 from effopd.search.line_search import OnTrial
 from effopd.search.selection import select_parameters
 from effopd.search.validation import Validator
-from effopd.training.batch import Portion, mini_batches
-from effopd.training.learning import Contribution, Learner
+from effopd.training.batch import mini_batches
 from effopd.training.rows import Row
 from effopd.training.settings import LoopSettings
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from effopd import AtLeast, EveryN, LadderScales, Search
 from effopd.errors import ParameterMismatchError
 from effopd.integrations.trl import EffOPDCallback, SampledTokenTrainer
-from effopd.objectives import SampledTokenOPD
+from effopd.methods import SampledTokenOPD
 from effopd.records import read_jsonl
 
 

@@ -18,6 +18,7 @@ from effopd.integrations.trl.validators import (
     TrainerValidator,
     unnoticed,
 )
+from effopd.methods.registry import EFFOPD_SEARCH
 from effopd.models.lora import factor_pairs
 from effopd.search.extrapolator import Extrapolator
 from effopd.search.factors import Factors
@@ -26,7 +27,6 @@ from effopd.search.schedule import PowersOfTwo
 from effopd.search.selection import select_parameters
 from effopd.search.settings import Search
 from effopd.search.validation import Validator
-from effopd.training.methods import EFFOPD_SEARCH
 from effopd.training.search_checkpoint import (
     SearchLog,
     read_search,

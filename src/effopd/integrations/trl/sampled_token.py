@@ -9,8 +9,8 @@ from torch.nn.utils.rnn import pad_sequence
 from trl import DistillationTrainer
 
 from effopd.integrations.trl.policies import policy_of
+from effopd.methods import SampledTokenOPD
 from effopd.objectives import (
-    SampledTokenOPD,
     check_finite,
     importance_weights,
     opd_advantages,

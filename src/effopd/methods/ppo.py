@@ -1,4 +1,4 @@
-"""PPO's critic: a value for every token an answer has reached.
+"""PPO's critic: a value for every token an answer has reached, and advantages from it.
 
 Legend: N completion tokens of a batch, D hidden width.
 """
@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from effopd.errors import CheckpointError
 from effopd.evaluation.logprobs import BATCH_SEQUENCES, BATCH_TOKENS
+from effopd.methods.objective import Tensors, TokenScores, gathered
 from effopd.models.policy import Policy, Sample, micro_batches
+from effopd.objectives import clipped_value_loss, explained_variance, gae, whiten
 
 
 class Critic:
@@ -37,6 +39,10 @@ class Critic:
         self._clip_norm = clip_norm
         self._parameters = dict(self._named())
         self.optimizer = torch.optim.AdamW(self._parameters.values(), lr=lr, weight_decay=0.0)
+        self.explained_variance: float | None = None
+        self._samples: Sequence[Sample] = ()
+        self._values: TokenScores = ()
+        self._returns: TokenScores = ()
 
     def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
         for prefix, module in (("body", self._body), ("head", self._head)):
@@ -57,6 +63,30 @@ class Critic:
         parts = micro_batches(lengths, tokens=BATCH_TOKENS, sequences=BATCH_SEQUENCES)
         return torch.cat([self.values([samples[i] for i in part]).cpu() for part in parts])
 
+    def advantages(
+        self, samples: Sequence[Sample], rewards_S: Tensor, gamma: float, lam: float
+    ) -> Float[Tensor, " N"]:
+        """Whitened, from values before the first update; keeps values and returns of the step."""
+        lengths = [len(sample.completion_ids) for sample in samples]
+        values_N = self.all_values(samples).double()
+        rewards_N = torch.zeros_like(values_N)
+        rewards_N[torch.tensor(lengths).cumsum(0) - 1] = rewards_S
+        advantages_N, returns_N = gae(rewards_N, values_N, lengths, gamma, lam)
+        self.explained_variance = explained_variance(returns_N, values_N)
+        self._samples = samples
+        self._values, self._returns = (
+            [part.tolist() for part in each_N.split(lengths)] for each_N in (values_N, returns_N)
+        )
+        return whiten(advantages_N)
+
+    def losses(self, indices: Sequence[int], clip: float) -> tuple[Tensor, Tensor]:
+        """Values and clipped losses [N] of some samples of the step, with gradient."""
+        values_N = self.values([self._samples[i] for i in indices])
+        known_N, returns_N = (
+            gathered(scores, indices, values_N) for scores in (self._values, self._returns)
+        )
+        return values_N, clipped_value_loss(values_N, known_N, returns_N, clip)
+
     def update_(self) -> None:
         """One clipped step along the gradients accumulated since the last."""
         nn.utils.clip_grad_norm_(self._parameters.values(), self._clip_norm)
@@ -67,7 +97,7 @@ class Critic:
         """Drops the gradients."""
         self.optimizer.zero_grad(set_to_none=True)
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> Tensors:
         """Weights and optimizer moments by name; references."""
         found = {f"critic/{name}": p.detach() for name, p in self._parameters.items()}
         for name, parameter in self._parameters.items():

@@ -21,12 +21,8 @@ from tests.support.learning import (
     snapshot,
 )
 
-from effopd.errors import ConfigError
 from effopd.evaluation.routing import Teachers
-from effopd.models.policy import Policy
-from effopd.objectives import PolicyGradient
-from effopd.training.critic import Critic
-from effopd.training.policy_learning import PolicyGradientLearner
+from effopd.methods import PolicyGradient, Resources
 
 RESPONSES = 4
 ANSWERS = rollouts(3, RESPONSES, ("math", "code"))
@@ -38,7 +34,7 @@ REFERENCE = precise_policy(3)
 
 GRPO = replace(PolicyGradient.grpo(), kl_coefficient=0.3)
 DAPO = replace(PolicyGradient.dapo(), overlong_buffer=5)
-PPO = replace(PolicyGradient.ppo(), gae_gamma=0.9, value_clip=0.05)
+PPO = replace(PolicyGradient.ppo(), critic_lr=1e-2, gae_gamma=0.9, value_clip=0.05)
 SETTINGS: dict[str, PolicyGradient] = {
     "grpo": GRPO,
     "dapo": DAPO,
@@ -67,26 +63,22 @@ class Case:
 
     def __post_init__(self) -> None:
         self.student = precise_policy(0)
-        self.critic = self._critic() if self.objective.needs_critic else None
-        self.learner = PolicyGradientLearner(
-            self.objective,
-            self.student,
+        resources = Resources(
+            student=self.student,
             longest=LONGEST,
-            reuses_rollouts=self.reuses_rollouts,
+            updates=2 if self.reuses_rollouts else 1,
             teachers=Teachers(policies=TEACHERS),
             reference=REFERENCE,
-            critic=self.critic,
         )
+        self.learner = self.objective.learner(resources)
+        self.critic = self.learner.critic
+        if self.critic is not None:
+            torch.nn.init.normal_(self.critic._head.double().weight, std=0.3)
         self.before = snapshot(self.student)
         self.critic_before = snapshot(self.critic)
         self.taught = self.learner.prepare(batch(ANSWERS, REWARDS, RESPONSES))
         self.old = twin.scores(self.before, SAMPLES)
         self.values, self.returns, self.advantages = self._advantages()
-
-    def _critic(self) -> Critic:
-        critic = Critic(self.student, lr=1e-2)
-        torch.nn.init.normal_(critic._head.double().weight, std=0.3)
-        return critic
 
     def _advantages(self) -> tuple[twin.Scores, twin.Scores, twin.Scores]:
         objective, values, returns = self.objective, [], []
@@ -286,20 +278,3 @@ def test_student_and_critic_do_not_learn_from_each_other(name: str) -> None:
     assert_same(found["critic"], alone["critic"])
     shared = {p.data_ptr() for p in case.student.model.parameters()}
     assert not shared & {p.data_ptr() for p in case.critic._parameters.values()}
-
-
-# Refusals -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("objective", "message"),
-    [
-        (replace(PolicyGradient(), distillation=0.1), "needs teachers"),
-        (GRPO, "needs a reference"),
-        (PPO, "needs a critic"),
-    ],
-)
-def test_what_is_missing_is_named(objective: PolicyGradient, message: str) -> None:
-    student: Policy = TEACHERS["math"]
-    with pytest.raises(ConfigError, match=message):
-        PolicyGradientLearner(objective, student, longest=8, reuses_rollouts=False)

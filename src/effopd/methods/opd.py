@@ -1,0 +1,114 @@
+"""On-policy distillation on the sampled tokens."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from effopd.evaluation.logprobs import completion_log_probs
+from effopd.evaluation.routing import routed_log_probs
+from effopd.methods.objective import (
+    Batch,
+    Contribution,
+    Learner,
+    Objective,
+    Portion,
+    Resources,
+    Tensors,
+    TokenScores,
+    gathered,
+    policy_log_probs,
+    weight_sums,
+)
+from effopd.objectives import (
+    exopd_advantages,
+    importance_weights,
+    opd_advantages,
+    sampled_token_loss,
+)
+from effopd.objectives.token_checks import check_positive
+from effopd.rollouts.rollout import Rollout
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledTokenOPD(Objective):
+    """On-policy distillation on the sampled tokens, equation (9) of arXiv 2605.11739.
+
+    Attributes:
+        type: Name of this objective in a configuration.
+        importance_cap: Upper bound of the importance weight, above 0.
+        teacher_temperature: Divides the teacher's logits, above 0; below 1 sharpens it.
+    """
+
+    type: Literal["sampled_token"] = "sampled_token"
+    importance_cap: float = 5.0
+    teacher_temperature: float = 1.0
+    divergence = "reverse"
+
+    def __post_init__(self) -> None:
+        check_positive("teacher_temperature", self.teacher_temperature)
+        check_positive("importance_cap", self.importance_cap)
+
+    def learner(self, resources: Resources) -> Learner:
+        """See `Objective.learner`."""
+        return SampledTokenLearner(self, resources, self.importance_cap)
+
+
+class SampledTokenLearner(Learner):
+    """The log-ratio at the sampled token is its advantage; with a reference, ExOPD's."""
+
+    def __init__(self, objective: Objective, resources: Resources, cap: float) -> None:
+        assert resources.teachers is not None
+        assert resources.reference is not None or not objective.needs_reference
+        self._objective, self._cap = objective, cap
+        self._student, self._teachers = resources.student, resources.teachers
+        self._reference = resources.reference if objective.needs_reference else None
+        self._scoring_tokens = resources.scoring_tokens
+        self._rollouts: Sequence[Rollout] = ()
+        self._teacher_scores: TokenScores = ()
+        self._reference_scores: TokenScores = ()
+
+    def prepare(self, batch: Batch) -> int:
+        """See `Learner.prepare`."""
+        self._rollouts = batch.rollouts
+        self._teacher_scores = routed_log_probs(
+            self._teachers,
+            batch.rollouts,
+            temperature=self._objective.teacher_temperature,
+            batch_tokens=self._scoring_tokens,
+        )
+        if self._reference is not None:
+            samples = [r.sample for r in batch.rollouts]
+            self._reference_scores = completion_log_probs(
+                self._reference, samples, batch_tokens=self._scoring_tokens
+            )
+        return sum(map(len, self._teacher_scores))
+
+    def contribution(self, indices: Sequence[int], portion: Portion) -> Contribution:
+        """See `Learner.contribution`."""
+        rollouts = [self._rollouts[i] for i in indices]
+        log_probs_N = policy_log_probs(self._student, rollouts)
+        current_N = log_probs_N.detach()
+        teacher_N = gathered(self._teacher_scores, indices, current_N)
+        engine_N = gathered([r.completion.log_probs for r in self._rollouts], indices, current_N)
+        inputs = {"student": current_N, "teacher": teacher_N, "rollout engine": engine_N}
+        if self._reference is not None:
+            reference_N = gathered(self._reference_scores, indices, current_N)
+            inputs["reference"] = reference_N
+            scale = self._objective.reward_scale
+            advantages_N = exopd_advantages(current_N, teacher_N, reference_N, scale)
+        else:
+            advantages_N = opd_advantages(current_N, teacher_N)
+        weights_N = importance_weights(current_N, engine_N, self._cap)
+        loss = sampled_token_loss(log_probs_N, advantages_N, weights_N, portion.tokens)
+        sums = {"reverse_kl": (current_N - teacher_N).sum()} | weight_sums(weights_N, self._cap)
+        return Contribution(loss=loss, sums=sums, inputs=inputs)
+
+    def state(self) -> Tensors:
+        """Which teachers it learns from, where they are behind servers."""
+        return self._teachers.identities()
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Checks that they are still the same."""
+        self._teachers.expect(tensors)

@@ -1,0 +1,124 @@
+"""An objective from one file outside the package: read from a recipe, and trained with."""
+
+import re
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.reference import learner_twin as twin
+from tests.support.tiny import WORLD, metrics_of, write_models
+
+from effopd.config.reading import raw_of, to_toml
+from effopd.data.problem import Problem
+from effopd.errors import ConfigError
+from effopd.methods import Objective, register
+from effopd.methods.registry import METHODS
+from effopd.rewards.functions import as_verifier
+from effopd.training.build import Given, build_parts, started_from
+from effopd.training.config import Config, load_config
+from effopd.training.run import train
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def toy() -> Iterator[Any]:
+    """The file, imported; its registration is taken back for other tests."""
+    choices, methods = [*Objective.choices], {**METHODS}
+    yield import_module("tests.methods.reward_weighted")
+    Objective.choices[:] = choices
+    METHODS.clear()
+    METHODS.update(methods)
+
+
+def reward(problem: Problem, answer: str) -> float:
+    """Differs between answers of an untrained student."""
+    return len(answer.replace("+", "")) % 4 / 3
+
+
+def config_of(models: Path, **objective: Any) -> Config:
+    world = ("type", "hidden", "layers", "operations", "train_problems", "test_problems")
+    return Config.of(
+        "reward_weighted",
+        student={"path": str(models / "student")},
+        teacher={"path": str(models / "teacher")},
+        task={name: getattr(WORLD, name) for name in world},
+        sampling={"max_new_tokens": 4},
+        objective=objective,
+        train={"steps": 2, "prompts_per_step": 8, "micro_batch_tokens": 32},
+        optimizer={"lr": 1e-2},
+        evaluation={"problems": 0},
+        checkpoint={"every": 1},
+        device="cpu",
+    )
+
+
+def test_two_steps_have_the_loss_of_the_closed_form(tmp_path: Path, toy: Any) -> None:
+    config = config_of(write_models(tmp_path), baseline=0.25)
+    assert config.objective == toy.RewardWeighted(baseline=0.25)
+    run = train(config, tmp_path / "run", reward=reward)
+    assert (run.finished, run.info["method"]) == (True, "reward_weighted")
+    given = Given(verifier=as_verifier(reward))
+    for step, row in enumerate(metrics_of(tmp_path / "run"), start=1):
+        at = tmp_path / "run" / "checkpoints" / f"step-{step - 1:05d}"
+        before = config if step == 1 else started_from(config, at)
+        parts = build_parts(before, print, given)
+        batch = parts.collector().collect(step)
+        total, tokens, model = 0.0, 0, parts.student.model.double()
+        for answer, own in zip(batch.rollouts, batch.rewards, strict=True):
+            with torch.no_grad():
+                log_probs = twin.log_probs(model, answer.sample)
+            total -= (own - 0.25) * float(sum(log_probs))
+            tokens += len(answer.sample.completion_ids)
+        assert len(set(batch.rewards)) > 1
+        assert row["loss"] == pytest.approx(total / tokens, rel=1e-5)
+    assert step == 2
+
+
+def test_a_recipe_names_it_like_any_other(tmp_path: Path, toy: Any) -> None:
+    config = config_of(tmp_path, baseline=0.5)
+    (tmp_path / "config.toml").write_text(to_toml(config))
+    assert load_config(tmp_path / "config.toml") == config == Config(**raw_of(config))
+    assert not config.searches
+    assert not config.needs_teacher
+    other = Config.of("opd", objective={"type": "reward_weighted"}).objective
+    assert other == toy.RewardWeighted()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"baseline": 2.0}, r"objective.baseline must be in \[0, 1\], got 2.0"),
+        ({"baseline": "x"}, "objective.baseline must be a valid number, got 'x'"),
+        ({"base": 0.1}, "unknown setting objective.base; did you mean 'baseline'?"),
+        ({"type": "reward"}, "objective.type must be one of .*, 'reward_weighted', got 'reward'"),
+    ],
+)
+def test_its_settings_are_checked_like_any_other(
+    tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config_of(tmp_path, **settings)
+
+
+def test_what_it_needs_is_asked_for() -> None:
+    task = {"type": "dataset", "train": {"path": "x"}, "verifier": "none"}
+    with pytest.raises(ConfigError, match="'reward_weighted' learns from rewards: set task"):
+        Config.of("reward_weighted", task=task, student={"path": "s"})
+
+
+def test_it_may_be_registered_anew_as_in_a_notebook(toy: Any) -> None:
+    before = [*Objective.choices]
+    assert register(toy.RewardWeighted) is toy.RewardWeighted
+    assert before == Objective.choices
+
+
+def test_the_documentation_shows_this_file(toy: Any) -> None:
+    page = (ROOT / "docs" / "methods.md").read_text("utf-8")
+    section = page.split("## Add an objective in one file", 1)[1]
+    shown = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    assert shown[0].strip() == Path(toy.__file__).read_text("utf-8").strip()
+    assert 'Config.of("reward_weighted"' in shown[1]
