@@ -15,12 +15,13 @@ ENTRY_POINTS = {
 """Modules that are started, or imported by users, by name."""
 ALONE = {
     "cli.extrapolate": "imports PyTorch, which `--help` does without",
-    "demo.teacher": "training that uses an objective, which the tiny world's base does not",
+    "demo.pretrain": "benchmarks import it",
     "integrations.trl.compatibility": "what another version of TRL may change",
     "integrations.verl.agent_loop": "verl's processes import it by name",
     "integrations.verl.launch": "imports verl, whose version is checked before",
     "integrations.verl.scoring": "is tested without verl",
     "integrations.verl.worker": "verl's processes import it by name",
+    "objectives.distillation": "kernels know nothing of methods",
     "rewards.sandbox.inside.kernel": "runs inside the sandbox, without the rest",
     "training.engines": "with it training.build would be too long",
 }
