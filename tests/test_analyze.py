@@ -1,9 +1,10 @@
-"""`effopd analyze`: tables against whole decompositions, resuming, and what is refused."""
+"""`effopd.analyze`: tables against whole decompositions, resuming, and what is refused."""
 
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,25 @@ from tests.support.tiny import tiny_config, train_tiny, write_models
 from torch import Tensor
 from typer.testing import CliRunner
 
-from effopd.analysis import units as analyze_units
+import effopd
 from effopd.analysis.series import find_inputs
 from effopd.analysis.spectra import noise_metrics
-from effopd.analysis.study import AnalysisRequest, measure, parse_what
-from effopd.analysis.units import MEASUREMENTS, Measurement
+from effopd.analysis.study import parse_what
 from effopd.cli.main import app
-from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError, RunLockedError
+from effopd.errors import (
+    ConfigError,
+    NonFiniteError,
+    ParameterMismatchError,
+    RecordError,
+    RunLockedError,
+)
 from effopd.models.layout import Place, matrices, places
 from effopd.models.weights import open_weights
+from effopd.progress import Display, Progress
 from effopd.records import read_jsonl
+from effopd.reports.analysis import Analysis
 from effopd.reports.table_files import Cell, read_table
+from effopd.workspace import Workspace
 
 STEPS = (50, 100, 200, 400, 1000)
 STILL = "v_proj"
@@ -55,21 +64,14 @@ def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def request_of(series: Path, out: Path, **changes: Any) -> AnalysisRequest:
+def analyzed(series: Path, what: str | None = None, **options: Any) -> Analysis:
     """All checkpoints, in the order in which a shell lists them."""
-    checkpoints = sorted(series.glob("checkpoint-*"))
-    return AnalysisRequest(base=series / "base", checkpoints=checkpoints, out=out, **changes)
+    return effopd.analyze(series / "base", sorted(series.glob("checkpoint-*")), what, **options)
 
 
 @pytest.fixture(scope="module")
-def analysis(series: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("analysis") / "out"
-    measure(request_of(series, out, workers=2))
-    return out
-
-
-def table(analysis: Path, name: str) -> Table:
-    return read_table(analysis / "tables" / f"{name}.csv")
+def analysis(series: Path, tmp_path_factory: pytest.TempPathFactory) -> Analysis:
+    return analyzed(series, out=tmp_path_factory.mktemp("analysis") / "out", workers=2)
 
 
 def label(step: int) -> str:
@@ -105,26 +107,10 @@ def one(rows: Table, **equal: Cell) -> dict[str, Any]:
 # Tables -------------------------------------------------------------------------------------------
 
 
-def test_norms_are_those_of_every_tensor_at_every_checkpoint(series: Path, analysis: Path) -> None:
-    rows = table(analysis, "norms")
-    found = series_places(series)
-    assert len(rows) == len(STEPS) * len(found)
-    for step in STEPS:
-        for place in found:
-            row = one(rows, checkpoint=label(step), place=place.label)
-            W = update(series, step, place.name)
-            base = stored(series, "base", place.name)
-            assert row["step"] == step
-            assert row["frobenius_norm"] == pytest.approx(W.norm().item(), rel=1e-12)
-            assert row["base_norm"] == pytest.approx(base.norm().item(), rel=1e-12)
-            assert row["max_abs"] == W.abs().max().item()
-            after = stored(series, label(step), place.name)
-            unchanged = (base.bfloat16() == after.bfloat16()).double().mean().item()
-            assert row["bf16_unchanged_share"] == pytest.approx(unchanged, abs=1e-12)
-
-
-def test_sums_over_parts_are_those_of_their_tensors_together(series: Path, analysis: Path) -> None:
-    rows = table(analysis, "norm_sums")
+def test_sums_over_parts_are_those_of_their_tensors_together(
+    series: Path, analysis: Analysis
+) -> None:
+    rows = analysis.tables["norm_sums"]
     found = series_places(series)
 
     def chosen(block: str | None, layer: int | None) -> Callable[[Place], bool]:
@@ -137,6 +123,7 @@ def test_sums_over_parts_are_those_of_their_tensors_together(series: Path, analy
         ({"grouping": "layer and block", "layer": 0, "block": "mlp"}, chosen("mlp", 0)),
         ({"grouping": "projection", "projection": "gate"}, lambda p: p.projection == "gate"),
     ]
+    assert len(analysis.tables["norms"]) == len(STEPS) * len(found)
     for where, is_part in cases:
         parts = [place.name for place in found if is_part(place)]
         flat = [torch.cat([update(series, s, n).flatten() for n in parts]) for s in STEPS]
@@ -157,8 +144,8 @@ def test_sums_over_parts_are_those_of_their_tensors_together(series: Path, analy
                 assert row["step_cosine"] is None
 
 
-def test_table_1_is_the_mean_over_the_matrices_that_moved(series: Path, analysis: Path) -> None:
-    spectra, means = table(analysis, "spectra"), table(analysis, "table1")
+def test_table_1_is_the_mean_over_the_matrices_that_moved(series: Path, analysis: Analysis) -> None:
+    spectra, means = analysis.tables["spectra"], analysis.tables["table1"]
     assert [row["checkpoint"] for row in means] == [label(step) for step in STEPS]
     for step, mean in zip(STEPS, means, strict=True):
         values = [torch.linalg.svdvals(update(series, step, p.name)) for p in moving(series)]
@@ -169,27 +156,19 @@ def test_table_1_is_the_mean_over_the_matrices_that_moved(series: Path, analysis
         assert mean["spectral_norm"] == pytest.approx(torch.stack([s[0] for s in values]).mean())
         assert mean["spectral_share"] == pytest.approx(torch.stack(shares).mean().item(), rel=1e-9)
         assert mean["effective_rank"] == pytest.approx(torch.stack(ranks).mean().item(), rel=1e-9)
-        own = [row for row in of(spectra, checkpoint=label(step)) if row["rank"]]
-        assert mean["top_5_ratio"] == pytest.approx(
-            sum(float(row["top_5_ratio"] or 0) for row in own) / len(own), rel=1e-12
-        )
+        own: list[dict[str, Any]] = [r for r in of(spectra, checkpoint=label(step)) if r["rank"]]
+        for name in ("top_5_ratio", "noise_effective_rank"):
+            expected = sum(row[name] for row in own) / len(own)
+            assert mean[name] == pytest.approx(expected, rel=1e-12)
+    row = own[0]
+    m, n = map(int, row["shape"].split(" x "))
+    noise = noise_metrics(m, n, row["frobenius_norm"], top=(0.01, 0.05))
+    assert row["noise_spectral_norm"] == pytest.approx(noise.spectral_norm, rel=1e-12)
+    assert row["noise_top_5_ratio"] == pytest.approx(noise.top_ratios[0.05], rel=1e-12)
 
 
-def test_noise_of_the_same_norm_and_shape_stands_beside_every_number(
-    series: Path, analysis: Path
-) -> None:
-    spectra = table(analysis, "spectra")
-    for place in moving(series):
-        row = one(spectra, checkpoint=label(200), place=place.label)
-        m, n = place.shape
-        noise = noise_metrics(m, n, row["frobenius_norm"], top=(0.01, 0.05))
-        assert row["noise_spectral_norm"] == pytest.approx(noise.spectral_norm, rel=1e-12)
-        assert row["noise_effective_rank"] == pytest.approx(noise.effective_rank, rel=1e-12)
-        assert row["noise_top_5_ratio"] == pytest.approx(noise.top_ratios[0.05], rel=1e-12)
-
-
-def test_directions_agree_as_the_whole_decompositions_do(series: Path, analysis: Path) -> None:
-    rows, progress = table(analysis, "subspaces"), table(analysis, "subspace_progress")
+def test_directions_agree_as_the_whole_decompositions_do(series: Path, analysis: Analysis) -> None:
+    rows, progress = analysis.tables["subspaces"], analysis.tables["subspace_progress"]
     cosines, means = [], []
     for place in moving(series):
         first, last = (
@@ -209,12 +188,12 @@ def test_directions_agree_as_the_whole_decompositions_do(series: Path, analysis:
     assert progress[0]["final_subspace_cosine"] == pytest.approx(sum(means) / len(means), rel=1e-4)
     assert progress[0]["previous_cosine_1"] is None
     assert progress[-1]["final_subspace_cosine"] == pytest.approx(1.0, abs=1e-9)
-    by_k = table(analysis, "subspace_by_count")
+    by_k = analysis.tables["subspace_by_count"]
     row = one(by_k, checkpoint=label(50), directions=1)
     assert row["final_direction_cosine"] == pytest.approx(sum(cosines) / len(cosines), rel=1e-4)
     heat = {
         (r["layer"], r["projection"]): r["final_cosine_1"]
-        for r in table(analysis, "directions_map")
+        for r in analysis.tables["directions_map"]
     }
     assert heat == {
         (p.layer, p.projection): one(rows, checkpoint=label(50), place=p.label)["final_cosine_1"]
@@ -222,30 +201,21 @@ def test_directions_agree_as_the_whole_decompositions_do(series: Path, analysis:
     }
 
 
-def test_a_final_model_may_be_outside_the_series(
-    series: Path, analysis: Path, tmp_path: Path
-) -> None:
-    measure(
-        AnalysisRequest(
-            base=series / "base",
-            checkpoints=[series / label(50)],
-            final=series / label(1000),
-            out=tmp_path / "out",
-            what="subspaces",
-        )
-    )
-    rows, known = table(tmp_path / "out", "subspaces"), table(analysis, "subspaces")
+def test_a_final_model_may_be_outside_the_series(series: Path, analysis: Analysis) -> None:
+    base, early, last = (series / name for name in ("base", label(50), label(1000)))
+    rows = effopd.analyze(base, early, "subspaces", final=last).tables["subspaces"]
     for place in moving(series):
         row = one(rows, place=place.label)
-        same = one(known, checkpoint=label(50), place=place.label)
-        assert row["final_subspace_cosine"] == pytest.approx(
-            same["final_subspace_cosine"], rel=1e-6
-        )
+        same = one(analysis.tables["subspaces"], checkpoint=label(50), place=place.label)
+        expected = pytest.approx(same["final_subspace_cosine"], rel=1e-6)
+        assert row["final_subspace_cosine"] == expected
         assert row["final_cosine_1"] < 0.9999
 
 
-def test_trajectories_are_those_of_the_first_left_directions(series: Path, analysis: Path) -> None:
-    rows, points = table(analysis, "trajectories"), table(analysis, "trajectory_points")
+def test_trajectories_are_those_of_the_first_left_directions(
+    series: Path, analysis: Analysis
+) -> None:
+    rows, points = analysis.tables["trajectories"], analysis.tables["trajectory_points"]
     for place in moving(series):
         path: list[Tensor] = []
         for step in STEPS:
@@ -264,45 +234,65 @@ def test_trajectories_are_those_of_the_first_left_directions(series: Path, analy
         assert len(of(points, place=place.label, projection_kind="tsne")) == len(STEPS)
 
 
-def test_what_never_moved_is_listed_and_nothing_is_nan(series: Path, analysis: Path) -> None:
+def test_what_never_moved_is_listed_and_nothing_is_nan(series: Path, analysis: Analysis) -> None:
+    tables = analysis.tables
     still = [place.label for place in series_places(series) if STILL in place.name]
-    assert [row["place"] for row in table(analysis, "never_moved")] == still
+    assert [row["place"] for row in tables["never_moved"]] == still
     for name in still:
-        row = one(table(analysis, "spectra"), checkpoint=label(50), place=name)
+        row = one(tables["spectra"], checkpoint=label(50), place=name)
         assert (row["rank"], row["frobenius_norm"], row["spectral_share"]) == (0, 0.0, None)
         assert row["noise_spectral_norm"] is None
-        assert (
-            one(table(analysis, "subspaces"), checkpoint=label(50), place=name)["directions"] == 0
-        )
-        assert one(table(analysis, "trajectories"), place=name)["explained_variance_ratio"] is None
-    for path in (analysis / "tables").glob("*.csv"):
+        assert one(tables["subspaces"], checkpoint=label(50), place=name)["directions"] == 0
+        assert one(tables["trajectories"], place=name)["explained_variance_ratio"] is None
+    assert analysis.directory is not None
+    for path in (analysis.directory / "tables").glob("*.csv"):
         assert "nan" not in path.read_text().lower()
 
 
-def test_parquet_holds_the_same(analysis: Path) -> None:
+def test_parquet_holds_the_same(analysis: Analysis) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
+    assert analysis.directory is not None
     for name in ("norms", "table1", "trajectory_points"):
-        stored = parquet.read_table(analysis / "tables" / f"{name}.parquet").to_pylist()
-        assert stored == table(analysis, name)
+        path = analysis.directory / "tables" / f"{name}.parquet"
+        assert parquet.read_table(path).to_pylist() == analysis.tables[name]
 
 
-def test_tables_do_not_depend_on_the_number_of_workers(series: Path, tmp_path: Path) -> None:
-    for workers in (1, 3):
-        out = tmp_path / str(workers)
-        measure(request_of(series, out, workers=workers, what="norms,spectra"))
-    for path in (tmp_path / "1" / "tables").glob("*.csv"):
-        assert path.read_bytes() == (tmp_path / "3" / "tables" / path.name).read_bytes()
-
-
-def test_the_documentation_reads_a_table(
-    analysis: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+def test_nothing_is_kept_without_a_directory_and_workers_change_nothing(
+    series: Path, analysis: Analysis, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (source,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    (tmp_path / "analysis").symlink_to(analysis)
+    for workers in (1, 3):
+        found = analyzed(series, "norms,spectra", workers=workers)
+        assert found.directory is None
+        assert set(found.tables) == {"norms", "norm_sums", "never_moved", "spectra", "table1"}
+        assert all(rows == analysis.tables[name] for name, rows in found.tables.items())
+    assert capsys.readouterr().out == ""
+    assert found.figure("norms") == analysis.figure("norms")
+    frame = found.to_pandas("spectra")
+    assert list(frame["place"]) == [row["place"] for row in found.tables["spectra"]]
+    with pytest.raises(RecordError, match="no table 'spectre'; there are never_moved, norm_sums"):
+        found.to_pandas("spectre")
+    with pytest.raises(RecordError, match="no figure 'subspaces'; there are norms, "):
+        found.figure("subspaces")
+
+
+def test_the_snippets_of_the_page_run(
+    series: Path, analysis: Analysis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    assert analysis.directory is not None
+    (tmp_path / "analysis").symlink_to(analysis.directory)
+    shutil.copytree(series / "base", tmp_path / "base")
+    for step in STEPS[-2:]:
+        shutil.copytree(series / label(step), tmp_path / f"step-{step}")
     monkeypatch.chdir(tmp_path)
-    exec(source, {})
-    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
-    last = of(table(analysis, "spectra"), checkpoint=label(1000))
+    notebook, reading = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    assert len(notebook.splitlines()) == 4  # three, and the empty one below the import
+    known: dict[str, Any] = {}
+    exec(notebook, known)
+    spectra = known["found"].tables["spectra"]
+    assert {row["checkpoint"] for row in spectra} == {"step-400", "step-1000"}
+    exec(reading, {})
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()[-3:]]
+    last = of(analysis.tables["spectra"], checkpoint=label(1000))
     ranks = sorted(float(row["effective_rank"] or 0) for row in last if row["rank"])
     assert [float(rank) for _, rank, _ in printed] == ranks[:3]
 
@@ -310,100 +300,78 @@ def test_the_documentation_reads_a_table(
 # Going on -----------------------------------------------------------------------------------------
 
 
-class Counted:
-    """Counts what is measured, and fails when enough was."""
+class Killed(Display):
+    """Ends the process, as far as it can be told, after so many units."""
 
-    def __init__(self, patch: pytest.MonkeyPatch, name: str, limit: int | None = None) -> None:
-        self.keys: list[Any] = []
-        original, self.limit = MEASUREMENTS[name], limit
+    def __init__(self, after: int) -> None:
+        self._after = after
 
-        def counting(subject: Any, unit: Any) -> Any:
-            if len(self.keys) == self.limit:
+    @contextmanager
+    def progress(self, name: str, total: int, **options: Any) -> Iterator[Progress]:
+        def say(text: str) -> None:
+            if progress.done == self._after:
                 raise KeyboardInterrupt
-            record = original.measure(subject, unit)
-            self.keys.append(unit.key(subject))
-            return record
 
-        changed = Measurement(
-            measure=counting,
-            whole_series=original.whole_series,
-            matrices_only=original.matrices_only,
-        )
-        patch.setitem(analyze_units.MEASUREMENTS, name, changed)  # type: ignore[arg-type]
+        progress = Progress(name, total, done=options["done"], every_s=0.0, say=say)
+        yield progress
 
 
 @pytest.mark.parametrize("what", ["spectra", "subspaces"])
 def test_a_killed_analysis_goes_on_without_measuring_again(
-    series: Path, analysis: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+    series: Path, analysis: Analysis, tmp_path: Path, what: str
 ) -> None:
-    request = request_of(series, tmp_path / "out", what=what, workers=1)
-    before = Counted(monkeypatch, what, limit=5)
     with pytest.raises(KeyboardInterrupt):
-        measure(request)
-    monkeypatch.undo()
-    path = request.out / "rows" / f"{what}.jsonl"
-    finished = [(row["place"], row["checkpoint"]) for row in read_jsonl(path)]
-    assert set(finished) <= set(before.keys)
-    assert len(finished) == 5
+        analyzed(series, what, out=tmp_path, workers=1, display=Killed(after=5))
+    path = tmp_path / "rows" / f"{what}.jsonl"
+    assert len(read_jsonl(path)) == 5
     path.write_bytes(path.read_bytes()[:-20])  # the last line was being written
-    after = Counted(monkeypatch, what)
-    measure(request)
-    assert set(after.keys).isdisjoint(finished[:-1])
-    assert finished[-1] in after.keys
+    finished = read_jsonl(path)
+    found = analyzed(series, what, out=tmp_path, workers=1)
     wanted = len(matrices(series_places(series))) * (len(STEPS) if what == "spectra" else 1)
-    assert len(after.keys) == wanted - 4
-    for name in (request.out / "tables").glob("*.csv"):
-        assert name.read_bytes() == (analysis / "tables" / name.name).read_bytes()
+    rows = read_jsonl(path)
+    assert rows[:4] == finished
+    assert len(rows) == len({(row["place"], row["checkpoint"]) for row in rows}) == wanted
+    assert all(rows == analysis.tables[name] for name, rows in found.tables.items())
 
 
-def test_more_can_be_asked_for_and_only_that_is_measured(
-    series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    measure(request_of(series, tmp_path / "out", what="spectra"))
-    counted = Counted(monkeypatch, "spectra")
-    measure(request_of(series, tmp_path / "out", what="norms,spectra"))
-    assert counted.keys == []
-    assert json.loads((tmp_path / "out" / "analysis.json").read_text())["what"] == [
-        "spectra",
-        "norms",
-    ]
-    assert table(tmp_path / "out", "norm_sums")
+def test_more_can_be_asked_for_and_only_that_is_measured(series: Path, tmp_path: Path) -> None:
+    analyzed(series, "spectra", out=tmp_path)
+    before = (tmp_path / "rows" / "spectra.jsonl").read_bytes()
+    found = analyzed(series, "norms,spectra", out=tmp_path)
+    assert (tmp_path / "rows" / "spectra.jsonl").read_bytes() == before
+    assert found.info["what"] == ["spectra", "norms"]
+    assert found.tables["norm_sums"]
+    assert (tmp_path / "report.html").is_file()
+    assert (tmp_path / "figures" / "norms.png").is_file()
 
 
 def test_other_or_changed_inputs_are_refused(series: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "series"
+    copy, out = tmp_path / "series", tmp_path / "out"
     shutil.copytree(series, copy)
-    out = tmp_path / "out"
-    measure(request_of(copy, out, what="spectra"))
+    analyzed(copy, "spectra", out=out)
     before = (out / "analysis.json").read_bytes()
     with pytest.raises(ConfigError, match=r"its final checkpoint is .*-1000, now .*-50"):
-        measure(request_of(copy, out, what="spectra", final=copy / label(50)))
-    less = AnalysisRequest(base=copy / "base", checkpoints=[copy / label(50)], out=out)
-    with pytest.raises(ConfigError, match=r"its checkpoints are .*, now checkpoint-50\. Choose"):
-        measure(less)
+        analyzed(copy, "spectra", out=out, final=copy / label(50))
+    with pytest.raises(ConfigError, match=r"its checkpoints are .*, now checkpoint-50\n"):
+        effopd.analyze(copy / "base", copy / label(50), out=out)
     (copy / label(200) / "config.json").write_text((copy / label(200) / "config.json").read_text())
-    with pytest.raises(ConfigError, match=r"checkpoint-200 in .* is not what it was.*--out"):
-        measure(request_of(copy, out, what="spectra"))
+    with pytest.raises(ConfigError, match=r"(?s)checkpoint-200 in .* is not what it was.*--out"):
+        analyzed(copy, "spectra", out=out)
     (copy / "base" / "config.json").write_text((copy / "base" / "config.json").read_text())
     with pytest.raises(ConfigError, match=r"its base is .* as it was"):
-        measure(request_of(copy, out, what="spectra"))
+        analyzed(copy, "spectra", out=out)
     assert (out / "analysis.json").read_bytes() == before
 
 
-def test_a_directory_of_something_else_is_refused(series: Path, tmp_path: Path) -> None:
+def test_a_directory_of_something_else_or_in_use_is_refused(series: Path, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(ConfigError, match="holds something else"):
-        measure(request_of(series, tmp_path, what="spectra"))
-
-
-def test_one_process_at_a_time(series: Path, tmp_path: Path) -> None:
-    from effopd.analysis.study_directory import AnalysisDirectory
-
+        analyzed(series, "spectra", out=tmp_path)
     with (
-        AnalysisDirectory(tmp_path / "out"),
+        Workspace(tmp_path / "out", "analysis"),
         pytest.raises(RunLockedError, match="wait for the analysis"),
     ):
-        measure(request_of(series, tmp_path / "out", what="spectra"))
+        analyzed(series, "spectra", out=tmp_path / "out")
 
 
 # Adapters and runs --------------------------------------------------------------------------------
@@ -418,50 +386,38 @@ def test_an_adapter_has_the_rank_of_its_factors(series: Path, tmp_path: Path) ->
         tmp_path / "adapter-10",
         {f"{name}.lora_A.weight": A, f"{name}.lora_B.weight": B},
     )
-    measure(
-        AnalysisRequest(
-            base=series / "base", checkpoints=[adapter], out=tmp_path / "out", what="norms,spectra"
-        )
-    )
+    tables = effopd.analyze(series / "base", adapter, ["norms", "spectra"]).tables
     values = torch.linalg.svdvals(4.0 * B.double() @ A.double())  # alpha / r = 8 / 2
-    row = one(table(tmp_path / "out", "spectra"), place=f"{name}.weight")
+    row = one(tables["spectra"], place=f"{name}.weight")
     assert row["rank"] == 2
     assert row["spectral_norm"] == pytest.approx(values[0].item(), rel=1e-6)
-    assert one(table(tmp_path / "out", "table1"), matrices=1)["step"] is None
-    assert len(table(tmp_path / "out", "never_moved")) == len(series_places(series)) - 1
+    assert one(tables["table1"], matrices=1)["step"] is None
+    assert len(tables["never_moved"]) == len(series_places(series)) - 1
 
 
 def test_a_run_brings_its_base_and_all_its_checkpoints(tmp_path: Path) -> None:
-    models = write_models(tmp_path / "models")
-    run = tmp_path / "run"
+    models, run, out = write_models(tmp_path / "models"), tmp_path / "run", tmp_path / "out"
     train_tiny(tiny_config(models), run)
-    measure(AnalysisRequest(base=run, checkpoints=[], out=tmp_path / "out", workers=1))
-    info = json.loads((tmp_path / "out" / "analysis.json").read_text())
+    result = CliRunner().invoke(app, ["analyze", str(run), "--out", str(out), "--workers", "1"])
+    assert result.exit_code == 0, result.output
+    assert "spectral / Frobenius" in result.output  # Table 1
+    assert f"page: {out / 'report.html'}" in result.output
+    info = json.loads((out / "analysis.json").read_text())
     assert info["base"]["path"] == str(models / "student")
     assert [each["label"] for each in info["checkpoints"]] == ["step-00004", "step-00008"]
     assert info["what"] == ["norms", "spectra", "subspaces", "trajectories", "behavior"]
-    row = one(table(tmp_path / "out", "norm_sums"), grouping="whole", checkpoint="step-00008")
-    base, tuned = open_weights(models / "student"), open_weights(run / "checkpoints" / "step-00008")
-    squares = [(tuned.read(n).double() - base.read(n).double()).square().sum() for n in base.shapes]
-    assert row["frobenius_norm"] == pytest.approx(
-        torch.stack(squares).sum().sqrt().item(), rel=1e-6
-    )
     accuracies = {
         r["step"]: r["accuracy"] for r in read_jsonl(run / "evals.jsonl") if r["model"] == "student"
     }
+    divergences = read_table(out / "tables" / "divergences.csv")
     for step in (4, 8):
-        found = of(
-            table(tmp_path / "out", "divergences"),
-            label=f"step-0000{step}",
-            text="own",
-            to="teacher",
-        )
-        assert found[0]["accuracy"] == accuracies[step]
-    written = {path.stem for path in (tmp_path / "out" / "tables").glob("*.csv")}
+        row = one(divergences, label=f"step-0000{step}", text="own", to="teacher")
+        assert row["accuracy"] == accuracies[step]
+    written = {path.stem for path in (out / "tables").glob("*.csv")}
     assert written <= set(re.findall(r"`(\w+)`", PAGE))
-    measured = (tmp_path / "out" / "rows" / "behavior.json").stat().st_mtime_ns
-    measure(AnalysisRequest(base=run, checkpoints=[], out=tmp_path / "out", what="behavior"))
-    assert (tmp_path / "out" / "rows" / "behavior.json").stat().st_mtime_ns == measured
+    measured = (out / "rows" / "behavior.json").stat().st_mtime_ns
+    effopd.analyze(run, what="behavior", out=out)
+    assert (out / "rows" / "behavior.json").stat().st_mtime_ns == measured
     inputs = find_inputs(models / "student", [run], None, print)
     assert [each.step for each in inputs.checkpoints] == [4, 8]
     with pytest.raises(ConfigError, match="2 runs were given"):
@@ -529,9 +485,10 @@ def test_what_is_no_series_is_refused(tmp_path: Path, names: list[str], message:
 def test_what_is_measured() -> None:
     assert parse_what(None) == []
     assert parse_what("spectra, norms") == ["norms", "spectra"]
-    with pytest.raises(ConfigError, match=r"--what spectre: .*did you mean spectra"):
+    assert parse_what(["spectra", "norms"]) == ["norms", "spectra"]
+    with pytest.raises(ConfigError, match=r"what: 'spectre' is not .*did you mean spectra"):
         parse_what("norms,spectre")
-    with pytest.raises(ConfigError, match="--what is empty"):
+    with pytest.raises(ConfigError, match="what is empty"):
         parse_what(",")
 
 
@@ -542,7 +499,7 @@ def test_what_is_measured() -> None:
         (["--what", "behavior"], 2, "give --recipe RUN.toml"),
         (["--what", "norms", "--recipe", "x.toml"], 2, "--recipe is for behavior"),
         (["--device", "tpu9"], 2, "device 'tpu9' cannot be used: "),
-        (["--final", "nowhere"], 2, "no directory at nowhere"),
+        (["--final", "nowhere"], 2, "no model directory at nowhere"),
     ],
 )
 def test_a_wrong_option_is_one_message(
@@ -558,9 +515,8 @@ def test_a_wrong_option_is_one_message(
 
 def test_another_architecture_is_named(series: Path, tmp_path: Path) -> None:
     other = save_family(tmp_path / "wide-7", intermediate_size=32)
-    request = AnalysisRequest(base=series / "base", checkpoints=[other], out=tmp_path / "out")
     with pytest.raises(ParameterMismatchError, match=r"checkpoint wide-7: .*has shape \(16, 24\)"):
-        measure(request)
+        effopd.analyze(series / "base", other)
 
 
 def test_a_checkpoint_that_diverged_is_named(series: Path, tmp_path: Path) -> None:
@@ -568,12 +524,6 @@ def test_a_checkpoint_that_diverged_is_named(series: Path, tmp_path: Path) -> No
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[0, 0] = torch.inf
     model.save_pretrained(tmp_path / "broken-9")
-    for what in ("norms", "spectra"):
-        request = AnalysisRequest(
-            base=series / "base",
-            checkpoints=[tmp_path / "broken-9"],
-            out=tmp_path / what,
-            what=what,
-        )
+    for what in ("norms", "spectra", "subspaces"):
         with pytest.raises(NonFiniteError, match=r"checkpoint broken-9: .*layers\.1\.mlp\.up_proj"):
-            measure(request)
+            effopd.analyze(series / "base", tmp_path / "broken-9", what)

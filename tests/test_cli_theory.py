@@ -1,4 +1,4 @@
-"""`effopd theory` on runs of a second: what it reads of a run, and what it writes."""
+"""The local theory of runs of a second: what it reads of a run, and what it writes."""
 
 import csv
 import json
@@ -14,14 +14,15 @@ import torch
 from tests.support.tiny import tiny_config, train_tiny, write_models
 from typer.testing import CliRunner
 
-from effopd.analysis.theory import PastRay
-from effopd.analysis.theory_inputs import (
+from effopd.analysis.run_theory import (
     check_is_distillation,
     frozen_loss,
     read_checkpoints,
     read_rays,
+    run_theory,
     write_text,
 )
+from effopd.analysis.theory import PastRay
 from effopd.cli.main import app
 from effopd.errors import ConfigError
 from effopd.models.checkpoints import checkpoint_path
@@ -98,18 +99,19 @@ def test_tables_of_a_run(runs: dict[str, Path], tmp_path: Path) -> None:
     assert list(summary["estimators"]) == ["opd", "sampled_opd", "rl"]
 
 
-def test_checkpoints_and_scales_are_those_of_the_run(runs: dict[str, Path], tmp_path: Path) -> None:
-    assert effopd(runs["batch"], "--out", tmp_path, *SMALL).exit_code == 0
-    summary = json.loads((tmp_path / "theory.json").read_text("utf-8"))
-    checkpoints = table(tmp_path, "checkpoints")
-    assert [row["step"] for row in checkpoints] == ["1", "2", "3", "4", "5"]
-    assert min(numbers(checkpoints, "loss")) < summary["base_loss_nats"]
-    norms = numbers(table(tmp_path, "modules"), "update_norm")
-    assert math.hypot(*norms) == pytest.approx(float(checkpoints[-1]["norm"]))
+def test_checkpoints_and_scales_are_those_of_the_run(
+    runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = run_theory(runs["batch"], rank=3, contexts=40, steps=4)
+    assert capsys.readouterr().out == ""
+    checkpoints = found.tables["checkpoints"]
+    assert [row["step"] for row in checkpoints] == [1, 2, 3, 4, 5]
+    assert min(row["loss"] for row in checkpoints) < found.summary["base_loss_nats"]
+    norms = [row["update_norm"] for row in found.tables["modules"]]
+    assert math.hypot(*norms) == pytest.approx(checkpoints[-1]["norm"])
     metrics = load_run(runs["batch"]).metrics
     accepted = {r["step"] - 1: r["accepted_scale"] for r in metrics if r["accepted_scale"]}
-    scales = table(tmp_path, "scales")
-    assert {int(r["step"]): float(r["accepted_scale"]) for r in scales} == accepted
+    assert {r["step"]: r["accepted_scale"] for r in found.tables["scales"]} == accepted
     assert len(accepted) == 3
 
 

@@ -1,4 +1,4 @@
-"""`effopd intervene`: checkpoints, tables, resuming, and the evaluation that others reuse."""
+"""Sweeps of interventions: checkpoints, tables, resuming, and the evaluation that others reuse."""
 
 import json
 import math
@@ -20,15 +20,16 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from effopd.analysis.intervention_kinds import KINDS, Source, interventions
-from effopd.analysis.intervention_scores import (
+from effopd.analysis.interventions import WholeScaling
+from effopd.analysis.sweeps import (
     STATISTICS,
     Case,
     Passes,
     evaluate_interventions,
+    intervene,
     pooled,
     ratio,
 )
-from effopd.analysis.interventions import WholeScaling
 from effopd.cli.main import app
 from effopd.errors import ConfigError
 from effopd.evaluation.evaluator import Evaluation, Evaluator
@@ -39,7 +40,8 @@ from effopd.records import read_jsonl
 from effopd.reports.table_files import read_table
 from effopd.rollouts.seeds import derive_seed
 from effopd.search.validation import standard_error
-from effopd.training.run import build_parts
+from effopd.training.build import build_parts
+from effopd.training.config import load_config
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = (DOCS / "interventions.md").read_text("utf-8")
@@ -137,17 +139,15 @@ KIND_CASES: list[tuple[str, list[str], bool, int]] = [
 def test_every_kind(
     models: Path, tmp_path: Path, kind: str, settings: list[str], other: bool, count: int
 ) -> None:
-    options = ["--kind", kind, "--out", tmp_path, *(["--other", models / "final"] if other else [])]
-    result = effopd(models / "base", models / "tuned", *settings, *options)
-    assert result.exit_code == 0, result.output
-    directories = sorted((tmp_path / "checkpoints").iterdir())
-    assert len(directories) == result.stdout.count("update norm") == count
+    final = models / "final" if other else None
+    rows = intervene(models / "base", models / "tuned", kind, settings, out=tmp_path, other=final)
+    assert len({row["directory"] for row in rows}) == len(rows) == count
     base = read(models / "base")
-    points = [read(directory) for directory in directories]
+    points = [read(Path(row["directory"])) for row in rows]
     assert all(not all(point[n].equal(base[n]) for n in base) for point in points)
     if kind == "scale" and other:
         expected = twin.whole_norm(base, read(models / "final"))
-        assert twin.whole_norm(base, points[0]) == pytest.approx(expected, rel=1e-5)
+        assert rows[0]["update_norm"] == pytest.approx(expected, rel=1e-5)
     if kind == "top_rank" and other:
         asked = twin.norms(base, read(models / "final"))
         found = twin.norms(base, points[0])
@@ -167,14 +167,16 @@ def test_every_kind_is_tried_and_described() -> None:
 
 
 def test_rows_are_those_of_the_evaluation_of_a_written_checkpoint(
-    models: Path, tmp_path: Path
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = ["--recipe", models / "run.toml", "--passes", "1"]
-    arguments = [models / "base", models / "tuned", "scale=0,2", "--kind", "scale", "--write"]
-    result = effopd(*arguments, *recipe, "--out", tmp_path)
-    assert result.exit_code == 0, result.output
-    config = load_config(models / "run.toml")
-    for row in rows_of(tmp_path):
+    recipe = models / "run.toml"
+    ends, values = (models / "base", models / "tuned"), {"scale": [0, 2]}
+    rows = intervene(*ends, "scale", values, recipe=recipe, passes=1, out=tmp_path, write=True)
+    assert [{n: c if c != "" else None for n, c in r.items()} for r in rows] == rows_of(tmp_path)
+    assert intervene(*ends, "scale", values, recipe=recipe, passes=1) == rows
+    assert capsys.readouterr().out == ""
+    config = load_config(recipe)
+    for row in rows:
         directory = tmp_path / "checkpoints" / f"tuned-scale-{row['value']:g}"
         assert config.student is not None
         student = replace(config.student, path=str(directory))
@@ -185,53 +187,42 @@ def test_rows_are_those_of_the_evaluation_of_a_written_checkpoint(
         assert (row["problems"], row["passes"], row["failure"]) == (5, 1, None)
         norm = twin.whole_norm(read(models / "base"), read(directory))
         assert row["update_norm"] == pytest.approx(norm, rel=1e-6)
-    assert [row["value"] for row in rows_of(tmp_path)] == [0, 2]
-    assert [row["at_base"] for row in rows_of(tmp_path)] == [25, 0]
+    assert [(row["value"], row["at_base"]) for row in rows] == [(0, 25), (2, 0)]
 
 
 @pytest.fixture
-def sweep(models: Path, tmp_path: Path) -> Callable[..., Any]:
+def sweep(models: Path, tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
     """Runs a sweep into one directory."""
 
-    def run(*more: str | Path, kind: str = "scale", tuned: Path = models / "tuned") -> Any:
-        recipe = ["--recipe", models / "run.toml", "--out", tmp_path]
-        return effopd(models / "base", tuned, *more, "--kind", kind, *recipe)
+    def run(kind: str, setting: str, *, tuned: Path = models / "tuned", **options: Any) -> Any:
+        options = {"passes": 1, "recipe": models / "run.toml", "out": tmp_path} | options
+        return intervene(models / "base", tuned, kind, [setting], **options)
 
     return run
 
 
-def test_finished_rows_are_not_evaluated_again(
-    sweep: Callable[..., Any], tmp_path: Path, models: Path
-) -> None:
-    first = sweep("scale=0.5,1", "--passes", "2")
-    assert first.exit_code == 0, first.output
+def test_finished_rows_are_not_evaluated_again(sweep: Callable[..., Any], tmp_path: Path) -> None:
+    kept = sweep("scale", "scale=0.5,1")
     journal = (tmp_path / "interventions.jsonl").read_bytes()
-    kept = rows_of(tmp_path)
-    again = sweep("scale=0.5,1", "--passes", "2")
-    assert "2 of 2 are in" in again.stdout
+    assert [row["value"] for row in sweep("scale", "scale=1,0.5")] == [1, 0.5]
     assert (tmp_path / "interventions.jsonl").read_bytes() == journal
-    more = sweep("scale=0.5,1,1.5", "--passes", "2")
-    assert "2 of 3 are in" in more.stdout
-    assert "1/1  scale 1.5" in more.stdout
-    other = sweep("half_width=0", "--passes", "2", kind="window")
-    assert other.exit_code == 0, other.output
-    assert rows_of(tmp_path)[:2] == kept
+    assert sweep("scale", "scale=0.5,1,1.5")[:2] == kept
+    assert (tmp_path / "interventions.jsonl").read_bytes().startswith(journal)
+    sweep("window", "half_width=0")
     kinds = [(row["kind"], row["value"]) for row in rows_of(tmp_path)]
     assert kinds == [("scale", 0.5), ("scale", 1), ("scale", 1.5), ("window", 1), ("window", 2)]
-    written = sorted(path.name for path in (tmp_path / "tables").iterdir())
-    assert "interventions.csv" in written
+    assert len(read_jsonl(tmp_path / "interventions.jsonl")) == 5
 
 
 def test_a_row_cut_off_by_a_kill_is_evaluated_again_to_the_same(
     sweep: Callable[..., Any], tmp_path: Path
 ) -> None:
-    sweep("scale=0.5,1", "--passes", "1")
+    rows = sweep("scale", "scale=0.5,1")
     journal = tmp_path / "interventions.jsonl"
     whole = journal.read_bytes()
     journal.write_bytes(whole[:-20])
     (tmp_path / "tables" / "interventions.csv").unlink()
-    result = sweep("scale=0.5,1", "--passes", "1")
-    assert "1 of 2 are in" in result.stdout
+    assert sweep("scale", "scale=0.5,1") == rows
     assert journal.read_bytes() == whole
     assert [row["value"] for row in rows_of(tmp_path)] == [0.5, 1]
 
@@ -241,32 +232,29 @@ def test_changed_weights_are_evaluated_again(
 ) -> None:
     tuned = tmp_path / "copy"
     shutil.copytree(models / "tuned", tuned)
-    sweep("scale=1", "--passes", "1", tuned=tuned)
-    (before,) = rows_of(tmp_path)
+    (before,) = sweep("scale", "scale=1", tuned=tuned)
     save(tuned, near(5, 0.1))
-    result = sweep("scale=1", "--passes", "1", tuned=tuned)
-    assert "already" not in result.stdout
-    (after,) = rows_of(tmp_path)
+    (after,) = sweep("scale", "scale=1", tuned=tuned)
     assert after["update_norm"] > 2 * before["update_norm"]
+    assert len(rows_of(tmp_path)) == 1
     assert len(read_jsonl(tmp_path / "interventions.jsonl")) == 2
 
 
 def test_another_evaluation_needs_another_directory(sweep: Callable[..., Any]) -> None:
-    sweep("scale=1", "--passes", "1")
-    result = sweep("scale=1", "--passes", "2", "--problems", "3")
-    assert result.exit_code == 2
-    assert "holds the results of another evaluation:" in result.stderr
-    assert "evaluation.problems: 5 -> 3" in result.stderr
-    assert "passes: 1 -> 2" in result.stderr
+    sweep("scale", "scale=1")
+    with pytest.raises(ConfigError, match="holds the sweep of other settings:") as refused:
+        sweep("scale", "scale=1", passes=2, problems=3)
+    assert "evaluation.problems: 5 -> 3" in str(refused.value)
+    assert "passes: 1 -> 2" in str(refused.value)
 
 
-def test_printed_lines(sweep: Callable[..., Any], tmp_path: Path) -> None:
-    lines = sweep("scale=0.5,1", "--passes", "2").stdout.splitlines()
+def test_the_command_prints_every_row_and_a_table(models: Path, tmp_path: Path) -> None:
+    words = [models / "base", models / "tuned", "scale=0.5,1", "--kind", "scale", "--passes", "2"]
+    result = effopd(*words, "--recipe", models / "run.toml", "--out", tmp_path)
+    lines = result.stdout.splitlines()
     number = r"\d+\.\d{4} \+- \d+\.\d{4}"
-    line = (
-        rf"1/2  scale 0\.5  norm [\d.]+  accuracy {number}  KL to teacher {number}  never moved 0"
-    )
-    assert re.fullmatch(rf"{line}  \d+ s left", lines[0])
+    line = rf"scale 0\.5  norm [\d.]+  accuracy {number}  KL to teacher {number}  never moved 0"
+    assert re.fullmatch(rf"interventions: 1/2  {line}  0:\d\d elapsed, about .* left", lines[0])
     assert re.split(r"  +", lines[3]) == [
         "intervention", "norm", "accuracy", "KL to teacher", "never moved",
     ]  # fmt: skip
@@ -303,17 +291,14 @@ def test_the_first_pass_is_trainings_and_the_others_draw_anew() -> None:
     assert row["passes"] == 3
 
 
-def test_a_live_model_is_put_back_and_rows_come_one_by_one() -> None:
+def test_a_live_model_is_put_back() -> None:
     policy = tiny_policy(0)
     before = {n: bits(t) for n, t in policy.model.state_dict().items()}
     update = live_update()
     cases = [
         Case(intervention=WholeScaling(scale=s), update=update, checkpoint="opd") for s in (0, 1)
     ]
-    seen: list[dict[str, Any]] = []
-    engine = FakeEngine(bigram_table())
-    rows = evaluate_interventions(cases, passes(policy, engine), on_row=seen.append)
-    assert rows == seen
+    rows = list(evaluate_interventions(cases, passes(policy, FakeEngine(bigram_table()))))
     assert [row["value"] for row in rows] == [0, 1]
     assert {row["checkpoint"] for row in rows} == {"opd"}
     assert {n: bits(t) for n, t in policy.model.state_dict().items()} == before
@@ -393,25 +378,26 @@ def test_passes_are_at_least_one() -> None:
         ("swap", ["blocks=mpl"], True, "blocks must be one of attention, mlp, embedding"),
     ],
 )
-def test_wrong_options_are_status_2(
+def test_wrong_settings_are_refused(
     models: Path, tmp_path: Path, kind: str, settings: list[str], other: bool, message: str
 ) -> None:
-    options = ["--other", models / "final"] if other else []
-    arguments = [models / "base", models / "tuned", *settings, "--kind", kind, *options]
-    result = effopd(*arguments, "--out", tmp_path / "out")
-    assert result.exit_code == 2, result.output
-    assert message in result.stderr
-    assert not (tmp_path / "out").exists()
+    final = models / "final" if other else None
+    ends, out = (models / "base", models / "tuned"), tmp_path / "out"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        intervene(*ends, kind, settings, out=out, other=final)
+    assert not out.exists()
 
 
-def test_a_recipe_that_cannot_evaluate_is_refused(models: Path, tmp_path: Path) -> None:
+def test_a_sweep_that_cannot_be_made_is_refused(models: Path, tmp_path: Path) -> None:
     arguments = [models / "base", models / "tuned", "scale=1", "--kind", "scale"]
     none = effopd(*arguments, "--recipe", models / "run.toml", "--problems", "0", "--out", tmp_path)
     assert (none.exit_code, "give --problems" in none.stderr) == (2, True)
     recipe = tmp_path / "self.toml"
     recipe.write_text('[self_teacher]\ndecay = 0.9\n[student]\npath = "x"\n')
-    own = effopd(*arguments, "--recipe", recipe, "--out", tmp_path)
-    assert (own.exit_code, "teacher is an average of the student" in own.stderr) == (2, True)
+    with pytest.raises(ConfigError, match="teacher is an average of the student"):
+        intervene(models / "base", models / "tuned", "scale", {"scale": 1}, recipe=recipe)
+    with pytest.raises(ConfigError, match="checkpoints need a directory"):
+        intervene(models / "base", models / "tuned", "scale", {"scale": 1})
 
 
 def blocks(language: str) -> list[str]:
@@ -454,14 +440,18 @@ def test_the_figures_of_interventions_are_all_there() -> None:
     assert parts | whole <= set(re.findall(r"15 to 28|Table \d|\d+[abc]?", named))
 
 
-def test_the_example_of_the_page_runs(
+def test_the_examples_of_the_page_run(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, source in {"base": "base", "step-4": "tuned", "step-40": "final"}.items():
         shutil.copytree(models / source, tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    (example,) = blocks("python")
-    exec(compile(example, "docs/interventions.md", "exec"), {"model": tiny_model(0)})
+    shutil.copy(models / "run.toml", tmp_path)
+    sweep, example = blocks("python")
+    known: dict[str, Any] = {"model": tiny_model(0)}
+    exec(compile(sweep, "docs/interventions.md", "exec"), known)
+    assert list(known["accuracies"]) == [0.5, 1]
+    exec(compile(example, "docs/interventions.md", "exec"), known)
     base, early, final = (read(tmp_path / name) for name in ("base", "step-4", "step-40"))
     scales = {
         n: 1 + 0.8 * (twin.norms(base, final)[n] / norm - 1)
@@ -473,7 +463,7 @@ def test_the_example_of_the_page_runs(
 
 
 def test_every_column_is_described(sweep: Callable[..., Any], tmp_path: Path) -> None:
-    sweep("scale=1", "--passes", "1")
+    sweep("scale", "scale=1")
     (row,) = rows_of(tmp_path)
     described = set(re.findall(r"`(\w+)`", PAGE.split("## Evaluation")[1].split("## In Python")[0]))
     assert set(row) <= described

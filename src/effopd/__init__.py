@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from effopd import figures
+    from effopd.analysis.study import analyze
     from effopd.comparison.run import Comparison, compare
     from effopd.evaluation.benchmarks.run import Evaluation, evaluate
     from effopd.models.loading import ModelSettings, load_model
@@ -45,6 +46,7 @@ __version__ = "0.1.0"
 _HOME: dict[str, tuple[str, ...]] = {
     "comparison.run": (
         "Comparison",
+        "analyze",
         "compare",
         "evaluate",
     ),
@@ -86,6 +88,7 @@ _HOME: dict[str, tuple[str, ...]] = {
         "Strict",
         "Unconditional",
     ),
+    "analysis.study": ("analyze",),
     "evaluation.benchmarks.run": ("Evaluation", "evaluate"),
     "training.config": ("Config",),
     "training.observer": ("Observer",),
@@ -120,6 +123,7 @@ __all__ = [
     "SinceRaw",
     "Strict",
     "Unconditional",
+    "analyze",
     "compare",
     "evaluate",
     "figures",

@@ -6,8 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from effopd.analysis.intervention_scores import Case, Passes, evaluate_interventions
 from effopd.analysis.interventions import Intervention
+from effopd.analysis.sweeps import Case, Passes, evaluate_interventions
 from effopd.comparison.plan import load_plan
 from effopd.data.world import TinyWorld
 from effopd.demo.cache import world_models

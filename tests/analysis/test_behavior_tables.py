@@ -11,12 +11,17 @@ from tests.reference.kl_twin import reverse_kl
 from tests.support.tiny import tiny_config, write_models
 from torch import Tensor
 
-from effopd.analysis.behavior_records import TABLES, Behavior, behavior_tables
-from effopd.analysis.behavior_study import BehaviorSettings, most_informative_question
+from effopd.analysis.behavior_study import (
+    TABLES,
+    Behavior,
+    behavior_tables,
+    most_informative_question,
+)
 from effopd.analysis.series import Checkpoint, Inputs
 from effopd.errors import ConfigError
 from effopd.models.loading import ModelSettings, load_model
 from effopd.models.policy import Sample
+from effopd.progress import Display
 from effopd.reports.examples import example_html
 from effopd.training.build import build_parts
 from effopd.training.config import Config, make_config
@@ -61,8 +66,7 @@ def recipe(models: Path, **settings: Any) -> Config:
 @pytest.fixture(scope="module")
 def found(models: Path) -> Behavior:
     series = inputs(models, "half", "same", "final")
-    settings = BehaviorSettings(picture_tokens=5)
-    return behavior_tables(series, recipe(models), settings=settings, report=quiet)
+    return behavior_tables(series, recipe(models), picture_tokens=5)
 
 
 def row(found: Behavior, table: str, **keys: Any) -> dict[str, Any]:
@@ -234,8 +238,7 @@ def test_the_norms_may_be_those_of_a_model_outside_the_series(models: Path) -> N
     found = behavior_tables(
         inputs(models, "half", final="final"),
         recipe(models, **{"evaluation.problems": 1}),
-        settings=BehaviorSettings(projections=()),
-        report=quiet,
+        projections=(),
     )
     assert {row["label"] for row in found.tables["shifts"]} == {"half"}
     assert found.example is not None
@@ -245,18 +248,22 @@ def test_the_norms_may_be_those_of_a_model_outside_the_series(models: Path) -> N
 
 def test_one_checkpoint_makes_no_example(models: Path) -> None:
     messages: list[str] = []
+
+    class Heard(Display):
+        def say(self, text: str) -> None:
+            messages.append(text)
+
     found = behavior_tables(
         inputs(models, "half"),
         recipe(models, **{"evaluation.problems": 1}),
-        settings=BehaviorSettings(projections=()),
-        report=messages.append,
+        projections=(),
+        display=Heard(),
     )
     assert found.example is None
     assert found.tables["shift_points"] == []
-    assert messages == [
-        "behavior of half",
-        "no example: it takes a teacher and two checkpoints",
-    ]
+    (progress, reason) = messages
+    assert progress.startswith("behavior: 1/1  half  ")
+    assert reason == "no example: it takes a teacher and two checkpoints"
 
 
 def test_without_a_teacher_checkpoints_are_compared_with_the_base(
@@ -280,8 +287,7 @@ def test_without_a_teacher_checkpoints_are_compared_with_the_base(
     found = behavior_tables(
         inputs(models, "half", "final"),
         config,
-        settings=BehaviorSettings(projections=()),
-        report=quiet,
+        projections=(),
     )
     cases = [(r["label"], r["text"], r["to"]) for r in found.tables["divergences"]]
     assert cases == [
@@ -290,26 +296,9 @@ def test_without_a_teacher_checkpoints_are_compared_with_the_base(
     assert found.example is None
 
 
-@pytest.mark.parametrize("labels", [[], ["a", "a"], ["base"], ["a", "teacher"]], ids=str)
-def test_series_that_cannot_be_told_apart_are_refused(models: Path, labels: list[str]) -> None:
-    series = [Checkpoint(label=label, step=1, directory=models / "half") for label in labels]
-    final = Checkpoint(label="final", step=2, directory=models / "final")
-    with pytest.raises(ConfigError, match="labels that differ"):
-        Inputs(base=models / "student", checkpoints=tuple(series), final=final)
-
-
 def test_a_recipe_without_problems_is_refused(models: Path) -> None:
     with pytest.raises(ConfigError, match=r"set evaluation.problems to at least 1"):
         behavior_tables(
             inputs(models, "half"),
             recipe(models, **{"evaluation.problems": 0}),
-            report=quiet,
         )
-
-
-@pytest.mark.parametrize(
-    "settings", [{"picture_tokens": 1}, {"projections": ("umap",)}], ids=lambda s: next(iter(s))
-)
-def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=next(iter(settings))):
-        BehaviorSettings(**settings)

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from effopd.data.code_formats import from_input_output
+from effopd.data.code_formats import from_evalplus, from_input_output
 from effopd.data.dataset import DatasetSpec, registry
-from effopd.data.evalplus import from_evalplus
 from effopd.data.mapping import MappedRow, RejectedRow, needed_fields, read_row
 from effopd.data.problem import Problem
 from effopd.data.rows import Row, file_rows

@@ -19,6 +19,7 @@ from effopd.evaluation.importance_kl import (
     outside_trust_region,
     weighted_kl,
 )
+from effopd.evaluation.logprobs import completion_log_probs
 from effopd.evaluation.rollout_sources import FreshRollouts
 from effopd.evaluation.routing import Teachers, routed_reverse_kl
 from effopd.models.policy import Policy

@@ -14,7 +14,6 @@ from effopd.errors import ConfigError
 from effopd.evaluation.statistics import (
     EXACT_QUESTIONS,
     average,
-    chance_of_pass,
     compare,
     majority,
     pass_at_k,
@@ -198,7 +197,8 @@ def test_the_chance_of_a_pass_is_that_of_all_subsets(samples: int, data: st.Data
     k = data.draw(st.integers(1, samples))
     subsets = list(itertools.combinations(range(samples), k))
     expected = sum(any(i < right for i in subset) for subset in subsets) / len(subsets)
-    assert chance_of_pass(samples, right, k) == pytest.approx(expected, abs=1e-12)
+    rewards = [[1.0] * right + [0.0] * (samples - right)]
+    assert pass_at_k(rewards, k).mean == pytest.approx(expected, abs=1e-12)
 
 
 def test_pass_at_1_is_the_average_and_grows_with_k() -> None:

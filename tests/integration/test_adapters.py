@@ -8,9 +8,8 @@ import torch
 from safetensors.torch import load_file
 from tests.support.tiny import Raw, metrics_of, search_rows, tiny_config, train_tiny
 
-from effopd.analysis.theory import TheorySettings
+from effopd.analysis.run_theory import run_theory
 from effopd.cli.run import evaluate_checkpoint
-from effopd.cli.theory import theory
 from effopd.errors import ConfigError
 from effopd.evaluation.logprobs import completion_log_probs
 from effopd.models.checkpoints import list_checkpoints, verify_checkpoint
@@ -103,7 +102,7 @@ def test_the_untrained_student_is_the_student_without_its_adapters(models: Path,
 
 def test_what_is_of_weights_alone_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="that of weights, this run trains adapters"):
-        theory(run, tmp_path, TheorySettings())
+        run_theory(run, tmp_path)
 
 
 def test_started_from_a_model_there_are_no_adapters(models: Path) -> None:

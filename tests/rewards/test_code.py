@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 from tests.support.sandboxes import sandbox_of
 
-from effopd.data.code_formats import from_codeforces, from_input_output
+from effopd.data.code_formats import from_codeforces, from_evalplus, from_input_output
 from effopd.data.code_tests import CodeTests
-from effopd.data.evalplus import from_evalplus
 from effopd.data.problem import Answer, Problem
 from effopd.errors import ConfigError
 from effopd.rewards.code import CodeChecking, CodeVerifier, SandboxError

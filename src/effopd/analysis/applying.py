@@ -57,14 +57,21 @@ def intervened(model: nn.Module, changed: Changed) -> Iterator[Footprint]:
     footprint, modules = Footprint(), tensor_places(changed.update)
     try:
         for live, names in _live_tensors(model, changed.shapes):
-            found = _one_value(changed, names)
+            found, *others = (changed.read(name) for name in names)
+            if not all(torch.equal(found, other) for other in others):
+                raise ParameterMismatchError(
+                    f"{' and '.join(names)} are one tensor of the live model, but this "
+                    "intervention gives them different values: untie them, or change both alike"
+                )
             footprint.add(changed.update, names[0], found, modules.get(names[0], []))
             saved.append((live, live.detach().clone()))
-            _copy_(live, found)
+            with torch.no_grad():
+                live.copy_(found)
         yield footprint
     finally:
         for live, original in saved:
-            _copy_(live, original)
+            with torch.no_grad():
+                live.copy_(original)
 
 
 def write_intervened(directory: Path, source: Path, changed: Changed) -> Footprint:
@@ -110,19 +117,3 @@ def _live_tensors(
                 "keep whatever value it has"
             )
     return [(live[own[found[0]]], found) for found in names.values()]
-
-
-def _one_value(changed: Changed, names: list[str]) -> Tensor:
-    """The changed value of a tensor that may have several names."""
-    first, *others = [changed.read(name) for name in names]
-    if not all(torch.equal(first, other) for other in others):
-        raise ParameterMismatchError(
-            f"{' and '.join(names)} are one tensor of the live model, but this intervention gives "
-            "them different values: untie them, or change both alike"
-        )
-    return first
-
-
-@torch.no_grad()
-def _copy_(live: Tensor, value: Tensor) -> None:
-    live.copy_(value)

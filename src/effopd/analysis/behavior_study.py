@@ -4,15 +4,15 @@ In memory: the base, its teachers, one checkpoint, and a copy of what that one c
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
+from transformers.utils import logging as transformers_logging
 
-from effopd.analysis.applying import Footprint, intervened
+from effopd.analysis.applying import intervened
 from effopd.analysis.behavior import divergence_summary, kl_gap_closed, position_rows
 from effopd.analysis.embeddings import (
     Projection,
@@ -25,166 +25,210 @@ from effopd.analysis.embeddings import (
 )
 from effopd.analysis.interventions import NormScaling, WholeScaling
 from effopd.analysis.modules import module_norms
-from effopd.analysis.series import Checkpoint
+from effopd.analysis.series import Checkpoint, Inputs
 from effopd.analysis.trajectories import pca_points, tsne_points
+from effopd.config.reading import to_toml
 from effopd.errors import ConfigError
 from effopd.evaluation.evaluator import Evaluation
 from effopd.evaluation.logprobs import completion_reverse_kl
 from effopd.evaluation.routing import routed_reverse_kl
 from effopd.methods import FullVocabularyKL
-from effopd.models.policy import Policy
 from effopd.models.updates import open_update
-from effopd.records import SCHEMA, Row
+from effopd.progress import SILENT, Display
+from effopd.records import SCHEMA, Row, read_json, write_json_atomic
+from effopd.reports.table_files import write_table
 from effopd.rollouts.rollout import Rollout
 from effopd.training.build import build_parts, started_from
-from effopd.training.config import Config
+from effopd.training.config import Config, load_config
+from effopd.training.run import config_of_run
 from effopd.training.teachers import frozen_copy
 
 Rows = list[Row]
 Tables = dict[str, Rows]
+TABLES = ("divergences", "positions", "shifts", "shift_points")
+"""Names of the tables that `behavior_tables` gives."""
 WRITTEN = ("accuracy", "accuracy_se", "mean_length", "truncated_share")
 """What `divergences` says about a checkpoint's own answers."""
 BASE = "base"
 PROJECTIONS: dict[str, Projection] = {"pca": pca_points, "tsne": tsne_points}
+PICTURE_TOKENS = 200
+"""Tokens shown in a picture of shifts."""
+
+
+def behavior_recipe(
+    asked: Sequence[str],
+    run: Path | None,
+    recipe: str | Path | None,
+    device: str,
+    report: Callable[[str], None],
+) -> Config | None:
+    """Where problems, prompts and teachers come from; None where no behavior is measured."""
+    wanted = not asked or "behavior" in asked
+    if recipe is not None and not wanted:
+        raise ConfigError("--recipe is for behavior: add behavior to --what, or leave it out")
+    if recipe is None and run is None and asked and wanted:
+        raise ConfigError("behavior needs problems and a teacher: give --recipe RUN.toml")
+    if not wanted or (recipe is None and run is None):
+        return None
+    if recipe is not None:
+        path = Path(recipe)
+        config = load_config(path)
+    else:
+        assert run is not None
+        path, config = run / "config.toml", config_of_run(run)
+    if not asked and (config.evaluation.problems < 1 or config.self_teacher is not None):
+        report(f"no behavior: {path} has no test problems, or a teacher that follows the student")
+        return None
+    return config.model_copy(update={"device": device, "teacher_device": None})
+
+
+def measure_behavior(
+    out: Path, inputs: Inputs, recipe: Config, display: Display, *, draws_tsne: bool
+) -> None:
+    """Writes the tables of behavior and the example, measured now or before."""
+    path = out / "rows" / "behavior.json"
+    projections = ["pca", "tsne"] if draws_tsne else ["pca"]
+    conditions: Row = {"recipe": to_toml(recipe), "projections": projections}
+    record = read_json(path) if path.exists() else None
+    if record is None:
+        transformers_logging.disable_progress_bar()
+        found = behavior_tables(inputs, recipe, projections=projections, display=display)
+        measured = {"tables": found.tables, "example": found.example}
+        record = {"schema": SCHEMA, **conditions, **measured}
+        write_json_atomic(path, record)
+    elif any(record.get(name) != value for name, value in conditions.items()):
+        raise ConfigError(
+            f"{out} holds the behavior under another recipe: choose another directory (--out)"
+        )
+    for name, rows in record["tables"].items():
+        write_table(out / "tables", name, rows)
+    if record["example"] is not None:
+        write_json_atomic(out / "example.json", {"schema": SCHEMA, **record["example"]})
 
 
 @dataclass(frozen=True, kw_only=True)
-class BehaviorSettings:
-    """What is measured beyond divergences and shifts.
+class Behavior:
+    """Rows by the names in `TABLES`, and the example (see `BehaviorStudy.example`) or None."""
 
-    Attributes:
-        picture_tokens: Tokens shown in a picture of shifts.
-        projections: Kinds of picture; empty for none.
-        example: Whether a question is looked for that shows what rescaling does.
-        seed: Decides which tokens are shown.
-    """
-
-    picture_tokens: int = 200
-    projections: tuple[Literal["pca", "tsne"], ...] = ("pca", "tsne")
-    example: bool = True
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.picture_tokens < 2:
-            raise ConfigError(f"picture_tokens must be at least 2, got {self.picture_tokens}")
-        unknown = set(self.projections) - set(PROJECTIONS)
-        if unknown:
-            raise ConfigError(f"projections must be among pca and tsne, got {sorted(unknown)}")
+    tables: Tables
+    example: Row | None
 
 
-class BehaviorStudy:
-    """Base, teachers and the base's text, against which checkpoints are measured one by one.
+def behavior_tables(
+    inputs: Inputs,
+    recipe: Config,
+    *,
+    projections: Sequence[str] = tuple(PROJECTIONS),
+    picture_tokens: int = PICTURE_TOKENS,
+    display: Display = SILENT,
+) -> Behavior:
+    """Measures how every checkpoint of a series reads the base's text and writes its own.
+
+    The same problems with the same random numbers for all, and the same evaluation as in training:
+    the first `evaluation.problems` test problems of the recipe. The example is the first
+    checkpoint, rescaled to the norms of the final one.
 
     Args:
-        base: Directory of the base.
-        recipe: See `behavior_tables`.
-        settings: What is measured.
-        report: Receives progress sentences.
+        inputs: Base, series, and the final checkpoint.
+        recipe: Problems, prompts, sampling and teachers; its student is not used.
+        projections: Kinds of picture of the last checkpoint's shifts, of `PROJECTIONS`.
+        picture_tokens: Tokens in a picture.
+        display: Receives progress.
 
     Raises:
         ConfigError: The recipe has no test problems, or a teacher that follows the student.
     """
+    tables: Tables = {name: [] for name in TABLES}
+    series = inputs.checkpoints
+    with closing(BehaviorStudy(inputs.base, recipe, picture_tokens, display)) as study:
+        found = [study.base()]
+        with display.progress("behavior", len(series)) as progress:
+            for checkpoint in series:
+                found.append(study.measure(checkpoint))
+                progress.advance(checkpoint.label)
+        for each in found:
+            for name, rows in each.items():
+                tables[name] += rows
+        tables["shift_points"] = study.pictures(series[-1], projections)
+        return Behavior(tables=tables, example=study.example(series[0], inputs.final))
 
-    def __init__(
-        self,
-        base: Path,
-        recipe: Config,
-        settings: BehaviorSettings,
-        report: Callable[[str], None],
-    ) -> None:
+
+class BehaviorStudy:
+    """Base, teachers and the base's text, against which checkpoints are measured one by one."""
+
+    def __init__(self, base: Path, recipe: Config, picture_tokens: int, display: Display) -> None:
         if recipe.evaluation.problems < 1 or recipe.self_teacher is not None:
             raise ConfigError(
                 "behavior is measured on test problems and against a fixed teacher: set "
                 "evaluation.problems to at least 1, and leave out self_teacher"
             )
-        self._directory, self._settings, self._report = base, settings, report
+        self._directory, self._picture_tokens, self._display = base, picture_tokens, display
         measured = replace(recipe.evaluation, divergence=True)
         plain = FullVocabularyKL()  # needs no reference model
         reading = recipe.model_copy(update={"objective": plain, "evaluation": measured})
-        self._parts = build_parts(started_from(reading, base), report)
+        self._parts = build_parts(started_from(reading, base), display.say)
         self._base = frozen_copy(self._parts.student)
         self._written = {BASE: self._parts.evaluate_student()}
-        self._pictured: dict[str, dict[str, Pictured]] = {}
+        self._text = self._written[BASE].rollouts
+        self._pictured: dict[str, Pictured] = {}
 
     def close(self) -> None:
         """Ends the verifier's processes."""
         self._parts.close()
 
-    @property
-    def _text(self) -> Sequence[Rollout]:
-        """What the base wrote."""
-        return self._written[BASE].rollouts
-
     def base(self) -> Tables:
         """Rows of the base itself, on its own text."""
-        return self._divergence_tables(BASE, 0, self._readings(BASE)[:1])
+        return self._divergences(BASE, 0)
 
     def measure(self, checkpoint: Checkpoint) -> Tables:
-        """Rows of one checkpoint."""
-        self._report(f"behavior of {checkpoint.label}")
-        with self._as(checkpoint.directory):
+        """Rows of one checkpoint, which the live student is meanwhile."""
+        update = open_update(self._directory, checkpoint.directory)
+        with intervened(self._parts.student.model, WholeScaling(scale=1.0).apply(update)):
             self._written[checkpoint.label] = self._parts.evaluate_student()
-            tables = self._divergence_tables(
-                checkpoint.label, checkpoint.step, self._readings(checkpoint.label)
-            )
+            tables = self._divergences(checkpoint.label, checkpoint.step)
             return tables | {"shifts": self._shifts(checkpoint)}
 
-    def _as(self, directory: Path) -> AbstractContextManager[Footprint]:
-        """The live student is the checkpoint inside, and the base afterwards."""
-        whole = WholeScaling(scale=1.0).apply(open_update(self._directory, directory))
-        return intervened(self._parts.student.model, whole)
+    def _divergences(self, label: str, step: int | None) -> Tables:
+        """Rows of `divergences` and `positions`: the live student on the base's text and its own.
 
-    # Divergences ----------------------------------------------------------------------------------
-
-    def _readings(self, label: str) -> list["Reading"]:
-        """How the live student reads the base's text and its own: to the teacher, to the base."""
-        student, teachers = self._parts.student, self._parts.teachers
-        texts = {"base": BASE} | ({} if label == BASE else {"own": label})
-        found = []
-        for text, writer in texts.items():
-            rollouts, known = self._written[writer].rollouts, self._written[writer].kl_nats
+        Against the teacher, and of a checkpoint against the base.
+        """
+        student, teachers, wrote = self._parts.student, self._parts.teachers, self._written[label]
+        readings: list[tuple[str, str, Sequence[Sequence[float]]]] = []
+        for text, writer in {"base": BASE, "own": label}.items():
+            if (text, label) == ("own", BASE):
+                continue
+            rollouts = self._written[writer].rollouts
             if teachers is not None:
                 is_own = writer == label  # measured when it was written
-                kl = known if is_own else routed_reverse_kl(student, teachers, rollouts)
-                found.append(Reading(text=text, to="teacher", kl_nats=kl))
+                kl = wrote.kl_nats if is_own else routed_reverse_kl(student, teachers, rollouts)
+                readings.append((text, "teacher", kl))
             if label != BASE:
                 samples = [rollout.sample for rollout in rollouts]
                 kl = completion_reverse_kl(student, self._base, samples)
-                found.append(Reading(text=text, to="base", kl_nats=kl))
-        return found
-
-    def _divergence_tables(
-        self, label: str, step: int | None, readings: Sequence["Reading"]
-    ) -> Tables:
-        """Rows of `divergences` and `positions` of one checkpoint."""
+                readings.append((text, "base", kl))
         tables: Tables = {"divergences": [], "positions": []}
-        wrote = self._written[label].row()
-        for reading in readings:
-            who = {"label": label, "step": step, "text": reading.text, "to": reading.to}
-            is_own = reading.text == "own" or label == BASE
-            facts = {name: wrote[name] if is_own else None for name in WRITTEN}
-            row = {**who, **divergence_summary(reading.kl_nats), **facts}
-            tables["divergences"].append(row | {"closed_share": self._closed(reading, row)})
-            tables["positions"] += [{**who, **each} for each in position_rows(reading.kl_nats)]
+        for text, to, kl_nats in readings:
+            who = {"label": label, "step": step, "text": text, "to": to}
+            is_own, evaluated = text == "own" or label == BASE, wrote.row()
+            facts = {name: evaluated[name] if is_own else None for name in WRITTEN}
+            summary, closed = divergence_summary(kl_nats), None
+            if (text, to) == ("base", "teacher"):
+                of_base = divergence_summary(self._written[BASE].kl_nats)
+                closed = kl_gap_closed(summary["mean_nats"], of_base["mean_nats"])
+            tables["divergences"].append({**who, **summary, **facts, "closed_share": closed})
+            tables["positions"] += [{**who, **each} for each in position_rows(kl_nats)]
         return tables
-
-    def _closed(self, reading: "Reading", row: Row) -> float | None:
-        """How much of the base's divergence from the teacher is gone, on the base's text."""
-        if (reading.text, reading.to) != ("base", "teacher"):
-            return None
-        base_nats = divergence_summary(self._written[BASE].kl_nats)["mean_nats"]
-        assert base_nats is not None
-        return kl_gap_closed(row["mean_nats"], base_nats)
-
-    # Shifts ---------------------------------------------------------------------------------------
 
     def _shifts(self, checkpoint: Checkpoint) -> Rows:
         """Rows of `shifts`; keeps the representations that a picture would show."""
-        student, base, count = self._parts.student, self._base, self._settings.picture_tokens
+        student, base, count = self._parts.student, self._base, self._picture_tokens
         samples = [rollout.sample for rollout in self._text]
         ids_N = torch.tensor([token for sample in samples for token in sample.completion_ids])
-        before_VD, after_VD = (_embeddings(policy) for policy in (base, student))
-        chosen = spread_tokens(len(ids_N), count, self._settings.seed)
+        before_VD, after_VD = (
+            policy.model.get_input_embeddings().weight.detach() for policy in (base, student)
+        )
+        chosen = spread_tokens(len(ids_N), count)
         states = state_shift(base, student, samples, chosen=chosen)
         rows = {
             "embedding": embedding_shift(before_VD, after_VD, ids_N),
@@ -192,7 +236,7 @@ class BehaviorStudy:
             "last hidden state": states.row,
         }
         ids = frequent_tokens(ids_N, count)
-        self._pictured[checkpoint.label] = {
+        self._pictured = {
             "embedding": Pictured(
                 token_ids=ids, before_SD=before_VD[ids].cpu(), after_SD=after_VD[ids].cpu()
             ),
@@ -205,12 +249,12 @@ class BehaviorStudy:
         who = {"label": checkpoint.label, "step": checkpoint.step}
         return [{**who, "space": space, **row} for space, row in rows.items()]
 
-    def pictures(self, checkpoint: Checkpoint) -> Rows:
-        """Rows of `shift_points`: the base and a checkpoint that was measured, in one picture."""
+    def pictures(self, checkpoint: Checkpoint, projections: Sequence[str]) -> Rows:
+        """Rows of `shift_points`: the base and the checkpoint measured last, in one picture."""
         rows: Rows = []
-        for projection in self._settings.projections:
+        for projection in projections:
             project = PROJECTIONS[projection]
-            for space, shown in self._pictured[checkpoint.label].items():
+            for space, shown in self._pictured.items():
                 after = {checkpoint.label: shown.after_SD}
                 kinds = {
                     "positions": shift_points(shown.before_SD, after, project),
@@ -218,10 +262,11 @@ class BehaviorStudy:
                 }
                 for kind, points in kinds.items():
                     where = {"space": space, "projection": projection, "kind": kind}
-                    rows += [{**where, **p, "token_id": shown.token_id(p["token"])} for p in points]
+                    for point in points:
+                        token = point["token"]  # None of the point of no shift
+                        token_id = None if token is None else shown.token_ids[token]
+                        rows.append({**where, **point, "token_id": token_id})
         return rows
-
-    # The example ----------------------------------------------------------------------------------
 
     def example(self, early: Checkpoint, final: Checkpoint) -> Row | None:
         """One question answered by an early checkpoint, by it rescaled, and by the teacher.
@@ -238,7 +283,7 @@ class BehaviorStudy:
         """
         student, teachers = self._parts.student, self._parts.teachers
         if teachers is None or early.label == final.label:
-            self._report("no example: it takes a teacher and two checkpoints")
+            self._display.say("no example: it takes a teacher and two checkpoints")
             return None
         # Two students, three writers.
         norms = module_norms(open_update(self._directory, final.directory))
@@ -287,43 +332,13 @@ class BehaviorStudy:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """Divergences of a student along a text.
-
-    Attributes:
-        text: Who wrote it: "base", or "own" for the student itself.
-        to: Whom the student is compared with: "teacher" or "base".
-        kl_nats: At every token of every answer.
-    """
-
-    text: str
-    to: str
-    kl_nats: Sequence[Sequence[float]]
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pictured:
-    """Representations that a picture shows.
-
-    Attributes:
-        token_ids: S tokens.
-        before_SD: In the base, on the CPU.
-        after_SD: In a checkpoint.
-    """
+    """Representations of S tokens that a picture shows, in the base and in a checkpoint."""
 
     token_ids: Sequence[int]
     before_SD: Tensor
     after_SD: Tensor
-
-    def token_id(self, token: int | None) -> int | None:
-        """The id of a point's token; None for the point of no token."""
-        return None if token is None else self.token_ids[token]
-
-
-def _embeddings(policy: Policy) -> Tensor:
-    weight: Tensor = policy.model.get_input_embeddings().weight
-    return weight.detach()
 
 
 def most_informative_question(

@@ -5,7 +5,7 @@ Legend: N tokens, S tokens chosen for a picture, D width, P points.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,14 +24,10 @@ _CHUNK_ELEMENTS = 2**22  # 32 MiB of float64
 
 
 class ShiftSums:
-    """Adds up what `row` needs, some tokens at a time, so that no [N, D] has to be kept.
-
-    Everything is accumulated in float64.
-    """
+    """Adds up in float64 what `row` needs, some tokens at a time, so that no [N, D] is kept."""
 
     def __init__(self) -> None:
         self._cosines: list[Tensor] = []
-        self._zeros = 0
         self._sums: dict[str, Tensor] = {}
 
     def add(self, before_ND: Float[Tensor, "N D"], after_ND: Float[Tensor, "N D"]) -> None:
@@ -43,73 +39,62 @@ class ShiftSums:
             )
         rows = max(1, _CHUNK_ELEMENTS // max(1, before_ND.shape[1]))
         for before, after in zip(before_ND.split(rows), after_ND.split(rows), strict=True):
-            self._add(before.double().cpu(), after.to(before.device).double().cpu())
-
-    def _add(self, before_ND: Tensor, after_ND: Tensor) -> None:
-        if not bool(before_ND.isfinite().all() and after_ND.isfinite().all()):
-            raise NonFiniteError(
-                "a token's representation holds NaN or infinity: one of the two models is damaged "
-                "or has diverged"
-            )
-        lengths_N = before_ND.norm(dim=1), after_ND.norm(dim=1)
-        product_N = lengths_N[0] * lengths_N[1]
-        known_N = product_N > 0
-        dots_N = (before_ND * after_ND).sum(1)
-        self._cosines.append((dots_N[known_N] / product_N[known_N]).clamp(-1, 1))
-        self._zeros += int((~known_N).sum())
-        units_ND = before_ND[lengths_N[0] > 0] / lengths_N[0][lengths_N[0] > 0, None]
-        found = {
-            "tokens": torch.tensor(float(len(before_ND))),
-            "units": torch.tensor(float(len(units_ND))),
-            "unit_D": units_ND.sum(0),
-            "before_D": before_ND.sum(0),
-            "after_D": after_ND.sum(0),
-            "before": before_ND.square().sum(),
-            "after": after_ND.square().sum(),
-            "product": dots_N.sum(),
-            "moved": (after_ND - before_ND).square().sum(),
-        }
-        for name, value in found.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            b_ND, a_ND = before.double().cpu(), after.to(before.device).double().cpu()
+            if not bool(b_ND.isfinite().all() and a_ND.isfinite().all()):
+                raise NonFiniteError(
+                    "a token's representation holds NaN or infinity: one of the two models is "
+                    "damaged or has diverged"
+                )
+            length_N = b_ND.norm(dim=1)
+            product_N, dots_N = length_N * a_ND.norm(dim=1), (b_ND * a_ND).sum(1)
+            known_N = product_N > 0
+            self._cosines.append((dots_N[known_N] / product_N[known_N]).clamp(-1, 1))
+            units_ND = b_ND[length_N > 0] / length_N[length_N > 0, None]
+            found = {
+                "tokens": torch.tensor(float(len(b_ND))),
+                "units": torch.tensor(float(len(units_ND))),
+                "unit_D": units_ND.sum(0),
+                "before_D": b_ND.sum(0),
+                "after_D": a_ND.sum(0),
+                "before": b_ND.square().sum(),
+                "after": a_ND.square().sum(),
+                "product": dots_N.sum(),
+                "moved": (a_ND - b_ND).square().sum(),
+            }
+            for name, value in found.items():
+                self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def row(self) -> Row:
         """The shift of all tokens that were added."""
         if not self._sums:
             raise ConfigError("no token was compared: give a text of at least one token")
-        sums, tokens = self._sums, int(self._sums["tokens"])
+        sums, tokens = self._sums, float(self._sums["tokens"])
         cosines = torch.cat(self._cosines).sort().values
-        before, after = float(sums["before"]), float(sums["after"])
+        before, after, units = (float(sums[name]) for name in ("before", "after", "units"))
+        # <B - mean, A - mean> / (|B - mean| |A - mean|) over all tokens and widths; None where
+        # nothing but rounding is left without the means.
+        squares = [float(sums[name].square().sum()) / tokens for name in ("before_D", "after_D")]
+        spreads = [size - square for size, square in zip((before, after), squares, strict=True)]
+        centred = None
+        if all(spread > 1e-12 * size for spread, size in zip(spreads, squares, strict=True)):
+            product = float(sums["product"] - sums["before_D"] @ sums["after_D"] / tokens)
+            centred = max(-1.0, min(1.0, product / math.sqrt(spreads[0] * spreads[1])))
+        # Mean of cos(b_i, b_j) over pairs i != j: (|sum of unit vectors|^2 - n) / (n (n - 1)).
+        unrelated = None
+        if units >= 2:
+            unrelated = (float(sums["unit_D"].square().sum()) - units) / (units * (units - 1))
         known = len(cosines) > 0
         return {
-            "tokens": tokens,
+            "tokens": int(tokens),
             "mean_cosine": float(cosines.mean()) if known else None,
             "p05_cosine": quantile(cosines, 0.05) if known else None,
             "min_cosine": float(cosines[0]) if known else None,
-            "centred_cosine": self._centred_cosine(),
-            "unrelated_cosine": self._unrelated_cosine(),
+            "centred_cosine": centred,
+            "unrelated_cosine": unrelated,
             "relative_shift": math.sqrt(float(sums["moved"]) / before) if before > 0 else None,
             "norm_ratio": math.sqrt(after / before) if before > 0 else None,
-            "zero_tokens": self._zeros,
+            "zero_tokens": int(tokens) - len(cosines),
         }
-
-    def _centred_cosine(self) -> float | None:
-        """`<B - mean, A - mean> / (|B - mean| |A - mean|)` over all tokens and widths."""
-        sums, tokens = self._sums, float(self._sums["tokens"])
-        product = float(sums["product"] - sums["before_D"] @ sums["after_D"] / tokens)
-        spreads = []
-        for name in ("before", "after"):
-            mean_square = float(sums[f"{name}_D"].square().sum()) / tokens
-            spreads.append(float(sums[name]) - mean_square)
-            if spreads[-1] <= 1e-12 * mean_square:  # nothing is left but rounding
-                return None
-        return max(-1.0, min(1.0, product / math.sqrt(spreads[0] * spreads[1])))
-
-    def _unrelated_cosine(self) -> float | None:
-        """Mean of `cos(b_i, b_j)` over pairs i != j: `(|sum of unit vectors|^2 - n) / n(n - 1)`."""
-        count = float(self._sums["units"])
-        if count < 2:
-            return None
-        return (float(self._sums["unit_D"].square().sum()) - count) / (count * (count - 1))
 
 
 def embedding_shift(
@@ -130,19 +115,14 @@ def embedding_shift(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StateShift:
-    """How far last hidden states moved.
-
-    Attributes:
-        row: See `ShiftSums.row`.
-        before_SD: Chosen states of the base, fp32 on the CPU.
-        after_SD: The same of the tuned model.
-    """
+    """How far last hidden states moved (`ShiftSums.row`), and S chosen ones, fp32 on the CPU."""
 
     row: Row
     before_SD: Float[Tensor, "S D"]
     after_SD: Float[Tensor, "S D"]
 
 
+@torch.no_grad()
 @float32_products()
 def state_shift(
     base: Policy,
@@ -156,9 +136,13 @@ def state_shift(
 
     Source: arXiv 2605.11739, appendix E.1, the other reading of "token representations".
     """
+    if base.model.training or tuned.model.training:
+        raise ConfigError("a model is in training mode: call model.eval() before it is compared")
     sums, before, after, start = ShiftSums(), [], [], 0
     wanted_S = torch.tensor(chosen, dtype=torch.long)
-    for before_ND, after_ND in _paired_states(base, tuned, samples, batch_tokens):
+    for indices in micro_batches([sample.length for sample in samples], tokens=batch_tokens):
+        batch = [samples[i] for i in indices]
+        before_ND, after_ND = base.states(batch).hidden_ND, tuned.states(batch).hidden_ND
         sums.add(before_ND, after_ND)
         inside = (wanted_S >= start) & (wanted_S < start + len(before_ND))
         here = wanted_S[inside] - start
@@ -171,18 +155,6 @@ def state_shift(
         )
     row = sums.row()
     return StateShift(row=row, before_SD=torch.cat(before), after_SD=torch.cat(after))
-
-
-@torch.no_grad()
-def _paired_states(
-    base: Policy, tuned: Policy, samples: Sequence[Sample], batch_tokens: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Hidden states of both models, batch by batch."""
-    if base.model.training or tuned.model.training:
-        raise ConfigError("a model is in training mode: call model.eval() before it is compared")
-    for indices in micro_batches([sample.length for sample in samples], tokens=batch_tokens):
-        batch = [samples[i] for i in indices]
-        yield base.states(batch).hidden_ND, tuned.states(batch).hidden_ND
 
 
 # Pictures -----------------------------------------------------------------------------------------

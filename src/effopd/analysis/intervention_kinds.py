@@ -1,4 +1,4 @@
-"""From `--kind` and `key=value` to interventions."""
+"""From the name of a kind and values of its settings to interventions."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -25,19 +25,13 @@ from effopd.models.updates import Update
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """The updates that interventions are made from.
-
-    Attributes:
-        update: Base and tuned model.
-        other: Base and a second tuned model; None without.
-        heads: See `Intervention.apply`.
-    """
+    """The updates that interventions are made from; `other` is of a second tuned model."""
 
     update: Update
     other: Update | None = None
     heads: Heads | None = None
 
-    @cached_property
+    @property
     def donor(self) -> Update:
         """The second update, of a kind that requires one."""
         assert self.other is not None
@@ -48,11 +42,6 @@ class Source:
         """Norms of its modules."""
         return module_norms(self.donor, self.heads)
 
-    @cached_property
-    def donor_norm(self) -> float:
-        """Norm of the whole of it."""
-        return update_norm(self.donor)
-
 
 Values = Mapping[str, Any]
 Build = Callable[[Source, Values], list[Intervention]]
@@ -60,7 +49,7 @@ Build = Callable[[Source, Values], list[Intervention]]
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A kind of intervention on the command line.
+    """A kind of intervention by its name.
 
     Attributes:
         settings: Name to type.
@@ -73,8 +62,13 @@ class Kind:
     other: Literal["required", "allowed", "refused"] = "refused"
 
 
-def interventions(kind: str, settings: Sequence[str], source: Source) -> list[Intervention]:
-    """The interventions of one kind for all combinations of the values given."""
+def interventions(
+    kind: str, settings: Mapping[str, Any] | Sequence[str], source: Source
+) -> list[Intervention]:
+    """The interventions of one kind for all combinations of the values given.
+
+    Values are given as `{"scale": [0.5, 1]}` or `["scale=0.5,1"]`.
+    """
     if kind not in KINDS:
         raise ConfigError(f"--kind must be one of {', '.join(KINDS)}, got {kind!r}")
     chosen = KINDS[kind]
@@ -82,17 +76,23 @@ def interventions(kind: str, settings: Sequence[str], source: Source) -> list[In
         raise ConfigError(f"--kind {kind} takes norms or tensors of a second model: give --other")
     if chosen.other == "refused" and source.other is not None:
         raise ConfigError(f"--kind {kind} takes nothing from a second model: leave out --other")
+    texts: list[tuple[str, str]] = []  # name, one value; "" for text that names nothing
+    if isinstance(settings, Mapping):
+        for name, values in settings.items():
+            several = values if isinstance(values, list | tuple | range) else [values]
+            texts += [(name, str(value)) for value in several]
+    else:
+        for text in settings:
+            name, equals, joined = text.partition("=")
+            texts += [(name if equals else "", value) for value in (joined or text).split(",")]
     fields = [(name, hint | None, field(default=None)) for name, hint in chosen.settings.items()]
     cls = make_dataclass(kind, fields, frozen=True)
-    given = {}
-    for text in settings:
-        name, equals, values = text.partition("=")
-        if not equals or name not in chosen.settings:
+    given: dict[str, list[Any]] = {}
+    for name, value in texts:
+        if name not in chosen.settings:
             known = ", ".join(f"{each}=..." for each in chosen.settings)
-            raise ConfigError(f"--kind {kind} has the settings {known}, got {text!r}")
-        given[name] = [
-            getattr(read(cls, {}, [f"{name}={value.strip()}"]), name) for value in values.split(",")
-        ]
+            raise ConfigError(f"--kind {kind} has the settings {known}, got {name or value!r}")
+        given.setdefault(name, []).append(getattr(read(cls, {}, [f"{name}={value.strip()}"]), name))
     return [
         each
         for values in itertools.product(*given.values())
@@ -109,12 +109,12 @@ def _scale(source: Source, values: Values) -> list[Intervention]:
         raise ConfigError("--kind scale takes one of scale=..., norm=... and --other")
     if "scale" in values:
         return [WholeScaling(scale=values["scale"])]
-    norm = values["norm"] if source.other is None else source.donor_norm
+    norm = values["norm"] if source.other is None else update_norm(source.donor)
     return [WholeScaling.to_norm(source.update, norm)]
 
 
 def _norm(source: Source, values: Values) -> list[Intervention]:
-    final = source.donor_norm if values.get("per") == "whole" else source.donor_norms
+    final = update_norm(source.donor) if values.get("per") == "whole" else source.donor_norms
     return [NormScaling(final=final, beta=values.get("beta", 1.0))]
 
 

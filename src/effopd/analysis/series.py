@@ -1,4 +1,4 @@
-"""Which directories `effopd analyze` looks at, and whether they are what they were."""
+"""Which directories an analysis looks at, and whether they are what they were."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from effopd.errors import ConfigError, ParameterMismatchError
 from effopd.models.checkpoints import list_checkpoints
-from effopd.models.directory import no_such_directory
+from effopd.models.directory import find_model
 from effopd.models.updates import Update, open_update
 from effopd.records import Row
 from effopd.training.build import base_settings
@@ -19,16 +19,13 @@ RESERVED = {"base", "teacher"}
 _STEP = re.compile(r"(?:^|[-_.])(?:checkpoint|ckpt|steps?|iter|iteration)[-_.]?(\d+)$", re.I)
 _FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json")
 
+Source = str | Path
+"""A model directory, an adapter, a run, or the name of a repository on the Hugging Face Hub."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A model directory of the series.
-
-    Attributes:
-        label: Its name in tables, different from the others'.
-        step: Optimizer updates done, from its name; None where the name says nothing.
-        directory: With weights, or an adapter of the base.
-    """
+    """A model directory of the series: its unique label, its step if its name has one."""
 
     label: str
     step: int | None
@@ -55,15 +52,6 @@ class Inputs:
     final: Checkpoint
     run: Path | None = None
 
-    def __post_init__(self) -> None:
-        """Refuses a series that tables could not tell apart."""
-        labels = [checkpoint.label for checkpoint in self.checkpoints]
-        if not labels or len({*labels, *RESERVED}) < len(labels) + len(RESERVED):
-            raise ConfigError(
-                f"checkpoints {labels}: expected at least one, with labels that differ from one "
-                f"another and from {' and '.join(sorted(RESERVED))}"
-            )
-
     def record(self) -> Row:
         """Identity of everything that is read."""
         return {
@@ -84,32 +72,34 @@ class Inputs:
 
 
 def find_inputs(
-    base: Path, checkpoints: Sequence[Path], final: Path | None, report: Callable[[str], None]
+    base: Source,
+    checkpoints: Sequence[Source],
+    final: Source | None,
+    report: Callable[[str], None],
 ) -> Inputs:
     """Resolves run directories, names the checkpoints, and puts them in the order of training."""
-    base, *checkpoints = (path.expanduser() for path in (base, *checkpoints))
-    final = final.expanduser() if final else None
-    for path in (base, *checkpoints, *([final] if final else [])):
-        if not path.is_dir():
-            raise ConfigError(
-                f"{no_such_directory(path, 'directory')}. Give a model directory, an adapter or a "
-                "run; a model of the Hugging Face Hub has to be downloaded first"
-            )
-    runs = [path for path in (base, *checkpoints) if is_run(path)]
+    base_at, *given = (find_model(source) for source in (base, *checkpoints))
+    runs = [path for path in (base_at, *given) if is_run(path)]
     if len(runs) > 1:
         raise ConfigError(
             f"{len(runs)} runs were given, {runs[0]} and {runs[1]}: an analysis follows one "
             "series; analyze each run with its own --out"
         )
-    given = ([base] if is_run(base) else []) + list(checkpoints)
-    directories = [found for path in given for found in _expanded(path)]
-    if not directories:
+    # A directory is named by its path, a repository by its name and not by its place in the cache.
+    found: list[tuple[Path, Path]] = []
+    for source, path in zip((base, *checkpoints), (base_at, *given), strict=True):
+        if is_run(path):
+            found += [(saved.resolve(), saved) for saved in _saved(path)]
+        elif source is not base:
+            is_local = path == Path(source).expanduser()
+            found.append((path.resolve() if is_local else Path(source), path))
+    if not found:
         raise ConfigError("no checkpoint was given: name one or more after the base")
-    series = in_order(_named(directories), report)
+    series = _in_order(_named(found), report)
     return Inputs(
-        base=run_base(base, report) if is_run(base) else base,
+        base=run_base(base_at, report) if is_run(base_at) else base_at,
         checkpoints=series,
-        final=series[-1] if final is None else _final(final, series),
+        final=series[-1] if final is None else _final(find_model(final), series),
         run=runs[0] if runs else None,
     )
 
@@ -121,16 +111,38 @@ def is_run(directory: Path) -> bool:
 
 def run_base(run: Path, report: Callable[[str], None]) -> Path:
     """The model that a run started from."""
-    base = Path(base_settings(load_config(run / "config.toml"), report).path)
-    if not base.is_dir():
-        raise ConfigError(
-            f"{run} started from {base}, which is no directory here: download it and give it as "
-            f"BASE, before {run}"
-        )
-    return base
+    return find_model(base_settings(load_config(run / "config.toml"), report).path)
 
 
-def in_order(series: Sequence[Checkpoint], report: Callable[[str], None]) -> tuple[Checkpoint, ...]:
+def _saved(run: Path) -> list[Path]:
+    """A run's checkpoints, oldest first."""
+    found = list_checkpoints(run / "checkpoints")[::-1]
+    if not found:
+        raise ConfigError(f"{run} holds no checkpoint yet: train first")
+    return found
+
+
+def _named(found: Sequence[tuple[Path, Path]]) -> list[Checkpoint]:
+    """Labels are as many trailing parts of the names as it takes to tell them apart."""
+    names = [name for name, _ in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{name} was given twice")
+    for depth in count(1):
+        labels = ["/".join(name.parts[-depth:]) for name in names]
+        if len({*labels, *RESERVED}) == len(labels) + len(RESERVED):
+            break
+        if depth > max(len(name.parts) for name in names):
+            raise ConfigError(f"no checkpoint may be called {' or '.join(sorted(RESERVED))}")
+    return [
+        Checkpoint(label=label, step=_step(name), directory=directory)
+        for label, (name, directory) in zip(labels, found, strict=True)
+    ]
+
+
+def _in_order(
+    series: Sequence[Checkpoint], report: Callable[[str], None]
+) -> tuple[Checkpoint, ...]:
     """The checkpoints by step where every name has one, else as they were given."""
     steps = [checkpoint.step for checkpoint in series if checkpoint.step is not None]
     if len(steps) < len(series):
@@ -147,32 +159,6 @@ def in_order(series: Sequence[Checkpoint], report: Callable[[str], None]) -> tup
     return tuple(sorted(series, key=lambda checkpoint: checkpoint.step or 0))
 
 
-def _expanded(path: Path) -> list[Path]:
-    """A run's checkpoints, oldest first, or the directory itself."""
-    if not is_run(path):
-        return [path]
-    found = list_checkpoints(path / "checkpoints")[::-1]
-    if not found:
-        raise ConfigError(f"{path} holds no checkpoint yet: train first")
-    return found
-
-
-def _named(directories: Sequence[Path]) -> list[Checkpoint]:
-    """Labels are as many trailing parts of the paths as it takes to tell them apart."""
-    paths = [directory.resolve() for directory in directories]
-    for path in paths:
-        if paths.count(path) > 1:
-            raise ConfigError(f"{path} was given twice")
-    for depth in count(1):
-        labels = ["/".join(path.parts[-depth:]) for path in paths]
-        if len({*labels, *RESERVED}) == len(labels) + len(RESERVED):
-            break
-    return [
-        Checkpoint(label=label, step=_step(path), directory=directory)
-        for label, path, directory in zip(labels, paths, directories, strict=True)
-    ]
-
-
 def _step(path: Path) -> int | None:
     """The number in a name such as `step-00008`, `checkpoint-500` or `global_step_8/actor`."""
     found = (_STEP.search(part) for part in reversed(path.parts[-3:]))
@@ -181,7 +167,7 @@ def _step(path: Path) -> int | None:
 
 def _final(path: Path, series: Sequence[Checkpoint]) -> Checkpoint:
     """One of the series, or a directory of its own."""
-    directory = _expanded(path)[-1]
+    directory = _saved(path)[-1] if is_run(path) else path
     for checkpoint in series:
         if checkpoint.directory.resolve() == directory.resolve():
             return checkpoint

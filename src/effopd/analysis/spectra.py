@@ -66,12 +66,7 @@ def spectral_metrics(
 ) -> SpectralMetrics:
     """All metrics of one update, exact: relative error at most 1e-9.
 
-    Args:
-        update_mn: The update, of any floating dtype, on any device.
-        top: Shares of the rank whose norm ratio is wanted, each in (0, 1].
-
-    Returns:
-        The metrics; of an update that is zero everywhere, those that say so.
+    `top` are the shares of the rank, each in (0, 1], whose norm ratio is wanted.
     """
     values_p = singular_values(update_mn)
     return metrics_of(values_p, (update_mn.shape[0], update_mn.shape[1]), top=top)

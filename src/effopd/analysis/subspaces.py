@@ -12,7 +12,7 @@ Figure 5b of arXiv 2605.11739 plots the agreement with the final directions over
 12 that of the first direction at the first checkpoint, over layers and components.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -130,11 +130,8 @@ def _check_pair(left: Tensor, other: Tensor) -> None:
 class Agreement:
     """How far the leading directions of two updates agree; entry j - 1 is for j directions.
 
-    Attributes:
-        direction_cosines: See `direction_cosines`.
-        subspace_cosines: See `subspace_cosines`.
-        captured_norms: See `captured_norms`: of this update, in the directions of the other.
-        angles: Principal angles between the whole subspaces in radians, smallest first.
+    `captured_norms` are of this update, in the directions of the other; `angles` are the principal
+    ones between the whole subspaces in radians, smallest first.
     """
 
     direction_cosines: tuple[float, ...]
@@ -160,8 +157,7 @@ class SubspaceRow:
     Attributes:
         index: Position in the series, from 0.
         asked: Directions asked for.
-        values: Singular values found, largest first; fewer than asked where the rank is smaller,
-            none where the tensor never moved.
+        values: Singular values found, largest first; none where the tensor never moved.
         relative_gaps: Distance of each to its nearest neighbour, over the value; near 0 its
             direction cosine means nothing.
         relative_error: See `Directions.relative_error`.
@@ -235,33 +231,24 @@ def agreement(
 
 # Tables -------------------------------------------------------------------------------------------
 
-SUMMARY: Mapping[str, Callable[[Agreement], float]] = {
-    "cosine_1": lambda found: found.direction_cosines[0],
-    "direction_cosine": lambda found: found.mean_direction_cosine,
-    "subspace_cosine": lambda found: found.mean_subspace_cosine,
-    "captured_norm": lambda found: found.captured_norms[-1],
-    "largest_angle": lambda found: found.angles[-1],
-}
-"""What a table says of an agreement."""
-BY_DIRECTION: Mapping[str, Callable[[Agreement], Sequence[float]]] = {
-    "direction_cosine": lambda found: found.direction_cosines,
-    "subspace_cosine": lambda found: found.subspace_cosines,
-    "captured_norm": lambda found: found.captured_norms,
-}
-"""What a table of directions says of an agreement."""
-
 
 def subspace_columns(row: SubspaceRow) -> dict[str, float | None]:
     """What a table holds of a row: one number a column, None where there is none."""
-    columns = {
+    columns: dict[str, float | None] = {
         "directions_asked": row.asked,
         "directions": len(row.values),
         "relative_error": row.relative_error,
         "relative_gap_1": row.relative_gaps[0] if row.relative_gaps else None,
     }
     for name, found in (("final", row.to_final), ("previous", row.to_previous)):
-        for key, number in SUMMARY.items():
-            columns[f"{name}_{key}"] = None if found is None else number(found)
+        numbers = {
+            "cosine_1": found and found.direction_cosines[0],
+            "direction_cosine": found and found.mean_direction_cosine,
+            "subspace_cosine": found and found.mean_subspace_cosine,
+            "captured_norm": found and found.captured_norms[-1],
+            "largest_angle": found and found.angles[-1],
+        }
+        columns |= {f"{name}_{key}": number for key, number in numbers.items()}
     return columns
 
 
@@ -274,7 +261,7 @@ def direction_rows(row: SubspaceRow) -> Iterator[dict[str, float | None]]:
         columns: dict[str, float | None]
         columns = {"direction": j + 1, "singular_value": value, "relative_gap": gap}
         for name, found in (("final", row.to_final), ("previous", row.to_previous)):
-            for key, entries in BY_DIRECTION.items():
-                shared = () if found is None else entries(found)
+            for key in ("direction_cosine", "subspace_cosine", "captured_norm"):
+                shared = () if found is None else getattr(found, f"{key}s")
                 columns[f"{name}_{key}"] = shared[j] if j < len(shared) else None
         yield columns

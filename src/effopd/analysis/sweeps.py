@@ -1,120 +1,120 @@
-"""What `effopd intervene` does: changed checkpoints, and how good they are."""
+"""Sweeps of interventions: changed checkpoints on disk, and how good the changed models are."""
 
+import math
 import re
-import time
-from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-from effopd.analysis.applying import write_intervened
+from effopd.analysis.applying import Footprint, intervened, write_intervened
 from effopd.analysis.intervention_kinds import Source, interventions
-from effopd.analysis.intervention_scores import Case, Passes, Row, evaluate_interventions, key_of
+from effopd.analysis.interventions import Intervention
 from effopd.config.reading import differences, to_toml
-from effopd.errors import ConfigError
+from effopd.errors import ConfigError, NonFiniteError
+from effopd.evaluation.evaluator import Evaluation, Evaluator
+from effopd.evaluation.routing import Teachers
+from effopd.evaluation.statistics import mean
 from effopd.models.checkpoints import weights_fingerprint
-from effopd.models.layout import read_heads
-from effopd.models.updates import open_update, say_left_out
-from effopd.records import JsonlWriter, display_text, read_jsonl, write_text_atomic
+from effopd.models.directory import find_model
+from effopd.models.layout import Heads, read_heads
+from effopd.models.policy import Policy
+from effopd.models.updates import Update, open_update, say_left_out
+from effopd.progress import SILENT, Display
+from effopd.records import Row, write_text_atomic
 from effopd.reports.table_files import write_table
-from effopd.reports.tables import text_table
-from effopd.training.build import Parts, build_parts, started_from
+from effopd.rollouts.rollout import Writer
+from effopd.rollouts.seeds import derive_seed
+from effopd.search.validation import standard_error
+from effopd.training.build import build_parts, started_from
 from effopd.training.config import Config, load_config
 from effopd.training.devices import placed
+from effopd.workspace import Journal, Workspace
+
+KEY = ("kind", "checkpoint", "value", "setting", "other")
+"""Columns that tell one intervention from another."""
+STATISTICS = (
+    "accuracy", "accuracy_se", "reverse_kl", "reverse_kl_se", "mean_length", "truncated_share",
+    "problems", "passes",
+)  # fmt: skip
+"""Columns of `pooled`."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What `effopd intervene` was asked for.
+def intervene(
+    base: str | Path,
+    tuned: str | Path,
+    kind: str,
+    settings: Mapping[str, Any] | Sequence[str] = (),
+    *,
+    out: str | Path | None = None,
+    other: str | Path | None = None,
+    recipe: str | Path | None = None,
+    passes: int = 4,
+    problems: int | None = None,
+    write: bool = False,
+    display: Display = SILENT,
+) -> list[Row]:
+    """Changes the update of a model in many ways; writes the changed models or evaluates them.
 
-    Attributes:
-        base: Model directory before training.
-        tuned: Model directory after it, or a LoRA adapter of the base.
-        kind: Of intervention.
-        settings: `key=value`, several values separated by commas.
-        out: Where checkpoints and tables go.
+    Args:
+        base: Model before training: a directory, or a repository of the Hugging Face Hub.
+        tuned: Model after it, or a LoRA adapter of the base.
+        kind: A name of `intervention_kinds.KINDS`, such as "scale".
+        settings: `{"scale": [0.5, 1]}` or `["scale=0.5,1"]`: one value or several of each setting,
+            of which all combinations are made.
+        out: Where checkpoints and tables go. Rows that it holds already are not evaluated again.
         other: A second tuned model, for kinds that take norms or tensors from it.
         recipe: Says how to evaluate; None only writes checkpoints.
         passes: Evaluations of each intervention.
         problems: Test problems; None for the recipe's number.
         write: Write checkpoints though there is a recipe.
+        display: Receives progress.
+
+    Returns:
+        A row for each intervention, in the order of the settings: the columns `KEY`, what it did to
+        the model, and with a recipe the columns `STATISTICS` and `failure`, the reason where there
+        are none.
+
+    Raises:
+        ConfigError: A setting or the recipe is wrong, or `out` holds another evaluation.
+        RunLockedError: Another process writes to `out`.
     """
-
-    base: Path
-    tuned: Path
-    kind: str
-    settings: Sequence[str]
-    out: Path
-    other: Path | None = None
-    recipe: Path | None = None
-    passes: int = 4
-    problems: int | None = None
-    write: bool = False
-
-
-def run_intervene(asked: Request) -> None:
-    """Writes a checkpoint of every intervention, or evaluates every one, or both."""
     transformers_logging.disable_progress_bar()
-    config = None if asked.recipe is None else _config(asked, asked.recipe)
-    cases = _cases(asked)
-    if config is None or asked.write:
-        _write(asked, cases)
-    if config is not None:
-        _evaluate(asked, config, cases)
-
-
-def _cases(asked: Request) -> list[Case]:
-    update = open_update(asked.base, asked.tuned)
-    other = None if asked.other is None else open_update(asked.base, asked.other)
-    heads = read_heads(asked.base)
-    source = Source(update=update, other=other, heads=heads)
-    for each in (update, *([other] if other else [])):
-        say_left_out(each, lambda text: print(display_text(text)))
-    return [
-        Case(
-            intervention=intervention,
-            update=source.update,
-            heads=heads,
-            checkpoint=str(asked.tuned),
-            other="" if asked.other is None else str(asked.other),
-        )
-        for intervention in interventions(asked.kind, asked.settings, source)
+    base, tuned = find_model(base), find_model(tuned)
+    config = None if recipe is None else _recipe(recipe, problems, base)
+    if out is None and (write or config is None):
+        raise ConfigError("checkpoints need a directory: give out, or only a recipe")
+    update, heads = open_update(base, tuned), read_heads(base)
+    donor_at = None if other is None else find_model(other)
+    donor = None if donor_at is None else open_update(base, donor_at)
+    for each in (update, donor):
+        if each is not None:
+            say_left_out(each, display.say)
+    names = {"checkpoint": str(tuned), "other": "" if other is None else str(other)}
+    cases = [
+        Case(intervention=each, update=update, heads=heads, **names)
+        for each in interventions(kind, settings, Source(update=update, other=donor, heads=heads))
     ]
+    with ExitStack() as stack:
+        workspace = None if out is None else stack.enter_context(Workspace(Path(out), "sweep"))
+        rows = []
+        if workspace is not None and (write or config is None):
+            rows = _write(workspace.path / "checkpoints", base, cases, display)
+        if config is None:
+            return rows
+        sources = filter(None, [base, tuned, donor_at])
+        sweep = _Sweep(config, cases, passes, weights_fingerprint(sources), display)
+        return sweep.evaluate() if workspace is None else sweep.resume(workspace)
 
 
-# Checkpoints --------------------------------------------------------------------------------------
-
-
-def _write(asked: Request, cases: Sequence[Case]) -> None:
-    for case in cases:
-        directory = asked.out / "checkpoints" / directory_name(case)
-        changed = case.intervention.apply(case.update, case.heads)
-        found = write_intervened(directory, asked.base, changed)
-        print(
-            f"{directory}: update norm {found.update_norm:.6g}, {found.changed} tensors changed, "
-            f"{found.at_base} at the base, {found.never_moved} never moved"
-        )
-
-
-def directory_name(case: Case) -> str:
-    """Name of the checkpoint of an intervention, such as `step-00008-scale-0.5`."""
-    row = case.row
-    value = "" if row["value"] is None else f"{row['value']:.6g}"
-    other = Path(row["other"]).name
-    parts = [Path(row["checkpoint"]).name, row["kind"], value, row["setting"], other]
-    return re.sub(r"[^A-Za-z0-9_.+-]+", "-", "-".join(part for part in parts if part))
-
-
-# Evaluation ---------------------------------------------------------------------------------------
-
-
-def _config(asked: Request, recipe: Path) -> Config:
+def _recipe(recipe: str | Path, problems: int | None, base: Path) -> Config:
     """The recipe's settings with the base as the student."""
-    overrides = [] if asked.problems is None else [f"evaluation.problems={asked.problems}"]
-    config = load_config(recipe, overrides)
+    config = load_config(
+        Path(recipe), [] if problems is None else [f"evaluation.problems={problems}"]
+    )
     if config.evaluation.problems < 1:
         raise ConfigError("there are no test problems to evaluate on: give --problems")
     if config.self_teacher is not None:
@@ -122,106 +122,249 @@ def _config(asked: Request, recipe: Path) -> Config:
             "the recipe's teacher is an average of the student, which only a run has: take a "
             "recipe that names a teacher"
         )
-    return placed(started_from(config, asked.base))
+    return placed(started_from(config, base))
 
 
-def _evaluate(asked: Request, config: Config, cases: Sequence[Case]) -> None:
-    """Evaluates what the tables lack, one row at a time, and writes the tables."""
-    _check_same_evaluation(asked, config)
-    directories = [asked.base, asked.tuned, *([asked.other] if asked.other else [])]
-    files = weights_fingerprint(directories)
-    journal = asked.out / "interventions.jsonl"
-    known = {key_of(row): row for row in (read_jsonl(journal) if journal.exists() else [])}
-    finished = {key for key, row in known.items() if row["files"] == files}
-    wanted = [case for case in cases if key_of(case.row) not in finished]
-    if len(wanted) < len(cases):
-        print(f"{len(cases) - len(wanted)} of {len(cases)} are in {journal} already")
-    with JsonlWriter(journal) as rows:
-        progress = _Progress(len(wanted))
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """An intervention on an update, and how a table names it.
 
-        def on_row(row: Row) -> None:
-            rows.write(row | {"files": files})
-            known[key_of(row)] = row
-            _write_tables(asked.out, list(known.values()))
-            progress.show(row)
-
-        if wanted:
-            with closing(build_parts(config, lambda text: print(display_text(text)))) as parts:
-                evaluate_interventions(wanted, _passes(asked, parts), on_row=on_row)
-    _write_tables(asked.out, list(known.values()))
-    shown = [known[key_of(case.row)] for case in cases]
-    print(f"\n{text_table(_cells(shown))}\n\ntable: {asked.out / 'tables' / 'interventions.csv'}")
-
-
-def _passes(asked: Request, parts: Parts) -> Passes:
-    return Passes(
-        policy=parts.student,
-        writer=parts.writer(parts.student),
-        evaluator=parts.evaluator(),
-        teachers=parts.teachers,
-        count=asked.passes,
-    )
-
-
-def _check_same_evaluation(asked: Request, config: Config) -> None:
-    """All rows of a table come from one base, one evaluation and one number of passes."""
-    path = asked.out / "evaluation.toml"
-    text = f"passes = {asked.passes}\n{to_toml(config)}"
-    if not path.exists():
-        write_text_atomic(path, text)
-        return
-    changed = differences(path.read_text(encoding="utf-8"), text)
-    if changed:
-        raise ConfigError(
-            f"{asked.out} holds the results of another evaluation:\n  "
-            + "\n  ".join(changed)
-            + "\nEvaluate in the same way, or choose another directory (--out)."
-        )
-
-
-def _write_tables(out: Path, rows: Sequence[Row]) -> None:
-    hidden = {"schema", "files"}
-    shown = [{k: v for k, v in row.items() if k not in hidden} for row in rows]
-    write_table(out / "tables", "interventions", shown)
-
-
-class _Progress:
-    """One line an intervention.
-
-    Args:
-        total: How many there are.
+    Attributes:
+        intervention: What is done.
+        update: Base and tuned model.
+        heads: See `Intervention.apply`.
+        checkpoint: Name of the tuned model.
+        other: Name of a second one that the intervention takes from; "" without.
     """
 
-    def __init__(self, total: int) -> None:
-        self._total, self._done, self._started = total, 0, time.monotonic()
+    intervention: Intervention
+    update: Update
+    heads: Heads | None = None
+    checkpoint: str = ""
+    other: str = ""
 
-    def show(self, row: Row) -> None:
-        """Prints a finished row."""
-        self._done += 1
-        spent = time.monotonic() - self._started
-        left = spent / self._done * (self._total - self._done)
-        name, *cells = _cells([row])[1]
-        header = _cells([row])[0][1:]
-        numbers = "  ".join(f"{h} {c}" for h, c in zip(header, cells, strict=True) if c != "-")
-        reason = f"  {row['failure']}" if row["failure"] else ""
-        line = f"{self._done}/{self._total}  {name}  {numbers}{reason}  {left:.0f} s left"
-        print(display_text(line), flush=True)
+    @property
+    def row(self) -> Row:
+        """The columns of `KEY`."""
+        return {
+            "kind": self.intervention.kind,
+            "checkpoint": self.checkpoint,
+            "value": self.intervention.value,
+            "setting": self.intervention.setting,
+            "other": self.other,
+        }
 
 
-def _cells(rows: Sequence[Row]) -> list[list[str]]:
-    """The printed table, header first."""
+# Checkpoints --------------------------------------------------------------------------------------
+
+
+def _write(out: Path, base: Path, cases: Sequence[Case], display: Display) -> list[Row]:
+    """Writes a checkpoint for each, such as `step-00008-scale-0.5`."""
+    rows = []
+    for case in cases:
+        row = case.row
+        value = "" if row["value"] is None else f"{row['value']:.6g}"
+        names = Path(row["checkpoint"]).name, row["kind"], value, row["setting"]
+        parts = filter(None, [*names, Path(row["other"]).name])
+        directory = out / re.sub(r"[^A-Za-z0-9_.+-]+", "-", "-".join(parts))
+        found = write_intervened(directory, base, case.intervention.apply(case.update, case.heads))
+        display.say(
+            f"{directory}: update norm {found.update_norm:.6g}, {found.changed} tensors changed, "
+            f"{found.at_base} at the base, {found.never_moved} never moved"
+        )
+        rows.append(row | _footprint(found) | {"directory": str(directory)})
+    return rows
+
+
+def _footprint(found: Footprint) -> Row:
+    return {
+        "update_norm": found.update_norm,
+        "changed": found.changed,
+        "at_base": found.at_base,
+        "never_moved": found.never_moved,
+    }
+
+
+# Evaluation ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Sweep:
+    """Interventions to be evaluated in one way; `files` tells whether weights changed."""
+
+    config: Config
+    cases: Sequence[Case]
+    passes: int
+    files: str
+    display: Display
+
+    def resume(self, workspace: Workspace) -> list[Row]:
+        """Evaluates what the journal lacks, and writes the table after every row."""
+        # All rows of a table come from one base, one evaluation and one number of passes.
+        path = workspace.path / "evaluation.toml"
+        text = f"passes = {self.passes}\n{to_toml(self.config)}"
+        if path.exists():
+            workspace.refuse(differences(path.read_text(encoding="utf-8"), text))
+        write_text_atomic(path, text)
+        with Journal(workspace.path / "interventions.jsonl", key_of) as journal:
+            keys = {key_of(case.row) for case in self.cases}
+            stored = {key: row for key, row in journal.rows.items() if key in keys}
+            finished = {key for key, row in stored.items() if row["files"] == self.files}
+            for row in self._evaluated(finished):
+                journal.add(row | {"files": self.files})
+                _write_table(workspace.path, journal.rows.values())
+            _write_table(workspace.path, journal.rows.values())
+            return [_shown(journal.rows[key_of(case.row)]) for case in self.cases]
+
+    def evaluate(self) -> list[Row]:
+        """Evaluates everything, and keeps it in memory."""
+        return list(self._evaluated(set()))
+
+    def _evaluated(self, finished: set[tuple[Any, ...]]) -> Iterator[Row]:
+        waiting = [case for case in self.cases if key_of(case.row) not in finished]
+        if not waiting:
+            return
+        with (
+            closing(build_parts(self.config, self.display.say)) as parts,
+            self.display.progress("interventions", len(self.cases), done=len(finished)) as progress,
+        ):
+            passes = Passes(
+                policy=parts.student,
+                writer=parts.writer(parts.student),
+                evaluator=parts.evaluator(),
+                teachers=parts.teachers,
+                count=self.passes,
+            )
+            for row in evaluate_interventions(waiting, passes):
+                name, *cells = sweep_cells([row])[1]
+                header = sweep_cells([])[0][1:]
+                numbers = [f"{h} {c}" for h, c in zip(header, cells, strict=True) if c != "-"]
+                failure = [row["failure"]] if row["failure"] else []
+                progress.advance("  ".join([name, *numbers, *failure]))
+                yield row
+
+
+def _shown(row: Row) -> Row:
+    """A row without what only the journal needs."""
+    return {name: cell for name, cell in row.items() if name not in {"schema", "files"}}
+
+
+def _write_table(out: Path, rows: Iterable[Row]) -> None:
+    write_table(out / "tables", "interventions", [_shown(row) for row in rows])
+
+
+def key_of(row: Row) -> tuple[Any, ...]:
+    """What tells the rows of a table apart."""
+    return tuple(row[name] for name in KEY)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passes:
+    """A live model, evaluated several times over the same problems.
+
+    The first pass draws the random numbers of training's own evaluation, so that one pass gives its
+    numbers; every later pass draws others. All interventions get the same.
+
+    Attributes:
+        policy: The model that interventions change.
+        writer: Writes with it.
+        evaluator: Problems, verifier and the first pass's seed.
+        teachers: With them the reverse KL of the same rollouts is measured; None without.
+        count: Passes.
+    """
+
+    policy: Policy
+    writer: Writer
+    evaluator: Evaluator
+    teachers: Teachers | None
+    count: int = 4
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ConfigError(f"passes must be at least 1, got {self.count}")
+
+    def evaluate(self) -> Row:
+        """The statistics of the model as it is now."""
+        self.writer.engine.sync_weights()
+        seed = self.evaluator.seed
+        evaluations = []
+        for each in [seed, *(derive_seed(seed, "pass", i) for i in range(1, self.count))]:
+            evaluator = replace(self.evaluator, seed=each)
+            evaluations.append(
+                evaluator.evaluate(self.writer, student=self.policy, teachers=self.teachers)
+            )
+        return pooled(evaluations)
+
+
+def evaluate_interventions(cases: Iterable[Case], passes: Passes) -> Iterator[Row]:
+    """Applies one intervention after the other to the live model, evaluates it, puts it back.
+
+    A model whose logits are not finite gives a row without statistics, with the reason in
+    `failure`: the far end of a sweep may well break a model.
+    """
+    for case in cases:
+        changed = case.intervention.apply(case.update, case.heads)
+        with intervened(passes.policy.model, changed) as footprint:
+            row = case.row | _footprint(footprint)
+            try:
+                row |= passes.evaluate() | {"failure": None}
+            except NonFiniteError as error:
+                row |= dict.fromkeys(STATISTICS) | {"failure": str(error)}
+        yield row
+    passes.writer.engine.sync_weights()
+
+
+def pooled(evaluations: Sequence[Evaluation]) -> Row:
+    """Statistics over all passes; standard errors treat the problems as the sample.
+
+    Passes of one problem are not independent of each other, so its mean counts as one value.
+    """
+    rows = [evaluation.row() for evaluation in evaluations]
+    rewards = [mean(each) for each in zip(*(e.rewards for e in evaluations), strict=True)]
+    tokens = [
+        [value for rollout in of_problem for value in rollout]
+        for of_problem in zip(*(e.kl_nats for e in evaluations), strict=True)
+    ]
+    kl, kl_se = ratio([sum(each) for each in tokens], [len(each) for each in tokens])
+    return {
+        "accuracy": mean(rewards) if rewards else None,
+        "accuracy_se": standard_error(rewards),
+        "reverse_kl": kl,
+        "reverse_kl_se": kl_se,
+        "mean_length": mean([row["mean_length"] or 0.0 for row in rows]),
+        "truncated_share": mean([row["truncated_share"] or 0.0 for row in rows]),
+        "problems": len(evaluations[0].rollouts),
+        "passes": len(evaluations),
+    }
+
+
+def ratio(sums: Sequence[float], counts: Sequence[int]) -> tuple[float | None, float | None]:
+    """`sum(sums) / sum(counts)` and its standard error with the pairs as the sample.
+
+    The error is that of the linearised ratio: of the values `(sum - ratio * count) / mean count`.
+    """
+    total = sum(counts)
+    if total == 0:
+        return None, None
+    found = math.fsum(sums) / total
+    scale = total / len(counts)
+    residuals = [(s - found * n) / scale for s, n in zip(sums, counts, strict=True)]
+    return found, standard_error(residuals)
+
+
+def sweep_cells(rows: Sequence[Row]) -> list[list[str]]:
+    """Evaluated rows as cells of a short table, header first."""
+
+    def with_error(row: Row, name: str) -> str:
+        value, error = row[name], row[f"{name}_se"]
+        if value is None:
+            return "-"
+        return f"{value:.4f}" if error is None else f"{value:.4f} +- {error:.4f}"
+
     found = [["intervention", "norm", "accuracy", "KL to teacher", "never moved"]]
     for row in rows:
         value = "" if row["value"] is None else f" {row['value']:.6g}"
         name = f"{row['kind']}{value} {row['setting']}".strip()
-        accuracy = _with_error(row["accuracy"], row["accuracy_se"])
-        divergence = _with_error(row["reverse_kl"], row["reverse_kl_se"])
-        norm = f"{row['update_norm']:.4g}"
-        found.append([name, norm, accuracy, divergence, str(row["never_moved"])])
+        numbers = [with_error(row, "accuracy"), with_error(row, "reverse_kl")]
+        found.append([name, f"{row['update_norm']:.4g}", *numbers, str(row["never_moved"])])
     return found
-
-
-def _with_error(value: Any, error: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4f}" if error is None else f"{value:.4f} +- {error:.4f}"

@@ -7,18 +7,10 @@ in no mean.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 from effopd.analysis.spectra import SpectralMetrics, noise_metrics
-from effopd.analysis.updates import (
-    Grouping,
-    PathGeometry,
-    UpdateStatistics,
-    grouped,
-    summed_paths,
-    summed_statistics,
-)
 from effopd.models.layout import Place
 
 Cell = str | int | float | None
@@ -26,7 +18,6 @@ Row = dict[str, Cell]
 Rows = list[Row]
 TOP = (0.01, 0.05)
 """Shares of the rank whose norm ratio is in the tables: top 1 % and top 5 %."""
-SUMS: tuple[Grouping, ...] = ("whole", "block", "layer", "layer and block", "projection")
 TABLE_1 = ("spectral_norm", "spectral_share", "effective_rank", "top_1_ratio", "top_5_ratio")
 """What Table 1 averages, and the column of its baseline is `noise_` and the name."""
 AGREEMENTS = ("cosine_1", "direction_cosine", "subspace_cosine", "captured_norm")
@@ -71,64 +62,6 @@ def place_columns(place: Place) -> Row:
         "projection": place.projection,
         "expert": place.expert,
         "shape": " x ".join(map(str, place.shape)),
-    }
-
-
-# Norms --------------------------------------------------------------------------------------------
-
-
-def norm_rows(
-    series: Sequence[CheckpointLabel],
-    statistics: Sequence[Sequence[tuple[Place, UpdateStatistics]]],
-    paths: Sequence[tuple[Place, PathGeometry]],
-) -> Rows:
-    """How far every place is from the base at every checkpoint, and how it got there."""
-    return [
-        checkpoint.columns
-        | place_columns(place)
-        | _statistic_columns(found)
-        | _path_columns(path, t)
-        for t, checkpoint in enumerate(series)
-        for (place, found), (_, path) in zip(statistics[t], paths, strict=True)
-    ]
-
-
-def norm_sum_rows(
-    series: Sequence[CheckpointLabel],
-    statistics: Sequence[Sequence[tuple[Place, UpdateStatistics]]],
-    paths: Sequence[tuple[Place, PathGeometry]],
-) -> Rows:
-    """The same of layers, blocks, projections, and the whole model; see `norm_rows`."""
-    rows: Rows = []
-    for grouping in SUMS:
-        summed = {key: summed_paths(parts) for key, parts in grouped(paths, grouping).items()}
-        names = grouping.split(" and ")
-        for t, checkpoint in enumerate(series):
-            for key, parts in grouped(statistics[t], grouping).items():
-                row: Row = {"grouping": grouping, "layer": None, "block": None, "projection": None}
-                row |= dict(zip(names, key, strict=False)) | {"places": len(parts)}
-                numbers = _statistic_columns(summed_statistics(parts))
-                rows.append(checkpoint.columns | row | numbers | _path_columns(summed[key], t))
-    return rows
-
-
-def _statistic_columns(found: UpdateStatistics) -> Row:
-    return {**asdict(found), "relative_norm": found.relative_norm}
-
-
-def _path_columns(path: PathGeometry, t: int) -> Row:
-    """The path up to checkpoint t."""
-    part = replace(
-        path,
-        step_squares=path.step_squares[: t + 1],
-        step_products=path.step_products[:t],
-        displacement_squares=path.displacement_squares[: t + 1],
-    )
-    return {
-        "step_norm": part.step_norms[-1],
-        "step_cosine": part.step_cosines[-1] if t else None,
-        "path_length": part.path_length,
-        "straightness": part.straightness,
     }
 
 

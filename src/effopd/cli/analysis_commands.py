@@ -10,15 +10,16 @@ from effopd.cli.options import Debug, errors
 
 def analyze(
     base: Annotated[
-        Path, typer.Argument(help="Model directory before training, or a run.", metavar="BASE")
+        str,
+        typer.Argument(help="Model before training (directory or hub), or a run.", metavar="BASE"),
     ],
     out: Annotated[Path, typer.Option(help="Directory of tables, figures and page.")],
     checkpoints: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Model directories, LoRA adapters, or a run.", metavar="CKPT..."),
+        list[str] | None,
+        typer.Argument(help="Models, LoRA adapters, or a run.", metavar="CKPT..."),
     ] = None,
     final: Annotated[
-        Path | None, typer.Option(help="What the series is compared with; its last by default.")
+        str | None, typer.Option(help="What the series is compared with; its last by default.")
     ] = None,
     what: Annotated[
         str | None, typer.Option(help="norms,spectra,subspaces,trajectories,behavior or some.")
@@ -36,27 +37,23 @@ def analyze(
 ) -> None:
     """Measure what training changed, place by place: tables, figures and a page. Resumes."""
     with errors(debug):
-        from effopd.analysis.study import AnalysisRequest
         from effopd.analysis.study import analyze as run
+        from effopd.progress import Terminal
+        from effopd.reports.analysis_tables import table_1_text
 
-        run(
-            AnalysisRequest(
-                base=base,
-                checkpoints=checkpoints or [],
-                out=out,
-                final=final,
-                what=what,
-                device=device,
-                workers=workers,
-                recipe=recipe,
-            )
-        )
+        found = run(
+            base, checkpoints or [], what, out=out, final=final, recipe=recipe, device=device,
+            workers=workers, display=Terminal(),
+        )  # fmt: skip
+        if found.tables.get("table1"):
+            print(f"\n{table_1_text(found)}\n")
+        print(f"page: {out / 'report.html'}\ntables: {out / 'tables'}\nfigures: {out / 'figures'}")
 
 
 def intervene(
-    base: Annotated[Path, typer.Argument(help="Model directory before training.", metavar="BASE")],
+    base: Annotated[str, typer.Argument(help="Model before training.", metavar="BASE")],
     tuned: Annotated[
-        Path, typer.Argument(help="Model directory, or LoRA adapter of BASE.", metavar="TUNED")
+        str, typer.Argument(help="Model directory, or LoRA adapter of BASE.", metavar="TUNED")
     ],
     kind: Annotated[
         str,
@@ -67,7 +64,7 @@ def intervene(
         list[str] | None, typer.Argument(help="Of the kind, for example scale=0.5,1,1.5.")
     ] = None,
     other: Annotated[
-        Path | None, typer.Option(help="Second tuned model, whose norms or tensors are taken.")
+        str | None, typer.Option(help="Second tuned model, whose norms or tensors are taken.")
     ] = None,
     recipe: Annotated[
         Path | None, typer.Option(help="Evaluate in memory, as this recipe says.")
@@ -83,22 +80,18 @@ def intervene(
 ) -> None:
     """Scale, remove or exchange parts of an update; write checkpoints or evaluate them. Resumes."""
     with errors(debug):
-        from effopd.analysis.sweeps import Request, run_intervene
+        from effopd.analysis.sweeps import intervene as run
+        from effopd.analysis.sweeps import sweep_cells
+        from effopd.progress import Terminal
+        from effopd.reports.tables import text_table
 
-        run_intervene(
-            Request(
-                base=base,
-                tuned=tuned,
-                kind=kind,
-                settings=settings or [],
-                out=out,
-                other=other,
-                recipe=recipe,
-                passes=passes,
-                problems=problems,
-                write=write,
-            )
-        )
+        rows = run(
+            base, tuned, kind, settings or [], out=out, other=other, recipe=recipe, passes=passes,
+            problems=problems, write=write, display=Terminal(),
+        )  # fmt: skip
+        if recipe is not None:
+            print(f"\n{text_table(sweep_cells(rows))}\n")
+            print(f"table: {out / 'tables' / 'interventions.csv'}")
 
 
 def extrapolate(
@@ -134,7 +127,8 @@ def local_theory(
 ) -> None:
     """Predict a distillation run from the local theory of its base model; compare."""
     with errors(debug):
-        from effopd.analysis.theory import TheorySettings
-        from effopd.cli.theory import theory
+        from effopd.analysis.run_theory import run_theory, theory_text
+        from effopd.progress import Terminal
 
-        theory(run, out, TheorySettings(rank=rank, contexts=contexts, steps=steps))
+        found = run_theory(run, out, rank=rank, contexts=contexts, steps=steps, display=Terminal())
+        print(f"\n{theory_text(found)}\n\nwritten to {out}")

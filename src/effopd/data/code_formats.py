@@ -1,4 +1,4 @@
-"""Tests of programming problems as the data sets write them: APPS, TACO, Eurus and Codeforces.
+"""Tests of programming problems as the data sets write them.
 
 Schemas:
 
@@ -6,16 +6,22 @@ Schemas:
   an object with `inputs`, `outputs` and, where a function is called, `fn_name`. APPS and TACO write
   lists of arguments; Eurus writes one JSON value a line.
 - Codeforces is the form of open-r1/codeforces: `official_tests` of `input` and `output`.
+- EvalPlus writes HumanEval+ and MBPP+ as inputs and a reference solution, without outputs: what is
+  expected is what the solution returns. The form is JSON, so arguments that are tuples, sets or
+  complex numbers were written as lists and text; a table says where, by number of the MBPP problem,
+  as EvalPlus 0.3.1 reads them (`evalplus/data/mbpp.py`). For some problems EvalPlus accepts more
+  than the reference's answer (`evalplus/eval/__init__.py`, `_special_oracle.py`): they have rules.
 
 Every function raises ConfigError for what it cannot judge fairly; leave such problems out.
 """
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any
 
-from effopd.data.code_tests import CodeTests
+from effopd.data.code_tests import CodeTests, Rule
 from effopd.errors import ConfigError
 
 _MODULES = (
@@ -104,11 +110,6 @@ def from_codeforces(row: Mapping[str, Any]) -> CodeTests:
     )
 
 
-def _json_lines(text: str) -> list[Any]:
-    """The JSON values of a text, one a line, as the arguments of a call."""
-    return [_with_integer_keys(_read_json(line)) for line in text.split("\n") if line.strip()]
-
-
 def _read_json(text: str) -> Any:
     """A JSON value; its integers may be of any length."""
     try:
@@ -127,7 +128,8 @@ def _call(arguments: Any, expected: Any) -> tuple[list[Any], Any]:
     if isinstance(arguments, str):
         if not isinstance(expected, str):
             raise ConfigError(f"the output of a call must be JSON text, got {expected!r:.60}")
-        return _json_lines(arguments), _with_integer_keys(_read_json(expected))
+        lines = [line for line in arguments.split("\n") if line.strip()]
+        arguments, expected = [_read_json(line) for line in lines], _read_json(expected)
     if not isinstance(arguments, list):
         raise ConfigError(f"arguments must be a list or JSON lines, got {arguments!r:.60}")
     return [_with_integer_keys(value) for value in arguments], _with_integer_keys(expected)
@@ -135,14 +137,13 @@ def _call(arguments: Any, expected: Any) -> tuple[list[Any], Any]:
 
 def _with_integer_keys(value: Any) -> Any:
     """Undoes what JSON does to a dict with integer keys; other values are returned as they are."""
-    if isinstance(value, dict) and value and all(_is_integer(key) for key in value):
+    if (
+        isinstance(value, dict)
+        and value
+        and all(re.fullmatch("-?[0-9]{1,18}", key) for key in value)
+    ):
         return {int(key): each for key, each in value.items()}
     return value
-
-
-def _is_integer(key: str) -> bool:
-    digits = key.removeprefix("-")
-    return digits.isascii() and digits.isdigit() and len(digits) <= 18
 
 
 def _joined(text: Any) -> str:
@@ -152,3 +153,101 @@ def _joined(text: Any) -> str:
     if isinstance(text, list | tuple) and all(isinstance(line, str) for line in text):
         return "\n".join(text)
     raise ConfigError(f"a test over stdin must be text or a list of lines, got {text!r:.60}")
+
+
+# EvalPlus -----------------------------------------------------------------------------------------
+
+_HUMANEVAL_RULES: dict[str, Rule] = {"find_zero": "root"}
+_MBPP_RULES: dict[str, Rule] = {
+    **dict.fromkeys(
+        (
+            "similar_elements", "find_char_long", "common_in_nested_lists", "extract_singly",
+            "larg_nnum", "intersection_array", "find_dissimilar", "Diff",
+        ),
+        "set",
+    ),
+    **dict.fromkeys(("check_str", "text_match_three", "text_starta_endb"), "presence"),
+    "are_equivalent": "anything",
+    "sum_div": "zero_too",
+    "surface_Area": "pyramid",
+    "digit_distance_nums": "digit_distance",
+}  # fmt: skip
+"""Name of the function -> how its result is compared, where not by value."""
+
+
+def from_evalplus(row: Mapping[str, Any]) -> CodeTests:
+    """All tests of a problem, the base ones first.
+
+    A program may leave out what the prompt of HumanEval gives: it stands before every program.
+    """
+    for field in ("task_id", "prompt", "entry_point", "canonical_solution"):
+        if not isinstance(row.get(field), str):
+            raise ConfigError(f"{field} must be text, got {row.get(field)!r:.60}")
+    task, prompt, name = row["task_id"], row["prompt"], row["entry_point"]
+    benchmark, _, number = task.partition("/")
+    if benchmark not in {"HumanEval", "Mbpp"} or not number.isdecimal():
+        raise ConfigError(f"task_id must be HumanEval/N or Mbpp/N, got {task!r:.60}")
+    inputs: list[list[Any]] = []
+    for field in ("base_input", "plus_input"):
+        found = row.get(field)
+        if not isinstance(found, list) or not all(isinstance(each, list) for each in found):
+            raise ConfigError(f"{field} must be a list of lists of arguments, got {found!r:.60}")
+        inputs += found
+    atol = row.get("atol", 0)
+    if isinstance(atol, bool) or not isinstance(atol, int | float):
+        raise ConfigError(f"atol must be a number, got {atol!r:.60}")
+    if benchmark == "Mbpp" and (read := _READERS.get(int(number))) is not None:
+        try:
+            inputs = [read(each) for each in inputs]
+        except (TypeError, ValueError, AttributeError, IndexError) as error:
+            raise ConfigError(f"{task}: arguments are not as expected: {error}") from None
+    rules = _MBPP_RULES if benchmark == "Mbpp" else _HUMANEVAL_RULES
+    return CodeTests(
+        kind="call",
+        inputs=tuple(inputs),
+        entry_point=name,
+        reference=prompt + row["canonical_solution"],
+        preamble=prompt if benchmark == "HumanEval" else "",
+        rule=rules.get(name, "value"),
+        atol=float(atol),
+    )
+
+
+def _items(values: list[Any]) -> list[Any]:
+    """A list of tuples."""
+    return [tuple(each) for each in values]
+
+
+def _deep(value: Any) -> Any:
+    """Tuples for lists, at any depth."""
+    return tuple(_deep(each) for each in value) if isinstance(value, list) else value
+
+
+_READERS: dict[int, Callable[[list[Any]], list[Any]]] = {
+    **dict.fromkeys(
+        (
+            2, 116, 132, 143, 222, 261, 273, 394, 399, 421, 424, 429, 470, 560, 579, 596, 616, 630,
+            726, 740, 744, 809,
+        ),
+        _items,  # each argument is a tuple
+    ),
+    **dict.fromkeys(
+        (63, 64, 70, 94, 120, 237, 272, 299, 400, 409, 417, 438, 473, 614, 780),
+        lambda given: [_items(each) for each in given],
+    ),
+    **dict.fromkeys((75, 413, 444, 753), lambda given: [_items(given[0]), *given[1:]]),
+    **dict.fromkeys(
+        (250, 307, 405, 446, 617, 720, 763, 808), lambda given: [tuple(given[0]), *given[1:]]
+    ),
+    **dict.fromkeys((106, 750), lambda given: [given[0], tuple(given[1])]),
+    **dict.fromkeys((259, 401, 445), lambda given: [tuple(_items(each)) for each in given]),
+    **dict.fromkeys((580, 615, 791), lambda given: [_deep(each) for each in given]),
+    115: lambda given: [
+        [set(each) if isinstance(each, list) and each else {} for each in given[0]]
+    ],
+    124: lambda given: [float(given[0]), complex(given[1])],
+    252: lambda given: [complex(given[0])],
+    278: lambda given: [tuple(tuple(x) if isinstance(x, list) else x for x in given[0])],
+    722: lambda given: [{key: tuple(each) for key, each in given[0].items()}, *given[1:]],
+}  # fmt: skip
+"""Number of an MBPP problem -> its arguments as they were before they were JSON."""

@@ -69,12 +69,18 @@ class CodeTests:
             raise ConfigError(f"rule must be one of {get_args(Rule)}, got {self.rule!r}")
         if not 0 <= self.atol < 1:
             raise ConfigError(f"atol must be in [0, 1), got {self.atol}")
-        if self.kind == "stdin":
-            self._check_texts()
-        else:
-            self._check_calls()
-
-    def _check_texts(self) -> None:
+        if self.kind == "call":
+            name = self.entry_point
+            if not name.isidentifier() or keyword.iskeyword(name):
+                raise ConfigError(f"entry_point must be the name of a function, got {name!r}")
+            if self.rule in _TEXT_RULES:
+                raise ConfigError(
+                    f"rule must be one for values when a function is called: {self.rule}"
+                )
+            for arguments in self.inputs:
+                if not isinstance(arguments, list):
+                    raise ConfigError(f"inputs must be lists of arguments, got {arguments!r:.60}")
+            return
         if self.entry_point:
             raise ConfigError(f"entry_point must be '' for stdin, got {self.entry_point!r}")
         if self.rule not in _TEXT_RULES:
@@ -89,16 +95,6 @@ class CodeTests:
                     f"tests over stdin must be Unicode, got {text!r:.60}: {error.reason} at "
                     f"{error.start}; leave the problem out"
                 ) from None
-
-    def _check_calls(self) -> None:
-        name = self.entry_point
-        if not name.isidentifier() or keyword.iskeyword(name):
-            raise ConfigError(f"entry_point must be the name of a function, got {name!r}")
-        if self.rule in _TEXT_RULES:
-            raise ConfigError(f"rule must be one for values when a function is called: {self.rule}")
-        for arguments in self.inputs:
-            if not isinstance(arguments, list):
-                raise ConfigError(f"inputs must be lists of arguments, got {arguments!r:.60}")
 
     def __hash__(self) -> int:
         """Of what is cheap to hash: arguments may be lists."""

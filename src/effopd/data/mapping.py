@@ -4,9 +4,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from effopd.data.code_formats import from_codeforces, from_input_output
+from effopd.data.code_formats import from_codeforces, from_evalplus, from_input_output
 from effopd.data.code_tests import CodeTests
-from effopd.data.evalplus import from_evalplus
 from effopd.data.fields import conversation_at, level_at, text_at, value_at
 from effopd.data.problem import Problem, VerifierName
 from effopd.data.rows import Row

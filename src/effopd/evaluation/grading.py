@@ -62,13 +62,10 @@ class GradedAnswer:
     Attributes:
         question: Id of the problem.
         sample: Which answer to it, from 0.
-        seed: Seed of its sampling.
-        prompt_tokens: Tokens of the prompt.
         tokens: Tokens written.
         truncated: Whether it was cut at the length cap.
         verdict: How the check ended.
         answer: What is in its last box; None without one, and for programs.
-        completion: The text.
     """
 
     question: str
@@ -114,7 +111,7 @@ def grade(
             tokens=len(rollout.completion.token_ids),
             truncated=rollout.completion.finish_reason == "length",
             verdict=verdict,
-            answer=_boxed(rollout),
+            answer=None if rollout.problem.tests else final_answer(rollout.completion.text),
             completion=rollout.completion.text,
         )
         for rollout, sample, seed, verdict in zip(rollouts, samples, seeds, verdicts, strict=True)
@@ -142,10 +139,6 @@ def readable(questions: Questions) -> tuple[Questions, list[str]]:
     return replace(questions, questions=kept, counts=counts), bad
 
 
-def _boxed(rollout: Rollout) -> str | None:
-    return None if rollout.problem.tests else final_answer(rollout.completion.text)
-
-
 def by_question(graded: Sequence[GradedAnswer]) -> list[list[GradedAnswer]]:
     """Answers grouped by question, in the order in which questions come up; samples sorted."""
     groups: dict[str, list[GradedAnswer]] = {}
@@ -166,11 +159,12 @@ def summarise(graded: Sequence[GradedAnswer], *, votes: bool) -> dict[str, Any]:
     samples = len(groups[0])
     voting = votes and samples > 1
     answers = [[each.answer for each in group] for group in groups]
+    numbers = [2**i for i in range(samples.bit_length())]  # and the number of samples itself
     return {
         "questions": len(groups),
         "samples": samples,
         "avg": _json(average(rewards)),
-        "pass": {str(k): _json(pass_at_k(rewards, k)) for k in _numbers(samples)},
+        "pass": {str(k): _json(pass_at_k(rewards, k)) for k in dict.fromkeys([*numbers, samples])},
         "maj": _json(majority(answers, rewards)) if voting else None,
         "truncated_share": mean([float(each.truncated) for each in graded]),
         "no_answer_share": mean([float(each.verdict == "no_answer") for each in graded]),
@@ -180,16 +174,6 @@ def summarise(graded: Sequence[GradedAnswer], *, votes: bool) -> dict[str, Any]:
     }
 
 
-def _numbers(samples: int) -> list[int]:
-    """Powers of two up to the number of samples, and that number."""
-    powers = [2**i for i in range(samples.bit_length())]
-    return powers if powers[-1] == samples else [*powers, samples]
-
-
 def _json(estimate: Estimate) -> dict[str, Any]:
-    return {
-        "mean": estimate.mean,
-        "standard_error": estimate.standard_error,
-        "interval": None if estimate.interval is None else list(estimate.interval),
-        "sampling_error": estimate.sampling_error,
-    }
+    interval = estimate.interval
+    return asdict(estimate) | {"interval": None if interval is None else list(interval)}

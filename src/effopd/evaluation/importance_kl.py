@@ -191,17 +191,8 @@ class ImportanceWeightedKLValidator:
     which nothing can be kept; a candidate costs one more pass of the student for its
     log-probabilities, made first, so that no teacher is asked about a candidate beyond trust.
 
-    Args:
-        source: Has the tip answer.
-        student: The policy whose weights are searched.
-        teachers: Whom it is compared with.
-        settings: Trust bounds, and how to reduce.
-        teacher_temperature: Divides the teachers' logits.
-        batch_tokens: Padded tokens per forward pass, at most.
-
-    Raises:
-        ConfigError: Answers are not sampled from the policy itself, so that ratios of its
-            probabilities are not those of its answers.
+    Answers have to be sampled from the policy itself, without temperature, top-p and top-k, or
+    ratios of its probabilities would not be those of its answers.
     """
 
     def __init__(
@@ -221,11 +212,8 @@ class ImportanceWeightedKLValidator:
                 f"temperature 1, top_p 1 and top_k 0, got {sampling.temperature}, "
                 f"{sampling.top_p} and {sampling.top_k}; use 'teacher_kl'"
             )
-        self._source = source
-        self._student = student
-        self._teachers = teachers
-        self._settings = settings
-        self._teacher_temperature = teacher_temperature
+        self._source, self._student, self._teachers = source, student, teachers
+        self._settings, self._teacher_temperature = settings, teacher_temperature
         self._batch_tokens = batch_tokens
         self._step: int | None = None  # of the search that these belong to
         self._rollouts: Sequence[Rollout] = ()
@@ -239,7 +227,7 @@ class ImportanceWeightedKLValidator:
             return Score(value=float("nan"))
 
     def _score(self, draw: Draw) -> Score:
-        tokens, reason = 0, ""
+        tokens = 0
         if draw.is_candidate:
             if draw.step != self._step:
                 raise ValidatorError(
@@ -247,15 +235,14 @@ class ImportanceWeightedKLValidator:
                     f"(kept are those of step {self._step}): score the tip, at scale 1, first"
                 )
             candidate = self._log_probs(self._rollouts)
-            reason = outside_trust_region(candidate, self._tip, self._settings)
+            if reason := outside_trust_region(candidate, self._tip, self._settings):
+                return Score(value=float("nan"), reason=reason)
         else:
             # The answers of the tip, for itself and for all candidates of its search.
             self._step, self._rollouts = None, self._source.rollouts(draw)
             candidate = self._tip = self._log_probs(self._rollouts)
             self._step = draw.step
             tokens = total_tokens(self._rollouts) if self._source.costs_tokens else 0
-        if reason:
-            return Score(value=float("nan"), reason=reason)
         # The divergence at each of their tokens, weighted by how likely the candidate writes them.
         kl_nats = routed_reverse_kl(
             self._student,

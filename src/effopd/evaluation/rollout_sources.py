@@ -39,12 +39,8 @@ class RolloutSource(Protocol):
 class FreshRollouts:
     """Samples new answers: a pure function of the student's weights and the step of the search.
 
-    Attributes:
-        writer: The student's engine and sampling.
-        problems: Training problems to take prompts from.
-        prompts: Problems a search.
-        resample: New problems for every search; False keeps one fixed set.
-        seed: Seed of the run.
+    Takes so many `prompts` of the training `problems`, new ones for every search, or, without
+    `resample`, one fixed set.
     """
 
     writer: Writer
@@ -61,8 +57,7 @@ class FreshRollouts:
 
     def problems_of(self, draw: Draw) -> list[Problem]:
         """The problems of a search."""
-        total = len(self.problems)
-        count = min(self.prompts, total)
+        total, count = len(self.problems), min(self.prompts, len(self.problems))
         chosen = sample_indices(draw, total, count, self.seed, resample=self.resample)
         return [self.problems[i] for i in chosen]
 
@@ -86,11 +81,7 @@ class TrainingBatchRollouts:
     """Reuses what the student wrote for its next update, so that a search samples nothing.
 
     The batch is as good as answers of its own: its prompts had no part in the displacement that
-    is searched along.
-
-    Attributes:
-        sampling: How the batch is sampled.
-        prompts: Answers used for a search, at most.
+    is searched along. At most `prompts` of its answers are used.
     """
 
     sampling: Sampling

@@ -23,12 +23,8 @@ class ServedTeacher:
     It is the same model throughout, or an error says that it is not: a fixed text is scored at the
     start, at the beginning and end of every step, and after every failure.
 
-    Args:
-        settings: The server.
-        tokenizer: Of the student; the server's must be the same.
-        vocabulary_size: Token ids that the student may use are below it.
-        longest: Tokens of the longest prompt and answer together.
-        seed: Decides the jitter of waits; results do not depend on it.
+    The server's tokenizer must be the student's, whose token ids are below `vocabulary_size`.
+    Prompt and answer have `longest` tokens together. The seed decides the jitter of waits.
     """
 
     def __init__(

@@ -86,11 +86,7 @@ def average(rewards: Sequence[Sequence[float]]) -> Estimate:
     question of share 1 is added. Without any right answer nothing is known of r, and of 30
     questions the upper end is 0.11.
 
-    Args:
-        rewards: One sequence a question, one reward in [0, 1] a sample.
-
-    Returns:
-        The estimate.
+    Takes one sequence a question, one reward in [0, 1] a sample.
 
     Source: E. Miller, Adding Error Bars to Evals, arXiv 2411.00640, sections 2 and 3; E. Wilson
     1927. The effective number of trials is that of surveys (Korn and Graubard 1998), the doubt is
@@ -109,15 +105,7 @@ def pass_at_k(rewards: Sequence[Sequence[float]], k: int) -> Estimate:
 
     `1 - C(n - c, k) / C(n, k)` for a question with c right samples of n, as a product.
 
-    Args:
-        rewards: One sequence a question; a sample is right when its reward is 1.
-        k: Samples drawn; at most those of the question with the fewest.
-
-    Returns:
-        The estimate; its sampling error is not known.
-
-    Raises:
-        ConfigError: A question has fewer than k samples.
+    A sample is right when its reward is 1; no question may have fewer than k samples.
 
     Source: M. Chen et al., Evaluating Large Language Models Trained on Code, arXiv 2107.03374.
     """
@@ -125,15 +113,12 @@ def pass_at_k(rewards: Sequence[Sequence[float]], k: int) -> Estimate:
     fewest = min(map(len, rewards))
     if not 1 <= k <= fewest:
         raise ConfigError(f"pass@k needs k of 1 to {fewest}, the samples of a question, got {k}")
-    chances = [chance_of_pass(len(each), sum(r == 1 for r in each), k) for each in rewards]
+    counts = [(len(each), sum(r == 1 for r in each)) for each in rewards]
+    chances = [
+        1.0 - math.prod(1.0 - k / i for i in range(n - right + 1, n + 1)) if n - right >= k else 1.0
+        for n, right in counts
+    ]
     return _estimate(chances, max(map(len, rewards)))
-
-
-def chance_of_pass(samples: int, right: int, k: int) -> float:
-    """The share of the k-subsets of the samples that hold a right one."""
-    if samples - right < k:
-        return 1.0
-    return 1.0 - math.prod(1.0 - k / i for i in range(samples - right + 1, samples + 1))
 
 
 def majority(
@@ -145,12 +130,7 @@ def majority(
     the verifier of mathematics finds: `\frac{1}{2}`, `0.5` and `\dfrac12`, or `A` and `(A)`; all
     that were found right are one. Of values that are equally frequent the one that came first wins.
 
-    Args:
-        answers: Extracted answers, one sequence a question.
-        rewards: Their rewards in [0, 1], in the same shape.
-
-    Returns:
-        The estimate; its sampling error is not known.
+    Takes extracted answers, one sequence a question, and their rewards in the same shape.
     """
     _check_samples(rewards)
     with MathVerifier() as verifier:
@@ -200,15 +180,6 @@ def _proportion(values: Sequence[float], error: float, samples: int) -> Interval
     return low, 1.0 if center == 1 else min(1.0, middle + half)
 
 
-def _difference(values: Sequence[float], error: float) -> Interval:
-    """The normal interval, wider where next to no question differs; see `compare`."""
-    questions, center = len(values), mean(values)
-    seen = min(_spread_over([abs(value - same) for value in values]) for same in (-1, 0, 1))
-    least = Z_95**2 / (questions + Z_95**2)
-    half = math.sqrt((Z_95 * error) ** 2 + DOUBT / (seen + DOUBT) * least**2)
-    return max(-1.0, center - half), min(1.0, center + half)
-
-
 def _spread_over(parts: Sequence[float]) -> float:
     """How many questions a sum is spread over, `(sum m)^2 / sum m^2`, beyond the first."""
     squares = math.fsum(part * part for part in parts)
@@ -230,16 +201,8 @@ def compare(
     models that answer 30 questions alike differ by at most 0.11; where many questions differ it is
     the normal interval.
 
-    Args:
-        first: Rewards in [0, 1] of the first model, one sequence a question.
-        second: Those of the second on the same questions in the same order.
-        seed: Of the random patterns.
-
-    Returns:
-        The comparison.
-
-    Raises:
-        ConfigError: The numbers of questions differ.
+    Takes rewards in [0, 1] of both models on the same questions in the same order; the seed is that
+    of the random patterns.
     """
     _check_samples(first)
     _check_samples(second)
@@ -248,11 +211,19 @@ def compare(
             f"a paired comparison needs the same questions, got {len(first)} and {len(second)}"
         )
     differences = [mean(a) - mean(b) for a, b in zip(first, second, strict=True)]
-    error = standard_error(differences)
+    error, interval = standard_error(differences), None
+    if error is not None:
+        # The normal interval, wider where next to no question differs.
+        seen = min(
+            _spread_over([abs(value - same) for value in differences]) for same in (-1, 0, 1)
+        )
+        least, center = Z_95**2 / (len(differences) + Z_95**2), mean(differences)
+        half = math.sqrt((Z_95 * error) ** 2 + DOUBT / (seen + DOUBT) * least**2)
+        interval = max(-1.0, center - half), min(1.0, center + half)
     return Comparison(
         difference=mean(differences),
         standard_error=error,
-        interval=None if error is None else _difference(differences, error),
+        interval=interval,
         p_value=sign_flip_p_value(differences, seed),
         wins=sum(d > 0 for d in differences),
         losses=sum(d < 0 for d in differences),

@@ -3,30 +3,59 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from effopd.errors import RecordError
 from effopd.records import Row, read_json
 from effopd.reports.series import plain, unique_lines
 from effopd.reports.table_files import Cell, read_table
 
+if TYPE_CHECKING:
+    from effopd.reports.figures import Figure
+
 TableRows = list[dict[str, Cell]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """What one analysis directory holds.
+    """What an analysis found; `effopd.analyze` and `load_analysis` give one.
 
     Attributes:
-        directory: Where it was read from.
+        directory: Where it is kept; None where nothing was kept on disk.
         info: `analysis.json`.
         tables: Rows by the name of the table; a table that was not asked for is missing.
         example: `example.json`; None where there is none.
     """
 
-    directory: Path
+    directory: Path | None
     info: Row
     tables: Mapping[str, TableRows]
     example: Row | None = None
+
+    def to_pandas(self, table: str) -> Any:
+        """A table as a `pandas.DataFrame`.
+
+        Raises:
+            RecordError: The analysis has no such table.
+        """
+        from pandas import DataFrame
+
+        if table not in self.tables:
+            raise RecordError(f"no table {table!r}; there are {', '.join(sorted(self.tables))}")
+        return DataFrame(self.tables[table])
+
+    def figure(self, name: str) -> "Figure":
+        """One of its figures, such as "norms", as `effopd.figures` gives them all.
+
+        Raises:
+            RecordError: There is no such figure, or what it shows was not measured.
+        """
+        from effopd.reports.analysis_page import analysis_figures
+
+        figures = analysis_figures(self)
+        if name not in figures:
+            raise RecordError(f"no figure {name!r}; there are {', '.join(figures)}")
+        return figures[name]
 
     @property
     def checkpoints(self) -> list[str]:
@@ -58,8 +87,8 @@ class Analysis:
         rows = self.tables.get(table, [])
         if rows and not equal.keys() <= rows[0].keys():
             raise RecordError(
-                f"{self.directory / 'tables' / table}.csv has no column "
-                f"{', '.join(equal.keys() - rows[0].keys())}: run the analysis again"
+                f"the table {table} has no column {', '.join(equal.keys() - rows[0].keys())}: run "
+                "the analysis again"
             )
         return [row for row in rows if all(row[name] == cell for name, cell in equal.items())]
 

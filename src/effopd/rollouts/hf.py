@@ -144,21 +144,19 @@ class SeededSampler(LogitsProcessor):
             raise NonFiniteError("the student's logits are not finite: its weights may hold NaN")
         logits_BV = known / (self._sampling.temperature or 1.0)
         log_probs_BV = torch.log_softmax(logits_BV, dim=-1)
-        tokens_B = self._choose(input_ids, logits_BV)
-        self.tokens.append(tokens_B)
-        self.log_probs.append(log_probs_BV.gather(1, tokens_B[:, None])[:, 0])
-        return torch.full_like(scores, -torch.inf).scatter_(1, tokens_B[:, None], 0.0)
-
-    def _choose(self, input_ids: Tensor, logits_BV: Tensor) -> Int[Tensor, " B"]:
         if self._sampling.temperature == 0:
-            return logits_BV.argmax(dim=-1)
-        if self._sampling.top_k:
-            logits_BV = TopKLogitsWarper(self._sampling.top_k)(input_ids, logits_BV)
-        if self._sampling.top_p < 1:
-            logits_BV = TopPLogitsWarper(self._sampling.top_p)(input_ids, logits_BV)
-        mass_BV = torch.softmax(logits_BV, dim=-1).double().cumsum(dim=-1)
-        aim_B = self._uniforms_BT[:, len(self.tokens)] * mass_BV[:, -1]
-        return torch.searchsorted(mass_BV, aim_B[:, None], right=True)[:, 0]
+            tokens_B1 = logits_BV.argmax(dim=-1, keepdim=True)
+        else:
+            if self._sampling.top_k:
+                logits_BV = TopKLogitsWarper(self._sampling.top_k)(input_ids, logits_BV)
+            if self._sampling.top_p < 1:
+                logits_BV = TopPLogitsWarper(self._sampling.top_p)(input_ids, logits_BV)
+            mass_BV = torch.softmax(logits_BV, dim=-1).double().cumsum(dim=-1)
+            aim_B = self._uniforms_BT[:, len(self.tokens)] * mass_BV[:, -1]
+            tokens_B1 = torch.searchsorted(mass_BV, aim_B[:, None], right=True)
+        self.tokens.append(tokens_B1[:, 0])
+        self.log_probs.append(log_probs_BV.gather(1, tokens_B1)[:, 0])
+        return torch.full_like(scores, -torch.inf).scatter_(1, tokens_B1, 0.0)
 
 
 class FinishRecorder(StoppingCriteria):

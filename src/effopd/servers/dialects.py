@@ -69,14 +69,6 @@ class Generation:
     stopped: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tokenized:
-    """A text's tokens, no special ones added, and the longest sequence that the server takes."""
-
-    token_ids: TokenIds
-    context: int
-
-
 class Api(ABC):
     """The requests of one kind of server that serves `model`."""
 
@@ -108,12 +100,12 @@ class Api(ABC):
         payload = {"model": self._model, "prompt": text, "add_special_tokens": False}
         return ServerRequest(path="/tokenize", payload=payload)
 
-    def read_tokens(self, answer: Any) -> Tokenized:
-        """The tokens, and the context length."""
+    def read_tokens(self, answer: Any) -> tuple[TokenIds, int]:
+        """A text's tokens, no special ones added, and the server's longest sequence."""
         context = field(answer, "max_model_len")
         if type(context) is not int:
             raise TransientServerError("an answer whose max_model_len is no number")
-        return Tokenized(token_ids=_token_ids(field(answer, "tokens")), context=context)
+        return _token_ids(field(answer, "tokens")), context
 
 
 class VLLMApi(Api):

@@ -109,16 +109,16 @@ def _check_tokenizer(
     chosen = sorted({i * (size - 1) // (_TEXT_TOKENS - 1) for i in range(_TEXT_TOKENS)})
     text = " ".join(tokenizer.decode([i]) for i in chosen)
     ours = tokenizer(text, add_special_tokens=False)["input_ids"]
-    theirs = client.ask(api.tokenize_request(text), api.read_tokens, deadline)
-    if tuple(ours) != theirs.token_ids:
-        pairs = enumerate(zip_longest(ours, theirs.token_ids))
+    theirs, context = client.ask(api.tokenize_request(text), api.read_tokens, deadline)
+    if tuple(ours) != theirs:
+        pairs = enumerate(zip_longest(ours, theirs))
         place, (own, other) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
         token = None if own is None else tokenizer.convert_ids_to_tokens(own)
         raise ParameterMismatchError(
-            f"{client} has another tokenizer than the student: {len(theirs.token_ids)} tokens "
+            f"{client} has another tokenizer than the student: {len(theirs)} tokens "
             f"where the student's gives {len(ours)}, or other ones; the first that differs, at "
             f"{place}, is {token!r} ({own}) for the student and {other} for the server. A "
             "token-wise comparison would be meaningless; serve a model that shares the student's "
             "tokenizer."
         )
-    return theirs.context
+    return context

@@ -1,20 +1,25 @@
-"""What the local theory needs of a run: base, teacher, text, rewards, checkpoints and searches."""
+"""The local theory of a run: what it needs of the run, and what comes of it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers.utils import logging as transformers_logging
 
 from effopd.analysis.quadratic import FrozenLoss, completion_logits
-from effopd.analysis.theory import PastRay
+from effopd.analysis.theory import PastRay, Theory, TheorySettings, compute_theory
 from effopd.errors import ConfigError
 from effopd.models.checkpoints import checkpoint_path, list_checkpoints, verify_checkpoint
 from effopd.models.weights import open_weights
 from effopd.objectives import group_advantages
-from effopd.records import load_run
+from effopd.progress import SILENT, Display
+from effopd.records import SCHEMA, Row, load_run, write_json_atomic
+from effopd.reports.table_files import write_table
+from effopd.reports.tables import text_table
 from effopd.rollouts.rollout import Rollout
 from effopd.rollouts.seeds import derive_seed
 from effopd.search.direction import SinceAccepted, SinceBase, SinceRaw
@@ -44,29 +49,92 @@ class Text:
     advantages: tuple[float, ...] | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class TheoryInputs:
-    """A run as the local theory needs it; checkpoints are step -> displacement from the base."""
+SHOWN = {
+    "descent": ("rate", "step", "cosine", "norm_ratio", "loss", "predicted_loss"),
+    "checkpoints": (
+        "step", "cosine", "cosine_drive", "cosine_sign", "leading_share", "loss", "quadratic_loss",
+    ),
+    "scales": ("step", "accepted_scale", "theory_scale", "fitted_scale", "least_scale"),
+    "estimators": ("estimator", "trace", "effective_rank", "mean_norm"),
+}  # fmt: skip
+"""Tables and columns of `theory_text`."""
 
-    config: Config
-    text: Text
-    loss: FrozenLoss
-    checkpoints: Mapping[int, Tensor]
-    rays: Sequence[PastRay]
 
+def run_theory(
+    run: str | Path,
+    out: str | Path | None = None,
+    *,
+    rank: int = 16,
+    contexts: int = 2048,
+    steps: int = 32,
+    display: Display = SILENT,
+) -> Theory:
+    """Computes the local theory of a run's base model and holds the run against it.
 
-def read_inputs(run: Path, contexts: int, say: Say) -> TheoryInputs:
-    """Lets the base model of a run write at least so many contexts, and reads what the run did."""
+    Args:
+        run: Directory of a run whose objective is a reverse KL to a fixed teacher.
+        out: Directory of `theory.json` and `tables/theory_*.csv`; None keeps nothing on disk.
+        rank: Leading eigenpairs of the curvature.
+        contexts: Contexts of the base model's answers, at least; answers are kept whole.
+        steps: Steps of gradient descent to predict.
+        display: Receives progress.
+
+    Returns:
+        Summary and tables, whose columns docs/theory.md explains.
+
+    Raises:
+        ConfigError: A number is below 1, the run is of something else, or it trains adapters.
+    """
+    transformers_logging.disable_progress_bar()
+    settings = TheorySettings(rank=rank, contexts=contexts, steps=steps)
+    run, say = Path(run), display.say
     config = config_of_run(run)
     check_is_distillation(config)
     if config.student is not None and config.student.lora is not None:
         raise ConfigError("the local theory is that of weights, this run trains adapters")
+    # The base model writes the text; then everything is read that the run left.
     with closing(build_parts(config, say)) as parts:
         text = write_text(parts, contexts, say)
     loss = frozen_loss(parts, text)
     checkpoints = read_checkpoints(run, loss)
     rays = read_rays(run, parts, loss, checkpoints, say)
-    return TheoryInputs(config=config, text=text, loss=loss, checkpoints=checkpoints, rays=rays)
+    found = compute_theory(
+        loss, checkpoints, rays, settings, advantages=text.advantages, report=say
+    )
+    if out is not None:
+        for name, rows in found.tables.items():
+            write_table(Path(out) / "tables", f"theory_{name}", rows)
+        about: Row = {"schema": SCHEMA, "run": str(run)}
+        about |= {"label": config.name, "method": config.method_name}
+        about["versions"] = {name: version(name) for name in ("effopd", "torch", "transformers")}
+        write_json_atomic(Path(out) / "theory.json", about | found.summary)
+    return found
+
+
+def theory_text(found: Theory) -> str:
+    """The most important numbers as text; `-` where there is none."""
+    summary, values = found.summary, found.summary["eigenvalues"]
+    parts = [
+        f"{summary['contexts']} contexts, {summary['parameters']} parameters\n"
+        f"loss of the base {summary['base_loss_nats']:.4f} nats, of its quadratic "
+        f"{summary['quadratic_base_loss_nats']:.4f}\n"
+        f"largest eigenvalues {', '.join(f'{value:.3g}' for value in values[:4])}; the leading "
+        f"{len(values)} hold {summary['leading_drive_share']:.0%} of b\n"
+        f"the loss itself curves from {summary['hessian_smallest']:.3g} to "
+        f"{summary['hessian_largest']:.3g}; along b {summary['drive_hessian']:.3g}, its quadratic "
+        f"{summary['drive_curvature']:.3g}"
+    ]
+    estimators = [{"estimator": name} | row for name, row in summary["estimators"].items()]
+    tables = {**found.tables, "estimators": estimators}
+
+    def shown(value: object) -> str:
+        return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
+
+    for name, columns in SHOWN.items():
+        if tables[name]:
+            cells = [[shown(row[column]) for column in columns] for row in tables[name]]
+            parts.append(f"{name}\n{text_table([list(columns), *cells])}")
+    return "\n\n".join(parts)
 
 
 def check_is_distillation(config: Config) -> None:

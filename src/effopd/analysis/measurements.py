@@ -1,0 +1,300 @@
+"""What an analysis measures, place by place, and the tables that come of it.
+
+A unit of work reads one place (a tensor, a part of a fused one, or an expert): of one checkpoint,
+or of all of them one after the other. Its record is JSON, so that it can be kept and read again.
+"""
+
+import importlib.util
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+
+import torch
+from torch import Tensor
+
+from effopd.analysis.modules import place_factors
+from effopd.analysis.series import Inputs
+from effopd.analysis.spectra import metrics_of, spectral_metrics
+from effopd.analysis.subspaces import DIRECTIONS, direction_rows, subspace_columns, subspace_series
+from effopd.analysis.tables import (
+    TOP,
+    Rows,
+    checkpoint_labels,
+    map_rows,
+    metric_columns,
+    noise_columns,
+    place_columns,
+    subspace_by_count_rows,
+    subspace_progress_rows,
+    table_1_rows,
+)
+from effopd.analysis.trajectories import (
+    LEAST_POINTS,
+    explained_variance_ratio,
+    leading_trajectory,
+    pca_points,
+    tsne_points,
+)
+from effopd.analysis.updates import (
+    Grouping,
+    PathGeometry,
+    UpdateStatistics,
+    grouped,
+    place_paths,
+    place_statistics,
+    summed_paths,
+    summed_statistics,
+)
+from effopd.errors import NonFiniteError
+from effopd.linalg.singular_values import product_svd
+from effopd.models.layout import Place, matrices, places, read_heads
+from effopd.models.updates import read_place
+from effopd.records import Row
+
+Unit = tuple[str, str | None]
+"""Label of a place, and of a checkpoint; None for all checkpoints."""
+Records = Mapping[Unit, Row]
+Tables = dict[str, Rows]
+SUMS: tuple[Grouping, ...] = ("whole", "block", "layer", "layer and block", "projection")
+"""Parts of the model that `norm_sums` has rows of."""
+
+
+class CheckpointSeries:
+    """The opened base and checkpoints; spectra and directions are computed on `device`."""
+
+    def __init__(self, inputs: Inputs, device: str) -> None:
+        self.inputs, self.device = inputs, device
+        *self.updates, self.final = inputs.updates()
+        shapes = {
+            name: shape
+            for name, shape in self.final.shapes.items()
+            if all(name in update.shapes for update in self.updates)
+        }
+        found = places(shapes, read_heads(inputs.base))
+        self.places = {place.label: place for place in found if math.prod(place.shape) > 0}
+        series = inputs.checkpoints
+        self.labels = checkpoint_labels([c.label for c in series], [c.step for c in series])
+        self.update_of = {c.label: u for c, u in zip(series, self.updates, strict=True)}
+        self.draws_tsne = importlib.util.find_spec("sklearn") is not None
+
+    @contextmanager
+    def naming(self, checkpoint: str) -> Iterator[None]:
+        """What is not finite is said to be of this checkpoint."""
+        try:
+            yield
+        except NonFiniteError as error:
+            raise NonFiniteError(f"checkpoint {checkpoint}: {error}") from None
+
+    def along(self, place: Place) -> Iterator[Tensor]:
+        """The update at a place at every checkpoint, read when asked for."""
+        for checkpoint, update in zip(self.labels, self.updates, strict=True):
+            with self.naming(checkpoint.label):
+                found = read_place(update, place).to(self.device)
+            yield found
+
+
+class Measurement(ABC):
+    """One thing that can be asked for: how a unit is measured, and what is tabulated.
+
+    Class attributes: `whole_series`, whether a unit reads all checkpoints; `matrices_only`, whether
+    only matrices of attention and MLP are looked at.
+    """
+
+    whole_series: bool = True
+    matrices_only: bool = True
+
+    def units(self, series: CheckpointSeries) -> list[Unit]:
+        """All units, place by place, so that neighbours read the same pages of the base."""
+        chosen = series.places.values()
+        names = [place.label for place in (matrices(chosen) if self.matrices_only else chosen)]
+        labels = [None] if self.whole_series else [each.label for each in series.labels]
+        return [(name, label) for name in names for label in labels]
+
+    @abstractmethod
+    def measure(self, series: CheckpointSeries, unit: Unit) -> Row:
+        """The record of a unit."""
+
+    @abstractmethod
+    def tabulate(self, series: CheckpointSeries, records: Records) -> Tables:
+        """The tables of all units, which come in the order of `units`."""
+
+
+class Norms(Measurement):
+    """How far places moved and by which path: `norms`, their sums, and `never_moved`."""
+
+    matrices_only = False
+
+    def measure(self, series: CheckpointSeries, unit: Unit) -> Row:
+        """Fields of `UpdateStatistics` at every checkpoint, and of `PathGeometry`."""
+        place, statistics = series.places[unit[0]], []
+        for checkpoint, update in zip(series.labels, series.updates, strict=True):
+            with series.naming(checkpoint.label):
+                _, found = next(place_statistics(update, [place]))
+            statistics.append(asdict(found))
+        _, path = next(place_paths(series.updates, [place]))
+        return {"statistics": statistics, "path": asdict(path)}
+
+    def tabulate(self, series: CheckpointSeries, records: Records) -> Tables:
+        """Rows of places, of parts of the model, and of what is zero at every checkpoint."""
+        statistics: list[list[tuple[Place, UpdateStatistics]]] = [[] for _ in series.labels]
+        paths = []
+        for (label, _), record in records.items():
+            place = series.places[label]
+            for at, found in zip(statistics, record["statistics"], strict=True):
+                at.append((place, UpdateStatistics(**found)))
+            path = {name: tuple(values) for name, values in record["path"].items()}
+            paths.append((place, PathGeometry(**path)))
+        norms: Rows = [
+            checkpoint.columns | place_columns(place) | _norms(found, path, t)
+            for t, checkpoint in enumerate(series.labels)
+            for (place, found), (_, path) in zip(statistics[t], paths, strict=True)
+        ]
+        sums: Rows = []
+        for grouping in SUMS:
+            summed = {key: summed_paths(parts) for key, parts in grouped(paths, grouping).items()}
+            for t, checkpoint in enumerate(series.labels):
+                for key, parts in grouped(statistics[t], grouping).items():
+                    part = dict.fromkeys(("layer", "block", "projection"), None)
+                    row: Row = {"grouping": grouping, **part, "places": len(parts)}
+                    row |= dict(zip(grouping.split(" and "), key, strict=False))
+                    numbers = _norms(summed_statistics(parts), summed[key], t)
+                    sums.append(checkpoint.columns | row | numbers)
+        still: Rows = [
+            {"place": label}
+            for (label, _), record in records.items()
+            if not any(found["max_abs"] for found in record["statistics"])
+        ]
+        return {"norms": norms, "norm_sums": sums, "never_moved": still}
+
+
+def _norms(found: UpdateStatistics, path: PathGeometry, t: int) -> Row:
+    """Columns of `norms`, with the path up to checkpoint t."""
+    part = replace(
+        path,
+        step_squares=path.step_squares[: t + 1],
+        step_products=path.step_products[:t],
+        displacement_squares=path.displacement_squares[: t + 1],
+    )
+    return {
+        **asdict(found),
+        "relative_norm": found.relative_norm,
+        "step_norm": part.step_norms[-1],
+        "step_cosine": part.step_cosines[-1] if t else None,
+        "path_length": part.path_length,
+        "straightness": part.straightness,
+    }
+
+
+class Spectra(Measurement):
+    """Singular values of every update, beside those of noise: `spectra` and `table1`."""
+
+    whole_series = False
+
+    def measure(self, series: CheckpointSeries, unit: Unit) -> Row:
+        """Spectral metrics; of an adapter from its factors, as the product is rounded."""
+        label, checkpoint = unit
+        assert checkpoint is not None
+        place, update = series.places[label], series.update_of[checkpoint]
+        m, n = place.shape
+        with series.naming(checkpoint):
+            factors = place_factors(update, place)
+            if factors is None:
+                update_mn = read_place(update, place).to(series.device)
+                found = spectral_metrics(update_mn, top=TOP)
+            else:
+                values_k = product_svd(*(factor.to(series.device) for factor in factors))[1]
+                values_p = torch.nn.functional.pad(values_k, (0, min(m, n) - len(values_k)))
+                found = metrics_of(values_p, (m, n), top=TOP)
+        return {**metric_columns(found), **noise_columns(found)}
+
+    def tabulate(self, series: CheckpointSeries, records: Records) -> Tables:
+        """Rows checkpoint by checkpoint."""
+        rows = [
+            checkpoint.columns | place_columns(series.places[label]) | record
+            for checkpoint in series.labels
+            for (label, at), record in records.items()
+            if at == checkpoint.label
+        ]
+        return {"spectra": rows, "table1": table_1_rows(series.labels, rows)}
+
+
+class Subspaces(Measurement):
+    """Leading directions against the final and the previous ones: `subspaces`, `directions`, ..."""
+
+    def measure(self, series: CheckpointSeries, unit: Unit) -> Row:
+        """For every checkpoint the columns of its row, and those of each direction."""
+        place = series.places[unit[0]]
+        with series.naming(series.inputs.final.label):
+            final_mn = read_place(series.final, place).to(series.device)
+        return {
+            "checkpoints": [
+                {"columns": subspace_columns(row), "directions": list(direction_rows(row))}
+                for row in subspace_series(series.along(place), final_mn, DIRECTIONS)
+            ]
+        }
+
+    def tabulate(self, series: CheckpointSeries, records: Records) -> Tables:
+        """Rows, their means over matrices, and the heat map of the first checkpoint."""
+        rows: Rows = []
+        directions: Rows = []
+        for t, checkpoint in enumerate(series.labels):
+            for (label, _), record in records.items():
+                found = record["checkpoints"][t]
+                where = checkpoint.columns | place_columns(series.places[label])
+                rows.append(where | found["columns"])
+                directions += [where | direction for direction in found["directions"]]
+        return {
+            "subspaces": rows,
+            "directions": directions,
+            "subspace_progress": subspace_progress_rows(series.labels, rows),
+            "subspace_by_count": subspace_by_count_rows(series.labels, directions),
+            "directions_map": map_rows(rows[: len(records)], "final_cosine_1"),
+        }
+
+
+class Trajectories(Measurement):
+    """The path of the first left direction: `trajectories`, points of pictures, a heat map."""
+
+    def measure(self, series: CheckpointSeries, unit: Unit) -> Row:
+        """Share of variance in two dimensions, and coordinates in pictures by their kind."""
+        path = leading_trajectory(series.along(series.places[unit[0]]))
+        pictures = {} if path.never_moved else {"pca": pca_points(path.points_Td).tolist()}
+        if series.draws_tsne and len(path.indices) >= LEAST_POINTS:
+            pictures["tsne"] = tsne_points(path.points_Td).tolist()
+        ratio = None if path.never_moved else explained_variance_ratio(path.points_Td)
+        return {
+            "moved": list(path.indices),
+            "explained_variance_ratio": ratio,
+            "smallest_gap": min(path.relative_gaps, default=None),
+            "pictures": pictures,
+        }
+
+    def tabulate(self, series: CheckpointSeries, records: Records) -> Tables:
+        """A row for each matrix, and for each point of its pictures."""
+        rows: Rows = []
+        points: Rows = []
+        for (label, _), record in records.items():
+            where, moved = place_columns(series.places[label]), record["moved"]
+            numbers = {name: record[name] for name in ("explained_variance_ratio", "smallest_gap")}
+            rows.append(where | {"checkpoints_moved": len(moved)} | numbers)
+            for kind, coordinates in record["pictures"].items():
+                points += [
+                    where | {"projection_kind": kind} | series.labels[t].columns | {"x": x, "y": y}
+                    for t, (x, y) in zip(moved, coordinates, strict=True)
+                ]
+        return {
+            "trajectories": rows,
+            "trajectory_points": points,
+            "trajectory_map": map_rows(rows, "explained_variance_ratio"),
+        }
+
+
+MEASUREMENTS: Mapping[str, Measurement] = {
+    "norms": Norms(),
+    "spectra": Spectra(),
+    "subspaces": Subspaces(),
+    "trajectories": Trajectories(),
+}
+"""By the name that asks for it, in the order in which they are measured."""
