@@ -1,6 +1,7 @@
 """An objective from one file outside the package: read from a recipe, and trained with."""
 
 import re
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from tests.reference import learner_twin as twin
 from tests.support.tiny import WORLD, metrics_of, write_models
 
+import effopd
 from effopd.config.reading import raw_of, to_toml
 from effopd.data.problem import Problem
 from effopd.errors import ConfigError
@@ -18,8 +20,7 @@ from effopd.methods import Objective, register
 from effopd.methods.registry import METHODS
 from effopd.rewards.functions import as_verifier
 from effopd.training.build import Given, build_parts, started_from
-from effopd.training.config import Config, load_config
-from effopd.training.run import train
+from effopd.training.config import load_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,9 +40,9 @@ def reward(problem: Problem, answer: str) -> float:
     return len(answer.replace("+", "")) % 4 / 3
 
 
-def config_of(models: Path, **objective: Any) -> Config:
+def config_of(models: Path, **objective: Any) -> effopd.Config:
     world = ("type", "hidden", "layers", "operations", "train_problems", "test_problems")
-    return Config.of(
+    return effopd.Config.of(
         "reward_weighted",
         student={"path": str(models / "student")},
         teacher={"path": str(models / "teacher")},
@@ -59,7 +60,7 @@ def config_of(models: Path, **objective: Any) -> Config:
 def test_two_steps_have_the_loss_of_the_closed_form(tmp_path: Path, toy: Any) -> None:
     config = config_of(write_models(tmp_path), baseline=0.25)
     assert config.objective == toy.RewardWeighted(baseline=0.25)
-    run = train(config, tmp_path / "run", reward=reward)
+    run = effopd.train(config, tmp_path / "run", reward=reward)
     assert (run.finished, run.info["method"]) == (True, "reward_weighted")
     given = Given(verifier=as_verifier(reward))
     for step, row in enumerate(metrics_of(tmp_path / "run"), start=1):
@@ -81,10 +82,10 @@ def test_two_steps_have_the_loss_of_the_closed_form(tmp_path: Path, toy: Any) ->
 def test_a_recipe_names_it_like_any_other(tmp_path: Path, toy: Any) -> None:
     config = config_of(tmp_path, baseline=0.5)
     (tmp_path / "config.toml").write_text(to_toml(config))
-    assert load_config(tmp_path / "config.toml") == config == Config(**raw_of(config))
+    assert load_config(tmp_path / "config.toml") == config == effopd.Config(**raw_of(config))
     assert not config.searches
     assert not config.needs_teacher
-    other = Config.of("opd", objective={"type": "reward_weighted"}).objective
+    other = effopd.Config.of("opd", objective={"type": "reward_weighted"}).objective
     assert other == toy.RewardWeighted()
 
 
@@ -107,7 +108,7 @@ def test_its_settings_are_checked_like_any_other(
 def test_what_it_needs_is_asked_for() -> None:
     task = {"type": "dataset", "train": {"path": "x"}, "verifier": "none"}
     with pytest.raises(ConfigError, match="'reward_weighted' learns from rewards: set task"):
-        Config.of("reward_weighted", task=task, student={"path": "s"})
+        effopd.Config.of("reward_weighted", task=task, student={"path": "s"})
 
 
 def test_it_may_be_registered_anew_as_in_a_notebook(toy: Any) -> None:
@@ -116,9 +117,14 @@ def test_it_may_be_registered_anew_as_in_a_notebook(toy: Any) -> None:
     assert before == Objective.choices
 
 
-def test_the_documentation_shows_this_file(toy: Any) -> None:
+def test_the_documentation_shows_this_file(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (ROOT / "docs" / "methods.md").read_text("utf-8")
     section = page.split("## Add an objective in one file", 1)[1]
     shown = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
     assert shown[0].strip() == Path(toy.__file__).read_text("utf-8").strip()
-    assert 'Config.of("reward_weighted"' in shown[1]
+    monkeypatch.setitem(sys.modules, "reward_weighted", toy)
+    given: list[Any] = []
+    monkeypatch.setattr("effopd.training.run.train", lambda *all_of: given.extend(all_of))
+    exec(compile(shown[1], "docs/methods.md", "exec"), {})
+    assert given[0].objective == toy.RewardWeighted(baseline=0.5)
+    assert given[1] == "runs/reward-weighted"

@@ -104,7 +104,9 @@ class Batch:
             tokens=sum(self.lengths),
         )
         per_token_N = surrogate.loss_N + settings.kl_coefficient * divergence_N
-        return (weights_N.to(per_token_N) * per_token_N).sum(), surrogate.clipped_share
+        return (
+            weights_N.to(per_token_N) * per_token_N
+        ).sum(), surrogate.clipped_N.double().mean().item()
 
 
 def padded(values_N: Tensor, lengths: list[int]) -> Tensor:

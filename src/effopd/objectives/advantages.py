@@ -31,29 +31,18 @@ WHITEN_EPSILON = 1e-8
 
 
 class AdvantageEstimate(NamedTuple):
-    """What `gae` returns.
-
-    Attributes:
-        advantages_N: Advantage of every token.
-        returns_N: Target of the critic at every token, `advantages + values`.
-    """
+    """What `gae` returns: advantages, and the critic's targets `advantages + values`."""
 
     advantages_N: Tensor
     returns_N: Tensor
 
 
 def group_advantages(rewards_GR: Float[Tensor, "G R"], scale: GroupScale) -> Float[Tensor, "G R"]:
-    """`(r - mean) / (std + 1e-4)` within each group; `r - mean` without the scale.
+    """`(r - mean) / (std + 1e-4)` within each group; `r - mean` for the scale "none".
 
-    The standard deviation is the unbiased one (R - 1). A group of equal rewards gets exactly 0.
-    Accumulates in fp32 (float64 for float64 rewards).
-
-    Args:
-        rewards_GR: Rewards of R >= 2 responses to each prompt.
-        scale: `"std"` divides by the group's standard deviation, `"none"` does not.
-
-    Returns:
-        Advantage of every response, and so of every one of its tokens.
+    Of R >= 2 responses to each prompt; all tokens of a response have its advantage. The standard
+    deviation is the unbiased one (R - 1). A group of equal rewards gets exactly 0. Accumulates in
+    fp32 (float64 for float64 rewards).
 
     Source: GRPO, arXiv 2402.03300 ("std"); Dr. GRPO, arXiv 2503.20783 ("none"). Epsilon and the
     unbiased deviation are those of TRL; the papers state neither.
@@ -69,13 +58,7 @@ def group_advantages(rewards_GR: Float[Tensor, "G R"], scale: GroupScale) -> Flo
 
 
 def informative_groups(rewards_GR: Float[Tensor, "G R"]) -> Bool[Tensor, "G"]:
-    """Whether a group's rewards differ, so that its advantages are not all 0.
-
-    Args:
-        rewards_GR: Rewards of R >= 2 responses to each prompt.
-
-    Returns:
-        One flag per group.
+    """Whether the rewards of a group of R >= 2 differ, so that its advantages are not all 0.
 
     Source: dynamic sampling of DAPO, arXiv 2503.14476, which keeps only such groups.
     """
@@ -98,15 +81,8 @@ def informative_groups(rewards_GR: Float[Tensor, "G R"]) -> Bool[Tensor, "G"]:
 def overlong_penalties(lengths: Sequence[int], longest: int, buffer: int) -> Float[Tensor, "S"]:
     """`clamp((longest - buffer - length) / buffer, -1, 0)`, to be added to the rewards.
 
-    0 up to `longest - buffer` tokens, then linearly down to -1 at `longest`.
-
-    Args:
-        lengths: Tokens of every response.
-        longest: Tokens that a response may have.
-        buffer: Tokens before that over which the penalty grows; 0 turns it off.
-
-    Returns:
-        One penalty per response in [-1, 0], float64 on the CPU.
+    0 up to `longest - buffer` tokens, then linearly down to -1 at `longest`, the cap of responses;
+    a buffer of 0 turns it off. float64 on the CPU.
 
     Source: soft overlong punishment of DAPO, arXiv 2503.14476, equation (13).
     """
@@ -141,9 +117,6 @@ def gae(
         lengths: Tokens of every sequence; they sum to N.
         gamma: Discount of rewards and values, in [0, 1].
         lam: Discount of temporal differences, in [0, 1]: 0 trusts the critic, 1 the rewards.
-
-    Returns:
-        Advantages and the critic's targets.
 
     Source: generalised advantage estimation, arXiv 1506.02438, equation (16).
     """
@@ -187,15 +160,10 @@ def whiten(advantages_N: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
 
 
 def explained_variance(returns_N: Float[Tensor, "N"], values_N: Float[Tensor, "N"]) -> float | None:
-    """`1 - Var(returns - values) / Var(returns)`, how much of the returns a critic knows.
+    """`1 - Var(returns - values) / Var(returns)`, how much of the returns of `gae` a critic knows.
 
-    Args:
-        returns_N: What followed every token, from `gae`.
-        values_N: The critic's values.
-
-    Returns:
-        At most 1, where the critic is right up to a constant; 0 for a constant critic, negative
-        for one that is worse; None where the returns do not vary.
+    At most 1, where the critic is right up to a constant; 0 for a constant critic, negative for one
+    that is worse; None where the returns do not vary.
     """
     check_shapes(returns=returns_N, values=values_N)
     check_finite(returns_N + values_N, returns=returns_N, values=values_N)

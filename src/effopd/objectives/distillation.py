@@ -1,4 +1,4 @@
-"""On-policy distillation as per-token advantages, and its settings.
+"""On-policy distillation as per-token advantages.
 
 Axes: N tokens. The student samples a response and every sampled token is pushed up or down by how
 much more the teacher likes it; log-probabilities are in nats. Shapes that disagree raise a
@@ -16,11 +16,9 @@ from effopd.objectives.token_checks import check_positive, check_shapes
 def opd_advantages(
     student_log_probs_N: Float[Tensor, "N"], teacher_log_probs_N: Float[Tensor, "N"]
 ) -> Float[Tensor, "N"]:
-    """`A = log q - log p` of teacher q and student p at each sampled token, detached.
+    """`A = log q - log p` of teacher q and student p at each sampled token, nats, detached.
 
-    Advantages of an ascent step, nats.
-
-    Source: equation (9) of arXiv 2605.11739, whose sign is that of a descent step.
+    Of an ascent step. Source: equation (9) of arXiv 2605.11739, whose sign is that of a descent.
     """
     check_shapes(student=student_log_probs_N, teacher=teacher_log_probs_N)
     return (teacher_log_probs_N - student_log_probs_N).detach()
@@ -32,21 +30,11 @@ def exopd_advantages(
     reference_log_probs_N: Float[Tensor, "N"],
     reward_scale: float,
 ) -> Float[Tensor, "N"]:
-    """`A = lambda (log q - log r) - (log p - log r)` with reference r, detached.
+    """`A = lambda (log q - log r) - (log p - log r)` with reference r, nats, detached.
 
     Computed as `(log q - log p) + (lambda - 1) (log q - log r)`, so that lambda = 1 is
-    `opd_advantages` bit for bit.
-
-    Args:
-        student_log_probs_N: Student's log-probability of each sampled token.
-        teacher_log_probs_N: Teacher's.
-        reference_log_probs_N: The reference's: the student's initial model, or the teacher's base.
-        reward_scale: lambda.
-
-    Returns:
-        Advantages of an ascent step, nats.
-
-    Source: G-OPD / ExOPD, arXiv 2602.12125.
+    `opd_advantages` bit for bit. The reference is the student's initial model or the teacher's
+    base. Source: G-OPD / ExOPD, arXiv 2602.12125.
     """
     check_shapes(
         student=student_log_probs_N, teacher=teacher_log_probs_N, reference=reference_log_probs_N
@@ -61,15 +49,8 @@ def importance_weights(
 ) -> Float[Tensor, "N"]:
     """`min(p_train / p_rollout, cap)` per token, detached, in (0, cap].
 
-    Corrects for a rollout engine whose log-probabilities differ from the trainer's.
-
-    Args:
-        train_log_probs_N: Log-probability of each sampled token under the trainer's model.
-        rollout_log_probs_N: The same as reported by the engine that sampled it.
-        cap: Upper bound of the weight, above 0.
-
-    Returns:
-        Weights; 1 where both agree, NaN where the engine's log-probability is not finite.
+    Corrects for a rollout engine whose log-probabilities of what it sampled differ from the
+    trainer's: 1 where both agree, NaN where the engine's is not finite.
 
     Source: token-level truncated importance sampling of arXiv 2605.11739, cap 5.
     """
@@ -86,19 +67,10 @@ def sampled_token_loss(
     weights_N: Float[Tensor, "N"],
     normalizer: float,
 ) -> Float[Tensor, ""]:
-    """`-sum_n w_n A_n log p_n / normalizer`, differentiable in `log p` alone.
+    """`-sum_n w_n A_n log p_n / normalizer`, a scalar, differentiable in `log p` alone.
 
     Its value means nothing; its gradient is the descent gradient of equation (9). With the token
     count of the whole batch as normalizer, micro-batches add up to the full batch exactly.
-
-    Args:
-        log_probs_N: Student's log-probability of each sampled token, with gradient.
-        advantages_N: From `opd_advantages` or `exopd_advantages`.
-        weights_N: From `importance_weights`.
-        normalizer: Token count of the whole batch, above 0.
-
-    Returns:
-        Scalar loss.
     """
     check_positive("normalizer", normalizer)
     check_shapes(student=log_probs_N, advantages=advantages_N, weights=weights_N)

@@ -8,11 +8,10 @@ ConfigError; NaN and infinity in an input come out in the loss (`check_finite`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from effopd.errors import ParameterMismatchError
@@ -26,28 +25,22 @@ from effopd.objectives.token_checks import (
 Aggregation = Literal["sequence", "token", "constant"]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ClippedSurrogate:
+class ClippedSurrogate(NamedTuple):
     """What `clipped_surrogate` returns.
 
     Attributes:
         loss_N: Loss of every token; carries the gradient.
-        clipped_N: Whether the clip took away the token's gradient.
+        clipped_N: Whether the clip took away the token's gradient, bool.
     """
 
-    loss_N: Float[Tensor, "N"]
-    clipped_N: Bool[Tensor, "N"]
-
-    @property
-    def clipped_share(self) -> float:
-        """Fraction of tokens whose gradient the clip took away; 0 without tokens."""
-        return self.clipped_N.sum().item() / max(1, len(self.clipped_N))
+    loss_N: Tensor
+    clipped_N: Tensor
 
 
 def token_weights(
     lengths: Sequence[int], aggregation: Aggregation, *, longest: int, sequences: int, tokens: int
 ) -> Float[Tensor, "N"]:
-    """Weights with which `sum_n w_n loss_n` is the loss of a mini-batch.
+    """Weights with which `sum_n w_n loss_n` is the loss of a mini-batch, float64 on the CPU.
 
     `"token"`: `1 / tokens`. `"sequence"`: `1 / (sequences * length)` with the length of the token's
     own response. `"constant"`: `1 / (sequences * longest)`. With the counts of the whole
@@ -59,12 +52,6 @@ def token_weights(
         longest: Tokens that a response may have.
         sequences: Responses of the whole mini-batch.
         tokens: Tokens of the whole mini-batch.
-
-    Returns:
-        One weight per token of this micro-batch, float64 on the CPU.
-
-    Raises:
-        ParameterMismatchError: If there is more here than in the whole, or a response is too long.
 
     Source: GRPO ("sequence"), DAPO ("token") and Dr. GRPO ("constant"), arXiv 2402.03300,
     2503.14476 and 2503.20783.
@@ -97,14 +84,8 @@ def clipped_surrogate(
 ) -> ClippedSurrogate:
     """`-min(r A, clamp(r, 1 - clip_low, 1 + clip_high) A)` with `r = p / p_old`.
 
-    Differentiable in `log p` alone; NaN where the ratio overflows. At r = 1 the gradient is `-A`.
-
-    Args:
-        log_probs_N: Log-probability of each sampled token, with gradient.
-        old_log_probs_N: The same before the first update on these responses.
-        advantages_N: Advantages.
-        clip_low: The ratio counts down to `1 - clip_low`.
-        clip_high: And up to `1 + clip_high`.
+    Differentiable in `log p` alone, `p_old` being the policy before the first update on these
+    responses; NaN where the ratio overflows. At r = 1 the gradient is `-A`.
 
     Source: equation (7) of arXiv 1707.06347; two bounds as in DAPO, arXiv 2503.14476.
     """
@@ -126,12 +107,8 @@ def k3_divergence(
 ) -> Float[Tensor, "N"]:
     """`exp(d) - d - 1` nats with `d = log r - log p`: at least 0, in expectation `KL(p || r)`.
 
-    Differentiable in `log p`, with derivative `1 - exp(d)`. The expected gradient is not that of
-    `KL(p || r)` but that of `KL(r || p)`.
-
-    Args:
-        log_probs_N: Log-probability of each sampled token under the policy p, with gradient.
-        reference_log_probs_N: The same under the reference r.
+    Differentiable in `log p` of the sampled tokens, with derivative `1 - exp(d)`. The expected
+    gradient is not that of `KL(p || r)` but that of `KL(r || p)`.
 
     Source: k3 of J. Schulman, "Approximating KL divergence" (2020); equation (4) of arXiv
     2402.03300.
@@ -149,13 +126,7 @@ def clipped_value_loss(
 ) -> Float[Tensor, "N"]:
     """`max((V - R)^2, (clamp(V, V_old - clip, V_old + clip) - R)^2) / 2` of every token.
 
-    Differentiable in V.
-
-    Args:
-        values_N: The critic's values, with gradient.
-        old_values_N: Its values before the first update on these responses.
-        returns_N: From `gae`.
-        clip: How far a value may move, above 0.
+    Differentiable in V; `V_old` are the values before the first update, the returns R are `gae`'s.
 
     Source: the authors' implementation of PPO; not in arXiv 1707.06347.
     """

@@ -27,23 +27,15 @@ class Head(NamedTuple):
 
 
 def aligned_vocabulary_size(student_rows: int, teacher_rows: int, tokenizer_size: int) -> int:
-    """Number of lm_head rows on which student and teacher are compared.
+    """Number of lm_head rows on which student and teacher are compared: the smaller count.
 
     Rows past the tokenizer are padding that no token uses, so models that share a tokenizer may
-    differ in them (Qwen: 151936 against 152064). The smaller count is kept: the smaller model's
-    distribution stays untouched, the larger one is renormalised without its extra padding. Rows
-    are only ever dropped: padding the smaller model would give it probabilities it never had.
-
-    Args:
-        student_rows: Rows of the student's lm_head.
-        teacher_rows: Rows of the teacher's lm_head.
-        tokenizer_size: Number of ids the shared tokenizer uses, added tokens included.
-
-    Returns:
-        `min(student_rows, teacher_rows)`.
+    differ in them (Qwen: 151936 against 152064). The smaller model's distribution stays untouched,
+    the larger one is renormalised without its extra padding. Rows are only ever dropped: padding
+    the smaller model would give it probabilities it never had.
 
     Raises:
-        ParameterMismatchError: A model lacks rows for real tokens.
+        ParameterMismatchError: A model lacks rows for tokens that the tokenizer uses.
     """
     rows = min(student_rows, teacher_rows)
     if rows < tokenizer_size:
@@ -56,14 +48,7 @@ def aligned_vocabulary_size(student_rows: int, teacher_rows: int, tokenizer_size
 
 
 def trim_rows(weight_VD: Float[Tensor, "V ..."], size: int) -> Float[Tensor, "rows ..."]:
-    """The first `size` rows, a view; works on an lm_head's weight and on its bias.
-
-    Args:
-        weight_VD: Weight [V, D] or bias [V].
-        size: Rows to keep, from `aligned_vocabulary_size`.
-
-    Returns:
-        The same tensor if nothing is to be dropped, else a view; gradients reach the rows kept.
+    """The first `size` rows of an lm_head's weight or bias; a view, through which gradients flow.
 
     Raises:
         ParameterMismatchError: If there are fewer rows than asked for.

@@ -44,15 +44,11 @@ def check_lengths(lengths: Sequence[int]) -> None:
 
 
 def check_finite(result: Tensor, **inputs_N: Tensor) -> None:
-    """Refuse a result that is NaN or infinite, and say which of its inputs was.
+    """Refuses a result of any shape that is NaN or infinite, and says which of its inputs was.
 
     The objectives let NaN and infinity through to the loss, since looking at a tensor waits for
-    the device. Call this once, on the loss, before the optimizer's step; the inputs are looked at
-    only when it fails.
-
-    Args:
-        result: Any shape: a loss, or the numbers of all tokens.
-        **inputs_N: What it was computed from, one number per token each, by name.
+    the device. Call this once, on the loss, before the optimizer's step; the inputs, one number per
+    token each, are looked at only when it fails.
 
     Raises:
         NonFiniteError: If a number of the result is NaN or infinite.
