@@ -210,8 +210,10 @@ def test_weights_that_are_not_finite_are_not_observed(models: Path, tmp_path: Pa
         kept = matrix.detach().clone()
         if step == 1:
             matrix.data[0, 0] = math.nan
-        observe(step)
-        matrix.data.copy_(kept)
+        try:
+            observe(step)
+        finally:
+            matrix.data.copy_(kept)
 
     trainer.monitor.observe = poisoned  # type: ignore[method-assign]
     assert trainer.run(StopRequest())
