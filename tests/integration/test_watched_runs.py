@@ -204,14 +204,14 @@ def test_weights_that_are_not_finite_are_not_observed(models: Path, tmp_path: Pa
     config = tiny_config(models, PLAIN | {"monitor": WATCH, "train.steps": 2})
     trainer, run = trainer_of(config, tmp_path, messages.append)
     matrix = trainer.student.model.model.layers[0].mlp.up_proj.weight
-    observe: Callable[[int], None] = trainer.monitor.observe
+    observe: Callable[[int], Any] = trainer.monitor.observe
 
-    def poisoned(step: int) -> None:
+    def poisoned(step: int) -> Any:
         kept = matrix.detach().clone()
         if step == 1:
             matrix.data[0, 0] = math.nan
         try:
-            observe(step)
+            return observe(step)
         finally:
             matrix.data.copy_(kept)
 
