@@ -94,12 +94,7 @@ def update_norm(update: Update) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Changed:
-    """Weights that are computed when they are read; a `Weights`.
-
-    Attributes:
-        update: Base and tuned model.
-        compute: Name to the changed tensor in fp32 or wider; called for floating-point tensors.
-    """
+    """Weights computed when they are read, in fp32 or wider; a `Weights`."""
 
     update: Update
     compute: Callable[[str], Tensor]
@@ -126,9 +121,6 @@ class Changed:
                 "damaged, or the update is scaled too far"
             )
         return found if rows is None else found[slice(*rows)]
-
-
-# Checks -------------------------------------------------------------------------------------------
 
 
 def check_norms(name: str, norms: Norms) -> None:
