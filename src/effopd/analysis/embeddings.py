@@ -198,9 +198,8 @@ def shift_vectors(
     Where shifts are small against the distances between tokens, as they are in trained embeddings,
     only this shows whether tokens move alike.
     """
-    still_1D = torch.zeros_like(before_SD[:1])
     shifts = [tensor - before_SD for tensor in after.values()]
-    points_P2 = project(torch.cat([still_1D, *shifts]))
+    points_P2 = project(torch.cat([torch.zeros_like(before_SD[:1]), *shifts]))
     (still,) = _rows(["base"], points_P2[:1], 1)
     return [still | {"token": None}, *_rows([*after], points_P2[1:], len(before_SD))]
 

@@ -76,10 +76,7 @@ def norm(tensor: Tensor) -> float:
 
 
 def module_norms(update: Update, heads: Heads | None = None) -> dict[str, float]:
-    """Frobenius norm of the update of every module by its label; one tensor at a time.
-
-    Integer tensors are no modules.
-    """
+    """Frobenius norm of the update of every module by its label; one tensor at a time."""
     found: dict[str, float] = {}
     for name, in_tensor in tensor_places(update, heads).items():
         tensor = update.read(name)

@@ -195,8 +195,7 @@ class FrozenLoss:
         total_P = torch.zeros_like(self.base_P)
         base, tangent = self.space.tensors(self.base_P), self.space.tensors(vector_P)
         for batch in self._batches:
-            slope = jvp(self._gradient_of(batch), (base,), (tangent,))[1]
-            total_P += self.space.flat(slope)
+            total_P += self.space.flat(jvp(self._gradient_of(batch), (base,), (tangent,))[1])
         return total_P / self.contexts
 
     def constant(self) -> float:

@@ -139,9 +139,7 @@ class BottomRank(_RankPart):
     def apply(self, update: Update, heads: Heads | None = None) -> Changed:
         """The base with the kept part of the update."""
         found = _matrix_places(update, heads)
-        return self._changed(
-            update, found, lambda place: kept_part(update, place, self.share, "bottom")
-        )
+        return self._changed(update, found, lambda p: kept_part(update, p, self.share, "bottom"))
 
 
 def kept_part(update: Update, place: Place, share: float, end: End) -> Float64[Tensor, "m n"]:

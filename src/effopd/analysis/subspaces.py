@@ -27,9 +27,7 @@ DIRECTIONS = 20
 def direction_cosines(
     U_mk: Float[Tensor, "m k"], other_mk: Float[Tensor, "m j"]
 ) -> Float64[Tensor, "i"]:
-    """`|<u_j, u'_j>|` for each direction, in [0, 1].
-
-    The absolute value, because a singular direction has no sign.
+    """`|<u_j, u'_j>|` for each direction, which has no sign, in [0, 1].
 
     Source: one reading of the top-k cosine of arXiv 2605.11739, figure 5b, which does not define
     it; the other is `subspace_cosines`.
@@ -48,8 +46,7 @@ def subspace_cosines(
     it; the other is `direction_cosines`.
     """
     products = _products(U_mk, other_mk)
-    sizes = range(1, len(products) + 1)
-    means = [torch.linalg.svdvals(products[:j, :j]).mean() for j in sizes]
+    means = [torch.linalg.svdvals(products[:j, :j]).mean() for j in range(1, len(products) + 1)]
     return torch.stack(means).clamp(max=1.0) if means else products.new_empty(0)
 
 
