@@ -316,6 +316,16 @@ class Killed(Display):
         yield progress
 
 
+class Telling(Display):
+    """Keeps what is said."""
+
+    def __init__(self, told: list[str]) -> None:
+        self._told = told
+
+    def say(self, text: str) -> None:
+        self._told.append(text)
+
+
 @pytest.mark.parametrize("what", ["spectra", "subspaces"])
 def test_a_killed_analysis_goes_on_without_measuring_again(
     series: Path, analysis: Analysis, tmp_path: Path, what: str
@@ -332,6 +342,21 @@ def test_a_killed_analysis_goes_on_without_measuring_again(
     assert rows[:4] == finished
     assert len(rows) == len({(row["place"], row["checkpoint"]) for row in rows}) == wanted
     assert all(rows == analysis.tables[name] for name, rows in found.tables.items())
+
+
+def test_rows_of_an_older_format_are_measured_again(
+    series: Path, analysis: Analysis, tmp_path: Path
+) -> None:
+    analyzed(series, "trajectories", out=tmp_path)
+    path = tmp_path / "rows" / "trajectories.jsonl"
+    rows = read_jsonl(path)
+    old = [{**row.pop("found"), **row} for row in rows[:2]] + rows[2:]
+    path.write_text("".join(json.dumps(row) + "\n" for row in old), encoding="utf-8")
+    told: list[str] = []
+    found = analyzed(series, "trajectories", out=tmp_path, display=Telling(told))
+    assert "trajectories: 2 rows of an older format are measured again" in told
+    assert all(rows == analysis.tables[name] for name, rows in found.tables.items())
+    assert len(read_jsonl(path)) == len(rows) + 2
 
 
 def test_more_can_be_asked_for_and_only_that_is_measured(series: Path, tmp_path: Path) -> None:

@@ -21,12 +21,8 @@ from effopd.models.updates import Update
 class Footprint:
     """What an intervention did to a model; complete once it has been applied.
 
-    Attributes:
-        update_norm: Frobenius norm of changed minus base over all tensors, as stored.
-        changed: Tensors that differ from the base.
-        at_base: Tensors equal to the base.
-        never_moved: Modules (`Place`) in which the tuned model equals the base, whatever the
-            intervention.
+    The norm of changed minus base as stored, how many tensors differ from the base or equal it, and
+    the modules in which the tuned model equals the base, whatever the intervention.
     """
 
     update_norm: float = 0.0
@@ -69,8 +65,8 @@ def intervened(model: nn.Module, changed: Changed) -> Iterator[Footprint]:
                 live.copy_(found)
         yield footprint
     finally:
-        for live, original in saved:
-            with torch.no_grad():
+        with torch.no_grad():
+            for live, original in saved:
                 live.copy_(original)
 
 

@@ -22,11 +22,8 @@ CARRIED = {"tokens_carrying_50": 0.5, "tokens_carrying_80": 0.8, "tokens_carryin
 def divergence_summary(kl_nats: TokenValues) -> Row:
     """How large the divergence is per token, and how it is spread over tokens.
 
-    Returns:
-        `answers`, `tokens`; `mean_nats` over all tokens and its standard error `se_nats` (tokens of
-        one answer may depend on one another, answers may not; None with a single answer);
-        `answer_nats`, the mean over answers of the sum over tokens; `median_nats`, `p95_nats`,
-        `max_nats`; and for each name in `CARRIED` the `share_of_tokens`.
+    The standard error `se_nats` allows tokens of one answer to depend on one another (None with a
+    single answer); `answer_nats` is the mean over answers of the sum over tokens.
 
     Source: arXiv 2605.11739, equation 24 with the contexts given. Appendix F.4 reports a mean and
     does not say over what; here every token counts alike, and `answer_nats` is the other reading.
@@ -72,18 +69,12 @@ def position_rows(kl_nats: TokenValues) -> list[Row]:
     while last < longest:  # each range ends at a power of two, or at the end
         first, last = last + 1, min(max(1, 2 * last), longest)
         inside_N = (positions_N >= first) & (positions_N <= last)
-        mean, error = _mean_and_error(values_N[inside_N], owners_N[inside_N])
-        rows.append(
-            {
-                "first": first,
-                "last": last,
-                "answers": len(owners_N[inside_N].unique()),
-                "tokens": int(inside_N.sum()),
-                "mean_nats": mean,
-                "se_nats": error,
-                "share": float(values_N[inside_N].sum()) / total if total > 0 else None,
-            }
-        )
+        own_N, by_N = values_N[inside_N], owners_N[inside_N]
+        mean, error = _mean_and_error(own_N, by_N)
+        row: Row = {"first": first, "last": last}
+        row |= {"answers": len(by_N.unique()), "tokens": len(own_N)}
+        row |= {"mean_nats": mean, "se_nats": error}
+        rows.append(row | {"share": float(own_N.sum()) / total if total > 0 else None})
     return rows
 
 

@@ -6,6 +6,7 @@ In memory: the base, its teachers, one checkpoint, and a copy of what that one c
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -67,14 +68,11 @@ def behavior_recipe(
         raise ConfigError("--recipe is for behavior: add behavior to --what, or leave it out")
     if recipe is None and run is None and asked and wanted:
         raise ConfigError("behavior needs problems and a teacher: give --recipe RUN.toml")
-    if not wanted or (recipe is None and run is None):
+    source = run if recipe is None else recipe
+    if not wanted or source is None:
         return None
-    if recipe is not None:
-        path = Path(recipe)
-        config = load_config(path)
-    else:
-        assert run is not None
-        path, config = run / "config.toml", config_of_run(run)
+    path = Path(source) / "config.toml" if recipe is None else Path(source)
+    config = config_of_run(path.parent) if recipe is None else load_config(path)
     if not asked and (config.evaluation.problems < 1 or config.self_teacher is not None):
         report(f"no behavior: {path} has no test problems, or a teacher that follows the student")
         return None
@@ -124,30 +122,18 @@ def behavior_tables(
     """Measures how every checkpoint of a series reads the base's text and writes its own.
 
     The same problems with the same random numbers for all, and the same evaluation as in training:
-    the first `evaluation.problems` test problems of the recipe. The example is the first
-    checkpoint, rescaled to the norms of the final one.
-
-    Args:
-        inputs: Base, series, and the final checkpoint.
-        recipe: Problems, prompts, sampling and teachers; its student is not used.
-        projections: Kinds of picture of the last checkpoint's shifts, of `PROJECTIONS`.
-        picture_tokens: Tokens in a picture.
-        display: Receives progress.
-
-    Raises:
-        ConfigError: The recipe has no test problems, or a teacher that follows the student.
+    the first `evaluation.problems` test problems of the recipe, whose student is not used. The
+    pictures are of the last checkpoint's shifts; the example is the first checkpoint, rescaled to
+    the norms of the final one.
     """
-    tables: Tables = {name: [] for name in TABLES}
     series = inputs.checkpoints
     with closing(BehaviorStudy(inputs.base, recipe, picture_tokens, display)) as study:
-        found = [study.base()]
+        found = [study.divergences(BASE, 0)]
         with display.progress("behavior", len(series)) as progress:
             for checkpoint in series:
                 found.append(study.measure(checkpoint))
                 progress.advance(checkpoint.label)
-        for each in found:
-            for name, rows in each.items():
-                tables[name] += rows
+        tables = {n: [row for each in found for row in each.get(n, [])] for n in TABLES}
         tables["shift_points"] = study.pictures(series[-1], projections)
         return Behavior(tables=tables, example=study.example(series[0], inputs.final))
 
@@ -169,25 +155,22 @@ class BehaviorStudy:
         self._base = frozen_copy(self._parts.student)
         self._written = {BASE: self._parts.evaluate_student()}
         self._text = self._written[BASE].rollouts
-        self._pictured: dict[str, Pictured] = {}
+        # Token ids, and their S representations in the base and in the checkpoint measured last.
+        self._pictured: dict[str, tuple[list[int], Tensor, Tensor]] = {}
 
     def close(self) -> None:
         """Ends the verifier's processes."""
         self._parts.close()
-
-    def base(self) -> Tables:
-        """Rows of the base itself, on its own text."""
-        return self._divergences(BASE, 0)
 
     def measure(self, checkpoint: Checkpoint) -> Tables:
         """Rows of one checkpoint, which the live student is meanwhile."""
         update = open_update(self._directory, checkpoint.directory)
         with intervened(self._parts.student.model, WholeScaling(scale=1.0).apply(update)):
             self._written[checkpoint.label] = self._parts.evaluate_student()
-            tables = self._divergences(checkpoint.label, checkpoint.step)
+            tables = self.divergences(checkpoint.label, checkpoint.step)
             return tables | {"shifts": self._shifts(checkpoint)}
 
-    def _divergences(self, label: str, step: int | None) -> Tables:
+    def divergences(self, label: str, step: int | None) -> Tables:
         """Rows of `divergences` and `positions`: the live student on the base's text and its own.
 
         Against the teacher, and of a checkpoint against the base.
@@ -203,8 +186,7 @@ class BehaviorStudy:
                 kl = wrote.kl_nats if is_own else routed_reverse_kl(student, teachers, rollouts)
                 readings.append((text, "teacher", kl))
             if label != BASE:
-                samples = [rollout.sample for rollout in rollouts]
-                kl = completion_reverse_kl(student, self._base, samples)
+                kl = completion_reverse_kl(student, self._base, [r.sample for r in rollouts])
                 readings.append((text, "base", kl))
         tables: Tables = {"divergences": [], "positions": []}
         for text, to, kl_nats in readings:
@@ -236,47 +218,32 @@ class BehaviorStudy:
         }
         ids = frequent_tokens(ids_N, count)
         self._pictured = {
-            "embedding": Pictured(
-                token_ids=ids, before_SD=before_VD[ids].cpu(), after_SD=after_VD[ids].cpu()
-            ),
-            "last hidden state": Pictured(
-                token_ids=ids_N[chosen].tolist(),
-                before_SD=states.before_SD,
-                after_SD=states.after_SD,
-            ),
+            "embedding": (ids, before_VD[ids].cpu(), after_VD[ids].cpu()),
+            "last hidden state": (ids_N[chosen].tolist(), states.before_SD, states.after_SD),
         }
         who = {"label": checkpoint.label, "step": checkpoint.step}
         return [{**who, "space": space, **row} for space, row in rows.items()]
 
     def pictures(self, checkpoint: Checkpoint, projections: Sequence[str]) -> Rows:
         """Rows of `shift_points`: the base and the checkpoint measured last, in one picture."""
+        kinds = {"positions": shift_points, "shifts": shift_vectors}
         rows: Rows = []
-        for projection in projections:
-            project = PROJECTIONS[projection]
-            for space, shown in self._pictured.items():
-                after = {checkpoint.label: shown.after_SD}
-                kinds = {
-                    "positions": shift_points(shown.before_SD, after, project),
-                    "shifts": shift_vectors(shown.before_SD, after, project),
-                }
-                for kind, points in kinds.items():
-                    where = {"space": space, "projection": projection, "kind": kind}
-                    for point in points:
-                        token = point["token"]  # None of the point of no shift
-                        token_id = None if token is None else shown.token_ids[token]
-                        rows.append({**where, **point, "token_id": token_id})
+        for projection, space, kind in product(projections, self._pictured, kinds):
+            token_ids, before_SD, after_SD = self._pictured[space]
+            where = {"space": space, "projection": projection, "kind": kind}
+            after = {checkpoint.label: after_SD}
+            for point in kinds[kind](before_SD, after, PROJECTIONS[projection]):
+                token = point["token"]  # None of the point of no shift
+                token_id = None if token is None else token_ids[token]
+                rows.append({**where, **point, "token_id": token_id})
         return rows
 
     def example(self, early: Checkpoint, final: Checkpoint) -> Row | None:
         """One question answered by an early checkpoint, by it rescaled, and by the teacher.
 
-        Every module of the early update is brought to the norm it has in the final one.
-
-        Returns:
-            What `example.json` holds: the question, how many were asked and how many tell the
-            writers apart; for each writer its accuracy over all questions; and its answer, with the
-            divergence from the teacher (nats) of every token in the eyes of either student. None
-            without a teacher, and where both are one checkpoint.
+        Every module of the early update is brought to the norm it has in the final one. Each
+        answer has the divergence from the teacher (nats) of its tokens in the eyes of either
+        student. None without a teacher, and where both are one checkpoint.
 
         Source: arXiv 2605.11739, section 3.3 and appendix F.4.
         """
@@ -339,15 +306,6 @@ class BehaviorStudy:
         }
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Pictured:
-    """Representations of S tokens that a picture shows, in the base and in a checkpoint."""
-
-    token_ids: Sequence[int]
-    before_SD: Tensor
-    after_SD: Tensor
-
-
 def most_informative_question(
     rewards: Mapping[str, Sequence[float | None]], early: str
 ) -> tuple[int, int]:
@@ -356,12 +314,7 @@ def most_informative_question(
     The first question of all where there is none. Appendix F.4 of arXiv 2605.11739 shows such a
     question and does not say how many it was chosen from.
     """
-    found = [
-        index
-        for index, row in enumerate(zip(*rewards.values(), strict=True))
-        if all(
-            reward is not None and (reward == 1.0) == (writer != early)
-            for writer, reward in zip(rewards, row, strict=True)
-        )
-    ]
+    expected = [writer != early for writer in rewards]
+    questions = enumerate(zip(*rewards.values(), strict=True))
+    found = [i for i, row in questions if None not in row and [r == 1.0 for r in row] == expected]
     return (found[0] if found else 0), len(found)

@@ -157,8 +157,6 @@ def state_shift(
     return StateShift(row=row, before_SD=torch.cat(before), after_SD=torch.cat(after))
 
 
-# Pictures -----------------------------------------------------------------------------------------
-
 Projection = Callable[[Tensor], Tensor]
 """Points [P, D] to points [P, 2], such as `trajectories.pca_points`."""
 
@@ -186,8 +184,8 @@ def shift_points(
 
     Source: arXiv 2605.11739, appendix E.1, figure 11.
     """
-    points_PD = torch.cat([before_SD, *after.values()])
-    return _rows(["base", *after], project(points_PD), len(before_SD))
+    points_P2 = project(torch.cat([before_SD, *after.values()]))
+    return _rows(["base", *after], points_P2, len(before_SD))
 
 
 def shift_vectors(
@@ -200,9 +198,8 @@ def shift_vectors(
     Where shifts are small against the distances between tokens, as they are in trained embeddings,
     only this shows whether tokens move alike.
     """
-    still_1D = torch.zeros_like(before_SD[:1])
     shifts = [tensor - before_SD for tensor in after.values()]
-    points_P2 = project(torch.cat([still_1D, *shifts]))
+    points_P2 = project(torch.cat([torch.zeros_like(before_SD[:1]), *shifts]))
     (still,) = _rows(["base"], points_P2[:1], 1)
     return [still | {"token": None}, *_rows([*after], points_P2[1:], len(before_SD))]
 

@@ -49,12 +49,9 @@ Build = Callable[[Source, Values], list[Intervention]]
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A kind of intervention by its name.
+    """A kind of intervention: its settings' types, and what builds it of one value for each.
 
-    Attributes:
-        settings: Name to type.
-        build: Makes the interventions of one value for each setting; what was not given is absent.
-        other: Whether a second tuned model has to be given, may be given, or may not.
+    A setting that was not given is absent; `other` is about a second tuned model.
     """
 
     settings: Mapping[str, Any]
@@ -100,9 +97,6 @@ def interventions(
     ]
 
 
-# Kinds --------------------------------------------------------------------------------------------
-
-
 def _scale(source: Source, values: Values) -> list[Intervention]:
     targets = [name for name in ("scale", "norm") if name in values]
     if len(targets) + (source.other is not None) != 1:
@@ -116,10 +110,6 @@ def _scale(source: Source, values: Values) -> list[Intervention]:
 def _norm(source: Source, values: Values) -> list[Intervention]:
     final = update_norm(source.donor) if values.get("per") == "whole" else source.donor_norms
     return [NormScaling(final=final, beta=values.get("beta", 1.0))]
-
-
-def _embeddings(source: Source, values: Values) -> list[Intervention]:
-    return [EmbeddingReplacement(**values)]
 
 
 def _window(source: Source, values: Values) -> list[Intervention]:
@@ -138,19 +128,10 @@ def _top_rank(source: Source, values: Values) -> list[Intervention]:
     return [TopRank(**_with_share(values))]
 
 
-def _bottom_rank(source: Source, values: Values) -> list[Intervention]:
-    return [BottomRank(**_with_share(values))]
-
-
 def _with_share(values: Values) -> Values:
     if "share" not in values:
         raise ConfigError("give the share of the rank that is kept: share=0.01 is 1%")
     return values
-
-
-def _swap(source: Source, values: Values) -> list[Intervention]:
-    blocks = tuple(values.get("blocks", "mlp").split("+"))
-    return [BlockSwap(donor=source.donor, blocks=blocks)]
 
 
 KINDS: Mapping[str, Kind] = {
@@ -158,22 +139,27 @@ KINDS: Mapping[str, Kind] = {
     "norm": Kind(
         settings={"beta": float, "per": Literal["module", "whole"]}, build=_norm, other="required"
     ),
-    "embeddings": Kind(settings={"part": str, "into": str}, build=_embeddings),
+    "embeddings": Kind(
+        settings={"part": str, "into": str},
+        build=lambda source, values: [EmbeddingReplacement(**values)],
+    ),
     "window": Kind(
-        settings={
-            "centre": int,
-            "block": str,
-            "half_width": int,
-            "only_whole": bool,
-        },
+        settings={"centre": int, "block": str, "half_width": int, "only_whole": bool},
         build=_window,
     ),
     "top_rank": Kind(
-        settings={"share": float, "norm": float, "others": str},
-        build=_top_rank,
-        other="allowed",
+        settings={"share": float, "norm": float, "others": str}, build=_top_rank, other="allowed"
     ),
-    "bottom_rank": Kind(settings={"share": float, "others": str}, build=_bottom_rank),
-    "swap": Kind(settings={"blocks": str}, build=_swap, other="required"),
+    "bottom_rank": Kind(
+        settings={"share": float, "others": str},
+        build=lambda source, values: [BottomRank(**_with_share(values))],
+    ),
+    "swap": Kind(
+        settings={"blocks": str},
+        build=lambda source, values: [
+            BlockSwap(donor=source.donor, blocks=tuple(values.get("blocks", "mlp").split("+")))
+        ],
+        other="required",
+    ),
 }
 """Name on the command line -> how it is made."""

@@ -2,11 +2,8 @@
 
 An intervention is a frozen setting. `apply(update)` gives `Changed` weights: nothing is computed
 until a tensor is read, and reading one needs that tensor's two endpoints and no other. So the same
-object streams into a new checkpoint and is written over a live model (`analysis/applying.py`), and
-what it gives is again the second endpoint of an update.
-
-A module is a `Place`: a tensor, one part of a fused tensor, or one expert. Arithmetic is in fp32 or
-wider and is rounded once, to the dtype in which the base stores the tensor.
+object streams into a new checkpoint and is written over a live model (`analysis/applying.py`).
+Arithmetic is in fp32 or wider and is rounded once, to the dtype of the base's tensor.
 """
 
 import dataclasses
@@ -101,11 +98,9 @@ class WholeScaling(Intervention):
 
     def apply(self, update: Update, heads: Heads | None = None) -> Changed:
         """`base + scale * update`."""
-
-        def compute(name: str) -> Tensor:
-            return point(*endpoints(update, name), self.scale)
-
-        return Changed(update=update, compute=compute)
+        return Changed(
+            update=update, compute=lambda name: point(*endpoints(update, name), self.scale)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,13 +223,9 @@ class SlidingWindow(Intervention):
             raise ParameterMismatchError(
                 f"centre {self.centre} is no layer of this model: it has layers 1 to {count}"
             )
-        window = range(self.centre - self.half_width, self.centre + self.half_width + 1)
-
-        def takes(place: Place) -> bool:
-            in_window = place.layer is not None and place.layer + 1 in window
-            return place.block == self.block and in_window
-
-        return _mixture(update, {self.block}, takes)
+        # Layers of places count from 0.
+        window = range(self.centre - 1 - self.half_width, self.centre + self.half_width)
+        return _mixture(update, {self.block}, lambda p: p.block == self.block and p.layer in window)
 
 
 def sliding_windows(
@@ -285,18 +276,18 @@ class BlockSwap(Intervention):
 
     def apply(self, update: Update, heads: Heads | None = None) -> Changed:
         """The tuned model with the donor's blocks."""
-        if dict(self.donor.shapes) != dict(update.shapes):
-            differ = sorted(set(self.donor.shapes.items()) ^ set(update.shapes.items()))
+        if differ := sorted(set(self.donor.shapes.items()) ^ set(update.shapes.items())):
             raise ParameterMismatchError(
                 f"the donor has other tensors than the tuned model, for example {differ[0][0]}: "
                 "both must come from one base"
             )
 
-        def ends(name: str) -> tuple[Tensor, Tensor]:
-            return endpoints(update, name)[1], endpoints(self.donor, name)[1]
-
-        blocks = set(self.blocks)
-        return _mixture(update, blocks, lambda place: place.block in blocks, ends)
+        return _mixture(
+            update,
+            set(self.blocks),
+            lambda place: place.block in self.blocks,
+            lambda name: (endpoints(update, name)[1], endpoints(self.donor, name)[1]),
+        )
 
 
 def _mixture(

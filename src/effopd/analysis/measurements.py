@@ -96,14 +96,10 @@ class CheckpointSeries:
 
 
 class Measurement(ABC):
-    """One thing that can be asked for: how a unit is measured, and what is tabulated.
+    """One thing that can be asked for: how a unit is measured, and what is tabulated."""
 
-    Class attributes: `whole_series`, whether a unit reads all checkpoints; `matrices_only`, whether
-    only matrices of attention and MLP are looked at.
-    """
-
-    whole_series: bool = True
-    matrices_only: bool = True
+    whole_series: bool = True  # a unit reads all checkpoints
+    matrices_only: bool = True  # of attention and MLP
 
     def units(self, series: CheckpointSeries) -> list[Unit]:
         """All units, place by place, so that neighbours read the same pages of the base."""

@@ -76,10 +76,7 @@ def norm(tensor: Tensor) -> float:
 
 
 def module_norms(update: Update, heads: Heads | None = None) -> dict[str, float]:
-    """Frobenius norm of the update of every module by its label; one tensor at a time.
-
-    Integer tensors are no modules.
-    """
+    """Frobenius norm of the update of every module by its label; one tensor at a time."""
     found: dict[str, float] = {}
     for name, in_tensor in tensor_places(update, heads).items():
         tensor = update.read(name)
@@ -94,12 +91,7 @@ def update_norm(update: Update) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Changed:
-    """Weights that are computed when they are read; a `Weights`.
-
-    Attributes:
-        update: Base and tuned model.
-        compute: Name to the changed tensor in fp32 or wider; called for floating-point tensors.
-    """
+    """Weights computed when they are read, in fp32 or wider; a `Weights`."""
 
     update: Update
     compute: Callable[[str], Tensor]
@@ -126,9 +118,6 @@ class Changed:
                 "damaged, or the update is scaled too far"
             )
         return found if rows is None else found[slice(*rows)]
-
-
-# Checks -------------------------------------------------------------------------------------------
 
 
 def check_norms(name: str, norms: Norms) -> None:

@@ -12,6 +12,7 @@ Legend: B sequences, T positions, N contexts, V vocabulary, P trained parameters
 
 import copy
 import itertools
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,15 +46,14 @@ class ParameterSpace:
     @cached_property
     def slices(self) -> dict[str, slice]:
         """Where each tensor lies in the vector."""
-        sizes = [torch.Size(shape).numel() for shape in self.shapes.values()]
-        ends = list(itertools.accumulate(sizes))
-        spans = zip(self.shapes, sizes, ends, strict=True)
-        return {name: slice(end - size, end) for name, size, end in spans}
+        sizes = [math.prod(shape) for shape in self.shapes.values()]
+        ends = [0, *itertools.accumulate(sizes)]
+        return dict(zip(self.shapes, map(slice, ends, ends[1:]), strict=True))
 
     @property
     def size(self) -> int:
         """Number of parameters, P."""
-        return sum(torch.Size(shape).numel() for shape in self.shapes.values())
+        return sum(math.prod(shape) for shape in self.shapes.values())
 
     def flat(self, tensors: Mapping[str, Tensor]) -> Float[Tensor, " P"]:
         """One vector of the named tensors; others in the mapping are ignored."""
@@ -120,7 +120,16 @@ class FrozenLoss:
         dtype: torch.dtype = torch.float64,
         batch_tokens: int = BATCH_TOKENS,
     ) -> None:
-        _check_targets(samples, targets, student.vocabulary_size)
+        if not samples:
+            raise ConfigError("there is no text to take contexts from: give at least one sample")
+        expected = [(len(s.completion_ids), student.vocabulary_size) for s in samples]
+        if (found := [tuple(target.shape) for target in targets]) != expected:
+            raise ParameterMismatchError(
+                f"targets of shapes {found[:3]}...; expected one [completion tokens, vocabulary] "
+                f"for each of {len(samples)} samples: {expected[:3]}..."
+            )
+        if not all(bool(target.isfinite().all()) for target in targets):
+            raise NonFiniteError("a target logit is NaN or infinite: check the teacher")
         trained = {n: p for n, p in student.model.named_parameters() if p.requires_grad}
         self.space = ParameterSpace(shapes={n: tuple(p.shape) for n, p in trained.items()})
         self.contexts = sum(len(sample.completion_ids) for sample in samples)
@@ -186,8 +195,7 @@ class FrozenLoss:
         total_P = torch.zeros_like(self.base_P)
         base, tangent = self.space.tensors(self.base_P), self.space.tensors(vector_P)
         for batch in self._batches:
-            slope = jvp(self._gradient_of(batch), (base,), (tangent,))[1]
-            total_P += self.space.flat(slope)
+            total_P += self.space.flat(jvp(self._gradient_of(batch), (base,), (tangent,))[1])
         return total_P / self.contexts
 
     def constant(self) -> float:
@@ -237,12 +245,10 @@ class FrozenLoss:
         return lambda covectors_NV: self.space.flat(pull(covectors_NV, retain_graph=True)[0])
 
     def _logits_of(self, batch: ContextBatch) -> Callable[[dict[str, Tensor]], Tensor]:
+        inputs: dict[str, Any] = {"input_ids": batch.ids_BT, "attention_mask": batch.attention_BT}
+        inputs["use_cache"] = False
+
         def logits(tensors: dict[str, Tensor]) -> Tensor:
-            inputs: dict[str, Any] = {
-                "input_ids": batch.ids_BT,
-                "attention_mask": batch.attention_BT,
-            }
-            inputs["use_cache"] = False
             with _NeverNarrower():
                 output = functional_call(self._model, tensors, kwargs=inputs)
             logits_NV: Tensor = output.logits[batch.predicts_BT]
@@ -257,8 +263,8 @@ class FrozenLoss:
         samples = [self._samples[i] for i in chosen]
         shape = len(samples), max(sample.length for sample in samples)
         ids_BT = torch.full(shape, self._padding, device=self.device)
-        attention_BT = torch.zeros(shape, dtype=torch.long, device=self.device)
-        predicts_BT = torch.zeros(shape, dtype=torch.bool, device=self.device)
+        attention_BT = torch.zeros_like(ids_BT)
+        predicts_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
         for row, sample in enumerate(samples):
             sequence = torch.tensor(sample.prompt_ids + sample.completion_ids)
             ids_BT[row, : sample.length] = sequence.to(self.device)
@@ -322,17 +328,3 @@ def _load_forward_mode() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         jvp(torch.sin, (torch.zeros(()),), (torch.ones(()),))
-
-
-def _check_targets(samples: Sequence[Sample], targets: Sequence[Tensor], vocabulary: int) -> None:
-    if not samples:
-        raise ConfigError("there is no text to take contexts from: give at least one sample")
-    expected = [(len(sample.completion_ids), vocabulary) for sample in samples]
-    found = [tuple(target.shape) for target in targets]
-    if found != expected:
-        raise ParameterMismatchError(
-            f"targets of shapes {found[:3]}...; expected one [completion tokens, vocabulary] for "
-            f"each of {len(samples)} samples: {expected[:3]}..."
-        )
-    if not all(bool(target.isfinite().all()) for target in targets):
-        raise NonFiniteError("a target logit is NaN or infinite: check the teacher")

@@ -42,14 +42,9 @@ End = Literal["top", "bottom"]
 
 @dataclass(frozen=True, kw_only=True)
 class _RankPart(Intervention):
-    """Some of the singular components of every attention and MLP matrix.
+    """Keeps `ceil(share * rank)` singular components of every attention and MLP matrix's update.
 
-    Each matrix keeps `ceil(share * rank)` components of its update.
-
-    Attributes:
-        share: Share of the rank, in (0, 1]; the top 1% is 0.01.
-        others: Whether all other tensors (embeddings, norms, head, biases, routers) are the base's
-            or the tuned model's.
+    All other tensors (embeddings, norms, head, biases, routers) are those of `others`.
     """
 
     swept: ClassVar[str | None] = "share"
@@ -144,17 +139,21 @@ class BottomRank(_RankPart):
     def apply(self, update: Update, heads: Heads | None = None) -> Changed:
         """The base with the kept part of the update."""
         found = _matrix_places(update, heads)
-        return self._changed(
-            update, found, lambda place: kept_part(update, place, self.share, "bottom")
-        )
+        return self._changed(update, found, lambda p: kept_part(update, p, self.share, "bottom"))
 
 
 def kept_part(update: Update, place: Place, share: float, end: End) -> Float64[Tensor, "m n"]:
-    """`components` of the update of one matrix; from its factors where the update has them."""
+    """`components` of the update of one matrix; from its factors where the update has them.
+
+    The product of factors `[m, r]` and `[r, n]`, of rank r at most such as a LoRA adapter's, has
+    full rank once it is rounded to fp32, and most of its components are rounding.
+    """
     factors = place_factors(update, place)
     if factors is None:
         return components(read_place(update, place), share, end)
-    return product_components(*factors, share, end)
+    left_mk, values_k, right_nk = product_svd(*factors)
+    kept = _kept(share, end, numerical_rank(values_k, (len(left_mk), len(right_nk))))
+    return (left_mk[:, kept] * values_k[kept]) @ right_nk[:, kept].T
 
 
 def components(update_mn: Float[Tensor, "m n"], share: float, end: End) -> Float64[Tensor, "m n"]:
@@ -175,18 +174,6 @@ def components(update_mn: Float[Tensor, "m n"], share: float, end: End) -> Float
     kept_pk = vectors_pp[:, _kept(share, end, rank)]
     found_pq = kept_pk @ (kept_pk.T @ short_pq)
     return found_pq if is_wide else found_pq.T
-
-
-def product_components(
-    left_mr: Float[Tensor, "m r"], right_rn: Float[Tensor, "r n"], share: float, end: End
-) -> Float64[Tensor, "m n"]:
-    """`components` of `left_mr @ right_rn`, whose rank is at most r, such as a LoRA adapter's.
-
-    The product rounded to fp32 has full rank, and most of its components are rounding.
-    """
-    left_mk, values_k, right_nk = product_svd(left_mr, right_rn)
-    kept = _kept(share, end, numerical_rank(values_k, (left_mr.shape[0], right_rn.shape[1])))
-    return (left_mk[:, kept] * values_k[kept]) @ right_nk[:, kept].T
 
 
 def _kept(share: float, end: End, rank: int) -> slice:

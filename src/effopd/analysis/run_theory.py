@@ -5,13 +5,14 @@ from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from effopd.analysis.quadratic import FrozenLoss, completion_logits
-from effopd.analysis.theory import PastRay, Theory, TheorySettings, compute_theory
+from effopd.analysis.theory import PastRay, Theory, compute_theory
 from effopd.errors import ConfigError
 from effopd.models.checkpoints import checkpoint_path, list_checkpoints, verify_checkpoint
 from effopd.models.weights import open_weights
@@ -38,10 +39,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """What the base model wrote: the answers to one prompt together.
-
-    `advantages` has one a context, that of its answer within the group; None without a verifier.
-    """
+    """What the base model wrote, prompt by prompt, and with a verifier one advantage a context."""
 
     rollouts: tuple[Rollout, ...]
     advantages: tuple[float, ...] | None
@@ -84,7 +82,9 @@ def run_theory(
         ConfigError: A number is below 1, the run is of something else, or it trains adapters.
     """
     transformers_logging.disable_progress_bar()
-    settings = TheorySettings(rank=rank, contexts=contexts, steps=steps)
+    for name, value in {"rank": rank, "contexts": contexts, "steps": steps}.items():
+        if value < 1:
+            raise ConfigError(f"--{name} must be at least 1, got {value}")
     run, say = Path(run), display.say
     config = config_of_run(run)
     check_is_distillation(config)
@@ -96,9 +96,8 @@ def run_theory(
     loss = frozen_loss(parts, text)
     checkpoints = read_checkpoints(run, loss)
     rays = read_rays(run, parts, loss, checkpoints, say)
-    found = compute_theory(
-        loss, checkpoints, rays, settings, advantages=text.advantages, report=say
-    )
+    given: dict[str, Any] = {"rank": rank, "steps": steps, "advantages": text.advantages}
+    found = compute_theory(loss, checkpoints, rays, **given, report=say)
     if out is not None:
         for name, rows in found.tables.items():
             write_table(Path(out) / "tables", f"theory_{name}", rows)
@@ -142,13 +141,10 @@ def check_is_distillation(config: Config) -> None:
         what = "reinforcement learning"
     elif config.self_teacher is not None:
         what = "distillation from a teacher that follows the student"
+    elif objective.divergence is None:
+        what = f"objective.type = {objective.type!r}"
     elif objective.divergence != "reverse":
-        named = objective.divergence is not None
-        what = (
-            f"objective.divergence = {objective.divergence!r}"
-            if named
-            else f"objective.type = {objective.type!r}"
-        )
+        what = f"objective.divergence = {objective.divergence!r}"
     else:
         return
     raise ConfigError(
@@ -179,11 +175,8 @@ def write_text(parts: Parts, contexts: int, say: Say) -> Text:
     rewards = parts.verifier.rewards([rollout.answer for rollout in rollouts])
     table_GR = torch.tensor(rewards, dtype=torch.float64).view(-1, RESPONSES)
     each = group_advantages(table_GR, "std").flatten().tolist()
-    advantages = tuple(
-        advantage
-        for advantage, rollout in zip(each, rollouts, strict=True)
-        for _ in rollout.completion.token_ids
-    )
+    pairs = zip(each, rollouts, strict=True)
+    advantages = tuple(value for value, r in pairs for _ in r.completion.token_ids)
     return Text(rollouts=tuple(rollouts), advantages=advantages)
 
 

@@ -38,14 +38,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """A base and its checkpoints in the order of training.
-
-    Attributes:
-        base: Model directory before training.
-        checkpoints: The series, at least one.
-        final: What the series is compared with; mostly its last checkpoint.
-        run: The run directory that the series is from, if it is from one.
-    """
+    """A base, checkpoints in the order of training, what they are compared with, and their run."""
 
     base: Path
     checkpoints: tuple[Checkpoint, ...]
@@ -93,10 +86,25 @@ def find_inputs(
             found.append((_name(source, path), path))
     if not found:
         raise ConfigError("no checkpoint was given: name one or more after the base")
-    series = _in_order(_named(found), report)
+    series = _named(found)
+    # In the order of their steps where every name has one, else as they were given.
+    steps = [checkpoint.step for checkpoint in series if checkpoint.step is not None]
+    if len(steps) == len(series):
+        for step in steps:
+            if steps.count(step) > 1:
+                names = [checkpoint.label for checkpoint in series if checkpoint.step == step]
+                raise ConfigError(
+                    f"{' and '.join(names)} are both of step {step}: an analysis follows one "
+                    "series; analyze each with its own --out"
+                )
+        if steps != sorted(steps):
+            report("checkpoints are taken in the order of their steps")
+        series.sort(key=lambda checkpoint: checkpoint.step or 0)
+    if is_run(base_at):  # the model it started from
+        base_at = find_model(base_settings(load_config(base_at / "config.toml"), report).path)
     return Inputs(
-        base=run_base(base_at, report) if is_run(base_at) else base_at,
-        checkpoints=series,
+        base=base_at,
+        checkpoints=tuple(series),
         final=series[-1] if final is None else _final(final, series),
         run=runs[0] if runs else None,
     )
@@ -105,11 +113,6 @@ def find_inputs(
 def is_run(directory: Path) -> bool:
     """Whether `effopd train` wrote the directory."""
     return (directory / "config.toml").is_file() and (directory / "checkpoints").is_dir()
-
-
-def run_base(run: Path, report: Callable[[str], None]) -> Path:
-    """The model that a run started from."""
-    return find_model(base_settings(load_config(run / "config.toml"), report).path)
 
 
 def _saved(run: Path) -> list[Path]:
@@ -136,25 +139,6 @@ def _named(found: Sequence[tuple[Path, Path]]) -> list[Checkpoint]:
         Checkpoint(label=label, step=_step(name), directory=directory)
         for label, (name, directory) in zip(labels, found, strict=True)
     ]
-
-
-def _in_order(
-    series: Sequence[Checkpoint], report: Callable[[str], None]
-) -> tuple[Checkpoint, ...]:
-    """The checkpoints by step where every name has one, else as they were given."""
-    steps = [checkpoint.step for checkpoint in series if checkpoint.step is not None]
-    if len(steps) < len(series):
-        return tuple(series)
-    if len(set(steps)) < len(steps):
-        twice = next(step for step in steps if steps.count(step) > 1)
-        names = [checkpoint.label for checkpoint in series if checkpoint.step == twice]
-        raise ConfigError(
-            f"{' and '.join(names)} are both of step {twice}: an analysis follows one series; "
-            "analyze each with its own --out"
-        )
-    if steps != sorted(steps):
-        report("checkpoints are taken in the order of their steps")
-    return tuple(sorted(series, key=lambda checkpoint: checkpoint.step or 0))
 
 
 def _step(path: Path) -> int | None:

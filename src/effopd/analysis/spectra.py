@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,19 +26,12 @@ class SpectralMetrics:
     """How large an update is and how few directions it uses; what Table 1 averages.
 
     An update that is zero everywhere never moved: its norms and its rank are 0 and what divides by
-    its norm is None.
+    its norm is None. The rank r counts values above `max(m, n) * 2**-52` of the largest one.
 
-    Attributes:
-        shape: (m, n).
-        rank: Number of values above `max(m, n) * 2**-52` of the largest one, r.
-        frobenius_norm: Root of the sum of squared values.
-        spectral_norm: The largest value.
-        spectral_share: Spectral norm over Frobenius norm, in (0, 1]; equation 14.
-        effective_rank: Exponential of the entropy of the values over their sum (of the values, not
-            of their squares), in [1, r]; equation 15.
-        stable_rank: Squared Frobenius norm over squared spectral norm, in [1, r].
-        top_ratios: Share of the rank -> norm of the `ceil(share * r)` leading components over the
-            norm of all (of the norms, not of their squares), in (0, 1]; equation 17.
+    `spectral_share` is the spectral norm over the Frobenius norm (equation 14); `effective_rank`
+    the exponential of the entropy of the values over their sum, not of their squares (15);
+    `stable_rank` the squared ratio of the norms; `top_ratios` share of the rank -> norm of the
+    `ceil(share * r)` leading components over the norm of all, not squared (17).
 
     Source: arXiv 2605.11739, equations 13 to 17; effective rank: Roy and Vetterli 2007. The stable
     rank is not in the paper.
@@ -56,9 +50,6 @@ class SpectralMetrics:
     def never_moved(self) -> bool:
         """Whether the update is zero everywhere."""
         return self.rank == 0
-
-
-# Metrics ------------------------------------------------------------------------------------------
 
 
 def spectral_metrics(
@@ -85,16 +76,9 @@ def metrics_of(
     values_p = values_p.double()
     spectral_norm = values_p[0].item()
     if spectral_norm == 0:
-        return SpectralMetrics(
-            shape=shape,
-            rank=0,
-            frobenius_norm=0.0,
-            spectral_norm=0.0,
-            spectral_share=None,
-            effective_rank=None,
-            stable_rank=None,
-            top_ratios=dict.fromkeys(top),
-        )
+        numbers = dict.fromkeys(("spectral_share", "effective_rank", "stable_rank"))
+        still: dict[str, Any] = {"rank": 0, "frobenius_norm": 0.0, "spectral_norm": 0.0, **numbers}
+        return SpectralMetrics(shape=shape, top_ratios=dict.fromkeys(top), **still)
     relative_p = values_p / spectral_norm
     rank = numerical_rank(relative_p, shape)
     energies_p = relative_p.square().cumsum(0)
@@ -126,9 +110,6 @@ def check_shares(top: Sequence[float]) -> None:
 def share_count(share: float, rank: int) -> int:
     """`ceil(share * rank)` of the share as it is written, so that 7% of 100 are 7."""
     return math.ceil(Fraction(str(share)) * rank)
-
-
-# What chance alone would give ---------------------------------------------------------------------
 
 
 def noise_metrics(

@@ -156,10 +156,9 @@ def _changes(before: Row, now: Row) -> Iterator[str]:
     old, new = ([each["label"] for each in info["checkpoints"]] for info in (before, now))
     if old != new:
         yield f"its checkpoints are {', '.join(old)}, now {', '.join(new)}"
-    else:
-        for was, has in zip(before["checkpoints"], now["checkpoints"], strict=True):
-            if was != has:
-                yield f"checkpoint {was['label']} in {was['path']} is not what it was"
+    for was, has in zip(before["checkpoints"], now["checkpoints"], strict=False):
+        if old == new and was != has:
+            yield f"checkpoint {was['label']} in {was['path']} is not what it was"
     if before["final"] != now["final"]:
         yield f"its final checkpoint is {before['final']['path']}, now {now['final']['path']}"
     if before["options"] != now["options"]:
@@ -182,10 +181,16 @@ def _measure(
     """Measures what is missing of one of `MEASUREMENTS`, and writes its tables."""
     measurement = MEASUREMENTS[name]
     units = measurement.units(series)
-    with Journal(out / "rows" / f"{name}.jsonl", _unit_of) as journal:
+    journal: Journal[Unit]
+    path = out / "rows" / f"{name}.jsonl"
+    with Journal(path, lambda row: (row["place"], row["checkpoint"])) as journal:
+        stale = [unit for unit, row in journal.rows.items() if "found" not in row]
+        for unit in stale:
+            del journal.rows[unit]
+        if stale:
+            display.say(f"{name}: {len(stale)} rows of an older format are measured again")
         waiting = [unit for unit in units if unit not in journal.rows]
-        done = len(units) - len(waiting)
-        with display.progress(name, len(units), done=done) as progress:
+        with display.progress(name, len(units), done=len(units) - len(waiting)) as progress:
             for (place, checkpoint), found in _finishing(series, measurement, waiting, workers):
                 journal.add({"place": place, "checkpoint": checkpoint, "found": found})
                 progress.advance()
@@ -195,10 +200,6 @@ def _measure(
         write_table(out / "tables", table, rows)
     if "never_moved" in tables:
         display.say(f"{len(tables['never_moved'])} of {len(series.places)} places never moved")
-
-
-def _unit_of(row: Row) -> Unit:
-    return row["place"], row["checkpoint"]
 
 
 def _finishing(

@@ -1,15 +1,10 @@
 """Where an update points: its leading directions, and how those of two updates agree.
 
 Axes: an update is m by n, k counts directions, largest singular value first. Directions are
-orthonormal columns in float64. Where two updates are compared, as many directions are as the one
-with fewer has.
+orthonormal columns in float64; of two updates, as many are compared as the one with fewer has.
 
-A direction is compared in two ways. Direction by direction, `|<u_j, u'_j>|`: simple, and without
-meaning where values are tied, which is why the relative gap stands beside it. As subspaces, the
-mean cosine of the principal angles: the same for every basis of the two subspaces.
-
-Figure 5b of arXiv 2605.11739 plots the agreement with the final directions over checkpoints; figure
-12 that of the first direction at the first checkpoint, over layers and components.
+Direction by direction, `|<u_j, u'_j>|` means nothing where values are tied, hence the relative gap
+beside it. As subspaces, the mean cosine of the principal angles is the same for every basis.
 """
 
 from collections.abc import Iterable, Iterator
@@ -29,15 +24,10 @@ DIRECTIONS = 20
 """Directions that are compared, as in figure 5b."""
 
 
-# Two subspaces ------------------------------------------------------------------------------------
-
-
 def direction_cosines(
     U_mk: Float[Tensor, "m k"], other_mk: Float[Tensor, "m j"]
 ) -> Float64[Tensor, "i"]:
-    """`|<u_j, u'_j>|` for each direction, in [0, 1].
-
-    The absolute value, because a singular direction has no sign.
+    """`|<u_j, u'_j>|` for each direction, which has no sign, in [0, 1].
 
     Source: one reading of the top-k cosine of arXiv 2605.11739, figure 5b, which does not define
     it; the other is `subspace_cosines`.
@@ -56,8 +46,7 @@ def subspace_cosines(
     it; the other is `direction_cosines`.
     """
     products = _products(U_mk, other_mk)
-    sizes = range(1, len(products) + 1)
-    means = [torch.linalg.svdvals(products[:j, :j]).mean() for j in sizes]
+    means = [torch.linalg.svdvals(products[:j, :j]).mean() for j in range(1, len(products) + 1)]
     return torch.stack(means).clamp(max=1.0) if means else products.new_empty(0)
 
 
@@ -123,9 +112,6 @@ def _check_pair(left: Tensor, other: Tensor) -> None:
             )
 
 
-# Along a run --------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
     """How far the leading directions of two updates agree; entry j - 1 is for j directions.
@@ -154,16 +140,8 @@ class Agreement:
 class SubspaceRow:
     """One tensor at one checkpoint: figure 5b over checkpoints, figure 12 over tensors.
 
-    Attributes:
-        index: Position in the series, from 0.
-        asked: Directions asked for.
-        values: Singular values found, largest first; none where the tensor never moved.
-        relative_gaps: Distance of each to its nearest neighbour, over the value; near 0 its
-            direction cosine means nothing.
-        relative_error: See `Directions.relative_error`.
-        products: Vectors that were multiplied to find them.
-        to_final: Agreement with the final update; None where either has no direction.
-        to_previous: With the checkpoint before; None also for the first one.
+    `values` descend, none where the tensor never moved; where a relative gap (`Directions`) is near
+    0, its direction cosine means nothing. An agreement is None where either has no direction.
     """
 
     index: int
@@ -229,26 +207,18 @@ def agreement(
     )
 
 
-# Tables -------------------------------------------------------------------------------------------
-
-
 def subspace_columns(row: SubspaceRow) -> dict[str, float | None]:
     """What a table holds of a row: one number a column, None where there is none."""
-    columns: dict[str, float | None] = {
-        "directions_asked": row.asked,
-        "directions": len(row.values),
-        "relative_error": row.relative_error,
-        "relative_gap_1": row.relative_gaps[0] if row.relative_gaps else None,
-    }
-    for name, found in (("final", row.to_final), ("previous", row.to_previous)):
-        numbers: dict[str, float | None] = {
-            "cosine_1": None if found is None else found.direction_cosines[0],
-            "direction_cosine": None if found is None else found.mean_direction_cosine,
-            "subspace_cosine": None if found is None else found.mean_subspace_cosine,
-            "captured_norm": None if found is None else found.captured_norms[-1],
-            "largest_angle": None if found is None else found.angles[-1],
-        }
-        columns |= {f"{name}_{key}": number for key, number in numbers.items()}
+    columns: dict[str, float | None] = {"directions_asked": row.asked}
+    columns |= {"directions": len(row.values), "relative_error": row.relative_error}
+    columns |= {"relative_gap_1": row.relative_gaps[0] if row.relative_gaps else None}
+    names = "cosine_1", "direction_cosine", "subspace_cosine", "captured_norm", "largest_angle"
+    for end, found in (("final", row.to_final), ("previous", row.to_previous)):
+        numbers: tuple[float | None, ...] = (None,) * len(names)
+        if found is not None:
+            means = found.mean_direction_cosine, found.mean_subspace_cosine
+            numbers = found.direction_cosines[0], *means, found.captured_norms[-1], found.angles[-1]
+        columns |= {f"{end}_{key}": n for key, n in zip(names, numbers, strict=True)}
     return columns
 
 

@@ -2,15 +2,16 @@
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-from effopd.analysis.applying import Footprint, intervened, write_intervened
+from effopd.analysis.applying import intervened, write_intervened
 from effopd.analysis.intervention_kinds import Source, interventions
 from effopd.analysis.interventions import Intervention
 from effopd.config.reading import differences, to_toml
@@ -107,7 +108,7 @@ def intervene(
             return rows
         sources = filter(None, [base, tuned, donor_at])
         sweep = _Sweep(config, cases, passes, weights_fingerprint(sources), display)
-        return sweep.evaluate() if workspace is None else sweep.resume(workspace)
+        return list(sweep.evaluated()) if workspace is None else sweep.resume(workspace)
 
 
 def _recipe(recipe: str | Path, problems: int | None, base: Path) -> Config:
@@ -164,17 +165,8 @@ def _write(out: Path, base: Path, cases: Sequence[Case], display: Display) -> li
             f"{directory}: update norm {found.update_norm:.6g}, {found.changed} tensors changed, "
             f"{found.at_base} at the base, {found.never_moved} never moved"
         )
-        rows.append(row | _footprint(found) | {"directory": str(directory)})
+        rows.append(row | asdict(found) | {"directory": str(directory)})
     return rows
-
-
-def _footprint(found: Footprint) -> Row:
-    return {
-        "update_norm": found.update_norm,
-        "changed": found.changed,
-        "at_base": found.at_base,
-        "never_moved": found.never_moved,
-    }
 
 
 # Evaluation ---------------------------------------------------------------------------------------
@@ -202,17 +194,15 @@ class _Sweep:
             keys = {key_of(case.row) for case in self.cases}
             stored = {key: row for key, row in journal.rows.items() if key in keys}
             finished = {key for key, row in stored.items() if row["files"] == self.files}
-            for row in self._evaluated(finished):
-                journal.add(row | {"files": self.files})
-                _write_table(workspace.path, journal.rows.values())
-            _write_table(workspace.path, journal.rows.values())
+            for row in chain(self.evaluated(finished), [None]):
+                if row is not None:
+                    journal.add(row | {"files": self.files})
+                shown = [_shown(each) for each in journal.rows.values()]
+                write_table(workspace.path / "tables", "interventions", shown)
             return [_shown(journal.rows[key_of(case.row)]) for case in self.cases]
 
-    def evaluate(self) -> list[Row]:
-        """Evaluates everything, and keeps it in memory."""
-        return list(self._evaluated(set()))
-
-    def _evaluated(self, finished: set[tuple[Any, ...]]) -> Iterator[Row]:
+    def evaluated(self, finished: Collection[tuple[Any, ...]] = ()) -> Iterator[Row]:
+        """A row for each intervention whose key is not finished."""
         waiting = [case for case in self.cases if key_of(case.row) not in finished]
         if not waiting:
             return
@@ -241,10 +231,6 @@ def _shown(row: Row) -> Row:
     return {name: cell for name, cell in row.items() if name not in {"schema", "files"}}
 
 
-def _write_table(out: Path, rows: Iterable[Row]) -> None:
-    write_table(out / "tables", "interventions", [_shown(row) for row in rows])
-
-
 def key_of(row: Row) -> tuple[Any, ...]:
     """What tells the rows of a table apart."""
     return tuple(row[name] for name in KEY)
@@ -255,14 +241,8 @@ class Passes:
     """A live model, evaluated several times over the same problems.
 
     The first pass draws the random numbers of training's own evaluation, so that one pass gives its
-    numbers; every later pass draws others. All interventions get the same.
-
-    Attributes:
-        policy: The model that interventions change.
-        writer: Writes with it.
-        evaluator: Problems, verifier and the first pass's seed.
-        teachers: With them the reverse KL of the same rollouts is measured; None without.
-        count: Passes.
+    numbers; every later pass draws others. All interventions get the same. With teachers, the
+    reverse KL of the same rollouts is measured.
     """
 
     policy: Policy
@@ -279,13 +259,10 @@ class Passes:
         """The statistics of the model as it is now."""
         self.writer.engine.sync_weights()
         seed = self.evaluator.seed
-        evaluations = []
-        for each in [seed, *(derive_seed(seed, "pass", i) for i in range(1, self.count))]:
-            evaluator = replace(self.evaluator, seed=each)
-            evaluations.append(
-                evaluator.evaluate(self.writer, student=self.policy, teachers=self.teachers)
-            )
-        return pooled(evaluations)
+        seeds = [seed, *(derive_seed(seed, "pass", i) for i in range(1, self.count))]
+        who: dict[str, Any] = {"student": self.policy, "teachers": self.teachers}
+        each = (replace(self.evaluator, seed=seed) for seed in seeds)
+        return pooled([evaluator.evaluate(self.writer, **who) for evaluator in each])
 
 
 def evaluate_interventions(cases: Iterable[Case], passes: Passes) -> Iterator[Row]:
@@ -297,7 +274,7 @@ def evaluate_interventions(cases: Iterable[Case], passes: Passes) -> Iterator[Ro
     for case in cases:
         changed = case.intervention.apply(case.update, case.heads)
         with intervened(passes.policy.model, changed) as footprint:
-            row = case.row | _footprint(footprint)
+            row = case.row | asdict(footprint)
             try:
                 row |= passes.evaluate() | {"failure": None}
             except NonFiniteError as error:

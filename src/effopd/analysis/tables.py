@@ -1,8 +1,6 @@
 """Rows of the tables that an analysis of a series of checkpoints leaves.
 
-From what was measured at single places to sums over parts of the model and means over its
-matrices. A number that does not exist (a ratio of an update that never moved) is None and counts
-in no mean.
+A number that does not exist (a ratio of an update that never moved) is None and is in no mean.
 """
 
 import math
@@ -20,6 +18,8 @@ TOP = (0.01, 0.05)
 """Shares of the rank whose norm ratio is in the tables: top 1% and top 5%."""
 TABLE_1 = ("spectral_norm", "spectral_share", "effective_rank", "top_1_ratio", "top_5_ratio")
 """What Table 1 averages, and the column of its baseline is `noise_` and the name."""
+NO_COLUMNS = {"shape", "top_ratios"}
+"""Fields of `SpectralMetrics` that are no single number."""
 AGREEMENTS = ("cosine_1", "direction_cosine", "subspace_cosine", "captured_norm")
 
 
@@ -52,44 +52,27 @@ def checkpoint_labels(labels: Sequence[str], steps: Sequence[int | None]) -> lis
 
 def place_columns(place: Place) -> Row:
     """What a place is, as columns."""
-    return {
-        "place": place.label,
-        "layer": place.layer,
-        "block": place.block,
-        "projection": place.projection,
-        "expert": place.expert,
-        "shape": " x ".join(map(str, place.shape)),
-    }
+    names = "layer", "block", "projection", "expert"
+    columns = {name: getattr(place, name) for name in names}
+    return {"place": place.label, **columns, "shape": " x ".join(map(str, place.shape))}
 
 
-# Spectra ------------------------------------------------------------------------------------------
+_noise = lru_cache(maxsize=256)(noise_metrics)
 
 
 def metric_columns(found: SpectralMetrics) -> Row:
     """Spectral metrics as columns; `TOP` must have been asked for."""
-    return {
-        "rank": found.rank,
-        "frobenius_norm": found.frobenius_norm,
-        "spectral_norm": found.spectral_norm,
-        "spectral_share": found.spectral_share,
-        "effective_rank": found.effective_rank,
-        "stable_rank": found.stable_rank,
-        **{f"top_{100 * share:g}_ratio": found.top_ratios[share] for share in TOP},
-    }
+    columns = {name: cell for name, cell in vars(found).items() if name not in NO_COLUMNS}
+    return columns | {f"top_{100 * share:g}_ratio": found.top_ratios[share] for share in TOP}
 
 
 def noise_columns(found: SpectralMetrics) -> Row:
     """What noise of the same shape and norm would have; None where nothing moved."""
-    noise = metric_columns(_noise(found.shape))
-    noise["spectral_norm"] = _noise(found.shape).spectral_norm * found.frobenius_norm
+    of_norm_1 = _noise(*found.shape, 1.0, top=TOP)
+    noise = metric_columns(of_norm_1)
+    noise["spectral_norm"] = of_norm_1.spectral_norm * found.frobenius_norm
     names = [name for name in noise if name not in {"rank", "frobenius_norm"}]
     return {f"noise_{name}": None if found.never_moved else noise[name] for name in names}
-
-
-@lru_cache(maxsize=256)
-def _noise(shape: tuple[int, int]) -> SpectralMetrics:
-    """Noise of norm 1."""
-    return noise_metrics(*shape, 1.0, top=TOP)
 
 
 def table_1_rows(series: Sequence[CheckpointLabel], spectra: Iterable[Mapping[str, Cell]]) -> Rows:
@@ -107,9 +90,6 @@ def table_1_rows(series: Sequence[CheckpointLabel], spectra: Iterable[Mapping[st
         columns = [column for name in names for column in (name, f"noise_{name}")]
         rows.append(checkpoint.columns | counts | _means(moved, columns))
     return rows
-
-
-# Directions ---------------------------------------------------------------------------------------
 
 
 def subspace_progress_rows(
@@ -134,17 +114,13 @@ def subspace_by_count_rows(
 ) -> Rows:
     """The same for each number of leading directions."""
     names = [f"{end}_{name}" for end in ("final", "previous") for name in AGREEMENTS[1:]]
-    members: dict[tuple[Cell, Cell], list[Mapping[str, Cell]]] = {}
-    for row in directions:
-        members.setdefault((row["checkpoint"], row["direction"]), []).append(row)
+    members = _members(directions, "checkpoint", "direction")
     counts = sorted({int(count) for _, count in members if isinstance(count, int)})
     return [
-        checkpoint.columns
-        | {"directions": count, "matrices": len(members[checkpoint.label, count])}
-        | _means(members[checkpoint.label, count], names)
+        checkpoint.columns | {"directions": count, "matrices": len(found)} | _means(found, names)
         for checkpoint in series
         for count in counts
-        if (checkpoint.label, count) in members
+        if (found := members.get((checkpoint.label, count)))
     ]
 
 
@@ -153,14 +129,21 @@ def map_rows(rows: Iterable[Mapping[str, Cell]], name: str) -> Rows:
 
     Source: arXiv 2605.11739, figures 12 and 13.
     """
-    members: dict[tuple[Cell, Cell], list[Mapping[str, Cell]]] = {}
-    for row in rows:
-        if row[name] is not None:
-            members.setdefault((row["layer"], row["projection"]), []).append(row)
+    known = (row for row in rows if row[name] is not None)
     return [
         {"layer": layer, "projection": projection, "places": len(found), **_means(found, [name])}
-        for (layer, projection), found in members.items()
+        for (layer, projection), found in _members(known, "layer", "projection").items()
     ]
+
+
+def _members(
+    rows: Iterable[Mapping[str, Cell]], *names: str
+) -> dict[tuple[Cell, ...], list[Mapping[str, Cell]]]:
+    """Rows by their cells in the named columns."""
+    found: dict[tuple[Cell, ...], list[Mapping[str, Cell]]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[name] for name in names), []).append(row)
+    return found
 
 
 def _means(rows: Sequence[Mapping[str, Cell]], names: Iterable[str]) -> Row:

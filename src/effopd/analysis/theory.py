@@ -3,7 +3,6 @@
 Legend: n contexts, N contexts of a batch, V vocabulary, P trained parameters.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,26 +41,6 @@ SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class TheorySettings:
-    """How much is computed.
-
-    Attributes:
-        rank: Leading eigenpairs of A.
-        contexts: Contexts to take, at least; answers are kept whole.
-        steps: Steps of gradient descent, and vectors of the Krylov space that predicts them.
-    """
-
-    rank: int = 16
-    contexts: int = 2048
-    steps: int = 32
-
-    def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
-            if value < 1:
-                raise ConfigError(f"--{name} must be at least 1, got {value}")
-
-
-@dataclass(frozen=True, kw_only=True)
 class PastRay:
     """The ray of one search: steps done before it, the scale where it ended, and displacements.
 
@@ -86,34 +65,47 @@ def compute_theory(
     loss: FrozenLoss,
     checkpoints: Mapping[int, Float[Tensor, " P"]],
     rays: Sequence[PastRay],
-    settings: TheorySettings,
     *,
+    rank: int = 16,
+    steps: int = 32,
     advantages: Sequence[float] | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Theory:
     """Computes the local theory of a base model and holds a run against it.
 
-    Args:
-        loss: The frozen loss of the base model.
-        checkpoints: Step -> displacement from the base, ascending.
-        rays: Searches of the run.
-        settings: How much.
-        advantages: One a context, of the answer it is part of; None without rewards.
-        report: Receives progress sentences.
-
-    Returns:
-        Summary and tables, whose columns docs/theory.md explains. A number that does not exist or
-        is not finite is None.
-
-    Raises:
-        ConfigError: Teacher and base model agree everywhere.
+    `checkpoints` are step -> displacement from the base, ascending; `advantages` one a context, of
+    the answer it is part of. A number that does not exist or is not finite is None; docs/theory.md
+    explains the columns.
     """
-    compared = predictions(loss, settings, report)
+
+    def told(what: str) -> OnStep:
+        return lambda count: report(f"{what}: {count} products") if count % 8 == 0 else None
+
+    # The Krylov space of b, and the leading eigenpairs of A.
+    drive_P = loss.drive()
+    if not float(drive_P.norm()):
+        raise ConfigError(
+            "teacher and base model agree on every context: there is nothing to learn"
+        )
+    size, product = drive_P.numel(), loss.curvature_product
+    on_step = told("Krylov space of b")
+    krylov = krylov_space(product, drive_P, min(steps, size), on_step=on_step)
+    generator = torch.Generator().manual_seed(SEED)
+    start_P = torch.randn(size, generator=generator, dtype=torch.float64).to(drive_P)
+    on_step = told("eigenpairs")
+    pairs = leading_eigenpairs(product, start_P, min(rank, size), tolerance=1e-4, on_step=on_step)
+    compared = Comparison(
+        loss=loss,
+        drive_P=drive_P,
+        krylov=krylov_theory(krylov),
+        leading=leading_theory(pairs, drive_P),
+        residuals=pairs.residuals_k.tolist(),
+        base_loss=loss.loss(),
+    )
     rates = [share / float(compared.leading.values_k[0]) for share in RATE_SHARES]
-    report(f"gradient descent: {len(rates)} rates, {settings.steps} steps each")
-    doubling = {2**n for n in range(settings.steps.bit_length())}
-    steps = sorted(doubling | {settings.steps})
-    descents = [row for rate in rates for row in compared.descent(rate, steps)]
+    report(f"gradient descent: {len(rates)} rates, {steps} steps each")
+    marks = sorted({2**n for n in range(steps.bit_length())} | {steps})
+    descents = [row for rate in rates for row in compared.descent(rate, marks)]
     visited = [compared.checkpoint(step, update_P) for step, update_P in checkpoints.items()]
     report(f"searches: {len(rays)}")
     searched = [compared.search(ray) for ray in rays]
@@ -126,45 +118,13 @@ def compute_theory(
     chosen = torch.randperm(loss.contexts, generator=generator)[:SAMPLED_CONTEXTS].tolist()
     drawn = None if advantages is None else [advantages[context] for context in chosen]
     summary = compared.summary(report) | estimator_covariances(loss, chosen, drawn)
-
-    def finite(row: Row) -> Row:
-        return {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in row.items()
-        }
-
-    shown = {name: [finite(row) for row in rows] for name, rows in tables.items()}
-    return Theory(summary=finite(summary), tables=shown)
+    shown = {name: list(map(_finite, rows)) for name, rows in tables.items()}
+    return Theory(summary=_finite(summary), tables=shown)
 
 
-def predictions(
-    loss: Any, settings: TheorySettings, report: Callable[[str], None] = lambda line: None
-) -> "Comparison":
-    """Computes the Krylov space of b and the leading eigenpairs of A."""
-
-    def told(what: str) -> OnStep:
-        return lambda count: report(f"{what}: {count} products") if count % 8 == 0 else None
-
-    drive_P = loss.drive()
-    if not float(drive_P.norm()):
-        raise ConfigError(
-            "teacher and base model agree on every context: there is nothing to learn"
-        )
-    size = drive_P.numel()
-    product, steps = loss.curvature_product, min(settings.steps, size)
-    krylov = krylov_space(product, drive_P, steps, on_step=told("Krylov space of b"))
-    generator = torch.Generator().manual_seed(SEED)
-    start_P = torch.randn(size, generator=generator, dtype=torch.float64).to(drive_P)
-    rank, on_step = min(settings.rank, size), told("eigenpairs")
-    pairs = leading_eigenpairs(product, start_P, rank, tolerance=1e-4, on_step=on_step)
-    return Comparison(
-        loss=loss,
-        drive_P=drive_P,
-        krylov=krylov_theory(krylov),
-        leading=leading_theory(pairs, drive_P),
-        residuals=pairs.residuals_k.tolist(),
-        base_loss=loss.loss(),
-    )
+def _finite(row: Row) -> Row:
+    lost = {key for key, cell in row.items() if isinstance(cell, float) and not math.isfinite(cell)}
+    return row | dict.fromkeys(lost)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,14 +284,11 @@ def estimator_covariances(
 ) -> Row:
     """Compares gradient estimators at the base, over the chosen contexts; n P numbers at a time.
 
-    Returns:
-        `estimators` by name, see `gradient_covariance`: `opd` is `J^T F r` over the whole
-        vocabulary (equation 62); `sampled_opd` is `A J^T (e_y - p)` with
-        `A = log p*(y) - log p(y)` (equation 9), what is used in practice, with the same
-        expectation; `rl` the same with the advantage of a reward (equation 63).
-        `rl_trace_bound` is the right side of equation 64, `sigma_A^2 E ||J^T (e_y - p)||^2`, which
-        takes advantage and score to be independent and leaves out the squared mean, so a sample's
-        trace may exceed it; `score_moment` and `advantage_variance` are its factors.
+    `opd` is `J^T F r` over the whole vocabulary (equation 62); `sampled_opd` is `A J^T (e_y - p)`
+    with `A = log p*(y) - log p(y)` (equation 9), of the same expectation; `rl` the same with the
+    advantage of a reward (63). `rl_trace_bound`, the right side of equation 64, is `score_moment`
+    times `advantage_variance`: it takes the two to be independent and leaves out the squared mean,
+    so a sample's trace may exceed it.
     """
     distilled = {"opd": opd_covectors, "sampled_opd": sampled_opd_covectors}
     estimators = {
@@ -356,10 +313,8 @@ def estimator_covariances(
 def gradient_covariance(gradients_nP: Float[Tensor, "n P"]) -> dict[str, float]:
     """Statistics of at least two gradients, from their n x n Gram matrix in float64.
 
-    Returns:
-        `trace` of the unbiased covariance; `effective_rank`, the exponential of the entropy of its
-        eigenvalues' shares, 1 to n - 1 and so a lower bound, 0 where all gradients are equal; and
-        `mean_norm`, the norm of the mean gradient.
+    `trace` of the unbiased covariance; `effective_rank`, the exponential of the entropy of its
+    eigenvalues' shares, at most n - 1, 0 where all gradients are equal; norm of the mean gradient.
 
     Source: covariances of arXiv 2605.11739, equations 62 to 64. The paper defines an effective rank
     for singular values (15); here its entropy is over eigenvalues of the covariance.

@@ -1,10 +1,7 @@
 """The path of one tensor's leading direction over the checkpoints of a run, and pictures of it.
 
 Axes: T checkpoints, d components of a direction (rows of the update), c coordinates of a picture.
-
 All numbers follow from the T by T Gram matrix of the centred path, since T is far smaller than d.
-A path that stays in one point has no variance: its share in two dimensions is None and its
-picture is T times the origin.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,11 +19,7 @@ LEAST_POINTS = 4
 LARGEST_PERPLEXITY = 30.0
 """Neighbours that a point of a t-SNE picture has in effect, where there are enough points."""
 POINTS_A_RATE = 48
-"""Points for each unit of t-SNE's learning rate, which is at least 1.
-
-Scikit-learn's own least rate, 50, throws the few points of a run about until rounding decides where
-they land.
-"""
+"""Points for each unit of t-SNE's learning rate, at least 1; the usual least, 50, is unstable."""
 ROUNDING = 64 * torch.finfo(torch.float64).eps
 """Spread, as a share of the points' size, that counts as none."""
 
@@ -50,9 +43,6 @@ class Trajectory:
         return not self.indices
 
 
-# The path -----------------------------------------------------------------------------------------
-
-
 def leading_trajectory(
     updates_mn: Iterable[Float[Tensor, "m n"]],
     *,
@@ -60,20 +50,17 @@ def leading_trajectory(
     tolerance: float = TOLERANCE,
 ) -> Trajectory:
     """First left direction of a tensor's update at each checkpoint, one update at a time."""
-    vectors, indices, gaps = [], [], []
+    moved: dict[int, tuple[Tensor, float]] = {}
     start = None
     for index, update_mn in enumerate(updates_mn):
         found = leading_directions(update_mn, 1, start=start, tolerance=tolerance)
-        if found.never_moved:
-            continue
-        start = found.V_nk
-        vectors.append(found.U_mk[:, 0])
-        indices.append(index)
-        gaps.append(float(found.relative_gaps_k[0]))
+        if not found.never_moved:
+            start = found.V_nk
+            moved[index] = found.U_mk[:, 0], float(found.relative_gaps_k[0])
     return Trajectory(
-        points_Td=aligned(vectors, reference),
-        indices=tuple(indices),
-        relative_gaps=tuple(gaps),
+        points_Td=aligned([vector for vector, _ in moved.values()], reference),
+        indices=tuple(moved),
+        relative_gaps=tuple(gap for _, gap in moved.values()),
     )
 
 
@@ -107,9 +94,6 @@ def _sign(vector: Tensor) -> float:
     return float(vector[first].sign())
 
 
-# Its variance -------------------------------------------------------------------------------------
-
-
 def explained_variance_ratio(points_Td: Float[Tensor, "T d"], components: int = 2) -> float | None:
     """Share of the path's variance in its leading principal components, in (0, 1].
 
@@ -119,9 +103,7 @@ def explained_variance_ratio(points_Td: Float[Tensor, "T d"], components: int = 
 
     Source: arXiv 2605.11739, equation 18 and figure 13.
     """
-    if components < 1:
-        raise ConfigError(f"components is {components}; expected at least 1")
-    variances, _ = _principal(points_Td)
+    variances, _ = _principal(points_Td, components)
     total = float(variances.sum())
     return min(1.0, float(variances[:components].sum()) / total) if total else None
 
@@ -132,39 +114,34 @@ def pca_points(points_Td: Float[Tensor, "T d"], components: int = 2) -> Float64[
     The sign of each is such that its largest coordinate is positive. Components that the path does
     not have are zero.
     """
-    if components < 1:
-        raise ConfigError(f"components is {components}; expected at least 1")
-    variances, axes = _principal(points_Td)
-    found = min(components, len(variances))
+    variances, axes = _principal(points_Td, components)
     out = axes.new_zeros(len(axes), components)
-    for c in range(found):
+    for c in range(min(components, len(variances))):
         column = axes[:, c] * variances[c].sqrt()
         out[:, c] = column * _sign(column)
     return out
 
 
-def _principal(points_Td: Tensor) -> tuple[Tensor, Tensor]:
+def _principal(points_Td: Tensor, components: int) -> tuple[Tensor, Tensor]:
     """Eigenvalues, largest first, and eigenvectors of the centred path's Gram matrix.
 
     They are T - 1 times the variances along the principal components, and the coordinates along
     them to scale. All are exactly zero for a path that stays in one point.
     """
+    if components < 1:
+        raise ConfigError(f"components is {components}; expected at least 1")
     points = points_Td.double()
     if not points.isfinite().all():
         raise NonFiniteError("a point of the path is not finite; check the checkpoints' weights")
     if not len(points):
         return points.new_zeros(0), points.new_zeros(0, 0)
     centred = points - points.mean(0)
-    gram = centred @ centred.T
-    values, vectors = torch.linalg.eigh(gram)
+    values, vectors = torch.linalg.eigh(centred @ centred.T)
     noise = ROUNDING**2 * float(points.square().sum())
     values = values.flip(0).clamp(min=0.0)
     # Rounding of the Gram matrix is relative to its largest eigenvalue.
     values[values <= max(noise, ROUNDING * float(values[0]))] = 0.0
     return values, vectors.flip(1)
-
-
-# Its picture --------------------------------------------------------------------------------------
 
 
 def tsne_points(
@@ -173,16 +150,8 @@ def tsne_points(
     """Places in a plane where near points stay near, by t-SNE from the principal components.
 
     Distances in the picture, and between groups, have no unit. The path of several runs, one below
-    the other, gives one picture of all.
-
-    Args:
-        points_Td: At least 4 points.
-        perplexity: Effective number of neighbours, in [1, T - 1); None for `min(30, (T - 1) / 3)`.
-        seed: Makes the picture repeatable.
-
-    Raises:
-        ConfigError: There are too few points, or the perplexity does not fit them.
-        MissingExtraError: Scikit-learn is not installed.
+    the other, gives one picture of all. Takes at least 4 points; the perplexity, an effective
+    number of neighbours, is in [1, T - 1), and `min(30, (T - 1) / 3)` for None.
 
     Source: arXiv 2605.11739, figures 5a and 15 to 28, without perplexity or seed; both are ours.
     """

@@ -7,7 +7,7 @@ add in squares, so that every sum over layers, blocks or projections follows fro
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from typing import Literal, TypeVar
 
 import torch
@@ -36,13 +36,7 @@ _GROUPS: dict[Grouping, Callable[[Place], Group]] = {
 class UpdateStatistics:
     """How far one place, or several together, moved.
 
-    Attributes:
-        elements: How many numbers.
-        frobenius_norm: Root of the summed squares of tuned - base.
-        base_norm: The same of the base.
-        max_abs: Largest absolute entry of the update.
-        bf16_unchanged_share: Share of the elements, in [0, 1], whose value rounded to bf16 is the
-            same before and after.
+    `bf16_unchanged_share` is that of the elements whose value rounded to bf16 stays the same.
     """
 
     elements: int
@@ -104,20 +98,13 @@ def summed_statistics(parts: Iterable[UpdateStatistics]) -> UpdateStatistics:
     )
 
 
-# Paths --------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True)
 class PathGeometry:
     """The path of the weights through T checkpoints W_1, ..., W_T after the base W_0.
 
     It holds squares and products, which add over disjoint parts of the model; everything else
-    follows. A step is from one checkpoint to the next, however many optimizer steps that is.
-
-    Attributes:
-        step_squares: `|W_t - W_{t-1}|**2`, t = 1, ..., T.
-        step_products: `<W_{t+1} - W_t, W_t - W_{t-1}>`, t = 1, ..., T - 1.
-        displacement_squares: `|W_t - W_0|**2`, t = 1, ..., T.
+    follows: `|W_t - W_{t-1}|**2`, `<W_{t+1} - W_t, W_t - W_{t-1}>` (one fewer), `|W_t - W_0|**2`.
+    A step is from one checkpoint to the next, however many optimizer steps that is.
     """
 
     step_squares: tuple[float, ...]
@@ -132,8 +119,7 @@ class PathGeometry:
     @property
     def step_cosines(self) -> list[float | None]:
         """Cosine between each step and the next, T - 1 of them; None where one is zero."""
-        norms = self.step_norms
-        sizes = [a * b for a, b in itertools.pairwise(norms)]
+        sizes = [a * b for a, b in itertools.pairwise(self.step_norms)]
         return [
             max(-1.0, min(product / size, 1.0)) if size else None
             for product, size in zip(self.step_products, sizes, strict=True)
@@ -153,8 +139,7 @@ class PathGeometry:
 
 def path_geometry(displacements: Iterable[Tensor]) -> PathGeometry:
     """Geometry of the path of one tensor; three of the displacements are in memory at a time."""
-    before: Tensor | None = None
-    previous: Tensor | None = None
+    before = previous = None
     steps, products, distances = [], [], []
     for current in displacements:
         if before is None or previous is None:
@@ -166,9 +151,9 @@ def path_geometry(displacements: Iterable[Tensor]) -> PathGeometry:
             )
         step = product = distance = 0.0
         for now, last, older in _pieces(current, previous, before):
-            moved = (now - last).flatten()
+            moved = now - last
             step += _square(moved)
-            product += torch.dot(moved, (last - older).flatten()).item()
+            product += torch.dot(moved, last - older).item()
             distance += _square(now)
         steps.append(step)
         products.append(product)
@@ -193,19 +178,10 @@ def place_paths(
 
 def summed_paths(parts: Iterable[PathGeometry]) -> PathGeometry:
     """Path of several disjoint parts together."""
-    parts = list(parts)
-
-    def total(rows: Iterable[tuple[float, ...]]) -> tuple[float, ...]:
-        return tuple(math.fsum(column) for column in zip(*rows, strict=True))
-
-    return PathGeometry(
-        step_squares=total(part.step_squares for part in parts),
-        step_products=total(part.step_products for part in parts),
-        displacement_squares=total(part.displacement_squares for part in parts),
-    )
-
-
-# Groups -------------------------------------------------------------------------------------------
+    columns = zip(*(astuple(part) for part in parts), strict=True)
+    totals = (tuple(map(math.fsum, zip(*rows, strict=True))) for rows in columns)
+    names = (field.name for field in fields(PathGeometry))
+    return PathGeometry(**dict(zip(names, totals, strict=True)))
 
 
 def grouped(rows: Iterable[tuple[Place, Part]], grouping: Grouping) -> Mapping[Group, list[Part]]:
@@ -216,9 +192,6 @@ def grouped(rows: Iterable[tuple[Place, Part]], grouping: Grouping) -> Mapping[G
     for place, part in rows:
         groups.setdefault(_GROUPS[grouping](place), []).append(part)
     return groups
-
-
-# Sums ---------------------------------------------------------------------------------------------
 
 
 def _pieces(*tensors: Tensor) -> Iterator[list[Tensor]]:
