@@ -28,6 +28,8 @@ def write_page(
     Values are made visible and escaped where they are put, unless they are `Markup`.
     """
     sources = [plotly_source(), *(resource(name) for name in scripts)]
+    digests = [hashlib.sha256(source.encode()).digest() for source in sources]
+    hashes = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
     environment = Environment(
         loader=FunctionLoader(resource),
         autoescape=True,
@@ -35,9 +37,13 @@ def write_page(
         lstrip_blocks=True,
         finalize=lambda value: display_text(value) if type(value) is str else value,
     )
+    # plotly.js writes style elements and attributes, and exports pictures as data and blobs.
     page = environment.get_template(template).render(
         values,
-        policy=content_security_policy(sources),
+        policy=(
+            f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
+            "img-src data: blob:; base-uri 'none'; form-action 'none'"
+        ),
         style=Markup(resource("page.css")),
         data={name: Markup(embedded(value)) for name, value in data.items()},
         scripts=[Markup(source) for source in sources],
@@ -52,20 +58,6 @@ def embedded(value: object) -> str:
     """
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def content_security_policy(scripts: Sequence[str]) -> str:
-    """Policy under which only `scripts`, named by their hash, run and nothing is fetched.
-
-    Styles need 'unsafe-inline' because plotly.js writes style elements and attributes; images are
-    the data and blob addresses of its picture export.
-    """
-    digests = [hashlib.sha256(script.encode()).digest() for script in scripts]
-    hashes = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
-    return (
-        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
-        "img-src data: blob:; base-uri 'none'; form-action 'none'"
-    )
 
 
 def resource(name: str) -> str:
