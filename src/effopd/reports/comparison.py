@@ -4,7 +4,7 @@ A few runs are a comparison in one world in which every run is a setting of its 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -168,8 +168,7 @@ class Comparison:
         for row in self.rows(world, self.shown_lr):
             if row["method"] == method != base:
                 look = self.styles[method]
-                label = f"{look.label} {format_lr(row['lr'])}"
-                style = Style(label=label, color=look.color, symbol=look.symbol, dash=look.dash)
+                style = replace(look, label=f"{look.label} {format_lr(row['lr'])}")
                 curves.append((style, self.seeds(row)))
         return curves
 

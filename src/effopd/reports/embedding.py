@@ -27,7 +27,17 @@ def write_page(
     A content security policy lets no script run but plotly.js and `scripts`, and nothing be loaded.
     Values are made visible and escaped where they are put, unless they are `Markup`.
     """
-    sources = [plotly_source(), *(resource(name) for name in scripts)]
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise MissingExtraError(
+            "a report needs plotly, which is not installed: pip install 'effopd[report]'"
+        ) from error
+    # The hash in the policy is that of the text as a browser reads it, with LF line ends.
+    plotly = str(get_plotlyjs()).replace("\r\n", "\n").replace("\r", "\n")
+    assert "</script" not in plotly.lower()
+    assert "<!--" not in plotly
+    sources = [plotly, *map(resource, scripts)]
     digests = [hashlib.sha256(source.encode()).digest() for source in sources]
     hashes = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
     environment = Environment(
@@ -63,18 +73,3 @@ def embedded(value: object) -> str:
 def resource(name: str) -> str:
     """Text of a file of this package."""
     return importlib.resources.files("effopd.reports").joinpath(name).read_text(encoding="utf-8")
-
-
-def plotly_source() -> str:
-    """The plotting library as one script."""
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise MissingExtraError(
-            "a report needs plotly, which is not installed: pip install 'effopd[report]'"
-        ) from error
-    # The hash in the policy is that of the text as a browser reads it, with LF line ends.
-    source = str(get_plotlyjs()).replace("\r\n", "\n").replace("\r", "\n")
-    assert "</script" not in source.lower()
-    assert "<!--" not in source
-    return source
