@@ -53,15 +53,7 @@ def accuracy(runs: Runs, against: str = "steps") -> Figure:
 def reverse_kl(runs: Runs, against: str = "steps") -> Figure:
     """Reverse KL from the teacher in nats a token, on a logarithmic axis.
 
-    Args:
-        runs: Runs against the same teacher, or lists of seeds by name.
-        against: "steps", "tokens", "teacher_tokens" or "seconds", validation included.
-
-    Returns:
-        A plotly figure; estimates of 0 or less are left out.
-
-    Raises:
-        RecordError: There is no run, one cannot be read, or `against` is none of these.
+    Estimates of 0 or less are left out. Arguments and errors are those of `accuracy`.
     """
     comparison = _comparison(runs, against)
     return reverse_kl_figure(comparison.curves(comparison.rows("")), against)
@@ -70,11 +62,7 @@ def reverse_kl(runs: Runs, against: str = "steps") -> Figure:
 def search(run: Run | Path | str) -> Figure:
     """Every trial of a run's searches: step, scale, and colour for its gain over the incumbent.
 
-    Args:
-        run: A run; one that did not search gives a figure without traces.
-
-    Returns:
-        A plotly figure.
+    No traces for a run that did not search.
 
     Raises:
         RecordError: The run cannot be read.
@@ -85,11 +73,7 @@ def search(run: Run | Path | str) -> Figure:
 def foresight(runs: Sequence[Run | Path | str]) -> Figure:
     """Cosine of each displacement by training with the one before it, as the monitor recorded it.
 
-    Args:
-        runs: Runs; those without the monitor have no curve.
-
-    Returns:
-        A plotly figure.
+    Runs without the monitor have no curve.
 
     Raises:
         RecordError: A run cannot be read.
@@ -98,13 +82,7 @@ def foresight(runs: Sequence[Run | Path | str]) -> Figure:
 
 
 def analysis(directory: Path | str) -> dict[str, Figure]:
-    """The figures of an analysis by name, such as "norms", "effective_rank" or "subspaces".
-
-    Args:
-        directory: What `effopd analyze` wrote.
-
-    Returns:
-        Name -> plotly figure, of what was measured.
+    """The figures of what an analysis measured, by name such as "norms" or "subspaces".
 
     Raises:
         RecordError: The directory holds no analysis, or a file is damaged.

@@ -153,15 +153,15 @@ def models(run: CheckedRun) -> Iterator[Finding]:
     """Sizes and files of each model, and whether its architecture can be loaded and trained."""
     for model in run.models.values():
         try:
-            yield _size(model)
-            yield from _architecture(run, model)
+            yield from _model(run.config, model)
         except EffopdError as error:
             yield Finding("problem", model.name, str(error))
 
 
-def _size(model: Model) -> Finding:
-    """Its parameters, and whether the files hold as many as config.json describes."""
-    shape, path = model.shape, model.settings.path
+def _model(config: Config, model: Model) -> Iterator[Finding]:
+    """One model, by its files and by what transformers says about its configuration."""
+    settings, name, shape, path = model.settings, model.name, model.shape, model.settings.path
+    # Its parameters, and whether the files hold as many as config.json describes.
     text, remedy = f"{path}, {shape.parameters / 1e9:.3g} billion parameters", ""
     level: Level = "ok"
     if model.directory is None:
@@ -176,16 +176,11 @@ def _size(model: Model) -> Finding:
             level, remedy = "problem", "complete the download"
             text = f"{path} holds {elements} numbers, its config.json describes "
             text += str(shape.parameters)
-    return Finding(level, model.name, text, remedy)
-
-
-def _architecture(run: CheckedRun, model: Model) -> Iterator[Finding]:
-    """Attention, positions and precision, of what transformers says about the configuration."""
-    config, settings, name = run.config, model.settings, model.name
-    content, path = model.content
-    described = described_by(content, path)
+    yield Finding(level, name, text, remedy)
+    content, file = model.content
+    described = described_by(content, file)
     try:
-        found = architecture_of(described, settings.path, settings.attention)
+        found = architecture_of(described, path, settings.attention)
     except EffopdError as error:
         yield Finding("problem", name, str(error))
     else:
@@ -202,7 +197,7 @@ def _architecture(run: CheckedRun, model: Model) -> Iterator[Finding]:
     if known is not None and prompt + answer > known:
         learned = not any(getattr(text_config, each, None) is not None for each in _ROTARY)
         by_vllm = name == "student" and config.rollouts.engine == "vllm"
-        level: Level = "problem" if by_vllm or (learned and answer >= known) else "warning"
+        level = "problem" if by_vllm or (learned and answer >= known) else "warning"
         text = f"prompts of {prompt} and answers of {answer} tokens go beyond its {known} positions"
         yield Finding(level, name, text, "lower sampling.max_new_tokens or prompt.max_tokens")
     # Precision: weights that cannot learn, or that leave the range of their type.
@@ -240,16 +235,11 @@ def tokenizers(run: CheckedRun) -> Iterator[Finding]:
     ends = end_token_ids_in(student.directory, tokenizer)
     text = f"{own.text!r}; answers end with {token_names(tokenizer, ends)}"
     yield Finding(level="ok", check="prompt", text=f"{text}, {tokenizer.pad_token!r} pads")
+    most = config.sampling.max_new_tokens  # positions are looked at with the model
     for remark in prompt_remarks(
-        config.prompt,
-        tokenizer,
-        [_QUESTION],
-        ends=ends,
-        cap=config.sampling.max_new_tokens,
-        positions=None,  # what the settings allow is looked at with the model
+        config.prompt, tokenizer, [_QUESTION], ends=ends, cap=most, positions=None
     ):
-        level: Level = "problem" if own.ids[-1] in ends else "warning"
-        yield Finding(level, "prompt", remark)
+        yield Finding("problem" if own.ids[-1] in ends else "warning", "prompt", remark)
 
 
 def _compared(run: CheckedRun, name: str, student: Any, other: Any) -> Iterator[Finding]:
@@ -292,8 +282,7 @@ def sandbox(run: CheckedRun) -> Iterator[Finding]:
     try:
         open_sandbox(settings).close()
     except EffopdError as error:
-        level: Level = "warning" if run.offline else "problem"
-        yield Finding(level, "sandbox", str(error))
+        yield Finding("warning" if run.offline else "problem", "sandbox", str(error))
     else:
         yield Finding("ok", "sandbox", "programs that try to get out fail")
 
@@ -304,15 +293,14 @@ def problems(run: CheckedRun) -> Iterator[Finding]:
     if isinstance(task, TinyWorld):
         yield Finding("ok", "problems", "brought by the tiny world")
         return
-    student = run.student
-    sources = [source for source in (task.train, task.test) if source is not None]
-    files = [source.path for source in sources if not source.hub]
+    student, sources = run.student, [source for source in (task.train, task.test) if source]
     of_hub = any(source.hub for source in sources)
     if student is None or student.tokenizer is None or (run.offline and of_hub):
-        for path in (path for path in files if path and not glob(path)):
-            level: Level = "warning" if run.offline else "problem"
-            remedy = "put the file there, or name another in the recipe"
-            yield Finding(level, "problems", f"no file at {path}", remedy)
+        level: Level = "warning" if run.offline else "problem"
+        remedy = "put the file there, or name another in the recipe"
+        for path in (source.path for source in sources if not source.hub):
+            if path and not glob(path):
+                yield Finding(level, "problems", f"no file at {path}", remedy)
         text = "not looked at: that takes the student's tokenizer, and the data, on this disk"
         yield Finding("warning", "problems", text)
         return
@@ -325,8 +313,7 @@ def problems(run: CheckedRun) -> Iterator[Finding]:
             verifier.close()
     harmless = {str(counts) for counts in found.counts if not counts.dropped}
     for line in said:
-        level = "ok" if line in harmless else "warning"
-        yield Finding(level, "problems", line)
+        yield Finding("ok" if line in harmless else "warning", "problems", line)
     yield Finding("ok", "problems", f"{len(found.train)} to train on, {len(found.test)} held out")
     evaluation, teacher = run.config.evaluation, run.models.get("teacher")
     if evaluation.problems and evaluation.teacher and teacher and teacher.tokenizer is not None:

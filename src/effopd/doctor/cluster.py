@@ -9,15 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from effopd.doctor.footprint import (
-    activation_bytes,
-    cache_bytes,
-    forward_seconds,
-    search_bytes,
-    tile_bytes,
-    trained_bytes,
-    writing_seconds,
-)
+from effopd.doctor import footprint
 from effopd.doctor.phases import Sized
 from effopd.doctor.sizes import ModelShape, layer_of
 from effopd.errors import ConfigError
@@ -77,9 +69,7 @@ class SearchCost:
 
     step: int
     evaluations: int
-    copies: (
-        int  # times the moved tensors cross the bus to anchor and tip, where those are on the host
-    )
+    copies: int  # times the moved tensors cross the bus, to an anchor and a tip on the host
 
 
 def search_costs(search: Search, steps: int, *, helpful: bool) -> list[SearchCost]:
@@ -134,11 +124,6 @@ def gathered_elements(shape: ModelShape, expert_ranks: int = 1) -> tuple[int, in
     return rest, max(layers)
 
 
-def received_bytes(whole_bytes: int, ranks: int) -> int:
-    """What one rank receives when all gather tensors of `whole_bytes`: all but its own part."""
-    return whole_bytes * (ranks - 1) // ranks
-
-
 @dataclass(frozen=True, kw_only=True)
 class RankMemory:
     """Bytes of one rank, every sequence as long as it may be."""
@@ -180,15 +165,19 @@ def estimate_cluster(
     rank, shape, longest = run.memory(), run.shape, run.longest
     engine, width = run.engines(rank)
     group = replace(gpu, flops=gpu.flops * engine, bandwidth=gpu.bandwidth * engine)
-    sent = received_bytes(shape.parameters * COMPUTE_BYTES, gpus)  # weights to the engines
+
+    def received(parameters: int) -> int:  # bytes that a rank gathers: all but its own part
+        return parameters * COMPUTE_BYTES * (gpus - 1) // gpus
+
+    sent = received(shape.parameters)  # weights to the engines
     sync = sent / (cluster.network_gb_s * 1e9)
 
     def written(answers: int) -> float:
         own, new = math.ceil(answers / (gpus // engine)), config.sampling.max_new_tokens
-        return writing_seconds(shape, own, new, width, COMPUTE_BYTES, group)
+        return footprint.writing_seconds(shape, own, new, width, COMPUTE_BYTES, group)
 
     def scored(each: ModelShape, answers: int) -> float:
-        return forward_seconds(each, answers * longest, gpu, longest)
+        return footprint.forward_seconds(each, answers * longest, gpu, longest)
 
     writing, own = written(run.answers), run.answers // gpus
     scoring = sum(scored(each, own) for each, _ in run.scoring)
@@ -203,8 +192,7 @@ def estimate_cluster(
     if validation.type != "accuracy":
         teachers = [each for each, _ in run.teachers]
         trial += sum(scored(each, own) for each in (shape, *teachers))
-        others = sum(each.parameters for each in teachers) * COMPUTE_BYTES
-        network += own * (sent + received_bytes(others, gpus))
+        network += own * (sent + received(sum(each.parameters for each in teachers)))
     # What searches cost: all of them rejecting, and all accepting as much as they may.
     rejecting, accepting = (
         search_costs(config.search, steps, helpful=helpful) if config.searches else []
@@ -218,20 +206,14 @@ def estimate_cluster(
 
     return ClusterEstimate(
         **vars(rank),
-        moved_bytes=host,
-        scored_bytes=network,
-        engine_gpus=engine,
-        writing_s=writing,
-        scoring_s=scoring,
-        update_s=update,
-        step_s=step,
-        trial_s=trial,
+        moved_bytes=host, scored_bytes=network, engine_gpus=engine, writing_s=writing,
+        scoring_s=scoring, update_s=update, step_s=step, trial_s=trial,
         evaluations=(rejecting[0].evaluations, accepting[0].evaluations) if accepting else (0, 0),
         searches=len(accepting),
         rejected_share=spent(rejecting, steps) / steps,
         accepted_share=spent(accepting, steps) / steps,
         break_even_steps=next((n for n in range(steps) if spent(accepting, steps - n) <= n), None),
-    )
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,38 +252,29 @@ class _Run(Sized):
         """Numbers of a model on one rank."""
         return sum(self.shard(*each) for each in shape.tensors.items())
 
-    def moved_shards(self) -> list[int]:
-        """Numbers on one rank of each tensor that a search moves; none without a search."""
-        tensors, search = self.shape.tensors, self.config.search
-        if not self.config.searches:
-            return []
-        axes = {name: len(sizes) for name, sizes in tensors.items()}
-        return [self.shard(name, tensors[name]) for name in selected_names(axes, search.parameters)]
-
     def memory(self) -> RankMemory:
         """In the update, or while both ends of one tensor come to the device."""
-        memory, moved, cluster = self.config.memory, self.moved_shards(), self.cluster
+        config, memory, tensors = self.config, self.config.memory, self.shape.tensors
+        axes = {name: len(sizes) for name, sizes in tensors.items()}
+        names = selected_names(axes, config.search.parameters) if config.searches else ()
+        moved = [self.shard(name, tensors[name]) for name in names]
         number = 4 if self.student.dtype == "float32" or memory.master_weights else COMPUTE_BYTES
-        weights = trained_bytes(self.sharded(self.shape), number).device
+        weights = footprint.trained_bytes(self.sharded(self.shape), number).device
         teachers = COMPUTE_BYTES * sum(self.sharded(each) for each, _ in self.scoring)
         on_device = memory.anchor_device == "student"
-        ends = search_bytes(sum(moved), number, masters=False, on_device=on_device)
-        root, layer = gathered_elements(self.shape, cluster.expert_ranks)
+        ends = footprint.search_bytes(sum(moved), number, masters=False, on_device=on_device)
+        root, layer = gathered_elements(self.shape, self.cluster.expert_ranks)
         gathered = COMPUTE_BYTES * (root + 2 * layer) + (COMPUTE_BYTES + 4) * layer
-        tokens = max(self.longest, self.config.train.micro_batch_tokens)
+        tokens = max(self.longest, config.train.micro_batch_tokens)
         kept = self.student.gradient_checkpointing
-        active = activation_bytes(self.shape, tokens, COMPUTE_BYTES, checkpointing=kept)
-        active += tile_bytes(self.shape, tokens)
+        active = footprint.activation_bytes(self.shape, tokens, COMPUTE_BYTES, checkpointing=kept)
+        active += footprint.tile_bytes(self.shape, tokens)
         moving = 2 * number * max(moved, default=0) if ends.host else 0
         return RankMemory(
-            weights_bytes=weights,
-            teacher_bytes=teachers,
-            gathered_bytes=gathered,
-            activation_bytes=active,
-            search_device_bytes=ends.device,
-            search_host_bytes=ends.host,
+            weights_bytes=weights, teacher_bytes=teachers, gathered_bytes=gathered,
+            activation_bytes=active, search_device_bytes=ends.device, search_host_bytes=ends.host,
             device_bytes=weights + teachers + ends.device + max(gathered + active, moving),
-        )
+        )  # fmt: skip
 
     def engines(self, rank: RankMemory) -> tuple[int, int]:
         """GPUs of one engine, as set or the fewest whose free half holds the weights; its width.
@@ -314,7 +287,7 @@ class _Run(Sized):
         powers = [2**i for i in range(gpus.bit_length()) if gpus % 2**i == 0]
         sizes, share = ([given], 1.0) if given else (powers, 0.5)
         weights = self.shape.parameters * COMPUTE_BYTES
-        answer = cache_bytes(self.shape, self.longest, COMPUTE_BYTES)
+        answer = footprint.cache_bytes(self.shape, self.longest, COMPUTE_BYTES)
         for size in sizes:
             room = size * (USABLE * gpu.memory_bytes - kept)
             width = int((room - weights) // answer)

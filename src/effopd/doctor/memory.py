@@ -43,8 +43,7 @@ def memory(run: CheckedRun) -> Iterator[Finding]:
         if gpu is not None and device > FULL * gpu.memory_bytes:
             level = "problem" if device > gpu.memory_bytes else "warning"
             text += f"; {gpu.name} has {gb(gpu.memory_bytes)}"
-        said = "" if level == "ok" else wanted
-        yield Finding(level, phase.name, text, said)
+        yield Finding(level, phase.name, text, "" if level == "ok" else wanted)
     if gpu is not None and not estimate.has_engine_room:
         share = config.rollouts.vllm.gpu_memory
         text = f"its share of {share:g} is {gb(share * gpu.memory_bytes)}, "
@@ -95,36 +94,29 @@ def remedy(estimate: Estimate, gpu: Gpu) -> str:
     But for the precision: a student in float32 may become one in bfloat16 with float32 masters.
     """
     savings = list(_savings(estimate, gpu))
+
+    def fit(chosen: Sequence[Saving]) -> bool:
+        config = estimate.config
+        for setting, value in (item for saving in chosen for item in saving.items()):
+            config = _changed(config, setting.split("."), value)
+        return fits(replace(estimate, config=config), gpu)
+
     # Everything at once; where that is too little, no setting is enough.
     chosen = [saving[-1] for saving in savings]
-    if not fits(_after(estimate, chosen), gpu):
+    if not fit(chosen):
         return _LARGER
     # What costs most time comes first, and goes first if it may.
     for saving in savings:
         fewer = [each for each in chosen if each is not saving[-1]]
-        if fits(_after(estimate, fewer), gpu):
-            chosen = fewer
+        chosen = fewer if fit(fewer) else chosen
     # Of what stays, the most generous value that fits.
     for saving in (each for each in savings if each[-1] in chosen):
         place = chosen.index(saving[-1])
-        for each in saving:
-            chosen[place] = each
-            if fits(_after(estimate, chosen), gpu):
-                break
-    settings = [
-        f"{name}={str(value).lower() if isinstance(value, bool) else value}"
-        for saving in chosen
-        for name, value in saving.items()
-    ]
-    return f"set {' '.join(settings)}"
-
-
-def _after(estimate: Estimate, chosen: Sequence[Saving]) -> Estimate:
-    config = estimate.config
-    for saving in chosen:
-        for setting, value in saving.items():
-            config = _changed(config, setting.split("."), value)
-    return replace(estimate, config=config)
+        tried = ([*chosen[:place], each, *chosen[place + 1 :]] for each in saving)
+        chosen = next(each for each in tried if fit(each))
+    settings = [(name, value) for saving in chosen for name, value in saving.items()]
+    shown = (f"{n}={str(v).lower() if isinstance(v, bool) else v}" for n, v in settings)
+    return f"set {' '.join(shown)}"
 
 
 def _changed(settings: Any, path: Sequence[str], value: Any) -> Any:

@@ -78,14 +78,12 @@ class Sized:
     @cached_property
     def scoring(self) -> list[tuple[ModelShape, int]]:
         """Teachers and the reference model, which may be a copy of the student."""
-        objective, found = self.config.objective, list(self.teachers)
-        if objective.needs_reference:
-            reference = self.config.reference
-            if reference is not None:
-                found.append((self.shapes["reference"], ELEMENT_BYTES[reference.dtype]))
-            elif self.student.lora is None:
-                found.append((self.shape, ELEMENT_BYTES[self.student.dtype]))
-        return found
+        if not self.config.objective.needs_reference:
+            return self.teachers
+        if (reference := self.config.reference) is not None:
+            return [*self.teachers, (self.shapes["reference"], ELEMENT_BYTES[reference.dtype])]
+        copied = [] if self.student.lora else [(self.shape, ELEMENT_BYTES[self.student.dtype])]
+        return [*self.teachers, *copied]
 
     @property
     def answers(self) -> int:
@@ -152,26 +150,24 @@ class Estimate(Sized):
         # Before the first step the teacher writes, by transformers whatever the engine.
         if evaluation.problems and evaluation.teacher and self.teachers:
             answers, new = evaluation.problems, config.sampling.max_new_tokens
-            width, device = self._width(answers), 0
-            seconds = 0.0 if self._timed is not None else math.nan
+            width, gpu, decoded, seconds = self._width(answers), self._timed, [0], 0.0
             for each, size in self.teachers:
-                decoded = self._decoded_bytes(each, size, width) + self._arriving(each, size)
-                device = max(device, 0 if self._scores_elsewhere else decoded)
-                if self._timed is not None:
-                    seconds += writing_seconds(
-                        each, answers, new, width, size, self._timed, launched=True
-                    )
-            add("evaluation of the teacher", device, seconds)
+                if not self._scores_elsewhere:
+                    arriving = self._arriving(each, size)
+                    decoded.append(self._decoded_bytes(each, size, width) + arriving)
+                seconds += math.nan if gpu is None else (
+                    writing_seconds(each, answers, new, width, size, gpu, launched=True)
+                )  # fmt: skip
+            add("evaluation of the teacher", max(decoded), seconds)
         return found
 
     def checkpoint_bytes(self) -> int:
         """One checkpoint: weights, masters, moments, and what the search remembers."""
-        trained, element = self._trained
-        masters = self.config.memory.master_weights
+        (trained, element), masters = self._trained, self.config.memory.master_weights
         precise = 4 if masters else element
-        remembered = 2 * precise * trained if self.config.searches else 0
+        remembered = 2 * precise * bool(self.config.searches)
         critic = 3 * self._critic_bytes // 4
-        return trained * (element + 4 * masters + 2 * precise) + remembered + critic
+        return trained * (element + 4 * masters + 2 * precise + remembered) + critic
 
     # What stays from phase to phase -------------------------------------------------------------
 
@@ -195,14 +191,12 @@ class Estimate(Sized):
     @property
     def _critic_bytes(self) -> int:
         """Weights, gradients and moments of PPO's critic, in the student's precision."""
-        return (
-            4 * self._element * self.shape.parameters if self.config.objective.needs_critic else 0
-        )
+        whole = 4 * self._element * self.shape.parameters
+        return whole if self.config.objective.needs_critic else 0
 
     @cached_property
     def _kept(self) -> Bytes:
-        memory = self.config.memory
-        trained, element = self._trained
+        memory, (trained, element) = self.config.memory, self._trained
         masters = memory.master_weights
         kept = trained_bytes(trained, element, masters=masters, offload=memory.offload_optimizer)
         kept += Bytes(device=CONTEXT_BYTES + self._critic_bytes)

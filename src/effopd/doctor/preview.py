@@ -46,13 +46,9 @@ class Preview:
 
     def text(self, width: int) -> str:
         """The preview for a terminal of `width` columns."""
-        lines = [display_text(remark) for remark in self.remarks]
-        lines.append(
-            f"{len(self.task.train)} training problems, {len(self.task.test)} test problems"
-        )
-        for each in self.shown:
-            lines += ["", *block(each, width=width)]
-        return "\n".join(lines)
+        counts = f"{len(self.task.train)} training problems, {len(self.task.test)} test problems"
+        blocks = (line for each in self.shown for line in ("", *block(each, width=width)))
+        return "\n".join([*map(display_text, self.remarks), counts, *blocks])
 
 
 def preview(config: Config, problems: int = 3) -> Preview:
@@ -77,14 +73,11 @@ def preview(config: Config, problems: int = 3) -> Preview:
         if isinstance(verifier, CountingVerifier):
             stack.enter_context(closing(verifier))
         task = load_problems(config, student, verifier, remarks.append)
-    shown = [
-        Shown(
-            problem=problem,
-            student=render(config, student, problem),
-            teacher=render(config, teachers.get(problem.teacher, student), problem),
-        )
-        for problem in task.train[:problems]
-    ]
+    shown = []
+    for problem in task.train[:problems]:
+        own, other = student, teachers.get(problem.teacher, student)
+        texts = {"student": render(config, own, problem), "teacher": render(config, other, problem)}
+        shown.append(Shown(problem=problem, **texts))
     return Preview(remarks=remarks, task=task, shown=shown)
 
 
@@ -104,8 +97,8 @@ def block(shown: Shown, *, width: int) -> Iterator[str]:
         yield f"{len(student.ids)} tokens, the same for student and teacher:"
         yield display_text(student.text)
     else:
-        names = [f"student, {len(student.ids)} tokens:", f"teacher, {len(teacher.ids)} tokens:"]
-        yield from side_by_side(names[0], names[1], width)
+        names = (f"student, {len(student.ids)} tokens:", f"teacher, {len(teacher.ids)} tokens:")
+        yield from side_by_side(*names, width)
         yield from side_by_side(display_text(student.text), display_text(teacher.text), width)
         same = [a == b for a, b in zip_longest(student.ids, teacher.ids)]
         yield f"DIFFERENT from token {same.index(False) + 1} on: " + (
@@ -120,13 +113,10 @@ def block(shown: Shown, *, width: int) -> Iterator[str]:
 def side_by_side(left: str, right: str, width: int) -> Iterator[str]:
     """Two texts in two columns, lines wrapped."""
     column = max(_NARROWEST, (width - len(_GAP)) // 2)
-
-    def wrapped(text: str) -> list[str]:
-        return [
-            part
-            for line in text.split("\n")
-            for part in textwrap.wrap(line, column, drop_whitespace=False, tabsize=4) or [""]
-        ]
-
-    for a, b in zip_longest(wrapped(left), wrapped(right), fillvalue=""):
+    wrapper = textwrap.TextWrapper(column, drop_whitespace=False, tabsize=4)
+    columns = (
+        [part for line in text.split("\n") for part in wrapper.wrap(line) or [""]]
+        for text in (left, right)
+    )
+    for a, b in zip_longest(*columns, fillvalue=""):
         yield f"{a:{column}}{_GAP}{b}".rstrip()

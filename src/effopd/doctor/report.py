@@ -125,8 +125,12 @@ def check_file(
     """
     is_model = path.suffix == ".json" or not (path.is_file() or path.suffix == ".toml")
     look = partial(check, recipe=path, offline=offline, gpu=gpu, cluster=cluster)
+    try:  # what cannot be read is no plan, and `load_config` says what is wrong
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raw = {}
     try:
-        if _is_plan(path):
+        if {"methods", "worlds"} <= raw.keys():
             return Report(findings=list(_plan(path, overrides, look)))
         if is_model and cluster is None:
             raise ConfigError(f"{path} is no recipe; for a model say how many cards: --gpus 8")
@@ -136,7 +140,8 @@ def check_file(
             config = smoke_run(load_config(path, overrides), path)
     except EffopdError as error:
         return Report(findings=[Finding("problem", "settings", str(error))])
-    if is_model and cluster is not None:
+    if is_model:
+        assert cluster is not None
         run = CheckedRun(config=config, recipe=None, offline=offline, gpu=cluster.gpu)
         report = _report(run, (models,), cluster)
     else:
@@ -191,17 +196,8 @@ def _report(run: CheckedRun, checks: Sequence[Check], cluster: Cluster | None) -
     known = "student" in run.models and all(each.known_shape for each in run.models.values())
     phases = list[Phase]()
     if known and cluster is None:
-        phases += Estimate(config=run.config, shapes=run.shapes, gpu=run.gpu).phases()
+        phases = Estimate(config=run.config, shapes=run.shapes, gpu=run.gpu).phases()
     return Report(findings=findings, phases=phases, cluster=estimate[0] if estimate else None)
-
-
-def _is_plan(recipe: Path) -> bool:
-    """Whether a file is a plan of `effopd compare`, as far as it can be read."""
-    try:
-        raw = tomllib.loads(recipe.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False  # `load_config` says what is wrong
-    return "methods" in raw and "worlds" in raw
 
 
 def _plan(
@@ -239,10 +235,8 @@ def _cluster(config: Config, cluster: Cluster, found: ClusterEstimate) -> Iterat
     else:
         text += f"; {gpu.name} has {gb(gpu.memory_bytes)}"
         yield Finding("problem", "rank", text, "more --gpus, or a smaller train.micro_batch_tokens")
-    text = (
-        f"at most {found.step_s / 3600:.1f} hours a step on {cluster.gpus} x {gpu.name}, engines "
-    )
-    text += f"of {found.engine_gpus}: writing {duration(found.writing_s)}, scoring "
+    text = f"at most {found.step_s / 3600:.1f} hours a step on {cluster.gpus} x {gpu.name}, "
+    text += f"engines of {found.engine_gpus}: writing {duration(found.writing_s)}, scoring "
     text += f"{duration(found.scoring_s)}, update {duration(found.update_s)}"
     yield Finding("ok", "time", text)
     if not found.searches:
@@ -262,6 +256,6 @@ def _cluster(config: Config, cluster: Cluster, found: ClusterEstimate) -> Iterat
         text = f"the searches take longer than {steps} steps: they cannot pay for themselves"
         remedy = "search less often (search.schedule), or score fewer answers (validation.prompts)"
         yield Finding("warning", "break-even", text, remedy)
-        return
-    text = f"the search has to save {found.break_even_steps} of {steps} steps"
-    yield Finding("ok", "break-even", text)
+    else:
+        text = f"the search has to save {found.break_even_steps} of {steps} steps"
+        yield Finding("ok", "break-even", text)

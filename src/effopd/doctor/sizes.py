@@ -61,11 +61,9 @@ class ModelShape:
         total = 0
         for name, sizes in self.tensors.items():
             module = _MODULE.search(name)
-            if module is None or layer_of(name) is None or len(sizes) != 2:
-                continue
-            every = "all-linear" in modules and not (self.experts and module[1] in _ROUTERS)
-            if module[1] in modules or every:
-                total += rank * sum(sizes)
+            if module is not None and layer_of(name) is not None and len(sizes) == 2:
+                every = "all-linear" in modules and not (self.experts and module[1] in _ROUTERS)
+                total += rank * sum(sizes) if every or module[1] in modules else 0
         return total
 
 
@@ -111,22 +109,15 @@ def _shape(content: str, path: str) -> ModelShape:
         inner = [max(s) for name, s in tensors.items() if layer_of(name) is not None]
         width = max(inner, default=hidden)
     return ModelShape(
-        tensors=tensors,
-        hidden=hidden,
-        layers=layers,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_width=head_width,
-        value_width=value_width,
-        cached_per_token=cached,
-        width=width,
+        tensors=tensors, hidden=hidden, layers=layers, heads=heads, kv_heads=kv_heads,
+        head_width=head_width, value_width=value_width, cached_per_token=cached, width=width,
         vocabulary=size("vocab_size"),
         tied=bool(getattr(config, "tie_word_embeddings", False)),
         experts=experts,
         experts_used=min(size("num_experts_per_tok") or experts, experts),
         shared_width=size("n_shared_experts") * size("moe_intermediate_size"),
         qk_norm=any(".q_norm." in name for name in tensors),
-    )
+    )  # fmt: skip
 
 
 def model_config(path: str, recipe: Path | None) -> tuple[Mapping[str, Any], Path]:

@@ -89,42 +89,28 @@ def tiny_config(config: Mapping[str, Any], path: Path, rows: int) -> dict[str, A
     heads = described.num_attention_heads
     shares = (getattr(described, "num_key_value_heads", None) or heads) < heads
     return {
-        "model_type": config["model_type"],
-        "vocab_size": rows,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "moe_intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2 if shares else 4,
-        "head_dim": 8,
-        "num_local_experts": 4,
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
-        "max_position_embeddings": 4096,
+        "model_type": config["model_type"], "vocab_size": rows, "hidden_size": 32,
+        "intermediate_size": 64, "moe_intermediate_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2 if shares else 4, "head_dim": 8,
+        "num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2,
+        "max_position_embeddings": 4096, "initializer_range": 0.1,
         "tie_word_embeddings": bool(described.tie_word_embeddings),
         "attention_bias": bool(getattr(described, "attention_bias", False)),
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "initializer_range": 0.1,
-    }
+        "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
 
 
 def _model(section: Mapping[str, Any], recipe: Path | None, name: str) -> dict[str, Any]:
     """A section of settings with the path of a tiny model, which is made if it is not cached."""
-    config = tiny_config(
-        *model_config(section["path"], recipe), ROWS if name == "student" else TEACHER_ROWS
-    )
+    rows = ROWS if name == "student" else TEACHER_ROWS
+    config = tiny_config(*model_config(section["path"], recipe), rows)
     kind, seed = config["model_type"], int(name == "teacher")
     key = json.dumps([_VERSION, seed, config], sort_keys=True).encode()
     directory = cache_directory() / f"smoke-{kind}-{hashlib.sha256(key).hexdigest()[:16]}"
-    has_experts = kind.endswith(("_moe", "mixtral"))
-    sizes = {
-        key: value
-        for key, value in config.items()
-        if key != "model_type" and (has_experts or not ("expert" in key or "moe" in key))
-    }
+    left_out = (
+        ("model_type",) if kind.endswith(("_moe", "mixtral")) else ("model_type", "expert", "moe")
+    )
+    sizes = {k: v for k, v in config.items() if not any(word in k for word in left_out)}
 
     def write(to: Path) -> None:
         with torch.random.fork_rng(devices=[]):

@@ -3,7 +3,7 @@
 Text from tables is escaped, because plotly reads a subset of HTML in every label.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from effopd.reports.analysis import Analysis, TableRows, numbers
 from effopd.reports.figures import Figure, marked_line, plotly_text, titled_layout
@@ -30,24 +30,19 @@ SPECTRA = {
 
 def styles(names: Sequence[str]) -> list[Style]:
     """A look for each of several curves that have no method."""
-    return [
-        Style(
-            label=name,
-            color=_COLORS[index % len(_COLORS)],
-            symbol=_MARKS[index % len(_MARKS)],
-            dash="solid" if index < len(_COLORS) else "dot",
-        )
-        for index, name in enumerate(names)
-    ]
+    found = []
+    for index, name in enumerate(names):
+        color, symbol = _COLORS[index % len(_COLORS)], _MARKS[index % len(_MARKS)]
+        dash = "solid" if index < len(_COLORS) else "dot"
+        found.append(Style(label=name, color=color, symbol=symbol, dash=dash))
+    return found
 
 
-BLOCKS = dict(
-    zip(
-        ("whole", "mlp", "attention", "norm", "embedding", "head", "other"),
-        styles(["whole model", "MLP", "attention", "norms", "embeddings", "head", "other tensors"]),
-        strict=True,
-    )
-)
+_BLOCKS = {
+    "whole": "whole model", "mlp": "MLP", "attention": "attention", "norm": "norms",
+    "embedding": "embeddings", "head": "head", "other": "other tensors",
+}  # fmt: skip
+BLOCKS = dict(zip(_BLOCKS, styles(list(_BLOCKS.values())), strict=True))
 """Looks of the whole model and its blocks, the same in every figure."""
 
 
@@ -112,16 +107,11 @@ def layer_figure(analysis: Analysis, checkpoint: str) -> Figure:
     for block in ("attention", "mlp"):
         style = BLOCKS[block]
         own = [row for row in rows if row["block"] == block and row["layer"] is not None]
-        bars.append(
-            {
-                "type": "bar",
-                "name": style.label,
-                "x": [row["layer"] for row in own],
-                "y": numbers(own, "frobenius_norm"),
-                "marker": {"color": style.color},
-                "hovertemplate": f"layer %{{x}}, {style.label}<br>%{{y:.4g}}<extra></extra>",
-            }
-        )
+        bars.append({
+            "type": "bar", "name": style.label, "marker": {"color": style.color},
+            "x": [row["layer"] for row in own], "y": numbers(own, "frobenius_norm"),
+            "hovertemplate": f"layer %{{x}}, {style.label}<br>%{{y:.4g}}<extra></extra>",
+        })  # fmt: skip
     figure = titled_layout("layer", "Frobenius norm of the update")
     return {"data": bars, "layout": figure | {"barmode": "group"}}
 
@@ -164,20 +154,16 @@ def map_figure(rows: TableRows, name: str, title: str) -> Figure:
     projections = list(dict.fromkeys(str(row["projection"]) for row in rows))
     layers = sorted({layer for layer in numbers(rows, "layer") if layer is not None})
     values = zip(rows, numbers(rows, name), strict=True)
-    cells: Mapping[tuple[Cell, str], float | None] = {
-        (row["layer"], str(row["projection"])): value for row, value in values
-    }
+    cells = {(row["layer"], str(row["projection"])): value for row, value in values}
     trace = {
         "type": "heatmap",
         "x": layers,
         "y": [plotly_text(projection) for projection in projections],
         "z": [[cells.get((layer, each)) for layer in layers] for each in projections],
-        "zmin": 0,
-        "zmax": 1,
-        "colorscale": "Viridis",
+        "zmin": 0, "zmax": 1, "colorscale": "Viridis",
         "hovertemplate": f"layer %{{x}}, %{{y}}<br>{title} %{{z:.4f}}<extra></extra>",
         "colorbar": {"title": {"text": title, "side": "right"}, "outlinewidth": 0},
-    }
+    }  # fmt: skip
     figure = titled_layout("layer", "", y_axis={"autorange": "reversed"})
     return {"data": [trace] if rows else [], "layout": figure | {"showlegend": False}}
 
@@ -227,9 +213,8 @@ def shift_figure(analysis: Analysis, space: str, projection: str, kind: str) -> 
         own = [row for row in rows if row["label"] == label]
         points = list(zip(_numbers(own, "x"), _numbers(own, "y"), strict=True))
         name = analysis.shown.get(label, label)
-        trace = marked_line(
-            points, [f"{plotly_text(name)}, token {row['token']}" for row in own], style
-        )
+        hovers = [f"{plotly_text(name)}, token {row['token']}" for row in own]
+        trace = marked_line(points, hovers, style)
         trace |= {"mode": "markers", "name": plotly_text(name)}
         trace["marker"] = {"color": style.color, "size": 5, "symbol": style.symbol, "opacity": 0.7}
         traces.append(trace)

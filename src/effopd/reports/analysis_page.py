@@ -20,12 +20,7 @@ from effopd.reports.analysis_figures import (
     spectrum_figure,
     trajectory_figure,
 )
-from effopd.reports.analysis_tables import (
-    divergence_cells,
-    norm_cells,
-    shift_cells,
-    table_1_cells,
-)
+from effopd.reports.analysis_tables import divergence_cells, norm_cells, shift_cells, table_1_cells
 from effopd.reports.embedding import write_page
 from effopd.reports.figures import Figure
 from effopd.reports.png import write_sheets

@@ -77,13 +77,10 @@ def cells_of(
     rows: TableRows, columns: Mapping[str, tuple[str, str]], labels: Sequence[str]
 ) -> Json:
     """Columns of a table for the page."""
-    lines = [
-        {
-            "label": label,
-            "cells": [{"text": formatted(row, name, form)} for name, (_, form) in columns.items()],
-        }
-        for label, row in zip(labels, rows, strict=True)
-    ]
+    lines: list[Json] = []
+    for label, row in zip(labels, rows, strict=True):
+        cells = [{"text": formatted(row, name, form)} for name, (_, form) in columns.items()]
+        lines.append({"label": label, "cells": cells})
     return {"columns": ["", *(heading for heading, _ in columns.values())], "rows": lines}
 
 
@@ -108,23 +105,14 @@ def divergence_cells(analysis: Analysis) -> Json:
         own = {(row["to"], row["text"]): row for row in rows if row["label"] == label}
         written = own.get(("teacher", "own")) or own.get(("base", "own"), own.get(FIRST, {}))
         closed = formatted(own.get(FIRST, {}), "closed_share", "%1")
-        cells: list[Json] = [
-            {"text": formatted(written, "accuracy", "%1")},
-            {"text": formatted(written, "mean_length", ",.1f")},
-            {"text": closed},
-        ]
-        cells += [_nats(own.get(reading)) for reading in READINGS]
+        texts = [formatted(written, "accuracy", "%1"), formatted(written, "mean_length", ",.1f")]
+        cells: list[Json] = [{"text": text} for text in (*texts, closed)]
+        for read in map(own.get, READINGS):  # a mean, and its standard error below
+            cells.append({"text": formatted(read or {}, "mean_nats", FOUR)})
+            cells[-1] |= {"small": f"± {formatted(read, 'se_nats', FOUR)}"} if read else {}
         lines.append({"label": _shown(analysis, {"label": label}), "cells": cells})
     headings = ["accuracy", "mean length", "closed since the base", *READINGS.values()]
     return {"columns": ["", *headings], "rows": lines}
-
-
-def _nats(row: Mapping[str, Cell] | None) -> Json:
-    """Mean divergence, and its standard error below."""
-    if row is None:
-        return {"text": MISSING}
-    error = formatted(row, "se_nats", FOUR)
-    return {"text": formatted(row, "mean_nats", FOUR), "small": f"± {error}"}
 
 
 def formatted(row: Mapping[str, Cell], name: str, form: str) -> str:

@@ -4,7 +4,7 @@ A few runs are a comparison in one world in which every run is a setting of its 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -168,8 +168,7 @@ class Comparison:
         for row in self.rows(world, self.shown_lr):
             if row["method"] == method != base:
                 look = self.styles[method]
-                label = f"{look.label} {format_lr(row['lr'])}"
-                style = Style(label=label, color=look.color, symbol=look.symbol, dash=look.dash)
+                style = replace(look, label=f"{look.label} {format_lr(row['lr'])}")
                 curves.append((style, self.seeds(row)))
         return curves
 
@@ -297,24 +296,16 @@ def _factors(
 # Cells of tables ----------------------------------------------------------------------------------
 
 
-def cost_text(row: SettingRow, cost: str, percent: int) -> str:
-    """A median such as `8`, or `not in 64 steps (2 of 5)`."""
-    name = f"{cost}_to_{percent}"
-    if row[f"median_{name}"] is not None:
-        return format_cost(cost, row[f"median_{name}"])
+def cost_text(row: SettingRow, cost: str, percent: int) -> tuple[str, str]:
+    """A median such as `8`, or `not in 64 steps (2 of 5)`; and the ends of several seeds."""
+    middle, low, high = (row[f"{key}_{cost}_to_{percent}"] for key in ("median", "low", "high"))
+    if middle is not None:
+        ends = f"[{format_cost(cost, low)}, {format_cost(cost, high)}]"
+        return format_cost(cost, middle), ends if row["seeds"] > 1 else ""
     if row[f"reached_{percent}"] == row["seeds"] or row["teacher_accuracy"] is None:
-        return "–"  # it got there, but this cost was not recorded
+        return "–", ""  # it got there, but this cost was not recorded
     of = f" ({row[f'reached_{percent}']} of {row['seeds']})" if row["seeds"] > 1 else ""
-    return f"not in {row['steps']:g} steps{of}"
-
-
-def interval_text(row: SettingRow, cost: str, percent: int) -> str:
-    """The smallest and the largest seed such as `[8, 12]`; empty where there is no median."""
-    name = f"{cost}_to_{percent}"
-    if row["seeds"] < 2 or row[f"median_{name}"] is None:
-        return ""
-    low, high = (row[f"{end}_{name}"] for end in ("low", "high"))
-    return f"[{format_cost(cost, low)}, {format_cost(cost, high)}]"
+    return f"not in {row['steps']:g} steps{of}", ""
 
 
 def share_text(row: SettingRow, name: str) -> tuple[str, str]:
@@ -322,9 +313,8 @@ def share_text(row: SettingRow, name: str) -> tuple[str, str]:
     middle, low, high = (row[f"{key}_{name}"] for key in ("median", "low", "high"))
     if middle is None:
         return "–", ""
-    if row["seeds"] < 2 or low is None or high is None:
-        return format_percent(middle), ""
-    return format_percent(middle), f"[{low * 100:.1f}, {high * 100:.1f}]"
+    known = row["seeds"] > 1 and low is not None and high is not None
+    return format_percent(middle), f"[{low * 100:.1f}, {high * 100:.1f}]" if known else ""
 
 
 def robustness_text(row: Mapping[str, Any]) -> str:
@@ -340,8 +330,7 @@ def whole_text(row: SettingRow, cost: str, percent: int) -> str:
     if cost != "steps" and row[f"median_{cost}_to_{percent}"] is None:
         return "–"
     ratio = format_ratio(row[f"ratio_{cost}_to_{percent}"])
-    parts = [cost_text(row, cost, percent), interval_text(row, cost, percent)]
-    return " ".join(filter(None, [*parts, f"({ratio})" if ratio else ""]))
+    return " ".join(filter(None, [*cost_text(row, cost, percent), ratio and f"({ratio})"]))
 
 
 def final_text(run: Run) -> str:
@@ -362,13 +351,11 @@ def summary_table(comparison: Comparison) -> list[list[str]]:
     rows = [[*names, "final accuracy", *steps, "tokens to 90%", "seconds to 90%"]]
     costs = [*(("steps", percent) for percent in PERCENTS), ("tokens", 90), ("seconds", 90)]
     for row in comparison.summary["best"]:
-        names = [plain(row["method"])]
-        final = share_text(row, "final_accuracy")[0]
+        names = [plain(row["method"]), final_text(comparison.seeds(row)[0])]
         if comparison.is_plan:
-            names = [plain(row["world"]), *names, format_lr(row["lr"])]
-        else:
-            final = final_text(comparison.seeds(row)[0])
-        rows.append([*names, final, *(whole_text(row, cost, percent) for cost, percent in costs)])
+            names = [plain(row["world"]), names[0], format_lr(row["lr"])]
+            names.append(share_text(row, "final_accuracy")[0])
+        rows.append([*names, *(whole_text(row, cost, percent) for cost, percent in costs)])
     return rows
 
 

@@ -27,7 +27,19 @@ def write_page(
     A content security policy lets no script run but plotly.js and `scripts`, and nothing be loaded.
     Values are made visible and escaped where they are put, unless they are `Markup`.
     """
-    sources = [plotly_source(), *(resource(name) for name in scripts)]
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise MissingExtraError(
+            "a report needs plotly, which is not installed: pip install 'effopd[report]'"
+        ) from error
+    # The hash in the policy is that of the text as a browser reads it, with LF line ends.
+    plotly = str(get_plotlyjs()).replace("\r\n", "\n").replace("\r", "\n")
+    assert "</script" not in plotly.lower()
+    assert "<!--" not in plotly
+    sources = [plotly, *map(resource, scripts)]
+    digests = [hashlib.sha256(source.encode()).digest() for source in sources]
+    hashes = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
     environment = Environment(
         loader=FunctionLoader(resource),
         autoescape=True,
@@ -35,9 +47,13 @@ def write_page(
         lstrip_blocks=True,
         finalize=lambda value: display_text(value) if type(value) is str else value,
     )
+    # plotly.js writes style elements and attributes, and exports pictures as data and blobs.
     page = environment.get_template(template).render(
         values,
-        policy=content_security_policy(sources),
+        policy=(
+            f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
+            "img-src data: blob:; base-uri 'none'; form-action 'none'"
+        ),
         style=Markup(resource("page.css")),
         data={name: Markup(embedded(value)) for name, value in data.items()},
         scripts=[Markup(source) for source in sources],
@@ -54,35 +70,6 @@ def embedded(value: object) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def content_security_policy(scripts: Sequence[str]) -> str:
-    """Policy under which only `scripts`, named by their hash, run and nothing is fetched.
-
-    Styles need 'unsafe-inline' because plotly.js writes style elements and attributes; images are
-    the data and blob addresses of its picture export.
-    """
-    digests = [hashlib.sha256(script.encode()).digest() for script in scripts]
-    hashes = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
-    return (
-        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
-        "img-src data: blob:; base-uri 'none'; form-action 'none'"
-    )
-
-
 def resource(name: str) -> str:
     """Text of a file of this package."""
     return importlib.resources.files("effopd.reports").joinpath(name).read_text(encoding="utf-8")
-
-
-def plotly_source() -> str:
-    """The plotting library as one script."""
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise MissingExtraError(
-            "a report needs plotly, which is not installed: pip install 'effopd[report]'"
-        ) from error
-    # The hash in the policy is that of the text as a browser reads it, with LF line ends.
-    source = str(get_plotlyjs()).replace("\r\n", "\n").replace("\r", "\n")
-    assert "</script" not in source.lower()
-    assert "<!--" not in source
-    return source

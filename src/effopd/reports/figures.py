@@ -143,31 +143,22 @@ def marked_line(
     places: Sequence[tuple[float, float]], hovers: Sequence[str], style: Style
 ) -> Figure:
     """A line with marks; `hovers` hold plotly's markup, with text from records escaped."""
+    name = plotly_text(style.label)
     return {
-        "type": "scatter",
-        "mode": "lines+markers",
-        "name": plotly_text(style.label),
-        "legendgroup": plotly_text(style.label),
-        "x": [x for x, _ in places],
-        "y": [y for _, y in places],
+        "type": "scatter", "mode": "lines+markers", "name": name, "legendgroup": name,
+        "x": [x for x, _ in places], "y": [y for _, y in places],
         "line": {"color": style.color, "width": 2.5, "dash": style.dash},
         "marker": {"color": style.color, "size": 7, "symbol": style.symbol},
-        "hoverinfo": "text",
-        "hovertext": list(hovers),
-    }
+        "hoverinfo": "text", "hovertext": list(hovers),
+    }  # fmt: skip
 
 
 def _silent(mode: str, places: Sequence[tuple[float, float]], style: Style) -> Figure:
     """A trace that belongs to a curve and is named by nothing."""
     return {
-        "type": "scatter",
-        "mode": mode,
-        "x": [x for x, _ in places],
-        "y": [y for _, y in places],
-        "hoverinfo": "skip",
-        "showlegend": False,
-        "legendgroup": plotly_text(style.label),
-    }
+        "type": "scatter", "mode": mode, "x": [x for x, _ in places], "y": [y for _, y in places],
+        "hoverinfo": "skip", "showlegend": False, "legendgroup": plotly_text(style.label),
+    }  # fmt: skip
 
 
 def outline(corners: Sequence[tuple[float, float]], style: Style) -> Figure:
@@ -195,12 +186,9 @@ def titled_layout(x: str, y: str, x_axis: Figure | None = None, y_axis: Figure |
     return {
         "xaxis": {"title": {"text": x}, **(x_axis or {})},
         "yaxis": {"title": {"text": y}, **(y_axis or {})},
-        "shapes": [],
-        "annotations": [],
-        "hovermode": "closest",
+        "shapes": [], "annotations": [], "hovermode": "closest", "showlegend": True,
         "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
-        "showlegend": True,
-    }
+    }  # fmt: skip
 
 
 def log_axis(heights: Sequence[float]) -> Figure:

@@ -14,26 +14,15 @@ from effopd.reports.comparison import (
     final_text,
     headline,
     highlights,
-    interval_text,
     robustness_text,
     share_text,
 )
 from effopd.reports.embedding import write_page
-from effopd.reports.figures import (
-    AXES,
-    Figure,
-    accuracy_figure,
-    rates_figure,
-    reverse_kl_figure,
-)
+from effopd.reports.figures import AXES, Figure, accuracy_figure, rates_figure, reverse_kl_figure
 from effopd.reports.rollouts import divergence_limit, rollout_rows
 from effopd.reports.series import base_accuracy, plain, trials
 from effopd.reports.summary import PERCENTS, SettingRow, notes, teacher_of, unique
-from effopd.reports.tables import (
-    format_lr,
-    format_percent,
-    format_ratio,
-)
+from effopd.reports.tables import format_lr, format_percent, format_ratio
 from effopd.reports.timeline import foresight_figure, search_figure, search_sentence
 
 Json = dict[str, Any]
@@ -100,19 +89,15 @@ def page_content(comparison: Comparison) -> tuple[Json, Json]:
         "title": plain(comparison.name),
         # A number stays on the line of its noun and its unit.
         "headline": headline(comparison).replace("e-", "e\u2011"),
-        "highlights": highlights(comparison),
-        "facts": _facts(comparison),
-        "command": comparison.command,
+        "highlights": highlights(comparison), "facts": _facts(comparison),
+        "command": comparison.command, "chosen": shown,
         "worlds": [(str(i), plain(world)) for i, world in enumerate(comparison.worlds)],
         "choices": [(n, "each at its best" if n == BEST else n) for n in choices],
-        "chosen": shown,
         "costs": [(cost, cost.replace("_", " ")) for cost in AXES],
         "accuracy_caption": _CAPTIONS[comparison.is_plan],
-        "tables": tables,
-        "spreads": spreads,
-        "variants": variants,
+        "tables": tables, "spreads": spreads, "variants": variants,
         "notes": [*METHOD_NOTES, *comparison.notes] if comparison.is_plan else [],
-    }
+    }  # fmt: skip
     details, data = _plan(comparison) if comparison.is_plan else _run_by_run(comparison, figures)
     return values | details, {"figures": figures, "csv": csv_table(comparison.runs), **data}
 
@@ -152,13 +137,9 @@ def _run_by_run(comparison: Comparison, figures: dict[str, list[Json]]) -> tuple
     if watched:
         figures["foresight"] = [{"when": {}, "figure": foresight_figure(runs)}]
     limit, negative = divergence_limit(runs)
-    samples = [
-        {"index": index, "label": style.label}
-        for index, (run, style) in enumerate(zip(runs, styles, strict=True))
-        if run.rollouts
-    ]
-    settings = []
-    for run, style in zip(runs, styles, strict=True):
+    samples, settings = list[Json](), list[Json]()
+    for index, (run, style) in enumerate(zip(runs, styles, strict=True)):
+        samples += [{"index": index, "label": style.label}] if run.rollouts else []
         versions = run.info.get("versions")
         listed = versions.items() if isinstance(versions, dict) else ()
         final = final_text(run)
@@ -178,20 +159,17 @@ def cost_table(comparison: Comparison, rows: Sequence[SettingRow], cost: str) ->
     for row in rows:
         cells: list[Json] = [{"text": format_lr(row["lr"])}]
         for percent in PERCENTS:
-            ratio = row[f"ratio_{cost}_to_{percent}"]
+            ratio, (text, small) = row[f"ratio_{cost}_to_{percent}"], cost_text(row, cost, percent)
             cells.append({
-                "text": cost_text(row, cost, percent),
-                "small": interval_text(row, cost, percent),
-                "ratio": format_ratio(ratio),
+                "text": text, "small": small, "ratio": format_ratio(ratio),
                 "gain": ratio is not None and ratio > 1,
                 "missing": row[f"median_{cost}_to_{percent}"] is None,
             })  # fmt: skip
-        for name in ("final_accuracy", "area"):
-            text, interval = share_text(row, name)
-            cells.append({"text": text, "small": interval})
+        shares = (share_text(row, name) for name in ("final_accuracy", "area"))
+        cells += [{"text": text, "small": interval} for text, interval in shares]
         lines.append(_line(comparison, row["method"], cells))
-    shares = [f"{percent}%" for percent in PERCENTS]
-    return {"columns": ["to reach", "rate", *shares, "final", "area"], "rows": lines}
+    columns = ["to reach", "rate", *(f"{percent}%" for percent in PERCENTS), "final", "area"]
+    return {"columns": columns, "rows": lines}
 
 
 def spread_table(comparison: Comparison, world: str) -> Json:
@@ -202,12 +180,11 @@ def spread_table(comparison: Comparison, world: str) -> Json:
         at = {row["lr"]: row for row in rows if row["method"] == method}
         cells: list[Json] = []
         for rate in rates:
+            cells.append({"text": "–"})
             if row := at.get(rate):
-                text, small = cost_text(row, "steps", 90), interval_text(row, "steps", 90)
+                text, small = cost_text(row, "steps", 90)
                 missing = row["median_steps_to_90"] is None
-                cells.append({"text": text, "small": small, "missing": missing})
-            else:
-                cells.append({"text": "–"})
+                cells[-1] = {"text": text, "small": small, "missing": missing}
         known = spreads.get(method)
         cells.append({"text": robustness_text(known) if known else "–"})
         lines.append(_line(comparison, method, cells))

@@ -55,11 +55,8 @@ def write_pngs(runs: Sequence[Run], directory: Path | str) -> list[Path]:
         for cost in ("steps", "tokens")
     }
     sheets["reverse_kl_steps"] = [[reverse_kl_figure(curves, "steps")]]
-    searches = [
-        [_titled(search_figure(run), style.label)]
-        for run, style in zip(runs, run_styles(runs), strict=True)
-        if any(trials(run))
-    ]
+    labelled = zip(runs, (style.label for style in run_styles(runs)), strict=True)
+    searches = [[_titled(search_figure(r), label)] for r, label in labelled if any(trials(r))]
     sheets |= {"search": searches} if searches else {}
     return write_sheets(sheets, directory)
 
@@ -102,11 +99,10 @@ def write_sheets(
     sheets: dict[str, Any], directory: Path | str, size: tuple[float, float] = SIZE
 ) -> list[Path]:
     """Writes rows of panels by the name of the file; the directory is made if needed."""
-    paths = []
-    for name, rows in sheets.items():
-        paths.append(Path(directory) / f"{name}.png")
-        save_png(rows, paths[-1], size)
-    return paths
+    paths = {Path(directory) / f"{name}.png": rows for name, rows in sheets.items()}
+    for path, rows in paths.items():
+        save_png(rows, path, size)
+    return list(paths)
 
 
 def save_png(
@@ -266,9 +262,8 @@ def _bars(axes: Any, trace: Figure) -> None:
 
 def _heat_map(axes: Any, trace: Figure) -> None:
     cells = [[float("nan") if z is None else z for z in row] for row in trace["z"]]
-    image = axes.imshow(
-        cells, vmin=trace["zmin"], vmax=trace["zmax"], cmap="viridis", aspect="auto"
-    )
+    limits = {"vmin": trace["zmin"], "vmax": trace["zmax"]}
+    image = axes.imshow(cells, cmap="viridis", aspect="auto", **limits)
     axes.grid(visible=False)
     axes.set_xticks(range(len(trace["x"])), [f"{x:g}" for x in trace["x"]])
     axes.set_yticks(range(len(trace["y"])), [html.unescape(y) for y in trace["y"]])

@@ -114,21 +114,15 @@ def example_html(record: Row) -> str:
             right = "not checked" if right is None else f"{format_percent(float(right))} right"
             mean = f"{float(row['mean_tokens']):.1f} tokens on average"
             writers.append(f"{plain(str(row['writer']))}: {right}, {mean}")
-        return (
-            Environment(autoescape=True)
-            .from_string(_TEMPLATE)
-            .render(
-                problem_id=plain(str(record["problem_id"])),
-                prompt=plain(str(record["prompt"]), lines=True),
-                chosen=f"The first of {telling} (of {asked}) that only the first writer got wrong."
-                if telling
-                else f"The first of {asked}: on none was the first writer alone wrong.",
-                writers=writers,
-                answers=answers,
-                limit=f"{limit:g}",
-                stops=", ".join(_color(limit * i / 8, limit) or "transparent" for i in range(9)),
-            )
-        )
+        chosen = f"The first of {asked}: on none was the first writer alone wrong."
+        if telling:
+            chosen = f"The first of {telling} (of {asked}) that only the first writer got wrong."
+        stops = ", ".join(_color(limit * i / 8, limit) or "transparent" for i in range(9))
+        return Environment(autoescape=True).from_string(_TEMPLATE).render(
+            problem_id=plain(str(record["problem_id"])),
+            prompt=plain(str(record["prompt"]), lines=True), chosen=chosen, writers=writers,
+            answers=answers, limit=f"{limit:g}", stops=stops,
+        )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RecordError(
             f"the example cannot be shown: {error!r}. It was written by another version of effopd "

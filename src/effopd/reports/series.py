@@ -60,18 +60,13 @@ def trials(run: Run) -> Iterator[Trial]:
         if kind.endswith("incumbent"):
             step_of_incumbent, incumbent = step, score
         compared = incumbent if step == step_of_incumbent else None
+        found = {name: number(row, name, run) for name in ("score_se", "tokens", "seconds")}
         yield Trial(
-            step=step,
-            kind=kind,
-            scale=scale,
-            score=score,
-            score_se=number(row, "score_se", run),
+            step=step, kind=kind, scale=scale, score=score, reason=str(row.get("reason") or ""),
             advantage=None if score is None or compared is None else score - compared,
             accepted=None if row.get("accepted") is None else row["accepted"] is True,
-            reason=str(row.get("reason") or ""),
-            tokens=number(row, "tokens", run),
-            seconds=number(row, "seconds", run),
-        )
+            **found,
+        )  # fmt: skip
 
 
 def teacher_levels(runs: Sequence[Run]) -> list[float | None]:
@@ -90,11 +85,8 @@ def teacher_accuracy(runs: Sequence[Run]) -> float | None:
 
 def base_accuracy(runs: Sequence[Run]) -> float | None:
     """Accuracy of the untrained student, from the first run that evaluated it at step 0."""
-    for run in runs:
-        for point in evaluations(run):
-            if point.step == 0 and point.accuracy is not None:
-                return point.accuracy
-    return None
+    points = (point for run in runs for point in evaluations(run) if point.step == 0)
+    return next((point.accuracy for point in points if point.accuracy is not None), None)
 
 
 def unique_labels(runs: Sequence[Run]) -> list[str]:

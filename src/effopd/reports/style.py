@@ -7,6 +7,7 @@ on white and on dark grey. Mark and line style repeat the distinction without co
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 from effopd.records import Run
 from effopd.reports.series import unique_labels, unique_lines
@@ -27,11 +28,7 @@ _METHODS = {
     "ppo": ("#8C2346", "diamond-tall"),
     "dr_grpo": ("#9EBF7C", "hexagram"),
 }
-_OTHERS = (
-    ("#E69F00", "triangle-down"),
-    ("#56B4E9", "cross"),
-    ("#8A8A8A", "x"),
-)
+_OTHERS = (("#E69F00", "triangle-down"), ("#56B4E9", "cross"), ("#8A8A8A", "x"))
 _RATE_MARKS = ("circle", "square", "triangle-up", "triangle-down", "pentagon")
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
@@ -50,9 +47,7 @@ def run_styles(runs: Sequence[Run]) -> list[Style]:
     """One style per run, colour and mark by method, line style by order within the method."""
     methods = [str(run.info.get("method")) for run in runs]
     unknown = [method for method in dict.fromkeys(methods) if method not in _METHODS]
-    looks = _METHODS | {
-        method: _OTHERS[index % len(_OTHERS)] for index, method in enumerate(unknown)
-    }
+    looks = _METHODS | dict(zip(unknown, cycle(_OTHERS)))
     styles = []
     for index, (label, method) in enumerate(zip(unique_labels(runs), methods, strict=True)):
         color, symbol = looks[method]
@@ -93,8 +88,7 @@ def rate_styles(labels: Sequence[str]) -> list[Style]:
 
 def faded(color: str, opacity: float) -> str:
     """A hexadecimal colour as a CSS `rgba()` colour of the given opacity in [0, 1]."""
-    red, green, blue = _channels(color)
-    return f"rgba({red},{green},{blue},{opacity:g})"
+    return f"rgba({','.join(map(str, _channels(color)))},{opacity:g})"
 
 
 def blended(start: str, end: str, share: float) -> str:
@@ -103,6 +97,5 @@ def blended(start: str, end: str, share: float) -> str:
     return "#" + "".join(f"{round(low + share * (high - low)):02X}" for low, high in pairs)
 
 
-def _channels(color: str) -> tuple[int, int, int]:
-    red, green, blue = (int(color[start : start + 2], 16) for start in (1, 3, 5))
-    return red, green, blue
+def _channels(color: str) -> bytes:
+    return bytes.fromhex(color[1:])

@@ -25,11 +25,9 @@ PERCENTS = (80, 90, 95, 99)
 """Shares of the teacher's accuracy, in percent, that a run is timed to."""
 
 FIELD = {
-    "steps": "step",
-    "tokens": "sampled_tokens",
-    "teacher_tokens": "teacher_tokens",
+    "steps": "step", "tokens": "sampled_tokens", "teacher_tokens": "teacher_tokens",
     "seconds": "elapsed_s",
-}
+}  # fmt: skip
 """What reaching a share can cost -> field of `Evaluation` that holds it."""
 
 COSTS = ("steps", "tokens", "seconds")
@@ -188,35 +186,26 @@ def setting_rows(cells: Sequence[Cell]) -> list[SettingRow]:
     for world in unique(cell.world for cell in cells):
         members = [cell for cell in cells if cell.world == world]
         teacher = teacher_accuracy([cell.run for cell in members])
-        horizon = max((_last_step(cell) for cell in members), default=0)
+        horizon = max(map(_last_step, members), default=0)
         for method, lr in unique((cell.method, cell.lr) for cell in members):
             chosen = [cell for cell in members if (cell.method, cell.lr) == (method, lr)]
-            rows.append(_setting_row(chosen, teacher, horizon))
+            curves = [evaluated(cell.run) for cell in chosen]
+            row: SettingRow = {
+                "world": world, "method": method, "figure": chosen[0].figure, "lr": lr,
+                "seeds": len(chosen), "steps": max(map(_last_step, chosen)), "horizon": horizon,
+                "teacher_accuracy": teacher,
+            }  # fmt: skip
+            for percent in PERCENTS:
+                firsts = [first_at(curve, percent, teacher) for curve in curves]
+                row[f"reached_{percent}"] = sum(first is not None for first in firsts)
+                for cost, name in FIELD.items():
+                    values = [getattr(first, name, None) for first in firsts]
+                    row |= _spread(f"{cost}_to_{percent}", values, worst=math.inf)
+            finals = [curve[-1].accuracy if curve else None for curve in curves]
+            row |= _spread("final_accuracy", finals, worst=-math.inf)
+            areas = [area_under_accuracy(curve, horizon) for curve in curves]
+            rows.append(row | _spread("area", areas, worst=-math.inf))
     return rows
-
-
-def _setting_row(cells: Sequence[Cell], teacher: float | None, horizon: float) -> SettingRow:
-    curves = [evaluated(cell.run) for cell in cells]
-    row: SettingRow = {
-        "world": cells[0].world,
-        "method": cells[0].method,
-        "figure": cells[0].figure,
-        "lr": cells[0].lr,
-        "seeds": len(cells),
-        "steps": max(_last_step(cell) for cell in cells),
-        "horizon": horizon,
-        "teacher_accuracy": teacher,
-    }
-    for percent in PERCENTS:
-        firsts = [first_at(curve, percent, teacher) for curve in curves]
-        row[f"reached_{percent}"] = sum(first is not None for first in firsts)
-        for cost, name in FIELD.items():
-            values = [getattr(first, name, None) for first in firsts]
-            row |= _spread(f"{cost}_to_{percent}", values, worst=math.inf)
-    finals = [curve[-1].accuracy if curve else None for curve in curves]
-    row |= _spread("final_accuracy", finals, worst=-math.inf)
-    areas = [area_under_accuracy(curve, horizon) for curve in curves]
-    return row | _spread("area", areas, worst=-math.inf)
 
 
 def _spread(name: str, values: Sequence[float | None], worst: float) -> SettingRow:
@@ -269,13 +258,9 @@ def robustness(rows: Sequence[SettingRow]) -> list[dict[str, Any]]:
         slowest = max(row["steps"] if steps is None else steps for row, steps in pairs)
         at_least = slowest / fastest if fastest else None
         found.append({
-            "world": world,
-            "method": method,
-            "lrs": [row["lr"] for row in members],
-            "lrs_at_90": sum(steps is not None for steps in reached),
-            "best_lr": best["lr"],
-            "ratio": None if None in reached else at_least,
-            "ratio_at_least": at_least,
+            "world": world, "method": method, "lrs": [row["lr"] for row in members],
+            "lrs_at_90": sum(steps is not None for steps in reached), "best_lr": best["lr"],
+            "ratio": None if None in reached else at_least, "ratio_at_least": at_least,
         })  # fmt: skip
     return found
 
@@ -302,11 +287,8 @@ def median_curve(runs: Sequence[Run], cost: str, quantity: str = "accuracy") -> 
         heights = [getattr(point, quantity) for point in known]
         error = known[0].accuracy_se if len(runs) == 1 and quantity == "accuracy" else None
         ends = (min(heights) - (error or 0.0), max(heights) + (error or 0.0))
-        points.append(
-            CurvePoint(
-                step=step, place=median(places), middle=median(heights), low=ends[0], high=ends[1]
-            )
-        )
+        middle = {"place": median(places), "middle": median(heights)}
+        points.append(CurvePoint(step=step, low=ends[0], high=ends[1], **middle))
     return points
 
 

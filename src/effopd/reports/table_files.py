@@ -9,7 +9,6 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from effopd.errors import RecordError
 from effopd.records import write_text_atomic
@@ -26,7 +25,10 @@ def write_table(directory: Path, name: str, rows: Sequence[TableRow]) -> None:
         if list(row) != columns:
             raise RecordError(f"table {name}: a row has columns {list(row)}, the first {columns}")
         for column, cell in row.items():
-            _check_cell(cell, f"table {name}, column {column}")
+            wrong = isinstance(cell, bool) or not isinstance(cell, str | int | float | None)
+            if wrong or (isinstance(cell, float) and not math.isfinite(cell)):
+                where = f"table {name}, column {column}"
+                raise RecordError(f"{where}: {cell!r} is no finite number, text or None")
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerows([columns, *([_stored(cell) for cell in row.values()] for row in rows)])
@@ -48,12 +50,6 @@ def read_table(path: Path) -> list[dict[str, Cell]]:
                 f"{path}: row {number} has {len(line)} cells, the first {len(header)}"
             )
     return [dict(zip(header, map(_read, line), strict=True)) for line in lines[1:]]
-
-
-def _check_cell(cell: object, where: str) -> None:
-    wrong = isinstance(cell, bool) or not isinstance(cell, str | int | float | None)
-    if wrong or (isinstance(cell, float) and not math.isfinite(cell)):
-        raise RecordError(f"{where}: {cell!r} is no finite number, text or None")
 
 
 def _stored(cell: Cell) -> Cell:
@@ -80,22 +76,22 @@ def _number(text: str) -> int | float | None:
 
 
 def _write_parquet(path: Path, columns: Sequence[str], rows: Sequence[TableRow]) -> None:
+    """Columns of one type: text if one cell is, else whole numbers if all are, else float64."""
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
         return  # the CSV holds the same
-    arrays = {name: _array(pyarrow, [row[name] for row in rows]) for name in columns}
+    arrays = {}
+    for name in columns:
+        cells = [row[name] for row in rows]
+        known = [cell for cell in cells if cell is not None]
+        kind = pyarrow.int64() if known and all(isinstance(c, int) for c in known) else (
+            pyarrow.float64()
+        )  # fmt: skip
+        if any(isinstance(cell, str) for cell in known):
+            cells, kind = [c if c is None else str(c) for c in cells], pyarrow.string()
+        arrays[name] = pyarrow.array(cells, kind)
     temporary = path.with_name(f".{path.name}.tmp")
     parquet.write_table(pyarrow.table(arrays), temporary)
     temporary.replace(path)
-
-
-def _array(pyarrow: Any, cells: Sequence[Cell]) -> Any:
-    """A column of one type: text if one cell is, else whole numbers if all are, else float64."""
-    known = [cell for cell in cells if cell is not None]
-    if any(isinstance(cell, str) for cell in known):
-        texts = [None if cell is None else str(cell) for cell in cells]
-        return pyarrow.array(texts, pyarrow.string())
-    whole = bool(known) and all(isinstance(cell, int) for cell in known)
-    return pyarrow.array(cells, pyarrow.int64() if whole else pyarrow.float64())

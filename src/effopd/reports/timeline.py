@@ -37,14 +37,11 @@ def search_figure(run: Run) -> Figure:
     for kind, marker in _MARKERS.items():
         if chosen := [trial for trial in found if _kind(trial) == kind]:
             traces.append({
-                "type": "scatter",
-                "mode": "markers",
-                "name": kind,
+                "type": "scatter", "mode": "markers", "name": kind,
                 "x": [trial.step for trial in chosen],
                 "y": [max(trial.scale, floor) for trial in chosen],
                 "marker": {**marker, "color": [advantage_color(t, limit) for t in chosen]},
-                "hoverinfo": "text",
-                "hovertext": [_hover(trial) for trial in chosen],
+                "hoverinfo": "text", "hovertext": list(map(_hover, chosen)),
             })  # fmt: skip
     if found:  # a trace without points that shows the scale of colours
         bar = {"title": {"text": "gain"}, "thickness": 10, "outlinewidth": 0}
@@ -116,12 +113,9 @@ def search_sentence(run: Run) -> str:
         return "This run did not search."
     searches = len({trial.step for trial in found})
     ends = {trial.step: trial.scale for trial in found if trial.accepted}
-    if not ends:
-        accepted = "no candidate was accepted"
-    elif len(ends) <= MOST_JUMPS:
-        jumps = ", ".join(f"{scale:g} at step {step:g}" for step, scale in ends.items())
-        accepted = f"accepted scales: {jumps}"
-    else:
+    jumps = ", ".join(f"{scale:g} at step {step:g}" for step, scale in ends.items())
+    accepted = f"accepted scales: {jumps}" if ends else "no candidate was accepted"
+    if len(ends) > MOST_JUMPS:
         low, middle, high = min(ends.values()), median(ends.values()), max(ends.values())
         scales = f"at scales {low:g} to {high:g} (median {middle:g})"
         accepted = f"{len(ends)} ended beyond the tip, {scales}"
