@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from effopd.errors import ConfigError
-from effopd.models.sizes import described_by, parameter_shapes
+from effopd.models.architecture import described_by, parameter_shapes
 
 SIZES = {
     "vocab_size": 40, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,

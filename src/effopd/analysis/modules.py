@@ -6,7 +6,6 @@ or in float64 where a tensor is stored so.
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
 from typing import get_args
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
 from effopd.models.layout import Block, Heads, Place, places
 from effopd.models.updates import AdapterUpdate, Update, wide_dtype
-from effopd.models.weights import is_finite
+from effopd.models.weights import Weights, is_finite
 from effopd.search.ray import interpolate_
 
 Norms = float | Mapping[str, float]
@@ -89,27 +88,20 @@ def update_norm(update: Update) -> float:
     return math.hypot(*module_norms(update).values())
 
 
-@dataclass(frozen=True, kw_only=True)
-class Changed:
-    """Weights computed when they are read, in fp32 or wider; a `Weights`."""
+class Changed(Weights):
+    """Weights that are computed when they are read, in the dtypes of the base.
 
-    update: Update
-    compute: Callable[[str], Tensor]
+    `compute` gives the changed tensor in fp32 or wider; it is called for floating-point tensors.
+    """
 
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Those of the base."""
-        return self.update.shapes
+    def __init__(self, *, update: Update, compute: Callable[[str], Tensor]) -> None:
+        super().__init__(update.shapes, "the update")
+        self.update, self.compute = update, compute
 
-    def dtype(self, name: str) -> torch.dtype:
-        """That of the base."""
+    def _dtype(self, name: str) -> torch.dtype:
         return self.update.read_base(name).dtype
 
-    def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
-        """The changed tensor, rounded once to the base's dtype; integers are the base's.
-
-        The whole tensor is computed, also where only some `rows` are asked for.
-        """
+    def _read(self, name: str, rows: tuple[int, int] | None) -> Tensor:
         base = self.update.read_base(name)
         found = self.compute(name).to(base.dtype) if base.is_floating_point() else base
         if base.is_floating_point() and not is_finite(found):

@@ -61,17 +61,10 @@ def evaluate_benchmarks(
             if len(models) > 1:
                 terminal.say(f"{Path(model).name}:")
             found = evaluate(
-                model,
-                bench.split(","),
-                samples,
-                out=directory,
-                data={name: path for name, _, path in pairs},
-                limit=limit,
-                settings=settings,
-                against=against,
-                display=terminal,
-                stop=stop,
-            )
+                model, bench.split(","), samples, out=directory,
+                data={name: path for name, _, path in pairs}, limit=limit, settings=settings,
+                against=against, display=terminal, stop=stop,
+            )  # fmt: skip
             if not found.finished:
                 return False
             terminal.say(found.text())

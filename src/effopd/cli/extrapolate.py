@@ -1,6 +1,7 @@
 """What `effopd extrapolate` does: the search's step on checkpoints of any trainer."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from effopd.analysis.modules import check_finite, endpoints, point
 from effopd.errors import ConfigError
 from effopd.models.saving import write_model
-from effopd.models.updates import PairUpdate, Update, open_update, say_left_out
+from effopd.models.updates import PairUpdate, open_update, say_left_out
 from effopd.search.selection import selected_names
 
 
@@ -26,26 +27,14 @@ def extrapolate(
     if len(set(names)) < len(names):
         raise ConfigError(f"--scale must be given once for each point, got {', '.join(names)}")
     update = open_update(anchor, tip)
-    moving = frozenset(selected_names(_dimensions(update), select))
+    shapes = update.shapes.items()  # integers never move
+    axes = {n: len(shape) for n, shape in shapes if update.read_base(n).is_floating_point()}
+    moving = frozenset(selected_names(axes, select))
     source = tip if isinstance(update, PairUpdate) else anchor
     say_left_out(update, print)
     print(f"{len(moving)} of {len(update.shapes)} tensors move ({select}); others are the tip's")
-    for scale, name in zip(scales, names, strict=True):
-        directory = out / f"scale-{name}" if len(scales) > 1 else out
-        _write_point(directory, source, update, moving, scale)
-        print(f"scale {name}: {directory}")
 
-
-def _dimensions(update: Update) -> dict[str, int]:
-    """Axes of every tensor that can move; integers never do."""
-    shapes = update.shapes.items()
-    return {n: len(shape) for n, shape in shapes if update.read_base(n).is_floating_point()}
-
-
-def _write_point(
-    directory: Path, source: Path, update: Update, moving: Collection[str], scale: float
-) -> None:
-    def at_scale(stored_name: str, stored: Tensor) -> Tensor:
+    def changed(scale: float, stored_name: str, stored: Tensor) -> Tensor:
         name = stored_name
         if isinstance(update, PairUpdate):  # the tip's names
             if stored_name not in update.base_names:
@@ -55,4 +44,7 @@ def _write_point(
             return point(*endpoints(update, name), scale)
         return update.read_tuned(name) if stored.is_floating_point() else stored
 
-    write_model(directory, source, at_scale)
+    for scale, text in zip(scales, names, strict=True):
+        directory = out / f"scale-{text}" if len(scales) > 1 else out
+        write_model(directory, source, partial(changed, scale))
+        print(f"scale {text}: {directory}")

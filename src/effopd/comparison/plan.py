@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,9 @@ _LISTS = ("seeds", "lrs", "worlds")
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedMethod:
-    """A method of a plan and where it runs.
+    """A method of a plan, its recipe settings, and where it runs; in all of the plan by default.
 
-    Attributes:
-        settings: Recipe settings of the method.
-        seeds: Seeds it runs with; all of the plan's by default.
-        lrs: Learning rates it runs at; all by default.
-        worlds: Worlds it runs in; all by default.
-        figure: Figure it belongs to instead of the main table.
-        parent: Method that it is a variant of, drawn beside it.
+    One with a `figure` belongs to that instead of the main table, as a variant of `parent`.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -51,18 +46,10 @@ class Quick:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Methods, worlds and what all runs share.
+    """Methods, worlds (recipe settings of each) and the recipe settings that all runs share.
 
-    Attributes:
-        name: Title of the comparison.
-        seeds: Seeds of every method that names none.
-        lrs: Learning rates of every method that names none.
-        common: Recipe settings of every run.
-        worlds: Recipe settings of each world.
-        methods: The methods.
-        quick: What remains of it under `--quick`.
-        text: The TOML it was read from.
-        last: Recipe settings merged over all others, before learning rate and seed.
+    `text` is the TOML it was read from, `last` are recipe settings merged over all others, before
+    learning rate and seed.
     """
 
     name: str
@@ -98,25 +85,15 @@ class Plan:
 
     def cells(self) -> "list[PlannedCell]":
         """Every run, world by world, method by method."""
-        return [
-            PlannedCell(
-                world=world,
-                method=name,
-                lr=lr,
-                seed=seed,
-                settings=self._settings(world, name, lr, seed),
-            )
-            for world in self.worlds
-            for name, method in self.methods.items()
-            if world in (method.worlds or ())
-            for lr, seed in product(method.lrs or (), method.seeds or ())
-        ]
-
-    def _settings(self, world: str, name: str, lr: float, seed: int) -> Raw:
-        own = {"label": name, "seed": seed, "optimizer": {"lr": lr}}
-        found: Raw = {}
-        for layer in (self.common, self.worlds[world], self.methods[name].settings, self.last, own):
-            found = merged(found, layer)
+        found = []
+        for world, (name, method) in product(self.worlds, self.methods.items()):
+            if world not in (method.worlds or ()):
+                continue
+            for lr, seed in product(method.lrs or (), method.seeds or ()):
+                own = {"label": name, "seed": seed, "optimizer": {"lr": lr}}
+                layers = self.common, self.worlds[world], method.settings, self.last, own
+                raw: Raw = reduce(merged, layers, {})
+                found.append(PlannedCell(world=world, method=name, lr=lr, seed=seed, settings=raw))
         return found
 
 

@@ -9,7 +9,6 @@ from concurrent.futures import CancelledError, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
-from types import TracebackType
 from typing import Any, Literal, Self
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
@@ -48,15 +47,7 @@ class Outcome:
 
 
 class Pool:
-    """Processes that do jobs; use it as a context manager.
-
-    Args:
-        size: Most processes at a time.
-        on_message: Receives (name of the job, sentence).
-
-    Raises:
-        ConfigError: `size` is below 1.
-    """
+    """Processes that do jobs; `on_message` receives (name of the job, sentence)."""
 
     def __init__(self, size: int, *, on_message: Callable[[str, str], None]) -> None:
         if size < 1:
@@ -71,12 +62,7 @@ class Pool:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is None:
             self._pool.close()
         else:

@@ -5,13 +5,15 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from effopd.comparison.ledger import Ledger, is_finished
 from effopd.comparison.plan import Plan, PlannedCell, load_plan, make_plan, parent_of
 from effopd.comparison.pool import Job, Outcome, Pool
 from effopd.errors import ConfigError
+from effopd.models.checkpoints import MANIFEST, checkpoint_path
 from effopd.progress import SILENT, Display, Progress
 from effopd.records import load_run, write_json_atomic, write_text_atomic
 from effopd.training.signals import StopRequest
@@ -111,7 +113,7 @@ def compare(
             failed = [outcome for outcome in outcomes if outcome.ending == "failed"]
             if len(outcomes) < len(left) or any(o.ending == "stopped" for o in outcomes):
                 return Comparison(directory=out, ending="stopped", failed={})
-        table = _write_results(command, read, out, ledger.workers)
+        table = _write_results(command, read, out, ledger.known["workers"])
     return Comparison(
         directory=out,
         ending="failed" if failed else "finished",
@@ -120,10 +122,63 @@ def compare(
     )
 
 
+def is_finished(directory: Path) -> bool:
+    """Whether a run says that it is over and has its last checkpoint, which is not verified."""
+    try:
+        step = json.loads((directory / "run.json").read_bytes())["finished"]["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return step == 0 or (checkpoint_path(directory / "checkpoints", step) / MANIFEST).is_file()
+
+
+class Ledger:
+    """Settings that the runs of a comparison were checked under, and how many ran at a time.
+
+    A finished run whose settings in the plan are those of the ledger, and whose `config.toml` is
+    the one they resolved to, needs no second look.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self._out, self._path = out, out / "cells.json"
+        self.known: dict[str, Any] = {"version": version("effopd"), "cells": {}, "workers": []}
+        try:
+            known = json.loads(self._path.read_bytes())
+            self.known["workers"] = known["workers"]
+            if known["version"] == version("effopd"):
+                self.known["cells"] = known["cells"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return  # missing or damaged: every run is checked in full, and it is written anew
+
+    def is_settled(self, cell: PlannedCell) -> bool:
+        """Whether a run is finished under the settings that the plan gives it."""
+        entry = self.known["cells"].get(cell.name)
+        directory = self._out / cell.name
+        if entry is None or entry["settings"] != cell.settings or not is_finished(directory):
+            return False
+        written = (directory / "config.toml").read_bytes()
+        return bool(entry["config"] == sha256(written).hexdigest())
+
+    def enter(self, cells: Sequence[PlannedCell], resolved: Mapping[str, str]) -> None:
+        """Stores the settings of all runs and the `config.toml` that each resolves to."""
+        for cell in cells:
+            config = sha256(resolved[cell.name].encode()).hexdigest()
+            self.known["cells"][cell.name] = {"settings": cell.settings, "config": config}
+        self._write()
+
+    def count_workers(self, workers: int) -> None:
+        """Remembers that runs were trained by `workers` processes at a time."""
+        self.known["workers"] = sorted({*self.known["workers"], workers})
+        self._write()
+
+    def _write(self) -> None:
+        write_json_atomic(self._path, {"schema": 1, **self.known})
+
+
 def _resolve(cells: Sequence[PlannedCell], out: Path, ledger: Ledger) -> "dict[str, Config]":
     """Checked settings by run, all of them those of the runs that are already there."""
     from effopd.config.reading import to_toml
     from effopd.training.config import make_config
+    from effopd.training.continuing import changes
     from effopd.training.devices import placed
 
     configs, mistakes = {}, dict[str, list[str]]()
@@ -133,18 +188,7 @@ def _resolve(cells: Sequence[PlannedCell], out: Path, ledger: Ledger) -> "dict[s
         except ConfigError as error:
             mistakes.setdefault(str(error), []).append(cell.name)
     if mistakes:
-        raise ConfigError(
-            "\n".join(f"{_some(names)}:\n  {_indented(text)}" for text, names in mistakes.items())
-        )
-    resolved = {name: to_toml(config) for name, config in configs.items()}
-    _refuse_other_settings(configs, out)
-    ledger.enter(cells, resolved)
-    return configs
-
-
-def _refuse_other_settings(configs: "Mapping[str, Config]", out: Path) -> None:
-    from effopd.training.continuing import changes
-
+        raise ConfigError(_listed(mistakes))
     changed: dict[str, list[str]] = {}
     for name, config in configs.items():
         path = out / name / "config.toml"
@@ -158,11 +202,12 @@ def _refuse_other_settings(configs: "Mapping[str, Config]", out: Path) -> None:
         if lines:
             changed.setdefault("\n".join(lines), []).append(name)
     if changed:
-        found = "\n".join(f"{_some(names)}:\n  {_indented(t)}" for t, names in changed.items())
         raise ConfigError(
-            f"{out} holds runs with other settings than the plan:\n{found}\n"
+            f"{out} holds runs with other settings than the plan:\n{_listed(changed)}\n"
             "Go back to the old plan, or start in another directory (--out)."
         )
+    ledger.enter(cells, {name: to_toml(config) for name, config in configs.items()})
+    return configs
 
 
 def _train(
@@ -295,5 +340,7 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:MOST_LISTED]) + more
 
 
-def _indented(text: str) -> str:
-    return text.replace("\n", "\n  ")
+def _listed(runs: Mapping[str, Sequence[str]]) -> str:
+    """Each text below the runs that it is about."""
+    indented = {text.replace("\n", "\n  "): names for text, names in runs.items()}
+    return "\n".join(f"{_some(names)}:\n  {text}" for text, names in indented.items())

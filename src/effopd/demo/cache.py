@@ -53,27 +53,20 @@ def world_models(world: TinyWorld, report: Report, *, cache: Path | None = None)
     models = WorldModels(base=directory / "base", teacher=directory / "teacher")
     task = world.load()
     _ensure(models.base, world, report, lambda: pretrain_base(world, task, report))
-    _ensure(
-        models.teacher,
-        world,
-        report,
-        lambda: train_teacher(world, task, _load(models.base), report),
-    )
+
+    def teacher() -> Any:
+        base = load_model(ModelSettings(path=str(models.base)))
+        return train_teacher(world, task, base, report)
+
+    _ensure(models.teacher, world, report, teacher)
     return models
 
 
 def content_key(world: TinyWorld) -> str:
     """Hash of everything the models depend on."""
-    content = {
-        "recipe": RECIPE_VERSION,
-        "torch": torch.__version__,
-        "world": dataclasses.asdict(world),
-    }
+    settings = dataclasses.asdict(world)
+    content = {"recipe": RECIPE_VERSION, "torch": torch.__version__, "world": settings}
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
-
-
-def _load(directory: Path) -> Any:
-    return load_model(ModelSettings(path=str(directory)))
 
 
 def _ensure(directory: Path, world: TinyWorld, report: Report, train: Callable[[], Any]) -> None:
@@ -115,13 +108,9 @@ def train_teacher(world: TinyWorld, task: Task, base: Any, report: Report) -> An
     resources = Resources(student=policy, longest=writer.sampling.max_new_tokens)
     learner = PolicyGradient().learner(resources)
     collector = Collector(
-        writer=writer,
-        problems=task.train,
-        settings=settings.train,
-        seed=world.seed,
-        verifier=world.verifier,
-        informative=rewards_differ,
-    )
+        writer=writer, problems=task.train, settings=settings.train, seed=world.seed,
+        verifier=world.verifier, informative=rewards_differ,
+    )  # fmt: skip
     updater = Updater(policy, learner, settings)
     checks = list(task.test[:CHECK_PROBLEMS])
     for step in range(1, world.teacher_steps + 1):

@@ -13,11 +13,10 @@ from effopd.data.world import TinyWorld
 from effopd.doctor.preview import render
 from effopd.doctor.sizes import ModelShape, model_config, model_shape
 from effopd.errors import EffopdError, ParameterMismatchError
-from effopd.models.architecture import architecture_of, position_limit
+from effopd.models.architecture import architecture_of, described_by, position_limit
 from effopd.models.directory import find_model, read_config
 from effopd.models.gpus import Gpu
 from effopd.models.loading import AUTO, ModelSettings, load_tokenizer, real_device
-from effopd.models.sizes import described_by
 from effopd.models.tokenizers import end_token_ids_in, shared_vocabulary, token_names
 from effopd.models.weights import stored_tensors
 from effopd.records import display_text

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from effopd.errors import ConfigError
+from effopd.models.architecture import described_by, parameter_shapes
 from effopd.models.directory import read_config, read_object
-from effopd.models.sizes import described_by, parameter_shapes
 
 SHIPPED = "shapes.json"
 """Beside a recipe: path or repository of a model -> what counts of its config.json."""

@@ -18,8 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from effopd.config.reading import to_toml
 from effopd.demo.cache import cache_directory
 from effopd.doctor.sizes import model_config
+from effopd.models.architecture import described_by
 from effopd.models.checkpoints import write_checkpoint
-from effopd.models.sizes import described_by
 from effopd.training.config import Config, make_config
 
 SPECIAL = ("<|endoftext|>", "<bos>", "<eos>")  # the first is added to any Qwen2 tokenizer

@@ -28,14 +28,10 @@ DENSE_SIZE = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Krylov:
-    """Orthonormal basis in which the operator is tridiagonal.
+    """Orthonormal basis (rows) in which the operator is tridiagonal.
 
-    Attributes:
-        basis_mP: Rows are the Lanczos vectors.
-        diagonal_m: Diagonal of the tridiagonal matrix.
-        couplings_m: Below the diagonal; the last one is the norm of the residual, 0 where the
-            operator does not lead out of the space.
-        start_norm: Norm of the vector the first row was made of.
+    `couplings_m` are below the diagonal; the last one is the norm of the residual, 0 where the
+    operator does not lead out of the space. `start_norm` is that of the vector it was made of.
     """
 
     basis_mP: Float[Tensor, "m P"]
@@ -51,12 +47,9 @@ class Krylov:
 
 @dataclass(frozen=True, kw_only=True)
 class EigenPairs:
-    """Eigenvalues in descending order.
+    """Eigenvalues in descending order; vectors are orthonormal rows.
 
-    Attributes:
-        values_k: Eigenvalues; each is within its residual of an exact one.
-        vectors_kP: Orthonormal rows.
-        residuals_k: `||A u - lambda u||`.
+    Each value is within its residual `||A u - lambda u||` of an exact one.
     """
 
     values_k: Float[Tensor, " k"]

@@ -34,15 +34,10 @@ direction that the neighbour lacks.
 class Directions:
     """The leading singular triples of a matrix, largest value first; none for a zero matrix.
 
-    Attributes:
-        U_mk: Left directions, orthonormal columns.
-        values_k: Singular values, positive.
-        V_nk: Right directions, orthonormal columns.
-        residuals_k: Norm of what the triple misses, `|A^T u - s v|` or `|A v - s u|` (the other of
-            the two is zero). A singular value lies within it of the value.
-        next_value: Lower bound on, and estimate of, the value after the last one.
-        asked: Directions asked for. Fewer are held where the rank is smaller.
-        products: Vectors that were multiplied with the matrix or its transpose.
+    `residuals_k` is the norm of what a triple misses, `|A^T u - s v|` or `|A v - s u|` (the other
+    is zero): a singular value lies within it of the value. `next_value` is a lower bound on, and an
+    estimate of, the value after the last one; `asked` counts the directions asked for, and
+    `products` the vectors that were multiplied with the matrix or its transpose.
     """
 
     U_mk: Float[Tensor, "m k"]
@@ -107,11 +102,8 @@ def leading_directions(
     matrix has no directions (`never_moved`), one of rank below k has fewer than k
     (`is_whole_rank`): values below 1e-6 of the largest one are rounding.
 
-    Args:
-        matrix_mn: Any floating dtype.
-        k: Directions wanted, at least 1.
-        start: Right directions of a similar matrix, which save products.
-        tolerance: Largest residual over its value, see `Directions.relative_error`.
+    `start` are right directions of a similar matrix, which save products; `tolerance` is the
+    largest residual over its value, see `Directions.relative_error`.
     """
     matrix = matrix_mn.double()
     depth = int(LARGEST_BASIS * min(matrix.shape, default=0) / (k + OVERSAMPLING))
@@ -132,7 +124,9 @@ def exact_directions(
     The Gram matrix loses `(largest / k-th value)**2` times rounding; where the residual says that
     this is more than the tolerance, a whole singular value decomposition is made instead.
     """
-    _check(matrix_mn, k)
+    if k < 1:
+        raise ConfigError(f"k is {k}; expected at least 1 direction")
+    power_of_two(matrix_mn)  # refuses what is no matrix, or has a NaN or an infinity in it
     matrix = matrix_mn.double()
     # Eigenvectors of the short side's Gram matrix, then A on the space that they span.
     is_wide = matrix.shape[0] <= matrix.shape[1]
@@ -174,13 +168,6 @@ def _significant(values: Tensor, k: int) -> int:
     return int((values[:k] > share * values[:1]).sum())
 
 
-def _check(matrix_mn: Tensor, k: int) -> None:
-    """Refuses what has no k directions."""
-    if k < 1:
-        raise ConfigError(f"k is {k}; expected at least 1 direction")
-    power_of_two(matrix_mn)  # no matrix, or a NaN or an infinity in it
-
-
 @float32_products()
 def block_krylov(
     matrix_mn: Float[Tensor, "m n"],
@@ -198,23 +185,15 @@ def block_krylov(
     not add anything to are dropped, so a matrix of low rank ends it early and exactly. Cost of a
     depth: 4 m n (k + 10) operations, and memory for k + 10 more vectors of both lengths.
 
-    Args:
-        matrix_mn: A, float32 or float64. In float32 the relative error stays above about
-            `1e-7 * largest / k-th value`.
-        k: Directions wanted, at least 1.
-        depth: Largest number of rounds of two products.
-        start: Right directions of a similar matrix, orthonormal; they take the place of random
-            columns of G, of which 10 stay.
-        generator: Source of the random columns, on the CPU; None for one with a fixed seed.
-        tolerance: Stops once the relative error is no larger, from depth 2 on.
-
-    Raises:
-        ConfigError: Depth is below 1.
-        ParameterMismatchError: The start has not n rows.
+    `start`, orthonormal, takes the place of random columns of G, of which 10 stay. The iteration
+    stops once the relative error is within the tolerance, from depth 2 on; in float32 the error
+    stays above about `1e-7 * largest / k-th value`.
 
     Source: Golub, Luk and Overton 1981; Musco and Musco 2015 for the random start.
     """
-    _check(matrix_mn, k)
+    if k < 1:
+        raise ConfigError(f"k is {k}; expected at least 1 direction")
+    power_of_two(matrix_mn)  # refuses what is no matrix, or has a NaN or an infinity in it
     if depth < 1:
         raise ConfigError(f"depth is {depth}; expected at least 1")
     # Orthonormal bases P (right, d columns) and Q (left, c columns) with `A P = Q T`. Always

@@ -46,15 +46,8 @@ def above_rounding(
 
     The cutoff is `size * eps` of the largest value, as in `numpy.linalg.matrix_rank`, with a size
     of at least `LEAST_SIZE` and a share of at most `sqrt(eps)`: long sums lose less than that.
-
-    Args:
-        values: Of one matrix, in any order.
-        size: The longer side of the matrix.
-        largest: What the values are compared with; None for the largest of them.
-        dtype: What the matrix, or products with it, were computed in.
-
-    Returns:
-        True where the value counts; nowhere in a matrix of zeros.
+    `size` is the longer side of the matrix, `largest` what the values are compared with where it is
+    not the largest of them, `dtype` what the matrix, or products with it, were computed in.
     """
     eps = torch.finfo(dtype).eps
     share = min(max(size, LEAST_SIZE) * eps, math.sqrt(eps))
@@ -81,9 +74,17 @@ def singular_values(matrix_mn: Float[Tensor, "m n"]) -> Float64[Tensor, "p"]:
     """
     exponent = power_of_two(matrix_mn)
     squares_p = torch.linalg.eigvalsh(_lower_gram(matrix_mn, exponent)).flip(0).clamp_(min=0)
-    if squares_p[0] == 0 or _is_resolved(squares_p):
-        return squares_p.sqrt_().mul_(2.0**exponent)
-    return _values_by_qr(matrix_mn, exponent)
+    values_p = squares_p.sqrt()
+    is_resolved = bool(squares_p[0] == 0)
+    if smallest_is_not_zero(squares_p):
+        # The noise is that of a symmetric perturbation E of the Gram matrix. To first order value i
+        # moves by `u_i^T E u_i / (2 value_i)` and the entropy by `sum_i |log p_i + entropy|` times
+        # that over the sum of the values: at most the Frobenius norm of E times the root of the
+        # summed squares.
+        noise, logs_p = NOISE * EPSILON * squares_p.sum(), (values_p / values_p.sum()).log()
+        weights_p = (logs_p + value_entropy(values_p)) / (2 * (squares_p - noise).sqrt())
+        is_resolved = bool(noise * weights_p.norm() < TOLERANCE * values_p.sum())
+    return values_p.mul_(2.0**exponent) if is_resolved else _values_by_qr(matrix_mn, exponent)
 
 
 def tail_singular_values(
@@ -116,13 +117,8 @@ def product_svd(
 ) -> tuple[Float64[Tensor, "m k"], Float64[Tensor, "k"], Float64[Tensor, "n k"]]:
     """Singular triples of `left_mr @ right_rn` without the product, such as a LoRA adapter's.
 
-    The product rounded to fp32 has full rank; this one has the rank of its factors.
-
-    Returns:
-        Left vectors, values, right vectors: k = min(m, r, n) of them, largest value first.
-
-    Raises:
-        ParameterMismatchError: The factors do not fit together.
+    The product rounded to fp32 has full rank; this one has the rank of its factors. Left vectors,
+    values, right vectors: k = min(m, r, n) of them, largest value first.
     """
     if left_mr.dim() != 2 or right_rn.dim() != 2 or left_mr.shape[1] != right_rn.shape[0]:
         raise ParameterMismatchError(
@@ -179,21 +175,6 @@ def _lower_gram(matrix_mn: Tensor, exponent: int) -> Float64[Tensor, "p p"]:
             stop = top + STRIP
             gram_pp[top:stop, :stop].addmm_(piece[top:stop], piece[:stop].T)
     return gram_pp
-
-
-def _is_resolved(squares_p: Float64[Tensor, "p"]) -> bool:
-    """Whether no value may be zero and the effective rank is safe from the eigenvalues' noise.
-
-    The noise is that of a symmetric perturbation E of the Gram matrix. To first order value i moves
-    by `u_i^T E u_i / (2 value_i)` and the entropy by `sum_i |log p_i + entropy|` times that over
-    the sum of the values: at most the Frobenius norm of E times the root of the summed squares.
-    """
-    if not smallest_is_not_zero(squares_p):
-        return False
-    values_p, noise = squares_p.sqrt(), NOISE * EPSILON * squares_p.sum()
-    logs_p = (values_p / values_p.sum()).log()
-    weights_p = (logs_p + value_entropy(values_p)) / (2 * (squares_p - noise).sqrt())
-    return bool(noise * weights_p.norm() < TOLERANCE * values_p.sum())
 
 
 def _values_by_qr(matrix_mn: Tensor, exponent: int) -> Float64[Tensor, "p"]:

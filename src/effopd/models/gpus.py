@@ -10,19 +10,12 @@ from effopd.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """A graphics card.
-
-    Attributes:
-        name: For people.
-        memory_bytes: Its memory.
-        flops: Peak of dense bfloat16 products, operations a second; 0 where not known.
-        bandwidth: Of its memory, bytes a second; 0 where not known.
-    """
+    """A graphics card; its speed is 0 where not known."""
 
     name: str
     memory_bytes: int
-    flops: float = 0.0
-    bandwidth: float = 0.0
+    flops: float = 0.0  # peak of dense bfloat16 products, operations a second
+    bandwidth: float = 0.0  # of its memory, bytes a second
 
 
 GPUS = {

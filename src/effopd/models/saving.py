@@ -1,6 +1,7 @@
 """Writing model directories that others read: a trained model, or a changed copy of one on disk."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
 from effopd.models.checkpoints import MANIFEST, write_checkpoint
 from effopd.models.directory import CONFIG, GENERATION, INDEX, SINGLE, find_model, read_config
-from effopd.models.weights import Weights, is_finite, open_weights, size_bytes
+from effopd.models.weights import Weights, is_finite, open_weights
 
 SHARD_BYTES = 10**9
 TOKENIZER_FILES = (
@@ -120,10 +121,10 @@ def write_weights(
     The other arguments are those of `write_model`.
     """
     # Fill the files in order, each up to its size.
+    sizes = {n: math.prod(s) * weights.dtype(n).itemsize for n, s in weights.shapes.items()}
     shards: list[list[str]] = [[]]
     room = shard_bytes
-    for name in weights.shapes:
-        size = size_bytes(weights, name)
+    for name, size in sizes.items():
         if size > room and shards[-1]:
             shards.append([])
             room = shard_bytes
@@ -138,8 +139,8 @@ def write_weights(
         save_file(tensors, directory / file, {"format": "pt"})
     if len(shards) > 1:
         shard_of = {n: file for file, names in zip(files, shards, strict=True) for n in names}
-        sizes = {"total_size": sum(size_bytes(weights, name) for name in shard_of)}
-        index = {"metadata": sizes, "weight_map": dict(sorted(shard_of.items()))}
+        total = {"total_size": sum(sizes.values())}
+        index = {"metadata": total, "weight_map": dict(sorted(shard_of.items()))}
         (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 

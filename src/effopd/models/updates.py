@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from jaxtyping import Float
@@ -37,36 +36,40 @@ _FACTOR = re.compile(
 )
 
 
-class Update(Protocol):
-    """Tuned minus base of every tensor, read one at a time.
+class Update:
+    """Tuned minus base of every tensor that both have, by its name in the base, read one at a time.
 
-    `rows` are the first and past-the-last index of the first axis; None reads all of it.
+    `rows` are the first and past-the-last index of the first axis; None reads all of it. `left_out`
+    are the tensors that only one of the two has, and why that does no harm.
     """
 
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Shape of every tensor that both have, by its name in the base."""
-        ...
-
-    @property
-    def left_out(self) -> Mapping[str, str]:
-        """Tensors that only one of the two has, and why that does no harm."""
-        ...
+    def __init__(
+        self, base: Weights, shapes: Mapping[str, tuple[int, ...]], left_out: Mapping[str, str]
+    ) -> None:
+        self._base, self.shapes, self.left_out = base, shapes, left_out
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
         """Tuned minus base: float32, or float64 where one of the two is stored so."""
-        ...
+        check_name(name, self.shapes, "the update")
+        return self._read(name, rows)
 
     def read_base(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
         """The base's tensor in its stored dtype; not to be changed in place."""
-        ...
+        check_name(name, self.shapes, "the update")
+        return self._base.read(name, rows)
 
     def read_tuned(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
-        """The tuned tensor; not to be changed in place."""
-        ...
+        """The tuned tensor as stored; of an adapter base plus update, in the update's dtype.
+
+        It is not to be changed in place.
+        """
+        return self.read(name, rows).add_(self.read_base(name, rows))
+
+    def _read(self, name: str, rows: tuple[int, int] | None) -> Tensor:
+        raise NotImplementedError
 
 
-class PairUpdate:
+class PairUpdate(Update):
     """Update between two checkpoints of one architecture, of the tensors that both have.
 
     Names may differ in their leading parts; `base_names` has that in the base of each in the tuned
@@ -75,27 +78,21 @@ class PairUpdate:
     """
 
     def __init__(self, base: Weights, tuned: Weights, drafts: Collection[int] = ()) -> None:
-        self._base, self._tuned = base, tuned
-        self._tuned_names, self.left_out = _compared(base, tuned, drafts)
-        self.base_names = {there: name for name, there in self._tuned_names.items()}
-        self.shapes = {name: base.shapes[name] for name in self._tuned_names}
+        names, left_out = _compared(base, tuned, drafts)
+        super().__init__(base, {name: base.shapes[name] for name in names}, left_out)
+        self._tuned, self._tuned_names = tuned, names
+        self.base_names = {there: name for name, there in names.items()}
 
-    def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
-        """Tuned minus base, subtracted in float32 (float64 where one is stored so)."""
+    def _read(self, name: str, rows: tuple[int, int] | None) -> Tensor:
         return _subtract(name, self.read_tuned(name, rows), self._base.read(name, rows))
 
-    def read_base(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
-        """The base's tensor in its stored dtype."""
-        check_name(name, self.shapes, "the update")
-        return self._base.read(name, rows)
-
     def read_tuned(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
-        """The tuned tensor in its stored dtype."""
+        """The tuned tensor in its stored dtype; not to be changed in place."""
         check_name(name, self.shapes, "the update")
         return self._tuned.read(self._tuned_names[name], rows)
 
 
-class AdapterUpdate:
+class AdapterUpdate(Update):
     """Update that a LoRA adapter makes to its base: `scaling * B @ A`, never merged.
 
     Tensors that the adapter does not name have a zero update; those it holds whole (PEFT's
@@ -106,8 +103,7 @@ class AdapterUpdate:
     """
 
     def __init__(self, base: Weights, directory: Path) -> None:
-        self._base, self.shapes = base, base.shapes
-        self.left_out: Mapping[str, str] = {}
+        super().__init__(base, base.shapes, {})
         self._settings = read_lora_settings(directory)
         if not (directory / ADAPTER_WEIGHTS).exists():
             raise ConfigError(
@@ -171,9 +167,7 @@ class AdapterUpdate:
         check_name(name, self.shapes, "the base")
         return None if name in self._replacing else self._low_rank(name)
 
-    def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
-        """The update in float32, or float64 where base or adapter are stored so."""
-        check_name(name, self.shapes, "the base")
+    def _read(self, name: str, rows: tuple[int, int] | None) -> Tensor:
         check_rows(name, self.shapes[name], rows)
         update = torch.zeros(())
         if name in self._replacing:
@@ -186,14 +180,6 @@ class AdapterUpdate:
         shape = (rows[1] - rows[0], *self.shapes[name][1:]) if rows else self.shapes[name]
         update = update.to(wide_dtype(self._base.dtype(name), update.dtype))
         return _checked(name, update if update.shape == shape else update.expand(shape).clone())
-
-    def read_base(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
-        """The base's tensor in its stored dtype."""
-        return self._base.read(name, rows)
-
-    def read_tuned(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
-        """Base plus update in the update's dtype: an unmerged adapter is not rounded."""
-        return self.read(name, rows).add_(self.read_base(name, rows))
 
     def _low_rank(self, name: str) -> tuple[Tensor, Tensor] | None:
         """The factors [m, r] and [r, n], the first one scaled; None where there are none."""

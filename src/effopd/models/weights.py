@@ -4,11 +4,10 @@ A safetensors file is memory-mapped anew for every read, so a tensor that is dro
 back: a model of any size is read in the memory of the tensors held.
 """
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -37,24 +36,32 @@ _ROWS = 2**14
 """Of head and embedding, compared at a time."""
 
 
-class Weights(Protocol):
-    """Named tensors that are read one at a time."""
+class Weights:
+    """Named tensors that are read one at a time, of `shapes` that are known without reading any."""
 
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Shape of every tensor, by name; known without reading any."""
-        ...
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
+        self.shapes: Mapping[str, tuple[int, ...]] = MappingProxyType(dict(shapes))
+        self._where = where
 
     def dtype(self, name: str) -> torch.dtype:
         """The stored dtype."""
-        ...
+        check_name(name, self.shapes, self._where)
+        return self._dtype(name)
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
-        """The tensor on the CPU in its stored dtype; not to be changed in place."""
-        ...
+        """The tensor, or some of its rows, on the CPU as stored; not to be changed in place."""
+        check_name(name, self.shapes, self._where)
+        check_rows(name, self.shapes[name], rows)
+        return self._read(name, rows)
+
+    def _dtype(self, name: str) -> torch.dtype:
+        raise NotImplementedError
+
+    def _read(self, name: str, rows: tuple[int, int] | None) -> Tensor:
+        raise NotImplementedError
 
 
-class MemoryWeights:
+class MemoryWeights(Weights):
     """Tensors already in memory, such as a `state_dict`.
 
     A tensor under two names, such as a head tied to the embedding, counts once, under the first
@@ -69,18 +76,12 @@ class MemoryWeights:
             if tensor.data_ptr() == 0 or place not in seen:  # 0: empty, or without data
                 self._tensors[name] = tensor.detach()
             seen.add(place)
-        shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
-        self.shapes: Mapping[str, tuple[int, ...]] = MappingProxyType(shapes)
+        super().__init__({n: tuple(t.shape) for n, t in self._tensors.items()}, "the tensors given")
 
-    def dtype(self, name: str) -> torch.dtype:
-        """The dtype of one tensor."""
-        check_name(name, self.shapes, "the tensors given")
+    def _dtype(self, name: str) -> torch.dtype:
         return self._tensors[name].dtype
 
-    def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
-        """The tensor, or some of its rows, as a view where it is on the CPU."""
-        check_name(name, self.shapes, "the tensors given")
-        check_rows(name, self.shapes[name], rows)
+    def _read(self, name: str, rows: tuple[int, int] | None) -> Tensor:
         tensor = self._tensors[name]
         return (tensor if rows is None else tensor[rows[0] : rows[1]]).cpu()
 
@@ -94,7 +95,7 @@ class StoredTensor(NamedTuple):
     dtype: str
 
 
-class SafetensorsWeights:
+class SafetensorsWeights(Weights):
     """Tensors of safetensors files, memory-mapped, by the names they are to be read under."""
 
     def __init__(self, stored: Mapping[str, StoredTensor]) -> None:
@@ -104,19 +105,13 @@ class SafetensorsWeights:
                     f"{name} in {tensor.file} is stored as {tensor.dtype}; can be read: "
                     f"{', '.join(DTYPES)}. Convert the model to one of them"
                 )
+        super().__init__({name: each.shape for name, each in stored.items()}, "the checkpoint")
         self._stored = dict(stored)
-        shapes = {name: tensor.shape for name, tensor in stored.items()}
-        self.shapes: Mapping[str, tuple[int, ...]] = MappingProxyType(shapes)
 
-    def dtype(self, name: str) -> torch.dtype:
-        """The stored dtype of one tensor."""
-        check_name(name, self.shapes, "the checkpoint")
+    def _dtype(self, name: str) -> torch.dtype:
         return DTYPES[self._stored[name].dtype]
 
-    def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
-        """The tensor, or some of its rows."""
-        check_name(name, self.shapes, "the checkpoint")
-        check_rows(name, self.shapes[name], rows)
+    def _read(self, name: str, rows: tuple[int, int] | None) -> Tensor:
         tensor = self._stored[name]
         try:
             with safe_open(tensor.file, framework="pt") as file:
@@ -268,11 +263,6 @@ def tied_copy(weights: Weights, config: Mapping[str, Any], where: object) -> str
 
 
 # Small facts --------------------------------------------------------------------------------------
-
-
-def size_bytes(weights: Weights, name: str) -> int:
-    """Bytes that one tensor takes as stored."""
-    return math.prod(weights.shapes[name]) * weights.dtype(name).itemsize
 
 
 def wide_dtype(*stored: torch.dtype) -> torch.dtype:

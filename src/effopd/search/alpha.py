@@ -6,7 +6,7 @@ Source: arXiv 2510.00553. Departures are named at `AlphaPLS`.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,10 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from effopd.errors import ConfigError, NonFiniteError
-from effopd.linalg.singular_values import above_rounding
+from effopd.linalg.singular_values import PIECE, above_rounding, gram_eigenvectors
 from effopd.precision import float32_products
 from effopd.search.direction import AlphaPLS
 from effopd.search.ray import Ray, check_fits, wide
-
-PIECE = 2**20
-"""Elements of a matrix that are widened to float64 at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,41 +41,21 @@ class Components:
 
 def leading_components(matrix: Float[Tensor, "m n"], rank: int) -> Components:
     """The `rank` leading singular components, from the Gram matrix of the shorter side."""
-    rows, columns = matrix.shape
-    is_tall = rows >= columns
-    products = _gram(matrix) if is_tall else _gram(matrix.T)
-    values, vectors = torch.linalg.eigh(products)
-    energies, short = values[-rank:].flip(0), vectors[:, -rank:].flip(1)
-    counts = above_rounding(energies, max(rows, columns))
-    energies = torch.where(counts, energies, 0.0)
-    sizes = energies.sqrt()
+    is_tall = matrix.shape[0] >= matrix.shape[1]
+    flat = matrix.T if is_tall else matrix
+    squares, vectors = gram_eigenvectors(flat)
+    kept, short = squares[:rank], vectors[:, :rank]
+    kept = torch.where(above_rounding(kept, flat.shape[1]), kept, 0.0)
+    height = max(1, PIECE // flat.shape[0])
+    starts = range(0, flat.shape[1], height)
+    long = torch.cat([flat.T[start : start + height].double() @ short for start in starts])
     if is_tall:
-        left, right = _product(matrix, short), short
+        left, right = long, short
     else:
-        left, right = short * sizes, _product(matrix.T, short) / _nonzero(sizes)
-    share = energies.sum() / _nonzero(products.trace())
+        sizes = torch.where(kept > 0, long.norm(dim=0), 0.0)
+        left, right = short * sizes, long / _nonzero(sizes)
+    share = kept.sum() / _nonzero(squares.sum())
     return Components(scaled=left / _nonzero(share.sqrt()), right=right)
-
-
-def _gram(tall: Tensor) -> Float64[Tensor, "n n"]:
-    """`tall^T tall`."""
-    columns = tall.shape[1]
-    total = torch.zeros(columns, columns, dtype=torch.float64, device=tall.device)
-    for piece in _pieces(tall):
-        total += piece.T @ piece
-    return total
-
-
-def _product(matrix: Tensor, narrow: Float64[Tensor, "n k"]) -> Float64[Tensor, "m k"]:
-    """`matrix @ narrow`."""
-    return torch.cat([piece @ narrow for piece in _pieces(matrix)])
-
-
-def _pieces(matrix: Tensor) -> Iterator[Float64[Tensor, "r n"]]:
-    """A few rows at a time."""
-    height = max(1, PIECE // matrix.shape[1])
-    for start in range(0, matrix.shape[0], height):
-        yield matrix[start : start + height].double()
 
 
 def _nonzero(value: Tensor) -> Tensor:
@@ -141,15 +118,6 @@ def leave_one_out_r2(x: Float64[Tensor, "T d"], y: Float64[Tensor, "T"]) -> floa
     return 1 - missed / spread
 
 
-def predicted_components(
-    x: Float64[Tensor, "T d"], y: Float64[Tensor, "T"], *, target: float, min_r2: float
-) -> Float64[Tensor, "d"] | None:
-    """Where the fit sees progress `target`; None where it does not hold up."""
-    fit = fit_progress(x, y)
-    holds = fit.slope != 0.0 and leave_one_out_r2(x, y) >= min_r2
-    return fit.point_at(target) if holds else None
-
-
 # What is remembered of a run ----------------------------------------------------------------------
 
 
@@ -190,11 +158,12 @@ class AlphaMemory:
             # Where the regression of past components on progress sees the target.
             x = torch.stack([self._entries[s][name].flatten() for s in observed])
             y = x.new_tensor(list(observed.values()))
-            target, min_r2 = self._settings.target, self._settings.min_r2
-            predicted = predicted_components(x, y, target=target, min_r2=min_r2)
+            fit = fit_progress(x, y)
+            holds = fit.slope != 0.0 and leave_one_out_r2(x, y) >= self._settings.min_r2
             now = self._components(ray.tip[name], name)
-            if predicted is None or not now.scaled.any():  # at the base nothing has a direction
+            if not holds or not now.scaled.any():  # at the base nothing has a direction
                 continue
+            predicted = fit.point_at(self._settings.target)
             # Those components in the place of the present ones, right singular vectors as now.
             out = found[name].copy_(base).sub_(ray.tip[name])
             out.addmm_(predicted.view_as(now.scaled).to(out.dtype), now.right.T.to(out.dtype))
@@ -206,13 +175,9 @@ class AlphaMemory:
         update = point.to(base.device, wide(base), copy=True).sub_(base)
         if not update.isfinite().all():
             raise NonFiniteError(f"{name} is not finite, so it has no singular components")
-        found = leading_components(update, self._rank(base))
+        found = leading_components(update, min(self._settings.rank, *base.shape))
         entries = list(self._entries.values())
         return found.aligned(entries[-1][name]) if entries else found
-
-    def _rank(self, matrix: Tensor) -> int:
-        rows, columns = matrix.shape
-        return min(self._settings.rank, rows, columns)
 
     def _known_progress(self, step: int, progress: float | None) -> dict[int, float]:
         """Progress by step, with that of the weights update `step` started from."""
@@ -260,10 +225,11 @@ class AlphaMemory:
     def load_(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
         """Restores `tensors()` and `notes()`, or changes nothing and raises."""
         steps = [int(step) for step in notes["steps"]]
+        rank = self._settings.rank
         like = {
-            f"step-{step}/{name}": base.new_empty(len(base), self._rank(base), dtype=torch.float64)
+            f"step-{step}/{n}": t.new_empty(len(t), min(rank, *t.shape), dtype=torch.float64)
             for step in steps
-            for name, base in self._base.items()
+            for n, t in self._base.items()
         }
         check_fits(tensors, {f"base/{name}": t for name, t in self._base.items()} | like)
         for name, base in self._base.items():

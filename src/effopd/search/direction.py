@@ -6,17 +6,9 @@ place of `tip - anchor`: `point(s) = tip + (s - 1) * (target - tip)`, its target
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from effopd.errors import ConfigError
-
-
-class Direction(Protocol):
-    """Chooses the next anchor."""
-
-    def anchor_scale(self, accepted_scale: float) -> float:
-        """Scale of the next anchor on the ray just searched."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,3 +112,6 @@ class AlphaPLS:
     def anchor_scale(self, accepted_scale: float) -> float:
         """The accepted point."""
         return accepted_scale
+
+
+Direction = SinceAccepted | SinceRaw | SinceBase | AlphaPLS

@@ -5,12 +5,14 @@ Source: arXiv 2605.11739, section 4, equations 1 to 4. Departures are named at t
 """
 
 import dataclasses
+import json
 import math
-from collections.abc import Mapping
-from contextlib import ExitStack
-from types import TracebackType
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
@@ -20,7 +22,6 @@ from effopd.search.alpha import AlphaMemory
 from effopd.search.direction import AlphaPLS
 from effopd.search.factors import Factors
 from effopd.search.line_search import LineSearch, OnTrial, SearchResult, rate_factor
-from effopd.search.preserve import preserve_state
 from effopd.search.ray import Ray, check_fits
 from effopd.search.scales import PastSearch
 from effopd.search.selection import select_parameters
@@ -157,12 +158,9 @@ class Extrapolator:
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs to propose the same candidates.
 
-        Returns:
-            `version`, `last_step`, `search` (settings), `past` (step, accepted scale and
-            change of the rate of each search) and `recorded` (what `AlphaPLS` noted), all
-            JSON-able; `anchor` and `history` (what `AlphaPLS` remembers, else nothing), name
-            to tensor, each process's own shard when sharded. Tensors are references: save before
-            the next step.
+        `anchor` and `history` (what `AlphaPLS` remembers) map name to tensor, each process's own
+        shard when sharded; all else is JSON-able. Tensors are references: save before the next
+        step.
         """
         return {
             "version": STATE_VERSION,
@@ -187,7 +185,8 @@ class Extrapolator:
                 f"not an extrapolator state of version {STATE_VERSION}: missing {sorted(missing)}, "
                 f"version {state.get('version')}"
             )
-        ours, theirs = _plain(dataclasses.asdict(self.search)), _plain(state["search"])
+        settings = dataclasses.asdict(self.search), state["search"]
+        ours, theirs = (json.loads(json.dumps(each)) for each in settings)  # tuples are lists
         if ours != theirs:
             changed = sorted(k for k in ours | theirs if ours.get(k) != theirs.get(k))
             raise ConfigError(
@@ -238,33 +237,30 @@ class RaySearch:
 
         Then the parameters are at the accepted point, and the extrapolator has taken note of it.
         """
+        if self._is_over:
+            return None
+        owner, ray = self._owner, self._ray
         with ExitStack() as on_error:
             on_error.callback(self.abandon)
-            draw = None if self._is_over else self._next()
-            on_error.pop_all()
-        return draw
-
-    def _next(self) -> Draw | None:
-        owner, ray = self._owner, self._ray
-        while True:
-            draw = self._line.ask()
+            while (draw := self._line.ask()) is not None:
+                owner._reshard()
+                ray.move_to_(draw.scale)
+                if ray.truncation <= owner.search.max_truncation:
+                    self._before = ray.checksum()
+                    on_error.pop_all()
+                    return draw
+                reason = f"the rank cannot hold {ray.truncation:.2g} of the update"
+                self._line.tell(Score(value=math.nan, reason=reason, truncation=ray.truncation))
+            # Over: the parameters go where the search led, and the anchor follows.
             owner._reshard()
-            if draw is None:
-                break
-            ray.move_to_(draw.scale)
-            if ray.truncation <= owner.search.max_truncation:
-                self._before = ray.checksum()
-                return draw
-            reason = f"the rank cannot hold {ray.truncation:.2g} of the update"
-            self._line.tell(Score(value=math.nan, reason=reason, truncation=ray.truncation))
-        # Over: the parameters go where the search led, and the anchor follows.
-        result = self._line.result
-        ray.move_to_(result.accepted_scale)
-        owner._finish(self._step, self._progress)
-        ray.advance_anchor_(owner.search.direction.anchor_scale(result.accepted_scale))
-        owner._past.append(result.as_past)
-        self._is_over = True
-        self._preserved.close()
+            result = self._line.result
+            ray.move_to_(result.accepted_scale)
+            owner._finish(self._step, self._progress)
+            ray.advance_anchor_(owner.search.direction.anchor_scale(result.accepted_scale))
+            owner._past.append(result.as_past)
+            self._is_over = True
+            self._preserved.close()
+            on_error.pop_all()
         return None
 
     def tell(self, score: Score | float) -> None:
@@ -297,12 +293,7 @@ class RaySearch:
     def __enter__(self) -> "RaySearch":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.abandon()
 
     @property
@@ -311,8 +302,28 @@ class RaySearch:
         return self._line.result
 
 
-def _plain(value: Any) -> Any:
-    """Settings as JSON would give them back: tuples are lists."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+@contextmanager
+def preserve_state(
+    tensors: Iterable[Tensor] = (),
+    *,
+    modules: Iterable[nn.Module] = (),
+    attributes: Iterable[tuple[Any, Mapping[str, Any]]] = (),
+) -> Iterator[None]:
+    """Keeps random generators, training modes and attributes as they are now; for `with`."""
+    devices = {t.device for t in tensors if t.device.type != "cpu"}
+    kind = next((device.type for device in devices), "cuda")
+    python, numpy = random.getstate(), np.random.get_state()
+    modes = {module: module.training for module in modules}
+    for module in modes:
+        module.training = False
+    with torch.random.fork_rng(list(devices), device_type=kind):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+            for module, mode in modes.items():
+                module.training = mode
+            for owner, values in attributes:
+                for name, value in values.items():
+                    setattr(owner, name, value)

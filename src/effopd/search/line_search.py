@@ -46,11 +46,8 @@ class SearchResult:
     @property
     def as_past(self) -> PastSearch:
         """What the rules of later searches need of this one."""
-        return PastSearch(
-            step=self.step,
-            accepted_scale=self.accepted_scale,
-            rate_change=rate_change(self.trials, self.accepted_scale),
-        )
+        change, scale = rate_change(self.trials, self.accepted_scale), self.accepted_scale
+        return PastSearch(step=self.step, accepted_scale=scale, rate_change=change)
 
 
 class LineSearch:
@@ -77,16 +74,18 @@ class LineSearch:
         self._asked: tuple[Draw, float] | None = None  # the open question, and since when
 
     def ask(self) -> Draw | None:
-        """The next point to score, or None when the search is over.
-
-        Raises:
-            ValidatorError: The last question has not been answered.
-        """
+        """The next point to score, or None when the search is over."""
         if self._asked is not None:
             raise ValidatorError(f"{self._asked[0]} waits for its score: call tell(score) first")
         settings = self._settings
-        if isinstance(settings.accept, Unconditional):
-            self._jump()
+        if isinstance(settings.accept, Unconditional):  # accept the one scale there is, unseen
+            tip = Trial(kind="incumbent", scale=1.0, score=None, accepted=None)
+            scale = None if self._trials else settings.scales.propose((tip,), self._past)
+            if scale is not None:
+                self._best_scale, why = scale, "not validated"
+                self._note(
+                    Trial(kind="candidate", scale=scale, score=None, accepted=True, reason=why)
+                )
             return None
         scale = settings.scales.propose(self._trials, self._past) if self._trials else 1.0
         if scale is None:
@@ -96,17 +95,9 @@ class LineSearch:
         return draw
 
     def tell(self, score: Score | float) -> Trial:
-        """Answers the last question.
+        """Answers the last question with what the point is worth; gives the trial and decision.
 
-        Args:
-            score: What the point is worth; not finite where it cannot be told.
-
-        Returns:
-            The trial, with the decision.
-
-        Raises:
-            NonFiniteError: The score is that of the tip and is not finite.
-            ValidatorError: It is no score, or nothing was asked.
+        A score that is not finite rejects a candidate, and is a NonFiniteError at the tip.
         """
         if self._asked is None:
             raise ValidatorError("nothing was asked: call ask() before each tell(score)")
@@ -116,7 +107,12 @@ class LineSearch:
             accepted = False if draw.is_candidate else None
             reason = score.reason or "score is not finite"
         elif draw.is_candidate:
-            accepted, reason = self._decide(score)
+            settings, tip = self._settings, self._trials[0].score
+            assert tip is not None
+            assert not isinstance(settings.accept, Unconditional)
+            reason = (settings.guard and settings.guard.objection(score, tip)) or ""
+            accepted = not reason and settings.accept.accepts(score, self._best)
+            reason = reason if reason or accepted else "no improvement"
         trial = Trial(
             kind="candidate" if draw.is_candidate else "incumbent",
             scale=draw.scale,
@@ -136,28 +132,6 @@ class LineSearch:
         if accepted or not draw.is_candidate:
             self._best, self._best_scale = score, draw.scale
         return trial
-
-    def _decide(self, score: Score) -> tuple[bool, str]:
-        """Whether a candidate replaces the incumbent, and why not."""
-        settings, tip = self._settings, self._trials[0].score
-        assert tip is not None
-        assert not isinstance(settings.accept, Unconditional)
-        objection = settings.guard.objection(score, tip) if settings.guard else None
-        if objection is not None:
-            return False, objection
-        is_better = settings.accept.accepts(score, self._best)
-        return is_better, "" if is_better else "no improvement"
-
-    def _jump(self) -> None:
-        """Accepts the one scale there is, unseen."""
-        if self._trials:
-            return
-        tip = Trial(kind="incumbent", scale=1.0, score=None, accepted=None)
-        scale = self._settings.scales.propose((tip,), self._past)
-        assert scale is not None, "every rule proposes a first scale"
-        self._best_scale = scale
-        reason = "not validated"
-        self._note(Trial(kind="candidate", scale=scale, score=None, accepted=True, reason=reason))
 
     def _note(self, trial: Trial) -> None:
         self._trials.append(trial)

@@ -79,17 +79,10 @@ class Ray:
     kept for the next: fresh pages cost more than the copy), in `device` memory (pinned when the
     live tensors are on CUDA). A displacement of `aim_` is kept until the search is over.
 
-    Args:
-        parameters: Name to live tensor, moved in place: plain tensors, fp32 masters, or DTensors
-            (only the local shard is touched; nothing is gathered).
-        mirrors: Name to a low-precision copy that must follow its master, for bf16 training with
-            fp32 masters. Written with each move, rounded once; at scale 1 it is the rounded master.
-        device: Where anchor and tip live; None keeps each next to its live tensor.
-        factors: Pairs of parameters whose products are on the ray.
-
-    Raises:
-        ParameterMismatchError: No parameters, a non-floating tensor, a mirror that does not fit, or
-            factors that are sharded.
+    Live tensors are moved in place: plain tensors, fp32 masters, or DTensors, of which only the
+    local shard is touched and nothing is gathered. `mirrors` are low-precision copies that must
+    follow their masters, for bf16 training: written with each move, rounded once, at scale 1 the
+    rounded master. `device` is where anchor and tip live; None keeps each next to its live tensor.
     """
 
     def __init__(
@@ -100,11 +93,24 @@ class Ray:
         device: torch.device | str | None = "cpu",
         factors: Factors | None = None,
     ) -> None:
-        _check_live(parameters, mirrors or {})
-        self._live = dict(parameters)
-        self._mirrors = dict(mirrors or {})
+        self._live, self._mirrors = dict(parameters), dict(mirrors or {})
+        if not parameters:
+            raise ParameterMismatchError("no parameters to move: pass at least one named tensor")
+        for name, tensor in parameters.items():
+            if not tensor.is_floating_point():
+                raise ParameterMismatchError(
+                    f"{name} is {tensor.dtype}; only floating-point tensors can be extrapolated: "
+                    "leave it out of the selection"
+                )
+        for name, mirror in self._mirrors.items():
+            fits = name in parameters and parameters[name].shape == mirror.shape
+            if not (fits and mirror.is_floating_point()):
+                raise ParameterMismatchError(
+                    f"mirror {name!r} is {mirror.dtype} of shape {tuple(mirror.shape)}; it needs a "
+                    "floating-point dtype, and a master of that name and shape among the parameters"
+                )
         self._device = None if device is None else torch.device(device)
-        self._tip: dict[str, Tensor] = {}  # defined from capture_tip_ to advance_anchor_
+        self.tip: dict[str, Tensor] = {}  # at scale 1, from capture_tip_ to advance_anchor_
         self._displacement: Mapping[str, Tensor] | None = None  # None: from anchor to tip
         self._scale: float | None = None  # where the live tensors are; None when not known
         self._factors = factors
@@ -122,11 +128,6 @@ class Ray:
         return {name: local_(tensor) for name, tensor in self._live.items()}
 
     @property
-    def tip(self) -> Mapping[str, Tensor]:
-        """The point at scale 1 by name; defined from `capture_tip_` to `advance_anchor_`."""
-        return self._tip
-
-    @property
     def is_sharded(self) -> bool:
         """Whether other processes hold parts of the live tensors."""
         return any(
@@ -136,23 +137,23 @@ class Ray:
 
     def _snapshot(self) -> dict[str, Tensor]:
         """A copy of the live tensors in the anchor's memory."""
-        return {name: self._stored(local_(tensor)) for name, tensor in self._live.items()}
-
-    def _stored(self, tensor: Tensor) -> Tensor:
-        device = self._device or tensor.device
-        pinned = tensor.is_cuda and device.type == "cpu"
-        copy = torch.empty(tensor.shape, dtype=tensor.dtype, device=device, pin_memory=pinned)
-        return copy.copy_(tensor)
+        copies = {}
+        for name, tensor in self.live.items():
+            device = self._device or tensor.device
+            pinned = tensor.is_cuda and device.type == "cpu"
+            copy = torch.empty(tensor.shape, dtype=tensor.dtype, device=device, pin_memory=pinned)
+            copies[name] = copy.copy_(tensor)
+        return copies
 
     def capture_tip_(self) -> None:
         """Fixes the tip at the live values; the ray starts from the anchor."""
         self._displacement = None
         self.truncation = 0.0
-        if self._tip:
-            for name, tip in self._tip.items():
+        if self.tip:
+            for name, tip in self.tip.items():
                 tip.copy_(local_(self._live[name]))
         else:
-            self._tip = self._snapshot()
+            self.tip = self._snapshot()
         self._scale = None if self._mirrors else 1.0  # mirrors may lag behind their masters
 
     def aim_(self, displacement: Mapping[str, Tensor]) -> None:
@@ -160,7 +161,7 @@ class Ray:
 
         The live tensors have to be at the tip, which is the same point on both rays.
         """
-        assert displacement.keys() == self._tip.keys()
+        assert displacement.keys() == self.tip.keys()
         assert self._factors is None, "a displacement of factors is none of their product"
         self._displacement = displacement
 
@@ -186,11 +187,11 @@ class Ray:
             if apart is not None and name in apart.names:
                 continue
             if self._displacement is None:
-                interpolate_(tensor, self.anchor[name], self._tip[name], scale)
+                interpolate_(tensor, self.anchor[name], self.tip[name], scale)
             else:
-                displace_(tensor, self._tip[name], self._displacement[name], scale - 1.0)
+                displace_(tensor, self.tip[name], self._displacement[name], scale - 1.0)
         if apart is not None:
-            self.truncation = apart.write_point_(out, self.anchor, self._tip, scale)
+            self.truncation = apart.write_point_(out, self.anchor, self.tip, scale)
 
     def return_to_tip_(self) -> None:
         """Writes the tip back, whatever happened to the live tensors."""
@@ -201,7 +202,7 @@ class Ray:
     def advance_anchor_(self, scale: float) -> None:
         """Makes `point(scale)` the anchor; the live tensors stay, the tip is no longer defined."""
         if scale == 1.0:
-            self.anchor, self._tip = self._tip, self.anchor
+            self.anchor, self.tip = self.tip, self.anchor
         elif scale == self._scale:
             for name, anchor in self.anchor.items():
                 anchor.copy_(local_(self._live[name]))
@@ -227,24 +228,6 @@ class Ray:
         check_fits(anchor, self.anchor)
         for name, tensor in self.anchor.items():
             tensor.copy_(anchor[name])
-
-
-def _check_live(parameters: Mapping[str, Tensor], mirrors: Mapping[str, Tensor]) -> None:
-    if not parameters:
-        raise ParameterMismatchError("no parameters to move: pass at least one named tensor")
-    for name, tensor in parameters.items():
-        if not tensor.is_floating_point():
-            raise ParameterMismatchError(
-                f"{name} is {tensor.dtype}; only floating-point tensors can be extrapolated: "
-                "leave it out of the selection"
-            )
-    for name, mirror in mirrors.items():
-        fits = name in parameters and parameters[name].shape == mirror.shape
-        if not (fits and mirror.is_floating_point()):
-            raise ParameterMismatchError(
-                f"mirror {name!r} is {mirror.dtype} of shape {tuple(mirror.shape)}; it needs a "
-                "floating-point dtype, and a master of that name and shape among the parameters"
-            )
 
 
 def wide(tensor: Tensor) -> torch.dtype:

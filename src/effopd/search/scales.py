@@ -1,13 +1,14 @@
 """How far to look: rules that propose the next scale on the ray.
 
-A rule is a pure function of the trials so far and of the earlier searches, so a resumed or repeated
-search proposes the same scales. Scale 1 is the tip; `s` means `anchor + s * (tip - anchor)`.
+A rule is a pure function of the trials so far, of which the first is the tip, and of the earlier
+searches, so a resumed or repeated search proposes the same scales; None stops it. Scale 1 is the
+tip; `s` means `anchor + s * (tip - anchor)`.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from effopd.errors import ConfigError
 from effopd.search.validation import Score
@@ -47,17 +48,6 @@ class Trial:
     accepted: bool | None
     reason: str = ""
     seconds: float = 0.0
-
-
-class Scales(Protocol):
-    """Proposes scales one at a time; the search accepts or rejects each."""
-
-    def propose(self, trials: Sequence[Trial], past: Sequence[PastSearch]) -> float | None:
-        """The next scale to try, or None to stop.
-
-        `trials[0]` is the tip at scale 1; `past` holds every earlier search in order.
-        """
-        ...
 
 
 def _check_above_one(name: str, *values: float) -> None:
@@ -131,3 +121,6 @@ class GeometricScales:
         following = self.ratio ** (candidates + 1) if goes_up else self.ratio**-candidates
         is_inside = self.floor * (1 - 1e-12) <= following <= self.cap * (1 + 1e-12)
         return following if is_inside else None
+
+
+Scales = LadderScales | GeometricScales

@@ -1,4 +1,4 @@
-"""When to search: schedules over optimizer steps.
+"""When to search: schedules over optimizer steps, the first update being step 1.
 
 A schedule is a pure function of the step number and of the searches before it, so a resumed run
 searches at the same steps.
@@ -6,18 +6,10 @@ searches at the same steps.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from effopd.errors import ConfigError
 from effopd.search.scales import PastSearch
-
-
-class Schedule(Protocol):
-    """Decides at which optimizer steps a search is due."""
-
-    def is_due(self, step: int, past: Sequence[PastSearch]) -> bool:
-        """Whether to search after optimizer update number `step` (1 is the first update)."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,3 +76,6 @@ class AtSteps:
     def is_due(self, step: int, past: Sequence[PastSearch]) -> bool:
         """True at the listed steps."""
         return step in self.steps
+
+
+Schedule = PowersOfTwo | EveryN | AtSteps

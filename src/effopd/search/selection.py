@@ -12,6 +12,9 @@ RELEASED_NAMES = re.compile(
     re.IGNORECASE,
 )
 """The released code's substring test; by accident it also takes `post_attention_layernorm`."""
+_PATTERNS = {
+    "all": re.compile(""), "attention_mlp": RELEASED_NAMES, "matrices": RELEASED_NAMES,
+}  # fmt: skip
 _IN_LAYERS = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.\d+\.")
 """Within the stack of layers, whatever an architecture calls it."""
 
@@ -36,19 +39,21 @@ def select_parameters(model: nn.Module, selection: str = "attention_mlp") -> Map
 
 
 def selected_names(dimensions: Mapping[str, int], selection: str = "attention_mlp") -> list[str]:
-    """Which of the parameters that can move a search moves.
-
-    Args:
-        dimensions: Name to number of axes.
-        selection: See `select_parameters`.
-
-    Returns:
-        The names, in the order given.
-
-    Raises:
-        ConfigError: Unknown selection, bad pattern, or nothing selected.
-    """
-    pattern = _pattern(selection)
+    """Which of the parameters that can move, name to number of axes, a search moves, in order."""
+    if selection.startswith("re:"):
+        try:
+            pattern = re.compile(selection[3:])
+        except re.error as error:
+            raise ConfigError(
+                f"selection {selection!r} is no regular expression: {error}"
+            ) from None
+    elif selection not in _PATTERNS:
+        raise ConfigError(
+            f"unknown selection {selection!r}: use 'attention_mlp', 'matrices', 'all' or "
+            "'re:PATTERN'"
+        )
+    else:
+        pattern = _PATTERNS[selection]
     least = 2 if selection == "matrices" else 0
     takes_layers = selection in {"attention_mlp", "matrices"}
     chosen = [
@@ -63,20 +68,3 @@ def selected_names(dimensions: Mapping[str, int], selection: str = "attention_ml
             f"(for example {list(dimensions)[:3]}); use 'all' or 're:PATTERN'"
         )
     return chosen
-
-
-def _pattern(selection: str) -> re.Pattern[str]:
-    if selection == "all":
-        return re.compile("")
-    if selection in {"attention_mlp", "matrices"}:
-        return RELEASED_NAMES
-    if selection.startswith("re:"):
-        try:
-            return re.compile(selection[3:])
-        except re.error as error:
-            raise ConfigError(
-                f"selection {selection!r} is no regular expression: {error}"
-            ) from None
-    raise ConfigError(
-        f"unknown selection {selection!r}: use 'attention_mlp', 'matrices', 'all' or 're:PATTERN'"
-    )

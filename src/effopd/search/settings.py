@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from effopd.errors import ConfigError
-from effopd.search.direction import AlphaPLS, SinceAccepted, SinceBase, SinceRaw
-from effopd.search.scales import GeometricScales, LadderScales
-from effopd.search.schedule import AtSteps, EveryN, PowersOfTwo
-from effopd.search.validation import AtLeast, LengthGuard, PairedMargin, Strict, Unconditional
+from effopd.search.direction import AlphaPLS, Direction, SinceAccepted, SinceBase, SinceRaw
+from effopd.search.scales import GeometricScales, LadderScales, Scales
+from effopd.search.schedule import AtSteps, PowersOfTwo, Schedule
+from effopd.search.validation import AcceptRule, AtLeast, LengthGuard, Strict, Unconditional
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +28,10 @@ class Search:
             beyond it a candidate is rejected unseen. 1 tries all.
     """
 
-    schedule: PowersOfTwo | EveryN | AtSteps = PowersOfTwo()
-    scales: LadderScales | GeometricScales = GeometricScales()
-    direction: SinceAccepted | SinceRaw | SinceBase | AlphaPLS = SinceAccepted()
-    accept: Strict | AtLeast | PairedMargin | Unconditional = Strict()
+    schedule: Schedule = PowersOfTwo()
+    scales: Scales = GeometricScales()
+    direction: Direction = SinceAccepted()
+    accept: AcceptRule | Unconditional = Strict()
     guard: LengthGuard | None = LengthGuard()
     learning_rate: Literal["keep", "follow"] = "keep"
     parameters: str = "attention_mlp"
@@ -45,8 +45,7 @@ class Search:
         if not isinstance(self.accept, Unconditional):
             return
         # Without validation there is one scale, and nothing that compares scores.
-        one_scale = isinstance(self.scales, LadderScales) and len(self.scales.scales) == 1
-        if not one_scale:
+        if not isinstance(self.scales, LadderScales) or len(self.scales.scales) > 1:
             raise ConfigError(
                 "accept 'unconditional' takes the one scale there is, got scales "
                 f"{self.scales}; use LadderScales with exactly one scale, or another accept rule"
@@ -66,25 +65,17 @@ class Search:
     def paper(cls) -> "Search":
         """The paper to the letter: equations 1 to 4, raw displacement, accept at equality."""
         return cls(
-            schedule=PowersOfTwo(),
-            scales=LadderScales(),
-            direction=SinceRaw(),
-            accept=AtLeast(),
-            guard=None,
-            parameters="all",
-        )
+            schedule=PowersOfTwo(), scales=LadderScales(), direction=SinceRaw(), accept=AtLeast(),
+            guard=None, parameters="all",
+        )  # fmt: skip
 
     @classmethod
     def release(cls) -> "Search":
         """The released code: strict improvement, accepted anchor, attention and MLP tensors."""
         return cls(
-            schedule=PowersOfTwo(),
-            scales=LadderScales(),
-            direction=SinceAccepted(),
-            accept=Strict(),
-            guard=None,
-            parameters="attention_mlp",
-        )
+            schedule=PowersOfTwo(), scales=LadderScales(), direction=SinceAccepted(),
+            accept=Strict(), guard=None, parameters="attention_mlp",
+        )  # fmt: skip
 
     @classmethod
     def expo(cls, at_step: int = 16, alpha: float = 0.5) -> "Search":

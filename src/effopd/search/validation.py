@@ -8,7 +8,7 @@ so that the difference of two scores is due to the parameters alone.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from effopd.errors import ConfigError, ValidatorError
 
@@ -79,14 +79,9 @@ def score_of(
     tokens: int = 0,
     teacher_tokens: int = 0,
 ) -> Score:
-    """The score of a candidate from its answers, one entry an answer.
+    """The score of a candidate from its answers, one entry an answer; higher values are better.
 
-    Args:
-        values: What each is worth; higher is better.
-        lengths: Tokens of each.
-        truncated: 1 (or its weight) where the answer was cut at the length cap, else 0.
-        tokens: Tokens the student sampled for this score alone.
-        teacher_tokens: Tokens the teacher scored for it.
+    `truncated` is 1 (or its weight) where the answer was cut at the length cap, else 0.
     """
     return Score(
         value=math.fsum(values) / len(values),
@@ -96,14 +91,6 @@ def score_of(
         mean_length=math.fsum(lengths) / len(lengths),
         truncated_share=math.fsum(truncated) / len(truncated),
     )
-
-
-class AcceptRule(Protocol):
-    """Decides whether a candidate replaces the incumbent (the best point so far)."""
-
-    def accepts(self, candidate: Score, incumbent: Score) -> bool:
-        """Whether `candidate` replaces `incumbent`; both are finite."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,11 +134,7 @@ class PairedMargin:
             raise ConfigError(f"z must be a finite number >= 0, got {self.z}")
 
     def accepts(self, candidate: Score, incumbent: Score) -> bool:
-        """Whether the paired improvement is significant.
-
-        Raises:
-            ValidatorError: The scores carry no, or unequally many, per-prompt values.
-        """
+        """Whether the paired improvement is significant; both need equally many prompts."""
         n = len(candidate.per_prompt)
         if n < 2 or n != len(incumbent.per_prompt):
             raise ValidatorError(
@@ -162,6 +145,10 @@ class PairedMargin:
         pairs = zip(candidate.per_prompt, incumbent.per_prompt, strict=True)
         differences = tuple(c - i for c, i in pairs)
         return sum(differences) / n > self.z * (standard_error(differences) or 0.0)
+
+
+AcceptRule = Strict | AtLeast | PairedMargin
+"""Decides whether a candidate replaces the incumbent, the best point so far; both are finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,11 +199,7 @@ class LengthGuard:
 
 
 def as_score(returned: Score | float) -> Score:
-    """The validator's return value as a Score.
-
-    Raises:
-        ValidatorError: It is neither a Score nor a real number.
-    """
+    """The validator's return value, a Score or a real number, as a Score."""
     if isinstance(returned, Score):
         return returned
     if isinstance(returned, bool) or not isinstance(returned, int | float):

@@ -21,7 +21,7 @@ from effopd.evaluation.rollout_sources import sample_indices, validation_seed
 from effopd.evaluation.statistics import mean
 from effopd.integrations.trl.policies import gathered, policy_of
 from effopd.models.policy import Policy, Sample
-from effopd.search.preserve import preserve_state
+from effopd.search.extrapolator import preserve_state
 from effopd.search.validation import Draw, Score, score_of
 
 Row = dict[str, Any]

@@ -15,7 +15,7 @@ from effopd.evaluation.rollout_sources import validation_seed
 from effopd.integrations.verl.agent_loop import SEED, TEACHER
 from effopd.integrations.verl.scoring import ServedAnswer, drawn_prompts, score_answers
 from effopd.integrations.verl.settings import PluginSettings, ServedKLValidation
-from effopd.search.preserve import preserve_state
+from effopd.search.extrapolator import preserve_state
 from effopd.search.validation import Draw, Score
 
 PARTITION = "val"
