@@ -38,7 +38,7 @@ from effopd.models.updates import PairUpdate, open_update
 from effopd.models.weights import MemoryWeights, open_weights
 from effopd.records import read_jsonl
 from effopd.reports.table_files import read_table
-from effopd.rollouts.seeds import derive_seed
+from effopd.rollouts.engine import derive_seed
 from effopd.search.validation import standard_error
 from effopd.training.build import build_parts
 from effopd.training.config import load_config

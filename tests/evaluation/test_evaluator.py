@@ -18,7 +18,7 @@ from tests.reference.kl_twin import reverse_kl
 from effopd.data.problem import Problem
 from effopd.evaluation.evaluator import Evaluation, Evaluator
 from effopd.evaluation.routing import Teachers
-from effopd.rollouts.seeds import derive_seed
+from effopd.rollouts.engine import derive_seed
 
 TASK = WORLD.load()
 PROBLEMS = [Problem(id=f"p-{i}", prompt="3 + 4 =", answer=str(i % 4)) for i in range(8)]

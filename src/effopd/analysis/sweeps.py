@@ -26,8 +26,8 @@ from effopd.models.updates import Update, open_update, say_left_out
 from effopd.progress import SILENT, Display
 from effopd.records import Row, write_text_atomic
 from effopd.reports.table_files import write_table
+from effopd.rollouts.engine import derive_seed
 from effopd.rollouts.rollout import Writer
-from effopd.rollouts.seeds import derive_seed
 from effopd.search.validation import standard_error
 from effopd.training.build import build_parts, started_from
 from effopd.training.config import Config, load_config

@@ -10,8 +10,8 @@ from effopd.evaluation.logprobs import BATCH_TOKENS
 from effopd.evaluation.routing import Teachers, routed_reverse_kl
 from effopd.evaluation.statistics import mean
 from effopd.models.policy import Policy
+from effopd.rollouts.engine import derive_seed
 from effopd.rollouts.rollout import Rollout, Writer, mean_length, truncated_share
-from effopd.rollouts.seeds import derive_seed
 from effopd.search.validation import standard_error
 
 

@@ -7,9 +7,8 @@ from typing import Protocol
 
 from effopd.data.problem import Problem
 from effopd.errors import ValidatorError
-from effopd.rollouts.engine import Sampling
+from effopd.rollouts.engine import Sampling, derive_seed
 from effopd.rollouts.rollout import Rollout, Writer
-from effopd.rollouts.seeds import derive_seed
 from effopd.search.validation import Draw
 
 

@@ -1,11 +1,15 @@
-"""What every inference engine is asked and returns."""
+"""What every inference engine is asked and returns, and whether it has the student's weights."""
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from effopd.errors import ConfigError, NonFiniteError
+import torch
+
+from effopd.errors import ConfigError, NonFiniteError, ServerError
+from effopd.servers.dialects import mean_difference, probe_ids
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +46,7 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One completion to write.
-
-    Attributes:
-        prompt_ids: At least one token.
-        seed: Decides every random number of this completion, whatever else is in the batch.
-    """
+    """One completion to write; the seed decides all its random numbers, whatever the batch."""
 
     prompt_ids: tuple[int, ...]
     seed: int
@@ -76,10 +75,9 @@ class Engine(Protocol):
     """Writes completions with the student's current weights."""
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        """One completion a request, in order. Leaves global random generators alone.
+        """One completion a request, in order; NonFiniteError where the student's logits are not.
 
-        Raises:
-            NonFiniteError: The student's logits are not finite.
+        Leaves global random generators alone.
         """
         ...
 
@@ -107,7 +105,20 @@ def finished(
         raise NonFiniteError(
             "log-probabilities of written tokens are not finite: the student's weights may hold NaN"
         )
-    length = _end(token_ids, sampling, tokenizer, ends)
+
+    def holds_stop(tokens: Sequence[int]) -> bool:
+        text = tokenizer.decode(tokens)
+        return any(string in text for string in sampling.stop)
+
+    # Tokens up to the first end, that end included; 0 without one.
+    found = [i + 1 for i, token in enumerate(token_ids) if token in ends][:1]
+    if sampling.stop and holds_stop(token_ids):
+        low, high = 0, len(token_ids)  # the text of low tokens holds none, that of high does
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if holds_stop(token_ids[:middle]) else (middle, high)
+        found.append(high)
+    length = min(found, default=0)
     kept = tuple(token_ids[: length or sampling.max_new_tokens])
     known = sampling.temperature in {0.0, 1.0}
     return Completion(
@@ -123,20 +134,49 @@ def without_end(token_ids: Sequence[int], ends: Sequence[int]) -> Sequence[int]:
     return token_ids[:-1] if token_ids and token_ids[-1] in ends else token_ids
 
 
-def _end(
-    token_ids: Sequence[int], sampling: Sampling, tokenizer: Any, end_ids: Sequence[int]
-) -> int:
-    """Tokens up to the first end, that end included; 0 without one."""
+def derive_seed(*parts: int | str) -> int:
+    """A 63-bit seed of every part, so that resuming needs none saved: `(seed, "train", step)`."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
 
-    def holds_stop(tokens: Sequence[int]) -> bool:
-        text = tokenizer.decode(tokens)
-        return any(string in text for string in sampling.stop)
 
-    ends = [i + 1 for i, token in enumerate(token_ids) if token in end_ids][:1]
-    if sampling.stop and holds_stop(token_ids):
-        low, high = 0, len(token_ids)  # the text of low tokens holds none, that of high does
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if holds_stop(token_ids[:middle]) else (middle, high)
-        ends.append(high)
-    return min(ends, default=0)
+class StudentProbe:
+    """The student's own log-probabilities of a fixed text, and whether they were finite."""
+
+    def __init__(self, model: Any, vocabulary_size: int) -> None:
+        self._model, self._vocabulary_size = model, vocabulary_size
+        self.token_ids = probe_ids(vocabulary_size)
+        self.log_probs: tuple[float, ...] = ()
+        self.is_finite = True
+
+    @torch.no_grad()
+    def look(self) -> bool:
+        """Scores all tokens but the first with the weights as they are; whether all is finite."""
+        device = self._model.get_input_embeddings().weight.device
+        ids_1T = torch.tensor([self.token_ids], device=device)
+        training = self._model.training
+        self._model.eval()
+        try:
+            logits_TV = self._model(input_ids=ids_1T).logits[0, :-1, : self._vocabulary_size]
+        finally:
+            self._model.train(training)
+        log_probs_TV = torch.log_softmax(logits_TV.float(), dim=-1)
+        self.log_probs = tuple(log_probs_TV.gather(1, ids_1T[0, 1:, None])[:, 0].tolist())
+        self.is_finite = all(map(math.isfinite, self.log_probs))
+        return self.is_finite
+
+    def check_finite(self) -> None:
+        """Refuses to sample with weights that were not brought over: they gave NaN."""
+        if not self.is_finite:
+            raise NonFiniteError("the student's logits are not finite: its weights may hold NaN")
+
+    def check_arrived(
+        self, theirs: Sequence[float], tolerance: float, *, setting: str, where: str, remedy: str
+    ) -> None:
+        """Refuses an engine that scores the text otherwise after a sync."""
+        nats = mean_difference(self.log_probs, theirs)
+        if not nats <= tolerance:
+            raise ServerError(
+                f"{where}: log-probabilities differ by {nats:.3g} nats a token on average, allowed "
+                f"are {tolerance:g} ({setting}). {remedy}"
+            )

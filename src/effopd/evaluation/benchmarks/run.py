@@ -38,11 +38,10 @@ from effopd.records import write_json_atomic, write_text_atomic
 from effopd.rewards.build import some
 from effopd.rewards.code import CodeVerifier
 from effopd.rewards.math import MathVerifier
-from effopd.rollouts.engine import Completion, Engine
+from effopd.rollouts.engine import Completion, Engine, derive_seed
 from effopd.rollouts.hf import HFEngine
 from effopd.rollouts.prompts import prompt_remarks
 from effopd.rollouts.rollout import Rollout, Writer
-from effopd.rollouts.seeds import derive_seed
 from effopd.rollouts.vllm import open_vllm
 from effopd.training.build import model_and_tokenizer, started_from
 from effopd.training.devices import placed
