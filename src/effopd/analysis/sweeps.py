@@ -15,7 +15,7 @@ from effopd.analysis.intervention_kinds import Source, interventions
 from effopd.analysis.interventions import Intervention
 from effopd.config.reading import differences, to_toml
 from effopd.errors import ConfigError, NonFiniteError
-from effopd.evaluation.evaluator import Evaluation, Evaluator
+from effopd.evaluation.evaluator import EvaluationResult, Evaluator
 from effopd.evaluation.routing import Teachers
 from effopd.evaluation.statistics import mean
 from effopd.models.checkpoints import weights_fingerprint
@@ -306,7 +306,7 @@ def evaluate_interventions(cases: Iterable[Case], passes: Passes) -> Iterator[Ro
     passes.writer.engine.sync_weights()
 
 
-def pooled(evaluations: Sequence[Evaluation]) -> Row:
+def pooled(evaluations: Sequence[EvaluationResult]) -> Row:
     """Statistics over all passes; standard errors treat the problems as the sample.
 
     Passes of one problem are not independent of each other, so its mean counts as one value.

@@ -69,12 +69,9 @@ def load_benchmark(
     limit: int | None = None,
 ) -> Questions:
     """Reads a benchmark from the hub, from a file, or from rows in memory."""
-    known, given = registry().benchmarks, None
-    if isinstance(source, str | Path):
-        path = str(source)
-    else:
-        given = list(source)
-        path = f"{len(given)} rows in memory"
+    known = registry().benchmarks
+    given = None if isinstance(source, str | Path) else list(source)
+    path = str(source) if given is None else f"{len(given)} rows in memory"
     if name not in known and not path:
         raise ConfigError(
             f"unknown benchmark {name!r}: choose of {', '.join(known)}, or give a file of your own "
@@ -87,8 +84,7 @@ def load_benchmark(
             f"{name}=FILE (from {benchmark.source})"
         )
     hub: Any = {} if path else {**benchmark.hub, "hub": True}
-    options: list[Any] = [{"path": path, **schema.fields, **hub} for schema in benchmark.schemas]
-    specs = [DatasetSpec(**each) for each in options]
+    specs = [DatasetSpec(**{"path": path, **each.fields, **hub}) for each in benchmark.schemas]
     rows = specs[0].rows(None, name) if given is None else memory_rows(given, name)
     spec, schema = specs[0], benchmark.schemas[0]
     if path:

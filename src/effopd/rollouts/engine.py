@@ -1,4 +1,4 @@
-"""What every inference engine is asked and returns, and whether it has the student's weights."""
+"""What every inference engine is asked and returns."""
 
 import hashlib
 import math
@@ -6,10 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-import torch
-
-from effopd.errors import ConfigError, NonFiniteError, ServerError
-from effopd.servers.dialects import mean_difference, probe_ids
+from effopd.errors import ConfigError, NonFiniteError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,45 +135,3 @@ def derive_seed(*parts: int | str) -> int:
     """A 63-bit seed of every part, so that resuming needs none saved: `(seed, "train", step)`."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
-
-
-class StudentProbe:
-    """The student's own log-probabilities of a fixed text, and whether they were finite."""
-
-    def __init__(self, model: Any, vocabulary_size: int) -> None:
-        self._model, self._vocabulary_size = model, vocabulary_size
-        self.token_ids = probe_ids(vocabulary_size)
-        self.log_probs: tuple[float, ...] = ()
-        self.is_finite = True
-
-    @torch.no_grad()
-    def look(self) -> bool:
-        """Scores all tokens but the first with the weights as they are; whether all is finite."""
-        device = self._model.get_input_embeddings().weight.device
-        ids_1T = torch.tensor([self.token_ids], device=device)
-        training = self._model.training
-        self._model.eval()
-        try:
-            logits_TV = self._model(input_ids=ids_1T).logits[0, :-1, : self._vocabulary_size]
-        finally:
-            self._model.train(training)
-        log_probs_TV = torch.log_softmax(logits_TV.float(), dim=-1)
-        self.log_probs = tuple(log_probs_TV.gather(1, ids_1T[0, 1:, None])[:, 0].tolist())
-        self.is_finite = all(map(math.isfinite, self.log_probs))
-        return self.is_finite
-
-    def check_finite(self) -> None:
-        """Refuses to sample with weights that were not brought over: they gave NaN."""
-        if not self.is_finite:
-            raise NonFiniteError("the student's logits are not finite: its weights may hold NaN")
-
-    def check_arrived(
-        self, theirs: Sequence[float], tolerance: float, *, setting: str, where: str, remedy: str
-    ) -> None:
-        """Refuses an engine that scores the text otherwise after a sync."""
-        nats = mean_difference(self.log_probs, theirs)
-        if not nats <= tolerance:
-            raise ServerError(
-                f"{where}: log-probabilities differ by {nats:.3g} nats a token on average, allowed "
-                f"are {tolerance:g} ({setting}). {remedy}"
-            )

@@ -4,15 +4,19 @@ Completions depend on their own request alone as far as the server computes alik
 vLLM with VLLM_BATCH_INVARIANT=1, SGLang with --enable-deterministic-inference.
 """
 
+import math
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from effopd.errors import ConfigError, ServerError
-from effopd.rollouts.engine import Completion, Request, Sampling, StudentProbe, finished
+import torch
+
+from effopd.errors import ConfigError, NonFiniteError, ServerError
+from effopd.rollouts.engine import Completion, Request, Sampling, finished
 from effopd.servers.client import Client
-from effopd.servers.dialects import Api, score
+from effopd.servers.dialects import Api, mean_difference, probe_ids, score
 
 
 class ServerEngine:
@@ -72,17 +76,8 @@ class ServerEngine:
                     f"{self._client} wrote token {max(ids)}, the student's vocabulary has "
                     f"{self._vocabulary_size}: serve the model that is configured"
                 )
-        return [
-            finished(
-                each.token_ids,
-                each.log_probs,
-                stopped=each.stopped,
-                sampling=sampling,
-                tokenizer=self._tokenizer,
-                ends=self._ends,
-            )
-            for each in found
-        ]
+        finish = partial(finished, sampling=sampling, tokenizer=self._tokenizer, ends=self._ends)
+        return [finish(each.token_ids, each.log_probs, stopped=each.stopped) for each in found]
 
 
 class WeightReload:
@@ -124,3 +119,45 @@ class WeightReload:
             remedy="Start it with the student's model, in a precision close to the student's.",
         )
         shutil.rmtree(self._directory / f"weights-{self._syncs - 1}", ignore_errors=True)
+
+
+class StudentProbe:
+    """The student's own log-probabilities of a fixed text, and whether they were finite."""
+
+    def __init__(self, model: Any, vocabulary_size: int) -> None:
+        self._model, self._vocabulary_size = model, vocabulary_size
+        self.token_ids = probe_ids(vocabulary_size)
+        self.log_probs: tuple[float, ...] = ()
+        self.is_finite = True
+
+    @torch.no_grad()
+    def look(self) -> bool:
+        """Scores all tokens but the first with the weights as they are; whether all is finite."""
+        device = self._model.get_input_embeddings().weight.device
+        ids_1T = torch.tensor([self.token_ids], device=device)
+        training = self._model.training
+        self._model.eval()
+        try:
+            logits_TV = self._model(input_ids=ids_1T).logits[0, :-1, : self._vocabulary_size]
+        finally:
+            self._model.train(training)
+        log_probs_TV = torch.log_softmax(logits_TV.float(), dim=-1)
+        self.log_probs = tuple(log_probs_TV.gather(1, ids_1T[0, 1:, None])[:, 0].tolist())
+        self.is_finite = all(map(math.isfinite, self.log_probs))
+        return self.is_finite
+
+    def check_finite(self) -> None:
+        """Refuses to sample with weights that were not brought over: they gave NaN."""
+        if not self.is_finite:
+            raise NonFiniteError("the student's logits are not finite: its weights may hold NaN")
+
+    def check_arrived(
+        self, theirs: Sequence[float], tolerance: float, *, setting: str, where: str, remedy: str
+    ) -> None:
+        """Refuses an engine that scores the text otherwise after a sync."""
+        nats = mean_difference(self.log_probs, theirs)
+        if not nats <= tolerance:
+            raise ServerError(
+                f"{where}: log-probabilities differ by {nats:.3g} nats a token on average, allowed "
+                f"are {tolerance:g} ({setting}). {remedy}"
+            )

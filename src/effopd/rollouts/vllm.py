@@ -6,13 +6,15 @@ sampling parameters.
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from effopd.errors import MissingExtraError, ServerError
 from effopd.models.tokenizers import end_token_ids
-from effopd.rollouts.engine import Completion, Request, Sampling, StudentProbe, finished
+from effopd.rollouts.engine import Completion, Request, Sampling, finished
+from effopd.rollouts.server import StudentProbe
 from effopd.rollouts.settings import VLLMSettings
 
 NamedTensors = Iterable[tuple[str, Tensor]]
@@ -81,6 +83,7 @@ class VLLMEngine:
             use_tqdm=False,
         )
         self._sleep()
+        finish = partial(finished, sampling=sampling, tokenizer=self._tokenizer, ends=self._ends)
         found = []
         for written in (output.outputs[0] for output in outputs):
             ids = tuple(written.token_ids)
@@ -89,20 +92,9 @@ class VLLMEngine:
                     f"vLLM wrote token {max(ids)}, the student's vocabulary has "
                     f"{self._vocabulary_size}: the model's head has rows that no token uses"
                 )
-            log_probs = [
-                place[token].logprob for token, place in zip(ids, written.logprobs, strict=True)
-            ]
-            stopped = written.finish_reason == "stop"
-            found.append(
-                finished(
-                    ids,
-                    log_probs,
-                    stopped=stopped,
-                    sampling=sampling,
-                    tokenizer=self._tokenizer,
-                    ends=self._ends,
-                )
-            )
+            places = zip(ids, written.logprobs, strict=True)
+            log_probs = [place[token].logprob for token, place in places]
+            found.append(finish(ids, log_probs, stopped=written.finish_reason == "stop"))
         return found
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NoReturn
 
 from effopd.errors import ParameterMismatchError, ServerError
 from effopd.servers.client import (
@@ -300,7 +300,14 @@ def verify_server(
         served = ascii(", ".join(names)[:300])
         raise ServerError(f"{client} is not served; served are {served}")
     # 2. Its tokenizer is the student's, and whole answers fit.
-    context = _check_tokenizer(client, api, tokenizer, vocabulary_size, deadline)
+    # The text that is compared uses the whole vocabulary.
+    size = min(vocabulary_size, len(tokenizer))
+    chosen = sorted({i * (size - 1) // (_TEXT_TOKENS - 1) for i in range(_TEXT_TOKENS)})
+    text = " ".join(tokenizer.decode([i]) for i in chosen)
+    ours = tokenizer(text, add_special_tokens=False)["input_ids"]
+    theirs, context = client.ask(api.tokenize_request(text), api.read_tokens, deadline)
+    if tuple(ours) != theirs:
+        _refuse_tokenizer(client, tokenizer, ours, theirs)
     if context < longest + 1:
         raise ServerError(
             f"{client} takes {context} tokens, prompt and answer may have {longest} and one more "
@@ -356,24 +363,17 @@ def mean_difference(first: Sequence[float], second: Sequence[float]) -> float:
     return sum(abs(a - b) for a, b in zip(first, second, strict=True)) / len(first)
 
 
-def _check_tokenizer(
-    client: Client, api: Api, tokenizer: Any, vocabulary_size: int, deadline: Deadline
-) -> int:
-    """Compares both tokenizers on a text that uses the whole vocabulary; the server's context."""
-    size = min(vocabulary_size, len(tokenizer))
-    chosen = sorted({i * (size - 1) // (_TEXT_TOKENS - 1) for i in range(_TEXT_TOKENS)})
-    text = " ".join(tokenizer.decode([i]) for i in chosen)
-    ours = tokenizer(text, add_special_tokens=False)["input_ids"]
-    theirs, context = client.ask(api.tokenize_request(text), api.read_tokens, deadline)
-    if tuple(ours) != theirs:
-        pairs = enumerate(zip_longest(ours, theirs))
-        place, (own, other) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
-        token = None if own is None else tokenizer.convert_ids_to_tokens(own)
-        raise ParameterMismatchError(
-            f"{client} has another tokenizer than the student: {len(theirs)} tokens "
-            f"where the student's gives {len(ours)}, or other ones; the first that differs, at "
-            f"{place}, is {token!r} ({own}) for the student and {other} for the server. A "
-            "token-wise comparison would be meaningless; serve a model that shares the student's "
-            "tokenizer."
-        )
-    return context
+def _refuse_tokenizer(
+    client: Client, tokenizer: Any, ours: Sequence[int], theirs: Sequence[int]
+) -> NoReturn:
+    """Names the first token that differs."""
+    pairs = enumerate(zip_longest(ours, theirs))
+    place, (own, other) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
+    token = None if own is None else tokenizer.convert_ids_to_tokens(own)
+    raise ParameterMismatchError(
+        f"{client} has another tokenizer than the student: {len(theirs)} tokens "
+        f"where the student's gives {len(ours)}, or other ones; the first that differs, at "
+        f"{place}, is {token!r} ({own}) for the student and {other} for the server. A "
+        "token-wise comparison would be meaningless; serve a model that shares the student's "
+        "tokenizer."
+    )
