@@ -54,8 +54,8 @@ from effopd.evaluation.importance_kl import (
 from effopd.evaluation.logprobs import completion_log_probs, completion_reverse_kl
 from effopd.models.loading import ModelSettings, load_model, load_tokenizer
 from effopd.models.policy import Policy
+from effopd.rollouts.engine import derive_seed
 from effopd.rollouts.rollout import Rollout
-from effopd.rollouts.seeds import derive_seed
 from effopd.search.line_search import LineSearch
 from effopd.search.scales import LadderScales
 from effopd.search.selection import select_parameters

@@ -11,7 +11,7 @@ import pytest
 from effopd.config.reading import to_toml
 from effopd.data.dataset import DatasetSpec, DatasetTask, registry
 from effopd.data.filters import Filters
-from effopd.data.templates import TEMPLATES
+from effopd.data.mapping import TEMPLATES
 from effopd.errors import ConfigError
 from effopd.training.config import Config, load_config, make_config
 

@@ -32,13 +32,13 @@ from effopd.analysis.sweeps import (
 )
 from effopd.cli.main import app
 from effopd.errors import ConfigError
-from effopd.evaluation.evaluator import Evaluation, Evaluator
+from effopd.evaluation.evaluator import EvaluationResult, Evaluator
 from effopd.evaluation.statistics import mean
 from effopd.models.updates import PairUpdate, open_update
 from effopd.models.weights import MemoryWeights, open_weights
 from effopd.records import read_jsonl
 from effopd.reports.table_files import read_table
-from effopd.rollouts.seeds import derive_seed
+from effopd.rollouts.engine import derive_seed
 from effopd.search.validation import standard_error
 from effopd.training.build import build_parts
 from effopd.training.config import load_config
@@ -313,11 +313,11 @@ def test_a_model_that_breaks_is_a_row_with_its_reason() -> None:
     assert row["update_norm"] > 0
 
 
-def evaluation(rewards: tuple[float, ...], kl: tuple[tuple[float, ...], ...]) -> Evaluation:
+def evaluation(rewards: tuple[float, ...], kl: tuple[tuple[float, ...], ...]) -> EvaluationResult:
     problems = WORLD.load().test[: len(rewards)]
     engine = FakeEngine(bigram_table())
     rollouts = writer(engine).answer(problems, range(len(problems)))
-    return Evaluation(rollouts=tuple(rollouts), rewards=rewards, kl_nats=kl)
+    return EvaluationResult(rollouts=tuple(rollouts), rewards=rewards, kl_nats=kl)
 
 
 def test_problems_are_the_sample_of_a_standard_error() -> None:

@@ -10,7 +10,7 @@ import torch
 from effopd.comparison.plan import load_plan
 from effopd.config.reading import to_toml
 from effopd.data.dataset import DatasetTask
-from effopd.data.templates import TEMPLATES
+from effopd.data.mapping import TEMPLATES
 from effopd.doctor import check_file
 from effopd.evaluation.validators import AccuracyValidation, TeacherKLValidation
 from effopd.methods import SampledTokenOPD

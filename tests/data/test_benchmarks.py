@@ -12,7 +12,7 @@ from datasets import disable_progress_bars
 
 from effopd.data.benchmarks import load_benchmark
 from effopd.data.dataset import DatasetSpec, registry
-from effopd.data.templates import TEMPLATES
+from effopd.data.mapping import TEMPLATES
 from effopd.errors import ConfigError
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from effopd.data.templates import TEMPLATES, check_template, fill
+from effopd.data.mapping import TEMPLATES, check_template, fill
 from effopd.errors import ConfigError
 
 

@@ -16,9 +16,9 @@ from tests.fakes import (
 from tests.reference.kl_twin import reverse_kl
 
 from effopd.data.problem import Problem
-from effopd.evaluation.evaluator import Evaluation, Evaluator
+from effopd.evaluation.evaluator import EvaluationResult, Evaluator
 from effopd.evaluation.routing import Teachers
-from effopd.rollouts.seeds import derive_seed
+from effopd.rollouts.engine import derive_seed
 
 TASK = WORLD.load()
 PROBLEMS = [Problem(id=f"p-{i}", prompt="3 + 4 =", answer=str(i % 4)) for i in range(8)]
@@ -53,7 +53,7 @@ def test_row_without_verifier_and_with_truncation() -> None:
 def test_divergence_is_a_mean_over_tokens_not_over_answers() -> None:
     kl = ((1.0,), (4.0, 4.0, 4.0))
     rollouts = evaluator(problems=PROBLEMS[:2]).evaluate(writer(FakeEngine(script("# 3")))).rollouts
-    assert Evaluation(rollouts=rollouts, rewards=(), kl_nats=kl).row()["reverse_kl"] == 13 / 4
+    assert EvaluationResult(rollouts=rollouts, rewards=(), kl_nats=kl).row()["reverse_kl"] == 13 / 4
 
 
 def test_seeds_depend_on_the_evaluator_and_the_place_alone() -> None:

@@ -9,9 +9,8 @@ from tests.fakes import WORLD, FakeEngine, bigram_table, ids, script, writer
 from effopd.data.problem import Problem
 from effopd.errors import ConfigError
 from effopd.models.policy import Sample
-from effopd.rollouts.engine import Completion, Sampling
+from effopd.rollouts.engine import Completion, Sampling, derive_seed
 from effopd.rollouts.rollout import Rollout, mean_length, total_tokens, truncated_share
-from effopd.rollouts.seeds import derive_seed
 
 
 def rollout(length: int, reason: Any) -> Rollout:

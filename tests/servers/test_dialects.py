@@ -8,20 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from effopd.servers.client import NonFiniteAnswerError, TransientServerError
-from effopd.servers.dialects import Api, GenerateRequest, SGLangApi, VLLMApi, api_of
+from effopd.servers.dialects import Api, SGLangApi, VLLMApi, api_of
 from effopd.servers.settings import ServerSettings
 
 VLLM, SGLANG = VLLMApi("qwen"), SGLangApi("qwen")
-ASKED = GenerateRequest(
-    prompt_ids=(5, 6),
-    seed=2**62 + 3,
-    max_tokens=9,
-    temperature=0.5,
-    top_p=0.9,
-    top_k=7,
-    stop=("#",),
-    stop_token_ids=(2, 7),
-)
+ASKED: dict[str, Any] = {
+    "seed": 2**62 + 3, "max_tokens": 9, "temperature": 0.5, "top_p": 0.9, "top_k": 7,
+    "stop": ("#",), "stop_token_ids": (2, 7),
+}  # fmt: skip
 
 
 def test_flavors() -> None:
@@ -35,7 +29,7 @@ def test_flavors() -> None:
 
 
 def test_what_vllm_is_asked_to_write() -> None:
-    call = VLLM.generate_request(ASKED)
+    call = VLLM.generate_request((5, 6), **ASKED)
     assert call.path == "/v1/completions"
     assert call.payload == {
         "model": "qwen", "prompt": [5, 6], "seed": 2**62 + 3, "max_tokens": 9, "temperature": 0.5,
@@ -141,7 +135,7 @@ def test_reloading_by_vllm() -> None:
 
 
 def test_what_sglang_is_asked_to_write() -> None:
-    call = SGLANG.generate_request(ASKED)
+    call = SGLANG.generate_request((5, 6), **ASKED)
     assert call.path == "/generate"
     assert call.payload == {
         "input_ids": [5, 6],
@@ -156,9 +150,7 @@ def test_what_sglang_is_asked_to_write() -> None:
 
 
 def test_sglang_keeps_all_tokens_by_minus_one() -> None:
-    payload = SGLANG.generate_request(
-        GenerateRequest(prompt_ids=(5,), seed=0, max_tokens=1)
-    ).payload
+    payload = SGLANG.generate_request((5,), seed=0, max_tokens=1).payload
     assert payload is not None
     assert payload["sampling_params"]["top_k"] == -1
 

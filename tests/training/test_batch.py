@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from effopd.data.problem import Problem
-from effopd.rollouts.seeds import derive_seed
+from effopd.rollouts.engine import derive_seed
 from effopd.training.batch import epoch_order, mini_batches, step_problems
 
 

@@ -12,8 +12,8 @@ from tests.fakes import FakeEngine, bigram_table, writer
 from effopd.data.problem import Answer, Problem
 from effopd.errors import ConfigError
 from effopd.methods import Batch
+from effopd.rollouts.engine import derive_seed
 from effopd.rollouts.rollout import total_tokens
-from effopd.rollouts.seeds import derive_seed
 from effopd.training.batch import step_problems
 from effopd.training.collect import Collector
 from effopd.training.settings import Horizon, TrainSettings

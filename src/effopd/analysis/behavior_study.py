@@ -30,7 +30,7 @@ from effopd.analysis.series import Checkpoint, Inputs
 from effopd.analysis.trajectories import pca_points, tsne_points
 from effopd.config.reading import to_toml
 from effopd.errors import ConfigError
-from effopd.evaluation.evaluator import Evaluation
+from effopd.evaluation.evaluator import EvaluationResult
 from effopd.evaluation.logprobs import completion_reverse_kl
 from effopd.evaluation.routing import routed_reverse_kl
 from effopd.methods import FullVocabularyKL
@@ -266,7 +266,7 @@ class BehaviorStudy:
         taught = self._parts.evaluate_teacher()
         places = {rollout.problem.id: i for i, rollout in enumerate(taught.rollouts)}
         order = [places[rollout.problem.id] for rollout in self._text]
-        written["teacher"] = Evaluation(
+        written["teacher"] = EvaluationResult(
             rollouts=tuple(taught.rollouts[i] for i in order),
             rewards=tuple(taught.rewards[i] for i in order) if taught.rewards else (),
             kl_nats=(),

@@ -21,8 +21,8 @@ from effopd.progress import SILENT, Display
 from effopd.records import SCHEMA, Row, load_run, write_json_atomic
 from effopd.reports.table_files import write_table
 from effopd.reports.tables import text_table
+from effopd.rollouts.engine import derive_seed
 from effopd.rollouts.rollout import Rollout
-from effopd.rollouts.seeds import derive_seed
 from effopd.search.direction import SinceAccepted, SinceBase, SinceRaw
 from effopd.training.build import Parts, build_parts
 from effopd.training.config import Config

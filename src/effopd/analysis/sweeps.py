@@ -16,7 +16,7 @@ from effopd.analysis.intervention_kinds import Source, interventions
 from effopd.analysis.interventions import Intervention
 from effopd.config.reading import differences, to_toml
 from effopd.errors import ConfigError, NonFiniteError
-from effopd.evaluation.evaluator import Evaluation, Evaluator
+from effopd.evaluation.evaluator import EvaluationResult, Evaluator
 from effopd.evaluation.routing import Teachers
 from effopd.evaluation.statistics import mean
 from effopd.models.checkpoints import weights_fingerprint
@@ -27,8 +27,8 @@ from effopd.models.updates import Update, open_update, say_left_out
 from effopd.progress import SILENT, Display
 from effopd.records import Row, write_text_atomic
 from effopd.reports.table_files import write_table
+from effopd.rollouts.engine import derive_seed
 from effopd.rollouts.rollout import Writer
-from effopd.rollouts.seeds import derive_seed
 from effopd.search.validation import standard_error
 from effopd.training.build import build_parts, started_from
 from effopd.training.config import Config, load_config
@@ -283,7 +283,7 @@ def evaluate_interventions(cases: Iterable[Case], passes: Passes) -> Iterator[Ro
     passes.writer.engine.sync_weights()
 
 
-def pooled(evaluations: Sequence[Evaluation]) -> Row:
+def pooled(evaluations: Sequence[EvaluationResult]) -> Row:
     """Statistics over all passes; standard errors treat the problems as the sample.
 
     Passes of one problem are not independent of each other, so its mean counts as one value.

@@ -33,11 +33,9 @@ _OWN = Benchmark(
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A problem of a benchmark, and what it says is right.
+    """A problem, its id the benchmark's name and the number of the row, from 1.
 
-    Attributes:
-        problem: The problem; its id is the benchmark's name and the number of the row, from 1.
-        solution: An answer that has to be found right; "" where the benchmark has none.
+    `solution` is an answer that has to be found right; "" where the benchmark has none.
     """
 
     problem: Problem
@@ -46,17 +44,9 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Questions:
-    """A benchmark, read.
+    """A benchmark, read from `source`: a file, or a repository at a commit.
 
-    Attributes:
-        name: Its name.
-        verifier: Who checks answers.
-        source: File, or repository and commit, that it was read from.
-        licence: Licence of the data.
-        rules: How its references are written.
-        questions: In the order of the rows.
-        counts: Rows read and left out; only those of programs may be, where no inputs and outputs
-            can judge them.
+    Only programs may be left out of its rows, where no inputs and outputs can judge them.
     """
 
     name: str
@@ -79,12 +69,9 @@ def load_benchmark(
     limit: int | None = None,
 ) -> Questions:
     """Reads a benchmark from the hub, from a file, or from rows in memory."""
-    known, given = registry().benchmarks, None
-    if isinstance(source, str | Path):
-        path = str(source)
-    else:
-        given = list(source)
-        path = f"{len(given)} rows in memory"
+    known = registry().benchmarks
+    given = None if isinstance(source, str | Path) else list(source)
+    path = str(source) if given is None else f"{len(given)} rows in memory"
     if name not in known and not path:
         raise ConfigError(
             f"unknown benchmark {name!r}: choose of {', '.join(known)}, or give a file of your own "
@@ -97,8 +84,7 @@ def load_benchmark(
             f"{name}=FILE (from {benchmark.source})"
         )
     hub: Any = {} if path else {**benchmark.hub, "hub": True}
-    options: list[Any] = [{"path": path, **schema.fields, **hub} for schema in benchmark.schemas]
-    specs = [DatasetSpec(**each) for each in options]
+    specs = [DatasetSpec(**{"path": path, **each.fields, **hub}) for each in benchmark.schemas]
     rows = specs[0].rows(None, name) if given is None else memory_rows(given, name)
     spec, schema = specs[0], benchmark.schemas[0]
     if path:
@@ -154,11 +140,10 @@ def _question(
     """The question of a row with an answer that is right, or why there is none."""
     if schema.choices:
         try:
-            read = choices_in_text if schema.choices == "text" else choices_in_columns
-            choices = read(row.values).shuffled(seed)
+            text, letter = with_options(row.values, schema.choices, seed)
         except ConfigError as error:
             return RejectedRow(NO_QUESTION, f"{row.place}: {error}")
-        row = row._replace(values={"question": choices.text, "answer": choices.letter})
+        row = row._replace(values={"question": text, "answer": letter})
     found = read_row(row, spec, verifier)
     if isinstance(found, RejectedRow):
         return found
@@ -175,7 +160,6 @@ def _question(
 
 # Questions with options ---------------------------------------------------------------------------
 
-LETTERS = "ABCDEFGHIJ"
 _LISTED = re.compile(
     r"(?P<question>.*?)\n+A\. (?P<A>.*?)\nB\. (?P<B>.*?)\nC\. (?P<C>.*?)\nD\. (?P<D>.*)", re.DOTALL
 )
@@ -183,52 +167,29 @@ _ASKS_FOR_LETTER = re.compile(r"\n\n[^\n]*\\boxed\{\}[^\n]*$")
 _COLUMNS = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Choices:
-    """A question with two to ten options, and the index of the right one."""
+def with_options(
+    row: Mapping[str, Any], where: Literal["text", "columns"], seed: int
+) -> tuple[str, str]:
+    r"""A question with its options below it, one a line with letters, and the letter of the right.
 
-    question: str
-    options: tuple[str, ...]
-    right: int
-
-    def shuffled(self, seed: int) -> "Choices":
-        """The options in an order that depends on the seed and this question alone."""
-        order = list(range(len(self.options)))
-        random.Random(f"{seed}/{self.question}").shuffle(order)
-        return Choices(
-            question=self.question,
-            options=tuple(self.options[i] for i in order),
-            right=order.index(self.right),
-        )
-
-    @property
-    def text(self) -> str:
-        """The question, and below it one line an option, with letters."""
-        lines = [f"{letter}. {o}" for letter, o in zip(LETTERS, self.options, strict=False)]
-        return "\n".join([self.question, "", *lines])
-
-    @property
-    def letter(self) -> str:
-        """The letter of the right option."""
-        return LETTERS[self.right]
-
-
-def choices_in_text(row: Mapping[str, Any]) -> Choices:
-    r"""The options of a `question` that ends with them, one a line, and a right letter, `answer`.
-
-    A last paragraph that asks for the letter in `\boxed{}` is left out, as templates do that.
+    They stand in the "text" of `question`, one a line at its end, with the letter as `answer`; or
+    in "columns" of their own, the right one first, as in the repository of GPQA. Their order
+    depends on the seed and the question alone. A last paragraph that asks for the letter in
+    `\boxed{}` is left out, as templates do that.
     """
-    text, answer = text_at(row, "question"), text_at(row, "answer").strip()
-    found = _LISTED.fullmatch(_ASKS_FOR_LETTER.sub("", text.rstrip()))
-    if found is None:
-        raise ConfigError("field 'question' must end with four options, A. to D., one a line")
-    if answer not in {"A", "B", "C", "D"}:
-        raise ConfigError(f"field 'answer' must be a letter from A to D, got {answer!r:.20}")
-    options = tuple(found[letter].strip() for letter in "ABCD")
-    return Choices(question=found["question"].strip(), options=options, right="ABCD".index(answer))
-
-
-def choices_in_columns(row: Mapping[str, Any]) -> Choices:
-    """The options in fields of their own, the right one first, as in the repository of GPQA."""
-    options = tuple(text_at(row, column).strip() for column in _COLUMNS)
-    return Choices(question=text_at(row, "Question").strip(), options=options, right=0)
+    if where == "text":
+        text, answer = text_at(row, "question"), text_at(row, "answer").strip()
+        found = _LISTED.fullmatch(_ASKS_FOR_LETTER.sub("", text.rstrip()))
+        if found is None:
+            raise ConfigError("field 'question' must end with four options, A. to D., one a line")
+        if answer not in {"A", "B", "C", "D"}:
+            raise ConfigError(f"field 'answer' must be a letter from A to D, got {answer!r:.20}")
+        question, right = found["question"].strip(), "ABCD".index(answer)
+        options = [found[letter].strip() for letter in "ABCD"]
+    else:
+        options, right = [text_at(row, column).strip() for column in _COLUMNS], 0
+        question = text_at(row, "Question").strip()
+    order = list(range(len(options)))
+    random.Random(f"{seed}/{question}").shuffle(order)
+    lines = [f"{letter}. {options[i]}" for letter, i in zip("ABCD", order, strict=True)]
+    return "\n".join([question, "", *lines]), "ABCD"[order.index(right)]

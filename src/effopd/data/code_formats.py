@@ -38,6 +38,7 @@ HARNESS_IMPORTS = "\n".join(
 )
 """What the graders of APPS and Eurus do before a solution."""
 
+_INTEGER = re.compile("-?[0-9]{1,18}")
 DECIMAL_ERROR = 1e-6
 """Absolute or relative error of printed decimals, as the judge of Codeforces usually allows."""
 
@@ -61,8 +62,6 @@ def from_input_output(given: str | Mapping[str, Any]) -> CodeTests:
         raise ConfigError(f"{len(inputs)} inputs need as many outputs, got {len(outputs)}")
     if name:
         calls = [_call(*pair) for pair in zip(inputs, outputs, strict=True)]
-        lists = [expected for _, expected in calls if isinstance(expected, list)]
-        is_wrapped = len(lists) == len(calls) and all(len(each) == 1 for each in lists)
         return CodeTests(
             kind="call",
             inputs=tuple(arguments for arguments, _ in calls),
@@ -70,7 +69,7 @@ def from_input_output(given: str | Mapping[str, Any]) -> CodeTests:
             entry_point=name,
             preamble=HARNESS_IMPORTS,
             rule="json",
-            is_wrapped=is_wrapped,
+            is_wrapped=all(isinstance(found, list) and len(found) == 1 for _, found in calls),
         )
     return CodeTests(
         kind="stdin",
@@ -96,18 +95,16 @@ def from_codeforces(row: Mapping[str, Any]) -> CodeTests:
     tests = row.get("official_tests")
     if not isinstance(tests, list | tuple) or not tests:
         raise ConfigError("no official_tests")
+    pairs = []
     for test in tests:
-        pair = [test.get(key) for key in ("input", "output")] if isinstance(test, Mapping) else []
-        if not pair or not all(isinstance(text, str) for text in pair):
+        pair = (test.get("input"), test.get("output")) if isinstance(test, Mapping) else (None,)
+        if not all(isinstance(text, str) for text in pair):
             raise ConfigError(
                 f"a test must be an object of text, input and output, got {test!r:.60}"
             )
-    return CodeTests(
-        kind="stdin",
-        inputs=tuple(test["input"] for test in tests),
-        outputs=tuple(test["output"] for test in tests),
-        atol=DECIMAL_ERROR,
-    )
+        pairs.append(pair)
+    inputs, outputs = zip(*pairs, strict=True)
+    return CodeTests(kind="stdin", inputs=inputs, outputs=outputs, atol=DECIMAL_ERROR)
 
 
 def _read_json(text: str) -> Any:
@@ -137,13 +134,9 @@ def _call(arguments: Any, expected: Any) -> tuple[list[Any], Any]:
 
 def _with_integer_keys(value: Any) -> Any:
     """Undoes what JSON does to a dict with integer keys; other values are returned as they are."""
-    if (
-        isinstance(value, dict)
-        and value
-        and all(re.fullmatch("-?[0-9]{1,18}", key) for key in value)
-    ):
-        return {int(key): each for key, each in value.items()}
-    return value
+    if not isinstance(value, dict) or not all(map(_INTEGER.fullmatch, value)):
+        return value
+    return {int(key): each for key, each in value.items()}
 
 
 def _joined(text: Any) -> str:
@@ -215,7 +208,7 @@ def from_evalplus(row: Mapping[str, Any]) -> CodeTests:
 
 def _items(values: list[Any]) -> list[Any]:
     """A list of tuples."""
-    return [tuple(each) for each in values]
+    return [*map(tuple, values)]
 
 
 def _deep(value: Any) -> Any:

@@ -11,10 +11,9 @@ from typing import Any, Literal
 
 from effopd.config.reading import read, read_toml
 from effopd.data.filters import Check, Filters, plain, select
-from effopd.data.mapping import MappedRow, needed_fields, read_row
+from effopd.data.mapping import MappedRow, check_template, needed_fields, read_row
 from effopd.data.problem import AnswerRules, Counts, Task, VerifierName, check_verifier
 from effopd.data.rows import Row, file_rows, hub_rows, memory_rows
-from effopd.data.templates import check_template
 from effopd.errors import ConfigError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -35,13 +34,9 @@ _USUAL = {
 
 @dataclass(frozen=True, kw_only=True)
 class Schema:
-    """One way in which the rows of a benchmark are written.
+    """One way in which the rows of a benchmark are written: `fields` are those of a `DatasetSpec`.
 
-    Attributes:
-        fields: Settings of a `DatasetSpec`.
-        choices: Where the options of a question are: below it ("text"), or in fields of their own
-            ("columns"); "" where answers are free.
-        solution_field: Field with a worked solution; "" where there is none.
+    `choices` says where the options of a question are: below it, or in fields of their own.
     """
 
     fields: dict[str, str | float]
@@ -51,14 +46,9 @@ class Schema:
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """A named set of questions.
+    """A named set of questions; without settings of the `hub` it has to be given as a file.
 
-    Attributes:
-        verifier: Who checks answers.
-        licence: Licence of the data, for people.
-        source: Where its rows are, for people.
-        hub: Settings of the repository; {} where it has to be given as a file.
-        schemas: Of the hub the first; of a file the first one that can read its first row.
+    Rows of the hub are in the first schema, those of a file in the first that can read its first.
     """
 
     verifier: Literal["math", "code"]
@@ -179,11 +169,7 @@ class DatasetSpec:
         return self.path or f"{self.repo}@{self.revision[:12]} {self.split}"
 
     def rows(self, fields: Sequence[str] | None, name: str = "") -> Iterator[Row]:
-        """The rows, in order; `fields` are the needed ones, None all; `name` is what to call them.
-
-        Raises:
-            ConfigError: A file or repository cannot be read.
-        """
+        """The rows in order, of the needed fields, None for all; `name` is what to call them."""
         if not self.hub:
             return file_rows(self.path, fields)
         where: Any = {key: getattr(self, key) for key in _OF_THE_HUB}
@@ -226,15 +212,7 @@ class DatasetTask:
                 )
 
     def load(self) -> Task:
-        """Reads and filters the problems.
-
-        Returns:
-            The problems, with the numbers of rows that were read and left out.
-
-        Raises:
-            ConfigError: A file or repository cannot be read, holds no or too few problems, or two
-                problems have the same id.
-        """
+        """Reads and filters the problems; too few, or two of one id, are a ConfigError."""
         return self.of_rows(None, None)
 
     def of_rows(

@@ -12,34 +12,23 @@ _USUAL = ("messages", "conversations")
 """What fields with chat messages are mostly called."""
 _TURNS = ("user", "assistant")
 _ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "function_call": "tool",
-    "function_response": "tool",
-    "observation": "tool",
-    "ipython": "tool",
+    name: role
+    for role, names in {
+        "system": "system developer",
+        "user": "user human",
+        "assistant": "assistant gpt chatgpt bot model",
+        "tool": "tool function function_call function_response observation ipython",
+    }.items()
+    for name in names.split()
 }
 """What data sets call those who speak, in small letters -> what chat templates call them."""
 _LEVEL = re.compile(r"(?:Level )?(-?\d{1,9}(?:\.\d{1,9})?)")
 
 
 class Conversation(NamedTuple):
-    """What a prompt says.
+    """What a prompt says: a system message or "", earlier questions with answers, the question.
 
-    Attributes:
-        system: System message; "" for none.
-        turns: Earlier questions, each with its answer.
-        question: What is to be answered.
-        answered: Whether an answer followed, as in data for supervised training; it is left out.
+    `answered` if an answer followed, as in data for supervised training; it is left out.
     """
 
     system: str

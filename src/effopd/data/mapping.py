@@ -9,21 +9,40 @@ from effopd.data.code_tests import CodeTests
 from effopd.data.fields import conversation_at, level_at, text_at, value_at
 from effopd.data.problem import Problem, VerifierName
 from effopd.data.rows import Row
-from effopd.data.templates import fill
 from effopd.errors import ConfigError
 
 if TYPE_CHECKING:
     from effopd.data.dataset import DatasetSpec
 
 
-class MappedRow(NamedTuple):
-    """A problem with what filters look at.
+QUESTION = "{question}"
+_THINK_FIRST = "You need to think first then write the Python code."
 
-    Attributes:
-        problem: The problem.
-        question: All that is asked, without the template.
-        level: Its difficulty; None where there is none to read.
-        answered: Whether its row ends with an answer, which is left out.
+TEMPLATES: Mapping[str, str] = {
+    "plain": QUESTION,
+    "math": QUESTION + "\nPlease reason step by step, and put your final answer within \\boxed{}.",
+    "code": QUESTION
+    + "\n\nWrite Python code to solve the problem. Present the code in \n"
+    + f"```python\nYour code\n```\nat the end.\n{_THINK_FIRST}",
+    "think_first": f"{QUESTION}\n{_THINK_FIRST}",
+    "choice": QUESTION
+    + "\n\nPlease reason step-by-step and put your choice letter without any other text with "
+    + "\\boxed{} in the end.",
+    "complete": "Write a self-contained Python program that does what this one asks for, in a "
+    + f"Markdown code block:\n```python\n{QUESTION}\n```",
+}
+"""Name in settings -> template.
+
+`math` is that of arXiv 2605.11739, appendix D; `code` asks for Python as Eurus-2-RL-Data and arXiv
+2602.12125 do. Rows of Eurus already end with all but the last sentence of it. `choice` is what
+arXiv 2602.12125 asks for with GPQA, `complete` puts the stub of HumanEval+ and MBPP+ in.
+"""
+
+
+class MappedRow(NamedTuple):
+    """A problem with what filters look at: all that is asked, without the template, and its level.
+
+    The level is None where there is none to read; `answered` rows ended with an answer, left out.
     """
 
     problem: Problem
@@ -33,12 +52,7 @@ class MappedRow(NamedTuple):
 
 
 class RejectedRow(NamedTuple):
-    """A row that is no problem.
-
-    Attributes:
-        reason: What it is counted under.
-        message: The row and what is wrong with it; "" where nothing is.
-    """
+    """A row that is no problem: what it is counted under; the row and its mistake, "" for none."""
 
     reason: str
     message: str = ""
@@ -73,7 +87,14 @@ def read_row(row: Row, spec: "DatasetSpec", verifier: VerifierName) -> MappedRow
         said = conversation_at(values, spec.prompt_field)
         reason = "no readable reference answer"
         has_answer = verifier not in {"code", "none"} and bool(spec.answer_field)
-        answer = _answer(values, spec) if has_answer else ""
+        answer = text_at(values, spec.answer_field) if has_answer else ""
+        if has_answer and spec.answer_after:
+            _, found, after = answer.rpartition(spec.answer_after)
+            answer = after.strip()
+            if not found or not answer:
+                raise ConfigError(
+                    f"field {spec.answer_field!r} has nothing after {spec.answer_after}"
+                )
         reason = "no usable tests"
         tests: CodeTests | None = None
         if verifier == "code":
@@ -112,11 +133,15 @@ def needed_fields(spec: "DatasetSpec", verifier: VerifierName) -> list[str] | No
     return [field for field in (spec.prompt_field, checked, *others) if field]
 
 
-def _answer(values: Mapping[str, Any], spec: "DatasetSpec") -> str:
-    text = text_at(values, spec.answer_field)
-    if not spec.answer_after:
-        return text
-    _, found, after = text.rpartition(spec.answer_after)
-    if not found or not after.strip():
-        raise ConfigError(f"field {spec.answer_field!r} has nothing after {spec.answer_after}")
-    return after.strip()
+def check_template(template: str) -> None:
+    """Refuses what is neither a name nor a text with a place for the question."""
+    if template not in TEMPLATES and QUESTION not in template:
+        raise ConfigError(
+            f"template must contain {QUESTION} or be one of {', '.join(TEMPLATES)}, "
+            f"got {template!r}"
+        )
+
+
+def fill(template: str, question: str) -> str:
+    """The prompt: `question` in its place in a template, which is given by name or as text."""
+    return TEMPLATES.get(template, template).replace(QUESTION, question)

@@ -84,13 +84,7 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What is to be checked.
-
-    Attributes:
-        problem: The problem answered.
-        completion: Text of the answer.
-        is_truncated: Whether it was cut at the length cap.
-    """
+    """The text of an answer that is to be checked, and whether it was cut at the length cap."""
 
     problem: Problem
     completion: str
@@ -129,15 +123,10 @@ class JudgingVerifier(CountingVerifier, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """Rows of one source of problems.
+    """Rows of one source of problems that were read, kept, and dropped by their first reason.
 
-    Attributes:
-        name: The source, with the commit of a repository.
-        read: Rows there.
-        kept: Rows that became problems.
-        dropped: Reason -> rows left out, each by its first reason; the most frequent first.
-        answered: Rows that end with an answer, which is left out.
-        example: The first row that could not be read, and what would keep it; "" without one.
+    Frequent reasons come first. `answered` rows end with an answer, which is left out; `example` is
+    the first row that could not be read, and what would keep it.
     """
 
     name: str

@@ -17,13 +17,7 @@ _SUFFIXES = {".parquet", ".json", ".jsonl", ".csv"}
 
 
 class Row(NamedTuple):
-    """One row of a data set.
-
-    Attributes:
-        place: Where it stands, for messages: `data.jsonl line 3`.
-        name: What it is called in its data set: `data-3`. Numbers count from 1.
-        values: Field -> value.
-    """
+    """One row: where it stands (`data.jsonl line 3`), its name (`data-3`, from 1), its fields."""
 
     place: str
     name: str

@@ -84,10 +84,7 @@ class TinyWorld:
                 raise ConfigError(f"{name} must be at least 0 and below 1, got {share}")
         if self.hidden % 16 or self.hidden < 16:
             raise ConfigError(f"hidden must be a multiple of 16, got {self.hidden}")
-        self._check_size()
-
-    def _check_size(self) -> None:
-        """Drawing distinct problems must end, and soon: at most half of all are drawn."""
+        # Drawing distinct problems must end, and soon: at most half of all are drawn.
         asked = self.train_problems + self.test_problems
         distinct = self.modulus * (len(OPERATORS) * self.modulus) ** self.operations
         if asked > distinct // 2:
@@ -121,20 +118,15 @@ class TinyWorld:
             length = rng.choice(self.lengths) if len(self.lengths) > 1 else self.operations
             steps = [(rng.choice(OPERATORS), rng.randrange(self.modulus)) for _ in range(length)]
             text = " ".join([str(first), *(f"{op} {b}" for op, b in steps), "="])
-            chains[text] = (str(self._result(first, steps)), length)
+            value = first
+            for operator, operand in steps:
+                value = apply(operator, value, operand) % self.modulus
+            chains[text] = (str(value), length)
         problems = [
             Problem(id=f"chain-{i}", prompt=prompt, answer=answer, level=length)
             for i, (prompt, (answer, length)) in enumerate(chains.items())
         ]
-        return Task(
-            train=problems[self.test_problems :],
-            test=problems[: self.test_problems],
-        )
-
-    def _result(self, value: int, steps: Sequence[tuple[str, int]]) -> int:
-        for operator, operand in steps:
-            value = apply(operator, value, operand) % self.modulus
-        return value
+        return Task(train=problems[self.test_problems :], test=problems[: self.test_problems])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,8 +145,7 @@ class ChainVerifier:
 
 def apply(operator: str, left: int, right: int) -> int:
     """`left operator right` over the integers."""
-    results = {"+": left + right, "-": left - right, "*": left * right}
-    return results[operator]
+    return {"+": left + right, "-": left - right, "*": left * right}[operator]
 
 
 def make_tokenizer(world: TinyWorld) -> PreTrainedTokenizerFast:
@@ -232,11 +223,8 @@ def _chains(
     def constant(word: str) -> Tensor:
         return torch.full((count,), symbol[word])
 
-    first, operator, operand = (
-        draw(world.modulus),
-        draw(3, operations),
-        draw(world.modulus, operations),
-    )
+    first, operator = draw(world.modulus), draw(3, operations)
+    operand = draw(world.modulus, operations)
     wrong = torch.rand(count, operations, generator=generator) < world.wrong_step
     shift = 1 + draw(world.modulus - 1, operations)
     prompt, steps = [torch.ones(count, dtype=torch.long), first + number], []

@@ -10,20 +10,17 @@ from effopd.evaluation.logprobs import BATCH_TOKENS
 from effopd.evaluation.routing import Teachers, routed_reverse_kl
 from effopd.evaluation.statistics import mean
 from effopd.models.policy import Policy
+from effopd.rollouts.engine import derive_seed
 from effopd.rollouts.rollout import Rollout, Writer, mean_length, truncated_share
-from effopd.rollouts.seeds import derive_seed
 from effopd.search.validation import standard_error
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """What a policy wrote on the test problems, and how good it was.
+class EvaluationResult:
+    """What a policy wrote on the test problems, and how good it was, one entry a problem.
 
-    Attributes:
-        rollouts: One per problem.
-        rewards: One per rollout in [0, 1]; empty without a verifier.
-        kl_nats: Per rollout the reverse KL of each token to its teacher; empty without teachers.
-        verdicts: How the checks ended; None where the verifier only gives rewards.
+    `rewards` are in [0, 1], () without a verifier; `kl_nats` has the reverse KL of each token to
+    its teacher, () without teachers; `verdicts` are None where a verifier only gives rewards.
     """
 
     rollouts: tuple[Rollout, ...]
@@ -47,13 +44,10 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluator:
-    """Evaluates on fixed problems with fixed random numbers.
+    """Evaluates on fixed held-out problems with fixed random numbers.
 
-    Attributes:
-        problems: Held-out problems.
-        verifier: None when answers cannot be checked.
-        seed: Seed of the sampling; the same for every run that is to be compared.
-        batch_tokens: Padded tokens per forward pass when scoring, at most.
+    Runs that are to be compared have the same seed. Scoring takes at most `batch_tokens` padded
+    tokens a forward pass.
     """
 
     problems: Sequence[Problem]
@@ -63,7 +57,7 @@ class Evaluator:
 
     def evaluate(
         self, writer: Writer, *, student: Policy | None = None, teachers: Teachers | None = None
-    ) -> Evaluation:
+    ) -> EvaluationResult:
         """Writes one answer per problem and measures it."""
         seeds = [derive_seed(self.seed, "evaluate", i) for i in range(len(self.problems))]
         rollouts = writer.answer(self.problems, seeds)
@@ -73,7 +67,7 @@ class Evaluator:
             if student and teachers
             else []
         )
-        return Evaluation(
+        return EvaluationResult(
             rollouts=tuple(rollouts),
             rewards=judgement.rewards,
             kl_nats=tuple(divergences),

@@ -19,12 +19,13 @@ Verdicts = Mapping[str, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """What a verifier said about some answers."""
+    """What a verifier said about some answers: rewards in [0, 1], () where nobody checks.
+
+    The verdicts sum to the number of answers; None where the verifier only gives rewards.
+    """
 
     rewards: tuple[float, ...] = ()
-    """One per answer in [0, 1]; empty where nobody checks."""
     verdicts: Verdicts | None = None
-    """Their sum is the number of answers; None where the verifier only gives rewards."""
 
 
 def judge(verifier: Verifier | None, rollouts: Sequence[Rollout]) -> Judgement:
@@ -57,15 +58,9 @@ RIGHT = {"correct", "passed"}
 
 @dataclass(frozen=True, kw_only=True)
 class GradedAnswer:
-    """One answer, checked.
+    """One answer, checked: `sample` says which to its question, from 0, `tokens` were written.
 
-    Attributes:
-        question: Id of the problem.
-        sample: Which answer to it, from 0.
-        tokens: Tokens written.
-        truncated: Whether it was cut at the length cap.
-        verdict: How the check ended.
-        answer: What is in its last box; None without one, and for programs.
+    It is truncated at the length cap; `answer` is in its last box, None for programs.
     """
 
     question: str

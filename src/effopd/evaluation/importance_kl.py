@@ -142,14 +142,15 @@ def effective_share(weights_B: Float[Tensor, " B"]) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightedKL:
-    """The reverse KL of a candidate to its teacher, estimated on another policy's answers."""
+    """The reverse KL of a candidate to its teacher, estimated on another policy's answers.
+
+    One linearised value an answer, whose mean is the estimate; likewise of the length of the
+    candidate's answers in tokens; weights of whole answers, of mean 1.
+    """
 
     per_answer_nats: tuple[float, ...]
-    """One linearised value an answer; their mean is the estimate."""
     lengths: tuple[float, ...]
-    """Likewise of the length of the candidate's answers, in tokens."""
     answer_weights: tuple[float, ...]
-    """Weights of whole answers, of mean 1."""
 
 
 def weighted_kl(
@@ -234,13 +235,13 @@ class ImportanceWeightedKLValidator:
                     f"{draw} is scored on the answers of its tip, which was not scored before it "
                     f"(kept are those of step {self._step}): score the tip, at scale 1, first"
                 )
-            candidate = self._log_probs(self._rollouts)
+            candidate = self._log_probs()
             if reason := outside_trust_region(candidate, self._tip, self._settings):
                 return Score(value=float("nan"), reason=reason)
         else:
             # The answers of the tip, for itself and for all candidates of its search.
             self._step, self._rollouts = None, self._source.rollouts(draw)
-            candidate = self._tip = self._log_probs(self._rollouts)
+            candidate = self._tip = self._log_probs()
             self._step = draw.step
             tokens = total_tokens(self._rollouts) if self._source.costs_tokens else 0
         # The divergence at each of their tokens, weighted by how likely the candidate writes them.
@@ -261,6 +262,6 @@ class ImportanceWeightedKLValidator:
             teacher_tokens=total_tokens(self._rollouts),
         )
 
-    def _log_probs(self, rollouts: Sequence[Rollout]) -> list[tuple[float, ...]]:
-        samples = [rollout.sample for rollout in rollouts]
+    def _log_probs(self) -> list[tuple[float, ...]]:
+        samples = [rollout.sample for rollout in self._rollouts]
         return completion_log_probs(self._student, samples, batch_tokens=self._batch_tokens)

@@ -25,9 +25,8 @@ def completion_log_probs(
 ) -> list[tuple[float, ...]]:
     """Log-probability (nats) of every completion token, one tuple a sample."""
     found: list[tuple[float, ...]] = []
-    limits = {"batch_sequences": batch_sequences, "batch_tokens": batch_tokens}
     with policy.during(), torch.no_grad(), evaluation_mode(policy):
-        for batch in completion_batches(samples, **limits):
+        for batch in _batches(samples, batch_sequences, batch_tokens):
             states = policy.states(batch)
             scored = token_log_probs(
                 states.hidden_ND,
@@ -55,9 +54,8 @@ def completion_reverse_kl(
     2605.11739 with its sum over tokens left to the caller.
     """
     found: list[tuple[float, ...]] = []
-    limits = {"batch_sequences": batch_sequences, "batch_tokens": batch_tokens}
     with teacher.during(), torch.no_grad(), evaluation_mode(student), evaluation_mode(teacher):
-        for batch in completion_batches(samples, **limits):
+        for batch in _batches(samples, batch_sequences, batch_tokens):
             ours, theirs = student.states(batch), teacher.states(batch)
             divergences_N = token_divergences(
                 ours.hidden_ND,
@@ -83,15 +81,10 @@ def evaluation_mode(policy: Policy) -> Iterator[None]:
         policy.model.train(training)
 
 
-def completion_batches(
-    samples: Sequence[Sample],
-    *,
-    batch_sequences: int = BATCH_SEQUENCES,
-    batch_tokens: int = BATCH_TOKENS,
-) -> Iterator[list[Sample]]:
+def _batches(samples: Sequence[Sample], sequences: int, tokens: int) -> Iterator[list[Sample]]:
     """Consecutive samples that go through a model together; see `micro_batches`."""
     lengths = [len(s.prompt_ids) + len(s.completion_ids) for s in samples]
-    for indices in micro_batches(lengths, tokens=batch_tokens, sequences=batch_sequences):
+    for indices in micro_batches(lengths, tokens=tokens, sequences=sequences):
         yield [samples[i] for i in indices]
 
 

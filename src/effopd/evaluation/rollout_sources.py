@@ -3,36 +3,12 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from effopd.data.problem import Problem
 from effopd.errors import ValidatorError
-from effopd.rollouts.engine import Sampling
+from effopd.rollouts.engine import Sampling, derive_seed
 from effopd.rollouts.rollout import Rollout, Writer
-from effopd.rollouts.seeds import derive_seed
 from effopd.search.validation import Draw
-
-
-class RolloutSource(Protocol):
-    """Gives a validator the rollouts of a search."""
-
-    @property
-    def sampling(self) -> Sampling:
-        """How answers are sampled."""
-        ...
-
-    @property
-    def costs_tokens(self) -> bool:
-        """Whether answers are sampled for the search alone."""
-        ...
-
-    def rollouts(self, draw: Draw) -> list[Rollout]:
-        """One answer a prompt."""
-        ...
-
-    def truncated(self, rollouts: Sequence[Rollout]) -> list[float]:
-        """1 for each answer that ran into the length cap, else 0; 0 where it was cut on purpose."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +80,10 @@ class TrainingBatchRollouts:
         """1 for each answer that ran into the length cap, else 0; 0 where it was cut on purpose."""
         is_cap = [rollout.completion.finish_reason == "length" for rollout in rollouts]
         return [float(is_long and not self._are_cut) for is_long in is_cap]
+
+
+RolloutSource = FreshRollouts | TrainingBatchRollouts
+"""Gives a validator one answer a prompt for a search; `costs_tokens` if sampled for it alone."""
 
 
 def sample_indices(draw: Draw, total: int, count: int, seed: int, *, resample: bool) -> list[int]:

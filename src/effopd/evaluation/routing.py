@@ -2,17 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from effopd.data.problem import Problem
 from effopd.errors import ConfigError
-from effopd.evaluation.logprobs import (
-    BATCH_TOKENS,
-    completion_log_probs,
-    completion_reverse_kl,
-)
+from effopd.evaluation.logprobs import BATCH_TOKENS, completion_log_probs, completion_reverse_kl
 from effopd.evaluation.served_teacher import ServedTeacher
 from effopd.models.policy import Policy, Sample
 from effopd.rollouts.rollout import Rollout
@@ -24,11 +21,7 @@ Teacher = Policy | ServedTeacher
 
 @dataclass(frozen=True, kw_only=True)
 class Teachers:
-    """Teachers by name.
-
-    Attributes:
-        policies: At least one. "" is the name that problems give which name no teacher.
-    """
+    """Teachers by name, at least one; "" is the name of problems that name no teacher."""
 
     policies: Mapping[str, Teacher]
 
@@ -112,17 +105,12 @@ def routed_reverse_kl(
     batch_tokens: int = BATCH_TOKENS,
 ) -> TokenValues:
     """`completion_reverse_kl` of each rollout to its own teacher, in the rollouts' order."""
-
-    def score(teacher: Teacher, samples: Sequence[Sample]) -> TokenValues:
-        return completion_reverse_kl(
-            student,
-            _local(teacher),
-            samples,
-            teacher_temperature=teacher_temperature,
-            batch_tokens=batch_tokens,
-        )
-
-    return _routed(teachers, rollouts, score)
+    limits: Any = {"teacher_temperature": teacher_temperature, "batch_tokens": batch_tokens}
+    return _routed(
+        teachers,
+        rollouts,
+        lambda teacher, samples: completion_reverse_kl(student, _local(teacher), samples, **limits),
+    )
 
 
 def _routed(

@@ -12,8 +12,7 @@ from typing import Any
 from effopd.errors import ConfigError, ServerError
 from effopd.models.policy import Sample
 from effopd.servers.client import Client, Deadline
-from effopd.servers.dialects import api_of
-from effopd.servers.handshake import Identity, mean_difference, score, verify_server
+from effopd.servers.dialects import Identity, api_of, mean_difference, score, verify_server
 from effopd.servers.settings import ServerSettings
 
 

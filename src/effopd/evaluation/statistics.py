@@ -135,49 +135,39 @@ def majority(
     _check_samples(rewards)
     with MathVerifier() as verifier:
         groups = [verifier.groups(each) for each in answers]
-    kept = [_of_majority(g, r) for g, r in zip(groups, rewards, strict=True)]
+    kept = []
+    for found, given in zip(groups, rewards, strict=True):
+        right = [group for group, reward in zip(found, given, strict=True) if reward == 1]
+        as_one = [right[0] if group in right else group for group in found]
+        votes = Counter(group for group in as_one if group is not None).most_common(1)
+        winner = votes[0][0] if votes else None  # of equal counts the one that was met first
+        pairs = zip(as_one, given, strict=True)
+        kept.append(max(r for group, r in pairs if group == winner) if votes else 0.0)
     return _estimate(kept, 1)
-
-
-def _of_majority(groups: Sequence[int | None], rewards: Sequence[float]) -> float:
-    """Reward of the group with the most votes; 0 when nobody answers."""
-    right = [group for group, reward in zip(groups, rewards, strict=True) if reward == 1]
-    as_one = [right[0] if group in right else group for group in groups]
-    votes = Counter(group for group in as_one if group is not None)
-    if not votes:
-        return 0.0
-    winner = votes.most_common(1)[0][0]  # of equal counts the one that was met first
-    return max(r for group, r in zip(as_one, rewards, strict=True) if group == winner)
 
 
 def _estimate(
     values: Sequence[float], samples: int, sampling_error: float | None = None
 ) -> Estimate:
-    """Of one value in [0, 1] a question, each from so many samples."""
-    error = standard_error(values)
+    """Of one value in [0, 1] a question, each from so many samples; see `average`."""
+    questions, center, error, interval = len(values), mean(values), standard_error(values), None
+    if error is not None:
+        # The effective number of questions.
+        seen = min(_spread_over(values), _spread_over([1 - value for value in values]))
+        whole = center * (1 - center)
+        share = questions * error**2 / whole if whole > 0 else 1.0
+        share = min(max(share, 1 / samples), 1.0)
+        share = (seen * share + DOUBT) / (seen + DOUBT)
+        # z^2 / trials, with which Wilson's interval is the roots of a quadratic.
+        pull = Z_95**2 * share / questions
+        middle = (center + pull / 2) / (1 + pull)
+        half = math.sqrt(pull * (whole + pull / 4)) / (1 + pull)
+        # At an end of [0, 1] the root is there itself, but for rounding.
+        low = 0.0 if center == 0 else max(0.0, middle - half)
+        interval = low, 1.0 if center == 1 else min(1.0, middle + half)
     return Estimate(
-        mean=mean(values),
-        standard_error=error,
-        sampling_error=sampling_error,
-        interval=None if error is None else _proportion(values, error, samples),
+        mean=center, standard_error=error, sampling_error=sampling_error, interval=interval
     )
-
-
-def _proportion(values: Sequence[float], error: float, samples: int) -> Interval:
-    """Wilson's interval with an effective number of questions; see `average`."""
-    questions, center = len(values), mean(values)
-    seen = min(_spread_over(values), _spread_over([1 - value for value in values]))
-    whole = center * (1 - center)
-    share = questions * error**2 / whole if whole > 0 else 1.0
-    share = min(max(share, 1 / samples), 1.0)
-    share = (seen * share + DOUBT) / (seen + DOUBT)
-    # z^2 / trials, with which Wilson's interval is the roots of a quadratic.
-    pull = Z_95**2 * share / questions
-    middle = (center + pull / 2) / (1 + pull)
-    half = math.sqrt(pull * (whole + pull / 4)) / (1 + pull)
-    # At an end of [0, 1] the root is there itself, but for rounding.
-    low = 0.0 if center == 0 else max(0.0, middle - half)
-    return low, 1.0 if center == 1 else min(1.0, middle + half)
 
 
 def _spread_over(parts: Sequence[float]) -> float:

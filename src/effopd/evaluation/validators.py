@@ -111,13 +111,7 @@ def teacher_kl_measure(
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutValidator:
-    """Scores the live student by what it writes.
-
-    Attributes:
-        source: Has the student answer.
-        measure: Value of each rollout.
-        scores_with_teacher: Whether the measure has the teacher score every token.
-    """
+    """Scores the live student by what it writes; a teacher may have to score every token."""
 
     source: RolloutSource
     measure: Measure

@@ -36,10 +36,7 @@ def verifier_for(task: TinyWorld | DatasetTask, checking: CodeChecking) -> Verif
 def without_unreadable(
     task: Task, verifier: Verifier | None, report: Callable[[str], None]
 ) -> Task:
-    """The task without problems whose reference the verifier cannot compare with an answer.
-
-    They would earn 0 whatever is answered. `report` is told how many were left out, and which.
-    """
+    """The task without problems whose reference no answer could match; `report` is told."""
     if not isinstance(verifier, MathVerifier):
         return task
 

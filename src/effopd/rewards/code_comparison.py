@@ -111,10 +111,7 @@ def equal_values(
 
 
 def _key(value: Any) -> str:
-    """A text that equal plain values share, and no others; NaN is equal to itself.
-
-    Sets of it cannot be made to collide, as values can whose hashes a program chooses.
-    """
+    """A text that equal plain values share, NaN too; no program can make sets of it collide."""
     if value is None or isinstance(value, str):
         return repr(value)
     if isinstance(value, float) and not value.is_integer():

@@ -54,10 +54,7 @@ class _Fence:
 
 
 def written_program(completion: str, *, continues_prompt: bool) -> str | None:
-    """The source that a completion gives; None where it gives none.
-
-    With `continues_prompt` it may continue the source in the prompt without any fence.
-    """
+    """The source that a completion gives, or continues if `continues_prompt`; None without."""
     continuation = continuation_of(completion, needs_fence=not continues_prompt)
     first = next((line for line in (continuation or "").split("\n") if line.strip()), "")
     if continues_prompt and first.startswith(("    ", "\t")):
@@ -66,11 +63,7 @@ def written_program(completion: str, *, continues_prompt: bool) -> str | None:
 
 
 def program_of(completion: str) -> str | None:
-    """The last Python block, else the last block that names no language; None without one.
-
-    `<think>...</think>` is left out, its opening tag may stand in the prompt. The indentation of
-    the fence is taken off the lines of the block. Linear in the length of `completion`.
-    """
+    """The last Python block outside the thinking, else the last unnamed one, dedented; or None."""
     opened: _Fence | None = None
     lines: list[str] = []
     closed: list[tuple[_Fence, str]] = []
@@ -103,11 +96,7 @@ def program_of(completion: str) -> str | None:
 
 
 def continuation_of(completion: str, *, needs_fence: bool = False) -> str | None:
-    """The completion itself as source: what a base model writes.
-
-    It ends at its first fence, which closes the block that the prompt opened; None where that
-    fence opens one, and with `needs_fence` where there is no fence.
-    """
+    """The completion as source up to the fence that closes it; None if its first fence opens."""
     said = _said(completion)
     lines = said.split("\n")
     fences = ((place, fence) for place, line in enumerate(lines) if (fence := _fence(line)))

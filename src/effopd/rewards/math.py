@@ -75,20 +75,12 @@ class MathVerifier:
         return verdicts
 
     def unreadable(self, problems: Sequence[Problem]) -> list[Problem]:
-        """The problems with a reference that no answer but its own text could be compared with.
-
-        Leave them out of a task: every other answer to them is an "error", which earns nothing. A
-        reference that takes too long is not among them, so that the clock decides nothing.
-        """
+        """The problems whose reference only its own text equals; slow ones are not among them."""
         verdicts = self._settled([decide(each.answer, _PROBE, each.rules) for each in problems])
         return [each for each, found in zip(problems, verdicts, strict=True) if found == "error"]
 
     def groups(self, answers: Sequence[str | None]) -> list[int | None]:
-        """Which answers of one question have the same value, for votes among samples.
-
-        `answers` are contents of boxes; None and "" are no answer. Gives the group of each, from 0
-        in the order in which groups first come up; None without an answer. `counts` stays.
-        """
+        """The group of each answer by value, from 0 in order of appearance; None for none."""
         group_of: dict[str | None, int] = {}
         left = list(dict.fromkeys(answer for answer in answers if answer and answer.strip()))
         group = 0

@@ -72,10 +72,7 @@ def work(wall_s: float, memory_bytes: int) -> None:
 
 
 def refuse_effects() -> None:
-    """From here on this process opens nothing for writing and starts and calls nothing.
-
-    A second line of defence, under a grammar that executes nothing.
-    """
+    """Lets this process open nothing for writing and start or call nothing, a second defence."""
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
@@ -89,11 +86,7 @@ def refuse_effects() -> None:
 
 
 def _peak_bytes() -> int:
-    """The most memory this program has held.
-
-    Not `getrusage`, where there is another way: Linux carries its figure over from the process
-    that started this one, so that the workers of a large trainer would all look full.
-    """
+    """The most memory this program held; Linux's `getrusage` would count the parent's, too."""
     if sys.platform != "linux":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with open("/proc/self/status", encoding="ascii") as status:

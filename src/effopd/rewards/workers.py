@@ -58,10 +58,7 @@ class WorkerSettings:
 
 
 class WorkerPool:
-    """Worker processes, started when the first check needs them.
-
-    Threads may share a pool. A process that was forked from this one starts workers of its own.
-    """
+    """Worker processes, started when the first check needs them; threads may share a pool."""
 
     def __init__(self, settings: WorkerSettings) -> None:
         self.settings = settings
@@ -71,11 +68,7 @@ class WorkerPool:
         self._finalizer = weakref.finalize(self, _end_all, self._idle, self._owner)
 
     def verdicts(self, checks: Sequence[Pairs]) -> list[Verdict]:
-        """One verdict per check, in order; a check is correct when one of its pairs is equal.
-
-        As many run at once as there are processes. A check whose process dies is tried once more
-        before it is an "error"; one that outlasts the wall costs its process, which is replaced.
-        """
+        """One verdict per check, correct if a pair is equal; tried again if its process dies."""
         if self._owner != os.getpid():  # leave the workers of the parent to it
             self._finalizer.detach()
             self.__init__(self.settings)  # type: ignore[misc]

@@ -1,5 +1,6 @@
 """What every inference engine is asked and returns."""
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,12 +43,7 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One completion to write.
-
-    Attributes:
-        prompt_ids: At least one token.
-        seed: Decides every random number of this completion, whatever else is in the batch.
-    """
+    """One completion to write; the seed decides all its random numbers, whatever the batch."""
 
     prompt_ids: tuple[int, ...]
     seed: int
@@ -76,10 +72,9 @@ class Engine(Protocol):
     """Writes completions with the student's current weights."""
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        """One completion a request, in order. Leaves global random generators alone.
+        """One completion a request, in order; NonFiniteError where the student's logits are not.
 
-        Raises:
-            NonFiniteError: The student's logits are not finite.
+        Leaves global random generators alone.
         """
         ...
 
@@ -107,7 +102,20 @@ def finished(
         raise NonFiniteError(
             "log-probabilities of written tokens are not finite: the student's weights may hold NaN"
         )
-    length = _end(token_ids, sampling, tokenizer, ends)
+
+    def holds_stop(tokens: Sequence[int]) -> bool:
+        text = tokenizer.decode(tokens)
+        return any(string in text for string in sampling.stop)
+
+    # Tokens up to the first end, that end included; 0 without one.
+    found = [i + 1 for i, token in enumerate(token_ids) if token in ends][:1]
+    if sampling.stop and holds_stop(token_ids):
+        low, high = 0, len(token_ids)  # the text of low tokens holds none, that of high does
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if holds_stop(token_ids[:middle]) else (middle, high)
+        found.append(high)
+    length = min(found, default=0)
     kept = tuple(token_ids[: length or sampling.max_new_tokens])
     known = sampling.temperature in {0.0, 1.0}
     return Completion(
@@ -123,20 +131,7 @@ def without_end(token_ids: Sequence[int], ends: Sequence[int]) -> Sequence[int]:
     return token_ids[:-1] if token_ids and token_ids[-1] in ends else token_ids
 
 
-def _end(
-    token_ids: Sequence[int], sampling: Sampling, tokenizer: Any, end_ids: Sequence[int]
-) -> int:
-    """Tokens up to the first end, that end included; 0 without one."""
-
-    def holds_stop(tokens: Sequence[int]) -> bool:
-        text = tokenizer.decode(tokens)
-        return any(string in text for string in sampling.stop)
-
-    ends = [i + 1 for i, token in enumerate(token_ids) if token in end_ids][:1]
-    if sampling.stop and holds_stop(token_ids):
-        low, high = 0, len(token_ids)  # the text of low tokens holds none, that of high does
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if holds_stop(token_ids[:middle]) else (middle, high)
-        ends.append(high)
-    return min(ends, default=0)
+def derive_seed(*parts: int | str) -> int:
+    """A 63-bit seed of every part, so that resuming needs none saved: `(seed, "train", step)`."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

@@ -32,16 +32,10 @@ from effopd.rollouts.engine import Completion, Request, Sampling, without_end
 class HFEngine:
     """Generates with the live student model itself, so weights are always in sync.
 
-    Args:
-        model: Hugging Face causal language model; answers end at every one of its end tokens
-            (`end_token_ids`).
-        tokenizer: Its tokenizer; prompts are left-padded with its padding token.
-        batch_size: Requests decoded together, at most.
-        batch_tokens: Prompt and answer tokens decoded together at most, padding included and every
-            answer counted at the length cap; None for no limit.
-        during: Entered while writing, see `Policy`.
-        vocabulary_size: Head rows that are sampled from; None for all. Padding rows beyond the
-            vocabulary shared with a teacher must not be.
+    At most `batch_size` requests are decoded together, and `batch_tokens` of prompts and answers
+    with padding, every answer counted at the length cap. Sampled from are `vocabulary_size` head
+    rows: padding rows beyond the vocabulary shared with a teacher must not be. `during` is entered
+    while writing, see `Policy`.
     """
 
     def __init__(

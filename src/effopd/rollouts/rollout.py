@@ -50,14 +50,7 @@ def total_tokens(rollouts: Sequence[Rollout]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Writer:
-    """An engine with everything it needs to answer problems.
-
-    Attributes:
-        engine: Writes completions.
-        tokenizer: Encodes prompts.
-        template: How a problem becomes a prompt.
-        sampling: How tokens are drawn.
-    """
+    """An engine with everything it needs to answer problems."""
 
     engine: Engine
     tokenizer: Any

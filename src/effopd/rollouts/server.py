@@ -4,29 +4,26 @@ Completions depend on their own request alone as far as the server computes alik
 vLLM with VLLM_BATCH_INVARIANT=1, SGLang with --enable-deterministic-inference.
 """
 
+import math
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from effopd.errors import ConfigError, ServerError
+import torch
+
+from effopd.errors import ConfigError, NonFiniteError, ServerError
 from effopd.rollouts.engine import Completion, Request, Sampling, finished
-from effopd.rollouts.student_probe import StudentProbe
 from effopd.servers.client import Client
-from effopd.servers.dialects import Api, GenerateRequest, Generation
-from effopd.servers.handshake import mean_difference, probe_ids, score
+from effopd.servers.dialects import Api, mean_difference, probe_ids, score
 
 
 class ServerEngine:
-    """Samples with whatever a server holds.
+    """Samples with whatever a server holds, whose tokenizer must be this one.
 
-    Args:
-        client: Asks the server.
-        api: How.
-        tokenizer: Decodes; the server's must be the same.
-        vocabulary_size: Token ids are below it.
-        ends: Tokens that end an answer (`end_token_ids`).
-        reload: Brings the student's weights to the server; None where its weights are fixed.
+    Answers end at `ends` (`end_token_ids`). `reload` brings the student's weights to the server;
+    None where its weights are fixed.
     """
 
     def __init__(
@@ -57,8 +54,8 @@ class ServerEngine:
         if self._reload is not None:
             self._reload.probe.check_finite()
         asked = [
-            GenerateRequest(
-                prompt_ids=request.prompt_ids,
+            self._api.generate_request(
+                request.prompt_ids,
                 seed=request.seed,
                 max_tokens=sampling.max_new_tokens,
                 temperature=sampling.temperature,
@@ -69,29 +66,18 @@ class ServerEngine:
             )
             for request in requests
         ]
-        generations = self._client.ask_all(
-            [self._api.generate_request(one) for one in asked],
-            [self._api.read_generation] * len(asked),
-            self._client.deadline(),
-        )
-        return [self._completion(one, sampling) for one in generations]
-
-    def _completion(self, generation: Generation, sampling: Sampling) -> Completion:
-        if not generation.token_ids:
-            raise ServerError(f"{self._client} wrote a completion without any token")
-        if max(generation.token_ids) >= self._vocabulary_size:
-            raise ServerError(
-                f"{self._client} wrote token {max(generation.token_ids)}, the student's vocabulary "
-                f"has {self._vocabulary_size}: serve the model that is configured"
-            )
-        return finished(
-            generation.token_ids,
-            generation.log_probs,
-            stopped=generation.stopped,
-            sampling=sampling,
-            tokenizer=self._tokenizer,
-            ends=self._ends,
-        )
+        reads = [self._api.read_generation] * len(asked)
+        found = self._client.ask_all(asked, reads, self._client.deadline())
+        for ids in (generation.token_ids for generation in found):
+            if not ids:
+                raise ServerError(f"{self._client} wrote a completion without any token")
+            if max(ids) >= self._vocabulary_size:
+                raise ServerError(
+                    f"{self._client} wrote token {max(ids)}, the student's vocabulary has "
+                    f"{self._vocabulary_size}: serve the model that is configured"
+                )
+        finish = partial(finished, sampling=sampling, tokenizer=self._tokenizer, ends=self._ends)
+        return [finish(each.token_ids, each.log_probs, stopped=each.stopped) for each in found]
 
 
 class WeightReload:
@@ -107,7 +93,7 @@ class WeightReload:
     ) -> None:
         self._model, self._client, self._api = model, client, api
         self._directory = directory.expanduser().resolve()
-        self.probe = StudentProbe(model, probe_ids(vocabulary_size), vocabulary_size)
+        self.probe = StudentProbe(model, vocabulary_size)
         self._syncs = 0
 
     def sync(self) -> None:
@@ -124,12 +110,54 @@ class WeightReload:
         for request in self._api.reload_requests(str(target)):
             self._client.control(request, self._client.settings.step_s)
         theirs = score(self._client, self._api, self.probe.token_ids, 1, self._client.deadline())
-        nats = mean_difference(self.probe.log_probs, theirs)
-        if not nats <= self._client.settings.tolerance_nats:
-            raise ServerError(
-                f"{self._client} does not have the student's weights after a reload from {target}: "
-                f"log-probabilities differ by {nats:.3g} nats a token on average, allowed are "
-                f"{self._client.settings.tolerance_nats:g} (tolerance_nats). Start it with the "
-                "student's model, in a precision close to the student's."
-            )
+        self.probe.check_arrived(
+            theirs,
+            self._client.settings.tolerance_nats,
+            setting="tolerance_nats",
+            where=f"{self._client} does not have the student's weights after a reload from "
+            f"{target}",
+            remedy="Start it with the student's model, in a precision close to the student's.",
+        )
         shutil.rmtree(self._directory / f"weights-{self._syncs - 1}", ignore_errors=True)
+
+
+class StudentProbe:
+    """The student's own log-probabilities of a fixed text, and whether they were finite."""
+
+    def __init__(self, model: Any, vocabulary_size: int) -> None:
+        self._model, self._vocabulary_size = model, vocabulary_size
+        self.token_ids = probe_ids(vocabulary_size)
+        self.log_probs: tuple[float, ...] = ()
+        self.is_finite = True
+
+    @torch.no_grad()
+    def look(self) -> bool:
+        """Scores all tokens but the first with the weights as they are; whether all is finite."""
+        device = self._model.get_input_embeddings().weight.device
+        ids_1T = torch.tensor([self.token_ids], device=device)
+        training = self._model.training
+        self._model.eval()
+        try:
+            logits_TV = self._model(input_ids=ids_1T).logits[0, :-1, : self._vocabulary_size]
+        finally:
+            self._model.train(training)
+        log_probs_TV = torch.log_softmax(logits_TV.float(), dim=-1)
+        self.log_probs = tuple(log_probs_TV.gather(1, ids_1T[0, 1:, None])[:, 0].tolist())
+        self.is_finite = all(map(math.isfinite, self.log_probs))
+        return self.is_finite
+
+    def check_finite(self) -> None:
+        """Refuses to sample with weights that were not brought over: they gave NaN."""
+        if not self.is_finite:
+            raise NonFiniteError("the student's logits are not finite: its weights may hold NaN")
+
+    def check_arrived(
+        self, theirs: Sequence[float], tolerance: float, *, setting: str, where: str, remedy: str
+    ) -> None:
+        """Refuses an engine that scores the text otherwise after a sync."""
+        nats = mean_difference(self.log_probs, theirs)
+        if not nats <= tolerance:
+            raise ServerError(
+                f"{where}: log-probabilities differ by {nats:.3g} nats a token on average, allowed "
+                f"are {tolerance:g} ({setting}). {remedy}"
+            )

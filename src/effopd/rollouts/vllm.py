@@ -6,6 +6,7 @@ sampling parameters.
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -13,9 +14,8 @@ from torch import Tensor
 from effopd.errors import MissingExtraError, ServerError
 from effopd.models.tokenizers import end_token_ids
 from effopd.rollouts.engine import Completion, Request, Sampling, finished
+from effopd.rollouts.server import StudentProbe
 from effopd.rollouts.settings import VLLMSettings
-from effopd.rollouts.student_probe import StudentProbe
-from effopd.servers.handshake import mean_difference, probe_ids
 
 NamedTensors = Iterable[tuple[str, Tensor]]
 
@@ -40,7 +40,7 @@ class VLLMEngine:
         self._model, self._tokenizer, self._settings = model, tokenizer, settings
         self._vocabulary_size = vocabulary_size
         self._ends = end_token_ids(tokenizer, model)
-        self._probe = StudentProbe(model, probe_ids(vocabulary_size), vocabulary_size)
+        self._probe = StudentProbe(model, vocabulary_size)
         self._asleep: set[str] = set()
         self._sleep()
 
@@ -58,14 +58,15 @@ class VLLMEngine:
         ids = self._probe.token_ids
         parameters = self._parameters(max_tokens=1, temperature=0.0, prompt_logprobs=1)
         (output,) = self._llm.generate([_prompt(ids)], [parameters], use_tqdm=False)
-        nats = mean_difference(self._probe.log_probs, prompt_log_probs(output, ids))
-        if not nats <= self._settings.tolerance_nats:
-            raise ServerError(
-                f"vLLM does not have the student's weights after a sync: log-probabilities differ "
-                f"by {nats:.3g} nats a token on average, allowed are "
-                f"{self._settings.tolerance_nats:g} (rollouts.vllm.tolerance_nats). Its names of "
-                "parameters may not be those of the student: use rollouts.engine = 'hf'."
-            )
+        places = zip(ids[1:], output.prompt_logprobs[1:], strict=True)
+        self._probe.check_arrived(
+            [place[token].logprob for token, place in places],
+            self._settings.tolerance_nats,
+            setting="rollouts.vllm.tolerance_nats",
+            where="vLLM does not have the student's weights after a sync",
+            remedy="Its names of parameters may not be those of the student: use rollouts.engine = "
+            "'hf'.",
+        )
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """One completion a request, in order; see `Engine.generate`."""
@@ -82,29 +83,23 @@ class VLLMEngine:
             use_tqdm=False,
         )
         self._sleep()
-        return [self._completion(output, sampling) for output in outputs]
+        finish = partial(finished, sampling=sampling, tokenizer=self._tokenizer, ends=self._ends)
+        found = []
+        for written in (output.outputs[0] for output in outputs):
+            ids = tuple(written.token_ids)
+            if max(ids) >= self._vocabulary_size:
+                raise ServerError(
+                    f"vLLM wrote token {max(ids)}, the student's vocabulary has "
+                    f"{self._vocabulary_size}: the model's head has rows that no token uses"
+                )
+            places = zip(ids, written.logprobs, strict=True)
+            log_probs = [place[token].logprob for token, place in places]
+            found.append(finish(ids, log_probs, stopped=written.finish_reason == "stop"))
+        return found
 
     def close(self) -> None:
         """Gives the GPU's memory back."""
         self._sleep()
-
-    def _completion(self, output: Any, sampling: Sampling) -> Completion:
-        written = output.outputs[0]
-        ids = tuple(written.token_ids)
-        if max(ids) >= self._vocabulary_size:
-            raise ServerError(
-                f"vLLM wrote token {max(ids)}, the student's vocabulary has "
-                f"{self._vocabulary_size}: the model's head has rows that no token uses"
-            )
-        places = zip(ids, written.logprobs, strict=True)
-        return finished(
-            ids,
-            [place[token].logprob for token, place in places],
-            stopped=written.finish_reason == "stop",
-            sampling=sampling,
-            tokenizer=self._tokenizer,
-            ends=self._ends,
-        )
 
     def _wake(self, *parts: str) -> None:
         asleep = [part for part in parts if part in self._asleep]
@@ -182,12 +177,6 @@ def sampling_arguments(seed: int, sampling: Sampling, ends: Sequence[int]) -> di
         "skip_special_tokens": False,
         "logprobs": 0,
     }
-
-
-def prompt_log_probs(output: Any, token_ids: Sequence[int]) -> list[float]:
-    """Log-probabilities of all prompt tokens but the first, from a `vllm.RequestOutput`."""
-    places = zip(token_ids[1:], output.prompt_logprobs[1:], strict=True)
-    return [place[token].logprob for token, place in places]
 
 
 def _prompt(token_ids: Sequence[int]) -> dict[str, list[int]]:

@@ -72,7 +72,7 @@ class Client:
         self._key = settings.api_key()
         self._seed = seed
         self._lock = threading.Lock()
-        self._disturbances = 0
+        self.disturbances = 0  # failures; where it has grown, the server may have restarted
         headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
         self._http = httpx2.Client(
             headers=headers | ({"Authorization": f"Bearer {self._key}"} if self._key else {}),
@@ -83,11 +83,6 @@ class Client:
 
     def __str__(self) -> str:
         return f"{self.settings.model} at {self._url}"
-
-    @property
-    def disturbances(self) -> int:
-        """Failures so far: where it has grown, the server may have restarted meanwhile."""
-        return self._disturbances
 
     def deadline(self) -> Deadline:
         """The deadline of a step that starts now."""
@@ -120,7 +115,7 @@ class Client:
             except TransientServerError as error:
                 failure = error
                 with self._lock:
-                    self._disturbances += 1
+                    self.disturbances += 1
         message = f"{self}: {self.settings.retries + 1} tries failed, the last: {failure}"
         if isinstance(failure, NonFiniteAnswerError):
             raise NonFiniteError(message)
@@ -159,14 +154,12 @@ class Client:
 
         with ThreadPoolExecutor(min(self.settings.concurrency, len(requests))) as pool:
             futures = [pool.submit(one, index) for index in range(len(requests))]
-            is_over = False
             try:
                 wait(futures)
-                is_over = True
-            finally:
-                if not is_over:  # interrupted: the others must not go on
-                    deadline.give_up()
-                    pool.shutdown(wait=False, cancel_futures=True)
+            except BaseException:  # interrupted: the others must not go on
+                deadline.give_up()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
         if first:
             raise first[0]
         return [future.result() for future in futures]
@@ -201,30 +194,24 @@ class Client:
             if "CERTIFICATE_VERIFY_FAILED" in str(error):
                 raise ServerError(f"{url}: its certificate is not trusted: {error}") from None
             raise TransientServerError(f"{url}: {error or type(error).__name__}") from None
-        self._check_status(url, reply.status_code, bytes(body))
-        try:
-            return json.loads(body) if body.strip() else None
-        except (ValueError, RecursionError):
-            message = f"{url}: an answer of {len(body)} bytes that is no JSON"
-            raise TransientServerError(message) from None
-
-    def _check_status(self, url: str, status: int, body: bytes) -> None:
-        if 200 <= status < 300:
-            return
-        where = f"{url}: HTTP {status}"
+        status, where = reply.status_code, f"{url}: HTTP {reply.status_code}"
         if status >= 500 or status in _TRANSIENT_STATUS:
             raise TransientServerError(where)
         if 300 <= status < 400:
             raise ServerError(f"{where}, a redirect, which is not followed: give its target as url")
         if status in {401, 403}:
             raise ServerError(f"{where}: name the variable that holds the key in api_key_env")
-        raise ServerError(f"{where}: {self._shown(body.decode('utf-8', 'replace'))}")
+        if not 200 <= status < 300:
+            raise ServerError(f"{where}: {self._shown(body.decode('utf-8', 'replace'))}")
+        try:
+            return json.loads(body) if body.strip() else None
+        except (ValueError, RecursionError):
+            message = f"{url}: an answer of {len(body)} bytes that is no JSON"
+            raise TransientServerError(message) from None
 
     def _shown(self, text: Any) -> str:
         """The start of what the server said, without the key and without control characters."""
-        plain = str(text)
-        if self._key:
-            plain = plain.replace(self._key, "(the key)")
+        plain = str(text).replace(self._key, "(the key)") if self._key else str(text)
         return ascii(plain[:300])
 
     def _backoff_s(self, attempt: int, rng: random.Random) -> float:

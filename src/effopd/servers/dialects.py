@@ -1,4 +1,4 @@
-"""What vLLM and SGLang are asked, and what is read from their answers.
+"""What vLLM and SGLang are asked and answer, and whether a server is the one we think it is.
 
 A `read_...` raises TransientServerError for a broken answer: another try may bring a good one.
 
@@ -11,9 +11,17 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import zip_longest
+from typing import Any, NoReturn
 
-from effopd.servers.client import NonFiniteAnswerError, ServerRequest, TransientServerError
+from effopd.errors import ParameterMismatchError, ServerError
+from effopd.servers.client import (
+    Client,
+    Deadline,
+    NonFiniteAnswerError,
+    ServerRequest,
+    TransientServerError,
+)
 from effopd.servers.settings import ServerSettings
 
 TokenIds = tuple[int, ...]
@@ -27,41 +35,17 @@ _NEUTRAL = {
 }
 """Sent with every request, so that defaults of the served model do not change what is sampled."""
 _SGLANG_SEED_BITS = 31
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerateRequest:
-    """One completion to sample.
-
-    Attributes:
-        prompt_ids: At least one token.
-        seed: A non-negative number of 63 bits.
-        max_tokens: Length cap.
-        temperature: Divides the logits; 0 is greedy.
-        top_p: Nucleus mass in (0, 1].
-        top_k: Most likely tokens kept; 0 keeps all.
-        stop: Strings that end the completion; kept in its text.
-        stop_token_ids: Tokens that end it, besides the end-of-sequence token of the server.
-    """
-
-    prompt_ids: TokenIds
-    seed: int
-    max_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    stop: tuple[str, ...] = ()
-    stop_token_ids: TokenIds = ()
+PROBE_TOKENS = 32
+_GENERATED = 8
+_TEXT_TOKENS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """What the server sampled.
+    """What the server sampled, the token that ended the text included.
 
-    Attributes:
-        token_ids: All tokens, the one that ended the text included.
-        log_probs: Natural log-probability of each, before temperature (vLLM) or after (SGLang).
-        stopped: Whether the text ended before the length cap.
+    Log-probabilities are natural, before temperature (vLLM) or after (SGLang); `stopped` is False
+    at the length cap.
     """
 
     token_ids: TokenIds
@@ -75,9 +59,32 @@ class Api(ABC):
     def __init__(self, model: str) -> None:
         self._model = model
 
+    def generate_request(
+        self,
+        prompt_ids: TokenIds,
+        *,
+        seed: int,
+        max_tokens: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        stop: Sequence[str] = (),
+        stop_token_ids: Sequence[int] = (),
+    ) -> ServerRequest:
+        """Asks for a completion with the log-probabilities of its tokens.
+
+        The seed has 63 bits; a temperature of 0 is greedy, a top_k of 0 keeps all. `stop` strings
+        stay in the text; `stop_token_ids` end it besides the server's own end of sequence.
+        """
+        drawn = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "stop": list(stop)}
+        drawn |= {"stop_token_ids": list(stop_token_ids), **_NEUTRAL}
+        return self._generate_request(prompt_ids, seed, max_tokens, drawn)
+
     @abstractmethod
-    def generate_request(self, asked: GenerateRequest) -> ServerRequest:
-        """Asks for a completion with the log-probabilities of its tokens."""
+    def _generate_request(
+        self, prompt_ids: TokenIds, seed: int, max_tokens: int, drawn: dict[str, Any]
+    ) -> ServerRequest:
+        """`generate_request` from how tokens are drawn, as vLLM names it."""
 
     @abstractmethod
     def read_generation(self, answer: Any) -> Generation:
@@ -109,26 +116,15 @@ class Api(ABC):
 
 
 class VLLMApi(Api):
-    """`/v1/completions` of vLLM 0.10.2 or later, which returns token ids."""
+    """`/v1/completions` of vLLM 0.10.2 or later; special tokens may be named as stop strings."""
 
-    def generate_request(self, asked: GenerateRequest) -> ServerRequest:
-        """See `Api`; special tokens may be named as stop strings."""
-        payload = {
-            "model": self._model,
-            "prompt": list(asked.prompt_ids),
-            "seed": asked.seed,
-            "max_tokens": asked.max_tokens,
-            "temperature": asked.temperature,
-            "top_p": asked.top_p,
-            "top_k": asked.top_k,
-            "stop": list(asked.stop),
-            "stop_token_ids": list(asked.stop_token_ids),
-            "include_stop_str_in_output": True,
-            "logprobs": 0,
-            "return_token_ids": True,
-            **_NEUTRAL,
-        }
-        return ServerRequest(path="/v1/completions", payload=payload)
+    def _generate_request(
+        self, prompt_ids: TokenIds, seed: int, max_tokens: int, drawn: dict[str, Any]
+    ) -> ServerRequest:
+        ours = {"model": self._model, "prompt": list(prompt_ids), "seed": seed}
+        ours |= {"max_tokens": max_tokens, "logprobs": 0, "return_token_ids": True}
+        ours |= {"include_stop_str_in_output": True}
+        return ServerRequest(path="/v1/completions", payload=ours | drawn)
 
     def read_generation(self, answer: Any) -> Generation:
         """See `Api`."""
@@ -183,20 +179,12 @@ class SGLangApi(Api):
     Seeds count with --enable-deterministic-inference only, their lowest 31 bits.
     """
 
-    def generate_request(self, asked: GenerateRequest) -> ServerRequest:
-        """See `Api`."""
-        parameters = {
-            "sampling_seed": asked.seed & (2**_SGLANG_SEED_BITS - 1),
-            "max_new_tokens": asked.max_tokens,
-            "temperature": asked.temperature,
-            "top_p": asked.top_p,
-            "top_k": asked.top_k or -1,
-            "stop": list(asked.stop),
-            "stop_token_ids": list(asked.stop_token_ids),
-            "no_stop_trim": True,
-            **_NEUTRAL,
-        }
-        return self._request(asked.prompt_ids, sampling_params=parameters)
+    def _generate_request(
+        self, prompt_ids: TokenIds, seed: int, max_tokens: int, drawn: dict[str, Any]
+    ) -> ServerRequest:
+        ours = {"sampling_seed": seed & (2**_SGLANG_SEED_BITS - 1), "max_new_tokens": max_tokens}
+        ours |= {"top_k": drawn["top_k"] or -1, "no_stop_trim": True}
+        return self._request(prompt_ids, sampling_params=drawn | ours)
 
     def read_generation(self, answer: Any) -> Generation:
         """See `Api`."""
@@ -279,3 +267,113 @@ def _check_count(log_probs: Any, tokens: Any) -> None:
     if not isinstance(log_probs, list) or len(log_probs) != tokens:
         found = len(log_probs) if isinstance(log_probs, list) else "no"
         raise TransientServerError(f"{found} log-probabilities for {tokens!r:.40} tokens")
+
+
+# Is it the server we think it is: its model, tokenizer, context and arithmetic -------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """How a server scores a fixed text: another model gives other numbers.
+
+    `log_probs` are of all tokens of the text but the first. The server takes `context` tokens. Its
+    scores of the text differ by `repeat_nats` when it is scored twice, and of what it wrote itself
+    by `self_score_nats` between writing and reading, both means.
+    """
+
+    probe_ids: TokenIds
+    log_probs: tuple[float, ...]
+    context: int
+    repeat_nats: float
+    self_score_nats: float
+
+
+def verify_server(
+    client: Client, api: Api, tokenizer: Any, vocabulary_size: int, longest: int
+) -> Identity:
+    """Checks a server before anything depends on it, and describes it for later comparisons."""
+    deadline = client.deadline()
+    # 1. It serves the model.
+    listed = client.ask(ServerRequest(path="/v1/models"), lambda a: field(a, "data"), deadline)
+    names = [str(model.get("id")) for model in listed if isinstance(model, dict)]
+    if client.settings.model not in names:
+        served = ascii(", ".join(names)[:300])
+        raise ServerError(f"{client} is not served; served are {served}")
+    # 2. Its tokenizer is the student's, and whole answers fit.
+    # The text that is compared uses the whole vocabulary.
+    size = min(vocabulary_size, len(tokenizer))
+    chosen = sorted({i * (size - 1) // (_TEXT_TOKENS - 1) for i in range(_TEXT_TOKENS)})
+    text = " ".join(tokenizer.decode([i]) for i in chosen)
+    ours = tokenizer(text, add_special_tokens=False)["input_ids"]
+    theirs, context = client.ask(api.tokenize_request(text), api.read_tokens, deadline)
+    if tuple(ours) != theirs:
+        _refuse_tokenizer(client, tokenizer, ours, theirs)
+    if context < longest + 1:
+        raise ServerError(
+            f"{client} takes {context} tokens, prompt and answer may have {longest} and one more "
+            "is written: start it with a longer context, or lower prompt.max_tokens or "
+            "sampling.max_new_tokens"
+        )
+    # 3. It scores a text alike twice.
+    probe = probe_ids(vocabulary_size)
+    log_probs = score(client, api, probe, 1, deadline)
+    again = score(client, api, probe, 1, deadline)
+    # 4. It scores what it generates as it does the same text in a prompt.
+    asked = api.generate_request(probe, seed=0, max_tokens=_GENERATED, temperature=0.0)
+    own = client.ask(asked, api.read_generation, deadline)
+    if not own.token_ids:
+        raise ServerError(f"{client} wrote nothing where a token was asked for")
+    own_again = score(client, api, probe + own.token_ids, len(probe), deadline)
+    identity = Identity(
+        probe_ids=probe,
+        log_probs=log_probs,
+        context=context,
+        repeat_nats=mean_difference(log_probs, again),
+        self_score_nats=mean_difference(own.log_probs, own_again),
+    )
+    tolerance = client.settings.tolerance_nats
+    for what, nats in (
+        ("the same text twice", identity.repeat_nats),
+        ("its own text, written and read,", identity.self_score_nats),
+    ):
+        if nats > tolerance:
+            raise ServerError(
+                f"{client} scores {what} differently, by {nats:.3g} nats a token on average; "
+                f"allowed are {tolerance:g} (tolerance_nats). Its log-probabilities cannot be "
+                "trained on."
+            )
+    return identity
+
+
+def probe_ids(vocabulary_size: int) -> TokenIds:
+    """Tokens spread over the vocabulary, its first and last among them."""
+    last = vocabulary_size - 1
+    return tuple(i * last // (PROBE_TOKENS - 1) for i in range(PROBE_TOKENS))
+
+
+def score(
+    client: Client, api: Api, ids: TokenIds, start: int, deadline: Deadline
+) -> tuple[float, ...]:
+    """The server's log-probabilities of `ids[start:]`."""
+    return client.ask(api.score_request(ids), lambda a: api.read_scores(a, ids, start), deadline)
+
+
+def mean_difference(first: Sequence[float], second: Sequence[float]) -> float:
+    """Mean absolute difference."""
+    return sum(abs(a - b) for a, b in zip(first, second, strict=True)) / len(first)
+
+
+def _refuse_tokenizer(
+    client: Client, tokenizer: Any, ours: Sequence[int], theirs: Sequence[int]
+) -> NoReturn:
+    """Names the first token that differs."""
+    pairs = enumerate(zip_longest(ours, theirs))
+    place, (own, other) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
+    token = None if own is None else tokenizer.convert_ids_to_tokens(own)
+    raise ParameterMismatchError(
+        f"{client} has another tokenizer than the student: {len(theirs)} tokens "
+        f"where the student's gives {len(ours)}, or other ones; the first that differs, at "
+        f"{place}, is {token!r} ({own}) for the student and {other} for the server. A "
+        "token-wise comparison would be meaningless; serve a model that shares the student's "
+        "tokenizer."
+    )

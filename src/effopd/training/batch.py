@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from effopd.data.problem import Problem
-from effopd.rollouts.seeds import derive_seed
+from effopd.rollouts.engine import derive_seed
 
 
 def step_problems(problems: Sequence[Problem], seed: int, step: int, count: int) -> list[Problem]:

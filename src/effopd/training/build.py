@@ -13,7 +13,7 @@ from effopd.data.problem import CountingVerifier, Task, Verifier
 from effopd.data.world import TinyWorld
 from effopd.demo.cache import world_models
 from effopd.errors import ConfigError
-from effopd.evaluation.evaluator import Evaluation, Evaluator
+from effopd.evaluation.evaluator import EvaluationResult, Evaluator
 from effopd.evaluation.grading import sum_counts
 from effopd.evaluation.importance_kl import ImportanceKLValidation, ImportanceWeightedKLValidator
 from effopd.evaluation.rollout_sources import FreshRollouts, TrainingBatchRollouts
@@ -90,14 +90,14 @@ class Parts:
             batch_tokens=self.config.memory.scoring_tokens,
         )
 
-    def evaluate_student(self) -> Evaluation:
+    def evaluate_student(self) -> EvaluationResult:
         """The student as it is now, with its divergence from the teacher if that is asked for."""
         teachers = self.teachers if self.config.evaluation.divergence else None
         return self.evaluator().evaluate(
             self.writer(self.student), student=self.student, teachers=teachers
         )
 
-    def evaluate_teacher(self) -> Evaluation:
+    def evaluate_teacher(self) -> EvaluationResult:
         """Each teacher on the problems that are its own."""
         assert self.teachers is not None
         evaluator, found = self.evaluator(), []
@@ -106,7 +106,7 @@ class Parts:
             if own:
                 check_teacher_prompts(self.config.prompt, policy.tokenizer, own)
                 found.append(replace(evaluator, problems=own).evaluate(self.writer(policy)))
-        return Evaluation(
+        return EvaluationResult(
             rollouts=tuple(rollout for each in found for rollout in each.rollouts),
             rewards=tuple(reward for each in found for reward in each.rewards),
             kl_nats=(),

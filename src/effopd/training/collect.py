@@ -14,8 +14,8 @@ from effopd.evaluation.grading import Verdicts, judge, sum_counts
 from effopd.evaluation.statistics import mean
 from effopd.methods import Batch
 from effopd.objectives import informative_groups
+from effopd.rollouts.engine import derive_seed
 from effopd.rollouts.rollout import Rollout, Writer, total_tokens
-from effopd.rollouts.seeds import derive_seed
 from effopd.training.batch import step_problems
 from effopd.training.settings import TrainSettings
 

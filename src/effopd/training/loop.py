@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from effopd.errors import NonFiniteError
-from effopd.evaluation.evaluator import Evaluation
+from effopd.evaluation.evaluator import EvaluationResult
 from effopd.evaluation.rollout_sources import TrainingBatchRollouts
 from effopd.methods import Learner
 from effopd.models.checkpoints import checkpoint_path, prune, write_checkpoint
@@ -71,8 +71,8 @@ class Trainer:
         run: RunDirectory,
         *,
         settings: LoopSettings,
-        evaluate: Callable[[], Evaluation] | None = None,
-        evaluate_teacher: Callable[[], Evaluation] | None = None,
+        evaluate: Callable[[], EvaluationResult] | None = None,
+        evaluate_teacher: Callable[[], EvaluationResult] | None = None,
         search: Search | None = None,
         validate: Validator | None = None,
         average: StudentAverage | None = None,
@@ -236,7 +236,7 @@ class Trainer:
         for row in rollout_rows(evaluation, settings.recorded, self.student.tokenizer):
             self.run_directory.write("rollouts", {"step": step, **row})
 
-    def _write_evaluation(self, model: str, evaluation: Evaluation) -> None:
+    def _write_evaluation(self, model: str, evaluation: EvaluationResult) -> None:
         row = {"step": self.progress.step, "model": model, **evaluation.row()}
         row["sampled_tokens"] = self.progress.sampled_tokens
         row["teacher_tokens"] = self.progress.teacher_tokens

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from effopd.evaluation.evaluator import Evaluation
+from effopd.evaluation.evaluator import EvaluationResult
 from effopd.methods import Batch
 from effopd.rollouts.rollout import mean_length, total_tokens, truncated_share
 from effopd.search.scales import Trial
@@ -80,7 +80,7 @@ def trial_row(step: int, index: int, trial: Trial) -> Row:
     }
 
 
-def rollout_rows(evaluation: Evaluation, count: int, tokenizer: Any) -> list[Row]:
+def rollout_rows(evaluation: EvaluationResult, count: int, tokenizer: Any) -> list[Row]:
     """The first `count` rollouts of an evaluation as `rollouts.jsonl` rows."""
     return [
         {

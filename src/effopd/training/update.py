@@ -18,8 +18,8 @@ from effopd.methods import Contribution, Learner, Portion
 from effopd.models.lora import factor_pairs
 from effopd.models.policy import Policy, micro_batches
 from effopd.objectives import non_finite_cause
+from effopd.rollouts.engine import derive_seed
 from effopd.rollouts.rollout import Rollout, total_tokens
-from effopd.rollouts.seeds import derive_seed
 from effopd.search.extrapolator import Extrapolator, Search
 from effopd.search.factors import Factors
 from effopd.search.line_search import OnTrial

@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ import tomli_w
 import torch
 
 from effopd.config.reading import merged, raw_of, read, to_toml
-from effopd.data.benchmarks import Question, Questions, load_benchmark
+from effopd.data.benchmarks import Questions, load_benchmark
 from effopd.data.problem import JudgingVerifier
 from effopd.errors import ConfigError
 from effopd.evaluation.benchmarks.results import (
@@ -38,11 +38,10 @@ from effopd.records import write_json_atomic, write_text_atomic
 from effopd.rewards.build import some
 from effopd.rewards.code import CodeVerifier
 from effopd.rewards.math import MathVerifier
-from effopd.rollouts.engine import Completion, Engine
+from effopd.rollouts.engine import Completion, Engine, derive_seed
 from effopd.rollouts.hf import HFEngine
 from effopd.rollouts.prompts import prompt_remarks
 from effopd.rollouts.rollout import Rollout, Writer
-from effopd.rollouts.seeds import derive_seed
 from effopd.rollouts.vllm import open_vllm
 from effopd.training.build import model_and_tokenizer, started_from
 from effopd.training.devices import placed
@@ -111,10 +110,8 @@ def evaluate(
     if unused := sorted(set(data) - set(names)):
         raise ConfigError(f"data for {unused[0]} is of no benchmark asked for ({', '.join(names)})")
     config, given = _settings_of(model, {"samples": n, "engine": engine}, settings)
-    loaded = [_load(name, data.get(name, ""), config.seed, limit, display) for name in names]
+    loaded = [_load(name, data.get(name, ""), config, limit, display) for name in names]
     digests = {each.name: digest_of(each) for each in loaded}
-    if config.model is None:
-        _check_solutions(loaded)
     if against is not None:
         other = against if isinstance(against, Evaluation) else evaluation_in(against, names)
         other.check_same_questions(digests)
@@ -190,10 +187,10 @@ def _weights_of(config: EvalConfig, given: tuple[Any, Any] | None) -> str:
 
 
 def _load(
-    name: str, source: str | Path | Rows, seed: int, limit: int | None, display: Display
+    name: str, source: str | Path | Rows, config: EvalConfig, limit: int | None, display: Display
 ) -> Questions:
-    """The questions of a benchmark that answers can be checked against."""
-    questions, left_out = readable(load_benchmark(name, source, seed=seed, limit=limit))
+    """The questions of a benchmark that answers, or its own solutions, can be checked against."""
+    questions, left_out = readable(load_benchmark(name, source, seed=config.seed, limit=limit))
     if left_out:
         display.say(
             f"{name}: left out {len(left_out)} questions, whose reference answers cannot be read "
@@ -202,14 +199,9 @@ def _load(
     display.say(f"{name}: {len(questions)} questions of {questions.source}")
     if questions.counts.dropped:
         display.say(f"  {questions.counts}")
+    if config.model is None and not all(question.solution for question in questions.questions):
+        raise ConfigError(f"{name} brings no solutions that could be checked")
     return questions
-
-
-def _check_solutions(loaded: Sequence[Questions]) -> None:
-    """Refuses to check what a benchmark does not have."""
-    for each in loaded:
-        if not all(question.solution for question in each.questions):
-            raise ConfigError(f"{each.name} brings no solutions that could be checked")
 
 
 # The directory of a benchmark ---------------------------------------------------------------------
@@ -296,8 +288,12 @@ def _answers(
             portion = missing[start : start + config.batch]
             seeds = [derive_seed(config.seed, questions.name, *place) for place in portion]
             asked = [questions.questions[i] for i, _ in portion]
-            if writer is None:
-                rollouts = [_solution(question) for question in asked]
+            if writer is None:  # the benchmark's own solutions, which have no tokens
+                own = partial(Completion, token_ids=(), log_probs=(), finish_reason="stop")
+                rollouts = [
+                    Rollout(problem=each.problem, prompt_ids=(), completion=own(text=each.solution))
+                    for each in asked
+                ]
             else:
                 rollouts = writer.answer([question.problem for question in asked], seeds)
             graded = grade(verifier, rollouts, [sample for _, sample in portion], seeds)
@@ -309,12 +305,6 @@ def _answers(
             progress.advance(share, work=len(graded), counts=len(graded))
     keys = [(ids[i], sample) for i, sample in sorted(places)]
     return [GradedAnswer.from_row(journal.rows[key]) for key in keys if key in journal.rows]
-
-
-def _solution(question: Question) -> Rollout:
-    """The benchmark's own solution, which has no tokens."""
-    written = Completion(token_ids=(), log_probs=(), finish_reason="stop", text=question.solution)
-    return Rollout(problem=question.problem, prompt_ids=(), completion=written)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -354,13 +344,10 @@ def _open_writer(
         if config.engine == "vllm":
             longest = config.prompt.max_tokens + config.sampling.max_new_tokens
             path = config.model.path
-            engine: Engine = stack.enter_context(
-                closing(
-                    open_vllm(
-                        config.vllm, path, model, tokenizer, vocabulary_size=size, longest=longest
-                    )
-                )
+            vllm = open_vllm(
+                config.vllm, path, model, tokenizer, vocabulary_size=size, longest=longest
             )
+            engine: Engine = stack.enter_context(closing(vllm))
             engine.sync_weights()
         else:
             engine = HFEngine(

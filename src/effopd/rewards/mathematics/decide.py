@@ -49,10 +49,7 @@ _STRICT = AnswerRules()
 
 
 def decide(reference: str, answer: str, rules: AnswerRules = _STRICT) -> Verdict | Pairs:
-    """The verdict where text and arithmetic give one, else what has to be compared by algebra.
-
-    It evaluates nothing and never raises. A reference with a box in it is what the box holds.
-    """
+    """The verdict where text and arithmetic give one, else what algebra has to compare."""
     # the same text, as written or normalised
     if reference == answer and _SOLID.match(reference):
         return "correct"
@@ -179,10 +176,7 @@ _RATIO = re.compile(
 
 
 def exact_number(text: str) -> Fraction | None:
-    """The rational number that a text writes; None when it is anything else.
-
-    Decimals are exact (`0.333` is not a third), thousands may have commas, mixed numbers add.
-    """
+    """The rational number that a text writes, decimals exact, mixed numbers added; else None."""
     if len(text) > _MAX_DIGITS:
         return None
     text = text.strip()
@@ -293,10 +287,7 @@ def split_unit(text: str) -> tuple[str, str]:
 
 
 def units_equal(reference: str, answer: str) -> bool:
-    """Whether two units may belong to the same answer: one is left out, or both are the same.
-
-    Words that are no units, as in `18 eggs per day`, agree when they share one.
-    """
+    """Whether units may be of one answer: one is left out, both are the same, or share a word."""
     if not reference or not answer or reference == answer or {reference, answer} == {"GBP", "lb"}:
         return True
     ours, theirs = (set(unit.split(" ")) for unit in (reference, answer))

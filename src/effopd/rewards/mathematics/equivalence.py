@@ -59,10 +59,7 @@ def _variables(text: str) -> list[str]:
 
 
 def readings(text: str) -> Iterator[Node]:
-    r"""What a text may mean: one formula, or with `\pm` the list of its values.
-
-    Several of these signs may go together or be independent.
-    """
+    r"""What a text may mean: one formula, or with `\pm` the list of its values, also of several."""
     signs = len(re.findall(r"\\(?:pm|mp)(?![a-zA-Z])", text))
     if not signs or signs > 4:
         yield parse(text)

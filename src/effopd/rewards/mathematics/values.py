@@ -46,11 +46,7 @@ _NO_VALUE = (ArithmeticError, NotImplementedError, TypeError, ValueError)
 
 
 def equal_values(reference: Node, answer: Node, *, relative_error: float = 0.0) -> bool:
-    """Whether two formulas without relations and sets are equal.
-
-    Decimals are right to 1e-6; the relative error is allowed where the reference has a decimal
-    point. UndecidedError where only an evaluation that is too long could tell.
-    """
+    """Whether formulas without relations and sets are equal; UndecidedError if too long."""
     is_decimal = has(reference, "decimal") or has(answer, "decimal")
     try:
         wanted, is_rational = residue(reference)

@@ -34,11 +34,7 @@ _TRIES = 3
 
 
 class LocalSandbox:
-    """Fork servers on this machine, started when there is work for them.
-
-    Threads may share it; at most `processes` programs run at once. A process that was forked from
-    this one starts servers of its own.
-    """
+    """Fork servers on this machine, started when needed; threads share them, forks start others."""
 
     def __init__(self, kind: str, plan: StartPlan, processes: int) -> None:
         self.kind = kind
@@ -97,12 +93,7 @@ class LocalSandbox:
 
 
 class _Run:
-    """A program, its inputs, and what came of those on which it ran.
-
-    A script has a child for each input. Calls are made one after another in one child, in which
-    each has its limits of time for itself; one that fails after others, by what they may have left
-    behind, is made once more in a child of its own.
-    """
+    """A program on its inputs: a script has a child an input; calls share one, but fail alone."""
 
     def __init__(
         self,

@@ -104,12 +104,7 @@ def _threads_of_this_user() -> int:
 
 
 def readable_paths(packages: list[str]) -> list[str]:
-    """Files and directories that Python needs, without packages but for the paths given.
-
-    The interpreter is that of this process without its virtual environment, its library and what
-    it is linked with, time zones, and the system's shared objects. A directory that holds packages
-    or something else as well is left out, so that it cannot be listed.
-    """
+    """Files and directories that Python needs, and the given paths; other packages are left out."""
     executable = os.path.realpath(sys.executable)
     prefix = os.path.realpath(sys.base_prefix)
     library = os.path.dirname(os.path.realpath(os.__file__))
@@ -197,11 +192,7 @@ _ENOSYS = 38
 
 
 def seccomp_filter(machine: str = "") -> bytes:
-    """The filter of a program's system calls, as classic BPF.
-
-    What is not listed does not exist for a program, and neither does what later kernels bring.
-    System calls of another architecture end it. `machine` is another than this one, for tests.
-    """
+    """The filter of a program's system calls, as classic BPF: what is not listed does not exist."""
     if sys.platform != "linux":
         raise ConfigError("a sandbox on this machine needs Linux; give the URL of one elsewhere")
     try:

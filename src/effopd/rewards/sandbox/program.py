@@ -71,11 +71,7 @@ class SandboxSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """A program in Python.
-
-    `entry_point` is the name of the function that is called, of which a method of a class
-    `Solution` serves as well; "" for a script that reads standard input and prints.
-    """
+    """A Python program; `entry_point` names a function (or method of `Solution`), "" a script."""
 
     source: str
     entry_point: str = ""
@@ -83,14 +79,7 @@ class Program:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a program may use on one test.
-
-    Attributes:
-        wall_s: Seconds by the clock.
-        cpu_s: Seconds of processor time, of all its threads together.
-        memory_bytes: Address space beyond what the interpreter takes.
-        output_bytes: Of standard output, of standard error, and of the value that is returned.
-    """
+    """What a program may use on one test; memory beyond what the interpreter takes."""
 
     wall_s: float = 10.0
     cpu_s: float = 6.0

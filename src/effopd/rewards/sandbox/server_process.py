@@ -279,10 +279,7 @@ _spawners_lock = threading.Lock()
 
 
 def _started(executable: str, control: socket.socket) -> "subprocess.Popen[bytes]":
-    """A server, started by a thread that lives as long as this process.
-
-    The kernel ends a server with the thread that started it, so it must not be a caller's.
-    """
+    """A server, started by a thread that never ends: the kernel ends a server with its starter."""
     with _spawners_lock:
         spawner = _spawners.setdefault(os.getpid(), ThreadPoolExecutor(1, "sandbox-spawner"))
     return spawner.submit(

@@ -26,10 +26,7 @@ def landlock_abi() -> int:
 
 
 def landlock_ruleset(abi: int, readable: list[str], writable: list[str]) -> int:
-    """The descriptor of a ruleset: files are read below some paths, some written, no others.
-
-    Paths that do not exist are left out; `abi` is the version of Landlock, at least 1.
-    """
+    """The descriptor of a ruleset: what may be read, what written; missing paths are left out."""
     files = _ALL_FILES.get(abi, _ALL_FILES_NOW)
     attributes = struct.pack("=QQQ", files, _TCP if abi >= 4 else 0, _SCOPES if abi >= 6 else 0)
     size = 8 if abi < 4 else 16 if abi < 6 else 24

@@ -90,10 +90,7 @@ def _prepare(configuration: dict[str, Any]) -> child.Bounds:
 
 
 def _remember_library(package_paths: list[str]) -> None:
-    """Has finders keep the list of the library, which a child may read but not list.
-
-    Where packages lie, children look for themselves: they see those that were asked for.
-    """
+    """Has finders keep the list of the library, which a child may read but not list."""
     importlib.util.find_spec("_absent")  # looks everywhere
     for path, finder in list(sys.path_importer_cache.items()):
         if path in package_paths:
@@ -167,10 +164,7 @@ def _run(request: dict[str, Any], descriptors: list[int], bounds: child.Bounds) 
 def _watch(
     process: int, watched: int, request: dict[str, Any], most_threads: int
 ) -> tuple[str, int]:
-    """Waits until a child has ended, or says why it has to be, and of how many calls it was told.
-
-    Each call has its limits of time for itself. It ends when the one that asks has its value.
-    """
+    """Waits for a child's end, or says why it has to be, and of how many calls it was told."""
     clock = ~process << 3 | _PROCESS_CLOCK
     done, began_s, used_s = 0, time.monotonic(), 0.0
     poller = select.poll()
