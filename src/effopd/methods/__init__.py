@@ -19,16 +19,6 @@ from effopd.methods.policy_gradient import PolicyGradient
 from effopd.methods.registry import register
 
 __all__ = [
-    "Batch",
-    "Contribution",
-    "ExOPD",
-    "FullVocabularyKL",
-    "Learner",
-    "Objective",
-    "PolicyGradient",
-    "Portion",
-    "Resources",
-    "SampledTokenOPD",
-    "policy_log_probs",
-    "register",
-]
+    "Batch", "Contribution", "ExOPD", "FullVocabularyKL", "Learner", "Objective", "PolicyGradient",
+    "Portion", "Resources", "SampledTokenOPD", "policy_log_probs", "register",
+]  # fmt: skip

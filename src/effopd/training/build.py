@@ -37,8 +37,7 @@ from effopd.rollouts.rollout import Writer
 from effopd.rollouts.vllm import VLLMEngine
 from effopd.search.validation import Validator
 from effopd.training.collect import Collector, rewards_differ
-from effopd.training.config import Config
-from effopd.training.devices import placed
+from effopd.training.config import Config, placed
 from effopd.training.engines import engine_of, served_teacher, student_engine
 from effopd.training.problems import check_teacher_prompts, load_problems
 from effopd.training.teachers import StudentAverage, align_vocabularies, frozen, frozen_copy

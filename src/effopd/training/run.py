@@ -17,9 +17,8 @@ from effopd.models.checkpoints import checkpoint_path, verify_checkpoint
 from effopd.records import Run, load_run
 from effopd.rewards.functions import Reward, as_verifier
 from effopd.training.build import Given, Parts, build_parts, policy_of
-from effopd.training.config import Config, load_config, make_config
+from effopd.training.config import Config, load_config, make_config, placed
 from effopd.training.continuing import changes, reasons
-from effopd.training.devices import placed
 from effopd.training.loop import LAST_STEP, Trainer
 from effopd.training.observer import Observer, joined
 from effopd.training.problems import counts_record

@@ -6,8 +6,10 @@ weights are the masters rounded once.
 """
 
 import math
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +27,6 @@ from effopd.search.factors import Factors
 from effopd.search.line_search import OnTrial
 from effopd.search.selection import select_parameters
 from effopd.search.validation import Validator
-from effopd.training.batch import mini_batches
 from effopd.training.rows import Row
 from effopd.training.settings import LoopSettings
 
@@ -172,6 +173,19 @@ class Updater:
         self.optimizer.zero_grad(set_to_none=True)
         self._learner.discard()
         self._student.model.eval()
+
+
+def mini_batches(count: int, updates: int, seed: int, step: int, epoch: int) -> list[list[int]]:
+    """Indices of `count` rollouts in `updates` portions of nearly equal size.
+
+    Shuffled anew in every epoch; a single portion keeps its order. Fewer rollouts than updates
+    give fewer portions.
+    """
+    order = list(range(count))
+    if updates > 1:
+        random.Random(derive_seed(seed, "mini-batches", step, epoch)).shuffle(order)
+    cuts = [count * i // updates for i in range(updates + 1)]
+    return [order[start:end] for start, end in pairwise(cuts) if start < end]
 
 
 def extrapolator_of(
