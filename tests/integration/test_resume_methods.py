@@ -28,7 +28,7 @@ from effopd.data.world import ChainVerifier
 from effopd.errors import ConfigError
 from effopd.methods import ppo
 from effopd.methods.opd import SampledTokenLearner
-from effopd.methods.ppo import Critic
+from effopd.methods.policy_gradient import Critic
 from effopd.models.checkpoints import list_checkpoints
 from effopd.records import read_jsonl
 from effopd.training.build import build_parts

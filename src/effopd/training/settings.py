@@ -9,14 +9,9 @@ from effopd.errors import ConfigError
 from effopd.records import reaches
 
 _COUNTS = (
-    "steps",
-    "prompts_per_step",
-    "responses_per_prompt",
-    "updates_per_step",
-    "epochs",
-    "micro_batch_tokens",
-    "rollout_batch",
-)
+    "steps", "prompts_per_step", "responses_per_prompt", "updates_per_step", "epochs",
+    "micro_batch_tokens", "rollout_batch",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,17 +287,7 @@ class MonitorSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class LoopSettings:
-    """All settings of the loop.
-
-    Attributes:
-        seed: Seed of prompts, sampling and validation sets.
-        train: How much, in which portions.
-        optimizer: AdamW and its learning rate.
-        evaluation: Held-out evaluation.
-        checkpoint: When to save, what to keep.
-        monitor: What watches the weights.
-        memory: What is kept where.
-    """
+    """All settings of the loop; the seed is that of prompts, sampling and validation sets."""
 
     seed: int = 0
     train: TrainSettings = TrainSettings()

@@ -7,8 +7,7 @@ weights are the masters rounded once.
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -37,10 +36,7 @@ class Masters:
     Gradients of the live parameters are added to those of the masters as soon as they are complete,
     and freed: at no time is there a second set of them.
 
-    Args:
-        live: Trainable parameters of the student by name.
-        device: Where masters and their gradients live, and with them the optimizer's moments; None
-            keeps them next to the live parameters.
+    On `device` live masters, their gradients and the optimizer's moments; None is next to `live`.
     """
 
     def __init__(self, live: Mapping[str, nn.Parameter], device: str | None = None) -> None:
@@ -49,7 +45,15 @@ class Masters:
         for name, parameter in self._live.items():
             master = parameter.detach().to(device or parameter.device, torch.float32, copy=True)
             self.tensors[name] = master.requires_grad_()
-            parameter.register_post_accumulate_grad_hook(_moves_gradient_to(master))
+
+            def move_(parameter: Tensor, master: Tensor = master) -> None:
+                """Called when the gradient of a backward pass is complete."""
+                assert parameter.grad is not None
+                gradient = parameter.grad.to(master.device).to(master.dtype)  # widened after moving
+                master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+                parameter.grad = None
+
+            parameter.register_post_accumulate_grad_hook(move_)
 
     @torch.no_grad()
     def publish_(self) -> None:
@@ -70,27 +74,6 @@ class Masters:
                 raise CheckpointError(f"the saved masters do not fit this model: {name}")
             master.copy_(saved)
         self.publish_()
-
-
-def _moves_gradient_to(master: Tensor) -> Callable[[Tensor], None]:
-    """A hook on a live parameter, called when its gradient of a backward pass is complete."""
-
-    def move_(parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        gradient = parameter.grad.to(master.device).to(master.dtype)  # widened after the transfer
-        master.grad = gradient if master.grad is None else master.grad.add_(gradient)
-        parameter.grad = None
-
-    return move_
-
-
-@dataclass(frozen=True, kw_only=True)
-class Update:
-    """Loss, gradient norm before clipping, and named token means of one optimizer update."""
-
-    loss: float
-    grad_norm: float
-    means: Mapping[str, float]
 
 
 class Updater:
@@ -128,15 +111,14 @@ class Updater:
             for epoch in range(train.epochs)
             for indices in mini_batches(len(rollouts), train.updates_per_step, seed, step, epoch)
         ]
-        names = dict.fromkeys(name for update in updates for name in update.means)
-        return {
-            "loss": mean([update.loss for update in updates]),
-            "grad_norm": mean([update.grad_norm for update in updates]),
-            **{name: mean([update.means[name] for update in updates]) for name in names},
-        }
+        names = dict.fromkeys(name for update in updates for name in update)
+        return {name: mean([update[name] for update in updates]) for name in names}
 
-    def _one_update_(self, rollouts: Sequence[Rollout], indices: Sequence[int]) -> Update:
-        """Accumulates the gradient over micro-batches and takes one clipped optimizer step."""
+    def _one_update_(self, rollouts: Sequence[Rollout], indices: Sequence[int]) -> Row:
+        """Accumulates the gradient over micro-batches and takes one clipped optimizer step.
+
+        Returns loss, gradient norm before clipping, and the means of its tokens.
+        """
         members = [rollouts[i] for i in indices]
         portion = Portion(sequences=len(members), tokens=total_tokens(members))
         lengths = [rollout.sample.length for rollout in members]
@@ -166,7 +148,7 @@ class Updater:
         if self.masters is not None:
             self.masters.publish_()
         self._learner.after_update()
-        return Update(loss=loss, grad_norm=norm, means=means)
+        return {"loss": loss, "grad_norm": norm, **means}
 
     def discard(self) -> None:
         """Gives up an update: no gradients stay behind."""
