@@ -16,12 +16,11 @@ from effopd.errors import CheckpointError, ConfigError
 from effopd.models.checkpoints import checkpoint_path, verify_checkpoint
 from effopd.records import Run, load_run
 from effopd.rewards.functions import Reward, as_verifier
-from effopd.training.build import Given, Parts, build_parts, policy_of
+from effopd.training.build import Given, Parts, build_parts, counts_record, policy_of
 from effopd.training.config import Config, load_config, make_config, placed
 from effopd.training.continuing import changes, reasons
 from effopd.training.loop import LAST_STEP, Trainer
 from effopd.training.observer import Observer, joined
-from effopd.training.problems import counts_record
 from effopd.training.run_directory import RunDirectory, recorded_date
 from effopd.training.signals import StopRequest
 
