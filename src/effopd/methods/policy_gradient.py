@@ -7,7 +7,7 @@ mini-batch is `sum_n w_n (i_n s_n + kl_coefficient k_n)` with `w` from `token_we
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -209,11 +209,6 @@ class Critic:
 
     The value of token t is read where the policy predicts it, so it depends on the tokens before t
     alone. The new head starts at zero: the first values are 0 everywhere.
-
-    Args:
-        student: Its body is copied.
-        lr: Learning rate.
-        clip_norm: Largest gradient norm.
     """
 
     def __init__(self, student: Policy, *, lr: float, clip_norm: float = 1.0) -> None:
@@ -224,18 +219,17 @@ class Critic:
         nn.init.zeros_(self._head.weight)
         nn.init.zeros_(self._head.bias)
         self._clip_norm = clip_norm
-        self._parameters = dict(self._named())
+        self._parameters = {
+            f"{prefix}.{name}": parameter
+            for prefix, module in (("body", self._body), ("head", self._head))
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad  # of a student with adapters, those alone
+        }
         self.optimizer = torch.optim.AdamW(self._parameters.values(), lr=lr, weight_decay=0.0)
         self.explained_variance: float | None = None
         self._samples: Sequence[Sample] = ()
         self._values: TokenScores = ()
         self._returns: TokenScores = ()
-
-    def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
-        for prefix, module in (("body", self._body), ("head", self._head)):
-            for name, parameter in module.named_parameters():
-                if parameter.requires_grad:  # of a student with adapters, those alone
-                    yield f"{prefix}.{name}", parameter
 
     def values(self, samples: Sequence[Sample]) -> Float[Tensor, " N"]:
         """Values of every completion token, concatenated; with gradient if enabled."""

@@ -8,11 +8,6 @@ from typing import Any, Literal
 from effopd.errors import ConfigError
 from effopd.records import reaches
 
-_COUNTS = (
-    "steps", "prompts_per_step", "responses_per_prompt", "updates_per_step", "epochs",
-    "micro_batch_tokens", "rollout_batch",
-)  # fmt: skip
-
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
@@ -197,7 +192,10 @@ class TrainSettings:
     stop: StopRule = StopRule()
 
     def __post_init__(self) -> None:
-        for name in _COUNTS:
+        for name in (
+            "steps", "prompts_per_step", "responses_per_prompt", "updates_per_step", "epochs",
+            "micro_batch_tokens", "rollout_batch",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} must be at least 1, got {getattr(self, name)}")
         if self.updates_per_step > self.prompts_per_step * self.responses_per_prompt:

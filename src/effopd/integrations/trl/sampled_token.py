@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from trl import DistillationTrainer
 
-from effopd.integrations.trl.policies import policy_of
+from effopd.integrations.trl.compatibility import policy_of
 from effopd.methods import SampledTokenOPD
 from effopd.objectives import (
     check_finite,

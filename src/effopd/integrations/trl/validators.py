@@ -19,7 +19,7 @@ from effopd.errors import ConfigError, NonFiniteError
 from effopd.evaluation.logprobs import completion_reverse_kl
 from effopd.evaluation.rollout_sources import sample_indices, validation_seed
 from effopd.evaluation.statistics import mean
-from effopd.integrations.trl.policies import gathered, policy_of
+from effopd.integrations.trl.compatibility import gathered, policy_of
 from effopd.models.policy import Policy, Sample
 from effopd.search.preserve import preserve_state
 from effopd.search.validation import Draw, Score, score_of
