@@ -16,7 +16,6 @@ ENTRY_POINTS = {
 ALONE = {
     "cli.extrapolate": "imports PyTorch, which `--help` does without",
     "demo.pretrain": "benchmarks import it",
-    "integrations.trl.compatibility": "what another version of TRL may change",
     "integrations.verl.agent_loop": "verl's processes import it by name",
     "integrations.verl.launch": "imports verl, whose version is checked before",
     "integrations.verl.scoring": "is tested without verl",

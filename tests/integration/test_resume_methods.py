@@ -26,9 +26,9 @@ from tests.support.tiny import (
 from effopd.data.problem import Answer
 from effopd.data.world import ChainVerifier
 from effopd.errors import ConfigError
-from effopd.methods import ppo
+from effopd.methods import policy_gradient
 from effopd.methods.opd import SampledTokenLearner
-from effopd.methods.ppo import Critic
+from effopd.methods.policy_gradient import Critic
 from effopd.models.checkpoints import list_checkpoints
 from effopd.records import read_jsonl
 from effopd.training.build import build_parts
@@ -266,7 +266,7 @@ def test_a_run_cut_into_pieces_is_the_same_run(
 
 KILLS: list[tuple[str, Any, str, int]] = [
     ("ppo, several updates", Critic, "update_", 15),  # between two mini-batches of step 3
-    ("ppo, several updates", ppo.nn.utils, "clip_grad_norm_", 40),
+    ("ppo, several updates", policy_gradient.nn.utils, "clip_grad_norm_", 40),
     ("dapo, refills", Collector, "_portion", 4),
     ("self-teacher", StudentAverage, "update_", 4),
     ("two teachers", SampledTokenLearner, "prepare", 4),

@@ -8,7 +8,7 @@ from tests.fakes import tiny_policy
 from tests.support.learning import rollouts
 
 from effopd.errors import CheckpointError
-from effopd.methods.ppo import Critic
+from effopd.methods.policy_gradient import Critic
 from effopd.models.policy import Policy
 from effopd.objectives import clipped_value_loss, explained_variance
 
@@ -72,7 +72,7 @@ def test_values_of_many_answers_are_those_of_each_alone(monkeypatch: pytest.Monk
     alone = torch.cat([critic.values([sample]) for sample in SAMPLES]).detach()
     assert alone.std() > 0.01
     torch.testing.assert_close(critic.all_values(SAMPLES), alone, rtol=1e-5, atol=1e-6)
-    monkeypatch.setattr("effopd.methods.ppo.BATCH_SEQUENCES", 2)
+    monkeypatch.setattr("effopd.methods.policy_gradient.BATCH_SEQUENCES", 2)
     torch.testing.assert_close(critic.all_values(SAMPLES), alone, rtol=1e-5, atol=1e-6)
 
 

@@ -29,8 +29,7 @@ from effopd.models.loading import ModelSettings, load_model, load_tokenizer, rea
 from effopd.models.saving import write_model
 from effopd.models.updates import open_update
 from effopd.models.weights import open_weights
-from effopd.training.config import make_config
-from effopd.training.devices import placed
+from effopd.training.config import make_config, placed
 
 transformers_logging.disable_progress_bar()
 

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from effopd.data.problem import Problem
 from effopd.rollouts.engine import derive_seed
-from effopd.training.batch import epoch_order, mini_batches, step_problems
+from effopd.training.collect import step_problems
+from effopd.training.update import mini_batches
 
 
 def problems(count: int) -> list[Problem]:
@@ -40,10 +41,11 @@ def test_a_step_is_a_slice_of_the_shuffled_epochs(
 
 
 def test_every_epoch_holds_every_problem_once_in_an_order_of_its_own() -> None:
-    orders = [epoch_order(50, 0, epoch) for epoch in range(4)]
-    assert all(sorted(order) == list(range(50)) for order in orders)
-    assert len({tuple(order) for order in orders}) == 4
-    assert epoch_order(50, 1, 0) != epoch_order(50, 0, 0)
+    every = problems(50)
+    orders = [[each.id for each in step_problems(every, 0, epoch, 50)] for epoch in range(1, 5)]
+    assert all(sorted(order) == sorted(each.id for each in every) for order in orders)
+    assert len(set(map(tuple, orders))) == 4
+    assert step_problems(every, 1, 1, 50) != step_problems(every, 0, 1, 50)
 
 
 # Mini-batches -------------------------------------------------------------------------------------

@@ -14,8 +14,7 @@ from effopd.errors import ConfigError
 from effopd.methods import Batch
 from effopd.rollouts.engine import derive_seed
 from effopd.rollouts.rollout import total_tokens
-from effopd.training.batch import step_problems
-from effopd.training.collect import Collector
+from effopd.training.collect import Collector, step_problems
 from effopd.training.settings import Horizon, TrainSettings
 
 PROBLEMS = [Problem(id=str(i), prompt=f"{i % 7} + {i // 7} =") for i in range(40)]

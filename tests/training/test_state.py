@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig, Qw
 
 from effopd.data.world import make_tokenizer
 from effopd.errors import CheckpointError, EffopdError, NonFiniteError
-from effopd.methods.ppo import Critic
+from effopd.methods.policy_gradient import Critic
 from effopd.models.loading import ModelSettings, load_model, load_tokenizer
 from effopd.models.policy import Policy, Sample
 from effopd.search.extrapolator import Extrapolator, Search

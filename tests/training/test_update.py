@@ -12,9 +12,8 @@ from effopd.errors import NonFiniteError
 from effopd.evaluation.routing import Teachers
 from effopd.methods import Batch, Contribution, FullVocabularyKL, Learner, Portion, Resources
 from effopd.models.policy import Policy
-from effopd.training.batch import mini_batches
 from effopd.training.settings import LoopSettings, OptimizerSettings, TrainSettings
-from effopd.training.update import Updater
+from effopd.training.update import Updater, mini_batches
 
 ANSWERS = rollouts(7, 1)
 TEACHERS = Teachers.single(tiny_policy(1))

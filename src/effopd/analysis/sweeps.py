@@ -31,8 +31,7 @@ from effopd.rollouts.engine import derive_seed
 from effopd.rollouts.rollout import Writer
 from effopd.search.validation import standard_error
 from effopd.training.build import build_parts, started_from
-from effopd.training.config import Config, load_config
-from effopd.training.devices import placed
+from effopd.training.config import Config, load_config, placed
 from effopd.workspace import Journal, Workspace
 
 KEY = ("kind", "checkpoint", "value", "setting", "other")

@@ -22,7 +22,7 @@ from effopd.records import write_json_atomic
 from effopd.training.build import build_parts, started_from
 from effopd.training.run import config_of_run
 from effopd.training.signals import stop_on_signals
-from effopd.training.state import load_tensors, state_file
+from effopd.training.state import load_tensors
 
 
 def evaluate_benchmarks(
@@ -116,7 +116,7 @@ def evaluate_checkpoint(
         directory = newest
     with closing(build_parts(started_from(config, directory), terminal.say)) as parts:
         if parts.average is not None:
-            parts.average.load_state(load_tensors(state_file(directory, "average")))
+            parts.average.load_state(load_tensors(directory, "average"))
         row = parts.evaluate_student().row()
     terminal.say(f"{directory}")
     for name, value in row.items():

@@ -177,9 +177,8 @@ class Ledger:
 def _resolve(cells: Sequence[PlannedCell], out: Path, ledger: Ledger) -> "dict[str, Config]":
     """Checked settings by run, all of them those of the runs that are already there."""
     from effopd.config.reading import to_toml
-    from effopd.training.config import make_config
+    from effopd.training.config import make_config, placed
     from effopd.training.continuing import changes
-    from effopd.training.devices import placed
 
     configs, mistakes = {}, dict[str, list[str]]()
     for cell in cells:

@@ -23,8 +23,8 @@ from effopd.records import display_text
 from effopd.rewards.build import verifier_for
 from effopd.rewards.sandbox.opening import open_sandbox
 from effopd.rollouts.prompts import lend_template_, prompt_remarks
+from effopd.training.build import check_teacher_prompts, load_problems
 from effopd.training.config import Config
-from effopd.training.problems import check_teacher_prompts, load_problems
 
 Level = Literal["ok", "warning", "problem"]
 

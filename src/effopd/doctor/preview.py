@@ -13,8 +13,8 @@ from effopd.models.loading import load_tokenizer
 from effopd.records import display_text
 from effopd.rewards.build import verifier_for
 from effopd.rollouts.prompts import lend_template_
+from effopd.training.build import load_problems
 from effopd.training.config import Config
-from effopd.training.problems import load_problems
 
 _NARROWEST, _GAP = 24, " | "
 

@@ -3,7 +3,6 @@
 To add one, write a class of settings and a learner, and `register` it (docs/methods.md).
 """
 
-from effopd.methods.exopd import ExOPD
 from effopd.methods.full_kl import FullVocabularyKL
 from effopd.methods.objective import (
     Batch,
@@ -14,21 +13,11 @@ from effopd.methods.objective import (
     Resources,
     policy_log_probs,
 )
-from effopd.methods.opd import SampledTokenOPD
+from effopd.methods.opd import ExOPD, SampledTokenOPD
 from effopd.methods.policy_gradient import PolicyGradient
 from effopd.methods.registry import register
 
 __all__ = [
-    "Batch",
-    "Contribution",
-    "ExOPD",
-    "FullVocabularyKL",
-    "Learner",
-    "Objective",
-    "PolicyGradient",
-    "Portion",
-    "Resources",
-    "SampledTokenOPD",
-    "policy_log_probs",
-    "register",
-]
+    "Batch", "Contribution", "ExOPD", "FullVocabularyKL", "Learner", "Objective", "PolicyGradient",
+    "Portion", "Resources", "SampledTokenOPD", "policy_log_probs", "register",
+]  # fmt: skip

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from effopd.evaluation.logprobs import evaluation_mode
-from effopd.methods.exopd import check_reward_scale
 from effopd.methods.objective import (
     Batch,
     Contribution,
@@ -18,6 +17,7 @@ from effopd.methods.objective import (
     Resources,
     Tensors,
 )
+from effopd.methods.opd import check_reward_scale
 from effopd.models.policy import Policy, Sample
 from effopd.objectives import Divergence, FusedDivergence, fused_divergence
 from effopd.objectives.fused_kl import check_divergence

@@ -26,18 +26,10 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """The rollouts of one step.
+    """The rollouts of one step: `responses` answers to a prompt stand together.
 
-    Attributes:
-        step: The step, 1 is the first.
-        rollouts: G * R answers, those of one prompt together.
-        rewards: One per rollout; empty when nobody asked for them.
-        responses: Answers per prompt, R.
-        written_tokens: Tokens the student wrote for it, groups that were dropped included.
-        reward: Mean reward of everything written; None without rewards.
-        refills: Extra portions of prompts it took to fill the batch.
-        horizon: Tokens at which answers were cut on purpose; None for whole answers.
-        verdicts: How the checks of everything written ended; None where they were not counted.
+    There is one reward a rollout, or none at all. `written_tokens`, `reward` (the mean) and
+    `verdicts` count groups that were dropped too; `horizon` is where answers were cut on purpose.
     """
 
     step: int
@@ -53,12 +45,7 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Portion:
-    """The size of a mini-batch, which its micro-batches are normalised by.
-
-    Attributes:
-        sequences: Its rollouts.
-        tokens: Their completion tokens.
-    """
+    """Rollouts and completion tokens of a mini-batch, which micro-batches are normalised by."""
 
     sequences: int
     tokens: int

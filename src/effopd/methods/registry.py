@@ -7,10 +7,9 @@ from typing import Any, Literal, TypeVar
 from effopd.errors import ConfigError
 from effopd.evaluation.importance_kl import ImportanceKLValidation
 from effopd.evaluation.validators import AccuracyValidation, TeacherKLValidation
-from effopd.methods.exopd import ExOPD
 from effopd.methods.full_kl import FullVocabularyKL
 from effopd.methods.objective import Objective
-from effopd.methods.opd import SampledTokenOPD
+from effopd.methods.opd import ExOPD, SampledTokenOPD
 from effopd.methods.policy_gradient import PolicyGradient
 from effopd.search.extrapolator import Search
 from effopd.search.scales import GeometricScales

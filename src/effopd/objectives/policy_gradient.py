@@ -26,12 +26,7 @@ Aggregation = Literal["sequence", "token", "constant"]
 
 
 class ClippedSurrogate(NamedTuple):
-    """What `clipped_surrogate` returns.
-
-    Attributes:
-        loss_N: Loss of every token; carries the gradient.
-        clipped_N: Whether the clip took away the token's gradient, bool.
-    """
+    """Loss of every token, with gradient, and whether the clip took its gradient away, bool."""
 
     loss_N: Tensor
     clipped_N: Tensor

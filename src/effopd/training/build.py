@@ -1,15 +1,15 @@
 """The objects of one run, made from its settings and models."""
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from effopd.data.problem import CountingVerifier, Task, Verifier
+from effopd.data.problem import CountingVerifier, Counts, Problem, Task, Verifier
 from effopd.data.world import TinyWorld
 from effopd.demo.cache import world_models
 from effopd.errors import ConfigError
@@ -30,17 +30,15 @@ from effopd.models.directory import ADAPTER_CONFIG
 from effopd.models.loading import ModelSettings, load_model, load_tokenizer
 from effopd.models.lora import without_adapters
 from effopd.models.policy import Offloaded, Policy
-from effopd.rewards.build import verifier_for
+from effopd.rewards.build import verifier_for, without_unreadable
 from effopd.rollouts.engine import Engine
-from effopd.rollouts.prompts import lend_template_, prompt_remarks
+from effopd.rollouts.prompts import PromptTemplate, lend_template_, prompt_remarks
 from effopd.rollouts.rollout import Writer
 from effopd.rollouts.vllm import VLLMEngine
 from effopd.search.validation import Validator
 from effopd.training.collect import Collector, rewards_differ
-from effopd.training.config import Config
-from effopd.training.devices import placed
+from effopd.training.config import Config, placed
 from effopd.training.engines import engine_of, served_teacher, student_engine
-from effopd.training.problems import check_teacher_prompts, load_problems
 from effopd.training.teachers import StudentAverage, align_vocabularies, frozen, frozen_copy
 
 EVALUATION_SEED = 0
@@ -238,7 +236,13 @@ def build_parts(config: Config, report: Callable[[str], None], given: Given = Gi
     for remark in align_vocabularies(student, others):
         report(remark)
     for name, policy in scoring.items():
-        _report_templates(config, name, student.tokenizer, policy.tokenizer, report)
+        if config.prompt.chat and lend_template_(student.tokenizer, policy.tokenizer):
+            report(f"{name} has no chat template: its own evaluation uses the student's")
+        elif unread := config.prompt.unread(policy.tokenizer):
+            report(
+                f"the chat template of {name} never reads {', '.join(map(repr, unread))} "
+                "(prompt.template_kwargs): in its own evaluation they have no effect"
+            )
     average = None
     if config.self_teacher is not None:
         teachers = {"": teachers.get("") or frozen_copy(student)}
@@ -247,29 +251,86 @@ def build_parts(config: Config, report: Callable[[str], None], given: Given = Gi
     verifier = given.verifier or verifier_for(config.task, config.code)
     task = load_problems(config, student.tokenizer, verifier, report, given.task)
     _report_prompts(config, student, task, report)
+    routed = Teachers(policies=everyone) if everyone else None
+    if routed is not None:
+        for problem in (*task.train, *task.test):
+            routed.name_for(problem)  # refuses a problem whose teacher is not known
     return Parts(
         config=config,
         task=task,
         verifier=verifier,
         student=student,
-        teachers=_known_teachers(everyone, task) if everyone else None,
+        teachers=routed,
         reference=reference,
         average=average,
         engine=student_engine(config, student, student_settings.path, report),
     )
 
 
-def _report_templates(
-    config: Config, name: str, student: Any, teacher: Any, report: Callable[[str], None]
+def load_problems(
+    config: Config, tokenizer: Any, verifier: Verifier | None, report: Callable[[str], None],
+    given: Task | None = None,
+) -> Task:  # fmt: skip
+    """Reads the problems and leaves out those that cannot be used."""
+    config.prompt.check_arguments(tokenizer)
+    task = without_unreadable(given or config.task.load(), verifier, report)
+    if config.prompt.too_long == "drop":
+        task = _without_long_prompts(task, config.prompt, tokenizer)
+    else:  # what is refused later is refused now, as far as the longest and each shape tell
+        _check_shapes(config.prompt, tokenizer, (*task.train, *task.test))
+    for counts in task.counts:
+        report(str(counts))
+        if counts.example:
+            report(f"the first row that cannot be read: {counts.example}")
+    return task
+
+
+def check_teacher_prompts(
+    template: PromptTemplate, tokenizer: Any, problems: Sequence[Problem]
 ) -> None:
-    """Lends a teacher the student's chat template if need be; tokenizers are given."""
-    if config.prompt.chat and lend_template_(student, teacher):
-        report(f"{name} has no chat template: its own evaluation uses the student's")
-    elif unread := config.prompt.unread(teacher):
-        report(
-            f"the chat template of {name} never reads {', '.join(map(repr, unread))} "
-            "(prompt.template_kwargs): in its own evaluation they have no effect"
-        )
+    """Refuses a teacher that cannot read the prompts of its own evaluation."""
+    try:
+        _check_shapes(template, tokenizer, problems)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}. Only the teacher's own evaluation needs its prompts: set "
+            "evaluation.teacher = false"
+        ) from None
+
+
+def _check_shapes(template: PromptTemplate, tokenizer: Any, problems: Sequence[Problem]) -> None:
+    """Encodes the longest prompt and one of each shape of conversation."""
+    shapes = {(bool(problem.system), len(problem.turns)): problem for problem in problems}
+    for problem in (max(problems, key=lambda each: each.characters), *shapes.values()):
+        template.encode(tokenizer, problem)
+
+
+def counts_record(task: Task) -> dict[str, Any]:
+    """The counts of a task as `run.json` has them; nothing where nothing was counted."""
+    found = [
+        {k: v for k, v in asdict(c).items() if v or k not in {"answered", "example"}}
+        for c in task.counts
+    ]
+    return {"problems": found} if found else {}
+
+
+def _without_long_prompts(task: Task, template: PromptTemplate, tokenizer: Any) -> Task:
+    def kept(name: str, problems: Sequence[Problem]) -> tuple[list[Problem], Counts]:
+        short = template.short_enough(tokenizer, problems)
+        if not short:
+            raise ConfigError(
+                f"all {len(problems)} {name} have more than prompt.max_tokens = "
+                f"{template.max_tokens} tokens"
+            )
+        reason = f"more than {template.max_tokens} tokens"
+        left_out = len(problems) - len(short)
+        dropped = {reason: left_out} if left_out else {}
+        return short, Counts(name=name, read=len(problems), kept=len(short), dropped=dropped)
+
+    train, train_counts = kept("training prompts", task.train)
+    test, test_counts = kept("test prompts", task.test)
+    counts = (*task.counts, train_counts, test_counts)
+    return replace(task, train=train, test=test, counts=counts)
 
 
 def _report_prompts(
@@ -322,14 +383,6 @@ def _model_settings(
     if isinstance(config.task, TinyWorld) and brings_teacher:
         named[""] = ModelSettings(path=str(world_models(config.task, report).teacher))
     return base_settings(config, report), named
-
-
-def _known_teachers(policies: dict[str, Teacher], task: Task) -> Teachers:
-    """The teachers, each problem's own among them."""
-    teachers = Teachers(policies=policies)
-    for problem in (*task.train, *task.test):
-        teachers.name_for(problem)
-    return teachers
 
 
 def _policy(settings: ModelSettings, device: str, report: Callable[[str], None]) -> Policy:

@@ -3,6 +3,7 @@
 Legend: G groups (one per prompt), R responses per group; answers of a prompt stand together.
 """
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,7 +17,6 @@ from effopd.methods import Batch
 from effopd.objectives import informative_groups
 from effopd.rollouts.engine import derive_seed
 from effopd.rollouts.rollout import Rollout, Writer, total_tokens
-from effopd.training.batch import step_problems
 from effopd.training.settings import TrainSettings
 
 Informative = Callable[[Sequence[float]], bool]
@@ -30,14 +30,8 @@ Rewarded = tuple[Rollout, float | None]
 class Collector:
     """Writes the answers of a step; a pure function of weights and step.
 
-    Attributes:
-        writer: The student's engine and sampling.
-        problems: Training problems.
-        settings: How many prompts and responses, and the horizon.
-        seed: Seed of the run.
-        verifier: Rewards answers; None where the objective needs no rewards.
-        informative: Groups to keep; None keeps all. Dropped groups are replaced by fresh prompts.
-        max_refills: Extra portions of prompts a step may use for that.
+    Groups that are not `informative` are dropped and replaced by fresh prompts, in at most
+    `max_refills` extra portions.
     """
 
     writer: Writer
@@ -59,26 +53,28 @@ class Collector:
         what is too much is dropped. When the refills run out it stays smaller; when no group at
         all is informative the last portion is kept, whose advantages are then all zero.
         """
-        wanted = self.settings.prompts_per_step * self.settings.responses_per_prompt
+        responses = self.settings.responses_per_prompt
+        wanted = self.settings.prompts_per_step * responses
         written: list[Rewarded] = []
         kept: list[Rewarded] = []
         verdicts: list[Verdicts | None] = []
-        refill = 0
-        while True:
+        for refill in range(self.max_refills + 1):
             portion, counted = self._portion(step, refill)
             verdicts.append(counted)
             written += portion
-            kept += self._informative(portion)
-            if len(kept) >= wanted or refill == self.max_refills:
+            for start in range(0, len(portion), responses):
+                group = portion[start : start + responses]
+                if self.informative is None or self.informative(_rewards(group)):
+                    kept += group
+            if len(kept) >= wanted:
                 break
-            refill += 1
         chosen = kept[:wanted] or portion
         rewards = _rewards(written)
         return Batch(
             step=step,
             rollouts=tuple(rollout for rollout, _ in chosen),
             rewards=_rewards(chosen),
-            responses=self.settings.responses_per_prompt,
+            responses=responses,
             written_tokens=total_tokens([rollout for rollout, _ in written]),
             reward=mean(rewards) if rewards else None,
             refills=refill,
@@ -93,28 +89,33 @@ class Collector:
         problems = step_problems(self.problems, stream, step, prompts)
         repeated = [problem for problem in problems for _ in range(responses)]
         seeds = [derive_seed(stream, "train", step, i) for i in range(len(repeated))]
-        rollouts = self._writer(step).answer(repeated, seeds)
+        writer, horizon = self.writer, self._horizon(step)
+        if horizon is not None:
+            writer = replace(writer, sampling=replace(writer.sampling, max_new_tokens=horizon))
+        rollouts = writer.answer(repeated, seeds)
         judgement = judge(self.verifier, rollouts)
         rewards = judgement.rewards or [None] * len(rollouts)
         return list(zip(rollouts, rewards, strict=True)), judgement.verdicts
 
-    def _writer(self, step: int) -> Writer:
-        horizon = self._horizon(step)
-        if horizon is None:
-            return self.writer
-        sampling = replace(self.writer.sampling, max_new_tokens=horizon)
-        return replace(self.writer, sampling=sampling)
-
     def _horizon(self, step: int) -> int | None:
         return self.settings.horizon.tokens_at(step, self.writer.sampling.max_new_tokens)
 
-    def _informative(self, portion: Sequence[Rewarded]) -> list[Rewarded]:
-        """The answers whose group is worth keeping."""
-        if self.informative is None:
-            return list(portion)
-        size = self.settings.responses_per_prompt
-        groups = [portion[start : start + size] for start in range(0, len(portion), size)]
-        return [answer for group in groups if self.informative(_rewards(group)) for answer in group]
+
+def step_problems(problems: Sequence[Problem], seed: int, step: int, count: int) -> list[Problem]:
+    """Problems of step `step` (1 is the first): slices of a fresh shuffle per epoch.
+
+    A pure function of its arguments, so a resumed run sees the same data.
+    """
+    chosen: list[Problem] = []
+    position, end = (step - 1) * count, step * count
+    while position < end:
+        epoch, index = divmod(position, len(problems))
+        order = list(range(len(problems)))
+        random.Random(f"{seed}/epoch/{epoch}").shuffle(order)
+        order = order[index : index + end - position]
+        chosen += [problems[i] for i in order]
+        position += len(order)
+    return chosen
 
 
 def rewards_differ(rewards: Sequence[float]) -> bool:

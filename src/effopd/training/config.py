@@ -5,7 +5,7 @@ Every section is the settings object of the thing it configures; nothing is desc
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -29,11 +29,12 @@ from effopd.config.reading import (
 )
 from effopd.data.dataset import DatasetTask
 from effopd.data.world import TinyWorld
+from effopd.evaluation.config import EvalConfig
 from effopd.evaluation.importance_kl import ImportanceKLValidation
 from effopd.evaluation.validators import AccuracyValidation, TeacherKLValidation
 from effopd.methods import FullVocabularyKL, Objective
 from effopd.methods.registry import EFFOPD_SEARCH, EFFOPD_VALIDATION, METHODS, Preset, sections
-from effopd.models.loading import ModelSettings
+from effopd.models.loading import ModelSettings, real_device
 from effopd.rewards.code import CodeChecking
 from effopd.rollouts.engine import Sampling
 from effopd.rollouts.prompts import PromptTemplate
@@ -50,6 +51,8 @@ from effopd.training.settings import (
     TrainSettings,
 )
 from effopd.training.teachers import SelfTeacher
+
+Settings = TypeVar("Settings", "Config", EvalConfig)
 
 
 def _known_method(name: object) -> object:
@@ -254,6 +257,13 @@ def make_config(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config
         ConfigError: An unknown key, a wrong value, or a contradiction; names the key.
     """
     return Config(**overridden(raw, overrides))
+
+
+def placed(config: Settings) -> Settings:
+    """The same settings with the devices of this machine in the place of "auto", as recorded."""
+    named = ((name, getattr(config, name, None)) for name in ("device", "teacher_device"))
+    found = {name: real_device(device) for name, device in named if device is not None}
+    return config.model_copy(update=found)
 
 
 def _expanded(raw: Raw) -> Raw:

@@ -8,7 +8,6 @@ moment and resumed from its newest checkpoint writes the same weights, optimizer
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from effopd.errors import NonFiniteError
@@ -47,20 +46,8 @@ LAST_STEP = "last step"
 class Trainer:
     """Trains one student; everything it needs is handed in.
 
-    Args:
-        student: The policy to train.
-        learner: Objective and teachers.
-        collector: Writes the answers of a step with the student.
-        run: Where records and checkpoints go.
-        settings: How much, how fast, when to evaluate and save.
-        evaluate: Evaluates the live student; None without test problems.
-        evaluate_teacher: Evaluates the teacher, once, before the first step.
-        search: Settings of the search; None trains without one.
-        validate: Scores candidates; needed with a search.
-        average: A teacher that follows the student; None for fixed teachers.
-        batch_rollouts: Gives each batch to the search, which then comes before the batch is trained
-            on; None searches after the update.
-        observer: Told what goes on.
+    Evaluates the teacher once, before the first step. A search needs `validate`; with
+    `batch_rollouts` it comes before its batch is trained on, else after the update.
     """
 
     def __init__(
@@ -133,7 +120,8 @@ class Trainer:
             # Search before learning, where candidates are scored on this very batch.
             if self.batch_rollouts is not None:
                 self.batch_rollouts.reuse(batch.rollouts, are_cut=batch.horizon is not None)
-                row |= self._search(progress.step - 1, self._history[-1] if self._history else {})
+                last = self._history[-1] if self._history else {}
+                row |= self._timed("search_s", self._search, progress.step - 1, last)
             # Score: the teachers read the answers.
             factor = self.extrapolator.rate_factor if self.extrapolator is not None else 1.0
             row["lr"] = self.updater.set_lr_(progress.step, factor)
@@ -149,7 +137,7 @@ class Trainer:
         self._timed("monitor_s", self._observe)
         # Search along the displacement.
         if self.batch_rollouts is None:
-            row |= self._search(progress.step, row)
+            row |= self._timed("search_s", self._search, progress.step, row)
         if self.average is not None:
             self.average.update_()
         self._finish(row)
@@ -185,25 +173,20 @@ class Trainer:
 
     def _search(self, updates: int, last: Row) -> Row:
         """Searches if it is due after so many updates; its field of the metrics row."""
-        result = self._timed("search_s", self._searched, updates, last)
-        return {"accepted_scale": result.accepted_scale if result else None}
-
-    def _searched(self, updates: int, last: Row) -> SearchResult | None:
-        if self.extrapolator is None:
-            return None
+        result: SearchResult | None = None
         try:
-            progress = relative_progress(last, self._history)
-            result = self.extrapolator.step(updates, progress)
+            if self.extrapolator is not None:
+                result = self.extrapolator.step(updates, relative_progress(last, self._history))
         except NonFiniteError as error:
             self.observer.on_message(f"step {self.progress.step}: search skipped, {error}")
-            return None
-        if result is not None:
-            self.progress.validation_tokens += result.tokens
-            self.progress.teacher_tokens += result.teacher_tokens
-            self.engine.sync_weights()
-            if result.accepted_scale != 1.0 and self.monitor is not None:
-                self.monitor.on_extrapolation()
-        return result
+        if result is None:
+            return {"accepted_scale": None}
+        self.progress.validation_tokens += result.tokens
+        self.progress.teacher_tokens += result.teacher_tokens
+        self.engine.sync_weights()
+        if result.accepted_scale != 1.0 and self.monitor is not None:
+            self.monitor.on_extrapolation()
+        return {"accepted_scale": result.accepted_scale}
 
     def _log_trial(self, index: int, trial: Trial) -> None:
         self.observer.on_trial(self.progress.step, index, trial)
@@ -253,11 +236,8 @@ class Trainer:
     def _save(self) -> None:
         self.progress.offsets = self.run_directory.offsets()
         parent = self.run_directory.checkpoints
-
-        def write(directory: Path) -> None:
-            save_state(directory, self._saved(), self.progress)
-
-        write_checkpoint(checkpoint_path(parent, self.progress.step), write)
+        path = checkpoint_path(parent, self.progress.step)
+        write_checkpoint(path, lambda new: save_state(new, self._saved(), self.progress))
         prune(parent, self.settings.checkpoint.keep)
 
     def _saved(self) -> Saved:

@@ -139,9 +139,9 @@ class Monitor:
         recent = tensors.get("recent", torch.zeros(0))
         check_fits(tensors, self.state() | {"recent": recent})
         device = self._base.device
-        self._base = tensors["base"].to(device, copy=True)
-        self._last = tensors["last"].to(device, copy=True)
-        self._displacement = tensors["displacement"].to(device, copy=True)
+        self._base, self._last, self._displacement = (
+            tensors[name].to(device, copy=True) for name in ("base", "last", "displacement")
+        )
         self._length, self._recent = tensors["length"].item(), recent.tolist()
 
 

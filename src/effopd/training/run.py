@@ -16,13 +16,11 @@ from effopd.errors import CheckpointError, ConfigError
 from effopd.models.checkpoints import checkpoint_path, verify_checkpoint
 from effopd.records import Run, load_run
 from effopd.rewards.functions import Reward, as_verifier
-from effopd.training.build import Given, Parts, build_parts, policy_of
-from effopd.training.config import Config, load_config, make_config
+from effopd.training.build import Given, Parts, build_parts, counts_record, policy_of
+from effopd.training.config import Config, load_config, make_config, placed
 from effopd.training.continuing import changes, reasons
-from effopd.training.devices import placed
 from effopd.training.loop import LAST_STEP, Trainer
 from effopd.training.observer import Observer, joined
-from effopd.training.problems import counts_record
 from effopd.training.run_directory import RunDirectory, recorded_date
 from effopd.training.signals import StopRequest
 
@@ -147,7 +145,10 @@ def _with_objects(
         raw[name] = (raw.get(name) or {}) | {"path": path}
     if reward is not None and not isinstance(reward, str):
         given = replace(given, verifier=as_verifier(reward))
-        reward = _importable_name(reward)
+        # What settings cannot name by module and function has to be given again.
+        module, name = getattr(reward, "__module__", ""), getattr(reward, "__qualname__", "")
+        is_name = all(part.isidentifier() for part in f"{module}.{name}".split("."))
+        reward = f"{module}:{name}" if module and is_name else "__main__:reward"
     if problems is not None:
         task, loaded = _task_of(problems, raw["task"], reward or "math")
         raw["task"], given = task, replace(given, task=loaded)
@@ -181,13 +182,6 @@ def _task_of(problems: Any, named: dict[str, Any], verifier: str) -> tuple[dict[
         return settings, None
     task = read(DatasetTask, settings)
     return settings, task.of_rows(rows.get("train"), rows.get("test"))
-
-
-def _importable_name(reward: Any) -> str:
-    """Names a function in settings; what has no name there has to be given again."""
-    module, name = getattr(reward, "__module__", ""), getattr(reward, "__qualname__", "")
-    is_name = all(part.isidentifier() for part in f"{module}.{name}".split("."))
-    return f"{module}:{name}" if module and is_name else "__main__:reward"
 
 
 def build_trainer(parts: Parts, run: RunDirectory, observer: Observer) -> Trainer:

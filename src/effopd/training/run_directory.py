@@ -22,15 +22,7 @@ LOGS = ("metrics", "timing", "search", "evals", "rollouts", "monitor")
 
 
 class RunDirectory:
-    """The lock of a run directory and the writers of its records.
-
-    Args:
-        path: The directory; created with its parents.
-
-    Raises:
-        ConfigError: The directory cannot be created or written to.
-        RunLockedError: Another process is writing to it.
-    """
+    """The lock of a run directory, created with its parents, and the writers of its records."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.checkpoints = path, path / "checkpoints"
@@ -62,8 +54,7 @@ class RunDirectory:
 
     def finished(self) -> dict[str, Any] | None:
         """Step and reason of the end as `run.json` has them; None while the run is not over."""
-        found: dict[str, Any] | None = _info(self.path).get("finished")
-        return found
+        return _info(self.path).get("finished")
 
     def finish(self, step: int, reason: str) -> None:
         """Notes in `run.json` that the run is over, and why."""
@@ -145,8 +136,7 @@ class RunDirectory:
 
 def recorded_date(run: Path) -> str | None:
     """The day on which a run started, "2026-01-31"; None where its `run.json` names none."""
-    found: str | None = _info(run).get("date")
-    return found
+    return _info(run).get("date")
 
 
 def _info(run: Path) -> dict[str, Any]:

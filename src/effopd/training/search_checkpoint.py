@@ -26,8 +26,6 @@ from effopd.training.rows import trial_row
 
 METADATA = "effopd"
 """The only key of the metadata: safetensors writes several in an order of chance."""
-WEIGHTS = "weights"
-"""Key of the checksum of the weights that a state belongs to."""
 TENSORS = ("anchor", "history")
 """Parts of the state that are tensors by name."""
 
@@ -39,7 +37,7 @@ def search_file(directory: Path, shard: int = 0, shards: int = 1) -> Path:
 
 def save_search(path: Path, extrapolator: Extrapolator) -> None:
     """Writes the state of a search, whole or not at all."""
-    state = extrapolator.state_dict() | {WEIGHTS: extrapolator.checksum()}
+    state = extrapolator.state_dict() | {"weights": extrapolator.checksum()}
     tensors = {
         f"{part}/{name}": tensor.contiguous()
         for part in TENSORS
@@ -84,7 +82,7 @@ def read_search(path: Path) -> dict[str, Any]:
 def restore_search(extrapolator: Extrapolator, state: Mapping[str, Any], path: Path) -> None:
     """Loads what `read_search` gave; the weights have to be in place."""
     extrapolator.load_state_dict(state)
-    if state[WEIGHTS] != extrapolator.checksum():
+    if state["weights"] != extrapolator.checksum():
         raise CheckpointError(
             f"{path} belongs to other weights than those that training resumes with: resume from "
             "the checkpoint that it is part of (TRL: name it with resume_from=), or an earlier one"

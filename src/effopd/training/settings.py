@@ -8,16 +8,6 @@ from typing import Any, Literal
 from effopd.errors import ConfigError
 from effopd.records import reaches
 
-_COUNTS = (
-    "steps",
-    "prompts_per_step",
-    "responses_per_prompt",
-    "updates_per_step",
-    "epochs",
-    "micro_batch_tokens",
-    "rollout_batch",
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
@@ -202,7 +192,10 @@ class TrainSettings:
     stop: StopRule = StopRule()
 
     def __post_init__(self) -> None:
-        for name in _COUNTS:
+        for name in (
+            "steps", "prompts_per_step", "responses_per_prompt", "updates_per_step", "epochs",
+            "micro_batch_tokens", "rollout_batch",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} must be at least 1, got {getattr(self, name)}")
         if self.updates_per_step > self.prompts_per_step * self.responses_per_prompt:
@@ -292,17 +285,7 @@ class MonitorSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class LoopSettings:
-    """All settings of the loop.
-
-    Attributes:
-        seed: Seed of prompts, sampling and validation sets.
-        train: How much, in which portions.
-        optimizer: AdamW and its learning rate.
-        evaluation: Held-out evaluation.
-        checkpoint: When to save, what to keep.
-        monitor: What watches the weights.
-        memory: What is kept where.
-    """
+    """All settings of the loop; the seed is that of prompts, sampling and validation sets."""
 
     seed: int = 0
     train: TrainSettings = TrainSettings()

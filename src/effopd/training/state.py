@@ -40,17 +40,10 @@ FOLDER = "trainer"
 
 @dataclass
 class Progress:
-    """Counters of a run; cumulative since step 0.
+    """Counters of a run; cumulative since step 0, steps whose update was skipped included.
 
-    Attributes:
-        step: Optimizer updates done, skipped ones included.
-        train_tokens: Tokens the student sampled for training.
-        validation_tokens: Tokens the student sampled in searches.
-        teacher_tokens: Tokens the teacher scored, in training and searches.
-        skipped_steps: Updates skipped so far.
-        skipped_in_a_row: Updates skipped since the last good one.
-        elapsed_s: Wall time of training and searching.
-        offsets: Bytes of each log that belong to this state.
+    `train_tokens` and `validation_tokens` were sampled by the student, `teacher_tokens` scored by
+    the teacher; `offsets` are the bytes of each log that belong to this state.
     """
 
     step: int = 0
@@ -73,11 +66,9 @@ class Stateful(Protocol):
 
     def state(self) -> dict[str, Tensor]:
         """Its tensors by name."""
-        ...
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Restores `state()`."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,13 +87,9 @@ class Saved:
     @property
     def others(self) -> dict[str, Stateful]:
         """File name -> what has tensors of its own."""
-        found: dict[str, Stateful | None] = {
-            "masters": self.masters,
-            "learner": self.learner,
-            "average": self.average,
-            "monitor": self.monitor,
-        }
-        return {name: part for name, part in found.items() if part is not None and part.state()}
+        names = ("masters", "learner", "average", "monitor")
+        found = ((name, getattr(self, name)) for name in names)
+        return {name: part for name, part in found if part is not None and part.state()}
 
 
 def save_state(directory: Path, saved: Saved, progress: Progress) -> None:
@@ -120,14 +107,19 @@ def save_state(directory: Path, saved: Saved, progress: Progress) -> None:
     else:
         save_model(policy.model, directory)
     save_tokenizer(policy.tokenizer, directory)
-    state: dict[str, Any] = {"version": VERSION, "progress": asdict(progress)}
     folder = directory / FOLDER
     folder.mkdir()
-    save_file(_optimizer_tensors(saved), folder / "optimizer.safetensors")
+    moments = {
+        f"{name}/{key}": value.contiguous()
+        for name, parameter in saved.moved.items()
+        for key, value in saved.optimizer.state.get(parameter, {}).items()
+    }
+    save_file(moments, folder / "optimizer.safetensors")
     if saved.extrapolator is not None:
         save_search(search_file(folder), saved.extrapolator)
     for name, part in saved.others.items():
         save_file(part.state(), folder / f"{name}.safetensors")
+    state = {"version": VERSION, "progress": asdict(progress)}
     (directory / "trainer_state.json").write_text(json.dumps(state, sort_keys=True))
 
 
@@ -145,9 +137,18 @@ def load_state(directory: Path, saved: Saved) -> Progress:
         load_adapters_(policy.model, directory)
     else:
         _load_model(policy.model, directory)
-    _load_optimizer(saved, load_tensors(state_file(directory, "optimizer")))
+    saved.optimizer.state.clear()
+    for key, tensor in load_tensors(directory, "optimizer").items():
+        name, _, entry = key.rpartition("/")
+        parameter = saved.moved.get(name)
+        if parameter is None or (entry != "step" and tensor.shape != parameter.shape):
+            raise CheckpointError(
+                f"the optimizer state does not fit the model: {key} of shape {tuple(tensor.shape)}"
+            )
+        placed = tensor if entry == "step" else tensor.to(parameter.device)
+        saved.optimizer.state.setdefault(parameter, {})[entry] = placed
     for name, part in saved.others.items():
-        part.load_state(load_tensors(state_file(directory, name)))
+        part.load_state(load_tensors(directory, name))
     if extrapolator is not None:  # last: it looks at the weights that it moves
         restore_search(extrapolator, read_search(search), search)
     return Progress(**state["progress"])
@@ -171,20 +172,15 @@ def _read_state(directory: Path) -> dict[str, Any]:
     return state
 
 
-def state_file(directory: Path, name: str) -> Path:
-    """Where a checkpoint has tensors of the trainer."""
-    return directory / FOLDER / f"{name}.safetensors"
-
-
 def saved_anchor(checkpoint: Path) -> dict[str, Tensor] | None:
     """The anchor that a checkpoint holds; None without a search."""
     path = search_file(checkpoint / FOLDER)
-    anchor: dict[str, Tensor] | None = read_search(path)["anchor"] if path.is_file() else None
-    return anchor
+    return read_search(path)["anchor"] if path.is_file() else None
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file."""
+def load_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:
+    """Tensors of the trainer that a checkpoint has."""
+    path = checkpoint / FOLDER / f"{name}.safetensors"
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
@@ -210,25 +206,3 @@ def _load_model(model: Any, directory: Path) -> None:
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(saved[name])
-
-
-def _optimizer_tensors(saved: Saved) -> dict[str, Tensor]:
-    """State tensors by `parameter name/key`."""
-    return {
-        f"{name}/{key}": value.contiguous()
-        for name, parameter in saved.moved.items()
-        for key, value in saved.optimizer.state.get(parameter, {}).items()
-    }
-
-
-def _load_optimizer(saved: Saved, tensors: Mapping[str, Tensor]) -> None:
-    saved.optimizer.state.clear()
-    for key, tensor in tensors.items():
-        name, _, entry = key.rpartition("/")
-        parameter = saved.moved.get(name)
-        if parameter is None or (entry != "step" and tensor.shape != parameter.shape):
-            raise CheckpointError(
-                f"the optimizer state does not fit the model: {key} of shape {tuple(tensor.shape)}"
-            )
-        placed = tensor if entry == "step" else tensor.to(parameter.device)
-        saved.optimizer.state.setdefault(parameter, {})[entry] = placed

@@ -6,8 +6,9 @@ weights are the masters rounded once.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import random
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,6 @@ from effopd.search.factors import Factors
 from effopd.search.line_search import OnTrial
 from effopd.search.selection import select_parameters
 from effopd.search.validation import Validator
-from effopd.training.batch import mini_batches
 from effopd.training.rows import Row
 from effopd.training.settings import LoopSettings
 
@@ -36,10 +36,7 @@ class Masters:
     Gradients of the live parameters are added to those of the masters as soon as they are complete,
     and freed: at no time is there a second set of them.
 
-    Args:
-        live: Trainable parameters of the student by name.
-        device: Where masters and their gradients live, and with them the optimizer's moments; None
-            keeps them next to the live parameters.
+    On `device` live masters, their gradients and the optimizer's moments; None is next to `live`.
     """
 
     def __init__(self, live: Mapping[str, nn.Parameter], device: str | None = None) -> None:
@@ -48,7 +45,15 @@ class Masters:
         for name, parameter in self._live.items():
             master = parameter.detach().to(device or parameter.device, torch.float32, copy=True)
             self.tensors[name] = master.requires_grad_()
-            parameter.register_post_accumulate_grad_hook(_moves_gradient_to(master))
+
+            def move_(parameter: Tensor, master: Tensor = master) -> None:
+                """Called when the gradient of a backward pass is complete."""
+                assert parameter.grad is not None
+                gradient = parameter.grad.to(master.device).to(master.dtype)  # widened after moving
+                master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+                parameter.grad = None
+
+            parameter.register_post_accumulate_grad_hook(move_)
 
     @torch.no_grad()
     def publish_(self) -> None:
@@ -69,27 +74,6 @@ class Masters:
                 raise CheckpointError(f"the saved masters do not fit this model: {name}")
             master.copy_(saved)
         self.publish_()
-
-
-def _moves_gradient_to(master: Tensor) -> Callable[[Tensor], None]:
-    """A hook on a live parameter, called when its gradient of a backward pass is complete."""
-
-    def move_(parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        gradient = parameter.grad.to(master.device).to(master.dtype)  # widened after the transfer
-        master.grad = gradient if master.grad is None else master.grad.add_(gradient)
-        parameter.grad = None
-
-    return move_
-
-
-@dataclass(frozen=True, kw_only=True)
-class Update:
-    """Loss, gradient norm before clipping, and named token means of one optimizer update."""
-
-    loss: float
-    grad_norm: float
-    means: Mapping[str, float]
 
 
 class Updater:
@@ -127,15 +111,14 @@ class Updater:
             for epoch in range(train.epochs)
             for indices in mini_batches(len(rollouts), train.updates_per_step, seed, step, epoch)
         ]
-        names = dict.fromkeys(name for update in updates for name in update.means)
-        return {
-            "loss": mean([update.loss for update in updates]),
-            "grad_norm": mean([update.grad_norm for update in updates]),
-            **{name: mean([update.means[name] for update in updates]) for name in names},
-        }
+        names = dict.fromkeys(name for update in updates for name in update)
+        return {name: mean([update[name] for update in updates]) for name in names}
 
-    def _one_update_(self, rollouts: Sequence[Rollout], indices: Sequence[int]) -> Update:
-        """Accumulates the gradient over micro-batches and takes one clipped optimizer step."""
+    def _one_update_(self, rollouts: Sequence[Rollout], indices: Sequence[int]) -> Row:
+        """Accumulates the gradient over micro-batches and takes one clipped optimizer step.
+
+        Returns loss, gradient norm before clipping, and the means of its tokens.
+        """
         members = [rollouts[i] for i in indices]
         portion = Portion(sequences=len(members), tokens=total_tokens(members))
         lengths = [rollout.sample.length for rollout in members]
@@ -165,13 +148,26 @@ class Updater:
         if self.masters is not None:
             self.masters.publish_()
         self._learner.after_update()
-        return Update(loss=loss, grad_norm=norm, means=means)
+        return {"loss": loss, "grad_norm": norm, **means}
 
     def discard(self) -> None:
         """Gives up an update: no gradients stay behind."""
         self.optimizer.zero_grad(set_to_none=True)
         self._learner.discard()
         self._student.model.eval()
+
+
+def mini_batches(count: int, updates: int, seed: int, step: int, epoch: int) -> list[list[int]]:
+    """Indices of `count` rollouts in `updates` portions of nearly equal size.
+
+    Shuffled anew in every epoch; a single portion keeps its order. Fewer rollouts than updates
+    give fewer portions.
+    """
+    order = list(range(count))
+    if updates > 1:
+        random.Random(derive_seed(seed, "mini-batches", step, epoch)).shuffle(order)
+    cuts = [count * i // updates for i in range(updates + 1)]
+    return [order[start:end] for start, end in pairwise(cuts) if start < end]
 
 
 def extrapolator_of(

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from datasets import IterableDataset
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 from trl import DistillationTrainer, GRPOTrainer
@@ -104,7 +105,21 @@ class EffOPDCallback(TrainerCallback):
         check_trainer(trainer, self.search, own_validator=validate is not None)
         self.trainer = trainer
         self._validate = validate
-        self._source = None if validate else _source(trainer, dataset, prompts, resample, seed)
+        self._source: TrainerRolloutSource | None = None
+        if validate is None:
+            rows = trainer.train_dataset if dataset is None else dataset
+            if isinstance(rows, IterableDataset):
+                raise ConfigError(
+                    "validation prompts are drawn by index, and the training set is a stream: pass "
+                    "dataset= with a few hundred rows"
+                )
+            self._source = TrainerRolloutSource(
+                trainer=trainer,
+                dataset=rows,
+                prompts=prompts,
+                resample=resample,
+                seed=trainer.args.seed if seed is None else seed,
+            )
         self._device = device
         self._resume_from = None if resume_from is None else Path(resume_from)
         self._start_anew = start_anew
@@ -131,9 +146,17 @@ class EffOPDCallback(TrainerCallback):
         parameters = select_parameters(model, self.search.parameters)
         check_sharded(trainer, parameters)
         pairs = factor_pairs(model)
+        validate = self._validate
+        if self._source is not None:
+            rewarded = isinstance(trainer, GRPOTrainer)
+            validate = TrainerValidator(
+                source=self._source,
+                measure=Reward(trainer=trainer) if rewarded else TeacherKL.of(trainer),
+                scores_with_teacher=not rewarded,
+            )
         self._extrapolator = Extrapolator(
             model,
-            self._scorer(),
+            validate,
             search=self.search,
             device=self._device,
             factors=Factors(pairs) if pairs else None,
@@ -187,40 +210,9 @@ class EffOPDCallback(TrainerCallback):
             save_search(path, self.extrapolator)
         self.trainer.accelerator.wait_for_everyone()
 
-    def _scorer(self) -> Validator:
-        if self._source is None:
-            assert self._validate is not None
-            return self._validate
-        rewarded = isinstance(self.trainer, GRPOTrainer)
-        return TrainerValidator(
-            source=self._source,
-            measure=Reward(trainer=self.trainer) if rewarded else TeacherKL.of(self.trainer),
-            scores_with_teacher=not rewarded,
-        )
-
     def _checkpoint(self, step: int) -> Path:
         return Path(self.trainer._get_output_dir(trial=None)) / f"checkpoint-{step}"
 
     def _record(self, index: int, trial: Trial) -> None:
         if self._log is not None:
             self._log.write(self.trainer.state.global_step, index, trial)
-
-
-def _source(
-    trainer: Any, dataset: Any, prompts: int, resample: bool, seed: int | None
-) -> TrainerRolloutSource:
-    from datasets import IterableDataset
-
-    rows = trainer.train_dataset if dataset is None else dataset
-    if isinstance(rows, IterableDataset):
-        raise ConfigError(
-            "validation prompts are drawn by index, and the training set is a stream: pass "
-            "dataset= with a few hundred rows"
-        )
-    return TrainerRolloutSource(
-        trainer=trainer,
-        dataset=rows,
-        prompts=prompts,
-        resample=resample,
-        seed=trainer.args.seed if seed is None else seed,
-    )

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from trl import DistillationTrainer
 
-from effopd.integrations.trl.policies import policy_of
+from effopd.integrations.trl.compatibility import policy_of
 from effopd.methods import SampledTokenOPD
 from effopd.objectives import (
     check_finite,
@@ -66,8 +66,7 @@ class SampledTokenTrainer(DistillationTrainer):
             prompts=prompt_ids, images=images, num_generations=1
         )
         self._engine_log_probs = [[first[0] for first in answer] for answer in log_probs]
-        found: list[list[int]] = completion_ids
-        return found
+        return completion_ids
 
     def _generate_and_score_completions(self, inputs: Sequence[Mapping[str, Any]]) -> Any:
         """Adds the engine's log-probabilities to what a training batch holds."""

@@ -19,7 +19,7 @@ from effopd.errors import ConfigError, NonFiniteError
 from effopd.evaluation.logprobs import completion_reverse_kl
 from effopd.evaluation.rollout_sources import sample_indices, validation_seed
 from effopd.evaluation.statistics import mean
-from effopd.integrations.trl.policies import gathered, policy_of
+from effopd.integrations.trl.compatibility import gathered, policy_of
 from effopd.models.policy import Policy, Sample
 from effopd.search.extrapolator import preserve_state
 from effopd.search.validation import Draw, Score, score_of
@@ -62,13 +62,11 @@ class TrainerRolloutSource:
 
     def rows(self, draw: Draw) -> list[Row]:
         """This process's rows."""
-        processes = self.trainer.accelerator.num_processes
-        share = min(-(-self.prompts // processes), len(self.dataset) // processes)
-        size = len(self.dataset)
-        chosen = sample_indices(draw, size, share * processes, self.seed, resample=self.resample)
-        return [
-            self.dataset[i] for i in chosen[self.trainer.accelerator.process_index :: processes]
-        ]
+        accelerator, size = self.trainer.accelerator, len(self.dataset)
+        processes = accelerator.num_processes
+        count = min(-(-self.prompts // processes), size // processes) * processes
+        chosen = sample_indices(draw, size, count, self.seed, resample=self.resample)
+        return [self.dataset[i] for i in chosen[accelerator.process_index :: processes]]
 
     def rollouts(self, draw: Draw) -> TrainerRollouts:
         """One answer a row, by the student as it is now, in portions of a training batch."""
@@ -135,16 +133,9 @@ def _requests_seeded(trainer: Any, seed: int) -> Iterator[None]:
 
 
 _TOUCHED = (
-    "_buffered_inputs",
-    "_current_train_step_time",
-    "_logs",
-    "_metrics",
-    "_pending_extra_logs",
-    "_pending_metrics",
-    "_step",
-    "_total_train_tokens",
-    "num_generations_eval",
-)
+    "_buffered_inputs", "_current_train_step_time", "_logs", "_metrics", "_pending_extra_logs",
+    "_pending_metrics", "_step", "_total_train_tokens", "num_generations_eval",
+)  # fmt: skip
 """What TRL's trainers count, log and buffer; not every trainer has all of them."""
 
 
@@ -256,8 +247,7 @@ class Reward:
         own_BF = found_BF[start : start + len(prompts)]  # the trainer gathers all processes'
         values_B = (own_BF * trainer.reward_weights.to(own_BF.device)).nansum(dim=1)
         values_B[own_BF.isnan().all(dim=1)] = torch.nan
-        values: list[float] = values_B.tolist()
-        return values
+        return values_B.tolist()
 
 
 def _completions(trainer: Any, written: TrainerRollouts) -> list[Any]:

@@ -29,23 +29,21 @@ def score_answers(answers: Sequence[ServedAnswer], validation: Validation) -> Sc
     """The score of a candidate from its answers, one a prompt, in the order of the prompts."""
     if any(not answer.tokens for answer in answers):
         raise ValidatorError("a rollout server returned an empty answer: check its log")
-    lengths = [answer.tokens for answer in answers]
+    values, lengths = [], [answer.tokens for answer in answers]
+    for answer in answers:  # higher is better
+        if isinstance(validation, RewardValidation):
+            values.append(answer.reward)
+            continue
+        if len(answer.log_ratios) != answer.tokens:
+            raise ValidatorError(
+                f"the teacher scored {len(answer.log_ratios)} of {answer.tokens} sampled tokens"
+            )
+        total = sum(answer.log_ratios)
+        values.append(-total if validation.reduce == "sequence" else -total / answer.tokens)
     return score_of(
-        [_value(answer, validation) for answer in answers],
+        values,
         lengths,
         [float(answer.is_truncated) for answer in answers],
         tokens=sum(lengths),
         teacher_tokens=sum(lengths) if isinstance(validation, ServedKLValidation) else 0,
     )
-
-
-def _value(answer: ServedAnswer, validation: Validation) -> float:
-    """Higher is better."""
-    if isinstance(validation, RewardValidation):
-        return answer.reward
-    if len(answer.log_ratios) != answer.tokens:
-        raise ValidatorError(
-            f"the teacher scored {len(answer.log_ratios)} of {answer.tokens} sampled tokens"
-        )
-    total = sum(answer.log_ratios)
-    return -total if validation.reduce == "sequence" else -total / answer.tokens

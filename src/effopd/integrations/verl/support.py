@@ -33,46 +33,23 @@ UNTESTED = "set it to False: the search was not tested with it"
 RANK = "set it to 0: a candidate of the product of two factors has twice their rank"
 REQUIREMENTS: tuple[tuple[str, Condition, str], ...] = (
     ("trainer.use_v1", one_of(True), "set it to True: the legacy trainer has other hooks"),
-    (
-        "trainer.v1.trainer_mode",
-        one_of("sync", TRAINER_MODE),
-        "set it to 'sync': asynchronous trainers generate while weights would be moved",
-    ),
-    (
-        "actor_rollout_ref.hybrid_engine",
-        one_of(True),
-        "set it to True: candidates go to rollout servers on the training devices",
-    ),
-    (
-        f"{ACTOR}.strategy",
-        one_of("fsdp2"),
-        "set it to 'fsdp2': FSDP1 flattens parameters, Megatron cuts them differently",
-    ),
-    (
-        f"{ROLLOUT}.name",
-        none_of("sglang", "trtllm"),  # they do not sample a request by a seed of its own
-        "use 'vllm': all candidates of a search are sampled with the same seeds",
-    ),
-    (
-        f"{ROLLOUT}.agent.agent_loop_manager_class",
-        one_of(None, AGENT_LOOP_MANAGER),
-        "remove it: the plug-in brings one that passes seeds on",
-    ),
-    (
-        f"{ROLLOUT}.checkpoint_engine.backend",
-        one_of(None, "naive"),
-        "set it to 'naive': other backends were not tested with the search",
-    ),
-    (
-        f"{FSDP}.model_dtype",
-        one_of(None, "fp32", "float32"),
-        "set it to 'fp32': updates at small learning rates vanish in bfloat16 masters",
-    ),
-    (
-        f"{FSDP}.fsdp_size",
-        one_of(None, -1),
-        "set it to -1: hybrid sharding was not tested with the search",
-    ),
+    ("trainer.v1.trainer_mode", one_of("sync", TRAINER_MODE),
+     "set it to 'sync': asynchronous trainers generate while weights would be moved"),
+    ("actor_rollout_ref.hybrid_engine", one_of(True),
+     "set it to True: candidates go to rollout servers on the training devices"),
+    (f"{ACTOR}.strategy", one_of("fsdp2"),
+     "set it to 'fsdp2': FSDP1 flattens parameters, Megatron cuts them differently"),
+    # those two do not sample a request by a seed of its own
+    (f"{ROLLOUT}.name", none_of("sglang", "trtllm"),
+     "use 'vllm': all candidates of a search are sampled with the same seeds"),
+    (f"{ROLLOUT}.agent.agent_loop_manager_class", one_of(None, AGENT_LOOP_MANAGER),
+     "remove it: the plug-in brings one that passes seeds on"),
+    (f"{ROLLOUT}.checkpoint_engine.backend", one_of(None, "naive"),
+     "set it to 'naive': other backends were not tested with the search"),
+    (f"{FSDP}.model_dtype", one_of(None, "fp32", "float32"),
+     "set it to 'fp32': updates at small learning rates vanish in bfloat16 masters"),
+    (f"{FSDP}.fsdp_size", one_of(None, -1),
+     "set it to -1: hybrid sharding was not tested with the search"),
     (f"{FSDP}.param_offload", off, UNTESTED),
     (f"{FSDP}.optimizer_offload", off, UNTESTED),
     (f"{FSDP}.offload_policy", off, UNTESTED),
@@ -81,41 +58,25 @@ REQUIREMENTS: tuple[tuple[str, Condition, str], ...] = (
     (f"{MODEL}.lora_rank", off, RANK),
     (f"{MODEL}.lora.rank", off, RANK),
     (f"{MODEL}.lora_adapter_path", off, "remove it: merge the adapter into the model first"),
-    (
-        "algorithm.adv_estimator",
-        none_of("gae"),
-        "use 'grpo' for distillation: training with a critic was not tested",
-    ),
-    (
-        "trainer.critic_warmup",
-        off,
-        "set it to 0: a step without an actor update has nothing to search",
-    ),
-    (
-        "trainer.default_hdfs_dir",
-        off,
-        "remove it: the anchor is saved to trainer.default_local_dir alone",
-    ),
+    ("algorithm.adv_estimator", none_of("gae"),
+     "use 'grpo' for distillation: training with a critic was not tested"),
+    ("trainer.critic_warmup", off,
+     "set it to 0: a step without an actor update has nothing to search"),
+    ("trainer.default_hdfs_dir", off,
+     "remove it: the anchor is saved to trainer.default_local_dir alone"),
     ("skip.rollout_tq.enable", off, UNTESTED),
-)
+)  # fmt: skip
 """Key of verl's configuration, when it is supported, and what to do where it is not."""
 
 ANOTHER = "samples another distribution than the student's: set it to {}"
 TEACHER: tuple[tuple[str, Condition, str], ...] = (
-    (
-        "distillation.enabled",
-        bool,
-        "scores nothing: set it, and distillation.teacher_models",
-    ),
-    (
-        "distillation.distillation_loss.loss_mode",
-        lambda value: "topk" not in str(value),
-        "asks the teacher for its own likeliest tokens instead of the student's: use 'k1'",
-    ),
+    ("distillation.enabled", bool, "scores nothing: set it, and distillation.teacher_models"),
+    ("distillation.distillation_loss.loss_mode", lambda value: "topk" not in str(value),
+     "asks the teacher for its own likeliest tokens instead of the student's: use 'k1'"),
     (f"{ROLLOUT}.temperature", one_of(1), ANOTHER.format(1)),
     (f"{ROLLOUT}.top_p", one_of(1), ANOTHER.format(1)),
     (f"{ROLLOUT}.top_k", one_of(-1, 0, None), ANOTHER.format(-1)),
-)
+)  # fmt: skip
 """The same where the teacher scores: the estimate of the divergence is unbiased for samples of the
 student itself, scored token by token."""
 
