@@ -28,7 +28,11 @@ class RunDirectory:
         self.path, self.checkpoints = path, path / "checkpoints"
         self._workspace = Workspace(path, "run")
         self.refuse = self._workspace.refuse
-        self.checkpoints.mkdir(exist_ok=True)
+        try:
+            self.checkpoints.mkdir(exist_ok=True)
+        except BaseException:
+            self._workspace.close()  # the caller has nothing to close
+            raise
         self._writers: dict[str, JsonlWriter] = {}
 
     @property
