@@ -20,7 +20,7 @@ help: ## Show this list
 demo: .venv/.installed ## Train the tiny world with and without the search, write runs/demo/
 	$(BIN)/effopd demo
 
-test: .venv/.installed ## Run the tests (5 minutes on two cores; no network, no GPU needed); MARKS=slow runs others
+test: .venv/.installed ## Run the tests (6 minutes on two cores; no network, no GPU needed); MARKS=slow runs others
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(if $(MARKS),-m '$(MARKS)')
 
 test-all: .venv/.installed ## Run the slow tests and those of several ranks too, and the GPU tests where there is one
