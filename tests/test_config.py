@@ -9,7 +9,7 @@ import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 
-from effopd.config.reading import differences, to_toml
+from effopd.config.reading import to_toml
 from effopd.data.dataset import DatasetSpec, DatasetTask
 from effopd.data.world import TinyWorld
 from effopd.errors import ConfigError
@@ -21,6 +21,7 @@ from effopd.search.scales import GeometricScales, LadderScales
 from effopd.search.schedule import AtSteps
 from effopd.search.validation import AtLeast, LengthGuard
 from effopd.training.config import Config, load_config, make_config
+from effopd.workspace import Workspace
 
 JSONL = {
     "task": {"type": "dataset", "train": {"path": "train.jsonl"}},
@@ -203,7 +204,6 @@ def test_resolved_settings_read_back_equal(raw: dict[str, Any], tmp_path: Path) 
     again = round_trip(config, tmp_path)
     assert again == config
     assert to_toml(again) == to_toml(config)
-    assert differences(to_toml(again), to_toml(config)) == []
 
 
 def test_resolved_settings_do_not_follow_later_defaults() -> None:
@@ -229,17 +229,23 @@ def test_any_values_read_back_equal(
     assert round_trip(config, tmp_path_factory.mktemp("config")) == config
 
 
-def test_differences_are_named_one_by_one() -> None:
+def test_other_settings_of_the_same_work_are_named_one_by_one(tmp_path: Path) -> None:
     old = make_config({"optimizer": {"lr": 1e-4}, "search": {"guard": "none"}})
     new = make_config({"optimizer": {"lr": 3e-4}, "seed": 5})
-    assert differences(to_toml(old), to_toml(new)) == [
+    with Workspace(tmp_path, "run") as workspace:
+        workspace.settle("config.toml", tomllib.loads(to_toml(old)))
+        workspace.settle("config.toml", tomllib.loads(to_toml(old)))
+        with pytest.raises(ConfigError) as error:
+            workspace.settle("config.toml", tomllib.loads(to_toml(new)))
+    for change in (
         "optimizer.lr: 0.0001 -> 0.0003",
         "search.guard: none -> None",
         "search.guard.longest: None -> 2.0",
         "search.guard.shortest: None -> 0.5",
         "search.guard.truncated_rise: None -> 0.1",
         "seed: 0 -> 5",
-    ]
+    ):
+        assert change in str(error.value)
 
 
 # Messages -----------------------------------------------------------------------------------------

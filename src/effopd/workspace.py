@@ -1,14 +1,16 @@
 """A directory of resumable work: one process at a time, fixed settings, finished units."""
 
+import tomllib
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
+import tomli_w
 from filelock import FileLock, Timeout
 
+from effopd.config.reading import settings_of
 from effopd.errors import ConfigError, RunLockedError
-from effopd.records import JsonlWriter, Row, read_jsonl
+from effopd.records import JsonlWriter, Row, read_jsonl, write_text_atomic
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -46,12 +48,7 @@ class Workspace:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -62,7 +59,7 @@ class Workspace:
         """Refuses to go on under other settings.
 
         Args:
-            changed: What differs, one sentence each, as `differences` gives them.
+            changed: What differs, one sentence each: `optimizer.lr: 0.0001 -> 0.0003`.
             hint: More for the user, after what to do.
 
         Raises:
@@ -75,6 +72,27 @@ class Workspace:
                 + "\nGo on with the old settings, or choose another directory (--out)."
                 + hint
             )
+
+    def settle(self, name: str, settings: Mapping[str, Any]) -> None:
+        """Keeps the settings of the work in a TOML file, and refuses to go on under others.
+
+        Raises:
+            ConfigError: The file holds other settings, or is damaged.
+        """
+        path = self.path / name
+        if path.exists():
+            try:
+                before = tomllib.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ConfigError(
+                    f"{path} is damaged ({error}): restore it, or choose another directory (--out)"
+                ) from None
+            old, new = settings_of(before), settings_of(settings)
+            keys = sorted(old.keys() | new.keys())
+            self.refuse(
+                f"{k}: {old.get(k)} -> {new.get(k)}" for k in keys if old.get(k) != new.get(k)
+            )
+        write_text_atomic(path, tomli_w.dumps(settings))
 
 
 class Journal(Generic[Key]):
@@ -95,12 +113,7 @@ class Journal(Generic[Key]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._writer.close()
 
     def add(self, row: Row) -> None:
@@ -111,23 +124,3 @@ class Journal(Generic[Key]):
     def sync(self) -> None:
         """Forces what was added to the disk."""
         self._writer.sync()
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Settings that differ, one sentence each: `optimizer.lr: 0.0001 -> 0.0003`."""
-    before, now = flat(old), flat(new)
-    keys = sorted(before.keys() | now.keys())
-    return [
-        f"{key}: {before.get(key)} -> {now.get(key)}"
-        for key in keys
-        if before.get(key) != now.get(key)
-    ]
-
-
-def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Every value of nested mappings by its dotted name."""
-    found: dict[str, Any] = {}
-    for key, value in nested.items():
-        is_nested = isinstance(value, Mapping)
-        found |= flat(value, f"{prefix}{key}.") if is_nested else {f"{prefix}{key}": value}
-    return found

@@ -2,6 +2,7 @@
 
 import math
 import re
+import tomllib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 from effopd.analysis.applying import intervened, write_intervened
 from effopd.analysis.intervention_kinds import Source, interventions
 from effopd.analysis.interventions import Intervention
-from effopd.config.reading import differences, to_toml
+from effopd.config.reading import to_toml
 from effopd.errors import ConfigError, NonFiniteError
 from effopd.evaluation.evaluator import EvaluationResult, Evaluator
 from effopd.evaluation.routing import Teachers
@@ -25,7 +26,7 @@ from effopd.models.layout import Heads, read_heads
 from effopd.models.policy import Policy
 from effopd.models.updates import Update, open_update, say_left_out
 from effopd.progress import SILENT, Display
-from effopd.records import Row, write_text_atomic
+from effopd.records import Row
 from effopd.reports.table_files import write_table
 from effopd.rollouts.engine import derive_seed
 from effopd.rollouts.rollout import Writer
@@ -184,11 +185,8 @@ class _Sweep:
     def resume(self, workspace: Workspace) -> list[Row]:
         """Evaluates what the journal lacks, and writes the table after every row."""
         # All rows of a table come from one base, one evaluation and one number of passes.
-        path = workspace.path / "evaluation.toml"
-        text = f"passes = {self.passes}\n{to_toml(self.config)}"
-        if path.exists():
-            workspace.refuse(differences(path.read_text(encoding="utf-8"), text))
-        write_text_atomic(path, text)
+        evaluation = tomllib.loads(to_toml(self.config))
+        workspace.settle("evaluation.toml", {"passes": self.passes, **evaluation})
         with Journal(workspace.path / "interventions.jsonl", key_of) as journal:
             keys = {key_of(case.row) for case in self.cases}
             stored = {key: row for key, row in journal.rows.items() if key in keys}

@@ -188,16 +188,6 @@ def _spelled(value: Any) -> Any:
     return {name: _spelled(each) for name, each in (found | off).items() if each is not None}
 
 
-def differences(old_toml: str, new_toml: str) -> list[str]:
-    """Settings that differ, one sentence each: `optimizer.lr: 0.0001 -> 0.0003`."""
-    old, new = (settings_of(tomllib.loads(text)) for text in (old_toml, new_toml))
-    keys = sorted(old.keys() | new.keys())
-    return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in keys if old.get(k) != new.get(k)]
-
-
-# Mistakes -----------------------------------------------------------------------------------------
-
-
 def checked(raw: Mapping[str, Any], cls: type) -> Raw:
     """The mapping with None for "none", once all its keys and types of sections are known."""
     mistakes: list[str] = []

@@ -11,7 +11,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
-import tomli_w
 import torch
 
 from effopd.config.reading import merged, raw_of, read, to_toml
@@ -34,7 +33,7 @@ from effopd.models.checkpoints import weights_fingerprint
 from effopd.models.loading import load_model, load_tokenizer
 from effopd.models.tokenizers import end_token_ids
 from effopd.progress import SILENT, Display
-from effopd.records import write_json_atomic, write_text_atomic
+from effopd.records import write_json_atomic
 from effopd.rewards.build import some
 from effopd.rewards.code import CodeVerifier
 from effopd.rewards.math import MathVerifier
@@ -47,7 +46,7 @@ from effopd.training.build import model_and_tokenizer, started_from
 from effopd.training.config import placed
 from effopd.training.run import config_of_run
 from effopd.training.signals import StopRequest
-from effopd.workspace import Journal, Workspace, differences
+from effopd.workspace import Journal, Workspace
 
 SELF_CHECK = "self-check"
 """In the place of a model: the benchmarks' own solutions."""
@@ -120,10 +119,10 @@ def evaluate(
     summary, answers = dict[str, Row](), dict[str, list[GradedAnswer]]()
     with ExitStack() as stack:
         # Refuse what cannot go on before anything is answered.
-        journals = [
-            stack.enter_context(_journal(directory / each.name, _identity(config, weights, each)))
-            for each in loaded
-        ]
+        journals = []
+        for each in loaded:
+            identity = _identity(config, weights, each, digests[each.name])
+            journals.append(stack.enter_context(_journal(directory / each.name, identity)))
         writer = cache(lambda: stack.enter_context(_open_writer(config, given, display)))
         for questions, journal in zip(loaded, journals, strict=True):
             found = _answers(writer, config, questions, journal, display, stop)
@@ -207,14 +206,14 @@ def _load(
 # The directory of a benchmark ---------------------------------------------------------------------
 
 
-def _identity(config: EvalConfig, weights: str, questions: Questions) -> Row:
+def _identity(config: EvalConfig, weights: str, questions: Questions, digest: str) -> Row:
     """What makes an answer what it is: settings, weights and questions."""
     settings = tomllib.loads(to_toml(config))
     for name in _CHANGEABLE:
         del settings[name]
     if config.model is not None:
         settings["model"]["files"] = weights
-    settings["questions"] = {"name": questions.name, "digest": digest_of(questions)}
+    settings["questions"] = {"name": questions.name, "digest": digest}
     if questions.rules.relative_error:
         settings["questions"]["relative_error"] = questions.rules.relative_error
     return settings
@@ -224,21 +223,12 @@ def _identity(config: EvalConfig, weights: str, questions: Questions) -> Row:
 def _journal(directory: Path, settings: Row) -> Iterator[Journal[tuple[str, int]]]:
     """The answers in a directory, which are kept only under the same settings."""
     with Workspace(directory, "evaluation") as workspace:
-        path = directory / SETTINGS
-        if path.exists():
-            try:
-                before = tomllib.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise ConfigError(
-                    f"{path} is damaged ({error}): restore it, or choose another directory (--out)"
-                ) from None
-            workspace.refuse(differences(before, settings))
-        elif (directory / SAMPLES).exists():
+        if (directory / SAMPLES).exists() and not (directory / SETTINGS).exists():
             raise ConfigError(
                 f"{directory} holds answers but no {SETTINGS}, so it is not known to what: restore "
                 "the file, or choose another directory (--out)"
             )
-        write_text_atomic(path, tomli_w.dumps(settings))
+        workspace.settle(SETTINGS, settings)
         with Journal(directory / SAMPLES, lambda row: (row["question"], row["sample"])) as journal:
             yield journal
 
