@@ -35,10 +35,12 @@ _TRIES = 3
 class LocalSandbox:
     """Fork servers on this machine, started when needed; threads share them, forks start others."""
 
-    def __init__(self, kind: str, configuration: dict[str, Any], processes: int) -> None:
+    def __init__(
+        self, kind: str, processes: int, configuration: dict[str, Any], first: ServerProcess
+    ) -> None:
         self.kind, self._configuration = kind, configuration
         self._places = threading.BoundedSemaphore(processes)
-        self._idle: list[ServerProcess] = []
+        self._idle = [first]  # others have the same configuration
         self._finalizer = weakref.finalize(self, _end_all, self._idle)
 
     def run(
@@ -71,10 +73,6 @@ class LocalSandbox:
                 held.pop_all()
                 self._idle.append(server)
         return run.outcomes
-
-    def adopt(self, server: ServerProcess) -> None:
-        """Takes over a server that was started with the same configuration."""
-        self._idle.append(server)
 
     def close(self) -> None:
         """Ends the servers; the next run starts others."""

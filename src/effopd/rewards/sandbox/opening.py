@@ -54,11 +54,10 @@ def open_sandbox(settings: SandboxSettings) -> Sandbox:
         first = ServerProcess(configuration)
     except BrokenServerError as error:
         raise ConfigError(f"a sandbox of kind {settings.kind!r} does not start: {error}") from error
-    sandbox = LocalSandbox(settings.kind, configuration, settings.processes)
     if first.hello.get("version") != sys.version:
         first.end()
         raise ConfigError(f"the sandbox runs another Python: {first.hello.get('version')!r}")
-    sandbox.adopt(first)
+    sandbox = LocalSandbox(settings.kind, settings.processes, configuration, first)
     if settings.kind == "none":
         return sandbox
     probe = sandbox.run(Program(source=_PROBE), [b""], Limits())[0]
