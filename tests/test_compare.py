@@ -23,6 +23,7 @@ from effopd.cli.main import STOPPED, app
 from effopd.comparison import pool as pools
 from effopd.comparison import run as comparison
 from effopd.comparison.pool import Job, Outcome, Pool
+from effopd.errors import ConfigError
 from effopd.training.signals import StopRequest
 
 TASK = ("type", "hidden", "layers", "operations", "train_problems", "test_problems")
@@ -376,6 +377,23 @@ class Ends(dict[str, Any]):
 
     def __reduce__(self) -> Any:
         return Ends, ()
+
+
+@pytest.mark.parametrize(("error", "shown"), [(ConfigError("no"), False), (KeyError("no"), True)])
+def test_a_process_shows_where_an_unexpected_error_is_from(
+    error: Exception,
+    shown: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def fails(settings: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("effopd.training.config.make_config", fails)
+    with pytest.raises(type(error)) as raised:
+        pools._do(Job(name="cell", kind="cell", settings={}))
+    assert raised.value is error
+    assert ("in fails\n    raise error" in capfd.readouterr().err) is shown
 
 
 @pytest.mark.slow

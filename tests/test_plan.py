@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import tomli_w
 
-from effopd.comparison.plan import load_plan, make_plan, parent_of, rate_name
+from effopd.comparison.plan import load_plan, parent_of, rate_name
 from effopd.errors import ConfigError
 
 PLAN: dict[str, Any] = {
@@ -40,7 +40,7 @@ def changed(key: str, value: Any) -> dict[str, Any]:
 
 
 def test_the_runs_of_a_plan_in_order() -> None:
-    cells = make_plan(PLAN).cells()
+    cells = load_plan(PLAN).cells()
     assert len(cells) == 2 * 2 * 2 + 2 * 2 * 2 + 2
     assert [cell.name for cell in cells][:3] == [
         "one/opd/lr-1e-04/seed-0",
@@ -54,7 +54,7 @@ def test_the_runs_of_a_plan_in_order() -> None:
 
 
 def test_settings_are_merged_common_world_method_then_the_run() -> None:
-    cells = {cell.name: cell.settings for cell in make_plan(PLAN).cells()}
+    cells = {cell.name: cell.settings for cell in load_plan(PLAN).cells()}
     assert cells["one/effopd/lr-1e-03/seed-1"] == {
         "label": "effopd",
         "seed": 1,
@@ -67,7 +67,7 @@ def test_settings_are_merged_common_world_method_then_the_run() -> None:
 
 def test_a_section_of_another_type_replaces_the_one_below() -> None:
     plan = changed("common.validation.type", "teacher_kl")
-    settings = make_plan(plan).cells()[-1].settings
+    settings = load_plan(plan).cells()[-1].settings
     assert settings["validation"] == {"type": "accuracy"}
 
 
@@ -86,16 +86,19 @@ def test_quick_narrows_and_overrides(tmp_path: Path) -> None:
         )
     ]
     assert {cell.settings["train"]["steps"] for cell in cells} == {2}
+    assert load_plan(PLAN, quick=True).cells() == cells
     assert load_plan(path).text == path.read_text()
     path.write_text(tomli_w.dumps(changed("quick", None)), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"has no \[quick\] section"):
         load_plan(path, quick=True)
+    with pytest.raises(ConfigError, match=r"the plan has no \[quick\] section"):
+        load_plan(changed("quick", None), quick=True)
 
 
 def test_a_variant_finds_its_parent() -> None:
-    plan = make_plan(PLAN)
+    plan = load_plan(PLAN)
     assert [parent_of(plan, name) for name in plan.methods] == [None, None, "effopd"]
-    named = make_plan(changed("methods.effopd-few.parent", "opd"))
+    named = load_plan(changed("methods.effopd-few.parent", "opd"))
     assert parent_of(named, "effopd-few") == "opd"
 
 
@@ -155,7 +158,7 @@ def test_names_of_learning_rates(lr: float, name: str) -> None:
 )
 def test_wrong_plans_say_what_to_do(key: str, value: Any, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        make_plan(changed(key, value))
+        load_plan(changed(key, value))
     assert str(caught.value).startswith(message)
 
 

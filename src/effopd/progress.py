@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
@@ -90,7 +90,14 @@ class Display:
         every_s: float = 5.0,
     ) -> Iterator[Progress]:  # fmt: skip
         """Shows the progress of some units, see `Progress`, while the context lasts."""
-        yield Progress(name, total, done=done, work=work, every_s=every_s, say=self.say)
+        with nullcontext() if done == total else self.live_bar() as bar:
+            yield Progress(
+                name, total, done=done, work=work, every_s=every_s, say=self.say, bar=bar
+            )
+
+    def live_bar(self) -> AbstractContextManager[Bar | None]:
+        """A live bar that `progress` draws on; None for lines alone."""
+        return nullcontext()
 
 
 SILENT = Display()
@@ -107,24 +114,17 @@ class Terminal(Display):
         shown = "\n".join(map(display_text, text.split("\n")))
         self.console.print(shown, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
-    @contextmanager
-    def progress(
-        self, name: str, total: int, *, done: int = 0, work: float | None = None,
-        every_s: float = 5.0,
-    ) -> Iterator[Progress]:  # fmt: skip
+    def live_bar(self) -> AbstractContextManager[Bar | None]:
         """A bar in a terminal; lines elsewhere."""
-        if not self.console.is_terminal or done == total:
-            with super().progress(name, total, done=done, work=work, every_s=every_s) as plain:
-                yield plain
-            return
+        if not self.console.is_terminal:
+            return nullcontext()
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[status]}", markup=False),
         )
-        with Bar(*columns, console=self.console) as bar:
-            yield Progress(name, total, done=done, work=work, say=self.say, bar=bar)
+        return Bar(*columns, console=self.console)
 
 
 def duration(seconds: float) -> str:

@@ -153,21 +153,12 @@ def shown(name: str, steps: int, display: Display | None = None) -> Iterator[Obs
 
 def step_line(metrics: Row, timing: Row, steps: int, left_s: float) -> str:
     """One step in one line."""
-    numbers = (
-        ("loss", "loss", ".4f"),
-        ("KL", "reverse_kl", ".4f"),
-        ("length", "mean_length", ".1f"),
-    )
-    known = [f"{name} {metrics[key]:{f}}" for name, key, f in numbers if metrics[key] is not None]
-    return "  ".join(
-        [
-            f"step {metrics['step']:>3}/{steps}",
-            *known,
-            f"{metrics['sampled_tokens'] / max(timing['elapsed_s'], 1e-9):.0f} tokens/s",
-            f"{step_seconds(timing):.2f} s",
-            f"{left_s:.0f} s left",
-        ]
-    )
+    keys = {"loss": "loss", "KL": "reverse_kl", "length": "mean_length"}
+    known = {name: metrics[key] for name, key in keys.items() if metrics[key] is not None}
+    parts = [f"{name} {value:.{1 if name == 'length' else 4}f}" for name, value in known.items()]
+    rate = metrics["sampled_tokens"] / max(timing["elapsed_s"], 1e-9)
+    parts += [f"{rate:.0f} tokens/s", f"{step_seconds(timing):.2f} s", f"{left_s:.0f} s left"]
+    return "  ".join([f"step {metrics['step']:>3}/{steps}", *parts])
 
 
 def step_seconds(timing: Row) -> float:

@@ -121,19 +121,9 @@ def rate_name(lr: float) -> str:
 # Reading ------------------------------------------------------------------------------------------
 
 
-def load_plan(path: Path | str, *, quick: bool = False) -> Plan:
-    """Reads a plan from TOML."""
-    raw, text = read_toml(Path(path))
-    plan = make_plan(raw, text)
-    if not quick:
-        return plan
-    if plan.quick is None:
-        raise ConfigError(f"{path} has no [quick] section: add one, or leave --quick out")
-    return _quick(plan, plan.quick)
-
-
-def make_plan(raw: Mapping[str, Any], text: str = "") -> Plan:
-    """A plan from a nested mapping, its `[quick]` section checked but not applied."""
+def load_plan(source: Path | str | Mapping[str, Any], *, quick: bool = False) -> Plan:
+    """A plan from a TOML file or its content; its `[quick]` section is checked, and may apply."""
+    raw, text = (source, "") if isinstance(source, Mapping) else read_toml(Path(source))
     plan = read(Plan, raw)
     lists = {"seeds": plan.seeds, "lrs": plan.lrs, "worlds": list(plan.worlds)}
     methods = {
@@ -142,7 +132,12 @@ def make_plan(raw: Mapping[str, Any], text: str = "") -> Plan:
     plan = replace(plan, methods=methods, text=text)
     _check_parents(plan)
     if plan.quick is not None:
-        _quick(plan, plan.quick)
+        quickened = _quick(plan, plan.quick)
+        return quickened if quick else plan
+    if quick:
+        mapping = isinstance(source, Mapping)
+        name, option = ("the plan", "quick") if mapping else (source, "--quick")
+        raise ConfigError(f"{name} has no [quick] section: add one, or leave {option} out")
     return plan
 
 

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, wait
 from contextlib import suppress
@@ -151,9 +152,15 @@ def _do(job: Job) -> bool:
     from effopd.training.run import train
 
     logging.disable_progress_bar()
-    config = make_config(job.settings)
-    if job.kind == "cell":
-        return train(config, job.out, stop=_StopRequest()).finished
-    assert isinstance(config.task, TinyWorld)
-    world_models(config.task, lambda text: _process["messages"].put((job.name, text)))
+    try:
+        config = make_config(job.settings)
+        if job.kind == "cell":
+            return train(config, job.out, stop=_StopRequest()).finished
+        assert isinstance(config.task, TinyWorld)
+        world_models(config.task, lambda text: _process["messages"].put((job.name, text)))
+    except (EffopdError, OSError):
+        raise
+    except Exception:  # the parent gets its text alone
+        traceback.print_exc()
+        raise
     return True

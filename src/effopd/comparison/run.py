@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from effopd.comparison.plan import Plan, PlannedCell, load_plan, make_plan, parent_of
+from effopd.comparison.plan import Plan, PlannedCell, load_plan, parent_of
 from effopd.comparison.pool import Job, Outcome, Pool
 from effopd.errors import ConfigError
 from effopd.models.checkpoints import MANIFEST, checkpoint_path
@@ -94,10 +94,8 @@ def compare(
         ConfigError: The plan, or the settings of a run, are wrong, or not those of a run that is
             already there. Nothing was started then.
     """
-    if isinstance(plan, Mapping):
-        read, name = make_plan(plan), "PLAN.toml"
-    else:
-        read, name = load_plan(Path(plan), quick=quick), str(plan)
+    read = load_plan(plan, quick=quick)
+    name = "PLAN.toml" if isinstance(plan, Mapping) else str(plan)
     out, cells = Path(out) if out else directory_of(read, quick=quick), read.cells()
     words = ["effopd", "compare", name, "--out", str(out)]
     command = shlex.join(words + ["--quick"] * quick)

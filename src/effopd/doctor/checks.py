@@ -1,7 +1,7 @@
 """What would go wrong in a run: devices, models, tokenizers, problems, servers."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from glob import glob
@@ -335,3 +335,8 @@ def servers(run: CheckedRun) -> Iterator[Finding]:
             server.api_key()
             text = f"{server.url}: the run itself shakes hands with it before the first step"
             yield Finding("warning", name, text)
+
+
+Check = Callable[[CheckedRun], Iterator[Finding]]
+CHECKS: tuple[Check, ...] = (devices, models, tokenizers, sandbox, problems, servers)
+"""In the order in which a run would meet what they look at; memory comes last."""

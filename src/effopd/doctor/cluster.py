@@ -31,22 +31,16 @@ COMPUTE_BYTES = 2
 class Cluster:
     """Machines that share a run.
 
-    Attributes:
-        gpu: Card, whose speed has to be known.
-        gpus: Ranks, one a GPU, that share every tensor by `fully_shard` (FSDP2).
-        engine_gpus: GPUs of one inference engine, which hold a whole copy of the weights; 0 takes
-            the fewest whose free half holds them.
-        expert_ranks: Ranks that experts are distributed over, instead of being gathered.
-        network_gb_s: GB a second that a GPU receives over the network.
-        host_gb_s: GB a second between a GPU and its host.
+    An inference engine holds a whole copy of the weights; `engine_gpus` 0 takes the fewest cards
+    whose free half holds them.
     """
 
-    gpu: Gpu
-    gpus: int
-    engine_gpus: int = 0
-    expert_ranks: int = 1
-    network_gb_s: float = 50.0
-    host_gb_s: float = 50.0
+    gpu: Gpu  # whose speed has to be known
+    gpus: int  # ranks, one a GPU, that share every tensor by `fully_shard` (FSDP2)
+    engine_gpus: int = 0  # of one inference engine
+    expert_ranks: int = 1  # that experts are distributed over, instead of being gathered
+    network_gb_s: float = 50.0  # GB a second that a GPU receives over the network
+    host_gb_s: float = 50.0  # GB a second between a GPU and its host
 
     def __post_init__(self) -> None:
         if self.gpus < 1:
@@ -125,8 +119,8 @@ def gathered_elements(shape: ModelShape, expert_ranks: int = 1) -> tuple[int, in
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankMemory:
-    """Bytes of one rank, every sequence as long as it may be."""
+class ClusterEstimate:
+    """Bytes of one rank and seconds of a run, every sequence as long as it may be."""
 
     weights_bytes: int  # weights, gradients and moments of the student
     teacher_bytes: int  # weights of teachers and of a reference model
@@ -135,12 +129,6 @@ class RankMemory:
     search_device_bytes: int  # anchor and tip
     search_host_bytes: int
     device_bytes: int  # the peak, of the update or of the search
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClusterEstimate(RankMemory):
-    """Bytes of one rank and seconds of a run, every sequence as long as it may be."""
-
     moved_bytes: int  # between a GPU and its host in a search that accepts all it may
     scored_bytes: int  # over the network for one scored point, to the engines and in passes
     engine_gpus: int  # of one inference engine
@@ -198,14 +186,14 @@ def estimate_cluster(
         search_costs(config.search, steps, helpful=helpful) if config.searches else []
         for helpful in (False, True)
     )
-    host = rank.search_host_bytes // 2 * max((cost.copies for cost in accepting), default=0)
+    host = rank["search_host_bytes"] // 2 * max((cost.copies for cost in accepting), default=0)
     each_s = once + host / (cluster.host_gb_s * 1e9)
 
     def spent(costs: list[SearchCost], until: int) -> float:  # in the first steps, in steps
         return sum(cost.evaluations * trial + each_s for cost in costs if cost.step <= until) / step
 
     return ClusterEstimate(
-        **vars(rank),
+        **rank,
         moved_bytes=host, scored_bytes=network, engine_gpus=engine, writing_s=writing,
         scoring_s=scoring, update_s=update, step_s=step, trial_s=trial,
         evaluations=(rejecting[0].evaluations, accepting[0].evaluations) if accepting else (0, 0),
@@ -244,45 +232,46 @@ class _Run(Sized):
                     f"--expert-ranks must divide the {shape.experts} experts of {name}, got {ranks}"
                 )
 
-    def shard(self, name: str, sizes: tuple[int, ...]) -> int:
-        """Numbers of one tensor on one rank."""
-        return shard_elements(name, sizes, self.cluster.gpus, self.cluster.expert_ranks)
+    def memory(self) -> dict[str, int]:
+        """Bytes of a rank by their name in the estimate; the peak is of the update or the search.
 
-    def sharded(self, shape: ModelShape) -> int:
-        """Numbers of a model on one rank."""
-        return sum(self.shard(*each) for each in shape.tensors.items())
-
-    def memory(self) -> RankMemory:
-        """In the update, or while both ends of one tensor come to the device."""
+        Of a search it is where both ends of one tensor come to the device.
+        """
         config, memory, tensors = self.config, self.config.memory, self.shape.tensors
+        gpus, ranks = self.cluster.gpus, self.cluster.expert_ranks
+
+        def sharded(shape: ModelShape) -> int:  # numbers of a model on one rank
+            return sum(shard_elements(*each, gpus, ranks) for each in shape.tensors.items())
+
         axes = {name: len(sizes) for name, sizes in tensors.items()}
         names = selected_names(axes, config.search.parameters) if config.searches else ()
-        moved = [self.shard(name, tensors[name]) for name in names]
+        moved = [shard_elements(name, tensors[name], gpus, ranks) for name in names]
         number = 4 if self.student.dtype == "float32" or memory.master_weights else COMPUTE_BYTES
-        weights = footprint.trained_bytes(self.sharded(self.shape), number).device
-        teachers = COMPUTE_BYTES * sum(self.sharded(each) for each, _ in self.scoring)
+        weights = footprint.trained_bytes(sharded(self.shape), number).device
+        teachers = COMPUTE_BYTES * sum(sharded(each) for each, _ in self.scoring)
         on_device = memory.anchor_device == "student"
         ends = footprint.search_bytes(sum(moved), number, masters=False, on_device=on_device)
-        root, layer = gathered_elements(self.shape, self.cluster.expert_ranks)
+        root, layer = gathered_elements(self.shape, ranks)
         gathered = COMPUTE_BYTES * (root + 2 * layer) + (COMPUTE_BYTES + 4) * layer
         tokens = max(self.longest, config.train.micro_batch_tokens)
         kept = self.student.gradient_checkpointing
         active = footprint.activation_bytes(self.shape, tokens, COMPUTE_BYTES, checkpointing=kept)
         active += footprint.tile_bytes(self.shape, tokens)
         moving = 2 * number * max(moved, default=0) if ends.host else 0
-        return RankMemory(
-            weights_bytes=weights, teacher_bytes=teachers, gathered_bytes=gathered,
-            activation_bytes=active, search_device_bytes=ends.device, search_host_bytes=ends.host,
-            device_bytes=weights + teachers + ends.device + max(gathered + active, moving),
-        )  # fmt: skip
+        peak = weights + teachers + ends.device + max(gathered + active, moving)
+        return {
+            "weights_bytes": weights, "teacher_bytes": teachers, "gathered_bytes": gathered,
+            "activation_bytes": active, "search_device_bytes": ends.device,
+            "search_host_bytes": ends.host, "device_bytes": peak,
+        }  # fmt: skip
 
-    def engines(self, rank: RankMemory) -> tuple[int, int]:
+    def engines(self, rank: Mapping[str, int]) -> tuple[int, int]:
         """GPUs of one engine, as set or the fewest whose free half holds the weights; its width.
 
         The width is how many answers it writes at a time, all as long as they may be, beside what
         training keeps on every card.
         """
-        kept = rank.weights_bytes + rank.teacher_bytes + rank.search_device_bytes
+        kept = rank["weights_bytes"] + rank["teacher_bytes"] + rank["search_device_bytes"]
         gpu, gpus, given = self.cluster.gpu, self.cluster.gpus, self.cluster.engine_gpus
         powers = [2**i for i in range(gpus.bit_length()) if gpus % 2**i == 0]
         sizes, share = ([given], 1.0) if given else (powers, 0.5)

@@ -127,15 +127,9 @@ def forward_seconds(shape: ModelShape, tokens: int, gpu: Gpu, length: int = 0) -
 
 
 def writing_seconds(
-    shape: ModelShape,
-    sequences: int,
-    new_tokens: int,
-    width: int,
-    element_bytes: int,
-    gpu: Gpu,
-    *,
-    launched: bool = False,
-) -> float:
+    shape: ModelShape, sequences: int, new_tokens: int, width: int, element_bytes: int, gpu: Gpu,
+    *, launched: bool = False,
+) -> float:  # fmt: skip
     """Answers of one length, `width` sequences at a time: weights and cache are read each token.
 
     Where kernels are launched one by one, a token takes at least `LAUNCH_S` for each layer.

@@ -8,21 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from effopd.doctor.footprint import (
-    CONTEXT_BYTES,
-    Bytes,
-    activation_bytes,
-    cache_bytes,
-    forward_seconds,
-    gradient_bytes,
-    head_gradient_bytes,
-    mask_bytes,
-    passing_bytes,
-    search_bytes,
-    tile_bytes,
-    trained_bytes,
-    writing_seconds,
-)
+from effopd.doctor import footprint
+from effopd.doctor.footprint import Bytes
 from effopd.doctor.sizes import ModelShape
 from effopd.models.gpus import Gpu
 from effopd.models.loading import ModelSettings
@@ -140,8 +127,10 @@ class Estimate(Sized):
                 device, seconds = self._written(validation.prompts)
             if validation.type != "accuracy":
                 portion = max(longest, config.memory.scoring_tokens)
-                passed = passing_bytes(shape, portion, element)
-                passed += tile_bytes(shape, portion) + mask_bytes(portion, longest)
+                passed = footprint.passing_bytes(shape, portion, element)
+                passed += footprint.tile_bytes(shape, portion) + footprint.mask_bytes(
+                    portion, longest
+                )
                 others = (self._passed_bytes(*each, portion) for each in self.teachers)
                 device = max(device, passed, *others)
                 readers = [shape, *(each for each, _ in self.teachers)]
@@ -156,7 +145,7 @@ class Estimate(Sized):
                     arriving = self._arriving(each, size)
                     decoded.append(self._decoded_bytes(each, size, width) + arriving)
                 seconds += math.nan if gpu is None else (
-                    writing_seconds(each, answers, new, width, size, gpu, launched=True)
+                    footprint.writing_seconds(each, answers, new, width, size, gpu, launched=True)
                 )  # fmt: skip
             add("evaluation of the teacher", max(decoded), seconds)
         return found
@@ -198,13 +187,15 @@ class Estimate(Sized):
     def _kept(self) -> Bytes:
         memory, (trained, element) = self.config.memory, self._trained
         masters = memory.master_weights
-        kept = trained_bytes(trained, element, masters=masters, offload=memory.offload_optimizer)
-        kept += Bytes(device=CONTEXT_BYTES + self._critic_bytes)
+        kept = footprint.trained_bytes(
+            trained, element, masters=masters, offload=memory.offload_optimizer
+        )
+        kept += Bytes(device=footprint.CONTEXT_BYTES + self._critic_bytes)
         if self.student.lora is not None:
             kept += Bytes(device=self.shape.parameters * self._element)
         if self.config.searches:
             on_device = memory.anchor_device == "student"
-            kept += search_bytes(trained, element, masters=masters, on_device=on_device)
+            kept += footprint.search_bytes(trained, element, masters=masters, on_device=on_device)
         for shape, size in [] if self._scores_elsewhere else self.scoring:
             arriving = self._arriving(shape, size)
             kept += Bytes(device=shape.parameters * size - arriving)
@@ -225,7 +216,7 @@ class Estimate(Sized):
     @property
     def engine_needs(self) -> int:
         """The least that vLLM has to have: weights, the cache of one answer, room to run in."""
-        cache = cache_bytes(self.shape, self.longest, self._element)
+        cache = footprint.cache_bytes(self.shape, self.longest, self._element)
         return self.shape.parameters * self._element + cache + _ENGINE_BYTES
 
     @property
@@ -262,14 +253,16 @@ class Estimate(Sized):
             width = self._width(answers)
             device = self._decoded_bytes(self.shape, self._element, width)
         else:  # as many as the cache has room for, all as long as they may be
-            one = cache_bytes(self.shape, self.longest, self._element)
+            one = footprint.cache_bytes(self.shape, self.longest, self._element)
             width = 1 + max(0, self._engine_bytes - self.engine_needs) // max(1, one)
             device = self._engine_bytes if self.config.rollouts.vllm.sleep else 0
         if gpu is None:
             return device, math.nan
-        reading = forward_seconds(self.shape, answers * self.config.prompt.max_tokens, gpu)
+        reading = footprint.forward_seconds(
+            self.shape, answers * self.config.prompt.max_tokens, gpu
+        )
         new, hf = self.config.sampling.max_new_tokens, engine == "hf"
-        return device, reading + writing_seconds(
+        return device, reading + footprint.writing_seconds(
             self.shape, answers, new, width, self._element, gpu, launched=hf
         )
 
@@ -279,9 +272,11 @@ class Estimate(Sized):
         The sampler holds logits in float32, their softmax and its sum in float64.
         """
         prompts = width * self.config.prompt.max_tokens
-        reading = passing_bytes(shape, prompts, element) + cache_bytes(shape, prompts, element)
-        reading += mask_bytes(prompts, self.config.prompt.max_tokens)
-        cache = cache_bytes(shape, width * self.longest, element)
+        reading = footprint.passing_bytes(shape, prompts, element) + footprint.cache_bytes(
+            shape, prompts, element
+        )
+        reading += footprint.mask_bytes(prompts, self.config.prompt.max_tokens)
+        cache = footprint.cache_bytes(shape, width * self.longest, element)
         logits = (4 + 4 + 8) * width * shape.vocabulary
         return max(reading, cache + cache // max(1, shape.layers)) + logits
 
@@ -290,14 +285,16 @@ class Estimate(Sized):
         tokens, gpu = answers * self.longest, self._timed
         if gpu is None:
             return math.nan
-        return sum(forward_seconds(each, tokens, gpu, self.longest) for each in shapes)
+        return sum(footprint.forward_seconds(each, tokens, gpu, self.longest) for each in shapes)
 
     def _passed_bytes(self, shape: ModelShape, element: int, tokens: int) -> int:
         """A pass of a teacher or the reference, and the weights that come for it."""
         if self._scores_elsewhere:
             return 0
-        passed = passing_bytes(shape, tokens, element) + tile_bytes(shape, tokens)
-        return passed + mask_bytes(tokens, self.longest) + self._arriving(shape, element)
+        passed = footprint.passing_bytes(shape, tokens, element) + footprint.tile_bytes(
+            shape, tokens
+        )
+        return passed + footprint.mask_bytes(tokens, self.longest) + self._arriving(shape, element)
 
     def _updated_bytes(self, losses: int) -> int:
         """Forward and backward of a micro-batch, or later the optimizer's step.
@@ -307,11 +304,13 @@ class Estimate(Sized):
         shape, element, memory = self.shape, self._element, self.config.memory
         portion = max(self.longest, self.config.train.micro_batch_tokens)
         checkpointing = self.student.gradient_checkpointing
-        device = activation_bytes(shape, portion, element, checkpointing=checkpointing)
-        device += gradient_bytes(shape, portion, element) + mask_bytes(portion, self.longest)
-        device = losses * device + tile_bytes(shape, portion)
+        device = footprint.activation_bytes(shape, portion, element, checkpointing=checkpointing)
+        device += footprint.gradient_bytes(shape, portion, element) + footprint.mask_bytes(
+            portion, self.longest
+        )
+        device = losses * device + footprint.tile_bytes(shape, portion)
         if self.student.lora is None:
-            device += head_gradient_bytes(shape, element)
+            device += footprint.head_gradient_bytes(shape, element)
         if self.config.objective.needs_vocabulary:  # hidden states of who scored it
             device += sum(each.hidden * size * portion for each, size in self.scoring)
         trained, own = self._trained

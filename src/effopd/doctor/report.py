@@ -9,16 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from effopd.comparison.plan import load_plan
-from effopd.doctor.checks import (
-    CheckedRun,
-    Finding,
-    devices,
-    models,
-    problems,
-    sandbox,
-    servers,
-    tokenizers,
-)
+from effopd.doctor.checks import CHECKS, Check, CheckedRun, Finding, models
 from effopd.doctor.cluster import Cluster, ClusterEstimate, estimate_cluster
 from effopd.doctor.memory import duration, gb, memory
 from effopd.doctor.phases import Estimate, Phase
@@ -28,11 +19,6 @@ from effopd.models.gpus import Gpu, card_of, gpu_named
 from effopd.models.loading import real_device
 from effopd.records import display_text
 from effopd.training.config import Config, load_config, make_config
-
-Check = Callable[[CheckedRun], Iterator[Finding]]
-
-CHECKS: tuple[Check, ...] = (devices, models, tokenizers, sandbox, problems, servers)
-"""In the order in which a run would meet what they look at; memory comes last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +102,7 @@ def check_file(
     Args:
         path: A TOML file; or a model directory, its config.json, or a repository of the Hub.
         overrides: Settings; a plan takes none.
-        offline: As of `check`.
-        gpu: As of `check`.
-        cluster: As of `check`.
+        offline, gpu, cluster: As of `check`.
 
     Returns:
         The findings; wrong settings are the only one.
@@ -165,11 +149,7 @@ def _paper_run(model: str) -> dict[str, Any]:
 
 
 def named_card(name: str | None) -> Gpu | None:
-    """The card of a name, of "auto" that of this machine; None for None.
-
-    Raises:
-        ConfigError: The name is not known, or there is no card here.
-    """
+    """The card of a name, of "auto" that of this machine, else ConfigError; None for None."""
     if name is None:
         return None
     return card_of(real_device("auto")) if name == "auto" else gpu_named(name)

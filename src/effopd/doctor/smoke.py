@@ -72,15 +72,11 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(vocabulary, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    pad, bos, eos = SPECIAL
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=SPECIAL[0],
-        bos_token=SPECIAL[1],
-        eos_token=SPECIAL[2],
-        padding_side="left",
-        chat_template=_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-    )
+        tokenizer_object=tokenizer, pad_token=pad, bos_token=bos, eos_token=eos,
+        padding_side="left", chat_template=_TEMPLATE, clean_up_tokenization_spaces=False,
+    )  # fmt: skip
 
 
 def tiny_config(config: Mapping[str, Any], path: Path, rows: int) -> dict[str, Any]:
@@ -107,9 +103,8 @@ def _model(section: Mapping[str, Any], recipe: Path | None, name: str) -> dict[s
     kind, seed = config["model_type"], int(name == "teacher")
     key = json.dumps([_VERSION, seed, config], sort_keys=True).encode()
     directory = cache_directory() / f"smoke-{kind}-{hashlib.sha256(key).hexdigest()[:16]}"
-    left_out = (
-        ("model_type",) if kind.endswith(("_moe", "mixtral")) else ("model_type", "expert", "moe")
-    )
+    has_experts = kind.endswith(("_moe", "mixtral"))
+    left_out = ["model_type", *([] if has_experts else ["expert", "moe"])]
     sizes = {k: v for k, v in config.items() if not any(word in k for word in left_out)}
 
     def write(to: Path) -> None:

@@ -86,28 +86,22 @@ def equal_values(
     any depth of lists, tuples and dicts when they differ by at most
     `max(atol, 1e-6) + 1e-7 |expected|`; keys, elements of sets and complex numbers must be equal.
     """
-
-    def equal(given: Any, expected: Any) -> bool:
-        if isinstance(given, float) and isinstance(expected, float):
-            if given == expected or (math.isnan(given) and math.isnan(expected)):
-                return True
-            error = max(atol, VALUE_ERROR) + RELATIVE_ERROR * abs(expected)
-            return math.isfinite(error) and abs(given - expected) <= error
-        if isinstance(given, dict) and isinstance(expected, dict):
-            return len(given) == len(expected) and all(
-                key in given and equal(given[key], each) for key, each in expected.items()
-            )
-        if isinstance(given, list | tuple) and isinstance(expected, list | tuple):
-            return (
-                (tuples_are_lists or type(given) is type(expected))
-                and len(given) == len(expected)
-                and all(equal(a, b) for a, b in zip(given, expected, strict=True))
-            )
-        if isinstance(expected, set | frozenset | complex):
-            return _key(given) == _key(expected)
-        return bool(given == expected)
-
-    return equal(given, expected)
+    equal = partial(equal_values, atol=atol, tuples_are_lists=tuples_are_lists)
+    if isinstance(given, float) and isinstance(expected, float):
+        if given == expected or (math.isnan(given) and math.isnan(expected)):
+            return True
+        error = max(atol, VALUE_ERROR) + RELATIVE_ERROR * abs(expected)
+        return math.isfinite(error) and abs(given - expected) <= error
+    if isinstance(given, dict) and isinstance(expected, dict):
+        return len(given) == len(expected) and all(
+            key in given and equal(given[key], each) for key, each in expected.items()
+        )
+    if isinstance(given, list | tuple) and isinstance(expected, list | tuple):
+        same_kind = tuples_are_lists or type(given) is type(expected)
+        return same_kind and len(given) == len(expected) and all(map(equal, given, expected))
+    if isinstance(expected, set | frozenset | complex):
+        return _key(given) == _key(expected)
+    return bool(given == expected)
 
 
 def _key(value: Any) -> str:

@@ -25,7 +25,6 @@ from effopd.rewards.mathematics.decide import VERDICTS, Pairs, Verdict
 _START_S = 120.0
 _GRACE_S = 0.5
 _MAX_REPLY_BYTES = 4096
-_SMALLEST_BYTES = 256 * 1024**2
 _CLOCKS = {-signal.SIGALRM, -signal.SIGXCPU}
 """Exit statuses of a worker that its own clock or its processor limit ended."""
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "LANG")
@@ -35,26 +34,18 @@ _FIXED = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECOD
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSettings:
-    """How answers are compared.
+    """How answers are compared."""
 
-    Attributes:
-        processes: Worker processes; each takes about 100 MB.
-        wall_s: Seconds one check may take.
-        memory_bytes: Address space of a worker.
-    """
-
-    processes: int = 2
-    wall_s: float = 2.0
-    memory_bytes: int = 1024**3
+    processes: int = 2  # each takes about 100 MB
+    wall_s: float = 2.0  # seconds that one check may take
+    memory_bytes: int = 1024**3  # address space of a process
 
     def __post_init__(self) -> None:
-        most = {"processes": 1024, "wall_s": 3600, "memory_bytes": 2**40}
-        least = {"processes": 1, "wall_s": 1e-3, "memory_bytes": _SMALLEST_BYTES}
-        for name in most:
-            if not least[name] <= getattr(self, name) <= most[name]:
-                raise ConfigError(
-                    f"{name} must be {least[name]} to {most[name]}, got {getattr(self, name)}"
-                )
+        for name, least, most in (
+            ("processes", 1, 1024), ("wall_s", 1e-3, 3600), ("memory_bytes", 2**28, 2**40),
+        ):  # fmt: skip
+            if not least <= getattr(self, name) <= most:
+                raise ConfigError(f"{name} must be {least} to {most}, got {getattr(self, name)}")
 
 
 class WorkerPool:
@@ -132,14 +123,10 @@ class _Worker:
     def __init__(self, settings: WorkerSettings) -> None:
         environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
         self.process = subprocess.Popen(
-            _command(settings),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment | _FIXED,
-            bufsize=0,
+            _command(settings), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, env=environment | _FIXED, bufsize=0,
             start_new_session=True,  # Ctrl-C is for the run; workers end with it
-        )
+        )  # fmt: skip
 
     def ask(self, request: bytes, wait_s: float) -> bytes:
         """The line of a reply; b"" when the process has ended. Raises TimeoutError."""

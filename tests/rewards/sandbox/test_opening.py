@@ -17,7 +17,6 @@ from effopd.rewards.sandbox.server_process import (
     BrokenServerError,
     Ending,
     ServerProcess,
-    StartPlan,
 )
 
 
@@ -84,9 +83,8 @@ def test_forged_reply_breaks_the_server_alone(tmp_path: Path, source: str) -> No
     fake = tmp_path / "fake"
     fake.write_text(f"#!{sys.executable}\n{source}\n")
     fake.chmod(0o755)
-    plan = StartPlan(executable=str(fake), configuration={})
     with pytest.raises(BrokenServerError):
-        ServerProcess(plan)
+        ServerProcess({}, str(fake))
 
 
 ENDING: dict[str, Any] = {

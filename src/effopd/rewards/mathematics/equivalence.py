@@ -101,8 +101,11 @@ def same(reference: Node, answer: Node, error: float = 0.0) -> bool:
         if ours.kind == theirs.kind == "symbol":
             kept = {name: name for name in letters(answer) - {ours.name}}
             answer = renamed(answer, kept | {theirs.name: ours.name})
-    if not _agrees_with_itself(answer):
-        return False
+    # the numbers in a chain `a = b = c` are all the last one
+    if _is_equation(answer) and "~" not in answer.name:
+        numbers = [side for side in answer.args if real_value(side) is not None]
+        if not all(equal_values(numbers[-1], side) for side in numbers):
+            return False
     if _is_equation(reference) or _is_equation(answer):
         return _same_equation(reference, answer, error)
     if reference.kind == answer.kind == "seq" or "list" in {reference.kind, answer.kind}:
@@ -135,7 +138,11 @@ def _plain(node: Node) -> Node:
         return _plain(node.args[0])
     if node.kind == "list":
         items = list(node.args)
-        while len(items) > 1 and _is_condition(items[-1]):
+        while (  # a condition behind a formula, such as `k \in \mathbb{Z}`
+            len(items) > 1
+            and items[-1][:2] == ("relation", "in")
+            and items[-1].args[-1].name.startswith(r"\mathbb")
+        ):
             del items[-1]
             while len(items) > 1 and items[-1].kind == "symbol" and _is_equation(items[0]):
                 del items[-1]  # `a, b \in \mathbb{R}`
@@ -146,12 +153,6 @@ def _plain(node: Node) -> Node:
     if node.kind in {"add", "mul"} and has(node, "seq"):
         return _vector(node)
     return node
-
-
-def _is_condition(node: Node) -> bool:
-    r"""Such as `k \in \mathbb{Z}` behind a formula."""
-    is_number_set = node.kind == "relation" and node.args[-1].name.startswith(r"\mathbb")
-    return is_number_set and node.name == "in"
 
 
 def _vector(node: Node) -> Node:
@@ -180,14 +181,6 @@ def _entrywise(function: Any, vectors: list[Node]) -> Node:
 
 def _is_equation(node: Node) -> bool:
     return node.kind == "relation" and set(node.name.split()) <= {"=", "~"}
-
-
-def _agrees_with_itself(answer: Node) -> bool:
-    """Whether the numbers in a chain `a = b = c` are all the last one."""
-    if not _is_equation(answer) or "~" in answer.name:
-        return True
-    numbers = [side for side in answer.args if real_value(side) is not None]
-    return all(equal_values(numbers[-1], side) for side in numbers)
 
 
 def _side(equation: Node) -> Node:
@@ -224,21 +217,25 @@ def _same_equation(reference: Node, answer: Node, error: float) -> bool:
         if is_name(reference.args[-1], reference.args[0]) and len(reference.args) == 2:
             return same(reference.args[0], answer, error)
         return False
-    is_named = has_name and is_name(answer.args[0], answer.args[-1])
-    if is_named and _same_name(reference.args[0], answer.args[0]):
-        return same(_side(reference), _side(answer), error)
+    if has_name and is_name(answer.args[0], answer.args[-1]):
+        one, other = reference.args[0], answer.args[0]
+        if {one.kind, other.kind} == {"symbol", "call"}:
+            same_name = one.name.rstrip("'") == other.name.rstrip("'")
+        else:  # two symbols have the residues of their names
+            same_name = residue(one) == residue(other)
+        if same_name:
+            return same(_side(reference), _side(answer), error)
     if len(reference.args) != len(answer.args) or len(reference.args) > 2:
         return _each(reference.args, answer.args, error)
     wanted, given = (sides.args[0] - sides.args[1] for sides in (reference, answer))
-    return _proportional(wanted, given) or _same_solution(wanted, given)
-
-
-def _same_name(one: Node, other: Node) -> bool:
-    if {one.kind, other.kind} == {"symbol", "call"}:
-        return one.name.rstrip("'") == other.name.rstrip("'")
-    if one.kind == other.kind == "symbol":
-        return one.name == other.name
-    return residue(one) == residue(other)
+    if _proportional(wanted, given):
+        return True
+    # solved for one letter that is linear in both
+    for name in sorted(letters(wanted) & letters(given)):
+        solved = linear_root(wanted, name), linear_root(given, name)
+        if solved[0] and solved[1]:
+            return equal_values(solved[0][0], solved[1][0])
+    return False
 
 
 def _proportional(one: Node, other: Node, *, positive: bool = False) -> bool:
@@ -255,15 +252,6 @@ def _proportional(one: Node, other: Node, *, positive: bool = False) -> bool:
         one, other = substituted(one, name, value), substituted(other, name, value)
     values = real_value(one), real_value(other)
     return None not in values and bool(values[0] * values[1] > 0)
-
-
-def _same_solution(one: Node, other: Node) -> bool:
-    """Whether two equations, solved for one letter that is linear in both, say the same."""
-    for name in sorted(letters(one) & letters(other)):
-        solved = linear_root(one, name), linear_root(other, name)
-        if solved[0] and solved[1]:
-            return equal_values(solved[0][0], solved[1][0])
-    return False
 
 
 def _same_relation(reference: Node, answer: Node, error: float) -> bool:

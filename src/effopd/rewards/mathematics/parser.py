@@ -23,30 +23,30 @@ def parse(text: str) -> Node:
     return _Parser(text).whole()
 
 
-class _Parser:
+class _Parser(Tokens):
     """A text, token by token."""
 
     def __init__(self, text: str) -> None:
-        self.tokens = Tokens(text)
+        super().__init__(text)
         self.fences: list[str] = []
         self.calls = 0
 
     def whole(self) -> Node:
         """A list or less, with what is said behind it about when it holds."""
         node = self.listing()
-        if qualifier := self.tokens.condition():
+        if qualifier := self.condition():
             return Node("qualified", qualifier, (node,))
-        if self.tokens.next:
-            raise NoFormulaError(f"does not go on with {self.tokens.next!r}")
+        if self.next:
+            raise NoFormulaError(f"does not go on with {self.next!r}")
         return node
 
     def listing(self) -> Node:
         """Statements joined by commas or words."""
         items, joints = [self.statement()], []
-        while self.tokens.next in known.JOINTS:
-            while self.tokens.next in known.JOINTS:  # `1, or 2`
-                joint = known.JOINTS[self.tokens.take()]
-            if self.tokens.next == "" or self.tokens.condition():
+        while self.next in known.JOINTS:
+            while self.next in known.JOINTS:  # `1, or 2`
+                joint = known.JOINTS[self.take()]
+            if self.next == "" or self.condition():
                 break
             joints.append(joint)
             items.append(self.statement())
@@ -56,11 +56,11 @@ class _Parser:
 
     def statement(self) -> Node:
         """A formula, or a chain of relations between some."""
-        name = self.tokens.name_of_equation()
+        name = self.name_of_equation()
         sides, signs = [Node("symbol", name) if name else self.sets()], []
-        while self.tokens.next in known.RELATIONS or self.tokens.ahead(2) == ": =":
-            self.tokens.skip(self.tokens.next == ":")
-            signs.append(known.RELATIONS[self.tokens.take()])
+        while self.next in known.RELATIONS or self.ahead(2) == ": =":
+            self.skip(self.next == ":")
+            signs.append(known.RELATIONS[self.take()])
             sides.append(self.sets())
         return Node("relation", " ".join(signs), tuple(sides)) if signs else sides[0]
 
@@ -68,8 +68,8 @@ class _Parser:
         """Unions, intersections and differences, from the left."""
         node = self.sums()
         names = {r"\cup": "union", r"\cap": "intersection"}
-        while self.tokens.next in names or self.tokens.next in {r"\setminus", r"\backslash"}:
-            kind = names.get(self.tokens.take(), "difference")
+        while self.next in names or self.next in {r"\setminus", r"\backslash"}:
+            kind = names.get(self.take(), "difference")
             other = self.sums()
             same = node.kind == kind != "difference"
             node = Node(kind, "", (*node.args, other) if same else (node, other))
@@ -79,8 +79,8 @@ class _Parser:
         terms: list[Node] = []
         while True:
             sign = ""
-            while self.tokens.next in {"+", "-"}:
-                sign = "-" if (self.tokens.take() == "-") != (sign == "-") else "+"
+            while self.next in {"+", "-"}:
+                sign = "-" if (self.take() == "-") != (sign == "-") else "+"
             if terms and not sign:
                 break
             term = self.product()
@@ -93,25 +93,23 @@ class _Parser:
     def product(self) -> Node:
         factors = [self.factor()]
         while True:
-            if self.tokens.next in known.TIMES:
-                self.tokens.take()
+            if self.next in known.TIMES:
+                self.take()
                 factors.append(self.signed())
-            elif self.tokens.next in {"/", r"\div"} or (
+            elif self.next in {"/", r"\div"} or (
                 # a colon divides between numbers or letters, and not in a set builder
-                self.tokens.next == ":"
-                and self.tokens.peek(1).isalnum()
-                and self.fences[-1:] != ["|"]
+                self.next == ":" and self.peek(1).isalnum() and self.fences[-1:] != ["|"]
             ):
-                self.tokens.take()
+                self.take()
                 factors.append(Node("pow", "", (self.signed(), number(-1))))
-            elif self.tokens.next in {r"\otimes", r"\circ"}:
-                name = self.tokens.take()
+            elif self.next in {r"\otimes", r"\circ"}:
+                name = self.take()
                 factors = [Node("call", name, (product(*factors), self.factor()))]
             elif self.starts_factor():
                 if mixed := self.mixed(factors[-1]):
                     factors[-1] = mixed
-                elif self.tokens.next[0] in ".0123456789" and factors[-1].kind in _NUMBERS:
-                    raise NoFormulaError(f"a number follows a number: {self.tokens.next!r}")
+                elif self.next[0] in ".0123456789" and factors[-1].kind in _NUMBERS:
+                    raise NoFormulaError(f"a number follows a number: {self.next!r}")
                 else:
                     factors.append(self.factor())
             else:
@@ -119,59 +117,57 @@ class _Parser:
 
     def signed(self) -> Node:
         """A factor after a sign of multiplication, which may have a sign of its own."""
-        if self.tokens.next in {"-", "+"}:
-            return -self.signed() if self.tokens.take() == "-" else self.signed()
+        if self.next in {"-", "+"}:
+            return -self.signed() if self.take() == "-" else self.signed()
         return self.factor()
 
     def starts_factor(self) -> bool:
-        token = self.tokens.next
+        token = self.next
         if token in {"|", r"\|"}:
             return token not in self.fences
         is_end = token in known.STOPS or token.startswith("\\end")
-        return not is_end and not self.tokens.condition()
+        return not is_end and not self.condition()
 
     def mixed(self, whole: Node) -> Node | None:
         r"""A mixed number: an integer before a fraction of integers, `3\frac12` or `3 1/2`."""
-        if whole.kind != "number" or not self.tokens.peek(-1).isdigit():
+        if whole.kind != "number" or not self.peek(-1).isdigit():
             return None
-        rest = self.tokens.ahead(7)
+        rest = self.ahead(7)
         stacked = re.match(r"\\frac (?:\{ (\d+) \}|(\d)(?=\d* )) ?(?:\{ (\d+) \}|(\d)$)", rest)
         if stacked or re.match(r"\\frac (\d\d$|\d\d |\d \d)", rest):
             return Node("add", "", (whole, self.factor()))
         if match := re.match(r"(\d+) / (\d+)(?: |$)", rest):
-            self.tokens.skip(3)
+            self.skip(3)
             return Node("add", "", (whole, number(Fraction(int(match[1]), int(match[2]) or 1))))
         return None
 
     def factor(self) -> Node:
         node = self.base()
         while True:
-            if self.tokens.next == "^":
+            if self.next == "^":
                 node = self.raised(node)
-            elif self.tokens.next == "!":
-                is_double = self.tokens.ahead(2) == "! !"
-                self.tokens.skip(1 + is_double)
+            elif self.next == "!":
+                is_double = self.ahead(2) == "! !"
+                self.skip(1 + is_double)
                 node = Node("call", "factorial2" if is_double else "factorial", (node,))
-            elif self.tokens.next in {r"\%", "%"}:
-                self.tokens.take()
+            elif self.next in {r"\%", "%"}:
+                self.take()
                 node = node * number(Fraction(1, 100))
-            elif self.tokens.next == r"\degree":
-                self.tokens.take()
+            elif self.next == r"\degree":
+                self.take()
                 node = self.degrees(node)
             else:
                 return node
 
     def raised(self, node: Node) -> Node:
         """A power; transposing and degrees are written like one."""
-        self.tokens.expect("^")
-        if self.tokens.ahead(3).startswith((r"\circ", r"{ \circ }")):
-            self.tokens.index()
+        self.expect("^")
+        if self.ahead(3).startswith((r"\circ", r"{ \circ }")):
+            self.index()
             return self.degrees(node)
-        if node.kind == "seq" and re.match(
-            r"(\{ )?(T|t|\\top|\\intercal|\\mathsf|\\mathrm)\b",
-            self.tokens.ahead(2),
-        ):
-            self.tokens.index()
+        transpose = r"(\{ )?(T|t|\\top|\\intercal|\\mathsf|\\mathrm)\b"
+        if node.kind == "seq" and re.match(transpose, self.ahead(2)):
+            self.index()
             if node.name != "matrix":  # a point stays as it is
                 return node
             columns = zip(*(row.args for row in node.args), strict=True)
@@ -186,32 +182,32 @@ class _Parser:
 
     def argument(self, *, whole: bool = False) -> Node:
         """What a command or a power applies to: a group, or one token; all digits with `whole`."""
-        token = self.tokens.next
+        token = self.next
         if token == "{":
-            self.tokens.take()
+            self.take()
             node = self.listing()
-            self.tokens.expect("}")
+            self.expect("}")
             return node
         if whole and token in {"-", "+"}:
             return self.signed()
         if whole and token == "(":
             return self.base()
         if token[:1].isdigit() and not whole:
-            self.tokens.split(1)
+            self.split(1)
         elif token.isalpha() and len(token) > 1 and token not in known.SYMBOLS | {"pi"}:
-            self.tokens.split(1)
-            return self.indexed(self.tokens.take())
+            self.split(1)
+            return self.indexed(self.take())
         if token in known.STOPS:
             raise NoFormulaError(f"nothing to apply to before {token!r}")
         return self.base()
 
     def base(self) -> Node:
         """What stands without powers behind it."""
-        token = self.tokens.take()
+        token = self.take()
         if token[:1].isdigit() or (token[:1] == "." and token[1:]):
-            if self.tokens.next == "_":
-                self.tokens.take()
-                return Node("symbol", f"{token}_{self.tokens.index()}")
+            if self.next == "_":
+                self.take()
+                return Node("symbol", f"{token}_{self.index()}")
             return Node("decimal" if "." in token else "number", "", (Fraction(token),))
         if token in {"(", "[", r"\{", "{"}:
             return self.bracketed(token)
@@ -220,7 +216,7 @@ class _Parser:
             self.fences.append(token)
             node = self.sums()
             self.fences.pop()
-            self.tokens.expect(close)
+            self.expect(close)
             return Node("call", name, (node,))
         if token.isalpha():
             return self.letters(token)
@@ -241,21 +237,21 @@ class _Parser:
         """Brackets: grouping around one formula; a point, interval or set around several."""
         closing = {"(": (")", "]"), "[": ("]", ")"), r"\{": (r"\}",), "{": ("}",)}[opening]
         self.fences.append("|" if opening == r"\{" else "")
-        cycle = re.match(r"((?:\d+ )+\d+) \)", self.tokens.ahead(40)) if opening == "(" else None
+        cycle = re.match(r"((?:\d+ )+\d+) \)", self.ahead(40)) if opening == "(" else None
         if cycle:  # a permutation: `(1 2 3)`
-            self.tokens.skip(cycle.group().count(" ") + 1)
+            self.skip(cycle.group().count(" ") + 1)
             self.fences.pop()
             entries = cycle.group(1).split(" ")
             return Node("call", "cycle", tuple(number(int(each)) for each in entries))
         items: tuple[Node, ...] = ()
-        if opening != r"\{" or self.tokens.next != r"\}":
+        if opening != r"\{" or self.next != r"\}":
             inner = self.listing()
-            if opening == r"\{" and self.tokens.next in {"|", r"\mid", ":"}:
-                self.tokens.take()
+            if opening == r"\{" and self.next in {"|", r"\mid", ":"}:
+                self.take()
                 inner = Node("such", "", (inner, self.listing()))
             items = inner.args if inner.kind == "list" and inner.name == "," else (inner,)
         self.fences.pop()
-        close = self.tokens.expect(*closing)
+        close = self.expect(*closing)
         if opening == r"\{" or (opening == "{" and len(items) > 1):
             return items[0] if items and items[0].kind == "such" else Node("set", "", items)
         if len(items) == 1:
@@ -265,7 +261,7 @@ class _Parser:
     def letters(self, token: str) -> Node:
         """A name in plain letters: a known one, or else one symbol a letter."""
         if token in known.FUNCTIONS | known.NAMED or token in {"sqrt", "binom"}:
-            if self.tokens.next == "{" or (token in known.NAMED and self.tokens.next != "("):
+            if self.next == "{" or (token in known.NAMED and self.next != "("):
                 raise NoFormulaError(f"{token!r} lacks its backslash")
             return self.command(token)
         if (token in known.SYMBOLS | {"pi"} and len(token) > 2) or token == "pi":
@@ -273,33 +269,33 @@ class _Parser:
         if token.lower() in {"infinity", "infty", "inf"} or token == "oo":
             return Node("constant", r"\infty")
         if match := re.fullmatch("(sin|cos|tan|ln|log)([a-zA-Z])", token):
-            self.tokens.insert(match[2])
+            self.insert(match[2])
             return self.command(match[1])
         if len(token) > 3 and not token.isupper():
             raise NoFormulaError(f"{token!r} is a word")
         if token[1:]:
-            self.tokens.insert(token[1:])
+            self.insert(token[1:])
         return self.indexed(token[0])
 
     def indexed(self, name: str) -> Node:
         """A symbol with its index and primes; a function where it is applied; a constant."""
-        if name in {"e", "i"} and self.tokens.next not in {"_", "'"}:
+        if name in {"e", "i"} and self.next not in {"_", "'"}:
             return Node("constant", name)
-        while self.tokens.next in {"_", "'"}:
-            name += f"_{{{self.tokens.index()}}}" if self.tokens.take() == "_" else "'"
-        if self.tokens.ahead(6) == "^ { - 1 } (":
-            self.tokens.skip(5)
+        while self.next in {"_", "'"}:
+            name += f"_{{{self.index()}}}" if self.take() == "_" else "'"
+        if self.ahead(6) == "^ { - 1 } (":
+            self.skip(5)
             return self.applied(f"{name}^-1")
-        is_function = name[0] in known.OPAQUE and name[1:2] != "_" and self.tokens.next == "("
-        if is_function or re.match(r"\( (\d+|\\?[a-zA-Z]) [),]", self.tokens.ahead(3)):
+        is_function = name[0] in known.OPAQUE and name[1:2] != "_" and self.next == "("
+        if is_function or re.match(r"\( (\d+|\\?[a-zA-Z]) [),]", self.ahead(3)):
             return self.applied(name)
         return Node("symbol", name)
 
     def applied(self, name: str) -> Node:
         """A function before its brackets."""
-        self.tokens.expect("(")
+        self.expect("(")
         inner = self.listing()
-        self.tokens.expect(")")
+        self.expect(")")
         return Node("call", name, inner.args if inner.kind == "list" else (inner,))
 
     def command(self, name: str) -> Node:
@@ -307,31 +303,31 @@ class _Parser:
         if name in known.FUNCTIONS:
             return self.function(known.SAME.get(name, name))
         if name in known.NAMED:
-            inner = self.base() if self.tokens.next in {"(", r"\{"} else self.argument()
+            inner = self.base() if self.next in {"(", r"\{"} else self.argument()
             arguments = inner.args if inner.kind in {"seq", "set"} else (inner,)
             if name in {"max", "min", "gcd", "lcm"}:
                 arguments = tuple(sorted(arguments, key=repr))
             return Node("call", known.SAME.get(name, name), arguments)
         if name == "frac":
             return self.argument() / self.argument()
-        if name in {"zeta", "Gamma", "binom"} and self.tokens.next == "(":
+        if name in {"zeta", "Gamma", "binom"} and self.next == "(":
             return self.applied(name if name == "binom" else f"\\{name}")
         if name == "binom":
             return Node("call", name, (self.argument(), self.argument()))
         if name == "sqrt":
-            if self.tokens.next == "[":
-                self.tokens.take()
+            if self.next == "[":
+                self.take()
                 degree = self.sums()
-                self.tokens.expect("]")
+                self.expect("]")
                 return Node("call", "root", (self.argument(), degree))
-            radicand = self.base() if self.tokens.next == "(" else self.argument()
+            radicand = self.base() if self.next == "(" else self.argument()
             return Node("pow", "", (radicand, number(Fraction(1, 2))))
         if name in {"pi", "infty"}:
             return Node("constant", f"\\{name}")
         if name in {"emptyset", "varnothing"}:
             return Node("set")
         if name in known.ACCENTS:
-            return self.indexed(f"\\{name}{{{self.tokens.index()}}}")
+            return self.indexed(f"\\{name}{{{self.index()}}}")
         if name in known.SYMBOLS:
             return self.indexed(f"\\{name}")
         raise NoFormulaError(f"unknown command \\{name}")
@@ -341,19 +337,19 @@ class _Parser:
         power = base = None
         takes_angle = name not in {"ln", "log", "lg", "exp"}
         self.calls += takes_angle
-        while self.tokens.next in {"^", "_"}:
-            if self.tokens.take() == "^":
+        while self.next in {"^", "_"}:
+            if self.take() == "^":
                 power = self.argument(whole=True)
             elif name != "log":
                 raise NoFormulaError(f"an index of {name}")
             else:
                 base = self.argument()
-        if self.tokens.next in {"(", "{", "["}:
+        if self.next in {"(", "{", "["}:
             node = self.base()
         else:
             factors = [self.factor()]
             last = {"(", "["} | known.FUNCTIONS
-            while self.starts_factor() and self.tokens.next.removeprefix("\\") not in last:
+            while self.starts_factor() and self.next.removeprefix("\\") not in last:
                 factors.append(self.factor())
             node = product(*factors)
         self.calls -= takes_angle
@@ -373,18 +369,18 @@ class _Parser:
         kind = re.sub(r"\W|begin", "", token)
         if not (kind.endswith("matrix") or kind == "array"):
             raise NoFormulaError(f"unknown environment {kind}")
-        if kind == "array" and self.tokens.next == "{":
-            self.tokens.index()
+        if kind == "array" and self.next == "{":
+            self.index()
         rows: list[list[Node]] = [[]]
-        while not self.tokens.next.startswith("\\end"):
-            if self.tokens.next == "":
+        while not self.next.startswith("\\end"):
+            if self.next == "":
                 raise NoFormulaError("a matrix is not closed")
             rows[-1].append(self.sets())
-            if self.tokens.next in {"&", r"\\"}:
-                rows += [[]] if self.tokens.take() == r"\\" else []
-            elif not self.tokens.next.startswith("\\end"):
-                raise NoFormulaError(f"an entry does not go on with {self.tokens.next!r}")
-        self.tokens.take()
+            if self.next in {"&", r"\\"}:
+                rows += [[]] if self.take() == r"\\" else []
+            elif not self.next.startswith("\\end"):
+                raise NoFormulaError(f"an entry does not go on with {self.next!r}")
+        self.take()
         rows = [row for row in rows if row]
         if not rows or len({len(row) for row in rows}) > 1:
             raise NoFormulaError("rows of different lengths")

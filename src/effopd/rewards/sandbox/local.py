@@ -7,7 +7,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from effopd.errors import ConfigError
@@ -26,7 +26,6 @@ from effopd.rewards.sandbox.server_process import (
     BrokenServerError,
     Job,
     ServerProcess,
-    StartPlan,
     file_of,
 )
 
@@ -36,11 +35,12 @@ _TRIES = 3
 class LocalSandbox:
     """Fork servers on this machine, started when needed; threads share them, forks start others."""
 
-    def __init__(self, kind: str, plan: StartPlan, processes: int) -> None:
-        self.kind = kind
-        self._plan = plan
+    def __init__(
+        self, kind: str, processes: int, configuration: dict[str, Any], first: ServerProcess
+    ) -> None:
+        self.kind, self._configuration = kind, configuration
         self._places = threading.BoundedSemaphore(processes)
-        self._idle: list[ServerProcess] = []
+        self._idle = [first]  # others have the same configuration
         self._finalizer = weakref.finalize(self, _end_all, self._idle)
 
     def run(
@@ -74,10 +74,6 @@ class LocalSandbox:
                 self._idle.append(server)
         return run.outcomes
 
-    def adopt(self, server: ServerProcess) -> None:
-        """Takes over a server that was started by the same plan."""
-        self._idle.append(server)
-
     def close(self) -> None:
         """Ends the servers; the next run starts others."""
         _end_all(self._idle)
@@ -89,7 +85,7 @@ class LocalSandbox:
                 if server.is_usable:
                     return server
                 server.end()
-        return ServerProcess(self._plan)
+        return ServerProcess(self._configuration)
 
 
 class _Run:
@@ -132,12 +128,15 @@ class _Run:
 
     def advance(self, server: ServerProcess, request: int) -> None:
         """Adds the outcome of at least one input, unless the server breaks."""
-        first = len(self.outcomes)
-        if isinstance(given := self._inputs[first], bytes):
-            with file_of(given) as file:
-                ending = server.run(self._job(request, file, 1, None))
-            self.add(ending.outcome(self._limits, is_call=False))
-            return
+        first, limits = len(self.outcomes), self._limits
+        given = self._inputs[first]
+        is_script = isinstance(given, bytes)
+        calls = 1 if is_script else len(self._inputs) - first
+        numbers = {
+            "first": len(self._inputs) - calls, "calls": calls, "wall_s": limits.wall_s,
+            "cpu_s": limits.cpu_s, "cpu_limit_s": calls * math.ceil(limits.cpu_s),
+            "memory_bytes": limits.memory_bytes,
+        }  # fmt: skip
         began_s = time.monotonic()
         failed: Outcome | None = None
 
@@ -150,29 +149,24 @@ class _Run:
                 failed = Outcome(status="runtime_error", detail=printable(f"no value: {error}"))
             return failed is None and not self.is_over
 
-        with open(os.devnull, "rb") as nothing:
-            calls = len(self._inputs) - first
-            ending = server.run(self._job(request, nothing.fileno(), calls, take))
+        with contextlib.ExitStack() as opened:
+            if isinstance(given, bytes):
+                file = opened.enter_context(file_of(given))
+            else:
+                file = opened.enter_context(open(os.devnull, "rb")).fileno()
+            job = Job(
+                request=request, given=file, numbers=numbers, output_bytes=limits.output_bytes,
+                take=None if is_script else take,
+            )  # fmt: skip
+            ending = server.run(job)
+        if is_script:
+            self.add(ending.outcome(limits, is_call=False))
+            return
         # a failure counts where no earlier call of this child can have caused it
         done = len(self.outcomes) - first
         is_certain = not done or (ending.stopped in {"wall", "cpu"} and ending.laps == done)
         if is_certain and not self.is_over:
-            self.add(failed or ending.outcome(self._limits, is_call=True))
-
-    def _job(
-        self, request: int, given: int, calls: int, take: Callable[[bytes], bool] | None
-    ) -> Job:
-        limits = self._limits
-        numbers = {
-            "first": len(self._inputs) - calls,
-            "calls": calls,
-            "wall_s": limits.wall_s,
-            "cpu_s": limits.cpu_s,
-            "cpu_limit_s": calls * math.ceil(limits.cpu_s),
-            "memory_bytes": limits.memory_bytes,
-        }
-        most = limits.output_bytes
-        return Job(request=request, given=given, numbers=numbers, output_bytes=most, take=take)
+            self.add(failed or ending.outcome(limits, is_call=True))
 
 
 def _end_all(servers: list[ServerProcess]) -> None:

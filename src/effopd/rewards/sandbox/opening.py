@@ -1,5 +1,6 @@
 """Opens the sandbox that the settings name, or says why there is none."""
 
+import contextlib
 import glob
 import importlib.util
 import os
@@ -8,12 +9,13 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePath
+from typing import Any
 
 from effopd.errors import ConfigError, MissingExtraError
 from effopd.rewards.sandbox.inside.kernel import landlock_abi
 from effopd.rewards.sandbox.local import LocalSandbox
 from effopd.rewards.sandbox.program import Limits, Program, Sandbox, SandboxSettings
-from effopd.rewards.sandbox.server_process import BrokenServerError, ServerProcess, StartPlan
+from effopd.rewards.sandbox.server_process import BrokenServerError, ServerProcess
 from effopd.rewards.sandbox.url import UrlSandbox
 
 _MOST_THREADS = 512
@@ -47,16 +49,15 @@ def open_sandbox(settings: SandboxSettings) -> Sandbox:
             "this kernel has no Landlock, or it is off: use Linux 5.13 or newer, name a server by "
             "url, or accept no sandbox by kind = none"
         )
-    plan = _start_plan(settings)
+    configuration = _configuration(settings)
     try:
-        first = ServerProcess(plan)
+        first = ServerProcess(configuration)
     except BrokenServerError as error:
         raise ConfigError(f"a sandbox of kind {settings.kind!r} does not start: {error}") from error
-    sandbox = LocalSandbox(settings.kind, plan, settings.processes)
     if first.hello.get("version") != sys.version:
         first.end()
         raise ConfigError(f"the sandbox runs another Python: {first.hello.get('version')!r}")
-    sandbox.adopt(first)
+    sandbox = LocalSandbox(settings.kind, settings.processes, configuration, first)
     if settings.kind == "none":
         return sandbox
     probe = sandbox.run(Program(source=_PROBE), [b""], Limits())[0]
@@ -69,14 +70,18 @@ def open_sandbox(settings: SandboxSettings) -> Sandbox:
     return sandbox
 
 
-def _start_plan(settings: SandboxSettings) -> StartPlan:
-    """How a server is started: this interpreter, what it may read, and how it is shut in."""
+def _configuration(settings: SandboxSettings) -> dict[str, Any]:
+    """What a server is told first: what it may read, and how it is shut in."""
     is_root, is_bound = os.geteuid() == 0, settings.kind != "none"
     # RLIMIT_NPROC counts all threads of a user. A server started by root has a user of its own;
     # elsewhere the server counts the threads of its program, and the limit is far above.
-    threads = _MOST_THREADS if is_root else 16 * _MOST_THREADS + _threads_of_this_user()
+    threads = _MOST_THREADS if is_root else 16 * _MOST_THREADS
+    for process in [] if is_root else Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            if process.stat().st_uid == os.geteuid():
+                threads += len(list((process / "task").iterdir()))
     package_paths = [_package(name) for name in settings.packages]
-    configuration = {
+    return {
         "paths": list(dict.fromkeys(str(Path(paths[0]).parent) for paths in package_paths)),
         "packages": list(settings.packages),
         "readable": readable_paths([path for paths in package_paths for path in paths]),
@@ -86,18 +91,6 @@ def _start_plan(settings: SandboxSettings) -> StartPlan:
         "threads": threads if is_bound else 0,
         "watched_threads": 0 if is_root or not is_bound else _MOST_THREADS,
     }
-    return StartPlan(executable=os.path.realpath(sys.executable), configuration=configuration)
-
-
-def _threads_of_this_user() -> int:
-    count = 0
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if process.stat().st_uid == os.geteuid():
-                count += len(list((process / "task").iterdir()))
-        except (FileNotFoundError, ProcessLookupError):  # it has just ended
-            continue
-    return count
 
 
 # What may be read ---------------------------------------------------------------------------------

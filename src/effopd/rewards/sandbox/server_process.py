@@ -8,6 +8,7 @@ import select
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -43,14 +44,6 @@ _ENVIRONMENT = {
 
 class BrokenServerError(EffopdError, OSError):
     """A server died, was silent, or spoke out of turn."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StartPlan:
-    """How a server is started: the interpreter, and what the server is told first."""
-
-    executable: str
-    configuration: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,14 +111,14 @@ class Ending:
 class ServerProcess:
     """One fork server. Starting it raises BrokenServerError when it does not come to work."""
 
-    def __init__(self, plan: StartPlan) -> None:
+    def __init__(self, configuration: dict[str, Any], executable: str = sys.executable) -> None:
         self._owner = os.getpid()
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self._process = _started(plan.executable, theirs)
-        configuration = plan.configuration | {"parent": os.getpid(), "code": _CODE}
+            self._process = _started(os.path.realpath(executable), theirs)
+        told = configuration | {"parent": os.getpid(), "code": _CODE}
         try:
-            with file_of(json.dumps(configuration).encode("ascii")) as file:
+            with file_of(json.dumps(told).encode("ascii")) as file:
                 self._send(b"configuration", [file])
             self.hello = self._receive(time.monotonic() + _START_S)
             if self.hello.get("ready") is not True:
@@ -282,14 +275,12 @@ def _started(executable: str, control: socket.socket) -> "subprocess.Popen[bytes
     """A server, started by a thread that never ends: the kernel ends a server with its starter."""
     with _spawners_lock:
         spawner = _spawners.setdefault(os.getpid(), ThreadPoolExecutor(1, "sandbox-spawner"))
-    return spawner.submit(
-        lambda: subprocess.Popen(
+
+    def start() -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(
             [executable, "-P", "-S", "-B", "-X", "utf8", "-c", _BOOT, _CODE],
-            stdin=control.fileno(),
-            stdout=control.fileno(),
-            stderr=subprocess.PIPE,
-            env=_ENVIRONMENT,
-            cwd="/",
-            start_new_session=True,
-        )
-    ).result()
+            stdin=control.fileno(), stdout=control.fileno(), stderr=subprocess.PIPE,
+            env=_ENVIRONMENT, cwd="/", start_new_session=True,
+        )  # fmt: skip
+
+    return spawner.submit(start).result()

@@ -74,27 +74,25 @@ class UrlSandbox:
         goes_on: GoesOn | None = None,
     ) -> list[Outcome]:
         """One outcome per input; see `Sandbox.run`."""
-        outcomes = []
+        outcomes: list[Outcome] = []
         for place, each in enumerate(inputs):
-            outcomes.append(self._run_one(program, each, limits))
-            if goes_on is not None and not goes_on(place, outcomes[-1]):
+            body = json.dumps(_request(program, each, limits)).encode("ascii")
+            outcome = Outcome(status="sandbox_error")
+            for attempt in range(_TRIES):
+                if attempt:
+                    time.sleep(_PAUSE_S * 2**attempt)
+                try:
+                    outcome = _outcome(self._post(body, limits), limits, bool(program.entry_point))
+                    break
+                except _ServerFault as error:
+                    outcome = Outcome(status="sandbox_error", detail=printable(str(error)))
+            outcomes.append(outcome)
+            if goes_on is not None and not goes_on(place, outcome):
                 break
         return outcomes
 
     def close(self) -> None:
         """Nothing to end: no connection outlives its request."""
-
-    def _run_one(self, program: Program, given: bytes | list[Any], limits: Limits) -> Outcome:
-        body = json.dumps(_request(program, given, limits)).encode("ascii")
-        fault = ""
-        for attempt in range(_TRIES):
-            if attempt:
-                time.sleep(_PAUSE_S * 2**attempt)
-            try:
-                return _outcome(self._post(body, limits), limits, bool(program.entry_point))
-            except _ServerFault as error:
-                fault = str(error)
-        return Outcome(status="sandbox_error", detail=printable(fault))
 
     def _post(self, body: bytes, limits: Limits) -> dict[str, Any]:
         """The reply to a request, in one deadline, whatever trickles in."""
@@ -170,10 +168,5 @@ def _outcome(reply: dict[str, Any], limits: Limits, is_call: bool) -> Outcome:
             value, stdout = values.load(stdout), b""
         except values.ValueRefusedError as error:
             status, complaint = "runtime_error", f"no value: {error}"
-    return Outcome(
-        status=status,
-        stdout=stdout[: limits.output_bytes],
-        value=value,
-        seconds=float(seconds),
-        detail=printable(complaint),
-    )
+    stdout, detail = stdout[: limits.output_bytes], printable(complaint)
+    return Outcome(status=status, stdout=stdout, value=value, seconds=float(seconds), detail=detail)

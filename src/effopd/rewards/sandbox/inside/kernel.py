@@ -63,9 +63,10 @@ def seccomp(instructions: bytes) -> None:
     _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(program))
 
 
-def no_new_privileges() -> None:
-    """No program that is executed from here on gains anything."""
+def give_up_privileges() -> None:
+    """Nothing executed from here on gains anything; no process of this user may look in here."""
     _prctl(_PR_SET_NO_NEW_PRIVS, 1, 0)
+    _prctl(_PR_SET_DUMPABLE, 0, 0)
 
 
 def die_with_parent(parent: int, signal_number: int) -> None:
@@ -73,11 +74,6 @@ def die_with_parent(parent: int, signal_number: int) -> None:
     _prctl(_PR_SET_PDEATHSIG, signal_number, 0)
     if os.getppid() != parent:  # it was faster
         os._exit(1)
-
-
-def keep_memory_private() -> None:
-    """No process of the same user may look into this one."""
-    _prctl(_PR_SET_DUMPABLE, 0, 0)
 
 
 def _prctl(option: int, first: int, second: int) -> None:
