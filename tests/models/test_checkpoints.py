@@ -19,14 +19,13 @@ from effopd.data.world import make_tokenizer
 from effopd.errors import CheckpointError
 from effopd.models.checkpoints import (
     MANIFEST,
-    checkpoint_path,
-    list_checkpoints,
     newest_good,
     prune,
     verify_checkpoint,
     weights_fingerprint,
     write_checkpoint,
 )
+from effopd.records import checkpoint_path, checkpoint_step, list_checkpoints
 
 FILES = {"config.json": b'{"a": 1}', "model.safetensors": bytes(range(256)) * 12, "empty.txt": b""}
 
@@ -59,7 +58,7 @@ def damage(parent: Path, step: int) -> None:
 
 
 def steps_in(parent: Path) -> list[int]:
-    return [int(path.name.removeprefix("step-")) for path in list_checkpoints(parent)]
+    return [checkpoint_step(path) for path in list_checkpoints(parent)]
 
 
 # Writing and reading ------------------------------------------------------------------------------

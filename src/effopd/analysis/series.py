@@ -7,10 +7,9 @@ from itertools import count
 from pathlib import Path
 
 from effopd.errors import ConfigError, ParameterMismatchError
-from effopd.models.checkpoints import list_checkpoints
 from effopd.models.directory import find_model
 from effopd.models.updates import Update, open_update
-from effopd.records import Row
+from effopd.records import Row, list_checkpoints
 from effopd.training.build import base_settings
 from effopd.training.config import load_config
 

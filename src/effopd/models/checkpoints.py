@@ -7,7 +7,6 @@ renamed. Reading verifies every byte first, so a damaged or half-written one is 
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -17,22 +16,10 @@ import xxhash
 from safetensors import SafetensorError
 
 from effopd.errors import CheckpointError
+from effopd.records import list_checkpoints
 
 MANIFEST = "manifest.json"
 _TEMPORARY = ".writing-"
-_NAME = re.compile(r"step-(\d+)")
-
-
-def checkpoint_path(parent: str | Path, step: int) -> Path:
-    """`parent/step-00008`."""
-    return Path(parent) / f"step-{step:05d}"
-
-
-def list_checkpoints(parent: str | Path) -> list[Path]:
-    """Checkpoint directories below `parent`, the highest step first; not verified."""
-    named = [(_NAME.fullmatch(path.name), path) for path in Path(parent).glob("step-*")]
-    steps = [(int(match[1]), path) for match, path in named if match and path.is_dir()]
-    return [path for _, path in sorted(steps, reverse=True)]
 
 
 def write_checkpoint(directory: Path, write: Callable[[Path], None]) -> None:

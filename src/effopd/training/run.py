@@ -13,8 +13,8 @@ from effopd.config.reading import raw_of, read, to_toml
 from effopd.data.dataset import DatasetTask
 from effopd.data.problem import Verifier
 from effopd.errors import CheckpointError, ConfigError
-from effopd.models.checkpoints import checkpoint_path, verify_checkpoint
-from effopd.records import Run, load_run
+from effopd.models.checkpoints import verify_checkpoint
+from effopd.records import Run, checkpoint_path, load_run
 from effopd.rewards.functions import Reward, as_verifier
 from effopd.training.build import Given, Parts, build_parts, counts_record, policy_of
 from effopd.training.config import Config, load_config, make_config, placed
