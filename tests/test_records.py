@@ -15,6 +15,7 @@ from effopd.records import (
     list_checkpoints,
     load_run,
     read_jsonl,
+    run_of_checkpoint,
     truncate_jsonl,
     write_json_atomic,
     write_text_atomic,
@@ -238,6 +239,15 @@ def test_the_newest_checkpoint_has_the_highest_step(tmp_path):
     found = list_checkpoints(tmp_path / "checkpoints")
     assert [checkpoint_step(path) for path in found] == steps[::-1]
     assert load_run(tmp_path).checkpoint == tmp_path / "checkpoints" / "step-1000000"
+
+
+def test_the_run_of_a_checkpoint_is_found(tmp_path):
+    step = checkpoint_path(tmp_path / "checkpoints", 8)
+    assert run_of_checkpoint(step) is None
+    (tmp_path / "config.toml").write_text("")
+    assert run_of_checkpoint(step) == tmp_path
+    assert run_of_checkpoint(tmp_path / "elsewhere" / step.name) is None
+    assert run_of_checkpoint(tmp_path) is None
 
 
 def test_a_missing_run_names_a_remedy(tmp_path):

@@ -288,6 +288,13 @@ def list_checkpoints(parent: Path | str) -> list[Path]:
     return sorted(named, key=lambda path: (checkpoint_step(path), path), reverse=True)
 
 
+def run_of_checkpoint(path: Path) -> Path | None:
+    """The run directory that holds a checkpoint; None where the path is not in one."""
+    run = path.parent.parent
+    inside = path.parent.name == "checkpoints" and (run / "config.toml").is_file()
+    return run if inside else None
+
+
 def reaches(accuracy: float | None, share: float, teacher: float | None) -> bool:
     """Whether an accuracy is at least a share of the teacher's; False where one is not known.
 

@@ -33,7 +33,7 @@ from effopd.models.checkpoints import weights_fingerprint
 from effopd.models.loading import load_model, load_tokenizer
 from effopd.models.tokenizers import end_token_ids
 from effopd.progress import SILENT, Display
-from effopd.records import write_json_atomic
+from effopd.records import run_of_checkpoint, write_json_atomic
 from effopd.rewards.build import some
 from effopd.rewards.code import CodeVerifier
 from effopd.rewards.math import MathVerifier
@@ -158,10 +158,10 @@ def _settings_of(
     if isinstance(model, str | Path) and str(model) != SELF_CHECK:
         path = Path(model)
         raw |= {"model": {"path": str(model)}}
-        if path.parent.name == "checkpoints" and (path.parents[1] / "config.toml").is_file():
-            run = started_from(config_of_run(path.parents[1]), path)
-            raw |= {"model": run.student, "prompt": run.prompt}
-            raw |= {"code": run.code, "device": run.device}
+        if run := run_of_checkpoint(path):
+            config = started_from(config_of_run(run), path)
+            raw |= {"model": config.student, "prompt": config.prompt}
+            raw |= {"code": config.code, "device": config.device}
     elif model is not None and not isinstance(model, str | Path):
         given = model_and_tokenizer(model)
         name, dtype = str(given[0].name_or_path) or "model in memory", str(given[0].dtype)
