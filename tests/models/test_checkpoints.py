@@ -21,6 +21,7 @@ from effopd.models.checkpoints import (
     MANIFEST,
     newest_good,
     prune,
+    restore_,
     verify_checkpoint,
     weights_fingerprint,
     write_checkpoint,
@@ -89,6 +90,18 @@ def test_checkpoints_are_ordered_by_number_and_other_names_ignored(tmp_path: Pat
     assert newest_good(tmp_path) == (checkpoint_path(tmp_path, 100_000), [])
     prune(tmp_path, 2)
     assert steps_in(tmp_path) == [100_000, 99_999]
+
+
+def test_what_was_saved_is_restored_in_place_and_another_model_refused() -> None:
+    live = {"w": torch.zeros(2), "b": torch.zeros(1, dtype=torch.float64)}
+    before = dict(live)
+    restore_(live, {"w": torch.ones(2), "b": torch.tensor([3.0]), "more": torch.ones(9)}, "copy")
+    assert all(live[name] is before[name] for name in live)
+    assert live["w"].tolist() == [1.0, 1.0]
+    assert live["b"].tolist() == [3.0]
+    for saved in ({"b": torch.ones(1)}, {"b": torch.ones(1), "w": torch.ones(3)}):
+        with pytest.raises(CheckpointError, match="^the saved copy does not fit this model: w$"):
+            restore_(live, saved, "copy")
 
 
 # Damage -------------------------------------------------------------------------------------------

@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import xxhash
 from safetensors import SafetensorError
+from torch import Tensor
 
 from effopd.errors import CheckpointError
 from effopd.records import list_checkpoints
@@ -106,6 +108,15 @@ def prune(parent: Path, keep: int) -> None:
     if good in directories[:keep]:
         for directory in directories[keep:]:
             shutil.rmtree(directory, ignore_errors=True)
+
+
+@torch.no_grad()
+def restore_(tensors: Mapping[str, Tensor], saved: Mapping[str, Tensor], what: str) -> None:
+    """Copies what was saved into the tensors of the same names; refuses another model's."""
+    for name, tensor in tensors.items():
+        if name not in saved or saved[name].shape != tensor.shape:
+            raise CheckpointError(f"the saved {what} does not fit this model: {name}")
+        tensor.copy_(saved[name])
 
 
 def weights_fingerprint(directories: Iterable[Path]) -> str:
