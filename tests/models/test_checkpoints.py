@@ -100,7 +100,7 @@ def test_what_was_saved_is_restored_in_place_and_another_model_refused() -> None
     assert live["w"].tolist() == [1.0, 1.0]
     assert live["b"].tolist() == [3.0]
     for saved in ({"b": torch.ones(1)}, {"b": torch.ones(1), "w": torch.ones(3)}):
-        with pytest.raises(CheckpointError, match="^the saved copy does not fit this model: w$"):
+        with pytest.raises(CheckpointError, match=r"^the saved copy does not fit this model: w$"):
             restore_(live, saved, "copy")
 
 
