@@ -30,6 +30,11 @@ class Checkpoint:
     step: int | None
     directory: Path
 
+    @property
+    def columns(self) -> Row:
+        """First columns of a table that has a row for each checkpoint."""
+        return {"checkpoint": self.label, "step": self.step}
+
     def record(self) -> Row:
         """Identity: where it is, and size and time of change of its files."""
         return {"label": self.label, "step": self.step, **_identity(self.directory)}

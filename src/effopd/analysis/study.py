@@ -100,7 +100,7 @@ def analyze(
         "versions": {name: version(name) for name in ("effopd", "torch", "numpy")},
         "not_compared": {
             each.label: dict(update.left_out)
-            for each, update in zip(series.labels, series.updates, strict=True)
+            for each, update in zip(series.checkpoints, series.updates, strict=True)
             if update.left_out
         },
     }
@@ -166,7 +166,7 @@ def _changes(before: Row, now: Row) -> Iterator[str]:
 
 
 def _tell(series: CheckpointSeries, what: Sequence[str], display: Display) -> None:
-    names = [checkpoint.label for checkpoint in series.labels]
+    names = [checkpoint.label for checkpoint in series.checkpoints]
     shown = ", ".join(names if len(names) <= 4 else [names[0], names[1], "...", names[-1]])
     display.say(f"{len(names)} checkpoints of {series.inputs.base}: {shown}")
     for label, update in zip(names, series.updates, strict=True):

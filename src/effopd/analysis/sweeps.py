@@ -1,6 +1,5 @@
 """Sweeps of interventions: changed checkpoints on disk, and how good the changed models are."""
 
-import math
 import re
 import tomllib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from effopd.config.reading import to_toml
 from effopd.errors import ConfigError, NonFiniteError
 from effopd.evaluation.evaluator import EvaluationResult, Evaluator
 from effopd.evaluation.routing import Teachers
-from effopd.evaluation.statistics import mean
+from effopd.evaluation.statistics import mean, ratio
 from effopd.models.checkpoints import weights_fingerprint
 from effopd.models.directory import find_model
 from effopd.models.layout import Heads, read_heads
@@ -302,20 +301,6 @@ def pooled(evaluations: Sequence[EvaluationResult]) -> Row:
         "problems": len(evaluations[0].rollouts),
         "passes": len(evaluations),
     }
-
-
-def ratio(sums: Sequence[float], counts: Sequence[int]) -> tuple[float | None, float | None]:
-    """`sum(sums) / sum(counts)` and its standard error with the pairs as the sample.
-
-    The error is that of the linearised ratio: of the values `(sum - ratio * count) / mean count`.
-    """
-    total = sum(counts)
-    if total == 0:
-        return None, None
-    found = math.fsum(sums) / total
-    scale = total / len(counts)
-    residuals = [(s - found * n) / scale for s, n in zip(sums, counts, strict=True)]
-    return found, standard_error(residuals)
 
 
 def sweep_cells(rows: Sequence[Row]) -> list[list[str]]:
