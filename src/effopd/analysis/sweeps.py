@@ -190,12 +190,16 @@ class _Sweep:
             keys = {key_of(case.row) for case in self.cases}
             stored = {key: row for key, row in journal.rows.items() if key in keys}
             finished = {key for key, row in stored.items() if row["files"] == self.files}
+            shown: dict[tuple[Any, ...], Row] = {}
             for row in chain(self.evaluated(finished), [None]):
                 if row is not None:
                     journal.add(row | {"files": self.files})
-                shown = [_shown(each) for each in journal.rows.values()]
-                write_table(workspace.path / "tables", "interventions", shown)
-            return [_shown(journal.rows[key_of(case.row)]) for case in self.cases]
+                shown = {  # without what only the journal needs
+                    key: {name: row[name] for name in row if name not in {"schema", "files"}}
+                    for key, row in journal.rows.items()
+                }
+                write_table(workspace.path / "tables", "interventions", [*shown.values()])
+            return [shown[key_of(case.row)] for case in self.cases]
 
     def evaluated(self, finished: Collection[tuple[Any, ...]] = ()) -> Iterator[Row]:
         """A row for each intervention whose key is not finished."""
@@ -220,11 +224,6 @@ class _Sweep:
                 failure = [row["failure"]] if row["failure"] else []
                 progress.advance("  ".join([name, *numbers, *failure]))
                 yield row
-
-
-def _shown(row: Row) -> Row:
-    """A row without what only the journal needs."""
-    return {name: cell for name, cell in row.items() if name not in {"schema", "files"}}
 
 
 def key_of(row: Row) -> tuple[Any, ...]:

@@ -128,14 +128,16 @@ def evaluate(
             found = _answers(writer, config, questions, journal, display, stop)
             if stop:
                 break
-            row = _summary(questions, found)
+            row = summarise(found, votes=questions.verifier == "math")
+            row |= {"source": questions.source, "licence": questions.licence}
+            row |= {"left_out": dict(questions.counts.dropped)}
+            if questions.rules.relative_error:
+                row["relative_error"] = questions.rules.relative_error
             write_json_atomic(directory / questions.name / SUMMARY, {"schema": 1, **row})
             summary[questions.name], answers[questions.name] = row, found
-            for answer in found if config.model is None else ():
-                if not answer.reward:
-                    display.say(
-                        f"  {answer.question}: {answer.verdict}, boxed {answer.answer!r:.80}"
-                    )
+            for each in found if config.model is None else ():
+                if not each.reward:
+                    display.say(f"  {each.question}: {each.verdict}, boxed {each.answer!r:.80}")
         else:
             write_json_atomic(directory / "results.json", {"schema": 1, "results": summary})
     return Evaluation(
@@ -231,16 +233,6 @@ def _journal(directory: Path, settings: Row) -> Iterator[Journal[tuple[str, int]
         workspace.settle(SETTINGS, settings)
         with Journal(directory / SAMPLES, lambda row: (row["question"], row["sample"])) as journal:
             yield journal
-
-
-def _summary(questions: Questions, answers: Sequence[GradedAnswer]) -> Row:
-    """What `summary.json` holds of all answers to a benchmark."""
-    row = summarise(answers, votes=questions.verifier == "math")
-    row |= {"source": questions.source, "licence": questions.licence}
-    row |= {"left_out": dict(questions.counts.dropped)}
-    if questions.rules.relative_error:
-        row["relative_error"] = questions.rules.relative_error
-    return row
 
 
 # Answering ----------------------------------------------------------------------------------------
