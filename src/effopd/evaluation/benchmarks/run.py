@@ -135,9 +135,9 @@ def evaluate(
                 row["relative_error"] = questions.rules.relative_error
             write_json_atomic(directory / questions.name / SUMMARY, {"schema": 1, **row})
             summary[questions.name], answers[questions.name] = row, found
-            for each in found if config.model is None else ():
-                if not each.reward:
-                    display.say(f"  {each.question}: {each.verdict}, boxed {each.answer!r:.80}")
+            for one in found if config.model is None else ():
+                if not one.reward:
+                    display.say(f"  {one.question}: {one.verdict}, boxed {one.answer!r:.80}")
         else:
             write_json_atomic(directory / "results.json", {"schema": 1, "results": summary})
     return Evaluation(
