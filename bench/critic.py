@@ -21,10 +21,9 @@ import torch
 from effopd.data.problem import Problem
 from effopd.data.world import apply
 from effopd.evaluation.statistics import mean
-from effopd.models.checkpoints import list_checkpoints
 from effopd.models.loading import ModelSettings
 from effopd.objectives.advantages import explained_variance
-from effopd.records import read_jsonl
+from effopd.records import list_checkpoints, read_jsonl
 from effopd.training.build import build_parts
 from effopd.training.config import Config, make_config
 from effopd.training.run import train

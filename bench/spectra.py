@@ -204,7 +204,8 @@ def by_ours(directory: Path) -> Measured:
     base, tuned = (open_weights(directory / name) for name in ("base", "tuned"))
     update = PairUpdate(base, tuned)
     found = {}
-    for place, statistics in place_statistics(update, matrices(places(update.shapes))):
+    for place in matrices(places(update.shapes)):
+        statistics = place_statistics(update, place)
         metrics = spectral_metrics(read_place(update, place))
         found[place.name] = asdict(metrics) | {"relative_norm": statistics.relative_norm}
     return found

@@ -25,9 +25,8 @@ from effopd.analysis.run_theory import (
 from effopd.analysis.theory import PastRay
 from effopd.cli.main import app
 from effopd.errors import ConfigError
-from effopd.models.checkpoints import checkpoint_path
 from effopd.objectives import group_advantages
-from effopd.records import load_run
+from effopd.records import checkpoint_path, load_run
 from effopd.training.build import Parts, build_parts
 from effopd.training.config import load_config, make_config
 

@@ -28,12 +28,11 @@ from effopd.analysis.sweeps import (
     evaluate_interventions,
     intervene,
     pooled,
-    ratio,
 )
 from effopd.cli.main import app
 from effopd.errors import ConfigError
 from effopd.evaluation.evaluator import EvaluationResult, Evaluator
-from effopd.evaluation.statistics import mean
+from effopd.evaluation.statistics import mean, ratio
 from effopd.models.updates import PairUpdate, open_update
 from effopd.models.weights import MemoryWeights, open_weights
 from effopd.records import read_jsonl

@@ -7,10 +7,15 @@ from hypothesis import strategies as st
 
 from effopd.errors import RecordError
 from effopd.records import (
+    SCHEMA,
     JsonlWriter,
+    checkpoint_path,
+    checkpoint_step,
     display_text,
+    list_checkpoints,
     load_run,
     read_jsonl,
+    run_of_checkpoint,
     truncate_jsonl,
     write_json_atomic,
     write_text_atomic,
@@ -221,6 +226,28 @@ def test_files_that_are_not_there_are_empty(tmp_path):
     run = load_run(tmp_path)
     assert run.label == tmp_path.name
     assert (run.config, run.metrics, run.search) == ("", [], [])
+
+
+def test_the_newest_checkpoint_has_the_highest_step(tmp_path):
+    write_json_atomic(tmp_path / "run.json", {"schema": SCHEMA})
+    assert load_run(tmp_path).checkpoint is None
+    steps = [1, 99_999, 100_000, 1_000_000]
+    for step in steps:
+        checkpoint_path(tmp_path / "checkpoints", step).mkdir(parents=True)
+    for stranger in ("step-x", "step-9999999.bak", ".writing-step-9999999"):
+        (tmp_path / "checkpoints" / stranger).mkdir()
+    found = list_checkpoints(tmp_path / "checkpoints")
+    assert [checkpoint_step(path) for path in found] == steps[::-1]
+    assert load_run(tmp_path).checkpoint == tmp_path / "checkpoints" / "step-1000000"
+
+
+def test_the_run_of_a_checkpoint_is_found(tmp_path):
+    step = checkpoint_path(tmp_path / "checkpoints", 8)
+    assert run_of_checkpoint(step) is None
+    (tmp_path / "config.toml").write_text("")
+    assert run_of_checkpoint(step) == tmp_path
+    assert run_of_checkpoint(tmp_path / "elsewhere" / step.name) is None
+    assert run_of_checkpoint(tmp_path) is None
 
 
 def test_a_missing_run_names_a_remedy(tmp_path):

@@ -8,6 +8,7 @@ middle of a write loses that line and no other.
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,8 @@ SCHEMA = 1
 """Format number that every record carries; a reader refuses the ones it does not know."""
 
 Row = dict[str, Any]
+
+_CHECKPOINT = re.compile(r"step-\d+")
 
 
 class JsonlWriter:
@@ -219,8 +222,7 @@ class Run:
     @property
     def checkpoint(self) -> Path | None:
         """The newest checkpoint, a model directory; None before the first."""
-        found = sorted((self.directory / "checkpoints").glob("step-*"))
-        return found[-1] if found else None
+        return next(iter(list_checkpoints(self.directory / "checkpoints")), None)
 
     def to_pandas(self, name: str = "metrics") -> Any:
         """One of the records as a `pandas.DataFrame`: "metrics", "timing", "search", "evals" ..."""
@@ -267,6 +269,30 @@ def load_run(directory: Path | str) -> Run:
         rollouts=rows("rollouts.jsonl"),
         monitor=rows("monitor.jsonl"),
     )
+
+
+def checkpoint_path(parent: Path | str, step: int) -> Path:
+    """`parent/step-00008`."""
+    return Path(parent) / f"step-{step:05d}"
+
+
+def checkpoint_step(path: Path) -> int:
+    """The step that the name of a checkpoint holds."""
+    return int(path.name.removeprefix("step-"))
+
+
+def list_checkpoints(parent: Path | str) -> list[Path]:
+    """Checkpoint directories below `parent`, the highest step first; not verified."""
+    found = Path(parent).glob("step-*")
+    named = [path for path in found if _CHECKPOINT.fullmatch(path.name) and path.is_dir()]
+    return sorted(named, key=lambda path: (checkpoint_step(path), path), reverse=True)
+
+
+def run_of_checkpoint(path: Path) -> Path | None:
+    """The run directory that holds a checkpoint; None where the path is not in one."""
+    run = path.parent.parent
+    inside = path.parent.name == "checkpoints" and (run / "config.toml").is_file()
+    return run if inside else None
 
 
 def reaches(accuracy: float | None, share: float, teacher: float | None) -> bool:

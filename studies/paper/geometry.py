@@ -1,6 +1,7 @@
 """Measurements that need no evaluation: Table 1, figures 5a, 5b, 11 to 13, 15 to 28, Table 3."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import fmean
 
 import torch
@@ -8,12 +9,12 @@ from studies.paper.study import METHODS, Scene
 from torch import Tensor
 
 from effopd.analysis.embeddings import embedding_shift
+from effopd.analysis.series import Checkpoint
 from effopd.analysis.spectra import spectral_metrics
 from effopd.analysis.subspaces import subspace_series
 from effopd.analysis.tables import (
     TABLE_1,
     TOP,
-    checkpoint_labels,
     metric_columns,
     noise_columns,
     table_1_rows,
@@ -40,21 +41,22 @@ def geometry(scene: Scene) -> Row:
         record[method] = {"table1": table_1(updates[-1], modules)}
         record[method] |= _over_time(updates, modules, list(scene.study.checkpoint_steps))
         series = (read_place(update, pictured) for update in updates)
-        reference = paths[0][0] if paths else None
-        paths.append(leading_trajectory(series, reference=reference).points_Td)
+        points = leading_trajectory(series).points_Td
+        mirrored = paths and float(points[0] @ paths[0][0]) < 0  # a direction has no sign
+        paths.append(-points if mirrored else points)
         for key in ("first_last", "evr"):
             values: dict[Place, float] = record[method].pop(f"{key}_by_place")
             record[method][key] = fmean(list(values.values()))
             record[method][f"{key}_map"] = _map(values, projections)
-    points = pca_points(torch.cat(paths)).split([len(path) for path in paths])  # in one plane
-    for method, own in zip(METHODS, points, strict=True):
+    plane = pca_points(torch.cat(paths)).split([len(path) for path in paths])
+    for method, own in zip(METHODS, plane, strict=True):
         record[method]["points"] = own.tolist()
     return record
 
 
 def table_1(update: Update, modules: Sequence[Place]) -> Row:
     """Means over all attention and MLP matrices that moved."""
-    (moment,) = checkpoint_labels(["final"], [None])
+    moment = Checkpoint(label="final", step=None, directory=Path())
     found = [spectral_metrics(read_place(update, place), top=TOP) for place in modules]
     rows = [moment.columns | metric_columns(each) | noise_columns(each) for each in found]
     (means,) = table_1_rows([moment], rows)

@@ -13,9 +13,8 @@ from effopd.data.world import TinyWorld
 from effopd.demo.cache import world_models
 from effopd.errors import ConfigError, EffopdError, NonFiniteError
 from effopd.evaluation.routing import Teachers
-from effopd.models.checkpoints import checkpoint_path
 from effopd.models.updates import Update, open_update
-from effopd.records import Row
+from effopd.records import Row, checkpoint_path
 from effopd.training.build import Parts, build_parts
 from effopd.training.config import Config, make_config
 from effopd.training.run import train

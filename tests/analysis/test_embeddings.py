@@ -19,7 +19,7 @@ from effopd.analysis.embeddings import (
     state_shift,
 )
 from effopd.analysis.trajectories import pca_points, tsne_points
-from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
+from effopd.errors import NonFiniteError
 from effopd.models.policy import Policy, Sample
 
 SAMPLES = [
@@ -109,13 +109,9 @@ def test_numbers_that_are_not_defined_are_none() -> None:
     assert alike["centred_cosine"] is None
 
 
-def test_what_cannot_be_compared_is_refused() -> None:
-    with pytest.raises(ParameterMismatchError, match=r"\(2, 3\) and \(2, 4\)"):
-        ShiftSums().add(torch.ones(2, 3), torch.ones(2, 4))
+def test_what_is_not_finite_is_refused() -> None:
     with pytest.raises(NonFiniteError, match="NaN or infinity"):
         ShiftSums().add(torch.ones(1, 2), torch.tensor([[1.0, torch.nan]]))
-    with pytest.raises(ConfigError, match="no token was compared"):
-        ShiftSums().row()
 
 
 def test_embedding_shift_counts_tokens_as_often_as_they_occur() -> None:
@@ -169,21 +165,6 @@ def test_state_shift_keeps_nothing_unless_asked() -> None:
     found = state_shift(tiny_policy(), tiny_policy(), SAMPLES)
     assert found.before_SD.shape == (0, 32)
     assert found.row["min_cosine"] == pytest.approx(1.0, abs=1e-12)
-
-
-@pytest.mark.parametrize("chosen", [[13], [-1]])
-def test_tokens_that_are_not_there_are_refused(chosen: list[int]) -> None:
-    assert len(COMPLETION) == 13
-    with pytest.raises(ConfigError, match="the text has 13"):
-        state_shift(tiny_policy(), tiny_policy(), SAMPLES, chosen=chosen)
-
-
-@pytest.mark.parametrize("which", [0, 1])
-def test_a_model_in_training_mode_is_refused(which: int) -> None:
-    policies = [tiny_policy(), tiny_policy()]
-    policies[which].model.train()
-    with pytest.raises(ConfigError, match=r"call model.eval\(\)"):
-        state_shift(*policies, SAMPLES)
 
 
 # Pictures -----------------------------------------------------------------------------------------

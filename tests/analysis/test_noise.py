@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from effopd.analysis.spectra import noise_metrics, noise_singular_values, spectral_metrics
-from effopd.errors import ConfigError
 
 SHAPES = [(64, 200), (200, 200), (300, 60), (30, 1000)]
 
@@ -61,11 +60,3 @@ def test_the_largest_value_nears_the_edge_of_the_law(shape: tuple[int, int]) -> 
 
 def test_a_single_row_is_a_single_value() -> None:
     assert noise_singular_values(1, 9, 2.5).tolist() == [pytest.approx(2.5, rel=1e-12)]
-
-
-@pytest.mark.parametrize(
-    ("m", "n", "norm"), [(0, 3, 1.0), (3, 0, 1.0), (3, 3, 0.0), (3, 3, math.nan), (3, 3, math.inf)]
-)
-def test_noise_of_nothing_is_refused(m: int, n: int, norm: float) -> None:
-    with pytest.raises(ConfigError, match="expected sizes of 1 or more"):
-        noise_singular_values(m, n, norm)

@@ -18,7 +18,7 @@ from effopd.analysis.quadratic import (
     completion_logits,
     fisher_product,
 )
-from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
+from effopd.errors import ConfigError, NonFiniteError
 from effopd.linalg.krylov import krylov_space, leading_eigenpairs
 from effopd.models.policy import Policy, Sample
 
@@ -275,26 +275,12 @@ def test_vector_and_tensors_are_the_same_numbers() -> None:
     assert torch.equal(space.flat(tensors | {"other": torch.ones(4)}), vector)
 
 
-def test_wrong_tensors_are_named() -> None:
-    space = ParameterSpace(shapes={"a": (2, 3)})
-    with pytest.raises(ParameterMismatchError, match=r"a: expected .* \(2, 3\), got none"):
-        space.flat({})
-    with pytest.raises(ParameterMismatchError, match=r"a: expected .* \(2, 3\), got \(3, 2\)"):
-        space.flat({"a": torch.ones(3, 2)})
-
-
 def test_nothing_that_trains_is_refused() -> None:
     model = tiny_model().requires_grad_(False)
     with pytest.raises(ConfigError, match="no tensor trains"):
         FrozenLoss(Policy(model, TOKENIZER), SAMPLES, TARGETS)
 
 
-def test_text_and_targets_must_fit() -> None:
-    with pytest.raises(ConfigError, match="at least one sample"):
-        FrozenLoss(STUDENT, [], [])
-    with pytest.raises(ParameterMismatchError, match="for each of 3 samples"):
-        FrozenLoss(STUDENT, SAMPLES, TARGETS[:2])
-    with pytest.raises(ParameterMismatchError, match=r"expected one .*\(3, 16\)"):
-        FrozenLoss(STUDENT, SAMPLES, [t[:, :-1] for t in TARGETS])
+def test_targets_must_be_finite() -> None:
     with pytest.raises(NonFiniteError, match="check the teacher"):
         FrozenLoss(STUDENT, SAMPLES, [t * torch.nan for t in TARGETS])

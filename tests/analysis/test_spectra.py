@@ -204,17 +204,6 @@ def test_what_is_no_matrix_is_refused(update: Tensor) -> None:
             function(update)
 
 
-@pytest.mark.parametrize("share", [0.0, -0.1, 1.5, math.nan])
-def test_a_share_outside_its_range_is_refused(share: float) -> None:
-    with pytest.raises(ConfigError, match="fractions in"):
-        spectral_metrics(randn(3, 3), top=[share])
-
-
-def test_metrics_need_all_values() -> None:
-    with pytest.raises(ParameterMismatchError, match="expected all 10, zeros included"):
-        metrics_of(torch.ones(4), (10, 20))
-
-
 # Tails, vectors, factors --------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from effopd.analysis.trajectories import (
     pca_points,
     tsne_points,
 )
-from effopd.errors import ConfigError, MissingExtraError, NonFiniteError, ParameterMismatchError
+from effopd.errors import ConfigError, MissingExtraError
 
 
 def walk(count: int, d: int, seed: int = 0) -> Tensor:
@@ -51,22 +51,11 @@ def test_later_checkpoints_change_no_sign() -> None:
     assert ((whole[1:] * whole[:-1]).sum(1) >= 0).all()
 
 
-def test_the_first_sign_is_a_convention_or_the_reference() -> None:
+def test_the_first_sign_is_a_convention() -> None:
     vector = torch.tensor([0.6, -0.8])
     assert aligned([vector]).tolist() == pytest.approx(torch.tensor([[-0.6, 0.8]]).double())
-    reference = torch.tensor([0.8, 0.6])
-    assert aligned([vector, -vector], torch.tensor([1.0, 0.0])).tolist() == pytest.approx(
-        torch.tensor([[0.6, -0.8]] * 2).double(), abs=1e-7
-    )
-    orthogonal = aligned([-vector], reference)  # a product of zero turns nothing
-    assert orthogonal.tolist() == pytest.approx(torch.tensor([[-0.6, 0.8]]).double(), abs=1e-7)
-
-
-def test_directions_of_different_tensors_are_refused() -> None:
-    with pytest.raises(ParameterMismatchError, match=r"\[\[3\], \[4\]\]; expected those of one"):
-        aligned([torch.ones(3), torch.ones(4)])
-    with pytest.raises(ParameterMismatchError, match="of one tensor"):
-        aligned([torch.ones(3)], torch.ones(4))
+    orthogonal = aligned([-vector, torch.tensor([0.8, 0.6])])  # a product of zero turns nothing
+    assert orthogonal[1].tolist() == pytest.approx([0.8, 0.6], abs=1e-7)
 
 
 # Along a run --------------------------------------------------------------------------------------
@@ -109,13 +98,6 @@ def test_checkpoints_that_have_not_moved_are_left_out_and_named() -> None:
     assert never.never_moved
     assert len(never.points_Td) == 0
     assert explained_variance_ratio(never.points_Td) is None
-
-
-def test_a_second_run_follows_the_first_ones_sign() -> None:
-    updates = turning_updates(4)
-    first = leading_trajectory(updates)
-    mirrored = leading_trajectory(updates, reference=-first.points_Td[0])
-    torch.testing.assert_close(mirrored.points_Td, -first.points_Td)
 
 
 def test_updates_are_taken_one_by_one() -> None:
@@ -184,15 +166,6 @@ def test_a_line_has_one_coordinate() -> None:
     assert torch.equal(found[:, 1:], torch.zeros(5, 3).double())
 
 
-def test_paths_that_make_no_sense_are_refused() -> None:
-    path = walk(5, 4)
-    for function in (explained_variance_ratio, pca_points):
-        with pytest.raises(ConfigError, match="components is 0; expected at least 1"):
-            function(path, 0)
-        with pytest.raises(NonFiniteError, match="not finite"):
-            function(torch.where(path == path[2, 1], torch.nan, path))
-
-
 # Pictures -----------------------------------------------------------------------------------------
 
 
@@ -231,12 +204,9 @@ def test_points_that_coincide_have_a_picture_without_nan() -> None:
     assert tsne_points(path).isfinite().all()
 
 
-def test_too_few_points_and_too_large_a_perplexity_are_refused() -> None:
+def test_too_few_points_are_refused() -> None:
     with pytest.raises(ConfigError, match="picture of 3 points; expected at least 4"):
         tsne_points(walk(3, 8))
-    for perplexity in (0.5, 5.0, float("nan")):
-        with pytest.raises(ConfigError, match=r"for 6 points; expected 1 <= perplexity < 5"):
-            tsne_points(walk(6, 8), perplexity=perplexity)
 
 
 def test_without_scikit_learn_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,15 +13,14 @@ from effopd.analysis.updates import (
     PathGeometry,
     grouped,
     path_geometry,
-    place_paths,
     place_statistics,
     summed_paths,
     summed_statistics,
     update_statistics,
 )
-from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
+from effopd.errors import NonFiniteError
 from effopd.models.layout import Place, places
-from effopd.models.updates import PairUpdate
+from effopd.models.updates import PairUpdate, read_place
 from effopd.models.weights import MemoryWeights
 
 SHAPES = {
@@ -98,7 +97,8 @@ def test_a_step_below_half_a_bf16_unit_changes_nothing_in_bf16() -> None:
 
 
 def test_every_place_is_measured_parts_of_tensors_too() -> None:
-    rows = {p.label: vars(s) for p, s in place_statistics(update(BASE, TUNED), places(SHAPES))}
+    found = update(BASE, TUNED)
+    rows = {place.label: vars(place_statistics(found, place)) for place in places(SHAPES)}
     assert len(rows) == 6 + 3 * 3  # gate, up and down of each expert
     for name in SHAPES:
         if "experts" not in name:
@@ -125,7 +125,8 @@ def test_every_place_is_measured_parts_of_tensors_too() -> None:
 def test_sums_are_those_of_the_parts_as_one_vector(
     grouping: str, group: tuple[str | int | None, ...], parts: list[str]
 ) -> None:
-    rows = place_statistics(update(BASE, TUNED), places(SHAPES))
+    moved = update(BASE, TUNED)
+    rows = ((place, place_statistics(moved, place)) for place in places(SHAPES))
     found = grouped(rows, grouping)[group]  # type: ignore[arg-type]
     assert vars(summed_statistics(found)) == expected(flat(BASE, *parts), flat(TUNED, *parts))
 
@@ -137,14 +138,9 @@ def test_what_never_moved_and_a_zero_base_are_numbers() -> None:
 
 
 def test_statistics_refuse_what_is_wrong() -> None:
-    ones = torch.ones(3)
-    with pytest.raises(ParameterMismatchError, match="expected one shape"):
-        update_statistics(ones, ones, torch.ones(4))
     for bad in (math.nan, math.inf):
         with pytest.raises(NonFiniteError, match="damaged or diverged"):
             update_statistics(torch.tensor([1.0, bad]), torch.ones(2), torch.ones(2))
-    with pytest.raises(ConfigError, match="expected one of layer, block"):
-        grouped([], "expert")  # type: ignore[arg-type]
 
 
 # Paths --------------------------------------------------------------------------------------------
@@ -154,7 +150,10 @@ POINTS = [BASE, TUNED, moved(TUNED, 2), moved(moved(TUNED, 2), 3), moved(BASE, 4
 
 def paths() -> list[tuple[Place, PathGeometry]]:
     series = [update(BASE, point) for point in POINTS[1:]]
-    return list(place_paths(series, places(SHAPES)))
+    return [
+        (place, path_geometry(read_place(each, place) for each in series))
+        for place in places(SHAPES)
+    ]
 
 
 @pytest.mark.parametrize("parts", [[""], ["layers.0"], ["q_proj"]])
@@ -209,7 +208,5 @@ def test_three_displacements_are_alive_at_a_time() -> None:
 
 
 def test_paths_refuse_what_is_wrong() -> None:
-    with pytest.raises(ParameterMismatchError, match="checkpoints of one model"):
-        path_geometry([torch.ones(2), torch.ones(3)])
     with pytest.raises(NonFiniteError, match="damaged or diverged"):
         path_geometry([torch.tensor([math.inf])])

@@ -12,10 +12,10 @@ from effopd.analysis.run_theory import run_theory
 from effopd.cli.evaluate import evaluate_checkpoint
 from effopd.errors import ConfigError
 from effopd.evaluation.logprobs import completion_log_probs
-from effopd.models.checkpoints import list_checkpoints, verify_checkpoint
+from effopd.models.checkpoints import verify_checkpoint
 from effopd.models.policy import Sample
 from effopd.models.updates import AdapterUpdate, open_update
-from effopd.records import read_jsonl
+from effopd.records import list_checkpoints, read_jsonl
 from effopd.training.build import build_parts, started_from
 
 pytest.importorskip("peft")

@@ -18,13 +18,13 @@ from tests.support.tiny import Outcome, metrics_of, outcome, search_rows, train_
 from transformers import AutoModelForCausalLM
 
 from effopd.errors import ParameterMismatchError
-from effopd.models.checkpoints import list_checkpoints
 from effopd.models.loading import ModelSettings, load_model, load_tokenizer
 from effopd.models.lora import LoraStudent
 from effopd.models.names import in_tower
 from effopd.models.policy import Policy, Sample
 from effopd.models.updates import open_update
 from effopd.objectives import token_log_probs
+from effopd.records import list_checkpoints
 from effopd.rollouts.engine import Request, Sampling
 from effopd.rollouts.hf import HFEngine
 from effopd.search.selection import select_parameters

@@ -26,8 +26,7 @@ from tests.support.tiny import (
 
 from effopd.cli.main import STOPPED, app
 from effopd.config.reading import to_toml
-from effopd.models.checkpoints import list_checkpoints
-from effopd.records import read_jsonl
+from effopd.records import list_checkpoints, read_jsonl
 from effopd.rollouts.hf import SeededSampler
 from effopd.search.line_search import LineSearch
 from effopd.search.ray import Ray

@@ -23,8 +23,8 @@ from tests.support.tiny import (
 
 from effopd.cli.evaluate import evaluate_checkpoint
 from effopd.errors import CheckpointError, ConfigError, EffopdError
-from effopd.models.checkpoints import list_checkpoints, newest_good
-from effopd.records import read_jsonl
+from effopd.models.checkpoints import newest_good
+from effopd.records import list_checkpoints, read_jsonl
 from effopd.search.validation import Draw
 from effopd.training import rows as rows_of_a_run
 from effopd.training.config import Config

@@ -29,8 +29,7 @@ from effopd.errors import ConfigError
 from effopd.methods import policy_gradient
 from effopd.methods.opd import SampledTokenLearner
 from effopd.methods.policy_gradient import Critic
-from effopd.models.checkpoints import list_checkpoints
-from effopd.records import read_jsonl
+from effopd.records import list_checkpoints, read_jsonl
 from effopd.training.build import build_parts
 from effopd.training.collect import Collector
 from effopd.training.config import Config

@@ -22,8 +22,7 @@ from tests.support.tiny import (
 )
 
 from effopd.errors import ConfigError
-from effopd.models.checkpoints import list_checkpoints
-from effopd.records import read_jsonl
+from effopd.records import list_checkpoints, read_jsonl
 from effopd.training.signals import StopRequest
 
 WATCH = {"every": 1, "patience": 2}

@@ -19,14 +19,14 @@ from effopd.data.world import make_tokenizer
 from effopd.errors import CheckpointError
 from effopd.models.checkpoints import (
     MANIFEST,
-    checkpoint_path,
-    list_checkpoints,
     newest_good,
     prune,
+    restore_,
     verify_checkpoint,
     weights_fingerprint,
     write_checkpoint,
 )
+from effopd.records import checkpoint_path, checkpoint_step, list_checkpoints
 
 FILES = {"config.json": b'{"a": 1}', "model.safetensors": bytes(range(256)) * 12, "empty.txt": b""}
 
@@ -59,7 +59,7 @@ def damage(parent: Path, step: int) -> None:
 
 
 def steps_in(parent: Path) -> list[int]:
-    return [int(path.name.removeprefix("step-")) for path in list_checkpoints(parent)]
+    return [checkpoint_step(path) for path in list_checkpoints(parent)]
 
 
 # Writing and reading ------------------------------------------------------------------------------
@@ -90,6 +90,18 @@ def test_checkpoints_are_ordered_by_number_and_other_names_ignored(tmp_path: Pat
     assert newest_good(tmp_path) == (checkpoint_path(tmp_path, 100_000), [])
     prune(tmp_path, 2)
     assert steps_in(tmp_path) == [100_000, 99_999]
+
+
+def test_what_was_saved_is_restored_in_place_and_another_model_refused() -> None:
+    live = {"w": torch.zeros(2), "b": torch.zeros(1, dtype=torch.float64)}
+    before = dict(live)
+    restore_(live, {"w": torch.ones(2), "b": torch.tensor([3.0]), "more": torch.ones(9)}, "copy")
+    assert all(live[name] is before[name] for name in live)
+    assert live["w"].tolist() == [1.0, 1.0]
+    assert live["b"].tolist() == [3.0]
+    for saved in ({"b": torch.ones(1)}, {"b": torch.ones(1), "w": torch.ones(3)}):
+        with pytest.raises(CheckpointError, match=r"^the saved copy does not fit this model: w$"):
+            restore_(live, saved, "copy")
 
 
 # Damage -------------------------------------------------------------------------------------------

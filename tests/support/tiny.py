@@ -16,8 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from effopd.config.reading import to_toml
 from effopd.data.world import TinyWorld, make_model, make_tokenizer
-from effopd.models.checkpoints import list_checkpoints
-from effopd.records import read_jsonl
+from effopd.records import list_checkpoints, read_jsonl
 from effopd.training.build import build_parts
 from effopd.training.config import Config, make_config
 from effopd.training.loop import Observer, Trainer

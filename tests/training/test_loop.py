@@ -24,8 +24,8 @@ from tests.support.tiny import (
 
 from effopd.errors import CheckpointError, ConfigError, NonFiniteError, RecordError
 from effopd.methods import Batch, Contribution, Learner, Portion, opd
-from effopd.models.checkpoints import list_checkpoints, verify_checkpoint
-from effopd.records import read_jsonl
+from effopd.models.checkpoints import verify_checkpoint
+from effopd.records import list_checkpoints, read_jsonl
 from effopd.rollouts.engine import Completion
 from effopd.search.validation import Draw, Score
 from effopd.training.loop import Trainer

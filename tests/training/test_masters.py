@@ -133,7 +133,9 @@ def test_masters_come_back_with_the_live_weights() -> None:
     for name, parameter in new.live.items():
         assert torch.equal(parameter, old.live[name])
         assert torch.equal(new.masters.tensors[name], old.masters.tensors[name])
-    with pytest.raises(CheckpointError, match="the saved masters do not fit this model"):
+    with pytest.raises(
+        CheckpointError, match="the saved float32 master copy does not fit this model"
+    ):
         new.masters.load_state({"w": torch.zeros(1)})
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from effopd.evaluation.routing import Teachers
 from effopd.methods import FullVocabularyKL, Resources
-from effopd.models.checkpoints import list_checkpoints
 from effopd.models.lora import LoraStudent, add_adapters_
 from effopd.models.policy import Policy
+from effopd.records import list_checkpoints
 from effopd.search.extrapolator import Search
 from effopd.search.schedule import EveryN
 from effopd.training.search_checkpoint import read_search

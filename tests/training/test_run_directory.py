@@ -9,8 +9,8 @@ import pytest
 from tests.support import disk, processes
 
 from effopd.errors import CheckpointError, ConfigError, RecordError, RunLockedError
-from effopd.models.checkpoints import checkpoint_path, write_checkpoint
-from effopd.records import read_jsonl
+from effopd.models.checkpoints import write_checkpoint
+from effopd.records import checkpoint_path, read_jsonl
 from effopd.training.run_directory import LOGS, RunDirectory
 
 

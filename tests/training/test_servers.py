@@ -13,9 +13,8 @@ from tests.support.fake_server import FAULTS, FakeServer, serving, settings_of
 from tests.support.tiny import metrics_of, outcome, sha256, tiny_config, train_tiny
 
 from effopd.errors import ServerError
-from effopd.models.checkpoints import list_checkpoints
 from effopd.models.loading import ModelSettings, load_model, load_tokenizer
-from effopd.records import read_jsonl
+from effopd.records import list_checkpoints, read_jsonl
 from effopd.training.config import Config
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])

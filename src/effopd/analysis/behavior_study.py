@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from effopd.analysis.applying import intervened
-from effopd.analysis.behavior import divergence_summary, kl_gap_closed, position_rows
+from effopd.analysis.behavior import divergence_summary, position_rows
 from effopd.analysis.embeddings import (
     Projection,
     embedding_shift,
@@ -194,9 +194,9 @@ class BehaviorStudy:
             is_own, evaluated = text == "own" or label == BASE, wrote.row()
             facts = {name: evaluated[name] if is_own else None for name in WRITTEN}
             summary, closed = divergence_summary(kl_nats), None
-            if (text, to) == ("base", "teacher"):
-                of_base = divergence_summary(self._written[BASE].kl_nats)
-                closed = kl_gap_closed(summary["mean_nats"], of_base["mean_nats"])
+            if (text, to) == ("base", "teacher"):  # 0 at the base, 1 at the teacher
+                of_base = divergence_summary(self._written[BASE].kl_nats)["mean_nats"]
+                closed = 1.0 - summary["mean_nats"] / of_base if of_base > 0 else None
             tables["divergences"].append({**who, **summary, **facts, "closed_share": closed})
             tables["positions"] += [{**who, **each} for each in position_rows(kl_nats)]
         return tables

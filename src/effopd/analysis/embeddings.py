@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from effopd.analysis.behavior import quantile
-from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
+from effopd.errors import NonFiniteError
 from effopd.models.policy import Policy, Sample, micro_batches
 from effopd.precision import float32_products
 from effopd.records import Row
@@ -32,11 +32,6 @@ class ShiftSums:
 
     def add(self, before_ND: Float[Tensor, "N D"], after_ND: Float[Tensor, "N D"]) -> None:
         """Counts N more tokens."""
-        if before_ND.shape != after_ND.shape or before_ND.dim() != 2:
-            raise ParameterMismatchError(
-                f"representations of shapes {tuple(before_ND.shape)} and {tuple(after_ND.shape)}: "
-                "expected one row a token and one width; compare models of one architecture"
-            )
         rows = max(1, _CHUNK_ELEMENTS // max(1, before_ND.shape[1]))
         for before, after in zip(before_ND.split(rows), after_ND.split(rows), strict=True):
             b_ND, a_ND = before.double().cpu(), after.to(before.device).double().cpu()
@@ -66,8 +61,6 @@ class ShiftSums:
 
     def row(self) -> Row:
         """The shift of all tokens that were added."""
-        if not self._sums:
-            raise ConfigError("no token was compared: give a text of at least one token")
         sums, tokens = self._sums, float(self._sums["tokens"])
         cosines = torch.cat(self._cosines).sort().values
         before, after, units = (float(sums[name]) for name in ("before", "after", "units"))
@@ -136,8 +129,8 @@ def state_shift(
 
     Source: arXiv 2605.11739, appendix E.1, the other reading of "token representations".
     """
-    if base.model.training or tuned.model.training:
-        raise ConfigError("a model is in training mode: call model.eval() before it is compared")
+    assert not (base.model.training)
+    assert not (tuned.model.training)
     sums, before, after, start = ShiftSums(), [], [], 0
     wanted_S = torch.tensor(chosen, dtype=torch.long)
     for indices in micro_batches([sample.length for sample in samples], tokens=batch_tokens):
@@ -149,10 +142,6 @@ def state_shift(
         before.append(before_ND[here.to(before_ND.device)].float().cpu())
         after.append(after_ND[here.to(after_ND.device)].float().cpu())
         start += len(before_ND)
-    if any(not 0 <= index < start for index in chosen):
-        raise ConfigError(
-            f"token {max(chosen)} was chosen (from 0), the text has {start}: see spread_tokens"
-        )
     row = sums.row()
     return StateShift(row=row, before_SD=torch.cat(before), after_SD=torch.cat(after))
 

@@ -40,14 +40,10 @@ EMBEDDINGS = {"embeddings": {"embedding"}, "head": {"head"}, "both": {"embedding
 
 @dataclass(frozen=True, kw_only=True)
 class Intervention(ABC):
-    """A pure function from an update to changed weights.
+    """A pure function from an update to changed weights."""
 
-    Class attributes: `kind`, its name in commands and tables; `swept`, the field that a sweep
-    varies, None without one.
-    """
-
-    kind: ClassVar[str]
-    swept: ClassVar[str | None] = None
+    kind: ClassVar[str]  # name in commands and tables
+    swept: ClassVar[str | None] = None  # the field that a sweep varies
 
     @property
     def value(self) -> float | None:
@@ -112,12 +108,8 @@ class NormScaling(Intervention):
     as `final`, the result has this method's directions and the other's norms.
 
     Source: arXiv 2605.11739, equation 19 (figure 14); figure 5c is beta = 1 per module. The paper
-    does not say which of the two (19) means; section 3.3 scales each module.
-
-    Attributes:
-        final: Norm of each module by label (`module_norms` of the final update), or of the whole
-            update, which gives all modules the same factor.
-        beta: Any finite number.
+    does not say which of the two (19) means; section 3.3 scales each module. `final` is the norm of
+    each module by label (`module_norms`), or of the whole update: one factor for all modules.
     """
 
     kind: ClassVar[str] = "norm"
@@ -134,14 +126,14 @@ class NormScaling(Intervention):
         """Granularity."""
         return "per=module" if isinstance(self.final, Mapping) else "per=whole"
 
-    def _factor(self, early: float, final: float) -> float:
-        """`s(beta)` of an update of norm `early`; 1 where it never moved."""
-        return 1.0 + self.beta * (final / early - 1.0) if early > 0 else 1.0
-
     def apply(self, update: Update, heads: Heads | None = None) -> Changed:
         """The scaled update on the base."""
+
+        def factor(early: float, final: float) -> float:  # 1 where it never moved
+            return 1.0 + self.beta * (final / early - 1.0) if early > 0 else 1.0
+
         if not isinstance(self.final, Mapping):
-            scale = self._factor(update_norm(update), self.final)
+            scale = factor(update_norm(update), self.final)
             return WholeScaling(scale=scale).apply(update, heads)
         final, by_tensor = self.final, tensor_places(update, heads)
         check_labels("final", final, (p for found in by_tensor.values() for p in found))
@@ -151,7 +143,7 @@ class NormScaling(Intervention):
             out = base.clone()
             for place in by_tensor[name]:
                 start, end = part(base, place), part(tuned, place)
-                scale = self._factor(norm(end - start), final[place.label])
+                scale = factor(norm(end - start), final[place.label])
                 part(out, place).copy_(point(start, end, scale))
             return out
 
@@ -165,13 +157,10 @@ class NormScaling(Intervention):
 class EmbeddingReplacement(Intervention):
     """Embeddings, output head or both of one model in the other.
 
-    Where the head is tied to the embeddings, replacing the embeddings replaces both.
+    Where the head is tied to the embeddings, replacing the embeddings replaces both. `into` is the
+    model that gets them from the other.
 
     Source: arXiv 2605.11739, figure 3a (the base's embeddings in the tuned model).
-
-    Attributes:
-        part: What is replaced: "embeddings", "head" or "both".
-        into: "tuned" puts the base's into the tuned model, "base" the tuned one's into the base.
     """
 
     kind: ClassVar[str] = "embeddings"
@@ -192,15 +181,10 @@ class EmbeddingReplacement(Intervention):
 class SlidingWindow(Intervention):
     """The update of one block in the layers around a centre; everything else is the base.
 
-    `W_l = {max(1, l - h) .. min(L, l + h)}`. The other block is the base's in all layers; so are
-    norms, embeddings and head, which the paper does not mention.
+    `W_l = {max(1, l - h) .. min(L, l + h)}`, layers from 1 on. The other block is the base's in
+    all layers; so are norms, embeddings and head, which the paper does not mention.
 
     Source: arXiv 2605.11739, equations 10 to 12 (figures 3b and 10b), where h = 8.
-
-    Attributes:
-        centre: Layer l, counted from 1.
-        block: "mlp" (equation 11) or "attention" (equation 12).
-        half_width: Layers on either side, h.
     """
 
     kind: ClassVar[str] = "window"
@@ -252,12 +236,7 @@ def sliding_windows(
 
 @dataclass(frozen=True, kw_only=True)
 class BlockSwap(Intervention):
-    """The tuned model with some of its blocks from another model of the same base.
-
-    Attributes:
-        donor: The other update; of the same tensors.
-        blocks: Blocks that come from the donor, for example `("mlp",)`.
-    """
+    """The tuned model with some of its blocks from another model of the same base."""
 
     kind: ClassVar[str] = "swap"
     donor: Update

@@ -21,7 +21,6 @@ from effopd.analysis.subspaces import DIRECTIONS, direction_rows, subspace_colum
 from effopd.analysis.tables import (
     TOP,
     Rows,
-    checkpoint_labels,
     map_rows,
     metric_columns,
     noise_columns,
@@ -42,7 +41,7 @@ from effopd.analysis.updates import (
     PathGeometry,
     UpdateStatistics,
     grouped,
-    place_paths,
+    path_geometry,
     place_statistics,
     summed_paths,
     summed_statistics,
@@ -74,9 +73,8 @@ class CheckpointSeries:
         }
         found = places(shapes, read_heads(inputs.base))
         self.places = {place.label: place for place in found if math.prod(place.shape) > 0}
-        series = inputs.checkpoints
-        self.labels = checkpoint_labels([c.label for c in series], [c.step for c in series])
-        self.update_of = {c.label: u for c, u in zip(series, self.updates, strict=True)}
+        self.checkpoints = inputs.checkpoints
+        self.update_of = {c.label: u for c, u in zip(self.checkpoints, self.updates, strict=True)}
         self.draws_tsne = importlib.util.find_spec("sklearn") is not None
 
     @contextmanager
@@ -89,7 +87,7 @@ class CheckpointSeries:
 
     def along(self, place: Place) -> Iterator[Tensor]:
         """The update at a place at every checkpoint, read when asked for."""
-        for checkpoint, update in zip(self.labels, self.updates, strict=True):
+        for checkpoint, update in zip(self.checkpoints, self.updates, strict=True):
             with self.naming(checkpoint.label):
                 found = read_place(update, place).to(self.device)
             yield found
@@ -105,7 +103,7 @@ class Measurement(ABC):
         """All units, place by place, so that neighbours read the same pages of the base."""
         chosen = series.places.values()
         names = [place.label for place in (matrices(chosen) if self.matrices_only else chosen)]
-        labels = [None] if self.whole_series else [each.label for each in series.labels]
+        labels = [None] if self.whole_series else [each.label for each in series.checkpoints]
         return [(name, label) for name in names for label in labels]
 
     @abstractmethod
@@ -125,16 +123,15 @@ class Norms(Measurement):
     def measure(self, series: CheckpointSeries, unit: Unit) -> Row:
         """Fields of `UpdateStatistics` at every checkpoint, and of `PathGeometry`."""
         place, statistics = series.places[unit[0]], []
-        for checkpoint, update in zip(series.labels, series.updates, strict=True):
+        for checkpoint, update in zip(series.checkpoints, series.updates, strict=True):
             with series.naming(checkpoint.label):
-                _, found = next(place_statistics(update, [place]))
-            statistics.append(asdict(found))
-        _, path = next(place_paths(series.updates, [place]))
+                statistics.append(asdict(place_statistics(update, place)))
+        path = path_geometry(read_place(update, place) for update in series.updates)
         return {"statistics": statistics, "path": asdict(path)}
 
     def tabulate(self, series: CheckpointSeries, records: Records) -> Tables:
         """Rows of places, of parts of the model, and of what is zero at every checkpoint."""
-        statistics: list[list[tuple[Place, UpdateStatistics]]] = [[] for _ in series.labels]
+        statistics: list[list[tuple[Place, UpdateStatistics]]] = [[] for _ in series.checkpoints]
         paths = []
         for (label, _), record in records.items():
             place = series.places[label]
@@ -144,13 +141,13 @@ class Norms(Measurement):
             paths.append((place, PathGeometry(**path)))
         norms: Rows = [
             checkpoint.columns | place_columns(place) | _norms(found, path, t)
-            for t, checkpoint in enumerate(series.labels)
+            for t, checkpoint in enumerate(series.checkpoints)
             for (place, found), (_, path) in zip(statistics[t], paths, strict=True)
         ]
         sums: Rows = []
         for grouping in SUMS:
             summed = {key: summed_paths(parts) for key, parts in grouped(paths, grouping).items()}
-            for t, checkpoint in enumerate(series.labels):
+            for t, checkpoint in enumerate(series.checkpoints):
                 for key, parts in grouped(statistics[t], grouping).items():
                     part = dict.fromkeys(("layer", "block", "projection"), None)
                     row: Row = {"grouping": grouping, **part, "places": len(parts)}
@@ -209,11 +206,11 @@ class Spectra(Measurement):
         """Rows checkpoint by checkpoint."""
         rows = [
             checkpoint.columns | place_columns(series.places[label]) | record
-            for checkpoint in series.labels
+            for checkpoint in series.checkpoints
             for (label, at), record in records.items()
             if at == checkpoint.label
         ]
-        return {"spectra": rows, "table1": table_1_rows(series.labels, rows)}
+        return {"spectra": rows, "table1": table_1_rows(series.checkpoints, rows)}
 
 
 class Subspaces(Measurement):
@@ -235,7 +232,7 @@ class Subspaces(Measurement):
         """Rows, their means over matrices, and the heat map of the first checkpoint."""
         rows: Rows = []
         directions: Rows = []
-        for t, checkpoint in enumerate(series.labels):
+        for t, checkpoint in enumerate(series.checkpoints):
             for (label, _), record in records.items():
                 found = record["checkpoints"][t]
                 where = checkpoint.columns | place_columns(series.places[label])
@@ -244,8 +241,8 @@ class Subspaces(Measurement):
         return {
             "subspaces": rows,
             "directions": directions,
-            "subspace_progress": subspace_progress_rows(series.labels, rows),
-            "subspace_by_count": subspace_by_count_rows(series.labels, directions),
+            "subspace_progress": subspace_progress_rows(series.checkpoints, rows),
+            "subspace_by_count": subspace_by_count_rows(series.checkpoints, directions),
             "directions_map": map_rows(rows[: len(records)], "final_cosine_1"),
         }
 
@@ -276,10 +273,9 @@ class Trajectories(Measurement):
             numbers = {name: record[name] for name in ("explained_variance_ratio", "smallest_gap")}
             rows.append(where | {"checkpoints_moved": len(moved)} | numbers)
             for kind, coordinates in record["pictures"].items():
-                points += [
-                    where | {"projection_kind": kind} | series.labels[t].columns | {"x": x, "y": y}
-                    for t, (x, y) in zip(moved, coordinates, strict=True)
-                ]
+                where |= {"projection_kind": kind}
+                for t, (x, y) in zip(moved, coordinates, strict=True):
+                    points.append(where | series.checkpoints[t].columns | {"x": x, "y": y})
         return {
             "trajectories": rows,
             "trajectory_points": points,

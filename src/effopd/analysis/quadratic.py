@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.func import functional_call, jvp, vjp
 from torch.overrides import TorchFunctionMode
 
-from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
+from effopd.errors import ConfigError, NonFiniteError
 from effopd.models.policy import Policy, Sample, micro_batches
 from effopd.precision import float32_products
 
@@ -38,10 +38,6 @@ class ParameterSpace:
     """Trained tensors laid end to end in one vector, in the order of `shapes`."""
 
     shapes: Mapping[str, tuple[int, ...]]
-
-    def __post_init__(self) -> None:
-        if not self.shapes:
-            raise ConfigError("no tensor trains: set requires_grad on those that do")
 
     @cached_property
     def slices(self) -> dict[str, slice]:
@@ -57,13 +53,6 @@ class ParameterSpace:
 
     def flat(self, tensors: Mapping[str, Tensor]) -> Float[Tensor, " P"]:
         """One vector of the named tensors; others in the mapping are ignored."""
-        for name, shape in self.shapes.items():
-            found = tuple(tensors[name].shape) if name in tensors else None
-            if found != tuple(shape):
-                raise ParameterMismatchError(
-                    f"{name}: expected a tensor of shape {tuple(shape)}, got "
-                    f"{'none' if found is None else found}. Give every tensor that trains."
-                )
         return torch.cat([tensors[name].detach().flatten() for name in self.shapes])
 
     def tensors(self, vector_P: Float[Tensor, " P"]) -> dict[str, Tensor]:
@@ -120,17 +109,13 @@ class FrozenLoss:
         dtype: torch.dtype = torch.float64,
         batch_tokens: int = BATCH_TOKENS,
     ) -> None:
-        if not samples:
-            raise ConfigError("there is no text to take contexts from: give at least one sample")
         expected = [(len(s.completion_ids), student.vocabulary_size) for s in samples]
-        if (found := [tuple(target.shape) for target in targets]) != expected:
-            raise ParameterMismatchError(
-                f"targets of shapes {found[:3]}...; expected one [completion tokens, vocabulary] "
-                f"for each of {len(samples)} samples: {expected[:3]}..."
-            )
+        assert [tuple(target.shape) for target in targets] == expected
         if not all(bool(target.isfinite().all()) for target in targets):
             raise NonFiniteError("a target logit is NaN or infinite: check the teacher")
         trained = {n: p for n, p in student.model.named_parameters() if p.requires_grad}
+        if not trained:
+            raise ConfigError("no tensor trains: set requires_grad on those that do")
         self.space = ParameterSpace(shapes={n: tuple(p.shape) for n, p in trained.items()})
         self.contexts = sum(len(sample.completion_ids) for sample in samples)
         self.dtype, self.device = dtype, student.device

@@ -80,11 +80,8 @@ class TopRank(_RankPart):
     """The leading components, at a chosen norm.
 
     Source: arXiv 2605.11739, section 3.2 (figure 4a): the norm of the kept part is scaled so that
-    two methods have the same. The paper does not say of what; both can be had here.
-
-    Attributes:
-        norm: Frobenius norm that the kept part gets: of each matrix by label, or of all matrices
-            together; None leaves it as it is. A matrix that never moved stays at the base.
+    two methods have the same. The paper does not say of what: here `norm` is that of each matrix by
+    label, of all together, or None to leave it as it is. What never moved stays at the base.
     """
 
     kind: ClassVar[str] = "top_rank"

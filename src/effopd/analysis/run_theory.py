@@ -14,11 +14,19 @@ from transformers.utils import logging as transformers_logging
 from effopd.analysis.quadratic import FrozenLoss, completion_logits
 from effopd.analysis.theory import PastRay, Theory, compute_theory
 from effopd.errors import ConfigError
-from effopd.models.checkpoints import checkpoint_path, list_checkpoints, verify_checkpoint
+from effopd.models.checkpoints import verify_checkpoint
 from effopd.models.weights import open_weights
 from effopd.objectives import group_advantages
 from effopd.progress import SILENT, Display
-from effopd.records import SCHEMA, Row, load_run, write_json_atomic
+from effopd.records import (
+    SCHEMA,
+    Row,
+    checkpoint_path,
+    checkpoint_step,
+    list_checkpoints,
+    load_run,
+    write_json_atomic,
+)
 from effopd.reports.table_files import write_table
 from effopd.reports.tables import text_table
 from effopd.rollouts.engine import derive_seed
@@ -205,7 +213,7 @@ def read_checkpoints(run: Path, loss: FrozenLoss) -> dict[int, Tensor]:
         verify_checkpoint(directory)
         weights = open_weights(directory)
         tensors = {name: weights.read(name).to(loss.base_P) for name in loss.space.shapes}
-        found[int(directory.name.removeprefix("step-"))] = loss.space.flat(tensors) - loss.base_P
+        found[checkpoint_step(directory)] = loss.space.flat(tensors) - loss.base_P
     return found
 
 

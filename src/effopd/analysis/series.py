@@ -7,10 +7,9 @@ from itertools import count
 from pathlib import Path
 
 from effopd.errors import ConfigError, ParameterMismatchError
-from effopd.models.checkpoints import list_checkpoints
 from effopd.models.directory import find_model
 from effopd.models.updates import Update, open_update
-from effopd.records import Row
+from effopd.records import Row, list_checkpoints
 from effopd.training.build import base_settings
 from effopd.training.config import load_config
 
@@ -30,6 +29,11 @@ class Checkpoint:
     label: str
     step: int | None
     directory: Path
+
+    @property
+    def columns(self) -> Row:
+        """First columns of a table that has a row for each checkpoint."""
+        return {"checkpoint": self.label, "step": self.step}
 
     def record(self) -> Row:
         """Identity: where it is, and size and time of change of its files."""

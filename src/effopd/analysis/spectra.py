@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from effopd.errors import ConfigError, ParameterMismatchError
+from effopd.errors import ConfigError
 from effopd.linalg.singular_values import numerical_rank, singular_values, value_entropy
 
 POINTS = 2**16
@@ -67,12 +67,7 @@ def metrics_of(
     values_p: Float64[Tensor, "p"], shape: tuple[int, int], *, top: Sequence[float] = (0.01, 0.05)
 ) -> SpectralMetrics:
     """The metrics of an update whose singular values are known."""
-    if values_p.shape != (min(shape),):
-        raise ParameterMismatchError(
-            f"{tuple(values_p.shape)} singular values of an update of shape {shape}; expected all"
-            f" {min(shape)}, zeros included."
-        )
-    check_shares(top)
+    assert values_p.shape == (min(shape),), "zeros are singular values too"
     values_p = values_p.double()
     spectral_norm = values_p[0].item()
     if spectral_norm == 0:
@@ -132,11 +127,6 @@ def noise_singular_values(m: int, n: int, frobenius_norm: float) -> Float64[Tens
 
     Source: Marchenko and Pastur 1967. Not in arXiv 2605.11739.
     """
-    if min(m, n) < 1 or not 0 < frobenius_norm < float("inf"):
-        raise ConfigError(
-            f"noise of shape ({m}, {n}) and norm {frobenius_norm}; expected sizes of 1 or more and"
-            " a finite norm above 0. An update that never moved has no noise to compare with."
-        )
     p, y = min(m, n), min(m, n) / max(m, n)
     middles = (np.arange(POINTS) + 0.5) * (np.pi / POINTS)
     density = np.sin(middles) ** 2 / (1 + y + 2 * np.sqrt(y) * np.cos(middles))

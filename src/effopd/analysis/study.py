@@ -86,7 +86,13 @@ def analyze(
     config = behavior_recipe(asked, inputs.run, recipe, device, display.say)
     names = asked or [name for name in WHAT if name != "behavior" or config is not None]
     series = CheckpointSeries(inputs, device)
-    _tell(series, names, display)
+    labels = [checkpoint.label for checkpoint in series.checkpoints]
+    shown = ", ".join(labels if len(labels) <= 4 else [*labels[:2], "...", labels[-1]])
+    display.say(f"{len(labels)} checkpoints of {inputs.base}: {shown}")
+    for label, update in zip(labels, series.updates, strict=True):
+        say_left_out(update, display.say, f"{label}: ")
+    if not series.draws_tsne and not {"trajectories", "behavior"}.isdisjoint(names):
+        display.say("no t-SNE pictures: scikit-learn is missing (pip install 'effopd[analysis]')")
     words = ["effopd", "analyze", str(base), *map(str, given)]
     options = {"final": final, "what": ",".join(asked) or None, "recipe": recipe, "out": out}
     for name, value in options.items():
@@ -100,7 +106,7 @@ def analyze(
         "versions": {name: version(name) for name in ("effopd", "torch", "numpy")},
         "not_compared": {
             each.label: dict(update.left_out)
-            for each, update in zip(series.labels, series.updates, strict=True)
+            for each, update in zip(series.checkpoints, series.updates, strict=True)
             if update.left_out
         },
     }
@@ -163,16 +169,6 @@ def _changes(before: Row, now: Row) -> Iterator[str]:
         yield f"its final checkpoint is {before['final']['path']}, now {now['final']['path']}"
     if before["options"] != now["options"]:
         yield f"its options are {before['options']}, now {now['options']}"
-
-
-def _tell(series: CheckpointSeries, what: Sequence[str], display: Display) -> None:
-    names = [checkpoint.label for checkpoint in series.labels]
-    shown = ", ".join(names if len(names) <= 4 else [names[0], names[1], "...", names[-1]])
-    display.say(f"{len(names)} checkpoints of {series.inputs.base}: {shown}")
-    for label, update in zip(names, series.updates, strict=True):
-        say_left_out(update, display.say, f"{label}: ")
-    if not series.draws_tsne and not {"trajectories", "behavior"}.isdisjoint(what):
-        display.say("no t-SNE pictures: scikit-learn is missing (pip install 'effopd[analysis]')")
 
 
 def _measure(

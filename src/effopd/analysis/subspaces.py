@@ -14,11 +14,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from effopd.errors import ParameterMismatchError
 from effopd.linalg.leading import TOLERANCE, Directions, leading_directions
-
-ORTHONORMAL = 1e-4
-"""Largest deviation from orthonormality that columns may have."""
 
 DIRECTIONS = 20
 """Directions that are compared, as in figure 5b."""
@@ -61,7 +57,6 @@ def principal_angles(
     Source: Björck and Golub 1973.
     """
     wide, narrow = sorted((U_mk.double(), other_mk.double()), key=lambda u: -u.shape[1])
-    _check_pair(wide, narrow)
     products = wide.T @ narrow
     cosines = torch.linalg.svdvals(products).clamp(max=1.0)
     sines = torch.linalg.svdvals(narrow - wide @ products).flip(0).clamp(max=1.0)
@@ -76,11 +71,6 @@ def captured_norms(
     `||U'_j U'_j^T W||_F / ||W_j||_F` with the best rank-j part W_j, in [0, 1] because no j
     directions capture more than the update's own.
     """
-    if other_mk.shape[0] != update_mn.shape[0]:
-        raise ParameterMismatchError(
-            f"directions of length {other_mk.shape[0]} and an update of shape "
-            f"{list(update_mn.shape)}; expected directions as long as the update has rows"
-        )
     count = min(other_mk.shape[1], len(own.values_k))
     columns = other_mk[:, :count].double()
     captured = (columns.T @ update_mn.double()).square().sum(1).cumsum(0)
@@ -91,25 +81,7 @@ def captured_norms(
 def _products(U_mk: Tensor, other_mk: Tensor) -> Tensor:
     """`U^T U'` of as many directions as both have."""
     count = min(U_mk.shape[1], other_mk.shape[1])
-    left, other = U_mk[:, :count].double(), other_mk[:, :count].double()
-    _check_pair(left, other)
-    return left.T @ other
-
-
-def _check_pair(left: Tensor, other: Tensor) -> None:
-    """Refuses columns that are no two sets of directions of one space."""
-    if left.shape[0] != other.shape[0]:
-        raise ParameterMismatchError(
-            f"directions of lengths {left.shape[0]} and {other.shape[0]}; expected updates of the "
-            "same tensor"
-        )
-    for columns in (left, other):
-        unit = torch.eye(columns.shape[1], dtype=columns.dtype, device=columns.device)
-        if not torch.allclose(columns.T @ columns, unit, rtol=0.0, atol=ORTHONORMAL):
-            raise ParameterMismatchError(
-                f"{columns.shape[1]} columns of length {columns.shape[0]} are not orthonormal; "
-                "expected the directions of `leading_directions`"
-            )
+    return U_mk[:, :count].double().T @ other_mk[:, :count].double()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,23 +112,13 @@ class Agreement:
 class SubspaceRow:
     """One tensor at one checkpoint: figure 5b over checkpoints, figure 12 over tensors.
 
-    `values` descend, none where the tensor never moved; where a relative gap (`Directions`) is near
-    0, its direction cosine means nothing. An agreement is None where either has no direction.
+    Where a relative gap of `own` is near 0, the direction's cosine means nothing. An agreement is
+    None where either update has no direction.
     """
 
-    index: int
-    asked: int
-    values: tuple[float, ...]
-    relative_gaps: tuple[float, ...]
-    relative_error: float
-    products: int
+    own: Directions
     to_final: Agreement | None
     to_previous: Agreement | None
-
-    @property
-    def never_moved(self) -> bool:
-        """Whether the update is zero everywhere."""
-        return not self.values
 
 
 def subspace_series(
@@ -175,16 +137,11 @@ def subspace_series(
     del final_mn  # it may be as large as the update in hand
     previous: Directions | None = None
     neighbour = final
-    for index, stored_mn in enumerate(updates_mn):
+    for stored_mn in updates_mn:
         update_mn = stored_mn.double()
         own = leading_directions(update_mn, k, start=neighbour.V_nk, tolerance=tolerance)
         yield SubspaceRow(
-            index=index,
-            asked=k,
-            values=tuple(own.values_k.tolist()),
-            relative_gaps=tuple(own.relative_gaps_k.tolist()),
-            relative_error=own.relative_error,
-            products=own.products,
+            own=own,
             to_final=agreement(own, final, update_mn),
             to_previous=None if previous is None else agreement(own, previous, update_mn),
         )
@@ -209,9 +166,10 @@ def agreement(
 
 def subspace_columns(row: SubspaceRow) -> dict[str, float | None]:
     """What a table holds of a row: one number a column, None where there is none."""
-    columns: dict[str, float | None] = {"directions_asked": row.asked}
-    columns |= {"directions": len(row.values), "relative_error": row.relative_error}
-    columns |= {"relative_gap_1": row.relative_gaps[0] if row.relative_gaps else None}
+    own = row.own
+    columns: dict[str, float | None] = {"directions_asked": own.asked}
+    columns |= {"directions": len(own.values_k), "relative_error": own.relative_error}
+    columns["relative_gap_1"] = None if own.never_moved else float(own.relative_gaps_k[0])
     names = "cosine_1", "direction_cosine", "subspace_cosine", "captured_norm", "largest_angle"
     for end, found in (("final", row.to_final), ("previous", row.to_previous)):
         numbers: tuple[float | None, ...] = (None,) * len(names)
@@ -227,7 +185,8 @@ def direction_rows(row: SubspaceRow) -> Iterator[dict[str, float | None]]:
 
     Directions beyond those that the two updates share have None.
     """
-    for j, (value, gap) in enumerate(zip(row.values, row.relative_gaps, strict=True)):
+    numbers = zip(row.own.values_k.tolist(), row.own.relative_gaps_k.tolist(), strict=True)
+    for j, (value, gap) in enumerate(numbers):
         columns: dict[str, float | None]
         columns = {"direction": j + 1, "singular_value": value, "relative_gap": gap}
         for name, found in (("final", row.to_final), ("previous", row.to_previous)):

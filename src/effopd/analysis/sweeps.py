@@ -1,6 +1,5 @@
 """Sweeps of interventions: changed checkpoints on disk, and how good the changed models are."""
 
-import math
 import re
 import tomllib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from effopd.config.reading import to_toml
 from effopd.errors import ConfigError, NonFiniteError
 from effopd.evaluation.evaluator import EvaluationResult, Evaluator
 from effopd.evaluation.routing import Teachers
-from effopd.evaluation.statistics import mean
+from effopd.evaluation.statistics import mean, ratio
 from effopd.models.checkpoints import weights_fingerprint
 from effopd.models.directory import find_model
 from effopd.models.layout import Heads, read_heads
@@ -191,12 +190,16 @@ class _Sweep:
             keys = {key_of(case.row) for case in self.cases}
             stored = {key: row for key, row in journal.rows.items() if key in keys}
             finished = {key for key, row in stored.items() if row["files"] == self.files}
+            shown: dict[tuple[Any, ...], Row] = {}
             for row in chain(self.evaluated(finished), [None]):
                 if row is not None:
                     journal.add(row | {"files": self.files})
-                shown = [_shown(each) for each in journal.rows.values()]
-                write_table(workspace.path / "tables", "interventions", shown)
-            return [_shown(journal.rows[key_of(case.row)]) for case in self.cases]
+                shown = {  # without what only the journal needs
+                    key: {name: row[name] for name in row if name not in {"schema", "files"}}
+                    for key, row in journal.rows.items()
+                }
+                write_table(workspace.path / "tables", "interventions", [*shown.values()])
+            return [shown[key_of(case.row)] for case in self.cases]
 
     def evaluated(self, finished: Collection[tuple[Any, ...]] = ()) -> Iterator[Row]:
         """A row for each intervention whose key is not finished."""
@@ -221,11 +224,6 @@ class _Sweep:
                 failure = [row["failure"]] if row["failure"] else []
                 progress.advance("  ".join([name, *numbers, *failure]))
                 yield row
-
-
-def _shown(row: Row) -> Row:
-    """A row without what only the journal needs."""
-    return {name: cell for name, cell in row.items() if name not in {"schema", "files"}}
 
 
 def key_of(row: Row) -> tuple[Any, ...]:
@@ -302,20 +300,6 @@ def pooled(evaluations: Sequence[EvaluationResult]) -> Row:
         "problems": len(evaluations[0].rollouts),
         "passes": len(evaluations),
     }
-
-
-def ratio(sums: Sequence[float], counts: Sequence[int]) -> tuple[float | None, float | None]:
-    """`sum(sums) / sum(counts)` and its standard error with the pairs as the sample.
-
-    The error is that of the linearised ratio: of the values `(sum - ratio * count) / mean count`.
-    """
-    total = sum(counts)
-    if total == 0:
-        return None, None
-    found = math.fsum(sums) / total
-    scale = total / len(counts)
-    residuals = [(s - found * n) / scale for s, n in zip(sums, counts, strict=True)]
-    return found, standard_error(residuals)
 
 
 def sweep_cells(rows: Sequence[Row]) -> list[list[str]]:

@@ -5,9 +5,9 @@ A number that does not exist (a ratio of an update that never moved) is None and
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
+from effopd.analysis.series import Checkpoint
 from effopd.analysis.spectra import SpectralMetrics, noise_metrics
 from effopd.models.layout import Place
 
@@ -21,33 +21,6 @@ TABLE_1 = ("spectral_norm", "spectral_share", "effective_rank", "top_1_ratio", "
 NO_COLUMNS = {"shape", "top_ratios"}
 """Fields of `SpectralMetrics` that are no single number."""
 AGREEMENTS = ("cosine_1", "direction_cosine", "subspace_cosine", "captured_norm")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointLabel:
-    """A checkpoint of the series: optimizer updates done, None where unknown.
-
-    `progress` is the share of the series behind it, in (0, 1]: by steps where all are known.
-    """
-
-    label: str
-    step: int | None
-    progress: float
-
-    @property
-    def columns(self) -> Row:
-        """First columns of a table that has a row for each checkpoint."""
-        return {"checkpoint": self.label, "step": self.step}
-
-
-def checkpoint_labels(labels: Sequence[str], steps: Sequence[int | None]) -> list[CheckpointLabel]:
-    """The checkpoints of a series with their progress."""
-    known = [step for step in steps if step is not None]
-    counted = known if len(known) == len(steps) and known[-1] else range(1, len(steps) + 1)
-    return [
-        CheckpointLabel(label=label, step=step, progress=place / counted[-1])
-        for label, step, place in zip(labels, steps, counted, strict=True)
-    ]
 
 
 def place_columns(place: Place) -> Row:
@@ -75,7 +48,7 @@ def noise_columns(found: SpectralMetrics) -> Row:
     return {f"noise_{name}": None if found.never_moved else noise[name] for name in names}
 
 
-def table_1_rows(series: Sequence[CheckpointLabel], spectra: Iterable[Mapping[str, Cell]]) -> Rows:
+def table_1_rows(series: Sequence[Checkpoint], spectra: Iterable[Mapping[str, Cell]]) -> Rows:
     """Means over all MLP and attention matrices, with those of noise beside them.
 
     Source: arXiv 2605.11739, Table 1. The noise and the stable rank are ours.
@@ -93,24 +66,28 @@ def table_1_rows(series: Sequence[CheckpointLabel], spectra: Iterable[Mapping[st
 
 
 def subspace_progress_rows(
-    series: Sequence[CheckpointLabel], subspaces: Iterable[Mapping[str, Cell]]
+    series: Sequence[Checkpoint], subspaces: Iterable[Mapping[str, Cell]]
 ) -> Rows:
     """Agreement of the leading directions with the final and the previous ones, over matrices.
+
+    `progress` is the share of the series that is done, in (0, 1]: by steps where all are known.
 
     Source: arXiv 2605.11739, figure 5b.
     """
     subspaces = list(subspaces)
+    known = [checkpoint.step for checkpoint in series if checkpoint.step is not None]
+    counted = known if len(known) == len(series) and known[-1] else range(1, len(series) + 1)
     names = [f"{end}_{name}" for end in ("final", "previous") for name in AGREEMENTS]
     return [
         checkpoint.columns
-        | {"progress": checkpoint.progress}
+        | {"progress": place / counted[-1]}
         | _means([row for row in subspaces if row["checkpoint"] == checkpoint.label], names)
-        for checkpoint in series
+        for checkpoint, place in zip(series, counted, strict=True)
     ]
 
 
 def subspace_by_count_rows(
-    series: Sequence[CheckpointLabel], directions: Iterable[Mapping[str, Cell]]
+    series: Sequence[Checkpoint], directions: Iterable[Mapping[str, Cell]]
 ) -> Rows:
     """The same for each number of leading directions."""
     names = [f"{end}_{name}" for end in ("final", "previous") for name in AGREEMENTS[1:]]

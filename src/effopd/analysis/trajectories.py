@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from effopd.errors import ConfigError, MissingExtraError, NonFiniteError, ParameterMismatchError
+from effopd.errors import ConfigError, MissingExtraError
 from effopd.linalg.leading import TOLERANCE, leading_directions
 
 LEAST_POINTS = 4
@@ -44,10 +44,7 @@ class Trajectory:
 
 
 def leading_trajectory(
-    updates_mn: Iterable[Float[Tensor, "m n"]],
-    *,
-    reference: Float[Tensor, "m"] | None = None,
-    tolerance: float = TOLERANCE,
+    updates_mn: Iterable[Float[Tensor, "m n"]], *, tolerance: float = TOLERANCE
 ) -> Trajectory:
     """First left direction of a tensor's update at each checkpoint, one update at a time."""
     moved: dict[int, tuple[Tensor, float]] = {}
@@ -58,32 +55,23 @@ def leading_trajectory(
             start = found.V_nk
             moved[index] = found.U_mk[:, 0], float(found.relative_gaps_k[0])
     return Trajectory(
-        points_Td=aligned([vector for vector, _ in moved.values()], reference),
+        points_Td=aligned([vector for vector, _ in moved.values()]),
         indices=tuple(moved),
         relative_gaps=tuple(gap for _, gap in moved.values()),
     )
 
 
-def aligned(
-    vectors: Sequence[Float[Tensor, "d"]], reference: Float[Tensor, "d"] | None = None
-) -> Float64[Tensor, "T d"]:
+def aligned(vectors: Sequence[Float[Tensor, "d"]]) -> Float64[Tensor, "T d"]:
     """Vectors of unknown sign, each turned to a non-negative product with the one before.
 
-    Only the past decides, so that later checkpoints change nothing. The first one is turned to the
-    reference or, without one, so that its largest component is positive.
+    Only the past decides, so that later checkpoints change nothing. The first one is turned so that
+    its largest component is positive.
     """
-    lengths = {vector.shape for vector in [*vectors, *([] if reference is None else [reference])]}
-    if len(lengths) > 1:
-        raise ParameterMismatchError(
-            f"directions of shapes {sorted(map(list, lengths))}; expected those of one tensor"
-        )
     turned: list[Tensor] = []
-    before = None if reference is None else reference.double()
     for vector in vectors:
         wide = vector.double()
-        sign = _sign(wide) if before is None else float(wide @ before)
-        before = -wide if sign < 0 else wide
-        turned.append(before)
+        sign = float(wide @ turned[-1]) if turned else _sign(wide)
+        turned.append(-wide if sign < 0 else wide)
     return torch.stack(turned) if turned else torch.empty(0, 0, dtype=torch.float64)
 
 
@@ -103,7 +91,7 @@ def explained_variance_ratio(points_Td: Float[Tensor, "T d"], components: int = 
 
     Source: arXiv 2605.11739, equation 18 and figure 13.
     """
-    variances, _ = _principal(points_Td, components)
+    variances, _ = _principal(points_Td)
     total = float(variances.sum())
     return min(1.0, float(variances[:components].sum()) / total) if total else None
 
@@ -114,7 +102,7 @@ def pca_points(points_Td: Float[Tensor, "T d"], components: int = 2) -> Float64[
     The sign of each is such that its largest coordinate is positive. Components that the path does
     not have are zero.
     """
-    variances, axes = _principal(points_Td, components)
+    variances, axes = _principal(points_Td)
     out = axes.new_zeros(len(axes), components)
     for c in range(min(components, len(variances))):
         column = axes[:, c] * variances[c].sqrt()
@@ -122,17 +110,13 @@ def pca_points(points_Td: Float[Tensor, "T d"], components: int = 2) -> Float64[
     return out
 
 
-def _principal(points_Td: Tensor, components: int) -> tuple[Tensor, Tensor]:
+def _principal(points_Td: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues, largest first, and eigenvectors of the centred path's Gram matrix.
 
     They are T - 1 times the variances along the principal components, and the coordinates along
     them to scale. All are exactly zero for a path that stays in one point.
     """
-    if components < 1:
-        raise ConfigError(f"components is {components}; expected at least 1")
     points = points_Td.double()
-    if not points.isfinite().all():
-        raise NonFiniteError("a point of the path is not finite; check the checkpoints' weights")
     if not len(points):
         return points.new_zeros(0), points.new_zeros(0, 0)
     centred = points - points.mean(0)
@@ -144,14 +128,12 @@ def _principal(points_Td: Tensor, components: int) -> tuple[Tensor, Tensor]:
     return values, vectors.flip(1)
 
 
-def tsne_points(
-    points_Td: Float[Tensor, "T d"], *, perplexity: float | None = None, seed: int = 0
-) -> Float64[Tensor, "T 2"]:
+def tsne_points(points_Td: Float[Tensor, "T d"], *, seed: int = 0) -> Float64[Tensor, "T 2"]:
     """Places in a plane where near points stay near, by t-SNE from the principal components.
 
     Distances in the picture, and between groups, have no unit. The path of several runs, one below
     the other, gives one picture of all. Takes at least 4 points; the perplexity, an effective
-    number of neighbours, is in [1, T - 1), and `min(30, (T - 1) / 3)` for None.
+    number of neighbours, is `min(30, (T - 1) / 3)`.
 
     Source: arXiv 2605.11739, figures 5a and 15 to 28, without perplexity or seed; both are ours.
     """
@@ -160,12 +142,6 @@ def tsne_points(
         raise ConfigError(
             f"a t-SNE picture of {count} points; expected at least {LEAST_POINTS}: give more "
             "checkpoints, or look at the principal components"
-        )
-    if perplexity is None:
-        perplexity = min(LARGEST_PERPLEXITY, (count - 1) / 3)
-    if not 1 <= perplexity < count - 1:
-        raise ConfigError(
-            f"perplexity {perplexity} for {count} points; expected 1 <= perplexity < {count - 1}"
         )
     try:
         from sklearn.manifold import TSNE
@@ -181,7 +157,7 @@ def tsne_points(
         return coordinates[:, :2].cpu()
     method = TSNE(
         n_components=2,
-        perplexity=perplexity,
+        perplexity=min(LARGEST_PERPLEXITY, (count - 1) / 3),
         init=(coordinates[:, :2] * (1e-4 / spread)).cpu().numpy(),
         method="exact",
         learning_rate=max(1.0, count / POINTS_A_RATE),

@@ -6,14 +6,14 @@ add in squares, so that every sum over layers, blocks or projections follows fro
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass, fields
 from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
+from effopd.errors import NonFiniteError
 from effopd.models.layout import Place
 from effopd.models.updates import Update, read_at, read_place
 
@@ -53,11 +53,6 @@ class UpdateStatistics:
 
 def update_statistics(update: Tensor, base: Tensor, tuned: Tensor) -> UpdateStatistics:
     """How far one tensor moved."""
-    if not update.shape == base.shape == tuned.shape:
-        raise ParameterMismatchError(
-            f"update, base and tuned of shapes {tuple(update.shape)}, {tuple(base.shape)} and"
-            f" {tuple(tuned.shape)}; expected one shape"
-        )
     moved = kept = unchanged = largest = 0.0
     for piece, before, after in _pieces(update, base, tuned):
         moved += _square(piece)
@@ -75,13 +70,10 @@ def update_statistics(update: Tensor, base: Tensor, tuned: Tensor) -> UpdateStat
     )
 
 
-def place_statistics(
-    update: Update, places: Iterable[Place]
-) -> Iterator[tuple[Place, UpdateStatistics]]:
-    """`update_statistics` of one place after the other; one place is in memory at a time."""
-    for place in places:
-        base, tuned = read_at(update.read_base, place), read_at(update.read_tuned, place)
-        yield place, update_statistics(read_place(update, place), base, tuned)
+def place_statistics(update: Update, place: Place) -> UpdateStatistics:
+    """`update_statistics` of one place."""
+    base, tuned = read_at(update.read_base, place), read_at(update.read_tuned, place)
+    return update_statistics(read_place(update, place), base, tuned)
 
 
 def summed_statistics(parts: Iterable[UpdateStatistics]) -> UpdateStatistics:
@@ -144,11 +136,6 @@ def path_geometry(displacements: Iterable[Tensor]) -> PathGeometry:
     for current in displacements:
         if before is None or previous is None:
             before = previous = torch.zeros_like(current)
-        if current.shape != previous.shape:
-            raise ParameterMismatchError(
-                f"displacements of shapes {tuple(previous.shape)} and {tuple(current.shape)};"
-                " expected checkpoints of one model"
-            )
         step = product = distance = 0.0
         for now, last, older in _pieces(current, previous, before):
             moved = now - last
@@ -168,14 +155,6 @@ def path_geometry(displacements: Iterable[Tensor]) -> PathGeometry:
     )
 
 
-def place_paths(
-    updates: Sequence[Update], places: Iterable[Place]
-) -> Iterator[tuple[Place, PathGeometry]]:
-    """`path_geometry` of one place after the other."""
-    for place in places:
-        yield place, path_geometry(read_place(update, place) for update in updates)
-
-
 def summed_paths(parts: Iterable[PathGeometry]) -> PathGeometry:
     """Path of several disjoint parts together."""
     columns = zip(*(astuple(part) for part in parts), strict=True)
@@ -186,8 +165,6 @@ def summed_paths(parts: Iterable[PathGeometry]) -> PathGeometry:
 
 def grouped(rows: Iterable[tuple[Place, Part]], grouping: Grouping) -> Mapping[Group, list[Part]]:
     """Rows that belong together, to be summed by `summed_statistics` or `summed_paths`."""
-    if grouping not in _GROUPS:
-        raise ConfigError(f"grouping is {grouping!r}; expected one of {', '.join(_GROUPS)}")
     groups: dict[Group, list[Part]] = {}
     for place, part in rows:
         groups.setdefault(_GROUPS[grouping](place), []).append(part)

@@ -11,14 +11,9 @@ from transformers.utils import logging as transformers_logging
 from effopd.errors import CheckpointError, ConfigError
 from effopd.evaluation.benchmarks.results import comparison_text
 from effopd.evaluation.benchmarks.run import SELF_CHECK, evaluate
-from effopd.models.checkpoints import (
-    checkpoint_path,
-    list_checkpoints,
-    newest_good,
-    verify_checkpoint,
-)
+from effopd.models.checkpoints import newest_good, verify_checkpoint
 from effopd.progress import Terminal
-from effopd.records import write_json_atomic
+from effopd.records import checkpoint_path, checkpoint_step, list_checkpoints, write_json_atomic
 from effopd.training.build import build_parts, started_from
 from effopd.training.run import config_of_run
 from effopd.training.signals import stop_on_signals
@@ -83,7 +78,7 @@ def checkpoints_of(run: Path, every: int) -> list[Path]:
     found = [
         path
         for path in reversed(list_checkpoints(run / "checkpoints"))
-        if int(path.name.removeprefix("step-")) % every == 0
+        if checkpoint_step(path) % every == 0
     ]
     if not found:
         raise ConfigError(f"{run} has no checkpoint at a multiple of {every} steps")

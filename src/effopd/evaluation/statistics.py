@@ -32,6 +32,20 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
+def ratio(sums: Sequence[float], counts: Sequence[int]) -> tuple[float | None, float | None]:
+    """`sum(sums) / sum(counts)` and its standard error with the pairs as the sample.
+
+    The error is that of the linearised ratio: of the values `(sum - ratio * count) / mean count`.
+    """
+    total = sum(counts)
+    if total == 0:
+        return None, None
+    found = math.fsum(sums) / total
+    scale = total / len(counts)
+    residuals = [(s - found * n) / scale for s, n in zip(sums, counts, strict=True)]
+    return found, standard_error(residuals)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
     """A mean over questions and how sure it is.

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from effopd.errors import ConfigError, ParameterMismatchError
 from effopd.linalg.singular_values import gram_eigenvectors, power_of_two
 from effopd.precision import float32_products
 
@@ -54,11 +53,6 @@ class Directions:
         return len(self.values_k) == 0
 
     @property
-    def is_whole_rank(self) -> bool:
-        """Whether the rank is smaller than asked, so that these are all directions there are."""
-        return len(self.values_k) < self.asked
-
-    @property
     def relative_error(self) -> float:
         """Largest residual over its value; or how far a direction left out exceeds the last one.
 
@@ -99,8 +93,8 @@ def leading_directions(
 
     Block Krylov iteration until the relative error is reached; exactly where k is a large part of
     the short side, or where the values lie so dense that the iteration would cost as much. A zero
-    matrix has no directions (`never_moved`), one of rank below k has fewer than k
-    (`is_whole_rank`): values below 1e-6 of the largest one are rounding.
+    matrix has no directions (`never_moved`), one of rank below k has fewer than k: values below
+    1e-6 of the largest one are rounding.
 
     `start` are right directions of a similar matrix, which save products; `tolerance` is the
     largest residual over its value, see `Directions.relative_error`.
@@ -124,8 +118,6 @@ def exact_directions(
     The Gram matrix loses `(largest / k-th value)**2` times rounding; where the residual says that
     this is more than the tolerance, a whole singular value decomposition is made instead.
     """
-    if k < 1:
-        raise ConfigError(f"k is {k}; expected at least 1 direction")
     power_of_two(matrix_mn)  # refuses what is no matrix, or has a NaN or an infinity in it
     matrix = matrix_mn.double()
     # Eigenvectors of the short side's Gram matrix, then A on the space that they span.
@@ -191,17 +183,20 @@ def block_krylov(
 
     Source: Golub, Luk and Overton 1981; Musco and Musco 2015 for the random start.
     """
-    if k < 1:
-        raise ConfigError(f"k is {k}; expected at least 1 direction")
+    assert min(k, depth) >= 1
     power_of_two(matrix_mn)  # refuses what is no matrix, or has a NaN or an infinity in it
-    if depth < 1:
-        raise ConfigError(f"depth is {depth}; expected at least 1")
     # Orthonormal bases P (right, d columns) and Q (left, c columns) with `A P = Q T`. Always
     # `A^T Q = P T^T + N L` too: N is the next right block, and only the newest columns of Q have a
     # part L in it.
     left_mc, right_nd = matrix_mn.new_empty(len(matrix_mn), 0), matrix_mn[:0].T
     table_cd, scale, products = matrix_mn.new_empty(0, 0), 0.0, 0
-    next_nb = _first_block(matrix_mn, k, start, generator)
+    # The first block: the start and random columns, k + OVERSAMPLING orthonormal ones or n.
+    n = matrix_mn.shape[1]
+    known_nb = right_nd[:, :0] if start is None else start[:, :k].to(matrix_mn)
+    count = max(0, min(k + OVERSAMPLING, n) - known_nb.shape[1])
+    generator = generator or torch.Generator().manual_seed(0)
+    drawn_nb = torch.randn(n, count, generator=generator, dtype=torch.float64).to(matrix_mn)
+    next_nb = orthonormal_rest(torch.cat([known_nb, drawn_nb / n**0.5], 1), right_nd, 1.0)[1]
     for reached in range(1, depth + 1):
         # Another block of Q, and the columns of T that belong to it.
         image_mb = matrix_mn @ next_nb
@@ -252,23 +247,3 @@ def orthonormal_rest(
     new, lengths = torch.linalg.qr(new - basis @ (basis.T @ new))
     new = new * lengths.diagonal().sign()  # QR may turn a column round
     return within, new, sizes[:kept, None] * across[:kept]
-
-
-def _first_block(
-    matrix_mn: Tensor, k: int, start: Tensor | None, generator: torch.Generator | None
-) -> Tensor:
-    """The start and random columns, together `k + OVERSAMPLING` orthonormal ones or n."""
-    n = matrix_mn.shape[1]
-    if start is None:
-        start = matrix_mn.new_empty(n, 0)
-    if start.ndim != 2 or start.shape[0] != n:
-        raise ParameterMismatchError(
-            f"a start of shape {list(start.shape)} for a matrix of shape {list(matrix_mn.shape)}; "
-            f"expected right directions, [{n}, up to {k}]"
-        )
-    generator = generator or torch.Generator().manual_seed(0)
-    known = start[:, :k].to(matrix_mn)
-    count = max(0, min(k + OVERSAMPLING, n) - known.shape[1])
-    drawn = torch.randn(n, count, generator=generator, dtype=torch.float64).to(matrix_mn)
-    block = torch.cat([known, drawn / n**0.5], 1)
-    return orthonormal_rest(block, matrix_mn.new_empty(n, 0), 1.0)[1]

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from effopd.errors import CheckpointError, ConfigError
+from effopd.errors import ConfigError
 from effopd.evaluation.logprobs import BATCH_SEQUENCES, BATCH_TOKENS, completion_log_probs
 from effopd.evaluation.routing import routed_log_probs
 from effopd.methods.objective import (
@@ -31,6 +31,7 @@ from effopd.methods.objective import (
     policy_log_probs,
     weight_sums,
 )
+from effopd.models.checkpoints import restore_
 from effopd.models.policy import Policy, Sample, micro_batches
 from effopd.objectives import (
     Aggregation,
@@ -286,15 +287,13 @@ class Critic:
                 found[f"critic-optimizer/{name}/{key}"] = value
         return found
 
-    @torch.no_grad()
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Restores `state()`."""
+        restore_(
+            self._parameters, {n.removeprefix("critic/"): t for n, t in tensors.items()}, "critic"
+        )
         self.optimizer.state.clear()
         for name, parameter in self._parameters.items():
-            saved = tensors.get(f"critic/{name}")
-            if saved is None or saved.shape != parameter.shape:
-                raise CheckpointError(f"the saved critic does not fit this model: {name}")
-            parameter.copy_(saved)
             prefix = f"critic-optimizer/{name}/"
             for key, value in tensors.items():
                 if key.startswith(prefix):

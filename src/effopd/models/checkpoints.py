@@ -7,32 +7,21 @@ renamed. Reading verifies every byte first, so a damaged or half-written one is 
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import xxhash
 from safetensors import SafetensorError
+from torch import Tensor
 
 from effopd.errors import CheckpointError
+from effopd.records import list_checkpoints
 
 MANIFEST = "manifest.json"
 _TEMPORARY = ".writing-"
-_NAME = re.compile(r"step-(\d+)")
-
-
-def checkpoint_path(parent: str | Path, step: int) -> Path:
-    """`parent/step-00008`."""
-    return Path(parent) / f"step-{step:05d}"
-
-
-def list_checkpoints(parent: str | Path) -> list[Path]:
-    """Checkpoint directories below `parent`, the highest step first; not verified."""
-    named = [(_NAME.fullmatch(path.name), path) for path in Path(parent).glob("step-*")]
-    steps = [(int(match[1]), path) for match, path in named if match and path.is_dir()]
-    return [path for _, path in sorted(steps, reverse=True)]
 
 
 def write_checkpoint(directory: Path, write: Callable[[Path], None]) -> None:
@@ -119,6 +108,15 @@ def prune(parent: Path, keep: int) -> None:
     if good in directories[:keep]:
         for directory in directories[keep:]:
             shutil.rmtree(directory, ignore_errors=True)
+
+
+@torch.no_grad()
+def restore_(tensors: Mapping[str, Tensor], saved: Mapping[str, Tensor], what: str) -> None:
+    """Copies what was saved into the tensors of the same names; refuses another model's."""
+    for name, tensor in tensors.items():
+        if name not in saved or saved[name].shape != tensor.shape:
+            raise CheckpointError(f"the saved {what} does not fit this model: {name}")
+        tensor.copy_(saved[name])
 
 
 def weights_fingerprint(directories: Iterable[Path]) -> str:

@@ -5,6 +5,7 @@ Legend: m rows and n columns of a tensor, r rank of an adapter.
 
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
@@ -36,7 +37,7 @@ _FACTOR = re.compile(
 )
 
 
-class Update:
+class Update(ABC):
     """Tuned minus base of every tensor that both have, by its name in the base, read one at a time.
 
     `rows` are the first and past-the-last index of the first axis; None reads all of it. `left_out`
@@ -65,8 +66,8 @@ class Update:
         """
         return self.read(name, rows).add_(self.read_base(name, rows))
 
-    def _read(self, name: str, rows: tuple[int, int] | None) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _read(self, name: str, rows: tuple[int, int] | None) -> Tensor: ...
 
 
 class PairUpdate(Update):

@@ -4,6 +4,7 @@ A safetensors file is memory-mapped anew for every read, so a tensor that is dro
 back: a model of any size is read in the memory of the tensors held.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -36,7 +37,7 @@ _ROWS = 2**14
 """Of head and embedding, compared at a time."""
 
 
-class Weights:
+class Weights(ABC):
     """Named tensors that are read one at a time, of `shapes` that are known without reading any."""
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
@@ -54,11 +55,11 @@ class Weights:
         check_rows(name, self.shapes[name], rows)
         return self._read(name, rows)
 
-    def _dtype(self, name: str) -> torch.dtype:
-        raise NotImplementedError
+    @abstractmethod
+    def _dtype(self, name: str) -> torch.dtype: ...
 
-    def _read(self, name: str, rows: tuple[int, int] | None) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _read(self, name: str, rows: tuple[int, int] | None) -> Tensor: ...
 
 
 class MemoryWeights(Weights):

@@ -8,29 +8,9 @@ from jinja2 import Environment
 
 from effopd.errors import RecordError
 from effopd.records import Row, Run
+from effopd.reports.embedding import resource
 from effopd.reports.series import number, plain
 from effopd.reports.tables import format_percent
-
-_TEMPLATE = """
-{%- macro tokens(row) %}<div class="tokens" tabindex="0">
-{%- for text, title, color in row.tokens %}<span title="{{ title }}"
-{%- if color %} style="background: {{ color }}"{% endif %}>{{ text }}</span>{% endfor %}</div>
-{%- endmacro -%}
-<h3>Question {{ problem_id }}</h3><p class="note">{{ chosen }}</p><pre>{{ prompt }}</pre>
-<ul>{% for line in writers %}<li>{{ line }}</li>{% endfor %}</ul>
-<div class="legend"><span>KL per token:</span><span>0</span>
-<i aria-hidden="true" style="background: linear-gradient(to right, {{ stops }})"></i>
-<span>{{ limit }} nats or more</span></div>
-<div style="display: grid; grid-template-columns: minmax(0, 1fr); gap: 1rem; margin-top: 1rem">
-{%- for answer in answers %}<article class="sample"><h3>{{ answer.writer }}</h3>
-<div class="chips">{% for name, value in answer.shown.chips.items() -%}
-<span>{{ name }} <b>{{ value }}</b></span>{% endfor %}</div>
-{%- if answer.shown.student != answer.writer -%}
-<p class="note">Coloured by the divergence of {{ answer.shown.student }}.</p>{% endif %}
-{{- tokens(answer.shown) }}
-{%- for row in answer.others %}<details><summary>Read by {{ row.student -}}
-<small>{{ row.chips["mean KL"] }}</small></summary>{{ tokens(row) }}</details>{% endfor -%}
-</article>{% endfor %}</div>"""
 
 
 def rollout_rows(run: Run) -> list[dict[str, Any]]:
@@ -118,7 +98,7 @@ def example_html(record: Row) -> str:
         if telling:
             chosen = f"The first of {telling} (of {asked}) that only the first writer got wrong."
         stops = ", ".join(_color(limit * i / 8, limit) or "transparent" for i in range(9))
-        return Environment(autoescape=True).from_string(_TEMPLATE).render(
+        return Environment(autoescape=True).from_string(resource("example.html")).render(
             problem_id=plain(str(record["problem_id"])),
             prompt=plain(str(record["prompt"]), lines=True), chosen=chosen, writers=writers,
             answers=answers, limit=f"{limit:g}", stops=stops,

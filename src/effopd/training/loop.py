@@ -14,8 +14,9 @@ from effopd.errors import NonFiniteError
 from effopd.evaluation.evaluator import EvaluationResult
 from effopd.evaluation.rollout_sources import TrainingBatchRollouts
 from effopd.methods import Learner
-from effopd.models.checkpoints import checkpoint_path, prune, write_checkpoint
+from effopd.models.checkpoints import prune, write_checkpoint
 from effopd.models.policy import Policy
+from effopd.records import checkpoint_path
 from effopd.search.extrapolator import Search
 from effopd.search.line_search import SearchResult
 from effopd.search.scales import Trial

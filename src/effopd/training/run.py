@@ -13,8 +13,8 @@ from effopd.config.reading import raw_of, read, to_toml
 from effopd.data.dataset import DatasetTask
 from effopd.data.problem import Verifier
 from effopd.errors import CheckpointError, ConfigError
-from effopd.models.checkpoints import checkpoint_path, verify_checkpoint
-from effopd.records import Run, load_run
+from effopd.models.checkpoints import verify_checkpoint
+from effopd.records import Run, checkpoint_path, load_run, run_of_checkpoint
 from effopd.rewards.functions import Reward, as_verifier
 from effopd.training.build import Given, Parts, build_parts, counts_record, policy_of
 from effopd.training.config import Config, load_config, make_config, placed
@@ -32,8 +32,8 @@ def config_of_run(run: Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: The directory holds none.
     """
     if not (run / "config.toml").is_file():
-        inside = run.parent.name == "checkpoints" and (run.parents[1] / "config.toml").is_file()
-        hint = f"; it is a checkpoint of {run.parents[1]}: give that" if inside else ""
+        whole = run_of_checkpoint(run)
+        hint = f"; it is a checkpoint of {whole}: give that" if whole else ""
         raise ConfigError(f"{run} is no run directory: config.toml is missing{hint}")
     config = load_config(run / "config.toml", overrides)
     return _dated(config, recorded_date(run))

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from effopd.errors import CheckpointError, ConfigError, RecordError
-from effopd.models.checkpoints import list_checkpoints, newest_good
+from effopd.models.checkpoints import newest_good
 from effopd.records import (
     JsonlWriter,
+    list_checkpoints,
     read_jsonl,
     truncate_jsonl,
     write_json_atomic,

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from effopd.errors import CheckpointError, ConfigError, ParameterMismatchError
+from effopd.errors import ConfigError, ParameterMismatchError
+from effopd.models.checkpoints import restore_
 from effopd.models.policy import Policy
 from effopd.models.tokenizers import shared_vocabulary
 from effopd.objectives import aligned_vocabulary_size
@@ -76,11 +77,7 @@ class StudentAverage:
     @torch.no_grad()
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Restores `state()`."""
-        for name, average in self._average.items():
-            saved = tensors.get(name)
-            if saved is None or saved.shape != average.shape:
-                raise CheckpointError(f"the saved average does not fit this model: {name}")
-            average.copy_(saved)
+        restore_(self._average, tensors, "average")
         self._write_()
 
 

@@ -13,9 +13,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from effopd.errors import CheckpointError, ConfigError, NonFiniteError
+from effopd.errors import ConfigError, NonFiniteError
 from effopd.evaluation.statistics import mean
 from effopd.methods import Contribution, Learner, Portion
+from effopd.models.checkpoints import restore_
 from effopd.models.lora import factor_pairs
 from effopd.models.policy import Policy, micro_batches
 from effopd.objectives import non_finite_cause
@@ -65,14 +66,9 @@ class Masters:
         """The masters by name; references."""
         return {name: master.detach() for name, master in self.tensors.items()}
 
-    @torch.no_grad()
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Restores `state()`, and the live parameters with it."""
-        for name, master in self.tensors.items():
-            saved = tensors.get(name)
-            if saved is None or saved.shape != master.shape:
-                raise CheckpointError(f"the saved masters do not fit this model: {name}")
-            master.copy_(saved)
+        restore_(self.tensors, tensors, "float32 master copy")
         self.publish_()
 
 

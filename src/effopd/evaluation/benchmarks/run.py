@@ -33,7 +33,7 @@ from effopd.models.checkpoints import weights_fingerprint
 from effopd.models.loading import load_model, load_tokenizer
 from effopd.models.tokenizers import end_token_ids
 from effopd.progress import SILENT, Display
-from effopd.records import write_json_atomic
+from effopd.records import run_of_checkpoint, write_json_atomic
 from effopd.rewards.build import some
 from effopd.rewards.code import CodeVerifier
 from effopd.rewards.math import MathVerifier
@@ -128,14 +128,16 @@ def evaluate(
             found = _answers(writer, config, questions, journal, display, stop)
             if stop:
                 break
-            row = _summary(questions, found)
+            row = summarise(found, votes=questions.verifier == "math")
+            row |= {"source": questions.source, "licence": questions.licence}
+            row |= {"left_out": dict(questions.counts.dropped)}
+            if questions.rules.relative_error:
+                row["relative_error"] = questions.rules.relative_error
             write_json_atomic(directory / questions.name / SUMMARY, {"schema": 1, **row})
             summary[questions.name], answers[questions.name] = row, found
-            for answer in found if config.model is None else ():
-                if not answer.reward:
-                    display.say(
-                        f"  {answer.question}: {answer.verdict}, boxed {answer.answer!r:.80}"
-                    )
+            for one in found if config.model is None else ():
+                if not one.reward:
+                    display.say(f"  {one.question}: {one.verdict}, boxed {one.answer!r:.80}")
         else:
             write_json_atomic(directory / "results.json", {"schema": 1, "results": summary})
     return Evaluation(
@@ -158,10 +160,10 @@ def _settings_of(
     if isinstance(model, str | Path) and str(model) != SELF_CHECK:
         path = Path(model)
         raw |= {"model": {"path": str(model)}}
-        if path.parent.name == "checkpoints" and (path.parents[1] / "config.toml").is_file():
-            run = started_from(config_of_run(path.parents[1]), path)
-            raw |= {"model": run.student, "prompt": run.prompt}
-            raw |= {"code": run.code, "device": run.device}
+        if run := run_of_checkpoint(path):
+            config = started_from(config_of_run(run), path)
+            raw |= {"model": config.student, "prompt": config.prompt}
+            raw |= {"code": config.code, "device": config.device}
     elif model is not None and not isinstance(model, str | Path):
         given = model_and_tokenizer(model)
         name, dtype = str(given[0].name_or_path) or "model in memory", str(given[0].dtype)
@@ -231,16 +233,6 @@ def _journal(directory: Path, settings: Row) -> Iterator[Journal[tuple[str, int]
         workspace.settle(SETTINGS, settings)
         with Journal(directory / SAMPLES, lambda row: (row["question"], row["sample"])) as journal:
             yield journal
-
-
-def _summary(questions: Questions, answers: Sequence[GradedAnswer]) -> Row:
-    """What `summary.json` holds of all answers to a benchmark."""
-    row = summarise(answers, votes=questions.verifier == "math")
-    row |= {"source": questions.source, "licence": questions.licence}
-    row |= {"left_out": dict(questions.counts.dropped)}
-    if questions.rules.relative_error:
-        row["relative_error"] = questions.rules.relative_error
-    return row
 
 
 # Answering ----------------------------------------------------------------------------------------
