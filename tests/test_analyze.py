@@ -35,6 +35,7 @@ from effopd.reports.analysis import Analysis
 from effopd.reports.table_files import Cell, read_table
 from effopd.workspace import Workspace
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 STEPS = (50, 100, 200, 400, 1000)
 STILL = "v_proj"
 PAGE = (Path(__file__).parents[1] / "docs" / "analysis.md").read_text("utf-8")

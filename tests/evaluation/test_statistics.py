@@ -77,8 +77,8 @@ def rows(right: np.ndarray, samples: int) -> list[list[float]]:
     return [[1.0] * k + [0.0] * (samples - k) for k in right.tolist()]
 
 
-@pytest.mark.parametrize("mean", [0.02, 0.05, 0.1, 0.3, 0.5, 0.95])
-@pytest.mark.parametrize("alike", [0, 0.3, 1, 10])
+@pytest.mark.parametrize("mean", [0.02, 0.1, 0.5, 0.95])
+@pytest.mark.parametrize("alike", [0, 0.3, 10])
 def test_intervals_cover_the_truth_on_few_and_hard_questions(mean: float, alike: float) -> None:
     """30 questions x 8 samples, 1,000 benchmarks; a share of 0.95 is seen to 0.007."""
     rng = np.random.default_rng([int(1000 * mean), int(10 * alike)])
@@ -91,10 +91,8 @@ def test_intervals_cover_the_truth_on_few_and_hard_questions(mean: float, alike:
 
 
 @pytest.mark.parametrize(("questions", "samples"), [(30, 64), (30, 1), (100, 4)])
-@pytest.mark.parametrize("mean", [0.05, 0.4])
-def test_intervals_cover_the_truth_at_other_sizes(
-    questions: int, samples: int, mean: float
-) -> None:
+def test_intervals_cover_the_truth_at_other_sizes(questions: int, samples: int) -> None:
+    mean = 0.05
     rng = np.random.default_rng(0)
     right = rng.binomial(samples, difficulties(rng, mean, 0.5, (800, questions)))
     found = [average(rows(each, samples)).interval for each in right]
