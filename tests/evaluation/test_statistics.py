@@ -199,13 +199,6 @@ def test_the_chance_of_a_pass_is_that_of_all_subsets(samples: int, data: st.Data
     assert pass_at_k(rewards, k).mean == pytest.approx(expected, abs=1e-12)
 
 
-def test_pass_at_1_is_the_average_and_grows_with_k() -> None:
-    rewards = [[1.0, 0.0, 0.0, 0.0], [0.0] * 4, [1.0, 1.0, 0.0, 1.0]]
-    assert pass_at_k(rewards, 1).mean == pytest.approx(average(rewards).mean)
-    values = [pass_at_k(rewards, k).mean for k in (1, 2, 4)]
-    assert values == pytest.approx([1 / 3, 0.5, 2 / 3])
-
-
 @pytest.mark.parametrize("k", [0, 3])
 def test_pass_at_k_needs_k_samples(k: int) -> None:
     with pytest.raises(ConfigError, match=f"k of 1 to 2, the samples of a question, got {k}"):

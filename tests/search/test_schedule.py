@@ -1,5 +1,3 @@
-import math
-
 import pytest
 
 from effopd.errors import ConfigError
@@ -14,11 +12,6 @@ def test_powers_of_two() -> None:
     assert due(PowersOfTwo(), 70) == [1, 2, 4, 8, 16, 32, 64]
     assert due(PowersOfTwo(first=3), 20) == [4, 8, 16]
     assert due(PowersOfTwo(first=4), 20) == [4, 8, 16]
-
-
-@pytest.mark.parametrize("steps", [1, 2, 3, 4, 31, 32, 33, 100, 1023, 1024, 5000])
-def test_number_of_searches_is_logarithmic(steps: int) -> None:
-    assert len(due(PowersOfTwo(), steps)) == math.floor(math.log2(steps)) + 1
 
 
 @pytest.mark.parametrize(("n", "steps"), [(1, 5), (4, 3), (4, 4), (4, 41), (7, 100)])
