@@ -15,7 +15,6 @@ from effopd.data.code_tests import CodeTests
 from effopd.data.problem import Problem, Task
 from effopd.data.world import make_tokenizer
 from effopd.doctor.preview import Rendered, Shown, block, side_by_side
-from effopd.errors import ConfigError
 from effopd.rewards.math import MathVerifier
 from effopd.rewards.workers import WorkerSettings
 from effopd.training.build import counts_record, load_problems
@@ -201,16 +200,6 @@ def test_a_run_records_the_counts(
     assert (train["read"], train["kept"]) == (21, 20)
     assert train["dropped"] == {"the prompt of an earlier row": 1}
     assert test["kept"] == 1
-
-
-def test_prompts_that_are_all_too_long(tmp_path: Path, models: Path) -> None:
-    task = dataset(tmp_path, "3 + 4 =", "1 + 1 =")
-    path = recipe(tmp_path, models, task, prompt={"max_tokens": 4, "too_long": "drop"})
-    with pytest.raises(ConfigError) as error:
-        load_problems(load_config(path), TOKENIZER, None, print)
-    assert str(error.value) == (
-        "all 2 training prompts have more than prompt.max_tokens = 4 tokens"
-    )
 
 
 def test_the_tiny_world_needs_no_models() -> None:

