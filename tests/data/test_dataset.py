@@ -129,39 +129,6 @@ def test_settings_over_those_of_the_data_set() -> None:
     assert DatasetSpec(**asdict(hub)) == hub, "what is written down is complete"
 
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({}, "give either path, a local file, or hub = true"),
-    ({"path": "x.jsonl", "hub": True}, "give either path, a local file, or hub = true"),
-    ({"hub": True}, "hub = true needs name or repo"),
-    ({"hub": True, "repo": "a/b"}, "repo needs revision, a commit of it: branches move"),
-    (
-        {"hub": True, "name": "gsm8k", "repo": "a/b"},
-        "repo needs revision, a commit of it: branches move",
-    ),
-    (
-        {"hub": True, "repo": "a/b", "revision": "main"},
-        "revision must be a commit of 40 hexadecimal digits, got 'main': branches move",
-    ),
-    (
-        {"hub": True, "name": "gsm8k", "revision": COMMIT[:12]},
-        f"revision must be a commit of 40 hexadecimal digits, got {COMMIT[:12]!r}: branches move",
-    ),
-    ({"path": "x.jsonl", "split": "t"}, "split is of the hub: remove it, or "),
-    ({"path": "x.jsonl", "where": "a"}, "where_field and where select rows "),
-    ({"path": "x.jsonl", "tests_form": "input_output"}, "tests_form = 'input_output' needs "),
-    ({"path": "x.jsonl", "name": "imagenet"}, "name must be one of custom, deepmath, math_12k, "),
-    ({"path": "x.jsonl", "template": "mth"}, "template must contain {question} "),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("settings", "message"), REFUSED, ids=str)
-def test_refused_sources(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError) as error:
-        DatasetSpec(**settings)
-    assert str(error.value).startswith(message)
-
-
 def test_verifiers_and_what_they_need() -> None:
     math, code = DatasetSpec(path="x.jsonl"), DatasetSpec(name="eurus_code", path="x.jsonl")
     for verifier in ("boxed", "math"):

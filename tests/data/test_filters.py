@@ -83,20 +83,6 @@ def test_nothing_left() -> None:
     assert str(error.value) == "no problems are left. x.jsonl: 0 of 0 rows kept"
 
 
-REFUSED = [
-    ({"min_level": 3, "max_level": 2}, "min_level must be at most max_level, got 3 and 2"),
-    ({"max_characters": 0}, "max_characters must be at least 1, got 0"),
-    ({"benchmark_words": 0}, "benchmark_words must be at least 1, got 0"),
-]
-
-
-@pytest.mark.parametrize(("settings", "message"), REFUSED)
-def test_refused_settings(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError) as error:
-        Filters(**settings)
-    assert str(error.value) == message
-
-
 # The twin -----------------------------------------------------------------------------------------
 
 

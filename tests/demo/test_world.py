@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import fields, replace
-from typing import Any
 
 import pytest
 import torch
@@ -190,32 +189,6 @@ def test_shares_of_wrong_steps_and_direct_answers(wrong: float, direct: float) -
 
 
 # Settings -----------------------------------------------------------------------------------------
-
-REFUSED = [
-    ({"modulus": 1}, "modulus must be at least 2, got 1"),
-    ({"operations": 0}, "operations must be at least 1, got 0"),
-    ({"layers": 0}, "layers must be at least 1, got 0"),
-    ({"train_problems": 0}, "train_problems must be at least 1, got 0"),
-    ({"test_problems": -1}, "test_problems must be at least 1, got -1"),
-    ({"shortest": 5}, "shortest must be 0 to operations (4), got 5"),
-    ({"shortest": -1}, "shortest must be 0 to operations (4), got -1"),
-    ({"wrong_step": 1.0}, "wrong_step must be at least 0 and below 1, got 1.0"),
-    ({"direct_answer": -0.1}, "direct_answer must be at least 0 and below 1, got -0.1"),
-    ({"hidden": 40}, "hidden must be a multiple of 16, got 40"),
-    ({"hidden": 0}, "hidden must be a multiple of 16, got 0"),
-    (
-        {"operations": 2},
-        "train_problems and test_problems must not exceed 1543 together, half of the chains of 2 "
-        "operations modulo 7, got 8704",
-    ),
-]
-
-
-@pytest.mark.parametrize(("settings", "message"), REFUSED, ids=str)
-def test_refused_settings(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError) as error:
-        TinyWorld(**settings)
-    assert str(error.value) == message
 
 
 def test_the_largest_allowed_world_is_drawn() -> None:

@@ -266,20 +266,3 @@ def test_a_base_that_does_not_fit_is_refused() -> None:
     state["history"] = {"base/mlp.w": torch.ones(2, 2)}
     with pytest.raises(ParameterMismatchError, match=r"base/mlp\.w: expected \(3, 2\)"):
         extrapolator.load_state_dict(state)
-
-
-@pytest.mark.parametrize(
-    ("bad", "message"),
-    [
-        ({"rank": 0}, "rank >= 1"),
-        ({"every": 0}, "every >= 1"),
-        ({"min_snapshots": 2}, "min_snapshots >= 3"),
-        ({"keep": 8}, "keep must exceed 2"),
-        ({"target": math.inf}, "target must be finite"),
-        ({"min_r2": 1.1}, "min_r2 at most 1"),
-        ({"min_r2": math.nan}, "min_r2 at most 1"),
-    ],
-)
-def test_bad_settings(bad: dict[str, float], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        AlphaPLS(**bad)

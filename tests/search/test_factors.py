@@ -253,9 +253,3 @@ def test_fits_of_factors_are_refused() -> None:
 def test_a_jump_unseen_has_no_limit() -> None:
     with pytest.raises(ConfigError, match="takes its one point whatever it is"):
         dataclasses.replace(Search.expo(), max_truncation=0.5)
-
-
-@pytest.mark.parametrize("limit", [-0.1, 1.1])
-def test_impossible_limits_are_refused(limit: float) -> None:
-    with pytest.raises(ConfigError, match="max_truncation must be in"):
-        Search(max_truncation=limit)

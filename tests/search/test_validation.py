@@ -4,7 +4,7 @@ from statistics import NormalDist
 import pytest
 import torch
 
-from effopd.errors import ConfigError, ValidatorError
+from effopd.errors import ValidatorError
 from effopd.search.validation import AtLeast, LengthGuard, PairedMargin, Score, Strict, as_score
 
 
@@ -102,12 +102,6 @@ def test_paired_margin_needs_pairs(candidate: Score, incumbent: Score, counts: s
         PairedMargin().accepts(candidate, incumbent)
 
 
-@pytest.mark.parametrize("z", [-0.1, math.nan, math.inf])
-def test_bad_margin(z: float) -> None:
-    with pytest.raises(ConfigError, match="z must be"):
-        PairedMargin(z=z)
-
-
 # The guard ----------------------------------------------------------------------------------------
 
 
@@ -137,19 +131,3 @@ def test_guard_objects_to_degenerate_text(
         for length, share in (candidate, tip)
     ]
     assert LengthGuard().objection(*scores) == objection
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"shortest": -0.1},
-        {"shortest": 1.1},
-        {"longest": 0.9},
-        {"truncated_rise": -0.1},
-        {"truncated_rise": math.nan},
-    ],
-    ids=str,
-)
-def test_bad_guard(settings: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match="a guard needs"):
-        LengthGuard(**settings)
