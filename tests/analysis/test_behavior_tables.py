@@ -133,25 +133,6 @@ def test_the_teacher_has_closed_the_whole_divergence(found: Behavior) -> None:
     assert back["mean_nats"] > 0.1
 
 
-def test_shifts_equal_the_twin(found: Behavior, models: Path, base_text: list[Sample]) -> None:
-    before, after = (
-        model_of(models / name).get_input_embeddings().weight.detach().double()
-        for name in ("student", "half")
-    )
-    tokens = [token for sample in base_text for token in sample.completion_ids]
-    moving = [token for token in tokens if before[token].norm() > 0]
-
-    def mean_cosine(ids: list[int]) -> float:
-        return twin.mean([twin.cosine(before[i].tolist(), after[i].tolist()) for i in ids])
-
-    often = row(found, "shifts", label="half", space="embedding")
-    once = row(found, "shifts", label="half", space="embedding, each token once")
-    assert (often["tokens"], once["tokens"]) == (len(tokens), len(set(tokens)))
-    assert often["zero_tokens"] == len(tokens) - len(moving)
-    assert often["mean_cosine"] == pytest.approx(mean_cosine(moving), rel=1e-6)
-    assert once["mean_cosine"] == pytest.approx(mean_cosine(sorted(set(moving))), rel=1e-6)
-
-
 def test_pictures_show_the_base_and_the_last_checkpoint(
     found: Behavior, base_text: list[Sample]
 ) -> None:

@@ -1,6 +1,5 @@
 """Leading directions against whole decompositions, and how directions are compared."""
 
-import math
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -259,25 +258,6 @@ def test_comparisons_equal_their_twins(k: int, j: int) -> None:
     assert principal_angles(left, other).tolist() == pytest.approx(
         subspace_twin.principal_angles(a, b), abs=1e-7
     )
-
-
-def test_captured_norms_equal_their_twin() -> None:
-    update, other = spiked(30, 40), spiked(30, 40, seed=4)
-    own, another = leading_directions(update, 5), leading_directions(other, 5)
-    expected = subspace_twin.captured_norms(another.U_mk.numpy(), update.numpy(), 5)
-    found = captured_norms(another.U_mk, update, own)
-    assert found.tolist() == pytest.approx(expected, rel=1e-9)
-    itself = captured_norms(own.U_mk, update, own)
-    torch.testing.assert_close(itself, torch.ones(5).double(), rtol=1e-9, atol=0)
-
-
-@pytest.mark.parametrize("angle", [0.0, 1e-12, 1e-9, 1e-4, 0.3, math.pi / 4, 1.2, math.pi / 2])
-def test_known_angles(angle: float) -> None:
-    """Planes that share one direction and are turned against each other in the other one."""
-    axes = torch.eye(5, dtype=torch.float64)
-    turned = math.cos(angle) * axes[:, 1] + math.sin(angle) * axes[:, 2]
-    found = principal_angles(axes[:, :2], torch.stack([axes[:, 0], turned], 1))
-    assert found.tolist() == pytest.approx([0.0, angle], rel=1e-9, abs=1e-15)
 
 
 def test_tiny_angles_survive_a_change_of_basis() -> None:
