@@ -27,7 +27,7 @@ from effopd.evaluation.logprobs import completion_reverse_kl
 from effopd.evaluation.statistics import mean
 from effopd.integrations.trl import EffOPDCallback, SampledTokenTrainer
 from effopd.integrations.trl.validators import TeacherKL
-from effopd.models.policy import Policy, Sample, head_tolerance
+from effopd.models.policy import Policy, Sample
 from effopd.records import read_jsonl
 
 KINDS = {"distillation": DistillationTrainer, "sampled tokens": SampledTokenTrainer}
@@ -288,24 +288,6 @@ def test_heads_that_are_tied_or_have_a_bias_are_scored(tmp_path: Path) -> None:
     trainer.add_callback(EffOPDCallback(trainer, search=EVERY, prompts=4))
     trainer.train()
     assert rows(tmp_path)[0]["score"] < -0.01
-
-
-@pytest.mark.parametrize(
-    ("weight", "autocast", "expected"),
-    [
-        (torch.float32, None, 1e-3),
-        (torch.float32, torch.bfloat16, 4 * 2**-7),
-        (torch.float32, torch.float16, 4 * 2**-10),
-        (torch.bfloat16, None, 4 * 2**-7),
-        (torch.float16, torch.bfloat16, 4 * 2**-7),
-    ],
-)
-def test_the_tolerance_is_that_of_the_lowest_precision(
-    weight: torch.dtype, autocast: torch.dtype | None, expected: float
-) -> None:
-    on = autocast is not None
-    with torch.autocast("cpu", dtype=autocast or torch.bfloat16, enabled=on):
-        assert head_tolerance(torch.zeros(1, 1, dtype=weight)) == expected
 
 
 def soft_capped(module: nn.Module, inputs: Any, outputs: Any) -> Any:
