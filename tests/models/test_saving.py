@@ -19,6 +19,7 @@ from effopd.models.checkpoints import verify_checkpoint
 from effopd.models.directory import INDEX, SINGLE
 from effopd.models.loading import ModelSettings, load_model, load_tokenizer
 from effopd.models.saving import write_model, write_weights
+from effopd.models.updates import PairUpdate
 from effopd.models.weights import MemoryWeights, open_weights
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -96,6 +97,14 @@ def test_changes_are_rounded_to_the_stored_dtype(tmp_path: Path) -> None:
         before = base.read(name)
         expected = (before.double() * 1.3).bfloat16() if name == UP else before
         assert torch.equal(changed.read(name), expected), name
+
+
+def test_base_plus_update_is_the_tuned_model(tmp_path: Path) -> None:
+    base = save_family(tmp_path / "base", "qwen3", dtype=torch.bfloat16)
+    tuned = save_family(tmp_path / "tuned", "qwen3", dtype=torch.bfloat16, seed=1)
+    update = PairUpdate(open_weights(base), open_weights(tuned))
+    write_model(tmp_path / "sum", base, lambda n, t: t.float() + update.read(n))
+    assert_same(tmp_path / "sum", tuned)
 
 
 def test_a_tied_head_stays_tied(tmp_path: Path) -> None:
