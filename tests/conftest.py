@@ -3,6 +3,7 @@
 import os
 import random
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", NO_COLOR="1", TERM="dumb")
@@ -64,6 +65,20 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.support.tiny import write_models
 
     return write_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def no_pictures() -> Iterator[None]:
+    """PNG files stay empty: drawing takes longer than all else in commands that draw many."""
+    from effopd.reports import png
+
+    def empty(figure: object, path: Path, size: object = None) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_bytes(b"\x89PNG")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(png, "save_png", empty)
+        yield
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -3,9 +3,8 @@
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from effopd.reports.analysis import Analysis
 from effopd.reports.table_files import Cell, read_table
 from effopd.workspace import Workspace
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 STEPS = (50, 100, 200, 400, 1000)
 STILL = "v_proj"
 PAGE = (Path(__file__).parents[1] / "docs" / "analysis.md").read_text("utf-8")
@@ -107,43 +107,6 @@ def one(rows: Table, **equal: Cell) -> dict[str, Any]:
 # Tables -------------------------------------------------------------------------------------------
 
 
-def test_sums_over_parts_are_those_of_their_tensors_together(
-    series: Path, analysis: Analysis
-) -> None:
-    rows = analysis.tables["norm_sums"]
-    found = series_places(series)
-
-    def chosen(block: str | None, layer: int | None) -> Callable[[Place], bool]:
-        return lambda p: block in {None, p.block} and layer in {None, p.layer}
-
-    cases: list[tuple[dict[str, Any], Callable[[Place], bool]]] = [
-        ({"grouping": "whole"}, chosen(None, None)),
-        ({"grouping": "block", "block": "mlp"}, chosen("mlp", None)),
-        ({"grouping": "layer", "layer": 1}, chosen(None, 1)),
-        ({"grouping": "layer and block", "layer": 0, "block": "mlp"}, chosen("mlp", 0)),
-        ({"grouping": "projection", "projection": "gate"}, lambda p: p.projection == "gate"),
-    ]
-    assert len(analysis.tables["norms"]) == len(STEPS) * len(found)
-    for where, is_part in cases:
-        parts = [place.name for place in found if is_part(place)]
-        flat = [torch.cat([update(series, s, n).flatten() for n in parts]) for s in STEPS]
-        steps = [flat[0], *(b - a for a, b in pairwise(flat))]
-        length = 0.0
-        for t, step in enumerate(STEPS):
-            row = one(rows, checkpoint=label(step), **where)
-            length += steps[t].norm().item()
-            assert row["places"] == len(parts)
-            assert row["frobenius_norm"] == pytest.approx(flat[t].norm().item(), rel=1e-6)
-            assert row["path_length"] == pytest.approx(length, rel=1e-6)
-            straight = flat[t].norm().item() / length
-            assert row["straightness"] == pytest.approx(straight, rel=1e-6)
-            if t:
-                cosine = torch.cosine_similarity(steps[t], steps[t - 1], dim=0).item()
-                assert row["step_cosine"] == pytest.approx(cosine, rel=1e-5)
-            else:
-                assert row["step_cosine"] is None
-
-
 def test_table_1_is_the_mean_over_the_matrices_that_moved(series: Path, analysis: Analysis) -> None:
     spectra, means = analysis.tables["spectra"], analysis.tables["table1"]
     assert [row["checkpoint"] for row in means] == [label(step) for step in STEPS]
@@ -167,40 +130,6 @@ def test_table_1_is_the_mean_over_the_matrices_that_moved(series: Path, analysis
     assert row["noise_top_5_ratio"] == pytest.approx(noise.top_ratios[0.05], rel=1e-12)
 
 
-def test_directions_agree_as_the_whole_decompositions_do(series: Path, analysis: Analysis) -> None:
-    rows, progress = analysis.tables["subspaces"], analysis.tables["subspace_progress"]
-    cosines, means = [], []
-    for place in moving(series):
-        first, last = (
-            torch.linalg.svd(update(series, step, place.name)).U for step in (50, STEPS[-1])
-        )
-        k = min(20, *place.shape)
-        products = (first.T @ last)[:k, :k]
-        sizes = range(1, k + 1)
-        inner = [torch.linalg.svdvals(products[:j, :j]).mean().item() for j in sizes]
-        row = one(rows, checkpoint=label(50), place=place.label)
-        assert row["final_cosine_1"] == pytest.approx(products[0, 0].abs().item(), rel=1e-4)
-        assert row["final_subspace_cosine"] == pytest.approx(sum(inner) / k, rel=1e-4)
-        cosines.append(products[0, 0].abs().item())
-        means.append(sum(inner) / k)
-    assert progress[0]["progress"] == STEPS[0] / STEPS[-1]
-    assert progress[0]["final_cosine_1"] == pytest.approx(sum(cosines) / len(cosines), rel=1e-4)
-    assert progress[0]["final_subspace_cosine"] == pytest.approx(sum(means) / len(means), rel=1e-4)
-    assert progress[0]["previous_cosine_1"] is None
-    assert progress[-1]["final_subspace_cosine"] == pytest.approx(1.0, abs=1e-9)
-    by_k = analysis.tables["subspace_by_count"]
-    row = one(by_k, checkpoint=label(50), directions=1)
-    assert row["final_direction_cosine"] == pytest.approx(sum(cosines) / len(cosines), rel=1e-4)
-    heat = {
-        (r["layer"], r["projection"]): r["final_cosine_1"]
-        for r in analysis.tables["directions_map"]
-    }
-    assert heat == {
-        (p.layer, p.projection): one(rows, checkpoint=label(50), place=p.label)["final_cosine_1"]
-        for p in moving(series)
-    }
-
-
 def test_a_final_model_may_be_outside_the_series(series: Path, analysis: Analysis) -> None:
     base, early, last = (series / name for name in ("base", label(50), label(1000)))
     rows = effopd.analyze(base, early, "subspaces", final=last).tables["subspaces"]
@@ -210,28 +139,6 @@ def test_a_final_model_may_be_outside_the_series(series: Path, analysis: Analysi
         expected = pytest.approx(same["final_subspace_cosine"], rel=1e-6)
         assert row["final_subspace_cosine"] == expected
         assert row["final_cosine_1"] < 0.9999
-
-
-def test_trajectories_are_those_of_the_first_left_directions(
-    series: Path, analysis: Analysis
-) -> None:
-    rows, points = analysis.tables["trajectories"], analysis.tables["trajectory_points"]
-    for place in moving(series):
-        path: list[Tensor] = []
-        for step in STEPS:
-            u = torch.linalg.svd(update(series, step, place.name)).U[:, 0]
-            path.append(-u if path and u @ path[-1] < 0 else u)
-        centred = torch.stack(path) - torch.stack(path).mean(0)
-        variances = torch.linalg.svdvals(centred).square()
-        row = one(rows, place=place.label)
-        ratio = (variances[:2].sum() / variances.sum()).item()
-        assert row["explained_variance_ratio"] == pytest.approx(ratio, rel=1e-4)
-        assert row["checkpoints_moved"] == len(STEPS)
-        own = of(points, place=place.label, projection_kind="pca")
-        assert [point["checkpoint"] for point in own] == [label(step) for step in STEPS]
-        size = sum(float(point["x"] or 0) ** 2 for point in own)
-        assert size == pytest.approx(variances[0].item(), rel=1e-4)
-        assert len(of(points, place=place.label, projection_kind="tsne")) == len(STEPS)
 
 
 def test_what_never_moved_is_listed_and_nothing_is_nan(series: Path, analysis: Analysis) -> None:

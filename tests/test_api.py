@@ -1,7 +1,5 @@
 """The library from Python: train, compare and draw as a user calls them."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -163,8 +161,3 @@ def test_a_model_without_anything_to_train_is_refused(models: Path, tmp_path: Pa
             problems=ROWS,
             reward=reward,
         )
-
-
-def test_figures_are_there_after_the_import() -> None:
-    code = "import effopd, sys; assert 'torch' not in sys.modules; assert effopd.figures.__doc__"
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,6 +1,5 @@
 """The commands as a user meets them: help, settings, messages, exit status, progress."""
 
-import fcntl
 import io
 import json
 import re
@@ -118,17 +117,6 @@ def test_wrong_settings_are_status_2(tmp_path: Path) -> None:
     assert refusal(2, "eval", step).endswith(f"it is a checkpoint of {tmp_path}: give that")
 
 
-def test_models_that_are_not_there_are_status_2(tmp_path: Path) -> None:
-    settings = {
-        "task": {"type": "tiny_world"},
-        "student": {"path": str(tmp_path / "nowhere")},
-        "teacher": {"path": str(tmp_path / "nowhere")},
-    }
-    recipe = write_recipe(tmp_path / "run.toml", settings)
-    message = refusal(2, "train", recipe, "--out", tmp_path / "out")
-    assert message == f"no model directory at {tmp_path / 'nowhere'}"
-
-
 # Everything else is status 1 ----------------------------------------------------------------------
 
 
@@ -141,15 +129,6 @@ def test_report_of_what_is_no_run(tmp_path: Path) -> None:
 def test_debug_raises_the_error_itself(tmp_path: Path) -> None:
     result = effopd("report", tmp_path, "--debug")
     assert isinstance(result.exception, RecordError)
-
-
-def test_a_locked_run_directory(tmp_path: Path) -> None:
-    recipe, out = write_recipe(tmp_path / "run.toml", {}), tmp_path / "out"
-    out.mkdir()
-    with open(out / "run.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        message = refusal(1, "train", recipe, "--out", out)
-    assert message.startswith(f"{out} is in use by another process: ")
 
 
 # A whole run --------------------------------------------------------------------------------------
@@ -225,12 +204,6 @@ def test_the_same_command_again_says_so_and_does_nothing(run: tuple[Path, Any]) 
     assert (directory / "out" / "metrics.jsonl").read_bytes() == before
 
 
-def test_other_settings_for_the_same_directory(run: tuple[Path, Any]) -> None:
-    directory, _ = run
-    message = refusal(2, "train", directory / "hostile.toml", "seed=5", "--out", directory / "out")
-    assert "holds the run of other settings:\n  seed: 0 -> 5\n" in message
-
-
 def test_eval_prints_the_row_of_a_checkpoint(run: tuple[Path, Any]) -> None:
     directory, _ = run
     result = effopd("eval", directory / "out", "--problems", "3")
@@ -244,14 +217,6 @@ def test_eval_prints_the_row_of_a_checkpoint(run: tuple[Path, Any]) -> None:
     }  # fmt: skip
     assert values["n"] == "3"
     assert float(values["reverse_kl"]) > 0
-
-
-def test_eval_of_a_run_takes_settings(run: tuple[Path, Any]) -> None:
-    directory, _ = run
-    result = effopd("eval", directory / "out", "evaluation.problems=2", "device=auto")
-    assert "n                2\n" in result.stdout
-    message = refusal(2, "eval", directory / "out", "device=nowhere")
-    assert message.startswith("device 'nowhere' cannot be used: ")
 
 
 def test_eval_of_a_step_that_was_not_kept(run: tuple[Path, Any]) -> None:

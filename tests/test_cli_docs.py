@@ -70,9 +70,3 @@ def test_options_named_anywhere_in_the_documentation_exist() -> None:
 def test_exit_statuses() -> None:
     statuses = {int(text) for text in re.findall(r"^\| (\d+) \|", PAGE, re.MULTILINE)}
     assert statuses == {0, 1, 2, STOPPED}
-
-
-def test_a_missing_and_an_unknown_option_are_noticed() -> None:
-    section = sections(PAGE)["train"]
-    assert documented(section.replace("`--out`", "`--into`")) != declared(COMMANDS["train"])
-    assert documented(section) != declared(COMMANDS["report"])

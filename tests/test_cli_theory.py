@@ -121,12 +121,6 @@ def test_nothing_to_compute_is_refused(runs: dict[str, Path], tmp_path: Path, op
     assert f"{option} must be at least 1, got 0" in result.stderr
 
 
-def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
-    result = effopd(tmp_path, "--out", tmp_path / "out")
-    assert result.exit_code == 2
-    assert "config.toml is missing" in result.stderr
-
-
 def test_a_damaged_checkpoint_is_named(runs: dict[str, Path], tmp_path: Path) -> None:
     copy = shutil.copytree(runs["fresh"], tmp_path / "run")
     (checkpoint_path(copy / "checkpoints", 3) / "config.json").write_text("{}", "utf-8")
@@ -149,12 +143,6 @@ def test_every_ray_starts_where_the_last_search_ended(runs: dict[str, Path], nam
         moves = ray.anchor_P != ray.tip_P
         ended = last.anchor_P + last.scale * (last.tip_P - last.anchor_P)
         torch.testing.assert_close(ray.anchor_P[moves], ended[moves], rtol=1e-4, atol=1e-6)
-
-
-def test_first_ray_does_not_depend_on_when_the_search_comes(runs: dict[str, Path]) -> None:
-    (_, fresh), (_, batch) = (rays_of(runs[name], []) for name in SEARCHES)
-    torch.testing.assert_close(fresh[0].tip_P, batch[0].tip_P, rtol=1e-4, atol=1e-7)
-    torch.testing.assert_close(fresh[0].anchor_P, batch[0].anchor_P, rtol=1e-4, atol=1e-7)
 
 
 def test_only_what_the_search_moves_has_a_ray(runs: dict[str, Path]) -> None:

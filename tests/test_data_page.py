@@ -83,30 +83,6 @@ def test_sections_and_overrides() -> None:
     )
 
 
-MISTAKES: list[tuple[dict[str, Any], str]] = [
-    ({"train": {}}, "task.train: give either path, a local file, or hub = true"),
-    (
-        {"train": {"path": "x.jsonl", "promt_field": "q"}},
-        "unknown setting task.train.promt_field; did you mean 'prompt_field'?",
-    ),
-    ({"filters": {"repeated": "maybe"}}, "task.filters.repeated must be 'drop' or 'keep', got"),
-    ({"filters": {"min_level": 3, "max_level": 1}}, "task.filters.min_level must be at most max_"),
-    (
-        {"train": {"path": "x.jsonl", "name": "deepmat"}},
-        "task.train.name must be one of custom, deep",
-    ),
-]
-
-
-@pytest.mark.parametrize(("settings", "message"), MISTAKES, ids=str)
-def test_mistakes_are_named(settings: dict[str, Any], message: str) -> None:
-    assert refusal(task=task(**settings)).startswith(message)
-
-
-def test_train_is_needed() -> None:
-    assert refusal(task={"type": "dataset"}) == "task.train is missing"
-
-
 def test_what_needs_a_verifier() -> None:
     unchecked = task(verifier="none")
     assert "needs task.verifier" in refusal(

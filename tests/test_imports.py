@@ -45,8 +45,3 @@ def test_public_names_exist_and_are_documented() -> None:
     assert len(set(effopd.__all__)) == len(effopd.__all__)
     undocumented = [name for name in effopd.__all__ if not getattr(effopd, name).__doc__]
     assert not undocumented
-
-
-def test_an_import_is_noticed() -> None:
-    assert {"json", "decimal"} <= imported_by("-c", "import json\ndef f(): import decimal\nf()")
-    assert "decimal" not in imported_by("-c", "import json")

@@ -430,15 +430,6 @@ def test_the_command_of_every_figure_makes_interventions(models: Path, command: 
     assert len({(each.value, each.setting) for each in found}) == len(found)
 
 
-def test_the_figures_of_interventions_are_all_there() -> None:
-    assert [command.split()[0] for command in FIGURES] == ["TUNED"] * 6 + ["EARLY"] * 2
-    lines = [line for line in (DOCS / "analysis.md").read_text("utf-8").splitlines() if "|" in line]
-    named = " ".join(line.split("|")[1] for line in lines)
-    parts = {f"{n}{part}" for n in (2, 3, 4, 10) for part in "ab"} | {"5a", "5b", "5c"}
-    whole = {"8", "9", "11", "12", "13", "14", "15 to 28", "Table 1", "Table 3"}
-    assert parts | whole <= set(re.findall(r"15 to 28|Table \d|\d+[abc]?", named))
-
-
 def test_the_examples_of_the_page_run(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -266,13 +266,6 @@ def test_switches_that_the_old_setting_cannot_express_are_kept() -> None:
     assert in_force() == before
 
 
-def test_none_leaves_everything_alone() -> None:
-    torch.set_float32_matmul_precision("high")
-    before = in_force()
-    with float32_products(None):
-        assert in_force() == before
-
-
 @pytest.mark.parametrize("asked", ["high", "medium"])
 def test_nothing_is_less_exact_than_the_block_around_it(asked: MatmulPrecision) -> None:
     with float32_products(asked):

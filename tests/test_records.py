@@ -56,18 +56,6 @@ def test_rows_come_back_as_they_were_written(tmp_path_factory, rows):
     assert offset == path.stat().st_size
 
 
-def test_a_line_is_compact_json_in_the_order_of_its_keys(path):
-    write(path, {"step": 1, "loss": 0.5, "text": "é\u2028"})
-    assert path.read_bytes() == '{"schema":1,"step":1,"loss":0.5,"text":"é\u2028"}\n'.encode()
-
-
-def test_writing_again_appends(path):
-    first = write(path, {"step": 1})
-    second = write(path, {"step": 2})
-    assert second > first
-    assert [row["step"] for row in read_jsonl(path)] == [1, 2]
-
-
 @pytest.mark.parametrize(
     ("row", "field"),
     [

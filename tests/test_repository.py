@@ -1,10 +1,11 @@
 """The repository itself: files, versions, links, and a page whose examples run."""
 
 import ast
+import contextlib
+import io
 import pkgutil
 import re
 import subprocess
-import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -47,15 +48,10 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 
 
 def output_of(source: str) -> str:
-    """What a Python source prints in a fresh interpreter, warnings being errors."""
-    finished = subprocess.run(
-        [sys.executable, "-W", "error", "-c", source],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-    return finished.stdout
+    """What a Python source prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(source, {"__name__": "__main__"})
+    return printed.getvalue()
 
 
 def broken_links(page: Path) -> list[str]:
@@ -78,12 +74,6 @@ def test_no_path_of_one_machine() -> None:
     assert not found
 
 
-@pytest.mark.parametrize("folder", ["work", "root", "tmp", "home/me"])
-def test_a_path_of_one_machine_is_noticed(folder: str) -> None:
-    assert MACHINE_PATH.search(f'open("/{folder}/data.json")')
-    assert not MACHINE_PATH.search(f"https://example.org/{folder}/x src/{folder}/x ~/{folder}/x")
-
-
 def test_tracked_files_are_small_text() -> None:
     files = tracked_files()
     assert [f.name for f in files if f.stat().st_size >= LARGEST_BYTES] == []
@@ -102,18 +92,6 @@ def test_one_version_everywhere() -> None:
     assert released[:1] in ([], [ours])
 
 
-def test_licence_is_the_one_declared() -> None:
-    text = (ROOT / "LICENSE").read_text("utf-8")
-    assert PYPROJECT["project"]["license"] == "Apache-2.0"
-    assert "Apache License" in text
-    assert "Version 2.0, January 2004" in text
-    assert "END OF TERMS AND CONDITIONS" in text
-
-
-def test_changelog_says_what_is_unreleased() -> None:
-    assert "## [Unreleased]" in (ROOT / "CHANGELOG.md").read_text("utf-8")
-
-
 def test_every_recipe_is_documented() -> None:
     text = "\n".join(page.read_text("utf-8") for page in pages())
     recipes = [file for file in tracked_files() if file.parent.name == "recipes"]
@@ -123,12 +101,6 @@ def test_every_recipe_is_documented() -> None:
 def test_links_lead_somewhere() -> None:
     broken = {str(page.relative_to(ROOT)): broken_links(page) for page in pages()}
     assert {page: links for page, links in broken.items() if links} == {}
-
-
-def test_a_broken_link_is_noticed(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("[a](page.md#part) [b](https://example.org) [c](gone.md) [d](#part)")
-    assert broken_links(page) == ["gone.md"]
 
 
 def test_pages_name_existing_make_targets() -> None:
@@ -169,14 +141,6 @@ def test_pages_name_what_the_package_has() -> None:
     described = [page for page in pages() if page.name not in {"CHANGELOG.md", "LOG.md"}]
     missing = {str(page.relative_to(ROOT)): missing_names(page) for page in described}
     assert {page: names for page, names in missing.items() if names} == {}
-
-
-def test_a_missing_name_is_noticed(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text(
-        "`effopd.train(x)` `effopd.gone`\n```python\nfrom effopd import Lost, Search\n```\n"
-    )
-    assert missing_names(page) == ["effopd.Lost", "effopd.gone"]
 
 
 def test_page_on_integration_runs_and_prints_what_it_shows() -> None:

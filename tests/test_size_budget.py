@@ -102,37 +102,3 @@ def test_functions_are_short() -> None:
 
 def test_the_training_loop_is_readable_in_one_sitting() -> None:
     assert file_lengths(SOURCE)[LOOP] <= LONGEST_LOOP
-
-
-def test_lengths_of_a_known_source() -> None:
-    source = '''
-def one(): return 1
-
-class C:
-    async def two(self):
-        """First line.
-
-        Last line.
-        """
-        def inner():
-            return 1
-
-        return inner
-'''
-    assert function_lengths(source) == {"one:2": 1, "two:5": 5, "inner:10": 2}
-
-
-def test_file_lengths_of_a_known_folder(tmp_path: Path) -> None:
-    (tmp_path / "package").mkdir()
-    (tmp_path / "package" / "__init__.py").write_text("a = 1\n")
-    (tmp_path / "package" / "long.py").write_text("a = 1\n" * 401)
-    assert file_lengths(tmp_path) == {"package/long.py": 401}
-
-
-def test_importers_of_a_known_folder(tmp_path: Path) -> None:
-    package = tmp_path / "effopd"
-    (package / "inner").mkdir(parents=True)
-    (package / "one.py").write_text("from effopd.inner import two\nimport effopd.three\n")
-    (package / "three.py").write_text("def f():\n    from effopd.inner.two import g\n")
-    (package / "inner" / "two.py").write_text("")
-    assert importers(package) == {"one": set(), "three": {"one"}, "inner.two": {"one", "three"}}

@@ -45,14 +45,6 @@ def test_quantiles_of_known_values() -> None:
     assert divergence_summary([[5.0]])["p95_nats"] == 5.0
 
 
-def test_error_of_answers_that_repeat_themselves_does_not_shrink_with_their_length() -> None:
-    short = divergence_summary([[1.0], [2.0], [4.0]])["se_nats"]
-    repeated = divergence_summary([[1.0] * 50, [2.0] * 50, [4.0] * 50])["se_nats"]
-    spread = math.sqrt(sum((x - 7 / 3) ** 2 for x in (1, 2, 4)) / 2 / 3)
-    assert short == pytest.approx(spread, rel=1e-12)
-    assert repeated == pytest.approx(spread, rel=1e-12)
-
-
 def test_a_single_answer_has_no_error() -> None:
     assert divergence_summary([[1.0, 2.0]])["se_nats"] is None
 
@@ -101,13 +93,6 @@ def test_position_rows_of_known_answers() -> None:
     assert [r["share"] for r in (first, second, third)] == [0.3, 0.1, 0.6]
     assert first["se_nats"] == pytest.approx(math.sqrt(1 / 3), rel=1e-12)
     assert third["se_nats"] == pytest.approx(twin.clustered_error([[4.0, 6.0], [2.0]]), rel=1e-12)
-
-
-@pytest.mark.parametrize("longest", [1, 2, 3, 4, 5, 8, 9])
-def test_position_ranges_double(longest: int) -> None:
-    found = [(row["first"], row["last"]) for row in position_rows([[1.0] * longest])]
-    expected = [(1, 1), (2, 2), (3, 4), (5, 8), (9, 16)]
-    assert found == [(a, min(b, longest)) for a, b in expected if a <= longest]
 
 
 def test_no_divergence_has_no_shares() -> None:

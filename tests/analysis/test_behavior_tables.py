@@ -5,11 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from tests.reference import behavior_twin as twin
 from tests.reference.kl_twin import reverse_kl
 from tests.support.tiny import tiny_config, write_models
-from torch import Tensor
 
 from effopd.analysis.behavior_study import (
     TABLES,
@@ -22,7 +20,6 @@ from effopd.errors import ConfigError
 from effopd.models.loading import ModelSettings, load_model
 from effopd.models.policy import Sample
 from effopd.progress import Display
-from effopd.reports.rollouts import example_html
 from effopd.training.build import build_parts
 from effopd.training.config import Config, make_config
 
@@ -136,45 +133,6 @@ def test_the_teacher_has_closed_the_whole_divergence(found: Behavior) -> None:
     assert back["mean_nats"] > 0.1
 
 
-def test_shifts_equal_the_twin(found: Behavior, models: Path, base_text: list[Sample]) -> None:
-    before, after = (
-        model_of(models / name).get_input_embeddings().weight.detach().double()
-        for name in ("student", "half")
-    )
-    tokens = [token for sample in base_text for token in sample.completion_ids]
-    moving = [token for token in tokens if before[token].norm() > 0]
-
-    def mean_cosine(ids: list[int]) -> float:
-        return twin.mean([twin.cosine(before[i].tolist(), after[i].tolist()) for i in ids])
-
-    often = row(found, "shifts", label="half", space="embedding")
-    once = row(found, "shifts", label="half", space="embedding, each token once")
-    assert (often["tokens"], once["tokens"]) == (len(tokens), len(set(tokens)))
-    assert often["zero_tokens"] == len(tokens) - len(moving)
-    assert often["mean_cosine"] == pytest.approx(mean_cosine(moving), rel=1e-6)
-    assert once["mean_cosine"] == pytest.approx(mean_cosine(sorted(set(moving))), rel=1e-6)
-
-
-@torch.no_grad()
-def hidden(directory: Path, samples: list[Sample]) -> Tensor:
-    model, found = model_of(directory).double(), []
-    for sample in samples:
-        sequence = torch.tensor([sample.prompt_ids + sample.completion_ids])
-        states = model.base_model(sequence).last_hidden_state[0]
-        found.append(states[len(sample.prompt_ids) - 1 : -1])
-    return torch.cat(found)
-
-
-def test_state_shift_of_a_checkpoint_equals_the_twin(
-    found: Behavior, models: Path, base_text: list[Sample]
-) -> None:
-    before, after = (hidden(models / name, base_text).tolist() for name in ("student", "half"))
-    expected = twin.shift(before, after)
-    state = row(found, "shifts", label="half", space="last hidden state")
-    for name in expected:
-        assert state[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-5), name
-
-
 def test_pictures_show_the_base_and_the_last_checkpoint(
     found: Behavior, base_text: list[Sample]
 ) -> None:
@@ -225,13 +183,6 @@ def test_the_question_shown_is_one_that_only_the_early_writer_gets_wrong(
 ) -> None:
     rewards = {"early": early, "rescaled": rescaled, "teacher": teacher}
     assert most_informative_question(rewards, "early") == expected
-
-
-def test_the_example_can_be_shown(found: Behavior) -> None:
-    assert found.example is not None
-    text = example_html(json.loads(json.dumps(found.example)))
-    assert text.count("<article") == 3
-    assert "half at the norms of final" in text
 
 
 def test_the_norms_may_be_those_of_a_model_outside_the_series(models: Path) -> None:

@@ -8,7 +8,6 @@ import torch
 from tests.analysis.test_quadratic import SAMPLES, STUDENT, TARGETS
 from tests.reference import quadratic_twin as twin
 from tests.reference.quadratic_twin import descent, semidefinite
-from tests.search.test_factors import ends
 from torch import Tensor
 
 from effopd.analysis.local_theory import (
@@ -19,11 +18,9 @@ from effopd.analysis.local_theory import (
     quadratic_parabola,
 )
 from effopd.analysis.quadratic import FrozenLoss
-from effopd.analysis.theory import Comparison, PastRay, gradient_covariance
+from effopd.analysis.theory import gradient_covariance
 from effopd.linalg.krylov import EigenPairs, krylov_space, leading_eigenpairs
 from effopd.linalg.singular_values import above_rounding, numerical_rank, singular_values
-from effopd.search.alpha import leading_components
-from effopd.search.factors import product_point
 
 SIZE = 40
 SPECTRA = {
@@ -149,32 +146,6 @@ def test_gradients_that_differ_by_rounding_have_no_spread() -> None:
     assert (found["trace"], found["effective_rank"]) == (0.0, 0.0)
 
 
-@pytest.mark.parametrize("shape", [(9, 30), (30, 9)])
-def test_components_beyond_the_rank_are_nothing(shape: tuple[int, int]) -> None:
-    generator = torch.Generator().manual_seed(0)
-    left = torch.randn(shape[0], 2, generator=generator, dtype=torch.float64)
-    matrix = left @ torch.randn(2, shape[1], generator=generator, dtype=torch.float64)
-    found = leading_components(matrix, 4)
-    assert float(found.scaled[:, 2:].norm()) < 1e-12 * float(matrix.norm())
-    rebuilt = found.scaled @ found.right.T
-    assert relative(rebuilt, matrix) < 1e-12
-
-
-def test_products_that_lose_rank_keep_the_tips_directions() -> None:
-    """The left factors cancel in one direction: its row cannot come from the product."""
-    (_, _), (left, right) = ends(12, 20, seed=3)
-    anchor_left = left.double().clone()
-    scale = 3.0
-    # `(1 - s) a + s b = 0` in the last column for one row of the right factor.
-    anchor_left[:, -1] *= scale / (scale - 1)
-    point = product_point((anchor_left, right), (left, right), scale)
-    exact = (1 - scale) * anchor_left @ right.double() + scale * left.double() @ right.double()
-    assert relative(point.left_mr @ point.right_rn, exact) < 1e-12
-    assert int(np.linalg.matrix_rank(exact.numpy())) == 3
-    assert int(np.linalg.matrix_rank(point.right_rn.numpy())) == 4
-    assert float(point.left_mr.abs().max()) < 1e3
-
-
 @pytest.mark.parametrize("name", SPECTRA)
 def test_ranks_are_those_of_numpy(name: str) -> None:
     matrix = semidefinite(SPECTRA[name], SIZE)[0]
@@ -192,29 +163,3 @@ def test_the_cutoff_is_relative_and_stated() -> None:
     assert not above_rounding(torch.zeros(0).double(), 100).any()
     single = torch.tensor([1.0, 1e-3, 1e-4])  # a billion numbers lose no more than sqrt(eps)
     assert above_rounding(single, 10**9, dtype=torch.float32).tolist() == [True, True, False]
-
-
-def test_a_comparison_asks_no_flat_direction_when_it_looks_for_the_stable_scale() -> None:
-    matrix, drive = semidefinite([3.0, 2.0, 0.5], SIZE)
-
-    class Quadratic:
-        def loss(self, update: Tensor) -> float:
-            return float(update @ matrix @ update / 2 - drive @ update)
-
-        def curvature_product(self, vector: Tensor) -> Tensor:
-            return matrix @ vector
-
-    whole = leading_theory(pairs_of(matrix), drive)
-    compared = Comparison(
-        loss=Quadratic(), drive_P=drive, krylov=whole, leading=whole, residuals=(), base_loss=0.0
-    )  # type: ignore[arg-type]
-    tip, anchor = whole.displacement(0.1, 8), whole.displacement(0.1, 4)
-    q = (1 - 0.1 * torch.tensor([3.0, 2.0, 0.5], dtype=torch.float64)) ** 4
-    gaps = (1 - 0.1 * torch.tensor([3.0, 2.0, 0.5], dtype=torch.float64)) ** 8
-    betas = whole.coefficients_k[:3] / whole.values_k[:3]
-    left = whole.values_k[:3] * (gaps * betas).square()
-    matters = left >= 0.01 * left.sum()
-    expected = 1 + 2 * float((q / (1 - q))[matters].min())
-    found = compared.search(PastRay(step=8, scale=1.0, tip_P=tip, anchor_P=anchor))
-    assert found["stable_scale"] == pytest.approx(expected, rel=1e-8)
-    assert found["theory_scale"] is not None

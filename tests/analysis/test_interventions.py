@@ -212,15 +212,6 @@ def test_blocks_of_one_method_within_another() -> None:
     )
 
 
-def test_directions_of_one_method_with_the_norms_of_another() -> None:
-    found = read_all(NormScaling(final=module_norms(pair(BASE, OTHER))).apply(UPDATE))
-    assert twin.norms(BASE, found) == pytest.approx(twin.norms(BASE, OTHER), rel=1e-3)
-    for name in BASE:
-        ours, theirs = (point[name].double() - BASE[name].double() for point in (found, TUNED))
-        cosine = (ours * theirs).sum() / ours.norm() / theirs.norm()
-        assert cosine == pytest.approx(1.0, abs=1e-6)
-
-
 # Ranks --------------------------------------------------------------------------------------------
 
 MATRICES = {n for n in BASE if "proj" in n}
@@ -253,12 +244,6 @@ def test_components(update: Tensor, share: float, end: str) -> None:
     assert found.dtype == torch.float64
     error = float((found - expected).norm())
     assert error <= 1e-9 * float(expected.norm()) + 1e-13 * float(update.double().norm())
-
-
-def test_top_and_bottom_add_up_to_the_update() -> None:
-    update = random(40, 60)
-    both = components(update, 0.25, "top") + components(update, 0.75, "bottom")
-    torch.testing.assert_close(both, update, rtol=0, atol=1e-12)
 
 
 def test_seven_percent_of_a_hundred_are_seven() -> None:

@@ -32,14 +32,6 @@ def test_sampled_matrices_have_these_metrics(shape: tuple[int, int]) -> None:
     assert noise.top_ratios[0.05] == pytest.approx(sum(ratios) / len(ratios), rel=0.01)
 
 
-def test_every_single_value_is_where_samples_have_it() -> None:
-    generator = torch.Generator().manual_seed(1)
-    stack = torch.randn(16, 60, 150, generator=generator, dtype=torch.float64)
-    sampled = torch.linalg.svdvals(stack).mean(0)
-    placed = noise_singular_values(60, 150, math.sqrt(60 * 150))
-    torch.testing.assert_close(placed, sampled, rtol=0.025, atol=0)
-
-
 def test_a_square_has_the_effective_rank_of_the_quarter_circle() -> None:
     # With s = 2 cos(t) of density 4/pi sin(t)**2: E[s] = 8 / (3 pi), and
     # E[s log s] / E[s] = log 2 + (digamma(1) - digamma(5/2)) / 2.
@@ -48,14 +40,6 @@ def test_a_square_has_the_effective_rank_of_the_quarter_circle() -> None:
     share = 8 / (3 * math.pi) * math.exp(-mean_logarithm)
     metrics = noise_metrics(4000, 4000, 1.0)
     assert metrics.effective_rank == pytest.approx(4000 * share, rel=1e-4)
-
-
-@pytest.mark.parametrize("shape", [(2000, 8000), (8000, 2000)])
-def test_the_largest_value_nears_the_edge_of_the_law(shape: tuple[int, int]) -> None:
-    metrics = noise_metrics(*shape, 5.0)
-    edge = 5.0 / math.sqrt(2000) * (1 + math.sqrt(2000 / 8000))
-    assert metrics.spectral_norm == pytest.approx(edge, rel=0.01)
-    assert metrics.spectral_norm < edge
 
 
 def test_a_single_row_is_a_single_value() -> None:

@@ -10,16 +10,12 @@ from tests.fakes import EOS, TOKENIZER, ids, tiny_model
 from tests.reference import quadratic_twin as twin
 from torch import Tensor
 
-from effopd.analysis.local_theory import krylov_theory, leading_theory
 from effopd.analysis.quadratic import (
-    ContextBatch,
     FrozenLoss,
     ParameterSpace,
     completion_logits,
-    fisher_product,
 )
 from effopd.errors import ConfigError, NonFiniteError
-from effopd.linalg.krylov import krylov_space, leading_eigenpairs
 from effopd.models.policy import Policy, Sample
 
 SAMPLES = [
@@ -27,7 +23,6 @@ SAMPLES = [
     Sample(prompt_ids=ids("1 - 2 * 3 ="), completion_ids=ids("1 - 2 = 6")),
     Sample(prompt_ids=ids("5 * 5 ="), completion_ids=(EOS,)),
 ]
-VOCABULARY = len(TOKENIZER)
 TRAINED = re.compile(r"layers\.0\.self_attn\.(k_proj|q_norm)|layers\.1\.self_attn\.v|model\.norm")
 RELATIVE = 1e-10
 
@@ -80,21 +75,10 @@ def test_drive_is_minus_the_gradient_of_the_frozen_kl_however_far_the_teacher() 
     assert relative(LOSS.drive(), -gradient) < RELATIVE
 
 
-def test_drive_is_the_jacobian_formula() -> None:
-    assert relative(LOSS.drive(), dense().b) < RELATIVE
-
-
 def test_curvature_product_equals_the_dense_matrix() -> None:
     for seed in range(3):
         v = direction(seed)
         assert relative(LOSS.curvature_product(v), dense().A @ v) < RELATIVE
-
-
-def test_curvature_is_symmetric_and_not_negative() -> None:
-    u, v = direction(1), direction(2)
-    Au, Av = LOSS.curvature_product(u), LOSS.curvature_product(v)
-    assert float(v @ Au) == pytest.approx(float(u @ Av), rel=1e-5)
-    assert float(u @ Au) > 0
 
 
 def test_hessian_product_equals_the_dense_hessian_which_is_not_the_curvature() -> None:
@@ -110,32 +94,11 @@ def test_hessian_product_equals_the_dense_hessian_which_is_not_the_curvature() -
     assert float((H - A).norm()) > 0.5 * float(A.norm())
 
 
-def test_hessian_is_the_curvature_where_the_teacher_is_the_base() -> None:
-    same = FrozenLoss(STUDENT, SAMPLES, completion_logits(STUDENT, SAMPLES))
-    v = direction()
-    assert relative(same.hessian_product(v), same.curvature_product(v)) < 1e-4
-
-
 def test_constant_is_the_quadratic_at_the_base() -> None:
     fisher = torch.diag_embed(dense().p) - dense().p[:, :, None] * dense().p[:, None, :]
     r = dense().residual
     expected = torch.einsum("nv,nvw,nw->n", r, fisher, r).mean() / 2
     assert LOSS.constant() == pytest.approx(float(expected), rel=1e-6)
-
-
-def test_quadratic_is_the_loss_for_a_teacher_nearby() -> None:
-    """The error of equation 32 is of third order: a tenth of the distance leaves a thousandth."""
-    z = torch.cat(completion_logits(STUDENT, SAMPLES)).double()
-    pull = torch.randn(z.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    errors = []
-    for size in (0.1, 0.01):
-        near = FrozenLoss(STUDENT, SAMPLES, (z + size * pull).split([3, 5, 1]))
-        D = size * direction() / 30
-        b = near.drive()
-        quadratic = near.constant() - float(b @ D) + float(D @ near.curvature_product(D)) / 2
-        errors.append(abs(near.loss(D) - quadratic) / near.loss(D))
-    assert errors[1] < 0.2 * errors[0]
-    assert errors[0] < 0.05
 
 
 def test_gradient_away_from_the_base_is_the_slope_of_the_loss() -> None:
@@ -189,66 +152,7 @@ def test_tied_embeddings_are_one_tensor() -> None:
     assert relative(loss.curvature_product(v), expected) < RELATIVE
 
 
-# With Lanczos -------------------------------------------------------------------------------------
-
-
-def test_leading_eigenpairs_of_a_model_equal_eigh() -> None:
-    pairs = leading_eigenpairs(LOSS.curvature_product, direction(), 5, tolerance=1e-6)
-    exact = torch.linalg.eigvalsh(dense().A).flip(0)[:5]
-    torch.testing.assert_close(pairs.values_k, exact, rtol=1e-5, atol=0)
-    images = dense().A @ pairs.vectors_kP.mT
-    left = (images - pairs.vectors_kP.mT * pairs.values_k).norm(dim=0)
-    assert float(left.max()) < 1e-5 * float(exact[0])
-
-
-def test_trajectory_of_a_model_equals_the_dense_iteration() -> None:
-    rate = 1 / float(torch.linalg.eigvalsh(dense().A)[-1])
-    b = LOSS.drive()
-    theory = krylov_theory(krylov_space(LOSS.curvature_product, b, 12))
-    for steps in (1, 4, 12):
-        walked = twin.descent(dense().A, dense().b, rate, steps)
-        assert relative(theory.displacement(rate, steps), walked) < 1e-5
-    leading = leading_theory(leading_eigenpairs(LOSS.curvature_product, b, 6), b)
-    walked = twin.descent(dense().A, dense().b, rate, 12)
-    error = float((leading.displacement(rate, 12) - walked).norm())
-    assert 0 < error <= leading.error_bound(rate, 12)
-
-
 # Single contexts ----------------------------------------------------------------------------------
-
-
-def test_gradients_of_single_contexts_are_rows_of_the_jacobian() -> None:
-    def score(batch: ContextBatch, log_probs_NV: Tensor) -> Tensor:
-        hot_NV = torch.nn.functional.one_hot(batch.tokens_N, VOCABULARY)
-        return hot_NV - log_probs_NV.exp()
-
-    chosen = [7, 0, 8, 2]
-    found = LOSS.context_gradients(chosen, score)
-    tokens = torch.tensor([token for sample in SAMPLES for token in sample.completion_ids])
-    covectors = torch.nn.functional.one_hot(tokens, VOCABULARY) - dense().p
-    expected = torch.einsum("nvp,nv->np", dense().jacobian, covectors)[chosen]
-    assert relative(found, expected) < RELATIVE
-
-
-def test_mean_of_the_opd_gradients_is_the_drive() -> None:
-    def opd(batch: ContextBatch, log_probs_NV: Tensor) -> Tensor:
-        return fisher_product(log_probs_NV, batch.target_log_probs_NV - log_probs_NV)
-
-    rows = LOSS.context_gradients(range(LOSS.contexts), opd)
-    assert LOSS.contexts == 9
-    assert relative(rows.mean(0), LOSS.drive()) < RELATIVE
-
-
-def test_fisher_product_is_the_matrix_and_ignores_constants() -> None:
-    p = dense().p[:2]
-    v = torch.linspace(-2, 1, 2 * VOCABULARY, dtype=torch.float64).view(2, -1)
-    matrix = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
-    torch.testing.assert_close(
-        fisher_product(p.log(), v), torch.einsum("nvw,nw->nv", matrix, v), rtol=1e-12, atol=1e-14
-    )
-    torch.testing.assert_close(
-        fisher_product(p.log(), v + 7.0), fisher_product(p.log(), v), rtol=0, atol=1e-13
-    )
 
 
 def test_completion_logits_do_not_depend_on_the_batches() -> None:

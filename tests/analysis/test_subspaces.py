@@ -1,6 +1,5 @@
 """Leading directions against whole decompositions, and how directions are compared."""
 
-import math
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -10,7 +9,6 @@ from torch import Tensor
 
 from effopd.analysis.subspaces import (
     SubspaceRow,
-    captured_norms,
     direction_cosines,
     direction_rows,
     principal_angles,
@@ -46,10 +44,6 @@ def spiked(m: int = 120, n: int = 150, seed: int = 0, spikes: int = 8) -> Tensor
     """A few values above a flat tail, as updates have."""
     tail = torch.linspace(1.0, 0.1, min(m, n) - spikes)
     return matrix(m, n, torch.cat([6.0 * 0.8 ** torch.arange(spikes), tail]), seed)
-
-
-def projector(columns: Tensor) -> Tensor:
-    return columns @ columns.T
 
 
 def assert_leading(found: Directions, update: Tensor, k: int, error: float) -> None:
@@ -98,14 +92,6 @@ def test_leading_directions_of_every_dtype(shape: tuple[int, int], dtype: torch.
     assert_leading(found, update, K, 1e-5)
 
 
-def test_iteration_in_float32_is_as_accurate_as_it_says() -> None:
-    update = spiked().float()
-    found = block_krylov(update, K, depth=20, tolerance=1e-5)
-    assert found.relative_error <= 1e-5
-    assert found.values_k.dtype == torch.float32
-    assert_leading(found, update, K, 1e-5)
-
-
 def test_the_stated_residual_is_the_true_one() -> None:
     update = spiked()
     for depth in (1, 2, 3):
@@ -115,14 +101,6 @@ def test_the_stated_residual_is_the_true_one() -> None:
         other = update @ found.V_nk - found.U_mk * found.values_k
         assert float(other.abs().max()) < 1e-13
         assert found.relative_error >= float((found.residuals_k / found.values_k).max()) > 1e-9
-
-
-@pytest.mark.parametrize("depth", range(1, 6))
-def test_every_value_has_a_true_one_within_its_residual(depth: int) -> None:
-    update = spiked(seed=depth)
-    found = block_krylov(update, K, depth=depth)
-    distances = (found.values_k[:, None] - torch.linalg.svdvals(update)).abs().min(1).values
-    assert (distances <= found.residuals_k + 1e-12).all()
 
 
 def test_depth_and_tolerance_end_the_iteration() -> None:
@@ -162,12 +140,6 @@ def test_a_block_that_hardly_leaves_the_basis_is_still_split_into_orthonormal_pa
     unit = torch.eye(33, dtype=torch.float64)
     torch.testing.assert_close(everything.T @ everything, unit, rtol=0, atol=1e-14)
     torch.testing.assert_close(basis @ within + new @ beyond, block, rtol=0, atol=1e-15)
-
-
-def test_a_block_within_rounding_of_the_basis_adds_nothing() -> None:
-    basis = orthonormal(80, 30, 0)
-    _, new, beyond = orthonormal_rest(basis @ orthonormal(30, 3, 1), basis, 1.0)
-    assert (new.shape, beyond.shape) == ((80, 0), (0, 3))
 
 
 # A start from a neighbour -------------------------------------------------------------------------
@@ -269,13 +241,6 @@ def test_tied_values_say_so_by_their_gap(method: Method, k: int) -> None:
     torch.testing.assert_close(found.subspace_gaps_k, below, rtol=1e-6, atol=1e-6)
 
 
-def test_all_values_tied() -> None:
-    update = orthonormal(120, 120, 0)
-    found = leading_directions(update, K)
-    torch.testing.assert_close(found.values_k, torch.ones(K).double())
-    torch.testing.assert_close(found.relative_gaps_k, torch.zeros(K).double(), rtol=0, atol=1e-12)
-
-
 # Comparing ----------------------------------------------------------------------------------------
 
 
@@ -294,56 +259,12 @@ def test_comparisons_equal_their_twins(k: int, j: int) -> None:
     )
 
 
-def test_captured_norms_equal_their_twin() -> None:
-    update, other = spiked(30, 40), spiked(30, 40, seed=4)
-    own, another = leading_directions(update, 5), leading_directions(other, 5)
-    expected = subspace_twin.captured_norms(another.U_mk.numpy(), update.numpy(), 5)
-    found = captured_norms(another.U_mk, update, own)
-    assert found.tolist() == pytest.approx(expected, rel=1e-9)
-    itself = captured_norms(own.U_mk, update, own)
-    torch.testing.assert_close(itself, torch.ones(5).double(), rtol=1e-9, atol=0)
-
-
-def test_subspace_cosines_ignore_bases_and_signs_and_direction_cosines_signs() -> None:
-    left = orthonormal(12, 4, 0)
-    turned = left @ orthonormal(4, 4, 2)
-    assert float(subspace_cosines(left, turned)[-1]) == pytest.approx(1.0, abs=1e-14)
-    assert float(direction_cosines(left, turned).max()) < 0.999
-    signs = torch.tensor([1.0, -1.0, -1.0, 1.0])
-    torch.testing.assert_close(direction_cosines(left, left * signs), torch.ones(4).double())
-    torch.testing.assert_close(subspace_cosines(left, left * signs), torch.ones(4).double())
-
-
-def test_exchanged_directions_keep_the_subspace() -> None:
-    """Why both are reported: two values that cross exchange their directions."""
-    left = orthonormal(12, 3, 0)
-    exchanged = left[:, [1, 0, 2]]
-    assert direction_cosines(left, exchanged).tolist() == pytest.approx([0, 0, 1], abs=1e-14)
-    assert subspace_cosines(left, exchanged).tolist() == pytest.approx([0, 1, 1], abs=1e-14)
-
-
-@pytest.mark.parametrize("angle", [0.0, 1e-12, 1e-9, 1e-4, 0.3, math.pi / 4, 1.2, math.pi / 2])
-def test_known_angles(angle: float) -> None:
-    """Planes that share one direction and are turned against each other in the other one."""
-    axes = torch.eye(5, dtype=torch.float64)
-    turned = math.cos(angle) * axes[:, 1] + math.sin(angle) * axes[:, 2]
-    found = principal_angles(axes[:, :2], torch.stack([axes[:, 0], turned], 1))
-    assert found.tolist() == pytest.approx([0.0, angle], rel=1e-9, abs=1e-15)
-
-
 def test_tiny_angles_survive_a_change_of_basis() -> None:
     left, across = orthonormal(40, 6, 0).split(3, 1)
     angles = torch.tensor([1e-11, 1e-8, 1e-5], dtype=torch.float64)
     other = (left * angles.cos() + across * angles.sin()) @ orthonormal(3, 3, 7)
     found = principal_angles(left, other)
     torch.testing.assert_close(found, angles, rtol=1e-4, atol=1e-15)
-
-
-def test_a_subspace_inside_another_has_no_angle() -> None:
-    left = orthonormal(6, 5, 0)
-    found = principal_angles(left, left[:, 1:3])
-    torch.testing.assert_close(found, torch.zeros(2).double(), rtol=0, atol=1e-14)
-    torch.testing.assert_close(principal_angles(left[:, 1:3], left), found, rtol=0, atol=1e-14)
 
 
 # Along a run --------------------------------------------------------------------------------------
@@ -401,12 +322,6 @@ def test_series_takes_updates_one_by_one_and_saves_products() -> None:
     assert all(row.own.relative_error <= 1e-5 for row in rows)
 
 
-def test_a_checkpoint_that_has_not_moved_does_not_break_the_chain_of_starts() -> None:
-    final = spiked(260, 300)
-    rows = list(subspace_series([final, torch.zeros(260, 300), final], final, K))
-    assert rows[2].own.products == rows[0].own.products < leading_directions(final, K).products
-
-
 def test_a_tensor_that_has_not_moved_yet() -> None:
     final = spiked(100, 130)
     zero = torch.zeros(100, 130)
@@ -434,21 +349,6 @@ def test_updates_of_different_rank_share_the_directions_of_the_lower_one() -> No
     assert [row["direction"] for row in long] == [1, 2, 3, 4]
     assert [row["previous_subspace_cosine"] is None for row in long] == [False, False, True, True]
     assert [row["final_direction_cosine"] for row in long] == pytest.approx([1.0] * 4)
-
-
-def test_columns_of_a_table() -> None:
-    updates = run_of_updates(3)
-    row = list(subspace_series(updates, updates[-1], K))[1]
-    columns = subspace_columns(row)
-    assert row.to_final is not None
-    assert row.to_previous is not None
-    assert columns["directions"] == columns["directions_asked"] == K
-    assert columns["relative_gap_1"] == float(row.own.relative_gaps_k[0])
-    assert columns["final_cosine_1"] == row.to_final.direction_cosines[0]
-    assert columns["final_subspace_cosine"] == row.to_final.mean_subspace_cosine
-    assert columns["previous_direction_cosine"] == row.to_previous.mean_direction_cosine
-    assert columns["previous_captured_norm"] == row.to_previous.captured_norms[-1]
-    assert columns["previous_largest_angle"] == row.to_previous.angles[-1]
 
 
 # Mistakes -----------------------------------------------------------------------------------------

@@ -10,17 +10,13 @@ from tests.reference.quadratic_twin import descent, semidefinite
 from torch import Tensor
 
 from effopd.analysis.local_theory import krylov_theory, leading_theory
-from effopd.analysis.quadratic import ContextBatch, FrozenLoss, completion_logits
+from effopd.analysis.quadratic import FrozenLoss, completion_logits
 from effopd.analysis.theory import (
     SCALES,
     Comparison,
     PastRay,
-    cosine,
     estimator_covariances,
     gradient_covariance,
-    opd_covectors,
-    sampled_opd_covectors,
-    score_covectors,
 )
 from effopd.linalg.krylov import krylov_space, leading_eigenpairs
 from effopd.models.policy import Policy, Sample
@@ -148,17 +144,6 @@ def test_scales_of_an_exact_quadratic_agree() -> None:
     assert abs(row["least_scale"] - row["theory_scale"]) <= 4
 
 
-@pytest.mark.parametrize("moved", [0.25, 0.5, 0.9])
-def test_stable_scale_of_one_direction(moved: float) -> None:
-    """From the base to a share q of the optimum: the gap 1 - q is closed by f = (1 - q) / q."""
-    u = EXACT.leading.vectors_kP
-    optimum = EXACT.leading.coefficients_k / EXACT.leading.values_k
-    # All directions but the first are at their optimum already.
-    tip = u.mT @ (optimum * torch.tensor([moved, 1, 1, 1, 1], dtype=torch.float64))
-    row = EXACT.search(PastRay(step=1, scale=1.0, tip_P=tip, anchor_P=torch.zeros_like(tip)))
-    assert row["stable_scale"] == pytest.approx(1 + 2 * (1 - moved) / moved, rel=1e-5)
-
-
 def test_ray_over_a_summit_has_no_fitted_scale() -> None:
     row = comparison(Quadratic(quartic=-1.0), B, 10, 5).search(
         PastRay(step=1, scale=1.0, tip_P=2 * B / B.norm(), anchor_P=torch.zeros_like(B))
@@ -169,11 +154,6 @@ def test_ray_over_a_summit_has_no_fitted_scale() -> None:
 
 
 # All at once --------------------------------------------------------------------------------------
-
-
-def test_cosine_of_nothing_is_unknown() -> None:
-    assert cosine(torch.ones(3), torch.zeros(3)) is None
-    assert cosine(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0])) == pytest.approx(0.5**0.5)
 
 
 def test_model_with_a_teacher_nearby_follows_the_theory() -> None:
@@ -231,46 +211,6 @@ def test_statistics_are_those_of_the_dense_covariance(shape: tuple[int, int]) ->
     p = torch.linalg.eigvalsh(sigma).clamp(min=0) / sigma.trace()
     entropy = -sum(float(x) * math.log(float(x)) for x in p if x > 1e-14)
     assert found["effective_rank"] == pytest.approx(math.exp(entropy), rel=1e-8)
-
-
-def test_effective_rank_of_equal_and_of_orthogonal_gradients() -> None:
-    equal = gradient_covariance(torch.ones(4, 6))
-    assert (equal["trace"], equal["effective_rank"]) == (0.0, 0.0)
-    assert gradient_covariance(torch.eye(6))["effective_rank"] == pytest.approx(5.0)
-    along_one_line = torch.arange(5.0)[:, None] * torch.ones(1, 3)
-    assert gradient_covariance(along_one_line)["effective_rank"] == pytest.approx(1.0)
-
-
-def some_batch(log_p: Tensor, tokens: Tensor) -> ContextBatch:
-    one = torch.ones(1, 1, dtype=torch.long)
-    target = torch.linspace(-2, 1, log_p.numel(), dtype=torch.float64).view_as(log_p)
-    return ContextBatch(
-        ids_BT=one,
-        attention_BT=one,
-        predicts_BT=one.bool(),
-        target_log_probs_NV=target.log_softmax(-1),
-        tokens_N=tokens,
-    )
-
-
-def test_sampled_estimator_is_unbiased_for_the_whole_vocabulary_one() -> None:
-    log_p = random_rows(2, 5).log_softmax(-1)
-    expected = opd_covectors(some_batch(log_p, torch.tensor([0, 0])), log_p)
-    mean = sum(
-        log_p[:, [y]].exp() * sampled_opd_covectors(some_batch(log_p, torch.tensor([y, y])), log_p)
-        for y in range(5)
-    )
-    torch.testing.assert_close(mean, expected, rtol=1e-12, atol=1e-14)
-
-
-def test_score_is_the_derivative_of_the_log_probability() -> None:
-    z = random_rows(2, 5).requires_grad_()
-    tokens = torch.tensor([3, 1])
-    picked = z.log_softmax(-1).gather(1, tokens[:, None]).sum()
-    (expected,) = torch.autograd.grad(picked, z)
-    log_p = z.detach().log_softmax(-1)
-    found = score_covectors(some_batch(log_p, tokens), log_p)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
 
 
 def test_estimators_equal_dense_ones() -> None:

@@ -128,17 +128,6 @@ def test_variance_and_coordinates_equal_their_twins(count: int, d: int, componen
     torch.testing.assert_close(pca_points(path, components), coordinates, rtol=1e-9, atol=1e-12)
 
 
-def test_known_variances() -> None:
-    """Spread 3, 2 and 1 along three axes: (9 + 4) / 14 of the variance lies in a plane."""
-    axes = torch.eye(3, dtype=torch.float64) * torch.tensor([3.0, 2.0, 1.0])
-    path = torch.cat([axes, -axes]) + 7.0
-    assert explained_variance_ratio(path) == pytest.approx(13 / 14, rel=1e-12)
-    assert explained_variance_ratio(path, 3) == 1.0
-    expected = torch.zeros(6, 2, dtype=torch.float64)
-    expected[0, 0], expected[3, 0], expected[1, 1], expected[4, 1] = 3.0, -3.0, 2.0, -2.0
-    torch.testing.assert_close(pca_points(path), expected, rtol=0, atol=1e-12)
-
-
 @pytest.mark.parametrize("count", [1, 2, 5])
 @pytest.mark.parametrize("value", [1 / 3, 1e6, 0.0])
 def test_a_path_that_stays_in_one_point_has_no_variance(count: int, value: float) -> None:
@@ -155,15 +144,6 @@ def test_a_small_step_is_not_taken_for_rounding() -> None:
     enlarged = (path - 1) * 1e9
     expected = subspace_twin.explained_variance_ratio(enlarged.numpy(), 2)
     assert explained_variance_ratio(path) == pytest.approx(expected, rel=1e-6)
-
-
-def test_a_line_has_one_coordinate() -> None:
-    path = torch.outer(torch.arange(5.0), torch.tensor([3.0, 4.0]))
-    assert explained_variance_ratio(path, 1) == pytest.approx(1.0, rel=1e-14)
-    found = pca_points(path, 4)
-    assert found[:, 0].abs().tolist() == pytest.approx([10.0, 5.0, 0.0, 5.0, 10.0], abs=1e-9)
-    assert found[0, 0] > 0  # of two largest coordinates the first one is positive
-    assert torch.equal(found[:, 1:], torch.zeros(5, 3).double())
 
 
 # Pictures -----------------------------------------------------------------------------------------
@@ -187,15 +167,6 @@ def test_a_picture_of_few_points_is_finite_and_repeatable(count: int) -> None:
     assert found.isfinite().all()
     assert float(torch.pdist(found).min()) > 0.1
     assert torch.equal(found, tsne_points(path))
-
-
-def test_only_distances_count() -> None:
-    """A rotation, which moves points but not their distances, leaves the picture as it is."""
-    path = walk(12, 10)
-    rng = torch.Generator().manual_seed(1)
-    rotation = torch.linalg.qr(torch.randn(10, 10, generator=rng, dtype=torch.float64)).Q
-    distances = [torch.pdist(tsne_points(points)) for points in (path, path @ rotation)]
-    torch.testing.assert_close(*distances, rtol=1e-4, atol=1e-3)
 
 
 def test_points_that_coincide_have_a_picture_without_nan() -> None:

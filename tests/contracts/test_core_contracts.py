@@ -104,14 +104,6 @@ def test_settings_survive_json(setting: Any) -> None:
     assert hash(type(setting)(**stored)) == hash(setting)
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=str)
-def test_settings_are_frozen_and_keyword_only(setting: Any) -> None:
-    first = dataclasses.fields(setting)[0]
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        setattr(setting, first.name, getattr(setting, first.name))
-    assert all(field.kw_only for field in dataclasses.fields(setting))
-
-
 def test_types_tell_the_classes_of_a_protocol_apart() -> None:
     for table in tables_by_field().values():
         classes = {type(entry) for entry in table}
@@ -122,7 +114,7 @@ def test_types_tell_the_classes_of_a_protocol_apart() -> None:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
-@settings(QUIET, max_examples=30)
+@settings(QUIET, max_examples=10)
 @given(accepted=st.lists(ends, min_size=200, max_size=200))
 def test_schedule_is_a_pure_function_of_what_it_is_told(
     schedule: Schedule, accepted: list[float]
@@ -140,15 +132,6 @@ def test_schedule_is_a_pure_function_of_what_it_is_told(
     assert not any(schedule.is_due(step, ()) for step in range(-5, 1))
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
-def test_schedule_leaves_steps_out_when_searches_are_rejected(schedule: Schedule) -> None:
-    past: list[PastSearch] = []
-    for step in range(1, 201):
-        if schedule.is_due(step, past):
-            past.append(PastSearch(step=step, accepted_scale=1.0))
-    assert 1 <= len(past) <= 100
-
-
 # Scales -------------------------------------------------------------------------------------------
 
 
@@ -159,7 +142,7 @@ def trial(scale: float, value: float | None, accepted: bool | None) -> Trial:
 
 
 @pytest.mark.parametrize("scales", SCALES, ids=str)
-@settings(QUIET, max_examples=60)
+@settings(QUIET, max_examples=30)
 @given(pattern=verdicts, tip=values, accepted=st.lists(st.floats(1.0, 300.0), max_size=3))
 def test_scales_end_and_are_pure_whatever_is_accepted(
     scales: Scales, pattern: list[tuple[bool, float | None]], tip: float, accepted: list[float]
@@ -186,7 +169,7 @@ def score(per_prompt: list[float]) -> Score:
 
 
 @pytest.mark.parametrize("rule", ACCEPT_RULES, ids=str)
-@settings(QUIET, max_examples=60)
+@settings(QUIET, max_examples=30)
 @given(pairs=scores)
 def test_accept_rule_is_pure_and_never_prefers_both(
     rule: AcceptRule, pairs: list[tuple[float, float]]
@@ -197,13 +180,6 @@ def test_accept_rule_is_pure_and_never_prefers_both(
     assert all(type(answer) is bool for answer in answers)
     if one.value != other.value:
         assert not all(answers)
-
-
-@pytest.mark.parametrize("rule", ACCEPT_RULES, ids=str)
-def test_accept_rule_takes_a_uniform_gain_and_refuses_a_uniform_loss(rule: AcceptRule) -> None:
-    worse, better = score([0.0, 0.25, 0.5]), score([0.25, 0.5, 0.75])
-    assert rule.accepts(better, worse)
-    assert not rule.accepts(worse, better)
 
 
 # Direction ----------------------------------------------------------------------------------------

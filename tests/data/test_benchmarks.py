@@ -60,12 +60,6 @@ def test_free_answers(tmp_path: Path) -> None:
     assert load_benchmark("aime25", path, limit=1).questions == (first,)
 
 
-def test_worked_solutions(tmp_path: Path) -> None:
-    row = {"problem": "p", "answer": "2", "solution": r"So $\boxed{2}$."}
-    (question,) = load_benchmark("math500", write(tmp_path / "m.jsonl", row)).questions
-    assert question.solution == r"So $\boxed{2}$."
-
-
 def test_gsm8k_with_and_without_its_working(tmp_path: Path) -> None:
     raw = write(tmp_path / "raw.jsonl", {"question": "q", "answer": "work\n#### 1,000"})
     bare = write(tmp_path / "bare.jsonl", {"problem": "q", "answer": "1,000"})

@@ -5,10 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from datasets import Dataset
-from pyarrow import parquet
 
 from effopd.data.dataset import DatasetSpec, DatasetTask
 from effopd.data.filters import Filters
@@ -60,34 +58,6 @@ def test_test_problems_are_not_filtered_and_not_trained_on(tmp_path: Path) -> No
     ]
 
 
-def test_parquet_in_several_files_with_the_schema_of_gopd(tmp_path: Path) -> None:
-    for shard in range(2):
-        table = {
-            "data_source": ["DeepMath-103K"] * 3,
-            "prompt": [[{"role": "user", "content": f"q{shard}{i}"}] for i in range(3)],
-            "ability": ["math"] * 3,
-            "reward_model": [{"ground_truth": f"{shard}{i}", "style": "rule"} for i in range(3)],
-            "extra_info": [{"index": i, "split": "train"} for i in range(3)],
-        }
-        parquet.write_table(pa.table(table), tmp_path / f"train-{shard}.parquet")
-    source = DatasetSpec(name="gopd_math", path=f"{tmp_path}/train-*.parquet")
-    task = DatasetTask(train=source, test_size=1).load()
-    assert [(p.id, p.prompt, p.answer) for p in task.train] == [
-        ("train-0-1", "q00", "00"),
-        ("train-0-2", "q01", "01"),
-        ("train-0-3", "q02", "02"),
-        ("train-1-1", "q10", "10"),
-        ("train-1-2", "q11", "11"),
-    ]
-    assert {p.source for p in task.train} == {"DeepMath-103K"}
-
-
-def test_ids_in_the_data_do_not_matter(tmp_path: Path) -> None:
-    rows = [row | {"id": "same"} for row in numbered(3)]
-    task = DatasetTask(train=DatasetSpec(path=jsonl(tmp_path / "x.jsonl", *rows)), test_size=1)
-    assert [p.id for p in task.load().train] == ["x-1", "x-2"]
-
-
 def test_files_of_one_name(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
@@ -112,13 +82,6 @@ def test_too_few_and_none(tmp_path: Path) -> None:
     assert refusal(DatasetTask(train=DatasetSpec(path="gone.jsonl"))) == (
         "no such problem file: gone.jsonl"
     )
-
-
-def test_the_same_twice(tmp_path: Path) -> None:
-    task = DatasetTask(
-        train=DatasetSpec(path=jsonl(tmp_path / "x.jsonl", *numbered(5))), test_size=1
-    )
-    assert task.load() == task.load(), "what a filter has seen is forgotten"
 
 
 # In memory ----------------------------------------------------------------------------------------
@@ -164,45 +127,6 @@ def test_settings_over_those_of_the_data_set() -> None:
     hub = DatasetSpec(name="gsm8k", hub=True, split="test")
     assert hub.title == "openai/gsm8k@740312add88f test"
     assert DatasetSpec(**asdict(hub)) == hub, "what is written down is complete"
-
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({}, "give either path, a local file, or hub = true"),
-    ({"path": "x.jsonl", "hub": True}, "give either path, a local file, or hub = true"),
-    ({"hub": True}, "hub = true needs name or repo"),
-    ({"hub": True, "repo": "a/b"}, "repo needs revision, a commit of it: branches move"),
-    (
-        {"hub": True, "name": "gsm8k", "repo": "a/b"},
-        "repo needs revision, a commit of it: branches move",
-    ),
-    (
-        {"hub": True, "repo": "a/b", "revision": "main"},
-        "revision must be a commit of 40 hexadecimal digits, got 'main': branches move",
-    ),
-    (
-        {"hub": True, "name": "gsm8k", "revision": COMMIT[:12]},
-        f"revision must be a commit of 40 hexadecimal digits, got {COMMIT[:12]!r}: branches move",
-    ),
-    ({"path": "x.jsonl", "split": "t"}, "split is of the hub: remove it, or "),
-    ({"path": "x.jsonl", "where": "a"}, "where_field and where select rows "),
-    ({"path": "x.jsonl", "tests_form": "input_output"}, "tests_form = 'input_output' needs "),
-    ({"path": "x.jsonl", "name": "imagenet"}, "name must be one of custom, deepmath, math_12k, "),
-    ({"path": "x.jsonl", "template": "mth"}, "template must contain {question} "),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("settings", "message"), REFUSED, ids=str)
-def test_refused_sources(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError) as error:
-        DatasetSpec(**settings)
-    assert str(error.value).startswith(message)
-
-
-def test_a_repository_of_ones_own() -> None:
-    source = DatasetSpec(hub=True, repo="a/b", revision=COMMIT, split="test")
-    assert (source.repo, source.revision) == ("a/b", COMMIT)
-    assert source.title == "a/b@0123456789ab test"
 
 
 def test_verifiers_and_what_they_need() -> None:

@@ -37,28 +37,6 @@ def test_nothing_is_left_out_but_what_is_repeated() -> None:
     assert run(Filters(repeated="keep"), *rows) == (["b", "a", " b ", "B"], {})
 
 
-def test_levels() -> None:
-    rows = [candidate(f"q{level}", level) for level in (4.5, 5.0, 6.0, 6.5, None)]
-    assert run(Filters(min_level=5, max_level=6), *rows) == (
-        ["q5.0", "q6.0"],
-        {"no readable level": 1, "level below 5": 1, "level above 6": 1},
-    )
-    assert run(Filters(max_level=4.5), *rows)[0] == ["q4.5"]
-    assert run(Filters(min_level=6.5), *rows)[0] == ["q6.5"]
-
-
-def test_characters_of_the_question_without_its_template() -> None:
-    rows = [candidate("x" * length) for length in (3, 4, 5)]
-    kept, dropped = run(Filters(max_characters=4), *rows)
-    assert (kept, dropped) == (["xxx", "xxxx"], {"more than 4 characters": 1})
-
-
-def test_prompts_of_test_problems() -> None:
-    test = frozenset({plain(candidate("b").problem)})
-    rows = [candidate("a"), candidate("b\n"), candidate("c")]
-    assert run(Filters(), *rows, test=test) == (["a", "c"], {"the prompt of a test problem": 1})
-
-
 def test_another_system_message_is_another_prompt() -> None:
     rows = [candidate("a", system="s"), candidate("a", system="t"), candidate("a", system="s")]
     assert run(Filters(), *rows)[0] == ["a", "a"]
@@ -78,27 +56,6 @@ def test_benchmarks(tmp_path: Path) -> None:
     assert run(filters, *rows) == (
         ["How many ducks are in it?"],
         {"5 words in a row of one.jsonl": 1, "5 words in a row of two.jsonl": 1},
-    )
-
-
-def test_the_first_reason_counts() -> None:
-    rows = [
-        RejectedRow(reason="no readable question", message="row 1: empty"),
-        candidate("long enough", 1),
-        candidate("long enough", 9),
-        candidate("long enough", 9),
-        RejectedRow(reason="ability is not 'code'"),
-        candidate("x", 9),
-    ]
-    filters = Filters(min_level=5, max_characters=5, repeated="drop")
-    assert run(filters, *rows) == (
-        ["x"],
-        {
-            "more than 5 characters": 2,
-            "no readable question": 1,
-            "level below 5": 1,
-            "ability is not 'code'": 1,
-        },
     )
 
 
@@ -124,20 +81,6 @@ def test_nothing_left() -> None:
     with pytest.raises(ConfigError) as error:
         select("x.jsonl", [], [])
     assert str(error.value) == "no problems are left. x.jsonl: 0 of 0 rows kept"
-
-
-REFUSED = [
-    ({"min_level": 3, "max_level": 2}, "min_level must be at most max_level, got 3 and 2"),
-    ({"max_characters": 0}, "max_characters must be at least 1, got 0"),
-    ({"benchmark_words": 0}, "benchmark_words must be at least 1, got 0"),
-]
-
-
-@pytest.mark.parametrize(("settings", "message"), REFUSED)
-def test_refused_settings(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError) as error:
-        Filters(**settings)
-    assert str(error.value) == message
 
 
 # The twin -----------------------------------------------------------------------------------------

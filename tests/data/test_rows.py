@@ -109,13 +109,6 @@ def test_other_encodings_are_refused(tmp_path: Path, encoding: str) -> None:
     assert re.match("FILE (line 1 is not JSON|is not UTF-8): ", refusal(tmp_path / "x.jsonl"))
 
 
-def test_rows_before_a_damaged_line_are_read(tmp_path: Path) -> None:
-    found = file_rows(str(jsonl(tmp_path / "x.jsonl", '{"a": 1}', "{")))
-    assert next(found).values == {"a": 1}
-    with pytest.raises(ConfigError, match="line 2 is not JSON"):
-        next(found)
-
-
 # Parquet ------------------------------------------------------------------------------------------
 
 
@@ -134,13 +127,6 @@ def test_other_columns_are_not_read(tmp_path: Path) -> None:
     assert needed_columns(["b.c", "b.d", "a"], ["a", "b", "b.c"]) == ["b.c", "b", "a"]
     assert needed_columns(["a", "z"], ["a", "b"]) is None, "all, for the message about z"
     assert needed_columns(None, ["a"]) is None
-
-
-def test_batches_are_numbered_through(tmp_path: Path) -> None:
-    path = table(tmp_path / "x.parquet", {"a": list(range(150))})
-    assert [(r.name, r.values["a"]) for r in file_rows(str(path))] == [
-        (f"x-{i + 1}", i) for i in range(150)
-    ]
 
 
 def test_damaged_parquet(tmp_path: Path) -> None:
@@ -262,19 +248,6 @@ def test_configurations_splits_and_files(gsm8k: Path) -> None:
     assert rows(gsm8k, config="socratic", **only) == [("x-train-1", {"question": "s1"})]
     file = "main/test-00000-of-00001.parquet"
     assert rows(gsm8k, files=file, **only) == [("x-train-1", {"question": "t1"})]
-
-
-def test_nested_fields_and_json_lines(tmp_path: Path) -> None:
-    root = tmp_path / "eurus"
-    root.mkdir()
-    row = {
-        "prompt": [{"content": "s", "role": "system"}, {"content": "q", "role": "user"}],
-        "reward_model": {"ground_truth": "g", "style": "rule"},
-        "ability": "code",
-    }
-    (root / "train.jsonl").write_text(json.dumps(row) + "\n")
-    fields = ["prompt", "reward_model.ground_truth", "ability"]
-    assert rows(root, fields=fields) == [("x-train-1", row)]
 
 
 MISTAKES = [

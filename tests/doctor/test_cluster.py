@@ -11,7 +11,6 @@ import pytest
 import torch
 from tests.support.architectures import make
 from tests.support.shapes import DEEPSEEK
-from tests.support.tiny import metrics_of, search_rows, tiny_config, train_tiny, write_models
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -126,13 +125,6 @@ def test_search_costs_are_those_of_the_extrapolator(name: str, helpful: bool) ->
     assert search_costs(search, 8, helpful=helpful) == found
 
 
-def test_the_paper_scores_two_to_six_points_at_powers_of_two() -> None:
-    for helpful, points in ((False, 2), (True, 6)):
-        found = search_costs(Search.paper(), 40, helpful=helpful)
-        assert [each.step for each in found] == [1, 2, 4, 8, 16, 32]
-        assert {each.evaluations for each in found} == {points}
-
-
 @pytest.mark.parametrize(
     "settings",
     [["search.schedule.first=4"], ["search.schedule.type=every_n", "search.schedule.n=10"]],
@@ -165,20 +157,6 @@ def test_validation_against_a_step_in_counted_operations() -> None:
     share = found.trial_s / (found.scoring_s + found.update_s)
     counted = trial.get_total_flops() / whole.get_total_flops()
     assert share == pytest.approx(counted, rel=0.2)
-
-
-def test_tokens_of_validation_against_a_step_of_a_tiny_run(tmp_path: Path) -> None:
-    """Written answers: a scored point takes `validation.prompts` of a step's answers."""
-    models = write_models(tmp_path / "models")
-    settings = {"train.steps": 4, "validation": {"type": "teacher_kl", "prompts": 8}}
-    config = tiny_config(models, settings)
-    train_tiny(config, tmp_path / "run")
-    rows = [row for row in search_rows(tmp_path / "run") if row["tokens"]]
-    points = sum(row["tokens"] for row in rows) / len(rows)
-    metrics = metrics_of(tmp_path / "run")
-    step = sum(row["train_tokens"] for row in metrics[-1:]) / len(metrics)
-    answers = config.train.prompts_per_step * config.train.responses_per_prompt
-    assert config.validation.prompts / answers == pytest.approx(points / step, rel=0.2)
 
 
 def test_a_step_of_written_answers_in_closed_form() -> None:
@@ -252,21 +230,6 @@ def test_memory_of_a_rank_in_closed_form() -> None:
     # The tip is captured, five points are read from both ends, the last of which is accepted.
     assert found.moved_bytes == pytest.approx(11 * 4 * numbers / 8, rel=1e-3)
     assert found.scored_bytes == 2 * numbers * 7 // 8  # to the engines
-
-
-def test_an_anchor_on_the_device_is_there_throughout() -> None:
-    away, here = one("4B"), one("4B", "memory.anchor_device=student")
-    assert here.search_host_bytes == here.moved_bytes == 0
-    assert here.device_bytes - away.device_bytes == here.search_device_bytes
-    assert here.search_device_bytes == away.search_host_bytes
-
-
-def test_halving_the_precision_halves_what_is_kept() -> None:
-    wide, narrow = one("4B"), one("4B", "student.dtype=bfloat16")
-    assert wide.weights_bytes == 2 * narrow.weights_bytes
-    assert wide.moved_bytes == 2 * narrow.moved_bytes
-    masters = one("4B", "student.dtype=bfloat16", "memory.master_weights=true")
-    assert masters.weights_bytes == wide.weights_bytes
 
 
 def shards(shape: ModelShape, ranks: int) -> int:
@@ -362,14 +325,6 @@ def test_a_mistake_is_one_clear_sentence(name: str, tmp_path: Path) -> None:
     assert result.exit_code != 0
     said = " ".join((result.stdout + result.stderr).split())
     assert message in said, said
-
-
-def test_a_model_needs_a_number_of_cards(tmp_path: Path) -> None:
-    result = run(file_of(tmp_path, SIZES["4B"]))
-    assert (result.exit_code, "say how many cards: --gpus 8" in result.stdout) == (1, True)
-    (tmp_path / "config.json").write_text("{")
-    damaged = run(str(tmp_path / "config.json"), "--gpus", "8", "--gpu", "H20")
-    assert (damaged.exit_code, "damaged" in damaged.stdout) == (1, True)
 
 
 def test_a_cluster_refuses_what_does_not_divide() -> None:

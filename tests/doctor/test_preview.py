@@ -11,11 +11,9 @@ from tests.support.tiny import tiny_config, train_tiny, write_models
 from typer.testing import CliRunner
 
 from effopd.cli.main import app
-from effopd.data.code_tests import CodeTests
 from effopd.data.problem import Problem, Task
 from effopd.data.world import make_tokenizer
-from effopd.doctor.preview import Rendered, Shown, block, side_by_side
-from effopd.errors import ConfigError
+from effopd.doctor.preview import Rendered, Shown, block
 from effopd.rewards.math import MathVerifier
 from effopd.rewards.workers import WorkerSettings
 from effopd.training.build import counts_record, load_problems
@@ -203,16 +201,6 @@ def test_a_run_records_the_counts(
     assert test["kept"] == 1
 
 
-def test_prompts_that_are_all_too_long(tmp_path: Path, models: Path) -> None:
-    task = dataset(tmp_path, "3 + 4 =", "1 + 1 =")
-    path = recipe(tmp_path, models, task, prompt={"max_tokens": 4, "too_long": "drop"})
-    with pytest.raises(ConfigError) as error:
-        load_problems(load_config(path), TOKENIZER, None, print)
-    assert str(error.value) == (
-        "all 2 training prompts have more than prompt.max_tokens = 4 tokens"
-    )
-
-
 def test_the_tiny_world_needs_no_models() -> None:
     found = lines(Path(__file__).parents[2] / "recipes" / "tiny-effopd.toml", "-n", 1)
     assert found[:2] == ["8192 training problems, 512 test problems", ""]
@@ -233,24 +221,3 @@ def test_control_characters_are_shown(tmp_path: Path) -> None:
     assert "\x1b" not in "".join(
         block(Shown(problem=problem, student=same, teacher=other), width=80)
     )
-
-
-def test_the_last_lines_about_a_problem() -> None:
-    tests = CodeTests(kind="stdin", inputs=("1", "2"), outputs=("1", "2"))
-    first, second = Rendered(ids=(1, 2), text="a b"), Rendered(ids=(1, 2, 3), text="a b c")
-    problem = Problem(id="p", prompt="x", tests=tests)
-    for pair in ((first, second), (second, first), (first, first)):
-        shown = list(block(Shown(problem=problem, student=pair[0], teacher=pair[1]), width=80))
-        assert shown[-1] == "reference: 2 tests, stdin"
-        assert ("DIFFERENT from token 3 on" in "\n".join(shown)) == (pair != (first, first))
-
-
-def test_columns() -> None:
-    assert list(side_by_side("a\n\n" + "b" * 30, "c", 60)) == [
-        f"a{' ' * 27} | c",
-        f"{' ' * 28} |",
-        f"{'b' * 28} |",
-        f"bb{' ' * 26} |",
-    ]
-    narrow = list(side_by_side("b" * 25, "", 10))
-    assert narrow == [f"{'b' * 24} |", f"b{' ' * 23} |"], "never narrower than 24"

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from effopd.cli.main import app
-from effopd.doctor import Finding, Report, check_file
+from effopd.doctor import Finding, check_file
 from effopd.doctor.footprint import CONTEXT_BYTES
 from effopd.doctor.smoke import byte_tokenizer
 from effopd.errors import ConfigError
@@ -401,12 +401,3 @@ def test_the_example_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> Non
     (example,) = re.findall(r"```python\n(.*?)```", DOCS.read_text("utf-8"), re.DOTALL)
     exec(example.replace('"recipes/', f'"{PAPER.parent}/'), {})
     assert capsys.readouterr().out.splitlines()[0].startswith("True [")
-
-
-def test_the_page_is_for_people(recipe: Path) -> None:
-    sound = Report(findings=found(recipe, gpu="80GB")).text()
-    assert sound.splitlines()[-1].endswith("nothing stands in the way of the run")
-    large = found(LARGE, "memory.offload_optimizer=false", gpu="H100 80GB")
-    lines = Report(findings=large).text().splitlines()
-    remedies = [line for line in lines if "-> set memory" in line]
-    assert len(remedies) == 1  # not once for each phase

@@ -16,7 +16,7 @@ from tests.fakes import (
 from tests.reference.kl_twin import reverse_kl
 
 from effopd.data.problem import Problem
-from effopd.evaluation.evaluator import EvaluationResult, Evaluator
+from effopd.evaluation.evaluator import Evaluator
 from effopd.evaluation.routing import Teachers
 from effopd.rollouts.engine import derive_seed
 
@@ -48,12 +48,6 @@ def test_row_without_verifier_and_with_truncation() -> None:
     row = evaluator(verifier=None).evaluate(writer(engine, max_new_tokens=2)).row()
     assert row["accuracy"] is row["accuracy_se"] is row["reverse_kl"] is None
     assert (row["mean_length"], row["truncated_share"], row["n"]) == (2.0, 1.0, 8)
-
-
-def test_divergence_is_a_mean_over_tokens_not_over_answers() -> None:
-    kl = ((1.0,), (4.0, 4.0, 4.0))
-    rollouts = evaluator(problems=PROBLEMS[:2]).evaluate(writer(FakeEngine(script("# 3")))).rollouts
-    assert EvaluationResult(rollouts=rollouts, rewards=(), kl_nats=kl).row()["reverse_kl"] == 13 / 4
 
 
 def test_seeds_depend_on_the_evaluator_and_the_place_alone() -> None:

@@ -21,6 +21,7 @@ from tests.golden.runs import (
     run_outcome,
 )
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 STORED = Path(__file__).with_name("outcomes.json")
 TOLERANCE = 2e-3
 """Relative. SSE4.2, AVX2 and AVX-512 kernels agree within it; a rate 1% larger does not."""

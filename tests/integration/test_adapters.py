@@ -103,9 +103,3 @@ def test_the_untrained_student_is_the_student_without_its_adapters(models: Path,
 def test_what_is_of_weights_alone_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="that of weights, this run trains adapters"):
         run_theory(run, tmp_path)
-
-
-def test_started_from_a_model_there_are_no_adapters(models: Path) -> None:
-    config = started_from(tiny_config(models, SETTINGS), models / "teacher")
-    assert config.student is not None
-    assert (config.student.lora, config.student.path) == (None, str(models / "teacher"))

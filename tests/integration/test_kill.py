@@ -394,19 +394,6 @@ def test_a_second_ctrl_c_in_a_save_leaves_no_half_of_it(
     assert outcome(tmp_path / "run") == outcome(undisturbed)
 
 
-def test_a_finished_run_says_so_and_exits_with_zero(
-    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = [*command(config, tmp_path), "--debug"]
-    arguments.insert(3, "train.steps=1")
-    assert exit_status(arguments) == 0
-    capsys.readouterr()
-    assert exit_status(arguments) == 0
-    printed = capsys.readouterr().out
-    assert "is finished (after step 1: last step), nothing was changed" in printed
-    assert "step   1" not in printed
-
-
 def test_a_directory_in_use_is_refused_by_the_command(
     config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,6 @@ from tests.support.tiny import Raw, copy_run, outcome, tiny_config, train_tiny
 from effopd.config.reading import to_toml
 from effopd.errors import ConfigError
 from effopd.records import read_jsonl
-from effopd.training.config import load_config
 
 ADAPTERS: Raw = {"student.lora": {"r": 2, "alpha": 4.0}, "search.parameters": "all"}
 
@@ -166,28 +165,6 @@ def test_why_is_said_where_the_name_does_not(
     train_tiny(tiny_config(models, settings), tmp_path, stop_after=3)
     with pytest.raises(ConfigError, match=why):
         train_tiny(tiny_config(models, settings | changed), tmp_path)
-
-
-def test_overrides_and_an_edited_recipe_are_one(models: Path, half: Path, tmp_path: Path) -> None:
-    recipe = tmp_path / "recipe.toml"
-    recipe.write_text((half / "config.toml").read_text())
-    changed = "memory.scoring_tokens=128"
-    edited = recipe.read_text().replace("scoring_tokens = 32768", "scoring_tokens = 128")
-    found = []
-    for name, config in (
-        ("overridden", load_config(recipe, [changed, "train.steps=4"])),
-        ("edited", load_config(_written(tmp_path / "edited.toml", edited), ["train.steps=4"])),
-    ):
-        run = copy_run(half, tmp_path / name)
-        assert train_tiny(config, run)[0]
-        found.append(resumed_in(run)[0]["changes"])
-    assert found[0] == found[1]
-    assert found[0][0] == "memory.scoring_tokens: 32768 -> 128 (changes rounding only)"
-
-
-def _written(path: Path, text: str) -> Path:
-    path.write_text(text)
-    return path
 
 
 def test_a_path_may_be_spelled_in_another_way(

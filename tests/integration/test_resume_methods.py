@@ -20,7 +20,6 @@ from tests.support.tiny import (
     outcome,
     tiny_config,
     train_tiny,
-    trainer_of,
 )
 
 from effopd.data.problem import Answer
@@ -36,7 +35,6 @@ from effopd.training.config import Config
 from effopd.training.loop import Trainer
 from effopd.training.monitor import Monitor
 from effopd.training.run_directory import LOGS
-from effopd.training.signals import StopRequest
 from effopd.training.teachers import StudentAverage
 
 RECORDS = Path(__file__).parents[2] / "docs" / "records.md"
@@ -254,7 +252,7 @@ def test_a_run_cut_into_pieces_is_the_same_run(
     models: Path, problems: Path, whole: Whole, tmp_path: Path, case: str
 ) -> None:
     config = config_of(case, models, problems)
-    for stop_after in (1, 3, 4):
+    for stop_after in (2, 4):
         torch.manual_seed(stop_after)
         assert not train_tiny(config, tmp_path, stop_after=stop_after)[0]
     done, messages = train_tiny(config, tmp_path)
@@ -299,10 +297,10 @@ def test_a_killed_run_ends_like_an_undisturbed_one(
     assert outcome(tmp_path / "killed") == outcome(whole(case))
 
 
-@pytest.mark.parametrize("case", ["ppo, several updates", "dapo, refills", "self-teacher"])
 def test_a_longer_run_continues_a_finished_one(
-    models: Path, problems: Path, whole: Whole, tmp_path: Path, case: str
+    models: Path, problems: Path, whole: Whole, tmp_path: Path
 ) -> None:
+    case = "ppo, several updates"
     grown, at_once = copy_run(whole(case), tmp_path / "grown"), tmp_path / "at-once"
     longer = config_of(case, models, problems, {"train.steps": STEPS + 2})
     assert finished(grown) == {"step": STEPS, "reason": "last step"}
@@ -480,7 +478,3 @@ def test_a_stopped_run_is_not_finished(models: Path, tmp_path: Path) -> None:
     config = tiny_config(models, {"method": "opd"})
     assert not train_tiny(config, tmp_path, stop_after=3)[0]
     assert finished(tmp_path) is None
-    trainer, run = trainer_of(config, tmp_path / "other")
-    assert trainer.run(StopRequest())
-    run.close()
-    assert finished(tmp_path / "other") == {"step": 8, "reason": "last step"}

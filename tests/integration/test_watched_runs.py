@@ -187,17 +187,6 @@ def test_the_monitor_may_be_turned_off_on_the_way_but_not_on(models: Path, tmp_p
         train_tiny(on, tmp_path / "off")
 
 
-def test_a_run_from_before_there_was_a_monitor_is_continued(models: Path, tmp_path: Path) -> None:
-    cut(models, tmp_path, {})
-    settings = tmp_path / "config.toml"
-    text = settings.read_text()
-    section = text[text.index("[monitor]") :].split("\n\n")[0]
-    settings.write_text(text.replace(section, ""))
-    (tmp_path / "monitor.jsonl").unlink()
-    assert train_tiny(tiny_config(models, PLAIN), tmp_path)[0]
-    assert len(metrics_of(tmp_path)) == 5
-
-
 def test_weights_that_are_not_finite_are_not_observed(models: Path, tmp_path: Path) -> None:
     messages: list[str] = []
     config = tiny_config(models, PLAIN | {"monitor": WATCH, "train.steps": 2})

@@ -21,7 +21,7 @@ from effopd.errors import (
 )
 from effopd.models.directory import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from effopd.models.lora import read_lora_settings
-from effopd.models.updates import AdapterUpdate, PairUpdate, open_update
+from effopd.models.updates import AdapterUpdate, PairUpdate
 from effopd.models.weights import MemoryWeights
 
 Q, QKV = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.qkv_proj"
@@ -184,15 +184,6 @@ def test_an_embedding_saved_whole_and_adapted(tmp_path: Path) -> None:
     assert update.factors(name) is None
 
 
-def test_half_precision_is_multiplied_in_float32(tmp_path: Path) -> None:
-    tensors = {n: t.bfloat16() for n, t in factors(Q, 6, 5).items()}
-    base = MemoryWeights({n: t.bfloat16() for n, t in base_tensors().items()})
-    update = AdapterUpdate(base, save_adapter(tmp_path, tensors))
-    exact = product(tensors, Q, 4.0)
-    assert_close(update.read(f"{Q}.weight"), exact)
-    assert_close(update.read_tuned(f"{Q}.weight"), update.read_base(f"{Q}.weight").double() + exact)
-
-
 def test_an_update_that_is_not_finite(tmp_path: Path) -> None:
     tensors = factors(Q, 6, 5)
     tensors[f"{Q}.lora_B.weight"][0, 0] = math.inf
@@ -207,14 +198,6 @@ def test_names_and_rows_that_are_not_there(tmp_path: Path) -> None:
             call("nothing")
     with pytest.raises(ParameterMismatchError, match="no rows 5 to 7"):
         update.read(f"{Q}.weight", (5, 7))
-
-
-def test_opened_with_its_base(tmp_path: Path) -> None:
-    base = save_tensors(tmp_path / "base", base_tensors())
-    tensors = factors(Q, 6, 5)
-    update = open_update(base, save_adapter(tmp_path / "adapter", tensors))
-    assert isinstance(update, AdapterUpdate)
-    assert_close(update.read(f"{Q}.weight"), product(tensors, Q, 4.0))
 
 
 # Refused ------------------------------------------------------------------------------------------

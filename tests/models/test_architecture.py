@@ -101,11 +101,6 @@ def test_a_soft_cap_is_told_from_the_configuration(
     assert setting in str(refusal.value)
 
 
-def test_the_same_family_without_a_cap(tmp_path: Path) -> None:
-    directory = config_only(tmp_path, "gemma2", final_logit_softcapping=None)
-    assert read_architecture(directory).model_class.__name__ == "Gemma2ForCausalLM"
-
-
 def test_an_untrained_model_is_refused_with_the_same_words(tmp_path: Path) -> None:
     with pytest.raises(ParameterMismatchError) as of_config:
         read_architecture(config_only(tmp_path, "gemma2"), path="Gemma2ForCausalLM")

@@ -178,13 +178,6 @@ def test_one_that_could_be_a_repository_is_named_as_a_directory_first(here: Path
         assert "internet connection" not in message
 
 
-def test_the_nearest_name_of_a_parent(here: Path) -> None:
-    (here / "models").mkdir()
-    assert (
-        no_such_directory("modles/a/b") == "no model directory at modles/a/b (did you mean models?)"
-    )
-
-
 def test_gguf_is_named(here: Path) -> None:
     (here / "model.gguf").write_bytes(b"GGUF")
     (here / "quant").mkdir()

@@ -147,11 +147,6 @@ def test_layer_order() -> None:
     ]
 
 
-def test_nothing_is_nothing() -> None:
-    assert places({}) == []
-    assert places({"model.layers.0.mlp.experts.down_proj": (0, 4, 4)}) == []
-
-
 # Fused projections --------------------------------------------------------------------------------
 
 
@@ -168,26 +163,6 @@ def test_fused_rows_are_those_the_model_uses() -> None:
         model(torch.tensor([[3, 4, 5]]))
     assert len(seen) == 2
     assert all(not inputs.any() for inputs in seen)
-
-
-def test_fused_heads_are_grouped() -> None:
-    rows = {place.projection: place.rows for place in live_places("phi3") if place.layer == 0}
-    assert rows["q"] == (0, 16)
-    assert rows["k"] == (16, 24)
-    assert rows["v"] == (24, 32)
-    assert (rows["gate"], rows["up"]) == ((0, 24), (24, 48))
-
-
-def test_a_fused_bias_is_split_like_its_weight() -> None:
-    layer = "model.layers.0."
-    shapes = {
-        f"{layer}self_attn.qkv_proj.bias": (32,), f"{layer}mlp.gate_up_proj.bias": (48,),
-        f"{layer}mlp.gate_up_proj.weight": (48, 16), f"{layer}mlp.down_proj.weight": (16, 24),
-    }  # fmt: skip
-    found = [p for p in places(shapes, HEADS) if p.name.endswith("bias")]
-    assert [p.projection for p in found] == ["q", "k", "v", "gate", "up"]
-    assert [p.shape for p in found] == [(16,), (8,), (8,), (24,), (24,)]
-    assert not matrices(found)
 
 
 def test_without_head_counts_a_fused_projection_stays_whole() -> None:
@@ -232,12 +207,6 @@ def test_batched_experts_are_those_of_the_tensor_per_expert(tmp_path: Path) -> N
         assert torch.equal(part, weights.read(saved[where].name)), where
 
 
-def test_labels_of_experts() -> None:
-    labels = {place.label for place in live_places("qwen3_moe")}
-    assert "model.layers.1.mlp.experts.gate_up_proj[2]#up" in labels
-    assert "model.layers.1.mlp.experts.down_proj[0]" in labels
-
-
 def test_interleaved_gate_and_up_stay_one_matrix() -> None:
     found = [place for place in live_places("gpt_oss") if place.expert == 1 and place.layer == 0]
     assert [(place.projection, place.shape) for place in found] == [
@@ -252,13 +221,6 @@ def test_gate_and_up_that_do_not_fit_their_down_projection_stay_one_matrix() -> 
         assert [place.projection for place in places(shapes)] == [*found, "down"]
     alone = places({f"{mlp}gate_up_proj.weight": (48, 16)})
     assert [place.projection for place in alone] == ["gate_up"]
-
-
-def test_routers_are_no_matrices_of_the_table() -> None:
-    found = live_places("qwen2_moe")
-    routers = [place for place in found if place.projection == "router"]
-    assert len(routers) == 4
-    assert not set(routers) & set(matrices(found))
 
 
 # Heads --------------------------------------------------------------------------------------------

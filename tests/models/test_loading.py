@@ -87,19 +87,6 @@ def test_precision_attention_and_checkpointing_are_those_asked_for(saved: Path) 
     assert not recomputes(load_model(settings(saved)))
 
 
-def test_shards_are_loaded(tmp_path: Path) -> None:
-    tiny_model().save_pretrained(tmp_path, max_shard_size="20KB")
-    assert len(list(tmp_path.glob("*.safetensors"))) > 2
-    loaded = load_model(settings(tmp_path))
-    assert torch.equal(loaded.lm_head.weight, tiny_model().lm_head.weight)
-
-
-def test_home_directory(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(saved.parent))
-    assert load_tokenizer(settings("~/whole")).eos_token == "<eos>"
-    assert load_model(settings("~/whole")).config.hidden_size == 32
-
-
 def test_tokenizer_and_its_chat_template_come_back(saved: Path) -> None:
     loaded = load_tokenizer(settings(saved))
     assert loaded.get_vocab() == TOKENIZER.get_vocab()
@@ -133,14 +120,6 @@ def test_no_such_directory(path: str) -> None:
 def test_an_empty_path() -> None:
     with pytest.raises(ConfigError, match="path must be a model directory"):
         ModelSettings(path="")
-
-
-def test_devices() -> None:
-    with pytest.raises(ConfigError, match="device 'gpu' cannot be used: "):
-        load_model(settings("./anywhere"), "gpu")
-    if not torch.cuda.is_available():
-        with pytest.raises(ConfigError, match="device 'cuda' cannot be used: "):
-            load_model(settings("./anywhere"), "cuda")
 
 
 # Refused although transformers would go on --------------------------------------------------------

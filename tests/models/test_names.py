@@ -123,16 +123,6 @@ def test_an_adapter_that_was_not_merged_is_named(part: str, pair: tuple[Path, Pa
             read()
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.module.", "base_model.model.", "model."])
-@pytest.mark.parametrize("at", [0, 1], ids=["base", "tuned"])
-def test_a_prefixed_checkpoint_gives_the_same_update(
-    prefix: str, at: int, pair: tuple[Path, Path]
-) -> None:
-    expected = updates_of(*pair)
-    rewritten(pair[at], lambda tensors: {prefix + n: t for n, t in tensors.items()})
-    assert_same(updates_of(*pair), expected)
-
-
 @pytest.mark.parametrize("prefix", ["module.", "_fsdp_wrapped_module.", "model."])
 @pytest.mark.parametrize("tie", [False, True])
 def test_a_prefixed_checkpoint_is_the_same_model(prefix: str, tie: bool, tmp_path: Path) -> None:
@@ -152,17 +142,6 @@ def test_a_prefixed_checkpoint_is_the_same_model(prefix: str, tie: bool, tmp_pat
     )
 
 
-def test_an_extrapolated_checkpoint_has_the_names_of_transformers(
-    pair: tuple[Path, Path], tmp_path: Path
-) -> None:
-    extrapolate(*pair, [2.0], tmp_path / "plain", select="all")
-    rewritten(pair[0], lambda tensors: {f"module.{n}": t for n, t in tensors.items()})
-    rewritten(pair[1], lambda tensors: {f"_orig_mod.{n}": t for n, t in tensors.items()})
-    extrapolate(*pair, [2.0], tmp_path / "found", select="all")
-    found, expected = (load_file(tmp_path / n / "model.safetensors") for n in ("found", "plain"))
-    assert_same(found, expected)
-
-
 @pytest.mark.parametrize(
     ("base", "tuned"),
     [
@@ -177,16 +156,6 @@ def test_two_ways_to_name_one_tensor(base: str, tuned: str) -> None:
     assert counterparts([base], [tuned, "model.other"]) == {base: tuned}
     assert counterparts([base, "x"], ["x", base, tuned]) == {base: base, "x": "x"}
     assert counterparts([base], ["y"]) == {}
-
-
-def test_names_of_gpt2_with_and_without_their_first_part(tmp_path: Path) -> None:
-    base = save_family(tmp_path / "base", "gpt2", seed=0)
-    tuned = save_family(tmp_path / "tuned", "gpt2", seed=1)
-    expected = updates_of(base, tuned)
-    rewritten(tuned, lambda t: {n.removeprefix("transformer."): x for n, x in t.items()})
-    assert_same(updates_of(base, tuned), expected)
-    extrapolate(base, tuned, [1.0], tmp_path / "tip", select="all")
-    assert_same(load_file(tmp_path / "tip" / "model.safetensors"), dict(stored(tuned)))
 
 
 def stored(directory: Path) -> Tensors:
@@ -211,12 +180,6 @@ def test_a_copy_of_the_embedding_is_left_out(
     assert_same(updates_of(*tied), expected)
     extrapolate(*tied, [2.0], tmp_path / "point", select="all")
     assert "lm_head.weight" not in stored(tmp_path / "point")
-
-
-def test_a_place_holder_for_a_tied_head_is_left_out(tied: tuple[Path, Path]) -> None:
-    expected = updates_of(*tied)
-    rewritten(tied[1], lambda tensors: tensors | {"lm_head.weight": torch.zeros(0)})
-    assert_same(updates_of(*tied), expected)
 
 
 @pytest.mark.parametrize("side", [0, 1])

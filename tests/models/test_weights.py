@@ -19,9 +19,7 @@ from effopd.models.loading import ModelSettings, load_model
 from effopd.models.weights import (
     MemoryWeights,
     Weights,
-    is_finite,
     open_weights,
-    wide_dtype,
 )
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8]
@@ -116,23 +114,6 @@ def test_what_is_read_follows_the_live_tensor() -> None:
 # On disk ------------------------------------------------------------------------------------------
 
 
-def test_writing_into_a_read_tensor_leaves_the_file_alone(tmp_path: Path) -> None:
-    weights = open_weights(save_tensors(tmp_path, tensors()))
-    weights.read("of.float32").fill_(7.0)
-    weights.read("of.float32", (0, 2)).fill_(7.0)
-    assert torch.equal(weights.read("of.float32"), tensors()["of.float32"])
-
-
-def test_shards_as_transformers_writes_them(tmp_path: Path) -> None:
-    save_family(tmp_path, "qwen3", dtype=torch.bfloat16, shard_size="4KB")
-    assert len(list(tmp_path.glob("*.safetensors"))) > 2
-    weights = open_weights(tmp_path)
-    model = load_model(ModelSettings(path=str(tmp_path), dtype="bfloat16"))
-    assert set(weights.shapes) == {name for name, _ in model.named_parameters()}
-    for name, parameter in model.named_parameters():
-        assert torch.equal(weights.read(name), parameter), name
-
-
 def test_a_tied_model_has_no_head_on_disk_as_in_memory(tmp_path: Path) -> None:
     weights = open_weights(save_family(tmp_path, "qwen3", tie_word_embeddings=True))
     model = load_model(ModelSettings(path=str(tmp_path)))
@@ -151,16 +132,16 @@ def peak_bytes():
     return next(1024 * int(l.split()[1]) for l in lines if l.startswith("VmHWM"))
 
 weights = open_weights(Path(sys.argv[1]))
-held = []
 weights.read("0").sum()  # what the first sum sets up
-before = peak_bytes()
-for name in weights.shapes:
-    tensor = weights.read(name)
-    tensor.sum()
-    if sys.argv[2] == "hold":
-        held.append(tensor)
-    del tensor
-print(peak_bytes() - before)
+for held in ([], [weights.read("0")]):
+    before = peak_bytes()
+    for name in weights.shapes:
+        tensor = weights.read(name)
+        tensor.sum()
+        if held:
+            held.append(tensor)
+        del tensor
+    print(peak_bytes() - before)
 """
 
 
@@ -168,13 +149,11 @@ print(peak_bytes() - before)
 def test_a_dropped_tensor_gives_its_memory_back(tmp_path: Path) -> None:
     size = 4 << 20
     save_tensors(tmp_path, {str(i): torch.zeros(size // 4) for i in range(16)})
-
-    def growth_bytes(mode: str) -> int:
-        command = [sys.executable, "-c", MEMORY, str(tmp_path), mode]
-        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
-    assert growth_bytes("drop") < 3 * size
-    assert growth_bytes("hold") > 12 * size  # the measurement can fail
+    command = [sys.executable, "-c", MEMORY, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    dropped, held = map(int, done.stdout.split())
+    assert dropped < 3 * size
+    assert held > 12 * size  # the measurement can fail
 
 
 # Refused ------------------------------------------------------------------------------------------
@@ -256,22 +235,3 @@ def test_a_file_that_goes_or_changes_after_it_was_opened(tmp_path: Path) -> None
         with pytest.raises(CheckpointError, match="scalar cannot be read"):
             weights.read("scalar")
         (tmp_path / SINGLE).unlink(missing_ok=True)
-
-
-# Small facts --------------------------------------------------------------------------------------
-
-
-def test_the_dtype_to_compute_in() -> None:
-    assert wide_dtype(torch.bfloat16, torch.float16) == torch.float32
-    assert wide_dtype(torch.bfloat16, torch.float64) == torch.float64
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_finite(value: float) -> None:
-    for dtype in (torch.float32, torch.bfloat16):
-        tensor = torch.zeros(3, 3, dtype=dtype)
-        assert is_finite(tensor)
-        tensor[2, 1] = value
-        assert not is_finite(tensor)
-    assert is_finite(torch.zeros(0))
-    assert is_finite(torch.tensor([True]))

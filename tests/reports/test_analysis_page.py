@@ -20,12 +20,10 @@ from effopd.reports.analysis_figures import (
     progress_figure,
     shift_figure,
     spectrum_figure,
-    trajectory_figure,
 )
 from effopd.reports.analysis_page import (
     analysis_content,
     analysis_figures,
-    sample,
     write_analysis,
     write_analysis_pngs,
 )
@@ -233,15 +231,6 @@ def test_heat_maps_leave_blank_what_is_missing(analysis):
     assert trace["z"][1][1] is None
 
 
-def test_paths_go_from_light_to_dark(analysis):
-    (trace,) = trajectory_figure(analysis, "plain", "pca")["data"]
-    where = {"place": "plain", "projection_kind": "pca"}
-    assert trace["x"] == column(analysis, "trajectory_points", "x", **where)
-    colors = trace["marker"]["color"]
-    assert (colors[0], colors[-1]) == ("#C9C9C9", "#0072B2")
-    assert len(set(colors)) == len(STEPS)
-
-
 def test_accuracy_stands_over_the_norm_of_the_update(analysis):
     (trace,) = accuracy_figure(analysis)["data"]
     norms = column(analysis, "norm_sums", "frobenius_norm", grouping="whole")
@@ -258,16 +247,6 @@ def test_divergences_start_at_the_base(analysis):
     assert [trace["x"] for trace in points] == [
         column(analysis, "shift_points", "x", label=label) for label in ("base", LABELS[-1])
     ]
-
-
-def test_without_steps_checkpoints_are_counted(analysis):
-    series = [each | {"step": None} for each in analysis.info["checkpoints"]]
-    counted = Analysis(
-        directory=analysis.directory, info=analysis.info | {"checkpoints": series}, tables=tables()
-    )
-    figure = norm_figure(counted, "frobenius_norm", "norm")
-    assert figure["data"][0]["x"] == [1.0, 2.0, 3.0]
-    assert figure["layout"]["xaxis"]["title"]["text"] == "checkpoint"
 
 
 def test_plotly_knows_every_setting_and_pictures_are_written(analysis, tmp_path):
@@ -324,12 +303,6 @@ def test_only_what_was_measured_has_a_section(analysis):
     keys = [section["key"] for section in analysis_content(less)[0]["sections"]]
     assert keys == ["table1", "spectra"]
     assert analysis_content(less)[0]["headline"] == "3 checkpoints of one base"
-
-
-def test_a_sample_of_matrices_is_spread_evenly():
-    assert sample("abcde", 9) == list("abcde")
-    assert sample("abcdef", 3) == list("ace")
-    assert sample([], 3) == []
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from effopd.reports.figures import AXES, accuracy_figure, rates_figure
 from effopd.reports.page import cost_table, page_content, write_comparison
 from effopd.reports.png import write_comparison_pngs
 from effopd.reports.summary import Cell
-from effopd.reports.tables import format_lr
 
 RATES = (1e-4, 3e-4, 1e-3)
 COUNT = "document.querySelectorAll({!r}).length"
@@ -151,13 +150,6 @@ def test_markdown_has_every_table(comparison):
     assert re.search(r"^\| effopd \| 3e-4 \| 3 \| .*4 \\\[4, 4\\\] \(4\.0×\)", text, re.MULTILINE)
     assert "| grpo | 1e-4, 3e-4, 1e-3 | 0 of 3 | 1e-3 | never at 90% |" in text
     assert text.endswith("\nA \\| note.\n")
-
-
-@pytest.mark.parametrize(
-    ("lr", "text"), [(1e-4, "1e-4"), (2.5e-5, "2.5e-5"), (0.1, "1e-1"), (3e-10, "3e-10")]
-)
-def test_learning_rates_are_short(lr, text):
-    assert format_lr(lr) == text
 
 
 def test_pictures_have_a_panel_per_world(comparison, tmp_path):

@@ -102,17 +102,6 @@ def test_answers_are_coloured_by_their_own_writer_and_others_are_folded_away(sho
     assert "reward not scored" in text
 
 
-def test_colours_grow_with_the_divergence_up_to_one_limit(shown):
-    strengths = [
-        float(match[1]) if (match := re.search(r"--warm\), ([\d.]+)\)", a.get("style", ""))) else 0
-        for a in shown.tokens()
-    ]
-    # Sizes sorted: 0 0 .05 .1 .25 .5 2 5; the 98th percentile is 2, which is round.
-    values = [0.0, 0.5, 5.0, 0.0, 0.05, 0.1, 0.25, 2.0]
-    assert strengths == pytest.approx([0.65 * min(1, v / 2) ** 0.7 for v in values], abs=6e-4)
-    assert "2 nats or more" in shown.texts
-
-
 @pytest.mark.parametrize(("value", "title"), [(None, "not recorded"), (-2e-8, "0.0000 nats")])
 def test_what_is_unknown_or_rounds_to_zero_has_no_colour(value, title):
     record = altered()

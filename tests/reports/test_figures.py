@@ -7,10 +7,8 @@ from effopd.records import Run
 from effopd.reports import figures
 from effopd.reports.figures import AXES, decade_ticks, plotly_text
 from effopd.reports.series import Trial, teacher_accuracy
-from effopd.reports.style import blended, faded, run_styles
+from effopd.reports.style import run_styles
 from effopd.reports.timeline import (
-    advantage_color,
-    advantage_limit,
     scale_ticks,
     search_figure,
     search_sentence,
@@ -126,21 +124,6 @@ def test_a_scale_of_zero_is_drawn_at_the_bottom():
     figure = search_figure(Run(directory=None, label="x", info={}, search=rows))
     assert [trace["y"] for trace in figure["data"][:2]] == [[1.0], [2.0]]
     assert "scale 0" in figure["data"][0]["hovertext"][0]
-
-
-def test_the_colour_scale_ends_at_the_largest_gain():
-    found = [trial(advantage=value) for value in (-100.0, 0.1, -0.2, None, 0.3)]
-    assert advantage_limit(found) == 0.3
-    assert advantage_limit([trial(advantage=-0.5)] * 3) == 0.5
-    assert advantage_limit([]) == advantage_limit([trial()]) == 1.0
-
-
-def test_colours_run_from_worse_to_better():
-    colours = [advantage_color(trial(advantage=value), 1.0) for value in (-9.0, -1.0, 0.0, 1.0)]
-    assert colours == ["#D55E00", "#D55E00", "#C9C9C9", "#0072B2"]
-    assert advantage_color(trial(score=None, advantage=None), 1.0) == "#8A8A8A"
-    assert blended("#000000", "#FF8000", 0.5) == "#804000"
-    assert faded("#FF8000", 0.25) == "rgba(255,128,0,0.25)"
 
 
 def test_the_search_sentence_counts(make_run):

@@ -236,13 +236,6 @@ def copied(value: Any) -> Any:
     return float(repr(value)) if isinstance(value, float) else value
 
 
-@given(value=PLAIN)
-@settings(deadline=None)
-def test_a_value_equals_its_copy(value: Any) -> None:
-    assert equal_values(copied(value), value, tuples_are_lists=False)
-    assert equal_values(copied(value), value, tuples_are_lists=True)
-
-
 @given(left=PLAIN, right=PLAIN, tests=st.sampled_from(CASES))
 @settings(deadline=None)
 def test_any_two_values_are_compared(left: Any, right: Any, tests: CodeTests) -> None:
@@ -265,26 +258,12 @@ def test_sets_equal_as_in_the_twin(left: Any, right: Any) -> None:
         assert is_expected(called("set"), 0, b, a) == code_twin.same_set(a, b)
 
 
-@given(left=PLAIN, right=PLAIN)
-@settings(deadline=None)
-def test_strict_equality_implies_lenient_equality(left: Any, right: Any) -> None:
-    if equal_values(left, right, tuples_are_lists=False):
-        assert equal_values(left, right, tuples_are_lists=True)
-
-
 @given(words=st.lists(st.from_regex(rb"[!-~]{1,12}", fullmatch=True)), breaks=st.data())
 @settings(deadline=None)
 def test_white_space_between_words_does_not_count(words: list[bytes], breaks: Any) -> None:
     gaps = [breaks.draw(st.sampled_from([b" ", b"\n", b"\t ", b"\r\n"])) for _ in words]
     printed = b"".join(word + gap for word, gap in zip(words, gaps, strict=True))
     assert same_tokens(printed, b" ".join(words), 0.0)
-
-
-@given(left=st.binary(), right=st.binary(), error=st.sampled_from([0.0, 1e-6]))
-@settings(deadline=None)
-def test_any_two_texts_are_compared(left: bytes, right: bytes, error: float) -> None:
-    assert same_tokens(left, left, error)
-    assert same_tokens(left, right, error) in {True, False}
 
 
 DIGITS = st.from_regex(

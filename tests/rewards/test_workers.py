@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +21,6 @@ pytest.importorskip("math_verify")
 
 EQUAL = ((r"\sqrt8", r"2\sqrt2"),)
 UNEQUAL = ((r"\sqrt8", r"3\sqrt2"),)
-ENDLESS = (("7", r"\sin(\pi^{10^{8}})"),)
 
 HANGS = {
     "tower": "9^9^9^9", "factorial": "10^9!", "factorials": "((100!)!)!",
@@ -103,26 +101,6 @@ def test_verdicts_are_in_order_and_the_same_in_any_other(pool: WorkerPool) -> No
 
 def test_one_equal_pair_is_enough(pool: WorkerPool) -> None:
     assert pool.verdicts([UNEQUAL + EQUAL, UNEQUAL + UNEQUAL]) == ["correct", "wrong"]
-
-
-def test_a_worker_gives_the_same_verdict_after_many_checks(pool: WorkerPool) -> None:
-    process = only_worker(pool)
-    many = [((f"{n}x+x^2", f"x(x+{n})"),) for n in range(2, 60)]
-    assert pool.verdicts([EQUAL, *many, EQUAL, UNEQUAL]) == ["correct"] * 60 + ["wrong"]
-    assert only_worker(pool) == process
-
-
-def test_threads_share_a_pool(pool: WorkerPool) -> None:
-    found: list[list[str]] = []
-    threads = [
-        threading.Thread(target=lambda: found.append([*pool.verdicts([EQUAL, UNEQUAL])]))
-        for _ in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == [["correct", "wrong"]] * 4
 
 
 def test_a_forked_process_has_workers_of_its_own(pool: WorkerPool) -> None:
@@ -271,13 +249,10 @@ def test_a_worker_can_do_nothing_but_compute(tmp_path: Path) -> None:
 # Memory -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "body",
-    ["bytearray(10**11)", "hungry()"],
-    ids=["an allocation that fails", "one that fails and is caught"],
-)
-def test_memory_is_a_verdict(monkeypatch: pytest.MonkeyPatch, body: str) -> None:
-    script = f"""
+def test_memory_is_a_verdict_even_where_the_error_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    script = """
 import effopd.rewards.mathematics.equivalence as equivalence
 kept = []
 def hungry():
@@ -287,7 +262,7 @@ def hungry():
     except MemoryError:
         return False
 real = equivalence.equal
-equivalence.equal = lambda a, b: ({body}) if b == "big" else real(a, b)
+equivalence.equal = lambda a, b: hungry() if b == "big" else real(a, b)
 from effopd.rewards.worker import work
 work(wall_s=60.0, memory_bytes=2**30)
 """

@@ -16,7 +16,6 @@ from effopd import (
     Extrapolator,
     LadderScales,
     PowersOfTwo,
-    Score,
     Search,
     SinceAccepted,
     SinceRaw,
@@ -87,20 +86,6 @@ class Falling(Rising):
 # A search leaves no trace unless it accepts -------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_rejected_search_leaves_no_trace(dtype: torch.dtype) -> None:
-    net = Net(dtype)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=0.1)
-    extrapolator = Extrapolator(net, Falling(), search=EVERY_STEP)
-    for step in range(1, 4):
-        train_step(net, optimizer)
-        before = fingerprint(net, optimizer)
-        result = extrapolator.step(step)
-        assert result is not None
-        assert result.accepted_scale == 1.0
-        assert fingerprint(net, optimizer) == before
-
-
 def test_a_rejected_search_is_the_run_without_one() -> None:
     """Sampling validators included: torch's generator is put back."""
 
@@ -124,20 +109,6 @@ def test_a_rejected_search_is_the_run_without_one() -> None:
         return falling(draw)
 
     assert train(sampling) == train(None)
-
-
-def test_generators_are_put_back_when_the_validator_fails() -> None:
-    net = Net()
-
-    def failing(draw: Draw) -> float:
-        torch.randn(3)
-        raise OSError("no engine")
-
-    extrapolator = Extrapolator(net, failing, search=EVERY_STEP)
-    expected = torch.get_rng_state()
-    with pytest.raises(OSError, match="no engine"):
-        extrapolator.step(1)
-    assert torch.equal(torch.get_rng_state(), expected)
 
 
 def test_an_accepted_search_moves_the_selected_parameters_only() -> None:
@@ -167,24 +138,6 @@ def test_searches_when_due_and_once_per_step(search: Search) -> None:
     results = [extrapolator.step(step) for step in (1, 2, 3, 3, 4, 4, 5, 2)]
     found = [result and result.step for result in results]
     assert found == [1, 2, None, None, 4, None, None, None]
-
-
-def test_validator_sees_each_candidate_and_the_draw() -> None:
-    weight = torch.zeros(2)
-    seen: list[tuple[float, Draw]] = []
-
-    def validate(draw: Draw) -> Score:
-        seen.append((float(weight[0]), draw))
-        return Score(value=float(len(seen)), per_prompt=(0.0, 1.0))
-
-    search = Search(scales=LadderScales(scales=(4.0, 16.0)), schedule=PowersOfTwo(first=2))
-    extrapolator = Extrapolator({"w": weight}, validate, search=search)
-    weight += 1.0
-    assert extrapolator.step(1) is None
-    result = extrapolator.step(2)
-    assert result is not None
-    assert [value for value, _ in seen] == [1, 4, 16]
-    assert [draw for _, draw in seen] == [Draw(step=2, scale=s) for s in (1, 4, 16)]
 
 
 def test_validator_runs_without_gradients() -> None:
@@ -285,16 +238,6 @@ def test_changing_a_mirror_is_an_error() -> None:
     with pytest.raises(ValidatorError, match="changed the parameters"):
         extrapolator.step(1)
     assert (masters["w"].tolist(), mirrors["w"].tolist()) == ([2.0] * 3, [2.0] * 3)
-
-
-@pytest.mark.parametrize("answer", [True, "0.5", (1.0,)], ids=["bool", "str", "tuple"])
-def test_an_answer_that_is_no_score_is_an_error(answer: object) -> None:
-    assert_restores_and_recovers(Net(), lambda: answer, ValidatorError, "a Score or a float")
-
-
-def test_a_tensor_is_no_score() -> None:
-    action = torch.ones(1).sum
-    assert_restores_and_recovers(Net(), action, ValidatorError, r"tensor\.item\(\)")
 
 
 def test_a_tip_without_a_finite_score_is_an_error_at_the_tip() -> None:

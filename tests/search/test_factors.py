@@ -84,13 +84,6 @@ def test_no_direction_of_the_rank_dies(seed: int, scale: float, drift: float) ->
         assert values[-1] > 1e-5 * values[0]
 
 
-def test_factors_are_near_the_tips_where_the_point_is() -> None:
-    anchor, tip = ends(12, 20, seed=3)
-    point = product_point(anchor, tip, 1.0 + 1e-6)
-    for found, near in zip((point.left_mr, point.right_rn), tip, strict=True):
-        torch.testing.assert_close(found.float(), near, rtol=1e-4, atol=1e-4)
-
-
 # On the ray ---------------------------------------------------------------------------------------
 
 
@@ -243,21 +236,6 @@ def test_points_that_the_rank_cannot_hold_are_rejected_unseen() -> None:
     assert all(bits(student.live[name]) == bits(student.after[name]) for name in student.live)
 
 
-def test_the_same_search_after_a_resume() -> None:
-    first, second = Student(likes=4.0), Student(likes=4.0)
-    first.extrapolator.step(1)
-    second.extrapolator.load_state_dict(first.extrapolator.state_dict())
-    for name in first.live:
-        moved = first.live[name] * 1.01
-        for student in (first, second):
-            student.live[name].copy_(moved)
-    results = [student.extrapolator.step(2) for student in (first, second)]
-    assert results[0] is not None
-    assert results[1] is not None
-    assert results[0].accepted_scale == results[1].accepted_scale
-    assert all(bits(first.live[name]) == bits(second.live[name]) for name in first.live)
-
-
 @pytest.mark.parametrize(("direction", "anchor"), [(SinceRaw(), "after"), (SinceBase(), "before")])
 def test_the_other_anchors(direction: Any, anchor: str) -> None:
     student = Student(likes=4.0, direction=direction)
@@ -275,9 +253,3 @@ def test_fits_of_factors_are_refused() -> None:
 def test_a_jump_unseen_has_no_limit() -> None:
     with pytest.raises(ConfigError, match="takes its one point whatever it is"):
         dataclasses.replace(Search.expo(), max_truncation=0.5)
-
-
-@pytest.mark.parametrize("limit", [-0.1, 1.1])
-def test_impossible_limits_are_refused(limit: float) -> None:
-    with pytest.raises(ConfigError, match="max_truncation must be in"):
-        Search(max_truncation=limit)

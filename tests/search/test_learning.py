@@ -71,15 +71,6 @@ def test_reaches_a_tenth_of_the_loss_in_half_the_steps(optimizer: str, search: S
     assert 2 * steps_to_a_tenth(optimizer, search) <= plain
 
 
-def test_default_search_goes_as_far_as_validation_allows() -> None:
-    """Adam's first steps are small and well directed: scales beyond the ladder's 11 pay."""
-    plain, ladder, default = (
-        steps_to_a_tenth("adam", search) for search in (None, Search.release(), DEFAULT)
-    )
-    assert default < ladder
-    assert 10 * default <= plain
-
-
 @pytest.mark.parametrize(
     "direction",
     [SinceAccepted(), SinceRaw(), SinceBase(), AlphaPLS(every=1)],
@@ -91,9 +82,3 @@ def test_every_direction_saves_steps(optimizer: str, share: float, direction: Di
     search = Search(schedule=EveryN(n=4), scales=scales, direction=direction)
     plain = steps_to_a_tenth(optimizer, None, columns=4)
     assert steps_to_a_tenth(optimizer, search, columns=4) <= share * plain
-
-
-def test_a_jump_unseen_saves_steps_where_it_is_right() -> None:
-    search = Search.alphaopd(at_step=12)
-    plain = steps_to_a_tenth("adam", None, columns=4)
-    assert steps_to_a_tenth("adam", search, columns=4) <= 0.8 * plain

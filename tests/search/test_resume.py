@@ -159,22 +159,6 @@ def test_resuming_after_any_step_continues_bit_for_bit(
         assert resumed.final() == whole.final(), f"resumed after step {step}"
 
 
-def test_without_its_state_a_resumed_run_differs(tmp_path: Path) -> None:
-    whole = Training(SEARCHES["growing"], torch.float32)
-    for _ in range(10):
-        whole.step()
-    whole.save(tmp_path)
-    resumed = Training.load(tmp_path, SEARCHES["growing"], torch.float32)
-    forgetful = Training.load(tmp_path, SEARCHES["growing"], torch.float32)
-    forgetful.extrapolator = Extrapolator(
-        forgetful.live, forgetful.validate, search=SEARCHES["growing"]
-    )
-    for _ in range(10):
-        resumed.step()
-        forgetful.step()
-    assert resumed.final() != forgetful.final()
-
-
 # States that do not fit ---------------------------------------------------------------------------
 
 

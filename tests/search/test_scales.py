@@ -1,8 +1,5 @@
-import math
-
 import pytest
 
-from effopd.errors import ConfigError
 from effopd.search.scales import GeometricScales, LadderScales, Scales, Trial
 from effopd.search.validation import Score
 
@@ -61,24 +58,3 @@ def test_geometric_grows_to_the_cap_or_shrinks_to_the_floor(
     scales: GeometricScales, verdicts: str, expected: list[float]
 ) -> None:
     assert proposed(scales, verdicts) == pytest.approx(expected, rel=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("build", "message"),
-    [
-        (lambda: LadderScales(scales=()), "scales must be finite and above 1"),
-        (lambda: LadderScales(scales=(1.0, 2.0)), "above 1"),
-        (lambda: LadderScales(scales=(2.0, math.inf)), "finite"),
-        (lambda: LadderScales(scales=(3.0, 2.0)), "must increase"),
-        (lambda: LadderScales(scales=(3.0, 3.0)), "must increase"),
-        (lambda: GeometricScales(ratio=1.0), "above 1"),
-        (lambda: GeometricScales(ratio=math.nan), "finite"),
-        (lambda: GeometricScales(cap=math.inf), "finite"),
-        (lambda: GeometricScales(floor=0.0), "a floor in"),
-        (lambda: GeometricScales(floor=1.5), "a floor in"),
-        (lambda: GeometricScales(ratio=8.0, cap=4.0), "ratio <= cap"),
-    ],
-)
-def test_bad_settings(build, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        build()

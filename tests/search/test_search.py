@@ -59,25 +59,6 @@ def test_ladder_keeps_the_last_accepted_candidate() -> None:
     assert [t.score for t in result.trials] == evaluate.answers[:4]
 
 
-def test_each_candidate_has_to_beat_the_last_accepted_one() -> None:
-    peaked = Recorded(0.0, 0.5, 0.4)
-    assert search(peaked).accepted_scale == 3
-    assert peaked.scales == [1, 3, 5]
-    assert search(Recorded(0.5, 0.5, 0.4), accept=AtLeast()).accepted_scale == 3
-
-
-def test_all_accepted_ends_at_the_top() -> None:
-    result = search(Recorded(*range(6)))
-    assert result.accepted_scale == 11
-    assert len(result.trials) == 6
-
-
-def test_none_accepted_stays_at_the_tip() -> None:
-    result = search(Recorded(0.5, 0.4))
-    assert result.accepted_scale == 1.0
-    assert verdicts(result.trials) == [None, False]
-
-
 # Scores that are not finite -----------------------------------------------------------------------
 
 

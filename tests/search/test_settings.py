@@ -1,14 +1,11 @@
 """Settings that contradict each other, and the published ones."""
 
 import pytest
-import torch
 
 from effopd import (
     AlphaPLS,
     AtLeast,
     AtSteps,
-    Draw,
-    Extrapolator,
     GeometricScales,
     LadderScales,
     LengthGuard,
@@ -40,21 +37,6 @@ def test_an_unconditional_jump_has_one_scale_and_compares_nothing(
     Search(**{**plain, **settings, "accept": AtLeast()})
 
 
-def test_a_validator_is_never_called_for_an_unconditional_jump() -> None:
-    def validate(draw: Draw) -> float:
-        raise AssertionError("asked")
-
-    weight = torch.zeros(3)
-    extrapolator = Extrapolator({"w": weight}, validate, search=Search.expo(at_step=2))
-    for step in (1, 2):
-        weight += 1.0
-        result = extrapolator.step(step)
-    assert result is not None
-    assert (result.accepted_scale, result.tokens) == (1.5, 0)
-    assert weight.tolist() == [3.0] * 3  # 1.5 * 2
-    assert extrapolator.state_dict()["anchor"]["w"].tolist() == [0.0] * 3
-
-
 @pytest.mark.parametrize(
     ("search", "direction", "at_step", "scale", "parameters"),
     [
@@ -69,8 +51,3 @@ def test_accelerators_jump_once_unseen(
     assert (search.schedule, search.direction) == (AtSteps(steps=(at_step,)), direction)
     assert (search.scales, search.accept) == (LadderScales(scales=(scale,)), Unconditional())
     assert (search.guard, search.parameters) == (None, parameters)
-
-
-def test_published_defaults() -> None:
-    assert (AlphaPLS().rank, AlphaPLS().target, AlphaPLS().every) == (1, 1.0, 2)
-    assert (AlphaPLS().min_r2, AlphaPLS().min_snapshots) == (0.5, 4)

@@ -4,7 +4,7 @@ from statistics import NormalDist
 import pytest
 import torch
 
-from effopd.errors import ConfigError, ValidatorError
+from effopd.errors import ValidatorError
 from effopd.search.validation import AtLeast, LengthGuard, PairedMargin, Score, Strict, as_score
 
 
@@ -69,13 +69,6 @@ def test_paired_margin_without_spread() -> None:
     assert not PairedMargin(z=0.0).accepts(BEFORE, BEFORE)
 
 
-def test_paired_margin_cancels_prompt_difficulty() -> None:
-    difficulty = [-100.0, 0.0, 250.0, 40.0, -7.0]
-    slightly_better = of(*(d + 1.0 + 0.1 * (i % 2) for i, d in enumerate(difficulty)))
-    assert slightly_better.standard_error > 50
-    assert PairedMargin(z=5.0).accepts(slightly_better, of(*difficulty))
-
-
 def null_pairs(count: int, prompts: int) -> list[tuple[Score, Score]]:
     """Candidates no better than their incumbents: same prompts, independent sampling noise."""
     rng = torch.Generator().manual_seed(5)
@@ -109,12 +102,6 @@ def test_paired_margin_needs_pairs(candidate: Score, incumbent: Score, counts: s
         PairedMargin().accepts(candidate, incumbent)
 
 
-@pytest.mark.parametrize("z", [-0.1, math.nan, math.inf])
-def test_bad_margin(z: float) -> None:
-    with pytest.raises(ConfigError, match="z must be"):
-        PairedMargin(z=z)
-
-
 # The guard ----------------------------------------------------------------------------------------
 
 
@@ -144,19 +131,3 @@ def test_guard_objects_to_degenerate_text(
         for length, share in (candidate, tip)
     ]
     assert LengthGuard().objection(*scores) == objection
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"shortest": -0.1},
-        {"shortest": 1.1},
-        {"longest": 0.9},
-        {"truncated_rise": -0.1},
-        {"truncated_rise": math.nan},
-    ],
-    ids=str,
-)
-def test_bad_guard(settings: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match="a guard needs"):
-        LengthGuard(**settings)

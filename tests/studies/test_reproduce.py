@@ -19,13 +19,13 @@ from effopd.models.layout import matrices, places
 
 WORLD = {
     "hidden": 32,
-    "layers": 3,
+    "layers": 2,
     "modulus": 2,
     "operations": 2,
     "train_problems": 20,
     "test_problems": 16,
     "base_greedy": 0.0,
-    "noise_steps": 60,
+    "noise_steps": 20,
     "teacher_steps": 1,
 }
 PLAN = """
@@ -66,8 +66,8 @@ def study_in(directory: Path) -> Study:
         seeds=(1,),
         steps=4,
         save_every=2,
-        answers=16,
-        problems=16,
+        answers=8,
+        problems=8,
         passes=1,
         world=WORLD,
         plan=plan,
@@ -142,6 +142,7 @@ def test_everything_is_trained_measured_and_written_once(
     assert changed == {study.measurement("scaling", 1)}
 
 
+@pytest.mark.slow
 def test_units_run_in_processes_of_one_thread_until_one_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,27 +22,6 @@ def torchrun(script: str, folder: Path, ranks: int) -> str:
     return finished.stdout
 
 
-def run_ranks(script: str, folder: Path, ranks: int) -> None:
-    """Runs `script RANK FOLDER` once a rank, and asserts that all of them end well."""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, script, str(rank), str(folder)],
-            env=_environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    try:
-        outputs = [process.communicate()[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert [process.returncode for process in processes] == [0] * ranks, "\n".join(outputs)
-
-
 def _environment() -> dict[str, str]:
     source, root = Path(effopd.__file__).parents[1], Path(__file__).parents[2]
     return {

@@ -60,13 +60,6 @@ def test_every_row_is_that_of_the_twin(dtype: torch.dtype) -> None:
             assert row[name] == near, (step, name)
 
 
-def test_a_straight_path_and_one_to_and_fro() -> None:
-    walk, update = Walk(), noise(1)
-    rows = [walk.train(sign * update) for sign in (1, 1, -1, -1)]
-    assert [row["step_cosine"] for row in rows[1:]] == pytest.approx([1, -1, 1], abs=1e-5)
-    assert [row["straightness"] for row in rows] == pytest.approx([1, 1, 1 / 3, 0], abs=1e-5)
-
-
 def test_a_sample_of_the_weights_stands_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "COORDINATES", 40)
     walk, whole = Walk(), Walk()
@@ -84,15 +77,6 @@ def test_a_sample_of_the_weights_stands_for_all(monkeypatch: pytest.MonkeyPatch)
 def test_inertia_is_that_of_the_twin(momentum: float, before: int, updates: int) -> None:
     expected = twin_inertia(momentum, before, updates)
     assert inertia(momentum, before, updates) == pytest.approx(expected, rel=1e-9, abs=1e-12)
-
-
-def test_inertia_has_closed_forms() -> None:
-    """Late in a run single updates have the cosine of the decay rate; four have another."""
-    assert inertia(0.9, 10**6, 1) == pytest.approx(0.9, rel=1e-9)
-    covariance = 0.9 * (1 - 0.9**4) ** 2 / 0.1**2
-    variance = 4 + 2 * (3 * 0.9 + 2 * 0.9**2 + 0.9**3)
-    assert inertia(0.9, 10**6, 4) == pytest.approx(covariance / variance, rel=1e-9)
-    assert inertia(0.9, 1, 1) == pytest.approx(0.9 / math.hypot(0.9, 1))
 
 
 @pytest.mark.parametrize("every", [1, 3])

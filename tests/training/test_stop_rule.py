@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from effopd.errors import ConfigError
 from effopd.training.settings import StopRule
@@ -43,16 +41,6 @@ def rows(
 def test_patience(accuracies: list[float | None], patience: int, ends: bool) -> None:
     reason = StopRule(patience=patience).reason(rows(accuracies, [0.9]))
     assert reason == (f"no better accuracy in {patience} evaluations" if ends else None)
-
-
-@given(accuracies=st.lists(st.floats(0, 1), min_size=1, max_size=12), patience=st.integers(1, 5))
-def test_patience_is_the_time_since_the_best(accuracies: list[float], patience: int) -> None:
-    """By counting evaluations since the last new best."""
-    best, since = accuracies[0], 0
-    for accuracy in accuracies[1:]:
-        best, since = (accuracy, 0) if accuracy > best else (best, since + 1)
-    ends = StopRule(patience=patience).reason(rows(accuracies)) is not None
-    assert ends == (since >= patience)
 
 
 @pytest.mark.parametrize(

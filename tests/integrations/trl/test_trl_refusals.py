@@ -15,6 +15,7 @@ from effopd.errors import ConfigError
 from effopd.integrations.trl import EffOPDCallback
 from effopd.integrations.trl import compatibility as versions
 
+CONTINUOUS = "use_transformers_continuous_batching"
 SETTINGS = {
     "fp16": ("args", "fp16", True),
     "auto_find_batch_size": ("args", "auto_find_batch_size", True),
@@ -24,6 +25,9 @@ SETTINGS = {
     "tools": ("", "tools", [len]),
     "quantized": ("model", "quantization_method", "bitsandbytes"),
     "the teacher": ("", "teacher_model", None),
+    "state of their own": ("", "rollout_func", [len]),
+    "their own": ("", "environment_factories", [len]),
+    "casts the model in place": ("", CONTINUOUS, True),
 }
 """Word of the reason -> where an attribute of the trainer says so."""
 
@@ -32,9 +36,10 @@ SETTINGS = {
 def test_a_setting_is_refused_with_its_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str
 ) -> None:
-    trainer = distillation(tmp_path)
-    EffOPDCallback(trainer)
     owner, name, value = SETTINGS[word]
+    rewarded = name in {"rollout_func", "environment_factories", CONTINUOUS}
+    trainer = (reinforcement if rewarded else distillation)(tmp_path)
+    EffOPDCallback(trainer)
     monkeypatch.setattr(getattr(trainer, owner) if owner else trainer, name, value, raising=False)
     with pytest.raises(ConfigError, match=word):
         EffOPDCallback(trainer)
@@ -44,22 +49,6 @@ def test_a_score_of_your_own_needs_no_teacher(tmp_path: Path) -> None:
     trainer = distillation(tmp_path)
     trainer.teacher_model = None
     EffOPDCallback(trainer, validate=lambda draw: 0.0)
-
-
-@pytest.mark.parametrize("name", ["rollout_func", "environment_factories"])
-def test_rollouts_with_state_are_refused(tmp_path: Path, name: str) -> None:
-    trainer = reinforcement(tmp_path)
-    EffOPDCallback(trainer)
-    setattr(trainer, name, [len])
-    with pytest.raises(ConfigError, match="state of their own"):
-        EffOPDCallback(trainer)
-
-
-def test_continuous_batching_is_refused(tmp_path: Path) -> None:
-    trainer = reinforcement(tmp_path)
-    trainer.use_transformers_continuous_batching = True
-    with pytest.raises(ConfigError, match="casts the model in place"):
-        EffOPDCallback(trainer)
 
 
 LORA: dict[str, Any] = {"r": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}

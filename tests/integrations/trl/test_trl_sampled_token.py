@@ -8,14 +8,12 @@ import torch
 from tests.fakes import TOKENIZER
 from tests.support.architectures import make
 from tests.support.learning import assert_same, gradient
-from tests.support.trl import distillation, weights
+from tests.support.trl import distillation
 from torch import Tensor
 
-from effopd import AtLeast, EveryN, LadderScales, Search
 from effopd.errors import ParameterMismatchError
-from effopd.integrations.trl import EffOPDCallback, SampledTokenTrainer
+from effopd.integrations.trl import SampledTokenTrainer
 from effopd.methods import SampledTokenOPD
-from effopd.records import read_jsonl
 
 
 def batch() -> dict[str, Tensor]:
@@ -81,21 +79,6 @@ def check_gradient(
     assert tokens == 5
     assert entropy > 0
     assert_same(gradient(student.parameters()), expected)
-
-
-def test_training_with_the_search_moves_towards_the_teacher(tmp_path: Path) -> None:
-    trainer = distillation(tmp_path, kind=SampledTokenTrainer, max_steps=30, learning_rate=3e-3)
-    search = Search(
-        schedule=EveryN(n=10), scales=LadderScales(scales=(2.0,)), accept=AtLeast(), guard=None
-    )
-    before = weights(trainer)
-    callback = EffOPDCallback(trainer, search=search)
-    trainer.add_callback(callback)
-    trainer.train()
-    assert all(not torch.equal(weights(trainer)[name], before[name]) for name in before)
-    rows = read_jsonl(tmp_path / "effopd" / "search.jsonl")
-    first, *_, last = (row["score"] for row in rows if row["scale"] == 1.0)
-    assert first + 0.25 < last < 0
 
 
 def test_a_head_that_is_not_linear_is_refused(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ SCRIPTS = {
 }  # fmt: skip
 
 
-@pytest.fixture(params=["landlock", "none"])
+@pytest.fixture(params=["landlock"])
 def sandbox(request: pytest.FixtureRequest) -> Sandbox:
     return sandbox_of(request.param)
 

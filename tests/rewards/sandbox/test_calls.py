@@ -14,7 +14,7 @@ from effopd.rewards.sandbox.program import Limits, Outcome, Program, Sandbox, Sa
 from effopd.rewards.sandbox.server_process import Ending, Job, ServerProcess
 
 
-@pytest.fixture(params=["landlock", "none"])
+@pytest.fixture(params=["landlock"])
 def sandbox(request: pytest.FixtureRequest) -> Sandbox:
     return sandbox_of(request.param)
 

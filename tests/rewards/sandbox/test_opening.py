@@ -12,7 +12,7 @@ from effopd.errors import ConfigError
 from effopd.rewards.sandbox import opening
 from effopd.rewards.sandbox.inside.values import ValueRefusedError, dump, load
 from effopd.rewards.sandbox.opening import open_sandbox
-from effopd.rewards.sandbox.program import Limits, SandboxSettings, printable
+from effopd.rewards.sandbox.program import Limits, Program, SandboxSettings, printable
 from effopd.rewards.sandbox.server_process import (
     BrokenServerError,
     Ending,
@@ -37,6 +37,9 @@ def test_none_warns(capsys: pytest.CaptureFixture[str]) -> None:
     sandbox = open_sandbox(SandboxSettings(kind="none"))
     assert "without a sandbox" in capsys.readouterr().err
     assert sandbox.kind == "none"
+    assert run_script(sandbox, "print(1)").stdout == b"1\n"
+    call = Program(source="def f(x): return x + 1", entry_point="f")
+    assert [each.value for each in sandbox.run(call, [[1], [2]], Limits())] == [2, 3]
     sandbox.close()
 
 
