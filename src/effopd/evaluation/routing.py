@@ -1,17 +1,24 @@
 """Every answer scored by the teacher that its problem names."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from effopd.data.problem import Problem
 from effopd.errors import ConfigError
-from effopd.evaluation.logprobs import BATCH_TOKENS, completion_log_probs, completion_reverse_kl
+from effopd.evaluation.kept_states import STUDENT, KeptStates, teacher_key
+from effopd.evaluation.logprobs import (
+    BATCH_SEQUENCES,
+    BATCH_TOKENS,
+    log_probs_of,
+    reverse_kl_of,
+)
 from effopd.evaluation.served_teacher import ServedTeacher
-from effopd.models.policy import Policy, Sample
+from effopd.models.policy import Policy, Sample, micro_batches
+from effopd.objectives.projection import Head
 from effopd.rollouts.rollout import Rollout
 
 TokenValues = list[tuple[float, ...]]
@@ -21,9 +28,13 @@ Teacher = Policy | ServedTeacher
 
 @dataclass(frozen=True, kw_only=True)
 class Teachers:
-    """Teachers by name, at least one; "" is the name of problems that name no teacher."""
+    """Teachers by name, at least one; "" is the name of problems that name no teacher.
+
+    `kept` has the hidden states of the answers at hand.
+    """
 
     policies: Mapping[str, Teacher]
+    kept: KeptStates = field(default_factory=KeptStates, compare=False)
 
     def __post_init__(self) -> None:
         if not self.policies:
@@ -58,6 +69,42 @@ class Teachers:
         """`split` for those who need whole vocabularies; refuses a teacher behind a server."""
         return [(name, _local(teacher), found) for name, teacher, found in self.split(rollouts)]
 
+    def sample_for(self, name: str, rollout: Rollout) -> Sample:
+        """What the teacher reads: its prompt and the answer."""
+        return rollout.sample
+
+    def hold(self, rollouts: Sequence[Rollout]) -> None:
+        """Names the answers whose states are kept once they are read, see `KeptStates.hold`."""
+        self.kept.hold(rollouts)
+
+    def read(self, rollouts: Sequence[Rollout], *, batch_tokens: int = BATCH_TOKENS) -> None:
+        """Has each local teacher read its answers among those at hand, unless it has.
+
+        What there is no room for is left.
+        """
+        for name, teacher, indices in self.split_local(rollouts):
+            members = [rollouts[i] for i in indices]
+            samples = [self.sample_for(name, each) for each in members]
+            self.kept.fill(teacher_key(name), teacher, members, samples, batch_tokens=batch_tokens)
+
+    def head(self, name: str, rollouts: Sequence[Rollout]) -> Head:
+        """Hidden states [N, D] and head of a local teacher for a micro-batch of its answers."""
+        samples = [self.sample_for(name, each) for each in rollouts]
+        return self.kept.head(teacher_key(name), _local(self.policies[name]), rollouts, samples)
+
+    def unread(self, rollouts: Sequence[Rollout]) -> int:
+        """Tokens of answers whose states are not kept."""
+        return sum(
+            len(rollouts[indices[i]].completion.token_ids)
+            for name, _, indices in self.split_local(rollouts)
+            for i in self.kept.missing(teacher_key(name), [rollouts[j] for j in indices])
+        )
+
+    @property
+    def tokens_read(self) -> int:
+        """Completion tokens that local teachers have read so far."""
+        return sum(self.kept.tokens_read[teacher_key(name)] for name in self.policies)
+
     @property
     def served(self) -> dict[str, ServedTeacher]:
         """Those behind servers."""
@@ -85,15 +132,44 @@ def routed_log_probs(
     batch_tokens: int = BATCH_TOKENS,
 ) -> TokenValues:
     """`completion_log_probs` of each rollout under its own teacher, in the rollouts' order."""
-
-    def score(teacher: Teacher, samples: Sequence[Sample]) -> TokenValues:
+    found: dict[int, tuple[float, ...]] = {}
+    for name, teacher, indices in teachers.split(rollouts):
+        members = [rollouts[i] for i in indices]
         if isinstance(teacher, ServedTeacher):
-            return teacher.log_probs(samples, temperature=temperature)
-        return completion_log_probs(
-            teacher, samples, temperature=temperature, batch_tokens=batch_tokens
-        )
+            samples = [teachers.sample_for(name, each) for each in members]
+            values = teacher.log_probs(samples, temperature=temperature)
+        else:
+            values = kept_log_probs(
+                teachers.kept,
+                teacher_key(name),
+                teacher,
+                members,
+                [teachers.sample_for(name, each) for each in members],
+                temperature=temperature,
+                batch_tokens=batch_tokens,
+            )
+        found.update(zip(indices, values, strict=True))
+    return [found[i] for i in range(len(rollouts))]
 
-    return _routed(teachers, rollouts, score)
+
+def kept_log_probs(
+    kept: KeptStates,
+    key: str,
+    policy: Policy,
+    rollouts: Sequence[Rollout],
+    samples: Sequence[Sample],
+    *,
+    temperature: float = 1.0,
+    batch_tokens: int = BATCH_TOKENS,
+) -> TokenValues:
+    """`completion_log_probs` from states that are kept; what is not is read, and not kept."""
+    found: TokenValues = []
+    with policy.during() if kept.missing(key, rollouts) else nullcontext():
+        for indices in _micro_batches(samples, batch_tokens):
+            chosen = [samples[i] for i in indices]
+            head = kept.head(key, policy, [rollouts[i] for i in indices], chosen)
+            found += log_probs_of(head, chosen, temperature)
+    return found
 
 
 def routed_reverse_kl(
@@ -104,26 +180,29 @@ def routed_reverse_kl(
     teacher_temperature: float = 1.0,
     batch_tokens: int = BATCH_TOKENS,
 ) -> TokenValues:
-    """`completion_reverse_kl` of each rollout to its own teacher, in the rollouts' order."""
-    limits: Any = {"teacher_temperature": teacher_temperature, "batch_tokens": batch_tokens}
-    return _routed(
-        teachers,
-        rollouts,
-        lambda teacher, samples: completion_reverse_kl(student, _local(teacher), samples, **limits),
-    )
+    """`completion_reverse_kl` of each rollout to its own teacher, in the rollouts' order.
 
-
-def _routed(
-    teachers: Teachers,
-    rollouts: Sequence[Rollout],
-    score: Callable[[Teacher, Sequence[Sample]], TokenValues],
-) -> TokenValues:
-    """One call of `score` a teacher, put back in order."""
+    States that are kept in `teachers.kept`, the teachers' and the student's, are not made again.
+    """
     found: dict[int, tuple[float, ...]] = {}
-    for _, teacher, indices in teachers.split(rollouts):
-        values = score(teacher, [rollouts[i].sample for i in indices])
-        found.update(zip(indices, values, strict=True))
+    for name, teacher, indices in teachers.split_local(rollouts):
+        members = [rollouts[i] for i in indices]
+        is_needed = teachers.kept.missing(teacher_key(name), members)
+        with teacher.during() if is_needed else nullcontext():
+            for places in _micro_batches([each.sample for each in members], batch_tokens):
+                part = [members[place] for place in places]
+                samples = [each.sample for each in part]
+                ours = teachers.kept.head(STUDENT, student, part, samples)
+                values = reverse_kl_of(
+                    ours, teachers.head(name, part), samples, teacher_temperature
+                )
+                found.update(zip([indices[place] for place in places], values, strict=True))
     return [found[i] for i in range(len(rollouts))]
+
+
+def _micro_batches(samples: Sequence[Sample], batch_tokens: int) -> Iterator[list[int]]:
+    lengths = [sample.length for sample in samples]
+    return micro_batches(lengths, tokens=batch_tokens, sequences=BATCH_SEQUENCES)
 
 
 def _local(teacher: Teacher) -> Policy:

@@ -104,6 +104,9 @@ class Learner(ABC):
     def after_update(self) -> None:  # noqa: B027
         """Called after each optimizer update: whatever else learns takes its step."""
 
+    def release(self) -> None:  # noqa: B027
+        """Called after the last update on a batch: drops what was kept for it."""
+
     def discard(self) -> None:  # noqa: B027
         """Called when an update is given up: drops gradients of whatever else learns."""
 

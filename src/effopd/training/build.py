@@ -1,9 +1,8 @@
 """The objects of one run, made from its settings and models."""
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,8 @@ from effopd.evaluation.validators import (
 from effopd.methods import Learner, Resources
 from effopd.models.architecture import position_limit
 from effopd.models.directory import ADAPTER_CONFIG
-from effopd.models.loading import ModelSettings, load_model, load_tokenizer
-from effopd.models.lora import without_adapters
-from effopd.models.policy import Offloaded, Policy
+from effopd.models.loading import ModelSettings, load_tokenizer
+from effopd.models.policy import Policy
 from effopd.rewards.build import verifier_for, without_unreadable
 from effopd.rollouts.engine import Engine
 from effopd.rollouts.prompts import PromptTemplate, lend_template_, prompt_remarks
@@ -38,7 +36,15 @@ from effopd.rollouts.vllm import VLLMEngine
 from effopd.search.validation import Validator
 from effopd.training.collect import Collector, rewards_differ
 from effopd.training.config import Config, placed
-from effopd.training.engines import engine_of, served_teacher, student_engine
+from effopd.training.engines import (
+    engine_of,
+    kept_states,
+    policy_from,
+    reference_of,
+    scoring_policy,
+    served_teacher,
+    student_engine,
+)
 from effopd.training.teachers import StudentAverage, align_vocabularies, frozen, frozen_copy
 
 EVALUATION_SEED = 0
@@ -220,17 +226,17 @@ def build_parts(config: Config, report: Callable[[str], None], given: Given = Gi
     config = placed(config)
     torch.set_num_threads(config.threads)
     student_settings, teacher_settings = _model_settings(config, report)
-    student = given.student or _policy(student_settings, config.device, report)
+    student = given.student or policy_from(student_settings, config.device, report)
     served = served_teacher(config, student, report)
     teachers: dict[str, Policy] = {
         name: (
             frozen(given.teacher)
             if given.teacher and not name
-            else _scoring_policy(config, settings, report)
+            else scoring_policy(config, settings, report)
         )
         for name, settings in teacher_settings.items()
     }
-    reference = _reference(config, student, report)
+    reference = reference_of(config, student, report)
     scoring = {f"teachers.{name}" if name else "the teacher": p for name, p in teachers.items()}
     others = scoring | ({"the reference": reference} if reference else {})
     for remark in align_vocabularies(student, others):
@@ -243,15 +249,16 @@ def build_parts(config: Config, report: Callable[[str], None], given: Given = Gi
                 f"the chat template of {name} never reads {', '.join(map(repr, unread))} "
                 "(prompt.template_kwargs): in its own evaluation they have no effect"
             )
+    kept = kept_states(config, student, report)
     average = None
     if config.self_teacher is not None:
         teachers = {"": teachers.get("") or frozen_copy(student)}
-        average = StudentAverage(teachers[""], student, config.self_teacher.decay)
+        average = StudentAverage(teachers[""], student, config.self_teacher.decay, kept.release)
     everyone: dict[str, Teacher] = {**teachers, **({"": served} if served else {})}
     verifier = given.verifier or verifier_for(config.task, config.code)
     task = load_problems(config, student.tokenizer, verifier, report, given.task)
     _report_prompts(config, student, task, report)
-    routed = Teachers(policies=everyone) if everyone else None
+    routed = Teachers(policies=everyone, kept=kept) if everyone else None
     if routed is not None:
         for problem in (*task.train, *task.test):
             routed.name_for(problem)  # refuses a problem whose teacher is not known
@@ -383,44 +390,6 @@ def _model_settings(
     if isinstance(config.task, TinyWorld) and brings_teacher:
         named[""] = ModelSettings(path=str(world_models(config.task, report).teacher))
     return base_settings(config, report), named
-
-
-def _policy(settings: ModelSettings, device: str, report: Callable[[str], None]) -> Policy:
-    return Policy(load_model(settings, device, report), load_tokenizer(settings))
-
-
-def _scoring_policy(
-    config: Config, settings: ModelSettings, report: Callable[[str], None]
-) -> Policy:
-    """A model that only scores: on its device, or there only while it does."""
-    device = config.teacher_device or config.device
-    if not config.memory.teacher_offload:
-        return frozen(_policy(settings, device, report))
-    return _offloaded(load_model(settings, report=report), load_tokenizer(settings), device)
-
-
-def _offloaded(model: Any, tokenizer: Any, device: str, size: int | None = None) -> Policy:
-    """A policy whose model is on the device while it scores, and on the host otherwise."""
-    model.requires_grad_(False)
-    during = Offloaded(model, device)
-    return Policy(model, tokenizer, vocabulary_size=size, during=during)
-
-
-def _reference(config: Config, student: Policy, report: Callable[[str], None]) -> Policy | None:
-    """What the objective moves away from or holds on to; the untrained student by default."""
-    if not config.objective.needs_reference:
-        return None
-    if config.reference is not None:
-        return _scoring_policy(config, config.reference, report)
-    lora = config.student.lora if config.student is not None else None
-    size = student.vocabulary_size
-    if lora is not None and lora.adapter is None:
-        during = partial(without_adapters, student.model)
-        return Policy(student.model, student.tokenizer, vocabulary_size=size, during=during)
-    if config.memory.teacher_offload:
-        copied = copy.deepcopy(student.model).cpu()
-        return _offloaded(copied, student.tokenizer, config.teacher_device or config.device, size)
-    return frozen_copy(student)
 
 
 def policy_of(source: Any) -> Policy:

@@ -1,7 +1,7 @@
 """Teachers: whoever scores what the student wrote."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -47,11 +47,19 @@ class StudentAverage:
     """Moves a teacher towards the student: `teacher = decay * teacher + (1 - decay) * student`.
 
     The average is kept in fp32 or wider and rounded once to the teacher's precision: in bfloat16 a
-    step of a hundredth of the distance would round away.
+    step of a hundredth of the distance would round away. `moved` is called whenever the teacher
+    has other weights.
     """
 
-    def __init__(self, teacher: Policy, student: Policy, decay: float) -> None:
+    def __init__(
+        self,
+        teacher: Policy,
+        student: Policy,
+        decay: float,
+        moved: Callable[[], None] = lambda: None,
+    ) -> None:
         self.teacher, self._student, self._decay = teacher, student, decay
+        self._moved = moved
         self._average = {
             name: p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True)
             for name, p in teacher.model.named_parameters()
@@ -68,6 +76,7 @@ class StudentAverage:
     def _write_(self) -> None:
         for name, parameter in self.teacher.model.named_parameters():
             parameter.copy_(self._average[name])
+        self._moved()
 
     def state(self) -> dict[str, Tensor]:
         """The average by parameter name; references."""
