@@ -208,7 +208,11 @@ class Estimate(Sized):
         if self.config.searches:
             on_device = memory.anchor_device == "student"
             kept += search_bytes(trained, element, masters=masters, on_device=on_device)
-        for shape, size in [] if self._scores_elsewhere else self.scoring:
+        own = self.config.self_teacher
+        is_current = own is not None and own.weights == "current"
+        switched = own is not None and own.weights == "base" and self.student.lora is not None
+        copies = self.scoring[len(self.teachers) :] if is_current or switched else self.scoring
+        for shape, size in [] if self._scores_elsewhere else copies:
             arriving = self._arriving(shape, size)
             kept += Bytes(device=shape.parameters * size - arriving)
             kept += Bytes(host=shape.parameters * size if memory.teacher_offload else 0)

@@ -1,7 +1,7 @@
 """Log-probabilities and divergences of completions under one or two policies, without gradients."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -48,7 +48,9 @@ def completion_reverse_kl(
     2605.11739 with its sum over tokens left to the caller.
     """
     found: list[tuple[float, ...]] = []
-    with teacher.during(), torch.no_grad(), evaluation_mode(student), evaluation_mode(teacher):
+    # A teacher that is the student in another state must not put it there for both.
+    during = nullcontext() if teacher.model is student.model else teacher.during()
+    with during, torch.no_grad(), evaluation_mode(student), evaluation_mode(teacher):
         for batch in _batches(samples, batch_sequences, batch_tokens):
             ours, theirs = (
                 Head(each.states(batch).hidden_ND, each.head_weight_VD, each.head_bias_V)

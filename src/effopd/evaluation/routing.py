@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,23 +18,76 @@ from effopd.evaluation.logprobs import (
     reverse_kl_of,
 )
 from effopd.evaluation.served_teacher import ServedTeacher
+from effopd.models.architecture import position_limit
 from effopd.models.policy import Policy, Sample, micro_batches
 from effopd.objectives.projection import Head
+from effopd.rollouts.prompts import PromptTemplate, shapes
 from effopd.rollouts.rollout import Rollout
 
 TokenValues = list[tuple[float, ...]]
 
 Teacher = Policy | ServedTeacher
 
+_ENCODED = 4096  # prompts of a teacher's own that are remembered
+
+
+class OwnPrompt:
+    """A prompt of its own for a model that scores, before the student's answers.
+
+    `positions` is how many tokens the model is made for, None for any number. Nothing is cut.
+    """
+
+    def __init__(self, template: PromptTemplate, tokenizer: Any, positions: int | None) -> None:
+        self.template, self._tokenizer, self._positions = template, tokenizer, positions
+        self._encoded: dict[tuple[str, str], tuple[int, ...]] = {}
+
+    @classmethod
+    def of(cls, template: PromptTemplate, policy: Teacher) -> "OwnPrompt":
+        """For a model, whose chat template has to read the template's arguments."""
+        template.check_arguments(policy.tokenizer)
+        positions = None
+        if isinstance(policy, Policy):  # a server refuses what is too long for it
+            positions = position_limit(policy.model.config.to_dict())
+        return cls(template, policy.tokenizer, positions)
+
+    def check(self, problems: Sequence[Problem], answer_tokens: int) -> None:
+        """Refuses what would be refused later, as far as the longest and each shape tell."""
+        for problem in shapes(problems) if problems else ():
+            self.ids(problem, answer_tokens)
+
+    def ids(self, problem: Problem, answer_tokens: int) -> tuple[int, ...]:
+        """Its tokens before an answer of so many; refuses more than the model has positions for."""
+        name = (problem.id, problem.prompt)
+        if name not in self._encoded:
+            if len(self._encoded) >= _ENCODED:
+                self._encoded.clear()
+            self._encoded[name] = self.template.encode(self._tokenizer, problem)
+        found = self._encoded[name]
+        if self._positions is not None and len(found) + answer_tokens > self._positions:
+            raise ConfigError(
+                f"{self.template.section} has {len(found)} tokens before the {answer_tokens} of an "
+                f"answer to {problem.id}, more than the {self._positions} positions that its model "
+                f"is made for, and nothing of it is cut: shorten {self.template.section}, or lower "
+                "sampling.max_new_tokens"
+            )
+        return found
+
+    def sample(self, rollout: Rollout) -> Sample:
+        """The answer after this prompt."""
+        answer_tokens = len(rollout.completion.token_ids)
+        return replace(rollout.sample, prompt_ids=self.ids(rollout.problem, answer_tokens))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Teachers:
     """Teachers by name, at least one; "" is the name of problems that name no teacher.
 
-    `kept` has the hidden states of the answers at hand.
+    Those in `prompts` read their own prompt before an answer, the others the student's. `kept` has
+    the hidden states of the answers at hand.
     """
 
     policies: Mapping[str, Teacher]
+    prompts: Mapping[str, OwnPrompt] = field(default_factory=dict)
     kept: KeptStates = field(default_factory=KeptStates, compare=False)
 
     def __post_init__(self) -> None:
@@ -70,8 +124,9 @@ class Teachers:
         return [(name, _local(teacher), found) for name, teacher, found in self.split(rollouts)]
 
     def sample_for(self, name: str, rollout: Rollout) -> Sample:
-        """What the teacher reads: its prompt and the answer."""
-        return rollout.sample
+        """What the teacher reads: its own prompt if it has one, and the answer."""
+        own = self.prompts.get(name)
+        return rollout.sample if own is None else own.sample(rollout)
 
     def hold(self, rollouts: Sequence[Rollout]) -> None:
         """Names the answers whose states are kept once they are read, see `KeptStates.hold`."""
@@ -188,7 +243,9 @@ def routed_reverse_kl(
     for name, teacher, indices in teachers.split_local(rollouts):
         members = [rollouts[i] for i in indices]
         is_needed = teachers.kept.missing(teacher_key(name), members)
-        with teacher.during() if is_needed else nullcontext():
+        # A teacher that is the student in another state must not put it there for both.
+        alone = is_needed and teacher.model is not student.model
+        with teacher.during() if alone else nullcontext():
             for places in _micro_batches([each.sample for each in members], batch_tokens):
                 part = [members[place] for place in places]
                 samples = [each.sample for each in part]

@@ -75,6 +75,7 @@ class FullVocabularyLearner(Learner):
         self._objective = objective
         self._student, self._teachers = resources.student, resources.teachers
         self._reference = resources.reference if objective.needs_reference else None
+        self._reference_samples = resources.reference_samples
         self._passes, self._scoring_tokens = resources.epochs, resources.scoring_tokens
         in_target = self._reference is not None  # which divides the teacher's logits alone
         self._temperature = 1.0 if in_target else objective.teacher_temperature
@@ -93,7 +94,7 @@ class FullVocabularyLearner(Learner):
         teachers.hold(batch.rollouts)
         teachers.read(batch.rollouts, **limits)
         if self._reference is not None:
-            samples = [rollout.sample for rollout in batch.rollouts]
+            samples = self._reference_samples(batch.rollouts)
             teachers.kept.fill(REFERENCE, self._reference, batch.rollouts, samples, **limits)
         # What there was no room for is read in every pass.
         again = self._passes * teachers.unread(batch.rollouts)
@@ -153,7 +154,7 @@ class FullVocabularyLearner(Learner):
             return own
         past = 1.0 - self._objective.reward_scale
         scale = self._objective.reward_scale / self._objective.teacher_temperature
-        samples = [rollout.sample for rollout in rollouts]
+        samples = self._reference_samples(rollouts)
         other = self._teachers.kept.head(REFERENCE, self._reference, rollouts, samples)
         weight_VD = torch.cat(
             [scale * own.weight_VD, past * other.weight_VD.to(own.weight_VD)], dim=1

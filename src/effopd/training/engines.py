@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from effopd.errors import ConfigError
-from effopd.evaluation.kept_states import KeptStates
+from effopd.evaluation.kept_states import KeptStates, teacher_key
 from effopd.evaluation.routing import Teacher
 from effopd.evaluation.served_teacher import ServedTeacher
 from effopd.models.loading import ModelSettings, load_model, load_tokenizer
@@ -153,6 +153,11 @@ def reference_of(config: Config, student: Policy, report: Callable[[str], None])
         return None
     if config.reference is not None:
         return scoring_policy(config, config.reference, report)
+    return untrained(config, student)
+
+
+def untrained(config: Config, student: Policy) -> Policy:
+    """The student as it is before the first step: with its adapters off, or a copy."""
     lora = config.student.lora if config.student is not None else None
     size = student.vocabulary_size
     if lora is not None and lora.adapter is None:
@@ -168,4 +173,6 @@ def kept_states(config: Config, student: Policy, report: Callable[[str], None]) 
     """Room for the hidden states of the answers at hand."""
     memory = config.memory
     device = "cpu" if memory.teacher_states_device == "cpu" else str(student.device)
-    return KeptStates(memory.teacher_states_gb, device=device, report=report)
+    moves = config.self_teacher is not None and config.self_teacher.weights == "current"
+    moving = [teacher_key("")] if moves else []
+    return KeptStates(memory.teacher_states_gb, device=device, moving=moving, report=report)

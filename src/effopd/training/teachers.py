@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -30,12 +31,17 @@ def frozen_copy(policy: Policy) -> Policy:
 
 @dataclass(frozen=True, kw_only=True)
 class SelfTeacher:
-    """A teacher that is the exponential moving average of the student's own weights.
+    """A teacher made of the student's own weights, see docs/teachers.md.
 
     Attributes:
+        weights: "average" is their exponential moving average, in a copy. "current" is the very
+            model that is trained, as it is when a batch is scored, and "base" the untrained
+            student: with adapters that is the model with them switched off, else a copy. These two
+            teach by a prompt of their own (`teacher_prompt`).
         decay: Share of the average that is kept at each step, in [0, 1).
     """
 
+    weights: Literal["average", "current", "base"] = "average"
     decay: float = 0.99
 
     def __post_init__(self) -> None:
