@@ -497,6 +497,13 @@ def test_counters_add_up(models: Path, tmp_path: Path) -> None:
         {"validation": {"type": "importance_kl", "source": "batch", "prompts": 8}},
         {"method": "opd", "self_teacher": {"decay": 0.5}},
         {"method": "exopd"},
+        {
+            "method": "opd",
+            "self_teacher": {"weights": "current"},
+            "teacher": None,
+            "teacher_prompt": {"system": "# "},
+            "train.epochs": 2,
+        },
     ],
 )
 def test_a_batch_costs_its_teachers_one_pass(
