@@ -22,7 +22,6 @@ ALONE = {
     "integrations.verl.worker": "verl's processes import it by name",
     "objectives.distillation": "kernels know nothing of methods",
     "rewards.sandbox.inside.kernel": "runs inside the sandbox, without the rest",
-    "training.engines": "with it training.build would be too long",
 }
 """Small modules with one importer, and why they are apart; this list may only shrink."""
 

@@ -113,12 +113,28 @@ def test_a_critic_is_as_large_as_the_student_and_its_moments() -> None:
     assert critic.memory.device - without.memory.device == 4 * 2 * P
 
 
-def test_the_whole_vocabulary_is_scored_in_each_micro_batch() -> None:
-    sampled, whole = phases(), phases("objective={type='full_kl'}", "train.epochs=3")
-    assert whole["scoring"].seconds == pytest.approx(3 * (sampled["scoring"].seconds or 0))
+def test_the_whole_vocabulary_is_scored_once_where_there_is_room_for_states() -> None:
+    everything = "objective={type='full_kl'}", "train.epochs=3"
+    sampled, whole = phases(), phases(*everything)
+    assert whole["scoring"].seconds == sampled["scoring"].seconds
     assert whole["update"].seconds == pytest.approx(3 * (sampled["update"].seconds or 0))
     hidden = 2 * SHAPE.hidden * 22_000
     assert whole["update"].memory.device - sampled["update"].memory.device == hidden
+    anew = phases(*everything, "memory.teacher_states_gb=0")
+    assert anew["scoring"].seconds == pytest.approx(3 * (sampled["scoring"].seconds or 0))
+
+
+def test_hidden_states_are_counted_where_they_are_kept() -> None:
+    full, room = "objective={type='full_kl'}", "memory.teacher_states_gb"
+    train, new = estimate().config.train, estimate().config.sampling.max_new_tokens
+    batch = train.prompts_per_step * train.responses_per_prompt * new * SHAPE.hidden * 2
+    none = kept(full, f"{room}=0")
+    assert kept(full, f"{room}=1000").host - none.host == batch
+    assert kept(full, f"{room}=0.1").host - none.host == 10**8
+    here = kept(full, f"{room}=1000", "memory.teacher_states_device=student")
+    assert (here.device - none.device, here.host) == (batch, none.host)
+    tip = kept(f"{room}=1000", "validation={type='importance_kl', prompts=50}")
+    assert tip.host - none.host == 50 * new * 2 * SHAPE.hidden * 2  # teacher and student
 
 
 def test_a_step_is_writing_scoring_and_update() -> None:

@@ -208,6 +208,20 @@ def test_the_tiny_world_needs_no_models() -> None:
     assert found[4].startswith("<bos> ")
 
 
+def test_a_teacher_with_a_prompt_of_its_own(tmp_path: Path, models: Path) -> None:
+    train = {"path": str(tmp_path / "train.jsonl"), "keep_fields": ["hint"]}
+    task = dataset(tmp_path, "3 + 4 =") | {"train": train}
+    problems(tmp_path / "train.jsonl", "3 + 4 =", hint="6 ;")
+    own = {"system": "# ", "text": "{hint} {prompt}"}
+    found = lines(recipe(tmp_path, models, task, teacher_prompt=own))
+    assert [" ".join(line.split()) for line in found[5:8]] == [
+        "student, 5 tokens: | teacher, 8 tokens:",
+        "<bos> 3 + 4 = | <bos> # 6 ; 3 + 4 =",
+        "DIFFERENT from token 2 on: the teacher reads its own prompt (teacher_prompt) before the "
+        "student's answers",
+    ]
+
+
 def test_control_characters_are_shown(tmp_path: Path) -> None:
     hostile = "\x1b[2J\x07 \u202eevil [red]"
     problem = Problem(id="p-1", prompt="", answer=hostile, source=hostile)

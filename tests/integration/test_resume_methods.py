@@ -120,6 +120,17 @@ LOW_PRECISION = BATCH | {
     "student.dtype": "bfloat16",
     "memory": {"master_weights": True, "offload_optimizer": True, "teacher_offload": True},
 }
+PROMPTED = BATCH | {
+    "self_teacher": {"weights": "current"},
+    "teacher": None,
+    "teacher_prompt": {"system": "# "},
+}
+SWITCHED = ADAPTERS | {
+    "self_teacher": {"weights": "base"},
+    "teacher": None,
+    "teacher_prompt": {"system": "# "},
+    "reference_prompt": {"text": "; {prompt}"},
+}
 TWO = {
     "method": "exopd",
     "objective": {"type": "exopd"},
@@ -146,6 +157,14 @@ def config_of(name: str, models: Path, problems: Path, settings: Raw | None = No
 
 Whole = Callable[[str], Path]
 Holds = Callable[[list[Raw], set[str]], bool]
+
+
+def moves(rows: list[Raw], files: set[str]) -> bool:
+    """The search moves, and its teacher teaches something."""
+    scales = any(row["accepted_scale"] not in {None, 1.0} for row in rows)
+    return scales and all(row["loss"] > 1e-4 for row in rows)
+
+
 CASES: dict[str, tuple[Raw, Holds]] = {
     "ppo, several updates": (
         PPO,
@@ -200,6 +219,8 @@ CASES: dict[str, tuple[Raw, Holds]] = {
             and any(row["accepted_scale"] not in {None, 1.0} for row in rows)
         ),
     ),
+    "the student itself with a prompt": (PROMPTED, moves),
+    "adapters off with a prompt": (SWITCHED, moves),
     "float32 masters on the CPU": (
         LOW_PRECISION,
         lambda rows, files: (

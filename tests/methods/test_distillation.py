@@ -18,6 +18,7 @@ from tests.support.learning import (
 )
 
 from effopd.errors import ConfigError
+from effopd.evaluation.kept_states import KeptStates
 from effopd.evaluation.routing import Teachers
 from effopd.methods import ExOPD, FullVocabularyKL, Learner, Resources, SampledTokenOPD
 from effopd.models.policy import Policy
@@ -38,8 +39,12 @@ Objective = SampledTokenOPD | ExOPD | FullVocabularyKL
 
 
 def learner_of(
-    objective: Objective, teachers: Teachers = BOTH, reference: Policy | None = REFERENCE
+    objective: Objective,
+    teachers: Teachers = BOTH,
+    reference: Policy | None = REFERENCE,
+    gigabytes: float = 1.0,
 ) -> Learner:
+    teachers = replace(teachers, kept=KeptStates(gigabytes))
     return objective.learner(Resources(student=STUDENT, teachers=teachers, reference=reference))
 
 
@@ -164,6 +169,16 @@ def test_loss_and_gradient_over_the_vocabulary_equal_the_twin(name: str) -> None
         assert sum(part.sums["reverse_kl"] for part in parts) / TOKENS == pytest.approx(loss)
     else:
         assert measured == [None] * 3
+
+
+@pytest.mark.parametrize("gigabytes", [0.0, 4e-6])
+def test_without_room_the_teachers_read_again_and_the_gradient_is_the_same(
+    gigabytes: float,
+) -> None:
+    objective = FullVocabularyKL(reward_scale=1.25)
+    kept = gradient_of(learner_of(objective))
+    assert_same(gradient_of(learner_of(objective, gigabytes=gigabytes)), kept)
+    assert learner_of(objective, gigabytes=gigabytes).prepare(batch(ANSWERS)) == TOKENS
 
 
 def test_reward_scale_one_is_plain_distillation_bit_for_bit() -> None:

@@ -490,6 +490,31 @@ def test_counters_add_up(models: Path, tmp_path: Path) -> None:
         assert math.isclose(row["elapsed_s"], sum(spent[: i + 1]), rel_tol=1e-9)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "opd", "train.epochs": 3, "train.updates_per_step": 2},
+        {"validation": {"type": "importance_kl", "source": "batch", "prompts": 8}},
+        {"method": "opd", "self_teacher": {"decay": 0.5}},
+        {"method": "exopd"},
+        {
+            "method": "opd",
+            "self_teacher": {"weights": "current"},
+            "teacher": None,
+            "teacher_prompt": {"system": "# "},
+            "train.epochs": 2,
+        },
+    ],
+)
+def test_a_batch_costs_its_teachers_one_pass(
+    models: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    full = {"objective.type": "full_kl"} if settings.get("method") != "exopd" else {}
+    train_tiny(tiny_config(models, settings | full), tmp_path)
+    for row in metrics_of(tmp_path):
+        assert row["teacher_tokens"] == row["train_tokens"] == row["sampled_tokens"]
+
+
 def test_elapsed_time_goes_on_from_the_checkpoint(models: Path, tmp_path: Path) -> None:
     config = tiny_config(models, {"method": "opd", "evaluation.problems": 0})
     train_tiny(config, tmp_path, stop_after=6)

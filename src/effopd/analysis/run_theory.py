@@ -193,14 +193,17 @@ def frozen_loss(parts: Parts, text: Text) -> FrozenLoss:
     assert parts.teachers is not None  # Config checked it
     samples = [rollout.sample for rollout in text.rollouts]
     targets: dict[int, Tensor] = {}
-    for _, teacher, indices in parts.teachers.split_local(text.rollouts):
-        found = completion_logits(teacher, [samples[i] for i in indices])
+    for name, teacher, indices in parts.teachers.split_local(text.rollouts):
+        read = [parts.teachers.sample_for(name, text.rollouts[i]) for i in indices]
+        found = completion_logits(teacher, read)
         targets.update(zip(indices, found, strict=True))
     objective = parts.config.objective
     target_logits = [targets[i] / objective.teacher_temperature for i in range(len(samples))]
     if parts.reference is not None:
         share = objective.reward_scale
-        reference = completion_logits(parts.reference, samples)
+        own = parts.reference_prompt
+        read = samples if own is None else [own.sample(each) for each in text.rollouts]
+        reference = completion_logits(parts.reference, read)
         pairs = zip(target_logits, reference, strict=True)
         target_logits = [share * z + (1 - share) * z_ref for z, z_ref in pairs]
     return FrozenLoss(parts.student, samples, target_logits)

@@ -103,6 +103,7 @@ class DatasetSpec:
         system: What becomes of a system message in the data, "keep" or "drop".
         template: Name (docs/data.md) or text of the template around a question; `{question}` is
             replaced.
+        keep_fields: Fields with texts that a teacher's prompt shows (docs/teachers.md).
     """
 
     name: str = "custom"
@@ -127,8 +128,10 @@ class DatasetSpec:
     relative_error: float = 0.0
     system: Literal["", "keep", "drop"] = ""
     template: str = ""
+    keep_fields: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "keep_fields", tuple(self.keep_fields))
         known = registry().datasets
         if self.name not in known:
             raise ConfigError(f"name must be one of {', '.join(known)}, got {self.name!r}")

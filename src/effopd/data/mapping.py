@@ -103,6 +103,8 @@ def read_row(row: Row, spec: "DatasetSpec", verifier: VerifierName) -> MappedRow
         reason = "no readable teacher or source"
         teacher = text_at(values, spec.teacher_field) if spec.teacher_field else ""
         source = text_at(values, spec.source_field) if spec.source_field else ""
+        reason = "no readable field of keep_fields"
+        kept = {name.rpartition(".")[2]: text_at(values, name) for name in spec.keep_fields}
     except ConfigError as error:
         return RejectedRow(reason, f"{row.place}: {error}")
     try:
@@ -120,6 +122,7 @@ def read_row(row: Row, spec: "DatasetSpec", verifier: VerifierName) -> MappedRow
         tests=tests,
         turns=said.turns,
         rules=spec.rules,
+        fields=kept,
     )
     return MappedRow(problem, said.asked, level, said.answered)
 
@@ -130,7 +133,8 @@ def needed_fields(spec: "DatasetSpec", verifier: VerifierName) -> list[str] | No
         return None
     checked = {"code": spec.tests_field, "none": ""}.get(verifier, spec.answer_field)
     others = (spec.level_field, spec.teacher_field, spec.source_field, spec.where_field)
-    return [field for field in (spec.prompt_field, checked, *others) if field]
+    asked = (spec.prompt_field, checked, *others, *spec.keep_fields)
+    return [field for field in asked if field]
 
 
 def check_template(template: str) -> None:

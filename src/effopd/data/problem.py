@@ -62,6 +62,8 @@ class Problem:
         tests: Tests of the program that is asked for; None where answers are texts.
         rules: How its reference is written.
         turns: Earlier questions of a conversation, each with its answer.
+        fields: Other texts of its row by name, which a teacher's prompt may show
+            (`task.train.keep_fields`).
     """
 
     id: str
@@ -74,6 +76,7 @@ class Problem:
     tests: CodeTests | None = None
     rules: AnswerRules = AnswerRules()
     turns: tuple[tuple[str, str], ...] = ()
+    fields: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def characters(self) -> int:

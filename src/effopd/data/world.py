@@ -46,6 +46,9 @@ class TinyWorld:
         base_steps: Cap on pre-training updates.
         base_greedy: Greedy accuracy at which clean pre-training ends.
         noise_steps: Updates on noisy demonstrations after that, with linear decay.
+        careful_prompt: Words before a question that ask for care, such as "# ": after them the base
+            goes on writing every step as it is, while without them it is noisy. "" for a base that
+            knows no such words.
         teacher_steps: Cap on reinforcement-learning updates of the teacher.
         teacher_lr: Learning rate of the teacher's updates.
         teacher_accuracy: Sampled accuracy at which the teacher is done.
@@ -65,6 +68,7 @@ class TinyWorld:
     base_steps: int = 900
     base_greedy: float = 0.97
     noise_steps: int = 80
+    careful_prompt: str = ""
     teacher_steps: int = 60
     teacher_lr: float = 3e-4
     teacher_accuracy: float = 0.95
@@ -82,6 +86,9 @@ class TinyWorld:
         for name in ("wrong_step", "direct_answer"):
             if not 0 <= (share := getattr(self, name)) < 1:
                 raise ConfigError(f"{name} must be at least 0 and below 1, got {share}")
+        words = {*map(str, range(self.modulus)), *OPERATORS, *PUNCTUATION}
+        if strange := [word for word in self.careful_prompt.split() if word not in words]:
+            raise ConfigError(f"careful_prompt has {strange[0]!r}, which is no word of the world")
         if self.hidden % 16 or self.hidden < 16:
             raise ConfigError(f"hidden must be a multiple of 16, got {self.hidden}")
         # Drawing distinct problems must end, and soon: at most half of all are drawn.
@@ -191,15 +198,15 @@ def make_model(world: TinyWorld) -> Any:
 
 
 def demonstrations(
-    world: TinyWorld, count: int, generator: torch.Generator
+    world: TinyWorld, count: int, generator: torch.Generator, *, is_careful: bool = False
 ) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
-    """Noisy demonstrations as token ids."""
+    """Noisy demonstrations as token ids; `is_careful` puts the world's `careful_prompt` first."""
     if len(world.lengths) == 1:
-        return _chains(world, world.operations, count, generator)
+        return _chains(world, world.operations, count, generator, is_careful)
     drawn = torch.randint(len(world.lengths), (count,), generator=generator)
     counts = torch.bincount(drawn, minlength=len(world.lengths)).tolist()
     parts = [
-        _chains(world, length, each, generator)
+        _chains(world, length, each, generator, is_careful)
         for length, each in zip(world.lengths, counts, strict=True)
     ]
     width = max(ids.shape[1] for ids, _ in parts)
@@ -211,7 +218,7 @@ def demonstrations(
 
 
 def _chains(
-    world: TinyWorld, operations: int, count: int, generator: torch.Generator
+    world: TinyWorld, operations: int, count: int, generator: torch.Generator, is_careful: bool
 ) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
     """Demonstrations of chains of one length, see `demonstrations`."""
     tokenizer = make_tokenizer(world)
@@ -227,7 +234,9 @@ def _chains(
     operand = draw(world.modulus, operations)
     wrong = torch.rand(count, operations, generator=generator) < world.wrong_step
     shift = 1 + draw(world.modulus - 1, operations)
-    prompt, steps = [torch.ones(count, dtype=torch.long), first + number], []
+    careful = tokenizer.convert_tokens_to_ids(world.careful_prompt.split()) if is_careful else []
+    prompt = [torch.full((count,), token) for token in (1, *careful)] + [first + number]
+    steps = []
     value = truth = first
     for i in range(operations):
         op, b = operator[:, i], operand[:, i]

@@ -47,24 +47,32 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "effopd"
 
 
-def world_models(world: TinyWorld, report: Report, *, cache: Path | None = None) -> WorldModels:
-    """Takes base and teacher from the cache, training what is missing or damaged."""
+def world_models(
+    world: TinyWorld, report: Report, *, cache: Path | None = None, teacher: bool = True
+) -> WorldModels:
+    """Takes base and teacher from the cache, training what is missing or damaged.
+
+    Without `teacher` only the base is looked at.
+    """
     directory = (cache or cache_directory()) / f"tiny-world-{content_key(world)}"
     models = WorldModels(base=directory / "base", teacher=directory / "teacher")
     task = world.load()
     _ensure(models.base, world, report, lambda: pretrain_base(world, task, report))
 
-    def teacher() -> Any:
+    def sharpened() -> Any:
         base = load_model(ModelSettings(path=str(models.base)))
         return train_teacher(world, task, base, report)
 
-    _ensure(models.teacher, world, report, teacher)
+    if teacher:
+        _ensure(models.teacher, world, report, sharpened)
     return models
 
 
 def content_key(world: TinyWorld) -> str:
     """Hash of everything the models depend on."""
     settings = dataclasses.asdict(world)
+    if not world.careful_prompt:  # the models of before there was one are the same
+        del settings["careful_prompt"]
     content = {"recipe": RECIPE_VERSION, "torch": torch.__version__, "world": settings}
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
 

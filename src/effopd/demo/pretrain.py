@@ -1,7 +1,8 @@
 """The tiny world's base model: arithmetic first, then the habit of making mistakes.
 
 Learning from clean chains is fast. A short second phase on noisy demonstrations then teaches the
-model to be wrong as often as they are, without forgetting how to be right.
+model to be wrong as often as they are, without forgetting how to be right. With a `careful_prompt`
+every second update of that phase is on clean chains after these words.
 """
 
 from collections.abc import Callable
@@ -71,6 +72,8 @@ def pretrain_base(world: TinyWorld, task: Task, report: Report) -> Any:
     for step in range(world.noise_steps):
         lr = PEAK_LR * (1 - step / world.noise_steps)
         _update(model, optimizer, world, generator, lr)
+        if world.careful_prompt:
+            _update(model, optimizer, clean, generator, lr, is_careful=True)
     greedy, sampled = (accuracy(world, model, checks, temperature=t) for t in (0.0, 1.0))
     report(f"base: accuracy {sampled:.2f} sampled, {greedy:.2f} greedy")
     return model.eval()
@@ -82,9 +85,11 @@ def _update(
     world: TinyWorld,
     generator: torch.Generator,
     lr: float,
+    *,
+    is_careful: bool = False,
 ) -> float:
     """One supervised step on fresh demonstrations; returns the loss."""
-    ids_BT, labels_BT = demonstrations(world, BATCH, generator)
+    ids_BT, labels_BT = demonstrations(world, BATCH, generator, is_careful=is_careful)
     for group in optimizer.param_groups:
         group["lr"] = lr
     model.train()

@@ -22,8 +22,8 @@ from effopd.models.weights import stored_tensors
 from effopd.records import display_text
 from effopd.rewards.build import verifier_for
 from effopd.rewards.sandbox.opening import open_sandbox
-from effopd.rollouts.prompts import lend_template_, prompt_remarks
-from effopd.training.build import check_teacher_prompts, load_problems
+from effopd.rollouts.prompts import TeacherPrompt, lend_template_, prompt_remarks
+from effopd.training.build import check_teacher_prompts, load_problems, prompt_of
 from effopd.training.config import Config
 
 Level = Literal["ok", "warning", "problem"]
@@ -255,13 +255,25 @@ def _compared(run: CheckedRun, name: str, student: Any, other: Any) -> Iterator[
     if student.eos_token_id != other.eos_token_id:
         text = f"the student ends with {student.eos_token!r}, {name} with {other.eos_token!r}"
         yield Finding("warning", "special tokens", text)
-    if run.config.prompt.chat and lend_template_(student, other):
+    config, own = run.config, name.removeprefix("teachers.").removeprefix("teacher")
+    own_prompt = config.reference_prompt if name == "reference" else prompt_of(config, own)
+    if (own_prompt or config.prompt).chat and lend_template_(student, other):
         text = f"{name} has no chat template: its own evaluation uses the student's"
         yield Finding("ok", "chat template", text)
+    if isinstance(own_prompt, TeacherPrompt):
+        if own_prompt.text == "{prompt}":  # fields are those of the run's own problems
+            seen = render(config, other, _QUESTION, own_prompt)
+            yield Finding("ok", "chat template", f"{name} reads a prompt of its own: {seen.text!r}")
+        else:
+            yield Finding("ok", "chat template", f"{name} reads a prompt of its own")
+        return
     seen = render(run.config, other, _QUESTION)
     if seen.ids != render(run.config, student, _QUESTION).ids:
         text = f"{name} would get another prompt: {seen.text!r}"
-        remedy = "the teacher scores the student's tokens: give both one chat template"
+        remedy = (
+            "the teacher scores the student's tokens: give both one chat template, or the teacher "
+            "a [teacher_prompt]"
+        )
         yield Finding("warning", "chat template", text, remedy)
 
 
@@ -316,7 +328,7 @@ def problems(run: CheckedRun) -> Iterator[Finding]:
     yield Finding("ok", "problems", f"{len(found.train)} to train on, {len(found.test)} held out")
     evaluation, teacher = run.config.evaluation, run.models.get("teacher")
     if evaluation.problems and evaluation.teacher and teacher and teacher.tokenizer is not None:
-        check_teacher_prompts(run.config.prompt, teacher.tokenizer, found.test)
+        check_teacher_prompts(prompt_of(run.config, ""), teacher.tokenizer, found.test)
     prompts = [problem.prompt for problem in found.train]
     if twice := len(prompts) - len(set(prompts)):
         text = f"{twice} training problems are there twice"

@@ -111,16 +111,18 @@ class Estimate(Sized):
         add("writing", *self._written(self.answers))
         # The largest pass of a teacher or the reference over a portion, without gradient.
         if self.scoring:
-            tokens, passes = config.memory.scoring_tokens, 1
-            if self.config.objective.needs_vocabulary:
-                tokens, passes = config.train.micro_batch_tokens, config.train.epochs
+            tokens, passes = config.memory.scoring_tokens, 1.0
+            if self.config.objective.needs_vocabulary:  # what is not kept is read in every epoch
+                share = self._kept_states[1]
+                passes = share + config.train.epochs * (1 - share)
             device = max(self._passed_bytes(*each, max(longest, tokens)) for each in self.scoring)
-            scorers = [each for each, _ in self.scoring] * passes
-            add("scoring", device, self._passes(scorers, self.answers))
+            seconds = self._passes([each for each, _ in self.scoring], self.answers)
+            add("scoring", device, passes * seconds)
         losses = 2 if self.config.objective.needs_critic else 1
         seconds = self._passes([shape] * (losses * self.passes), self.answers)
         add("update", self._updated_bytes(losses), seconds)
-        # One scored point: answers written anew, and scored by student and teacher.
+        # One scored point: answers written anew, and scored by student and teacher; on the tip's
+        # answers by the student alone.
         if config.searches:
             device, seconds = 0, 0.0
             if validation.type != "importance_kl":
@@ -133,7 +135,8 @@ class Estimate(Sized):
                 )
                 others = (self._passed_bytes(*each, portion) for each in self.teachers)
                 device = max(device, passed, *others)
-                readers = [shape, *(each for each, _ in self.teachers)]
+                anew = self.teachers if validation.type == "teacher_kl" else []
+                readers = [shape, *(each for each, _ in anew)]
                 seconds += self._passes(readers, validation.prompts)
             add("one trial of the search", device, seconds)
         # Before the first step the teacher writes, by transformers whatever the engine.
@@ -196,15 +199,37 @@ class Estimate(Sized):
         if self.config.searches:
             on_device = memory.anchor_device == "student"
             kept += footprint.search_bytes(trained, element, masters=masters, on_device=on_device)
-        for shape, size in [] if self._scores_elsewhere else self.scoring:
+        own = self.config.self_teacher
+        is_current = own is not None and own.weights == "current"
+        switched = own is not None and own.weights == "base" and self.student.lora is not None
+        copies = self.scoring[len(self.teachers) :] if is_current or switched else self.scoring
+        for shape, size in [] if self._scores_elsewhere else copies:
             arriving = self._arriving(shape, size)
             kept += Bytes(device=shape.parameters * size - arriving)
             kept += Bytes(host=shape.parameters * size if memory.teacher_offload else 0)
+        states = self._kept_states[0]
+        kept += (
+            Bytes(host=states) if memory.teacher_states_device == "cpu" else Bytes(device=states)
+        )
         if self.config.rollouts.engine == "vllm":
             waiting = self.shape.parameters * self._element  # asleep, its weights are on the host
             sleeps = self.config.rollouts.vllm.sleep
             kept += Bytes(host=waiting) if sleeps else Bytes(device=self._engine_bytes)
         return kept
+
+    @cached_property
+    def _kept_states(self) -> tuple[int, float]:
+        """Bytes of hidden states kept of a batch or a search; the share of a batch with room."""
+        config = self.config
+        token, searched = sum(each.hidden * size for each, size in self.scoring), 0
+        batch = self.answers * config.sampling.max_new_tokens * token
+        batch = batch if config.objective.needs_vocabulary else 0
+        if config.searches and config.validation.type == "importance_kl":
+            token = sum(each.hidden * size for each, size in self.teachers)
+            token += self.shape.hidden * self._element
+            searched = config.validation.prompts * config.sampling.max_new_tokens * token
+        room = config.memory.teacher_states_gb * 1e9
+        return int(min(room, max(batch, searched))), min(1.0, room / max(1, batch))
 
     def _arriving(self, shape: ModelShape, element: int) -> int:
         """Bytes of an offloaded teacher that come for a pass: all but the head."""

@@ -12,8 +12,8 @@ from effopd.data.world import TinyWorld, make_tokenizer
 from effopd.models.loading import load_tokenizer
 from effopd.records import display_text
 from effopd.rewards.build import verifier_for
-from effopd.rollouts.prompts import lend_template_
-from effopd.training.build import load_problems
+from effopd.rollouts.prompts import PromptTemplate, lend_template_
+from effopd.training.build import load_problems, prompt_of
 from effopd.training.config import Config
 
 _NARROWEST, _GAP = 24, " | "
@@ -29,11 +29,12 @@ class Rendered:
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """A problem, and its prompt as student and teacher get it."""
+    """A problem, and its prompt as student and teacher get it; `has_own` if that is set."""
 
     problem: Problem
     student: Rendered
     teacher: Rendered
+    has_own: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ def preview(config: Config, problems: int = 3) -> Preview:
     remarks = [
         f"teacher {name} has no chat template: the student's is shown"
         for name, teacher in teachers.items()
-        if config.prompt.chat and lend_template_(student, teacher)
+        if prompt_of(config, name).chat and lend_template_(student, teacher)
     ]
     with ExitStack() as stack:
         verifier = verifier_for(config.task, config.code)
@@ -76,14 +77,19 @@ def preview(config: Config, problems: int = 3) -> Preview:
     shown = []
     for problem in task.train[:problems]:
         own, other = student, teachers.get(problem.teacher, student)
-        texts = {"student": render(config, own, problem), "teacher": render(config, other, problem)}
-        shown.append(Shown(problem=problem, **texts))
+        template = prompt_of(config, problem.teacher)
+        texts = {"student": render(config, own, problem)}
+        texts["teacher"] = render(config, other, problem, template)
+        is_own = template is not config.prompt
+        shown.append(Shown(problem=problem, has_own=is_own, **texts))
     return Preview(remarks=remarks, task=task, shown=shown)
 
 
-def render(config: Config, tokenizer: Any, problem: Problem) -> Rendered:
+def render(
+    config: Config, tokenizer: Any, problem: Problem, template: PromptTemplate | None = None
+) -> Rendered:
     """The prompt of a problem by one model's tokenizer and chat template."""
-    ids = config.prompt.encode(tokenizer, problem)
+    ids = (template or config.prompt).encode(tokenizer, problem)
     return Rendered(ids=ids, text=tokenizer.decode(ids, skip_special_tokens=False))
 
 
@@ -102,7 +108,9 @@ def block(shown: Shown, *, width: int) -> Iterator[str]:
         yield from side_by_side(display_text(student.text), display_text(teacher.text), width)
         same = [a == b for a, b in zip_longest(student.ids, teacher.ids)]
         yield f"DIFFERENT from token {same.index(False) + 1} on: " + (
-            "the teacher scores the student's tokens, which are not those of its own prompt"
+            "the teacher reads its own prompt (teacher_prompt) before the student's answers"
+            if shown.has_own
+            else "the teacher scores the student's tokens, which are not those of its own prompt"
         )
     if problem.tests is not None:
         yield f"reference: {len(problem.tests.inputs)} tests, {problem.tests.kind}"

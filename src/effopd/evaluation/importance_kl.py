@@ -23,7 +23,7 @@ Source: weighted per-decision importance sampling of Precup, Sutton and Singh (2
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -31,9 +31,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from effopd.errors import ConfigError, NonFiniteError, ValidatorError
-from effopd.evaluation.logprobs import BATCH_TOKENS, completion_log_probs
+from effopd.evaluation.kept_states import STUDENT
+from effopd.evaluation.logprobs import BATCH_TOKENS
 from effopd.evaluation.rollout_sources import RolloutSource
-from effopd.evaluation.routing import Teachers, routed_reverse_kl
+from effopd.evaluation.routing import Teachers, kept_log_probs, routed_reverse_kl
 from effopd.evaluation.validators import check_prompts
 from effopd.models.policy import Policy
 from effopd.rollouts.rollout import Rollout, total_tokens
@@ -187,10 +188,9 @@ def outside_trust_region(
 class ImportanceWeightedKLValidator:
     """Scores the tip on its own answers, and candidates on those of the tip.
 
-    The tip's call takes the answers, which are kept for the candidates of its search. The teacher
-    scores them again for every candidate, since the divergence is over the whole vocabulary, of
-    which nothing can be kept; a candidate costs one more pass of the student for its
-    log-probabilities, made first, so that no teacher is asked about a candidate beyond trust.
+    The tip's call takes the answers and has the teacher read them, whose hidden states are kept for
+    the candidates of its search. A candidate costs one pass of the student: log-probabilities and,
+    unless it is beyond trust, the divergence over the whole vocabulary come from the same states.
 
     Answers have to be sampled from the policy itself, without temperature, top-p and top-k, or
     ratios of its probabilities would not be those of its answers.
@@ -226,31 +226,40 @@ class ImportanceWeightedKLValidator:
             return self._score(draw)
         except NonFiniteError:
             return Score(value=float("nan"))
+        finally:
+            self._teachers.kept.release(STUDENT)  # the next candidate has other weights
 
     def _score(self, draw: Draw) -> Score:
-        tokens = 0
+        teachers, tokens, before = self._teachers, 0, self._teachers.tokens_read
+        limits: Any = {"batch_tokens": self._batch_tokens}
         if draw.is_candidate:
             if draw.step != self._step:
                 raise ValidatorError(
                     f"{draw} is scored on the answers of its tip, which was not scored before it "
                     f"(kept are those of step {self._step}): score the tip, at scale 1, first"
                 )
-            candidate = self._log_probs()
-            if reason := outside_trust_region(candidate, self._tip, self._settings):
-                return Score(value=float("nan"), reason=reason)
         else:
             # The answers of the tip, for itself and for all candidates of its search.
             self._step, self._rollouts = None, self._source.rollouts(draw)
-            candidate = self._tip = self._log_probs()
-            self._step = draw.step
+            teachers.hold(self._rollouts)
+            teachers.read(self._rollouts, **limits)
             tokens = total_tokens(self._rollouts) if self._source.costs_tokens else 0
+        # One pass of the student; its log-probabilities say whether the answers tell enough.
+        samples = [rollout.sample for rollout in self._rollouts]
+        everything = (STUDENT, self._student, self._rollouts, samples)
+        teachers.kept.fill(*everything, **limits)
+        candidate = kept_log_probs(teachers.kept, *everything, **limits)
+        if not draw.is_candidate:
+            self._step, self._tip = draw.step, candidate
+        elif reason := outside_trust_region(candidate, self._tip, self._settings):
+            return Score(value=float("nan"), reason=reason)
         # The divergence at each of their tokens, weighted by how likely the candidate writes them.
         kl_nats = routed_reverse_kl(
             self._student,
-            self._teachers,
+            teachers,
             self._rollouts,
             teacher_temperature=self._teacher_temperature,
-            batch_tokens=self._batch_tokens,
+            **limits,
         )
         estimate = weighted_kl(candidate, self._tip, kl_nats, self._settings.reduce)
         cut = zip(estimate.answer_weights, self._source.truncated(self._rollouts), strict=True)
@@ -259,9 +268,5 @@ class ImportanceWeightedKLValidator:
             estimate.lengths,
             [weight * is_cut for weight, is_cut in cut],
             tokens=tokens,
-            teacher_tokens=total_tokens(self._rollouts),
+            teacher_tokens=teachers.tokens_read - before,
         )
-
-    def _log_probs(self) -> list[tuple[float, ...]]:
-        samples = [rollout.sample for rollout in self._rollouts]
-        return completion_log_probs(self._student, samples, batch_tokens=self._batch_tokens)

@@ -1,13 +1,14 @@
 """Log-probabilities and divergences of completions under one or two policies, without gradients."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
 
 from effopd.models.policy import Policy, Sample, micro_batches
 from effopd.objectives import check_finite, token_divergences, token_log_probs
+from effopd.objectives.projection import Head
 
 BATCH_SEQUENCES = 64
 """Sequences in one forward pass, at most."""
@@ -27,15 +28,8 @@ def completion_log_probs(
     found: list[tuple[float, ...]] = []
     with policy.during(), torch.no_grad(), evaluation_mode(policy):
         for batch in _batches(samples, batch_sequences, batch_tokens):
-            states = policy.states(batch)
-            scored = token_log_probs(
-                states.hidden_ND,
-                policy.head_weight_VD,
-                states.targets_N,
-                bias=policy.head_bias_V,
-                temperature=temperature,
-            )
-            found += _per_sample("log-probabilities", scored.log_probs_N, states.lengths)
+            head = Head(policy.states(batch).hidden_ND, policy.head_weight_VD, policy.head_bias_V)
+            found += log_probs_of(head, batch, temperature)
     return found
 
 
@@ -54,20 +48,53 @@ def completion_reverse_kl(
     2605.11739 with its sum over tokens left to the caller.
     """
     found: list[tuple[float, ...]] = []
-    with teacher.during(), torch.no_grad(), evaluation_mode(student), evaluation_mode(teacher):
+    # A teacher that is the student in another state must not put it there for both.
+    during = nullcontext() if teacher.model is student.model else teacher.during()
+    with during, torch.no_grad(), evaluation_mode(student), evaluation_mode(teacher):
         for batch in _batches(samples, batch_sequences, batch_tokens):
-            ours, theirs = student.states(batch), teacher.states(batch)
-            divergences_N = token_divergences(
-                ours.hidden_ND,
-                student.head_weight_VD,
-                theirs.hidden_ND.to(ours.hidden_ND.device),
-                teacher.head_weight_VD,
-                student_bias=student.head_bias_V,
-                teacher_bias=teacher.head_bias_V,
-                teacher_temperature=teacher_temperature,
+            ours, theirs = (
+                Head(each.states(batch).hidden_ND, each.head_weight_VD, each.head_bias_V)
+                for each in (student, teacher)
             )
-            found += _per_sample("divergence", divergences_N, ours.lengths)
+            found += reverse_kl_of(ours, theirs, batch, teacher_temperature)
     return found
+
+
+@torch.no_grad()
+def log_probs_of(
+    head: Head, samples: Sequence[Sample], temperature: float = 1.0
+) -> list[tuple[float, ...]]:
+    """`completion_log_probs` of one micro-batch whose states [N, D] are at hand."""
+    targets = [token for sample in samples for token in sample.completion_ids]
+    targets_N = torch.tensor(targets, dtype=torch.long, device=head.hidden_ND.device)
+    scored = token_log_probs(
+        head.hidden_ND, head.weight_VD, targets_N, bias=head.bias_V, temperature=temperature
+    )
+    return _per_sample("log-probabilities", scored.log_probs_N, samples)
+
+
+@torch.no_grad()
+def reverse_kl_of(
+    student: Head, teacher: Head, samples: Sequence[Sample], teacher_temperature: float = 1.0
+) -> list[tuple[float, ...]]:
+    """`completion_reverse_kl` of one micro-batch whose states [N, D] are at hand."""
+    teacher = on_device(teacher, student.hidden_ND.device)
+    divergences_N = token_divergences(
+        student.hidden_ND,
+        student.weight_VD,
+        teacher.hidden_ND,
+        teacher.weight_VD,
+        student_bias=student.bias_V,
+        teacher_bias=teacher.bias_V,
+        teacher_temperature=teacher_temperature,
+    )
+    return _per_sample("divergence", divergences_N, samples)
+
+
+def on_device(head: Head, device: torch.device) -> Head:
+    """Hidden states and head where the student's are."""
+    bias_V = None if head.bias_V is None else head.bias_V.to(device)
+    return Head(head.hidden_ND.to(device), head.weight_VD.to(device), bias_V)
 
 
 @contextmanager
@@ -88,6 +115,7 @@ def _batches(samples: Sequence[Sample], sequences: int, tokens: int) -> Iterator
         yield [samples[i] for i in indices]
 
 
-def _per_sample(name: str, values_N: Tensor, lengths: Sequence[int]) -> list[tuple[float, ...]]:
+def _per_sample(name: str, values_N: Tensor, samples: Sequence[Sample]) -> list[tuple[float, ...]]:
     check_finite(values_N, **{name: values_N})
-    return [tuple(part.tolist()) for part in values_N.split(list(lengths))]
+    lengths = [len(sample.completion_ids) for sample in samples]
+    return [tuple(part.tolist()) for part in values_N.split(lengths)]

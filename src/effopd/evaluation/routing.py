@@ -1,7 +1,8 @@
 """Every answer scored by the teacher that its problem names."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -9,21 +10,85 @@ from torch import Tensor
 
 from effopd.data.problem import Problem
 from effopd.errors import ConfigError
-from effopd.evaluation.logprobs import BATCH_TOKENS, completion_log_probs, completion_reverse_kl
+from effopd.evaluation.kept_states import STUDENT, KeptStates, teacher_key
+from effopd.evaluation.logprobs import (
+    BATCH_SEQUENCES,
+    BATCH_TOKENS,
+    log_probs_of,
+    reverse_kl_of,
+)
 from effopd.evaluation.served_teacher import ServedTeacher
-from effopd.models.policy import Policy, Sample
+from effopd.models.architecture import position_limit
+from effopd.models.policy import Policy, Sample, micro_batches
+from effopd.objectives.projection import Head
+from effopd.rollouts.prompts import PromptTemplate, shapes
 from effopd.rollouts.rollout import Rollout
 
 TokenValues = list[tuple[float, ...]]
 
 Teacher = Policy | ServedTeacher
 
+_ENCODED = 4096  # prompts of a teacher's own that are remembered
+
+
+class OwnPrompt:
+    """A prompt of its own for a model that scores, before the student's answers.
+
+    `positions` is how many tokens the model is made for, None for any number. Nothing is cut.
+    """
+
+    def __init__(self, template: PromptTemplate, tokenizer: Any, positions: int | None) -> None:
+        self.template, self._tokenizer, self._positions = template, tokenizer, positions
+        self._encoded: dict[tuple[str, str], tuple[int, ...]] = {}
+
+    @classmethod
+    def of(cls, template: PromptTemplate, policy: Teacher) -> "OwnPrompt":
+        """For a model, whose chat template has to read the template's arguments."""
+        template.check_arguments(policy.tokenizer)
+        positions = None
+        if isinstance(policy, Policy):  # a server refuses what is too long for it
+            positions = position_limit(policy.model.config.to_dict())
+        return cls(template, policy.tokenizer, positions)
+
+    def check(self, problems: Sequence[Problem], answer_tokens: int) -> None:
+        """Refuses what would be refused later, as far as the longest and each shape tell."""
+        for problem in shapes(problems) if problems else ():
+            self.ids(problem, answer_tokens)
+
+    def ids(self, problem: Problem, answer_tokens: int) -> tuple[int, ...]:
+        """Its tokens before an answer of so many; refuses more than the model has positions for."""
+        name = (problem.id, problem.prompt)
+        if name not in self._encoded:
+            if len(self._encoded) >= _ENCODED:
+                self._encoded.clear()
+            self._encoded[name] = self.template.encode(self._tokenizer, problem)
+        found = self._encoded[name]
+        if self._positions is not None and len(found) + answer_tokens > self._positions:
+            raise ConfigError(
+                f"{self.template.section} has {len(found)} tokens before the {answer_tokens} of an "
+                f"answer to {problem.id}, more than the {self._positions} positions that its model "
+                f"is made for, and nothing of it is cut: shorten {self.template.section}, or lower "
+                "sampling.max_new_tokens"
+            )
+        return found
+
+    def sample(self, rollout: Rollout) -> Sample:
+        """The answer after this prompt."""
+        answer_tokens = len(rollout.completion.token_ids)
+        return replace(rollout.sample, prompt_ids=self.ids(rollout.problem, answer_tokens))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Teachers:
-    """Teachers by name, at least one; "" is the name of problems that name no teacher."""
+    """Teachers by name, at least one; "" is the name of problems that name no teacher.
+
+    Those in `prompts` read their own prompt before an answer, the others the student's. `kept` has
+    the hidden states of the answers at hand.
+    """
 
     policies: Mapping[str, Teacher]
+    prompts: Mapping[str, OwnPrompt] = field(default_factory=dict)
+    kept: KeptStates = field(default_factory=KeptStates, compare=False)
 
     def __post_init__(self) -> None:
         if not self.policies:
@@ -58,6 +123,43 @@ class Teachers:
         """`split` for those who need whole vocabularies; refuses a teacher behind a server."""
         return [(name, _local(teacher), found) for name, teacher, found in self.split(rollouts)]
 
+    def sample_for(self, name: str, rollout: Rollout) -> Sample:
+        """What the teacher reads: its own prompt if it has one, and the answer."""
+        own = self.prompts.get(name)
+        return rollout.sample if own is None else own.sample(rollout)
+
+    def hold(self, rollouts: Sequence[Rollout]) -> None:
+        """Names the answers whose states are kept once they are read, see `KeptStates.hold`."""
+        self.kept.hold(rollouts)
+
+    def read(self, rollouts: Sequence[Rollout], *, batch_tokens: int = BATCH_TOKENS) -> None:
+        """Has each local teacher read its answers among those at hand, unless it has.
+
+        What there is no room for is left.
+        """
+        for name, teacher, indices in self.split_local(rollouts):
+            members = [rollouts[i] for i in indices]
+            samples = [self.sample_for(name, each) for each in members]
+            self.kept.fill(teacher_key(name), teacher, members, samples, batch_tokens=batch_tokens)
+
+    def head(self, name: str, rollouts: Sequence[Rollout]) -> Head:
+        """Hidden states [N, D] and head of a local teacher for a micro-batch of its answers."""
+        samples = [self.sample_for(name, each) for each in rollouts]
+        return self.kept.head(teacher_key(name), _local(self.policies[name]), rollouts, samples)
+
+    def unread(self, rollouts: Sequence[Rollout]) -> int:
+        """Tokens of answers whose states are not kept."""
+        return sum(
+            len(rollouts[indices[i]].completion.token_ids)
+            for name, _, indices in self.split_local(rollouts)
+            for i in self.kept.missing(teacher_key(name), [rollouts[j] for j in indices])
+        )
+
+    @property
+    def tokens_read(self) -> int:
+        """Completion tokens that local teachers have read so far."""
+        return sum(self.kept.tokens_read[teacher_key(name)] for name in self.policies)
+
     @property
     def served(self) -> dict[str, ServedTeacher]:
         """Those behind servers."""
@@ -85,15 +187,44 @@ def routed_log_probs(
     batch_tokens: int = BATCH_TOKENS,
 ) -> TokenValues:
     """`completion_log_probs` of each rollout under its own teacher, in the rollouts' order."""
-
-    def score(teacher: Teacher, samples: Sequence[Sample]) -> TokenValues:
+    found: dict[int, tuple[float, ...]] = {}
+    for name, teacher, indices in teachers.split(rollouts):
+        members = [rollouts[i] for i in indices]
         if isinstance(teacher, ServedTeacher):
-            return teacher.log_probs(samples, temperature=temperature)
-        return completion_log_probs(
-            teacher, samples, temperature=temperature, batch_tokens=batch_tokens
-        )
+            samples = [teachers.sample_for(name, each) for each in members]
+            values = teacher.log_probs(samples, temperature=temperature)
+        else:
+            values = kept_log_probs(
+                teachers.kept,
+                teacher_key(name),
+                teacher,
+                members,
+                [teachers.sample_for(name, each) for each in members],
+                temperature=temperature,
+                batch_tokens=batch_tokens,
+            )
+        found.update(zip(indices, values, strict=True))
+    return [found[i] for i in range(len(rollouts))]
 
-    return _routed(teachers, rollouts, score)
+
+def kept_log_probs(
+    kept: KeptStates,
+    key: str,
+    policy: Policy,
+    rollouts: Sequence[Rollout],
+    samples: Sequence[Sample],
+    *,
+    temperature: float = 1.0,
+    batch_tokens: int = BATCH_TOKENS,
+) -> TokenValues:
+    """`completion_log_probs` from states that are kept; what is not is read, and not kept."""
+    found: TokenValues = []
+    with policy.during() if kept.missing(key, rollouts) else nullcontext():
+        for indices in _micro_batches(samples, batch_tokens):
+            chosen = [samples[i] for i in indices]
+            head = kept.head(key, policy, [rollouts[i] for i in indices], chosen)
+            found += log_probs_of(head, chosen, temperature)
+    return found
 
 
 def routed_reverse_kl(
@@ -104,26 +235,31 @@ def routed_reverse_kl(
     teacher_temperature: float = 1.0,
     batch_tokens: int = BATCH_TOKENS,
 ) -> TokenValues:
-    """`completion_reverse_kl` of each rollout to its own teacher, in the rollouts' order."""
-    limits: Any = {"teacher_temperature": teacher_temperature, "batch_tokens": batch_tokens}
-    return _routed(
-        teachers,
-        rollouts,
-        lambda teacher, samples: completion_reverse_kl(student, _local(teacher), samples, **limits),
-    )
+    """`completion_reverse_kl` of each rollout to its own teacher, in the rollouts' order.
 
-
-def _routed(
-    teachers: Teachers,
-    rollouts: Sequence[Rollout],
-    score: Callable[[Teacher, Sequence[Sample]], TokenValues],
-) -> TokenValues:
-    """One call of `score` a teacher, put back in order."""
+    States that are kept in `teachers.kept`, the teachers' and the student's, are not made again.
+    """
     found: dict[int, tuple[float, ...]] = {}
-    for _, teacher, indices in teachers.split(rollouts):
-        values = score(teacher, [rollouts[i].sample for i in indices])
-        found.update(zip(indices, values, strict=True))
+    for name, teacher, indices in teachers.split_local(rollouts):
+        members = [rollouts[i] for i in indices]
+        is_needed = teachers.kept.missing(teacher_key(name), members)
+        # A teacher that is the student in another state must not put it there for both.
+        alone = is_needed and teacher.model is not student.model
+        with teacher.during() if alone else nullcontext():
+            for places in _micro_batches([each.sample for each in members], batch_tokens):
+                part = [members[place] for place in places]
+                samples = [each.sample for each in part]
+                ours = teachers.kept.head(STUDENT, student, part, samples)
+                values = reverse_kl_of(
+                    ours, teachers.head(name, part), samples, teacher_temperature
+                )
+                found.update(zip([indices[place] for place in places], values, strict=True))
     return [found[i] for i in range(len(rollouts))]
+
+
+def _micro_batches(samples: Sequence[Sample], batch_tokens: int) -> Iterator[list[int]]:
+    lengths = [sample.length for sample in samples]
+    return micro_batches(lengths, tokens=batch_tokens, sequences=BATCH_SEQUENCES)
 
 
 def _local(teacher: Teacher) -> Policy:

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from effopd.evaluation.logprobs import evaluation_mode
+from effopd.evaluation.kept_states import REFERENCE
+from effopd.evaluation.logprobs import on_device
 from effopd.methods.objective import (
     Batch,
     Contribution,
@@ -18,7 +19,6 @@ from effopd.methods.objective import (
     Tensors,
 )
 from effopd.methods.opd import check_reward_scale
-from effopd.models.policy import Policy, Sample
 from effopd.objectives import Divergence, FusedDivergence, fused_divergence
 from effopd.objectives.fused_kl import check_divergence
 from effopd.objectives.projection import Head
@@ -75,7 +75,8 @@ class FullVocabularyLearner(Learner):
         self._objective = objective
         self._student, self._teachers = resources.student, resources.teachers
         self._reference = resources.reference if objective.needs_reference else None
-        self._passes = resources.epochs
+        self._reference_samples = resources.reference_samples
+        self._passes, self._scoring_tokens = resources.epochs, resources.scoring_tokens
         in_target = self._reference is not None  # which divides the teacher's logits alone
         self._temperature = 1.0 if in_target else objective.teacher_temperature
         self._rollouts: Sequence[Rollout] = ()
@@ -83,19 +84,33 @@ class FullVocabularyLearner(Learner):
     def prepare(self, batch: Batch) -> int:
         """See `Learner.prepare`.
 
-        The teacher runs together with the student, in every pass anew: its logits over the
-        vocabulary are too large to keep.
+        Teachers and reference read the batch here, and their hidden states are kept for all passes
+        over it: logits over the vocabulary would be too large. What a search has had read of this
+        batch is not read again.
         """
-        self._rollouts = batch.rollouts
-        return self._passes * sum(len(r.completion.token_ids) for r in batch.rollouts)
+        self._rollouts, teachers = batch.rollouts, self._teachers
+        limits: Any = {"batch_tokens": self._scoring_tokens}
+        before = teachers.tokens_read
+        teachers.hold(batch.rollouts)
+        teachers.read(batch.rollouts, **limits)
+        if self._reference is not None:
+            samples = self._reference_samples(batch.rollouts)
+            teachers.kept.fill(REFERENCE, self._reference, batch.rollouts, samples, **limits)
+        # What there was no room for is read in every pass.
+        again = self._passes * teachers.unread(batch.rollouts)
+        return teachers.tokens_read - before + again
+
+    def release(self) -> None:
+        """See `Learner.release`."""
+        self._teachers.kept.release()
 
     def contribution(self, indices: Sequence[int], portion: Portion) -> Contribution:
         """See `Learner.contribution`."""
         rollouts = [self._rollouts[i] for i in indices]
         loss, divergence = torch.zeros(()), torch.zeros((), dtype=torch.float64)
         inputs: Tensors = {}
-        for name, teacher, members in self._teachers.split_local(rollouts):
-            part = self._divergence(teacher, [rollouts[i] for i in members], portion.tokens)
+        for name, _, members in self._teachers.split_local(rollouts):
+            part = self._divergence(name, [rollouts[i] for i in members], portion.tokens)
             loss = part.loss + loss.to(part.loss.device)
             divergence = part.per_token_N.sum().double() + divergence.to(part.loss.device)
             inputs[f"divergence from the teacher {name}".rstrip()] = part.per_token_N
@@ -108,21 +123,18 @@ class FullVocabularyLearner(Learner):
             sums["reverse_kl"] = divergence
         return Contribution(loss=loss, sums=sums, inputs=inputs)
 
-    def _divergence(
-        self, teacher: Policy, rollouts: Sequence[Rollout], tokens: int
-    ) -> FusedDivergence:
+    def _divergence(self, name: str, rollouts: Sequence[Rollout], tokens: int) -> FusedDivergence:
         """The divergence of answers that one teacher scores."""
-        samples = [r.sample for r in rollouts]
-        target = self._target(teacher, samples)  # before the student's activations take the memory
-        ours = self._student.states(samples)
-        device = ours.hidden_ND.device
+        target = self._target(name, rollouts)  # before the student's activations take the memory
+        ours = self._student.states([r.sample for r in rollouts])
+        target = on_device(target, ours.hidden_ND.device)
         return fused_divergence(
             ours.hidden_ND,
             self._student.head_weight_VD,
-            target.hidden_ND.to(device),
-            target.weight_VD.to(device),
+            target.hidden_ND,
+            target.weight_VD,
             student_bias=self._student.head_bias_V,
-            teacher_bias=None if target.bias_V is None else target.bias_V.to(device),
+            teacher_bias=target.bias_V,
             divergence=self._objective.divergence,
             beta=self._objective.beta,
             teacher_temperature=self._temperature,
@@ -130,24 +142,25 @@ class FullVocabularyLearner(Learner):
         )
 
     @torch.no_grad()
-    def _target(self, teacher: Policy, samples: Sequence[Sample]) -> Head:
+    def _target(self, name: str, rollouts: Sequence[Rollout]) -> Head:
         """The teacher, or teacher and reference side by side: a head of twice the width.
 
         Their hidden states one after the other, times their heads one beside the other, are
         `lambda z* + (1 - lambda) z_ref`: no logits are held for that. The teacher's temperature
         divides z* alone, as in `ExOPD`.
         """
-        own = Head(teacher.states(samples).hidden_ND, teacher.head_weight_VD, teacher.head_bias_V)
+        own = self._teachers.head(name, rollouts)
         if self._reference is None:
             return own
-        reference, past = self._reference, 1.0 - self._objective.reward_scale
+        past = 1.0 - self._objective.reward_scale
         scale = self._objective.reward_scale / self._objective.teacher_temperature
-        with evaluation_mode(reference):  # it may be the student without its adapters
-            other_ND = reference.states(samples).hidden_ND.to(own.hidden_ND)
+        samples = self._reference_samples(rollouts)
+        other = self._teachers.kept.head(REFERENCE, self._reference, rollouts, samples)
         weight_VD = torch.cat(
-            [scale * own.weight_VD, past * reference.head_weight_VD.to(own.weight_VD)], dim=1
+            [scale * own.weight_VD, past * other.weight_VD.to(own.weight_VD)], dim=1
         )
-        biases = [(scale, own.bias_V), (past, reference.head_bias_V)]
+        biases = [(scale, own.bias_V), (past, other.bias_V)]
         known = [share * bias.to(own.weight_VD) for share, bias in biases if bias is not None]
         bias_V = torch.stack(known).sum(0) if known else None
-        return Head(torch.cat([own.hidden_ND, other_ND], dim=1), weight_VD, bias_V)
+        hidden_ND = torch.cat([own.hidden_ND, other.hidden_ND.to(own.hidden_ND)], dim=1)
+        return Head(hidden_ND, weight_VD, bias_V)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from effopd.evaluation.grading import Verdicts
 from effopd.evaluation.logprobs import BATCH_TOKENS
-from effopd.evaluation.routing import Teachers
-from effopd.models.policy import Policy
+from effopd.evaluation.routing import OwnPrompt, Teachers
+from effopd.models.policy import Policy, Sample
 from effopd.objectives import Divergence, token_log_probs
 from effopd.rollouts.rollout import Rollout
 
@@ -75,6 +75,7 @@ class Resources:
         student: The policy to train.
         teachers: Given where the objective needs a teacher.
         reference: Given where the objective needs one.
+        reference_prompt: What the reference reads before an answer; None for the student's prompt.
         longest: Tokens that an answer may have.
         updates: Optimizer updates on the rollouts of a step, all passes over them together.
         epochs: Passes over the rollouts of a step.
@@ -84,10 +85,16 @@ class Resources:
     student: Policy
     teachers: Teachers | None = None
     reference: Policy | None = None
+    reference_prompt: OwnPrompt | None = None
     longest: int = 0
     updates: int = 1
     epochs: int = 1
     scoring_tokens: int = BATCH_TOKENS
+
+    def reference_samples(self, rollouts: Sequence[Rollout]) -> list[Sample]:
+        """The answers as the reference reads them."""
+        own = self.reference_prompt
+        return [each.sample if own is None else own.sample(each) for each in rollouts]
 
 
 class Learner(ABC):
@@ -103,6 +110,9 @@ class Learner(ABC):
 
     def after_update(self) -> None:  # noqa: B027
         """Called after each optimizer update: whatever else learns takes its step."""
+
+    def release(self) -> None:  # noqa: B027
+        """Called after the last update on a batch: drops what was kept for it."""
 
     def discard(self) -> None:  # noqa: B027
         """Called when an update is given up: drops gradients of whatever else learns."""

@@ -104,6 +104,7 @@ class SampledTokenLearner(Learner):
         self._objective, self._cap = objective, cap
         self._student, self._teachers = resources.student, resources.teachers
         self._reference = resources.reference if objective.needs_reference else None
+        self._reference_samples = resources.reference_samples
         self._scoring_tokens = resources.scoring_tokens
         self._rollouts: Sequence[Rollout] = ()
         self._teacher_scores: TokenScores = ()
@@ -119,7 +120,7 @@ class SampledTokenLearner(Learner):
             batch_tokens=self._scoring_tokens,
         )
         if self._reference is not None:
-            samples = [r.sample for r in batch.rollouts]
+            samples = self._reference_samples(batch.rollouts)
             self._reference_scores = completion_log_probs(
                 self._reference, samples, batch_tokens=self._scoring_tokens
             )

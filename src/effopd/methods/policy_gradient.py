@@ -9,7 +9,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -315,6 +315,7 @@ class PolicyGradientLearner(Learner):
         self._objective, self._student = objective, resources.student
         self._teachers = resources.teachers if objective.needs_teacher else None
         self._reference = resources.reference if objective.needs_reference else None
+        self._reference_samples = resources.reference_samples
         self._longest, self._reuses_rollouts = resources.longest, resources.updates > 1
         self._scoring_tokens = resources.scoring_tokens
         self.critic: Critic | None = None
@@ -342,9 +343,13 @@ class PolicyGradientLearner(Learner):
             shape_GR = rewards.view(-1, batch.responses)
             advantages_GR = group_advantages(shape_GR, objective.group_scale)
             advantages_N = advantages_GR.flatten().repeat_interleave(torch.tensor(lengths))
-        self._old = self._log_probs(self._student) if self._reuses_rollouts else ()
+        limits: Any = {"batch_tokens": self._scoring_tokens}
+        if self._reuses_rollouts:
+            self._old = completion_log_probs(self._student, samples, **limits)
         if self._reference is not None:
-            self._reference_scores = self._log_probs(self._reference)
+            self._reference_scores = completion_log_probs(
+                self._reference, self._reference_samples(batch.rollouts), **limits
+            )
         taught = 0
         if self._teachers is not None:  # adds the distillation advantage `log q - log p`
             scores = routed_log_probs(
@@ -359,10 +364,6 @@ class PolicyGradientLearner(Learner):
             taught = len(teacher_N)
         self._advantages = [part.tolist() for part in advantages_N.split(lengths)]
         return taught
-
-    def _log_probs(self, policy: Policy) -> TokenScores:
-        samples = [rollout.sample for rollout in self._rollouts]
-        return completion_log_probs(policy, samples, batch_tokens=self._scoring_tokens)
 
     def contribution(self, indices: Sequence[int], portion: Portion) -> Contribution:
         """See `Learner.contribution`."""

@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime, time
-from typing import Any, Literal
+from string import Formatter
+from typing import Any, ClassVar, Literal
 
 from jinja2 import Environment, TemplateError, meta
 
@@ -23,7 +24,22 @@ _DATE_FORMS = [
     f"%{flag}{letter}" for flag in ("-", "") for letter in "aAbBcdeDfFHIjmMpSTuUVwWxXyYGZz%"
 ]
 """What `strftime` may be asked for."""
+UNLIMITED = 2**31 - 1
+"""Tokens of a prompt without a limit of its own."""
 _GENERATION_TAG = re.compile(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A question with its answer, shown before the question that is asked.
+
+    Attributes:
+        prompt: The question.
+        answer: The answer to it.
+    """
+
+    prompt: str
+    answer: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +58,8 @@ class PromptTemplate:
         date: The day, "2026-01-31", that chat templates with a date in them write; None for the
             day on which the run starts, which is kept in run.json.
         system: System message before every prompt; "" for none.
+        examples: Questions with answers before every prompt: earlier turns of the chat; in bare
+            text `prompt` and `answer` joined as they are, with a blank line after each.
         max_tokens: Longest prompt allowed.
         too_long: What becomes of problems with a longer prompt: "refuse" stops, "drop" leaves them
             out when the run starts and says how many.
@@ -52,10 +70,15 @@ class PromptTemplate:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     date: str | None = None
     system: str = ""
+    examples: tuple[Example, ...] = ()
     max_tokens: int = 2048
     too_long: Literal["refuse", "drop"] = "refuse"
 
+    section: ClassVar[str] = "prompt"
+    """Where recipes have it."""
+
     def __post_init__(self) -> None:
+        object.__setattr__(self, "examples", tuple(self.examples))
         if self.max_tokens < 1:
             raise ConfigError(f"max_tokens must be at least 1, got {self.max_tokens}")
         for name, given in (("system", self.system), ("template_kwargs", self.template_kwargs)):
@@ -64,7 +87,7 @@ class PromptTemplate:
         if "enable_thinking" in self.template_kwargs:
             raise ConfigError(
                 "template_kwargs must not hold 'enable_thinking', a setting of its own: set "
-                "prompt.enable_thinking"
+                f"{self.section}.enable_thinking"
             )
         if reserved := sorted(_RESERVED & self.template_kwargs.keys()):
             raise ConfigError(f"template_kwargs must not hold {reserved[0]!r}, which effopd sets")
@@ -81,7 +104,7 @@ class PromptTemplate:
         if not 0 < len(ids) <= self.max_tokens:
             raise ConfigError(
                 f"prompt {problem.id} has {len(ids)} tokens; allowed are 1 to {self.max_tokens} "
-                "(prompt.max_tokens, prompt.too_long)"
+                f"({self.section}.max_tokens, {self.section}.too_long)"
             )
         return ids
 
@@ -104,18 +127,19 @@ class PromptTemplate:
         """Refuses arguments that the student's chat template never reads."""
         if unread := self.unread(tokenizer):
             raise ConfigError(
-                f"prompt.template_kwargs has {unread[0]!r}, which the chat template of "
+                f"{self.section}.template_kwargs has {unread[0]!r}, which the chat template of "
                 f"{_named(tokenizer)} never reads: correct the name, or remove it"
             )
 
     def _ids(self, tokenizer: Any, problem: Problem) -> tuple[int, ...]:
         messages = self._messages(problem)
         if not self.chat:
-            return tuple(tokenizer(problem.prompt)["input_ids"])
+            shown = "".join(f"{each.prompt}{each.answer}\n\n" for each in self.examples)
+            return tuple(tokenizer(shown + problem.prompt)["input_ids"])
         if tokenizer.chat_template is None:
             raise ConfigError(
-                f"{_named(tokenizer)} has no chat template: set prompt.chat = false, or write one "
-                "to chat_template.jinja in its directory"
+                f"{_named(tokenizer)} has no chat template: set {self.section}.chat = false, or "
+                "write one to chat_template.jinja in its directory"
             )
         try:
             encoded = tokenizer.apply_chat_template(
@@ -129,7 +153,8 @@ class PromptTemplate:
         except TEMPLATE_ERRORS as error:
             remedy = ""
             if problem.system or self.system:
-                setting = "task.train.system = 'drop'" if problem.system else "prompt.system = ''"
+                own = f"{self.section}.system = ''"
+                setting = "task.train.system = 'drop'" if problem.system else own
                 remedy = f" (without the prompt's system message: {setting})"
             raise ConfigError(
                 f"the chat template of {_named(tokenizer)} refuses prompt {problem.id}: "
@@ -155,21 +180,68 @@ class PromptTemplate:
         if problem.system and (self.system or not self.chat):
             raise ConfigError(
                 f"prompt {problem.id} brings a system message of its own, "
-                + ("so does prompt.system" if self.system else "which bare text has no place for")
+                + (
+                    f"so does {self.section}.system"
+                    if self.system
+                    else "which bare text has no place for"
+                )
                 + ": leave out one of them (task.train.system = 'drop')"
             )
         if problem.turns and not self.chat:
             raise ConfigError(
                 f"prompt {problem.id} is a conversation of several turns, which bare text has no "
-                "place for: set prompt.chat = true"
+                f"place for: set {self.section}.chat = true"
             )
         system = problem.system or self.system
         found = [("system", system)] if system else []
-        for question, answer in problem.turns:
+        shown = ((each.prompt, each.answer) for each in self.examples)
+        for question, answer in (*shown, *problem.turns):
             found += [("user", question), ("assistant", answer)]
         return [
             {"role": role, "content": text} for role, text in (*found, ("user", problem.prompt))
         ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherPrompt(PromptTemplate):
+    r"""The prompt of a model that scores, before the same answer tokens; the student sees another.
+
+    Attributes:
+        text: What is asked, with fields of the problem in braces: `{prompt}` is the student's
+            question, `{answer}` the reference, others are those of `task.train.keep_fields`, as in
+            `"{prompt}\n\nA solution:\n{solution}"`. Braces of its own are doubled.
+        max_tokens: Longest prompt allowed; by default as many as the model has positions for.
+    """
+
+    text: str = "{prompt}"
+    max_tokens: int = UNLIMITED
+
+    section: ClassVar[str] = "teacher_prompt"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.too_long != "refuse":
+            raise ConfigError("too_long is for the student's prompt: nothing of this one is cut")
+        try:
+            names = [name for _, name, *_ in Formatter().parse(self.text) if name is not None]
+        except ValueError as error:
+            raise ConfigError(f"text is no template: {error}; double braces of its own") from None
+        if strange := [name for name in names if not name.isidentifier()]:
+            raise ConfigError(
+                f"text has {{{strange[0]}}}, which names no field: double braces of its own"
+            )
+
+    def _ids(self, tokenizer: Any, problem: Problem) -> tuple[int, ...]:
+        fields = {**problem.fields, "prompt": problem.prompt, "answer": problem.answer}
+        try:
+            asked = self.text.format_map(fields)
+        except KeyError as error:
+            known = ", ".join(sorted(fields))
+            raise ConfigError(
+                f"{self.section}.text names {error}, which problem {problem.id} does not have "
+                f"(known are {known}): add it to task.train.keep_fields, or double its braces"
+            ) from None
+        return super()._ids(tokenizer, replace(problem, prompt=asked))
 
 
 def _named(tokenizer: Any) -> str:
@@ -185,6 +257,14 @@ def lend_template_(student: Any, teacher: Any) -> bool:
         return False
     teacher.chat_template = student.chat_template
     return True
+
+
+def shapes(problems: Sequence[Problem]) -> Iterator[Problem]:
+    """The longest problem, and one of each shape of conversation: what may be refused is there."""
+    fields = (sum(map(len, each.fields.values())) for each in problems)
+    lengths = [p.characters + more for p, more in zip(problems, fields, strict=True)]
+    yield problems[lengths.index(max(lengths))]
+    yield from {(bool(p.system), len(p.turns)): p for p in problems}.values()
 
 
 def prompt_remarks(

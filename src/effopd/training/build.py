@@ -1,9 +1,8 @@
 """The objects of one run, made from its settings and models."""
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,9 @@ from effopd.errors import ConfigError
 from effopd.evaluation.evaluator import EvaluationResult, Evaluator
 from effopd.evaluation.grading import sum_counts
 from effopd.evaluation.importance_kl import ImportanceKLValidation, ImportanceWeightedKLValidator
+from effopd.evaluation.kept_states import KeptStates
 from effopd.evaluation.rollout_sources import FreshRollouts, TrainingBatchRollouts
-from effopd.evaluation.routing import Teacher, Teachers
+from effopd.evaluation.routing import OwnPrompt, Teacher, Teachers
 from effopd.evaluation.validators import (
     AccuracyValidation,
     RolloutValidator,
@@ -27,18 +27,26 @@ from effopd.evaluation.validators import (
 from effopd.methods import Learner, Resources
 from effopd.models.architecture import position_limit
 from effopd.models.directory import ADAPTER_CONFIG
-from effopd.models.loading import ModelSettings, load_model, load_tokenizer
-from effopd.models.lora import without_adapters
-from effopd.models.policy import Offloaded, Policy
+from effopd.models.loading import ModelSettings, load_tokenizer
+from effopd.models.policy import Policy
 from effopd.rewards.build import verifier_for, without_unreadable
 from effopd.rollouts.engine import Engine
-from effopd.rollouts.prompts import PromptTemplate, lend_template_, prompt_remarks
+from effopd.rollouts.prompts import PromptTemplate, lend_template_, prompt_remarks, shapes
 from effopd.rollouts.rollout import Writer
 from effopd.rollouts.vllm import VLLMEngine
 from effopd.search.validation import Validator
 from effopd.training.collect import Collector, rewards_differ
 from effopd.training.config import Config, placed
-from effopd.training.engines import engine_of, served_teacher, student_engine
+from effopd.training.engines import (
+    engine_of,
+    kept_states,
+    policy_from,
+    reference_of,
+    scoring_policy,
+    served_teacher,
+    student_engine,
+    untrained,
+)
 from effopd.training.teachers import StudentAverage, align_vocabularies, frozen, frozen_copy
 
 EVALUATION_SEED = 0
@@ -58,6 +66,7 @@ class Parts:
     student: Policy
     teachers: Teachers | None
     reference: Policy | None
+    reference_prompt: OwnPrompt | None
     average: StudentAverage | None
     engine: Engine | None = None
 
@@ -68,13 +77,13 @@ class Parts:
         if isinstance(self.engine, VLLMEngine):
             self.engine.close()
 
-    def writer(self, policy: Teacher) -> Writer:
-        """Writes with `policy` as the settings say."""
+    def writer(self, policy: Teacher, template: PromptTemplate | None = None) -> Writer:
+        """Writes with `policy` as the settings say, to the student's prompts or to others."""
         own = self.engine if policy is self.student else None
         return Writer(
             engine=own or engine_of(self.config, policy, self.student.end_ids),
             tokenizer=policy.tokenizer,
-            template=self.config.prompt,
+            template=template or self.config.prompt,
             sampling=self.config.sampling,
         )
 
@@ -102,8 +111,11 @@ class Parts:
         for name, policy in self.teachers.policies.items():
             own = [p for p in evaluator.problems if self.teachers.name_for(p) == name]
             if own:
-                check_teacher_prompts(self.config.prompt, policy.tokenizer, own)
-                found.append(replace(evaluator, problems=own).evaluate(self.writer(policy)))
+                template = prompt_of(self.config, name)
+                if name not in self.teachers.prompts:
+                    check_teacher_prompts(template, policy.tokenizer, own)
+                writer = self.writer(policy, template)
+                found.append(replace(evaluator, problems=own).evaluate(writer))
         return EvaluationResult(
             rollouts=tuple(rollout for each in found for rollout in each.rollouts),
             rewards=tuple(reward for each in found for reward in each.rewards),
@@ -119,6 +131,7 @@ class Parts:
                 student=self.student,
                 teachers=self.teachers,
                 reference=self.reference,
+                reference_prompt=self.reference_prompt,
                 longest=self.config.sampling.max_new_tokens,
                 updates=train.updates_per_step * train.epochs,
                 epochs=train.epochs,
@@ -220,41 +233,46 @@ def build_parts(config: Config, report: Callable[[str], None], given: Given = Gi
     config = placed(config)
     torch.set_num_threads(config.threads)
     student_settings, teacher_settings = _model_settings(config, report)
-    student = given.student or _policy(student_settings, config.device, report)
+    student = given.student or policy_from(student_settings, config.device, report)
     served = served_teacher(config, student, report)
     teachers: dict[str, Policy] = {
         name: (
             frozen(given.teacher)
             if given.teacher and not name
-            else _scoring_policy(config, settings, report)
+            else scoring_policy(config, settings, report)
         )
         for name, settings in teacher_settings.items()
     }
-    reference = _reference(config, student, report)
+    reference = reference_of(config, student, report)
     scoring = {f"teachers.{name}" if name else "the teacher": p for name, p in teachers.items()}
     others = scoring | ({"the reference": reference} if reference else {})
     for remark in align_vocabularies(student, others):
         report(remark)
-    for name, policy in scoring.items():
-        if config.prompt.chat and lend_template_(student.tokenizer, policy.tokenizer):
-            report(f"{name} has no chat template: its own evaluation uses the student's")
-        elif unread := config.prompt.unread(policy.tokenizer):
+    for name, policy in teachers.items():
+        template, said = prompt_of(config, name), f"teachers.{name}" if name else "the teacher"
+        if template.chat and lend_template_(student.tokenizer, policy.tokenizer):
+            report(f"{said} has no chat template: its own evaluation uses the student's")
+        elif template is config.prompt and (unread := template.unread(policy.tokenizer)):
             report(
-                f"the chat template of {name} never reads {', '.join(map(repr, unread))} "
+                f"the chat template of {said} never reads {', '.join(map(repr, unread))} "
                 "(prompt.template_kwargs): in its own evaluation they have no effect"
             )
+    kept = kept_states(config, student, report)
     average = None
-    if config.self_teacher is not None:
+    if (own := config.self_teacher) is not None and own.weights == "average":
         teachers = {"": teachers.get("") or frozen_copy(student)}
-        average = StudentAverage(teachers[""], student, config.self_teacher.decay)
+        average = StudentAverage(teachers[""], student, own.decay, kept.release)
+    elif own is not None:
+        teachers = {"": student if own.weights == "current" else untrained(config, student)}
     everyone: dict[str, Teacher] = {**teachers, **({"": served} if served else {})}
     verifier = given.verifier or verifier_for(config.task, config.code)
     task = load_problems(config, student.tokenizer, verifier, report, given.task)
     _report_prompts(config, student, task, report)
-    routed = Teachers(policies=everyone) if everyone else None
-    if routed is not None:
-        for problem in (*task.train, *task.test):
-            routed.name_for(problem)  # refuses a problem whose teacher is not known
+    routed = _routed(config, everyone, kept, task) if everyone else None
+    reference_prompt = None
+    if reference is not None and config.reference_prompt is not None:
+        reference_prompt = OwnPrompt.of(config.reference_prompt, reference)
+        reference_prompt.check((*task.train, *task.test), config.sampling.max_new_tokens)
     return Parts(
         config=config,
         task=task,
@@ -262,9 +280,28 @@ def build_parts(config: Config, report: Callable[[str], None], given: Given = Gi
         student=student,
         teachers=routed,
         reference=reference,
+        reference_prompt=reference_prompt,
         average=average,
         engine=student_engine(config, student, student_settings.path, report),
     )
+
+
+def _routed(
+    config: Config, policies: Mapping[str, Teacher], kept: KeptStates, task: Task
+) -> Teachers:
+    """The teachers with prompts of their own; refuses problems that none of them can score."""
+    prompts = {
+        name: OwnPrompt.of(prompt, policy)
+        for name, policy in policies.items()
+        if (prompt := prompt_of(config, name)) is not config.prompt
+    }
+    teachers = Teachers(policies=policies, prompts=prompts, kept=kept)
+    found: dict[str, list[Problem]] = {}
+    for problem in (*task.train, *task.test):
+        found.setdefault(teachers.name_for(problem), []).append(problem)
+    for name, own in prompts.items():
+        own.check(found.get(name, []), config.sampling.max_new_tokens)
+    return teachers
 
 
 def load_problems(
@@ -285,6 +322,11 @@ def load_problems(
     return task
 
 
+def prompt_of(config: Config, teacher: str) -> PromptTemplate:
+    """What a teacher reads before an answer: its own prompt, or the student's."""
+    return config.teacher_prompts.get(teacher) or config.teacher_prompt or config.prompt
+
+
 def check_teacher_prompts(
     template: PromptTemplate, tokenizer: Any, problems: Sequence[Problem]
 ) -> None:
@@ -299,9 +341,7 @@ def check_teacher_prompts(
 
 
 def _check_shapes(template: PromptTemplate, tokenizer: Any, problems: Sequence[Problem]) -> None:
-    """Encodes the longest prompt and one of each shape of conversation."""
-    shapes = {(bool(problem.system), len(problem.turns)): problem for problem in problems}
-    for problem in (max(problems, key=lambda each: each.characters), *shapes.values()):
+    for problem in shapes(problems):
         template.encode(tokenizer, problem)
 
 
@@ -355,7 +395,7 @@ def base_settings(config: Config, report: Callable[[str], None]) -> ModelSetting
     if config.student is not None:
         return config.student
     assert isinstance(config.task, TinyWorld)  # Config checked it
-    return ModelSettings(path=str(world_models(config.task, report).base))
+    return ModelSettings(path=str(world_models(config.task, report, teacher=False).base))
 
 
 def started_from(config: Config, directory: Path) -> Config:
@@ -383,44 +423,6 @@ def _model_settings(
     if isinstance(config.task, TinyWorld) and brings_teacher:
         named[""] = ModelSettings(path=str(world_models(config.task, report).teacher))
     return base_settings(config, report), named
-
-
-def _policy(settings: ModelSettings, device: str, report: Callable[[str], None]) -> Policy:
-    return Policy(load_model(settings, device, report), load_tokenizer(settings))
-
-
-def _scoring_policy(
-    config: Config, settings: ModelSettings, report: Callable[[str], None]
-) -> Policy:
-    """A model that only scores: on its device, or there only while it does."""
-    device = config.teacher_device or config.device
-    if not config.memory.teacher_offload:
-        return frozen(_policy(settings, device, report))
-    return _offloaded(load_model(settings, report=report), load_tokenizer(settings), device)
-
-
-def _offloaded(model: Any, tokenizer: Any, device: str, size: int | None = None) -> Policy:
-    """A policy whose model is on the device while it scores, and on the host otherwise."""
-    model.requires_grad_(False)
-    during = Offloaded(model, device)
-    return Policy(model, tokenizer, vocabulary_size=size, during=during)
-
-
-def _reference(config: Config, student: Policy, report: Callable[[str], None]) -> Policy | None:
-    """What the objective moves away from or holds on to; the untrained student by default."""
-    if not config.objective.needs_reference:
-        return None
-    if config.reference is not None:
-        return _scoring_policy(config, config.reference, report)
-    lora = config.student.lora if config.student is not None else None
-    size = student.vocabulary_size
-    if lora is not None and lora.adapter is None:
-        during = partial(without_adapters, student.model)
-        return Policy(student.model, student.tokenizer, vocabulary_size=size, during=during)
-    if config.memory.teacher_offload:
-        copied = copy.deepcopy(student.model).cpu()
-        return _offloaded(copied, student.tokenizer, config.teacher_device or config.device, size)
-    return frozen_copy(student)
 
 
 def policy_of(source: Any) -> Policy:

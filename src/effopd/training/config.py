@@ -37,7 +37,7 @@ from effopd.methods.registry import EFFOPD_SEARCH, EFFOPD_VALIDATION, METHODS, P
 from effopd.models.loading import ModelSettings, real_device
 from effopd.rewards.code import CodeChecking
 from effopd.rollouts.engine import Sampling
-from effopd.rollouts.prompts import PromptTemplate
+from effopd.rollouts.prompts import PromptTemplate, TeacherPrompt
 from effopd.rollouts.settings import RolloutSettings
 from effopd.search.extrapolator import Search
 from effopd.servers.settings import ServerSettings
@@ -93,10 +93,14 @@ class Config(BaseModel):
         teacher: Model that scores; the tiny world brings its own.
         teachers: More teachers by name, for problems that name one (`task.train.teacher_field`).
         teacher_server: A server that scores in the place of `teacher` (docs/servers.md).
-        self_teacher: Makes the teacher an average of the student's own weights; it starts as
-            `teacher`, or as the untrained student.
+        self_teacher: Makes the teacher one of the student's own weights: their average, which
+            starts as `teacher` or as the untrained student, or what they are (docs/teachers.md).
+        teacher_prompt: What teachers read before an answer; the student's prompt by default.
+        teacher_prompts: The same for teachers by name; they go before `teacher_prompt`.
         reference: What ExOPD moves away from, and what the KL term of GRPO holds on to: the
             untrained student by default; the teacher's own base for ExOPD's base correction.
+        reference_prompt: What the reference reads before an answer; the student's prompt by
+            default.
         task: Problems.
         code: How programs are checked where `task.verifier` is "code".
         prompt: From problem to prompt.
@@ -128,7 +132,10 @@ class Config(BaseModel):
     teachers: dict[str, ModelSettings] = {}
     teacher_server: ServerSettings | None = None
     self_teacher: SelfTeacher | None = None
+    teacher_prompt: TeacherPrompt | None = None
+    teacher_prompts: dict[str, TeacherPrompt] = {}
     reference: ModelSettings | None = None
+    reference_prompt: TeacherPrompt | None = None
     task: Annotated[TinyWorld | DatasetTask, Field(discriminator="type")] = TinyWorld()
     code: CodeChecking = CodeChecking()
     prompt: PromptTemplate = PromptTemplate()
@@ -297,6 +304,25 @@ def _of_models(config: Config) -> Iterator[str]:
             yield f"task.type = {config.task.type!r} needs teacher.path"
     if config.self_teacher is not None and config.teachers:
         yield "self_teacher is the only teacher: remove [teachers]"
+    own = config.self_teacher
+    if own is not None and own.weights != "average":
+        name = f"self_teacher.weights = {own.weights!r}"
+        if config.teacher is not None:
+            yield f"{name} takes the place of [teacher]: keep one"
+        if config.teacher_prompt is None:
+            yield f"{name} without [teacher_prompt] reads what the student reads: give it one"
+        if own.weights == "current" and config.searches and config.validation.type == "teacher_kl":
+            yield (
+                f"{name} moves with every candidate of the search, which teacher_kl would compare "
+                "with itself: use validation.type = 'importance_kl' or 'accuracy'"
+            )
+    known = {"", *config.teachers}
+    if strange := sorted(config.teacher_prompts.keys() - known):
+        yield f"teacher_prompts.{strange[0]} is for no teacher: known are [teachers] by name"
+    if config.reference_prompt is not None and not config.objective.needs_reference:
+        yield "reference_prompt is for objectives with a reference: remove it"
+    if config.teacher_prompt is not None and not config.needs_teacher:
+        yield "teacher_prompt is for methods with a teacher: remove it"
 
 
 def _of_teacher_server(config: Config) -> Iterator[str]:
@@ -330,8 +356,11 @@ def _of_adapters(config: Config) -> Iterator[str]:
         yield "lora is for the student: merge the adapter of another model into it"
     if not adapted:
         return
-    if config.self_teacher is not None:
-        yield "self_teacher averages weights, student.lora trains factors: keep one"
+    if config.self_teacher is not None and config.self_teacher.weights == "average":
+        yield (
+            "self_teacher averages weights, student.lora trains factors: keep one, or set "
+            "self_teacher.weights = 'base' or 'current'"
+        )
     if config.monitor.every:
         yield "monitor watches weights, student.lora trains factors: keep one"
     if config.memory.master_weights:
@@ -345,7 +374,8 @@ def _of_adapters(config: Config) -> Iterator[str]:
 
 def _of_memory(config: Config) -> Iterator[str]:
     """Nothing is kept apart that moves or is not there; float16 alone cannot be trained."""
-    if config.memory.teacher_offload and config.self_teacher is not None:
+    own = config.self_teacher
+    if config.memory.teacher_offload and own is not None and own.weights != "base":
         yield "memory.teacher_offload is for teachers that stay as they are"
     dtype = config.student.dtype if config.student is not None else "float32"
     masters = config.memory.master_weights

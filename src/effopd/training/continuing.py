@@ -26,7 +26,8 @@ _SETTINGS: Mapping[Effect, str] = {
     """,
     "the run": """
         method preset seed smoke student teacher teachers.* reference self_teacher task
-        code prompt sampling rollouts.engine objective train.steps train.prompts_per_step
+        code prompt teacher_prompt teacher_prompts reference_prompt sampling rollouts.engine
+        objective train.steps train.prompts_per_step
         train.responses_per_prompt train.updates_per_step train.epochs train.horizon
         train.stop optimizer monitor memory.master_weights search validation
     """,
@@ -37,6 +38,7 @@ _SETTINGS: Mapping[Effect, str] = {
         rollouts.server.flavor rollouts.server.concurrency rollouts.vllm.gpu_memory
         rollouts.vllm.eager train.micro_batch_tokens train.rollout_batch
         memory.offload_optimizer memory.scoring_tokens memory.generation_tokens
+        memory.teacher_states_gb
     """,
     "no number": """
         student.gradient_checkpointing teacher.gradient_checkpointing
@@ -49,7 +51,7 @@ _SETTINGS: Mapping[Effect, str] = {
         rollouts.server.tolerance_nats code.sandbox.processes
         rollouts.weights_directory rollouts.vllm.sleep rollouts.vllm.tolerance_nats
         train.max_skipped_steps checkpoint.every checkpoint.keep memory.anchor_device
-        memory.teacher_offload
+        memory.teacher_offload memory.teacher_states_device
     """,
 }
 

@@ -1,12 +1,18 @@
-"""Servers and engines of a run, made from its settings."""
+"""Servers, engines and scoring models of a run, made from its settings."""
 
+import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from effopd.errors import ConfigError
+from effopd.evaluation.kept_states import KeptStates, teacher_key
 from effopd.evaluation.routing import Teacher
 from effopd.evaluation.served_teacher import ServedTeacher
-from effopd.models.policy import Policy
+from effopd.models.loading import ModelSettings, load_model, load_tokenizer
+from effopd.models.lora import without_adapters
+from effopd.models.policy import Offloaded, Policy
 from effopd.rollouts.engine import Engine
 from effopd.rollouts.hf import HFEngine
 from effopd.rollouts.server import ServerEngine, WeightReload
@@ -14,6 +20,7 @@ from effopd.rollouts.vllm import VLLMEngine, open_vllm
 from effopd.servers.client import Client
 from effopd.servers.dialects import Identity, api_of, verify_server
 from effopd.training.config import Config
+from effopd.training.teachers import frozen, frozen_copy
 
 
 def served_teacher(
@@ -113,3 +120,59 @@ def _described(identity: Identity) -> str:
         f"{identity.repeat_nats:.2g} nats a token, of its own text as a prompt by "
         f"{identity.self_score_nats:.2g}"
     )
+
+
+# Models that score -------------------------------------------------------------------------------
+
+
+def policy_from(settings: ModelSettings, device: str, report: Callable[[str], None]) -> Policy:
+    """A model and its tokenizer."""
+    return Policy(load_model(settings, device, report), load_tokenizer(settings))
+
+
+def scoring_policy(
+    config: Config, settings: ModelSettings, report: Callable[[str], None]
+) -> Policy:
+    """A model that only scores: on its device, or there only while it does."""
+    device = config.teacher_device or config.device
+    if not config.memory.teacher_offload:
+        return frozen(policy_from(settings, device, report))
+    return _offloaded(load_model(settings, report=report), load_tokenizer(settings), device)
+
+
+def _offloaded(model: Any, tokenizer: Any, device: str, size: int | None = None) -> Policy:
+    """A policy whose model is on the device while it scores, and on the host otherwise."""
+    model.requires_grad_(False)
+    during = Offloaded(model, device)
+    return Policy(model, tokenizer, vocabulary_size=size, during=during)
+
+
+def reference_of(config: Config, student: Policy, report: Callable[[str], None]) -> Policy | None:
+    """What the objective moves away from or holds on to; the untrained student by default."""
+    if not config.objective.needs_reference:
+        return None
+    if config.reference is not None:
+        return scoring_policy(config, config.reference, report)
+    return untrained(config, student)
+
+
+def untrained(config: Config, student: Policy) -> Policy:
+    """The student as it is before the first step: with its adapters off, or a copy."""
+    lora = config.student.lora if config.student is not None else None
+    size = student.vocabulary_size
+    if lora is not None and lora.adapter is None:
+        during = partial(without_adapters, student.model)
+        return Policy(student.model, student.tokenizer, vocabulary_size=size, during=during)
+    if config.memory.teacher_offload:
+        copied = copy.deepcopy(student.model).cpu()
+        return _offloaded(copied, student.tokenizer, config.teacher_device or config.device, size)
+    return frozen_copy(student)
+
+
+def kept_states(config: Config, student: Policy, report: Callable[[str], None]) -> KeptStates:
+    """Room for the hidden states of the answers at hand."""
+    memory = config.memory
+    device = "cpu" if memory.teacher_states_device == "cpu" else str(student.device)
+    moves = config.self_teacher is not None and config.self_teacher.weights == "current"
+    moving = [teacher_key("")] if moves else []
+    return KeptStates(memory.teacher_states_gb, device=device, moving=moving, report=report)

@@ -41,8 +41,12 @@ def config_of_run(run: Path, overrides: Sequence[str] = ()) -> Config:
 
 def _dated(config: Config, day: str | None) -> Config:
     """The settings with the day that prompts are to have, unless they name one themselves."""
-    prompt = replace(config.prompt, date=config.prompt.date or day)
-    return config.model_copy(update={"prompt": prompt})
+    named = {
+        name: getattr(config, name) for name in ("prompt", "teacher_prompt", "reference_prompt")
+    }
+    dated = {name: replace(p, date=p.date or day) for name, p in named.items() if p is not None}
+    others = {n: replace(p, date=p.date or day) for n, p in config.teacher_prompts.items()}
+    return config.model_copy(update=dated | {"teacher_prompts": others})
 
 
 def train(

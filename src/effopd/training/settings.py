@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from effopd.errors import ConfigError
+from effopd.evaluation.kept_states import DEFAULT_GB
 from effopd.records import reaches
 
 
@@ -62,6 +63,10 @@ class MemorySettings:
             the update is then computed; needs `master_weights`.
         anchor_device: Where the search keeps anchor and tip: "cpu", or next to what it moves.
         teacher_offload: Keep the teachers on the CPU except while they score or write.
+        teacher_states_gb: Room for the hidden states of a batch's answers under teachers and
+            reference, and under the student while a search scores a candidate, in 10^9 bytes. What
+            finds no room is computed again whenever it is needed.
+        teacher_states_device: Where they are kept: "cpu", or the student's device.
         scoring_tokens: Padded tokens per forward pass without gradient, at most.
         generation_tokens: Prompt and answer tokens, padding included, that are decoded together at
             most; 0 leaves it to `train.rollout_batch`.
@@ -71,6 +76,8 @@ class MemorySettings:
     offload_optimizer: bool = False
     anchor_device: Literal["cpu", "student"] = "cpu"
     teacher_offload: bool = False
+    teacher_states_gb: float = DEFAULT_GB
+    teacher_states_device: Literal["cpu", "student"] = "cpu"
     scoring_tokens: int = 32_768
     generation_tokens: int = 0
 
@@ -78,6 +85,11 @@ class MemorySettings:
         if self.offload_optimizer and not self.master_weights:
             raise ConfigError(
                 "memory.offload_optimizer keeps the masters on the CPU: set memory.master_weights"
+            )
+        if not (math.isfinite(self.teacher_states_gb) and self.teacher_states_gb >= 0):
+            raise ConfigError(
+                "memory.teacher_states_gb must be >= 0 (0 keeps none), got "
+                f"{self.teacher_states_gb}"
             )
         if self.scoring_tokens < 1 or self.generation_tokens < 0:
             raise ConfigError(

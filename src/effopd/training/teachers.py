@@ -1,8 +1,9 @@
 """Teachers: whoever scores what the student wrote."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -31,12 +32,17 @@ def frozen_copy(policy: Policy) -> Policy:
 
 @dataclass(frozen=True, kw_only=True)
 class SelfTeacher:
-    """A teacher that is the exponential moving average of the student's own weights.
+    """A teacher made of the student's own weights, see docs/teachers.md.
 
     Attributes:
+        weights: "average" is their exponential moving average, in a copy. "current" is the very
+            model that is trained, as it is when a batch is scored, and "base" the untrained
+            student: with adapters that is the model with them switched off, else a copy. These two
+            teach by a prompt of their own (`teacher_prompt`).
         decay: Share of the average that is kept at each step, in [0, 1).
     """
 
+    weights: Literal["average", "current", "base"] = "average"
     decay: float = 0.99
 
     def __post_init__(self) -> None:
@@ -48,11 +54,19 @@ class StudentAverage:
     """Moves a teacher towards the student: `teacher = decay * teacher + (1 - decay) * student`.
 
     The average is kept in fp32 or wider and rounded once to the teacher's precision: in bfloat16 a
-    step of a hundredth of the distance would round away.
+    step of a hundredth of the distance would round away. `moved` is called whenever the teacher
+    has other weights.
     """
 
-    def __init__(self, teacher: Policy, student: Policy, decay: float) -> None:
+    def __init__(
+        self,
+        teacher: Policy,
+        student: Policy,
+        decay: float,
+        moved: Callable[[], None] = lambda: None,
+    ) -> None:
         self.teacher, self._student, self._decay = teacher, student, decay
+        self._moved = moved
         self._average = {
             name: p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True)
             for name, p in teacher.model.named_parameters()
@@ -69,6 +83,7 @@ class StudentAverage:
     def _write_(self) -> None:
         for name, parameter in self.teacher.model.named_parameters():
             parameter.copy_(self._average[name])
+        self._moved()
 
     def state(self) -> dict[str, Tensor]:
         """The average by parameter name; references."""

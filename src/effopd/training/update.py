@@ -107,6 +107,7 @@ class Updater:
             for epoch in range(train.epochs)
             for indices in mini_batches(len(rollouts), train.updates_per_step, seed, step, epoch)
         ]
+        self._learner.release()
         names = dict.fromkeys(name for update in updates for name in update)
         return {name: mean([update[name] for update in updates]) for name in names}
 
@@ -150,6 +151,7 @@ class Updater:
         """Gives up an update: no gradients stay behind."""
         self.optimizer.zero_grad(set_to_none=True)
         self._learner.discard()
+        self._learner.release()
         self._student.model.eval()
 
 
