@@ -33,6 +33,7 @@ def completion_log_probs(
                 policy.head_weight_VD,
                 states.targets_N,
                 bias=policy.head_bias_V,
+                cap=policy.head_cap,
                 temperature=temperature,
             )
             found += _per_sample("log-probabilities", scored.log_probs_N, states.lengths)
@@ -64,6 +65,8 @@ def completion_reverse_kl(
                 teacher.head_weight_VD,
                 student_bias=student.head_bias_V,
                 teacher_bias=teacher.head_bias_V,
+                student_cap=student.head_cap,
+                teacher_cap=teacher.head_cap,
                 teacher_temperature=teacher_temperature,
             )
             found += _per_sample("divergence", divergences_N, ours.lengths)

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from effopd.errors import ConfigError
 from effopd.evaluation.logprobs import evaluation_mode
 from effopd.methods.objective import (
     Batch,
@@ -123,6 +124,8 @@ class FullVocabularyLearner(Learner):
             target.weight_VD.to(device),
             student_bias=self._student.head_bias_V,
             teacher_bias=None if target.bias_V is None else target.bias_V.to(device),
+            student_cap=self._student.head_cap,
+            teacher_cap=target.cap,
             divergence=self._objective.divergence,
             beta=self._objective.beta,
             teacher_temperature=self._temperature,
@@ -137,9 +140,16 @@ class FullVocabularyLearner(Learner):
         `lambda z* + (1 - lambda) z_ref`: no logits are held for that. The teacher's temperature
         divides z* alone, as in `ExOPD`.
         """
-        own = Head(teacher.states(samples).hidden_ND, teacher.head_weight_VD, teacher.head_bias_V)
+        hidden_ND = teacher.states(samples).hidden_ND
+        own = Head(hidden_ND, teacher.head_weight_VD, teacher.head_bias_V, teacher.head_cap)
         if self._reference is None:
             return own
+        if own.cap is not None or self._reference.head_cap is not None:
+            raise ConfigError(
+                "reward_scale other than 1 in full_kl mixes the logits of teacher and reference "
+                "before a cap, and theirs are soft-capped: take the objective exopd, which "
+                "compares log-probabilities, or reward_scale = 1"
+            )
         reference, past = self._reference, 1.0 - self._objective.reward_scale
         scale = self._objective.reward_scale / self._objective.teacher_temperature
         with evaluation_mode(reference):  # it may be the student without its adapters
