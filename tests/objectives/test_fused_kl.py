@@ -257,8 +257,42 @@ def test_large_logits_stay_finite() -> None:
         assert close(result.per_token_N, m.naive(kind))
         assert all(g.isfinite().all() for g in m.gradients(result.loss))
     mixture = m.fused(divergence="jsd")
-    assert close(mixture.per_token_N.max(), torch.tensor(math.log(2), dtype=DOUBLE))
+    assert close(mixture.per_token_N.max(), torch.tensor(4 * math.log(2), dtype=DOUBLE))
     assert all(g.isfinite().all() for g in m.gradients(mixture.loss))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+@pytest.mark.parametrize(("beta", "limit"), [(1e-6, "forward"), (1 - 1e-6, "reverse")])
+def test_the_mixture_tends_to_the_two_divergences(
+    beta: float, limit: str, dtype: torch.dtype
+) -> None:
+    """In value and gradient, with no rounding error divided by a small weight."""
+    m = models(dtype=dtype)
+    near, at, wanted = (
+        m.fused(divergence="jsd", beta=beta),
+        m.fused(divergence="jsd", beta=round(beta)),
+        m.fused(divergence=limit),
+    )
+    assert torch.allclose(near.per_token_N, wanted.per_token_N, rtol=1e-3, atol=1e-4)
+    assert torch.equal(at.per_token_N, wanted.per_token_N)
+    expected = m.gradients(wanted.loss)
+    for found, exact in zip(m.gradients(near.loss), expected, strict=True):
+        assert (found - exact).abs().max() <= 5e-3 * exact.abs().max()
+    assert all(map(torch.equal, m.gradients(at.loss), expected))
+
+
+@pytest.mark.parametrize("beta", [0.05, 0.5, 0.8])
+def test_beta_scales_nothing_near_the_teacher(beta: float) -> None:
+    m = models()
+    near = m.student_hidden + 1e-4 * torch.randn(7, 5, dtype=DOUBLE)
+    head = (m.student_weight, m.student_hidden.detach(), m.student_weight.detach())
+    half_chi_squared = 0.5 * (
+        (twin.log_distributions(near, m.student_weight)
+         - twin.log_distributions(m.student_hidden, m.student_weight)) ** 2
+        * twin.log_distributions(near, m.student_weight).exp()
+    ).sum(-1)  # fmt: skip
+    found = token_divergences(near, *head, divergence="jsd", beta=beta)
+    assert torch.allclose(found, half_chi_squared, rtol=1e-2)
 
 
 def test_second_backward_is_refused() -> None:

@@ -51,8 +51,8 @@ def test_wrong_shapes_and_devices(change: dict[str, Tensor]) -> None:
     ("setting", "remedy"),
     [
         ({"divergence": "kl"}, "reverse"),
-        ({"divergence": "jsd", "beta": 0.0}, "divergence='forward'"),
-        ({"divergence": "jsd", "beta": 1.0}, "divergence='reverse'"),
+        ({"divergence": "jsd", "beta": -0.1}, "beta is -0.1; expected a number from 0.0 to 1.0"),
+        ({"divergence": "jsd", "beta": math.nan}, "from 0.0 to 1.0"),
         ({"temperature": 0.0}, "positive"),
         ({"temperature": math.nan}, "positive"),
         ({"teacher_temperature": -1.0}, "teacher_temperature is -1.0; expected a positive"),

@@ -41,7 +41,7 @@ def divergences(name: str, log_p_NV: Tensor, log_q_NV: Tensor, beta: float = 0.5
     if name == "forward":
         return kl(log_q_NV, log_p_NV)
     log_m = (beta * log_q_NV.exp() + (1 - beta) * log_p_NV.exp()).log()
-    return beta * kl(log_q_NV, log_m) + (1 - beta) * kl(log_p_NV, log_m)
+    return kl(log_q_NV, log_m) / (1 - beta) + kl(log_p_NV, log_m) / beta
 
 
 def coarsened(log_p_NV: Tensor, ids_NK: Tensor) -> Tensor:

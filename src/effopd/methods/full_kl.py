@@ -34,7 +34,8 @@ class FullVocabularyKL(Objective):
     Attributes:
         type: Name of this objective in a configuration.
         divergence: `"reverse"` KL(student || teacher), `"forward"` or `"jsd"`.
-        beta: Weight of the teacher in the mixture of `"jsd"`, in (0, 1); unused by the others.
+        beta: Weight of the teacher in the mixture of `"jsd"`, 0 (forward KL) to 1 (reverse KL);
+            unused by the others.
         teacher_temperature: Divides the teacher's logits, above 0; below 1 sharpens it.
         reward_scale: lambda of `ExOPD`, at least 0: the target is `softmax(lambda z* + (1 - lambda)
             z_ref)` of teacher and reference logits. 1 is the teacher itself.

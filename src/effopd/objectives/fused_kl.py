@@ -8,7 +8,6 @@ logits are at hand, and scaled by the incoming gradient in the backward pass. No
 pass takes 6.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypedDict, Unpack, get_args
@@ -20,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from effopd.errors import ConfigError, ParameterMismatchError
 from effopd.objectives.projection import Head, HeadGradients, check_head, project_, tiles
-from effopd.objectives.token_checks import check_positive
+from effopd.objectives.token_checks import check_positive, check_range
 from effopd.precision import MatmulPrecision
 
 Divergence = Literal["reverse", "forward", "jsd"]
@@ -33,6 +32,7 @@ whole row is present, so both softmaxes are exact and each head is projected onc
 
 _BLOCK_ELEMENTS = {"cpu": 2**18}  # temporaries of 1 MiB stay in the cache
 _DEFAULT_BLOCK_ELEMENTS = 2**26
+_LARGEST = 80.0  # its exponential is finite in fp32
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,8 +77,10 @@ def fused_divergence(
 ) -> FusedDivergence:
     """`sum_n D(p_n, q_n) / normalizer` of student p and teacher q over the whole vocabulary.
 
-    `"reverse"`: `KL(p || q)`. `"forward"`: `KL(q || p)`. `"jsd"`: `beta KL(q || m) + (1 - beta)
-    KL(p || m)` with `m = beta q + (1 - beta) p`. Accumulates in fp32 (float64 for float64 inputs)
+    `"reverse"`: `KL(p || q)`. `"forward"`: `KL(q || p)`. `"jsd"`: `KL(q || m) / (1 - beta) +
+    KL(p || m) / beta` with `m = beta q + (1 - beta) p`, which tends to the forward KL for beta to 0
+    and to the reverse KL for beta to 1, and is half the chi-squared distance near p = q whatever
+    beta is: beta does not scale the learning rate. Accumulates in fp32 (float64 for float64 inputs)
     also from bf16; beyond the gradients it allocates two tiles [C, V]. The teacher receives no
     gradient. One backward pass only: it consumes the gradients kept by the forward pass.
 
@@ -88,7 +90,7 @@ def fused_divergence(
         teacher_hidden_NE: Teacher's hidden states at the same tokens.
         teacher_weight_VE: Teacher's lm_head with the same vocabulary rows.
         divergence: Which divergence.
-        beta: Weight of the teacher in the mixture of `"jsd"`, in (0, 1).
+        beta: Weight of the teacher in the mixture of `"jsd"`, 0 to 1, the limits included.
         temperature: Divides both models' logits. The loss is not multiplied by its square.
         teacher_temperature: Divides the teacher's logits on top of that; below 1 sharpens it.
         chunk_tokens: Tokens in a tile, or None for a default that fits vocabulary and device;
@@ -111,7 +113,8 @@ def fused_divergence(
         ConfigError: If a setting is out of range.
 
     Source: equation (24) of arXiv 2605.11739 with the contexts frozen; the mixture is that of GKD,
-    arXiv 2306.13649, and of TRL, where beta = 0 and 1 name the forward and the reverse KL instead.
+    arXiv 2306.13649, and of TRL, whose JSD is this one times `beta (1 - beta)`, except at 0 and 1,
+    which name the two KLs there too.
     """
     student = Head(student_hidden_ND, student_weight_VD, student_bias, student_cap)
     teacher = Head(teacher_hidden_NE, teacher_weight_VE, teacher_bias, teacher_cap)
@@ -251,22 +254,19 @@ class OnePass(torch.autograd.Function):
 
 
 def check_divergence(divergence: str, beta: float) -> None:
-    """Refuses an unknown divergence, and a beta outside (0, 1) where it is the mixture's."""
+    """Refuses an unknown divergence, and a beta outside [0, 1] where it is the mixture's."""
     if divergence not in get_args(Divergence):
         raise ConfigError(f"divergence is {divergence!r}; expected one of {get_args(Divergence)}.")
-    if divergence == "jsd" and not 0.0 < beta < 1.0:
-        raise ConfigError(
-            f"beta is {beta}; the mixture of 'jsd' needs 0 < beta < 1. What others call beta = 0 "
-            "is divergence='forward', beta = 1 is divergence='reverse'."
-        )
+    if divergence == "jsd":
+        check_range("beta", beta, 0.0, 1.0)
 
 
 def tile_divergence(divergence: Divergence, beta: float) -> TileDivergence:
     """The function of (student logits, teacher logits) that the module describes."""
     check_divergence(divergence, beta)
-    if divergence == "reverse":
+    if divergence == "reverse" or (divergence == "jsd" and beta == 1.0):
         return reverse_kl_
-    if divergence == "forward":
+    if divergence == "forward" or beta == 0.0:
         return _in_row_blocks(_forward_kl_block_)
     return _in_row_blocks(lambda student, teacher: _jsd_block_(student, teacher, beta))
 
@@ -298,20 +298,31 @@ def _forward_kl_block_(student_BV: Tensor, teacher_BV: Tensor) -> Tensor:
 
 
 def _jsd_block_(student_BV: Tensor, teacher_BV: Tensor, beta: float) -> Tensor:
-    """`beta KL(q || m) + (1 - beta) KL(p || m)` with `m = beta q + (1 - beta) p`.
+    """`KL(q || m) / (1 - beta) + KL(p || m) / beta` with `m = beta q + (1 - beta) p`.
 
-    Gradient `(1 - beta) p (log p - log m - KL(p || m))`: the mixture's own derivatives cancel.
+    Gradient `p (log p - log m - KL(p || m)) / beta`: the mixture's own derivatives cancel. The log
+    ratio of m and the nearer of p and q comes from `log1p`, so that dividing by a small weight
+    divides no rounding error of a logarithm.
     """
     torch.log_softmax(student_BV, -1, out=student_BV)
     torch.log_softmax(teacher_BV, -1, out=teacher_BV)
-    mixture = torch.logaddexp(student_BV + math.log1p(-beta), teacher_BV + math.log(beta))
-    target = teacher_BV.exp()
-    teacher_kl = teacher_BV.sub_(mixture).mul_(target).sum(-1)
-    probability = student_BV.exp()
-    student_BV.sub_(mixture)
-    student_kl = torch.mul(student_BV, probability, out=target).sum(-1)
-    student_BV.sub_(student_kl[:, None]).mul_(probability).mul_(1.0 - beta)
-    return teacher_kl.mul_(beta).add_(student_kl, alpha=1.0 - beta)
+    ratio = teacher_BV - student_BV  # log q - log p
+    if beta <= 0.5:
+        over_student = _log_mixed(ratio, beta)
+        over_teacher = over_student - ratio
+    else:
+        over_teacher = _log_mixed(-ratio, 1.0 - beta)
+        over_student = over_teacher + ratio
+    teacher_kl = teacher_BV.exp_().mul_(over_teacher).sum(-1).neg_()
+    probability = torch.exp(student_BV, out=student_BV)
+    student_kl = torch.mul(probability, over_student, out=teacher_BV).sum(-1).neg_()
+    probability.mul_(over_student.add_(student_kl[:, None])).mul_(-1.0 / beta)
+    return teacher_kl.div_(1.0 - beta).add_(student_kl, alpha=1.0 / beta)
+
+
+def _log_mixed(ratio: Tensor, weight: float) -> Tensor:
+    """`log(1 - weight + weight exp(ratio))`, exact for small weights, finite for large ratios."""
+    return torch.log1p(weight * ratio.clamp(max=_LARGEST).expm1()) + (ratio - _LARGEST).relu_()
 
 
 def _in_row_blocks(block_divergence: TileDivergence) -> TileDivergence:
