@@ -172,7 +172,8 @@ class Policy:
         """
         model, name = self.model, type(self.model).__name__
         config = getattr(model, "config", None)
-        factors, cap = (1.0,), None
+        factors: tuple[float, ...] = (1.0,)
+        cap: float | None = None
         if config is not None:
             factors, cap = logit_factors(config), logit_cap(config)
         training = model.training
