@@ -26,7 +26,7 @@ def health_sums(
     lengths: Sequence[int],
     *,
     k: int = 16,
-    at_most: int = 128,
+    at_most: int = 32,
     matmul_precision: MatmulPrecision | None = "highest",
 ) -> Float[Tensor, "10 5"]:
     """Sums over tokens of what `HEALTH` names, one row a decile of the answers' positions.
