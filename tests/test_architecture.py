@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "objectives": {"errors", "precision"},
     "data": {"errors"},
     "config": {"errors"},
-    "models": {"errors", "precision", "records", "linalg", "search"},
+    "models": {"errors", "precision", "records", "linalg", "search", "objectives"},
     "rewards": {"errors", "data"},
     "servers": {"errors"},
     "rollouts": {"errors", "search", "data", "models", "servers"},

@@ -254,13 +254,7 @@ def test_attention_that_an_architecture_does_not_have(recipe: Path) -> None:
 
 
 def test_logits_that_are_capped(recipe: Path) -> None:
-    changed = student(recipe, "gemma2", head_dim=8)
-    assert [
-        (check, "soft-caps its logits" in text) for check, text in problems(found(changed))
-    ] == [
-        ("student", True),
-        ("teacher", True),
-    ]
+    assert problems(found(student(recipe, "gemma2", head_dim=8))) == []
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_defaults_are_the_vetted_settings() -> None:
         (FullVocabularyKL, {"teacher_temperature": math.nan}),
         (FullVocabularyKL, {"reward_scale": -0.1}),
         (FullVocabularyKL, {"divergence": "kl"}),
-        (FullVocabularyKL, {"divergence": "jsd", "beta": 1.0}),
+        (FullVocabularyKL, {"divergence": "jsd", "beta": 1.1}),
     ],
 )
 def test_settings_of_distillation_out_of_range(node: Any, setting: dict[str, Any]) -> None:

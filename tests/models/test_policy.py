@@ -157,12 +157,22 @@ class ScaledLogits(nn.Module):
         return out
 
 
-@pytest.mark.parametrize("cap", [30.0, 50.0])
-def test_a_soft_cap_is_refused_even_where_logits_are_small(cap: float) -> None:
+@pytest.mark.parametrize("cap", [0.01, 0.5, 30.0, 50.0])
+def test_a_soft_cap_is_told_even_where_logits_are_small(cap: float) -> None:
     model = gemma(cap)
-    small = model(torch.arange(4)[None]).logits.abs().max().item()
-    assert small < 1, "an untrained model, where the cap changes the logits by less than 1e-3"
-    with pytest.raises(ParameterMismatchError, match="Gemma2ForCausalLM soft-caps its logits"):
+    policy = Policy(model, TOKENIZER)
+    assert (policy.logit_factor, policy.head_cap) == (1.0, cap)
+
+
+def test_a_cap_that_no_setting_names_is_refused() -> None:
+    model = tiny_model()
+
+    def cap(module: nn.Module, inputs: Any, outputs: Any) -> Any:
+        outputs.logits = 30 * torch.tanh(outputs.logits / 30)
+        return outputs
+
+    model.register_forward_hook(cap)
+    with pytest.raises(ParameterMismatchError, match="soft-capped by a setting"):
         Policy(model, TOKENIZER)
 
 
@@ -175,7 +185,7 @@ def test_the_same_family_without_the_cap_is_fine() -> None:
 
 def test_a_scale_that_no_setting_names_is_refused() -> None:
     Policy(ScaledLogits(1.0), TOKENIZER)
-    with pytest.raises(ParameterMismatchError, match="nor that times a setting"):
+    with pytest.raises(ParameterMismatchError, match="nor that times or soft-capped by a setting"):
         Policy(ScaledLogits(0.5), TOKENIZER)
 
 

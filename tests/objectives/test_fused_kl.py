@@ -54,6 +54,31 @@ def test_teacher_temperature_divides_the_teachers_logits_alone(
     assert not close(expected, m.naive(kind, beta, temperature=both), 1e-3)
 
 
+@pytest.mark.parametrize(("kind", "beta"), KINDS)
+@pytest.mark.parametrize("caps", [(2.0, None), (None, 0.7), (1.5, 3.0)])
+def test_each_model_has_its_own_soft_cap(
+    kind: str, beta: float, caps: tuple[float | None, float | None]
+) -> None:
+    m = models()
+    settings: dict[str, Any] = {"student_cap": caps[0], "teacher_cap": caps[1]}
+    settings |= {"temperature": 1.7, "teacher_temperature": 0.6}
+    result = m.fused(divergence=kind, beta=beta, chunk_tokens=3, **settings)
+    expected = m.naive(kind, beta, **settings)
+    assert close(result.per_token_N, expected)
+    for found, wanted in zip(m.gradients(result.loss), m.gradients(expected.mean()), strict=True):
+        assert close(found, wanted)
+    assert not close(expected, m.naive(kind, beta, temperature=1.7, teacher_temperature=0.6), 1e-3)
+
+
+def test_a_cap_far_above_the_logits_is_none() -> None:
+    m = models()
+    capped = m.fused(student_cap=1e7, teacher_cap=1e7)
+    plain = m.fused()
+    assert close(capped.per_token_N, plain.per_token_N)
+    for found, wanted in zip(m.gradients(capped.loss), m.gradients(plain.loss), strict=True):
+        assert close(found, wanted)
+
+
 def test_cold_teacher_is_the_cross_entropy_of_its_favourite_token() -> None:
     m = models()
     favourites = (m.teacher_hidden @ m.teacher_weight.T + m.teacher_bias).argmax(-1)
@@ -232,8 +257,42 @@ def test_large_logits_stay_finite() -> None:
         assert close(result.per_token_N, m.naive(kind))
         assert all(g.isfinite().all() for g in m.gradients(result.loss))
     mixture = m.fused(divergence="jsd")
-    assert close(mixture.per_token_N.max(), torch.tensor(math.log(2), dtype=DOUBLE))
+    assert close(mixture.per_token_N.max(), torch.tensor(4 * math.log(2), dtype=DOUBLE))
     assert all(g.isfinite().all() for g in m.gradients(mixture.loss))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+@pytest.mark.parametrize(("beta", "limit"), [(1e-6, "forward"), (1 - 1e-6, "reverse")])
+def test_the_mixture_tends_to_the_two_divergences(
+    beta: float, limit: str, dtype: torch.dtype
+) -> None:
+    """In value and gradient, with no rounding error divided by a small weight."""
+    m = models(dtype=dtype)
+    near, at, wanted = (
+        m.fused(divergence="jsd", beta=beta),
+        m.fused(divergence="jsd", beta=round(beta)),
+        m.fused(divergence=limit),
+    )
+    assert torch.allclose(near.per_token_N, wanted.per_token_N, rtol=1e-3, atol=1e-4)
+    assert torch.equal(at.per_token_N, wanted.per_token_N)
+    expected = m.gradients(wanted.loss)
+    for found, exact in zip(m.gradients(near.loss), expected, strict=True):
+        assert (found - exact).abs().max() <= 5e-3 * exact.abs().max()
+    assert all(map(torch.equal, m.gradients(at.loss), expected))
+
+
+@pytest.mark.parametrize("beta", [0.05, 0.5, 0.8])
+def test_beta_scales_nothing_near_the_teacher(beta: float) -> None:
+    m = models()
+    near = m.student_hidden + 1e-4 * torch.randn(7, 5, dtype=DOUBLE)
+    head = (m.student_weight, m.student_hidden.detach(), m.student_weight.detach())
+    half_chi_squared = 0.5 * (
+        (twin.log_distributions(near, m.student_weight)
+         - twin.log_distributions(m.student_hidden, m.student_weight)) ** 2
+        * twin.log_distributions(near, m.student_weight).exp()
+    ).sum(-1)  # fmt: skip
+    found = token_divergences(near, *head, divergence="jsd", beta=beta)
+    assert torch.allclose(found, half_chi_squared, rtol=1e-2)
 
 
 def test_second_backward_is_refused() -> None:

@@ -302,6 +302,8 @@ def completion_logits(
         logits_NV = states.hidden_ND @ policy.head_weight_VD.mT
         if policy.head_bias_V is not None:
             logits_NV = logits_NV + policy.head_bias_V
+        if policy.head_cap is not None:
+            logits_NV = policy.head_cap * torch.tanh(logits_NV / policy.head_cap)
         wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
         found += wide_NV.split(list(states.lengths))
     return found

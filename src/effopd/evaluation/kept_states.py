@@ -147,7 +147,7 @@ class KeptStates:
         parts |= zip([id(rollouts[i]) for i in missing], read, strict=True)
         found = [parts[id(rollout)] for rollout in rollouts]
         hidden_ND = torch.cat([part.to(weight_VD.device) for part in found if part is not None])
-        return Head(hidden_ND, weight_VD, bias_V)
+        return Head(hidden_ND, weight_VD, bias_V, policy.head_cap)
 
     @torch.no_grad()
     def _read(

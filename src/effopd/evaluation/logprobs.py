@@ -28,7 +28,7 @@ def completion_log_probs(
     found: list[tuple[float, ...]] = []
     with policy.during(), torch.no_grad(), evaluation_mode(policy):
         for batch in _batches(samples, batch_sequences, batch_tokens):
-            head = Head(policy.states(batch).hidden_ND, policy.head_weight_VD, policy.head_bias_V)
+            head = policy.head(policy.states(batch).hidden_ND)
             found += log_probs_of(head, batch, temperature)
     return found
 
@@ -52,10 +52,7 @@ def completion_reverse_kl(
     during = nullcontext() if teacher.model is student.model else teacher.during()
     with during, torch.no_grad(), evaluation_mode(student), evaluation_mode(teacher):
         for batch in _batches(samples, batch_sequences, batch_tokens):
-            ours, theirs = (
-                Head(each.states(batch).hidden_ND, each.head_weight_VD, each.head_bias_V)
-                for each in (student, teacher)
-            )
+            ours, theirs = (each.head(each.states(batch).hidden_ND) for each in (student, teacher))
             found += reverse_kl_of(ours, theirs, batch, teacher_temperature)
     return found
 
@@ -68,7 +65,12 @@ def log_probs_of(
     targets = [token for sample in samples for token in sample.completion_ids]
     targets_N = torch.tensor(targets, dtype=torch.long, device=head.hidden_ND.device)
     scored = token_log_probs(
-        head.hidden_ND, head.weight_VD, targets_N, bias=head.bias_V, temperature=temperature
+        head.hidden_ND,
+        head.weight_VD,
+        targets_N,
+        bias=head.bias_V,
+        cap=head.cap,
+        temperature=temperature,
     )
     return _per_sample("log-probabilities", scored.log_probs_N, samples)
 
@@ -86,6 +88,8 @@ def reverse_kl_of(
         teacher.weight_VD,
         student_bias=student.bias_V,
         teacher_bias=teacher.bias_V,
+        student_cap=student.cap,
+        teacher_cap=teacher.cap,
         teacher_temperature=teacher_temperature,
     )
     return _per_sample("divergence", divergences_N, samples)
@@ -94,7 +98,7 @@ def reverse_kl_of(
 def on_device(head: Head, device: torch.device) -> Head:
     """Hidden states and head where the student's are."""
     bias_V = None if head.bias_V is None else head.bias_V.to(device)
-    return Head(head.hidden_ND.to(device), head.weight_VD.to(device), bias_V)
+    return Head(head.hidden_ND.to(device), head.weight_VD.to(device), bias_V, head.cap)
 
 
 @contextmanager

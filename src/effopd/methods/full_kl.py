@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from effopd.errors import ConfigError
 from effopd.evaluation.kept_states import REFERENCE
 from effopd.evaluation.logprobs import on_device
 from effopd.methods.objective import (
@@ -33,7 +34,8 @@ class FullVocabularyKL(Objective):
     Attributes:
         type: Name of this objective in a configuration.
         divergence: `"reverse"` KL(student || teacher), `"forward"` or `"jsd"`.
-        beta: Weight of the teacher in the mixture of `"jsd"`, in (0, 1); unused by the others.
+        beta: Weight of the teacher in the mixture of `"jsd"`, 0 (forward KL) to 1 (reverse KL);
+            unused by the others.
         teacher_temperature: Divides the teacher's logits, above 0; below 1 sharpens it.
         reward_scale: lambda of `ExOPD`, at least 0: the target is `softmax(lambda z* + (1 - lambda)
             z_ref)` of teacher and reference logits. 1 is the teacher itself.
@@ -135,6 +137,8 @@ class FullVocabularyLearner(Learner):
             target.weight_VD,
             student_bias=self._student.head_bias_V,
             teacher_bias=target.bias_V,
+            student_cap=self._student.head_cap,
+            teacher_cap=target.cap,
             divergence=self._objective.divergence,
             beta=self._objective.beta,
             teacher_temperature=self._temperature,
@@ -152,6 +156,12 @@ class FullVocabularyLearner(Learner):
         own = self._teachers.head(name, rollouts)
         if self._reference is None:
             return own
+        if own.cap is not None or self._reference.head_cap is not None:
+            raise ConfigError(
+                "reward_scale other than 1 in full_kl mixes the logits of teacher and reference "
+                "before a cap, and theirs are soft-capped: take the objective exopd, which "
+                "compares log-probabilities, or reward_scale = 1"
+            )
         past = 1.0 - self._objective.reward_scale
         scale = self._objective.reward_scale / self._objective.teacher_temperature
         samples = self._reference_samples(rollouts)

@@ -199,7 +199,11 @@ def policy_log_probs(policy: Policy, rollouts: Sequence[Rollout]) -> Tensor:
     """Log-probability (nats) of every completion token, rollouts concatenated, with gradient."""
     states = policy.states([r.sample for r in rollouts])
     return token_log_probs(
-        states.hidden_ND, policy.head_weight_VD, states.targets_N, bias=policy.head_bias_V
+        states.hidden_ND,
+        policy.head_weight_VD,
+        states.targets_N,
+        bias=policy.head_bias_V,
+        cap=policy.head_cap,
     ).log_probs_N
 
 

@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedConfig,
 )  # fmt: skip
 
-from effopd.errors import ConfigError, EffopdError, ParameterMismatchError
+from effopd.errors import ConfigError, EffopdError
 from effopd.models.directory import read_config
 
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
@@ -58,7 +58,6 @@ def read_architecture(
 
 def architecture_of(config: Any, path: str, attention: Attention = "auto") -> Architecture:
     """How a model is loaded, by its configuration of transformers; `path` names it in messages."""
-    check_uncapped(config, path)
     for loader in _LOADERS:
         with explained(path):
             model_class = loader._model_mapping.get(type(config), None)
@@ -90,17 +89,11 @@ def architecture_of(config: Any, path: str, attention: Attention = "auto") -> Ar
     return Architecture(loader=loader, model_class=model_class, config=config, attention=attention)
 
 
-def check_uncapped(config: Any, path: str) -> None:
-    """Refuses logits that are no linear function of the last hidden state."""
+def logit_cap(config: Any) -> float | None:
+    """The bound of soft-capped logits, as a setting in `CAPS` says; None without one."""
     text = config.get_text_config()
-    for name in CAPS:
-        cap = getattr(text, name, None)
-        if cap is not None:
-            raise ParameterMismatchError(
-                f"{path} soft-caps its logits (config.json: {name} = {cap}): the losses multiply "
-                "hidden states by the head themselves and have no cap. Choose models whose logits "
-                "are not capped, such as Gemma 3 in the place of Gemma 2"
-            )
+    values = [getattr(text, name, None) for name in CAPS]
+    return next((float(v) for v in values if isinstance(v, int | float) and v > 0), None)
 
 
 def logit_factors(config: Any) -> tuple[float, ...]:

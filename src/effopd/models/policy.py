@@ -3,6 +3,8 @@
 Legend: N completion tokens of a batch, D hidden width, V vocabulary rows, B sequences, T positions.
 """
 
+import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -13,8 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from effopd.errors import ConfigError, ParameterMismatchError
-from effopd.models.architecture import CAPS, FACTORS, check_uncapped, logit_factors
+from effopd.models.architecture import CAPS, FACTORS, logit_cap, logit_factors
 from effopd.models.tokenizers import end_token_ids, token_names
+from effopd.objectives.projection import Head
 
 _AMPLIFICATION = 1e4
 """Brings the logits of an untrained model beyond every soft cap in use, which are below 100."""
@@ -47,7 +50,8 @@ class Policy:
 
     Args:
         model: Hugging Face causal language model whose logits are its linear head of its last
-            hidden state times a constant of its config.json, if there is one; checked with a probe.
+            hidden state, times a constant and soft-capped where its config.json says so; checked
+            with a probe.
         tokenizer: Its tokenizer, with a padding token.
         vocabulary_size: Head rows used; fewer than the head has when padding rows are trimmed.
         during: Entered around every forward pass, for a model that has to be put into a state
@@ -56,10 +60,12 @@ class Policy:
     Attributes:
         logit_factor: That constant. Hidden states and the head's bias are multiplied by it, so that
             losses need not know of it.
+        head_cap: Bound of soft-capped logits `cap * tanh(logits / cap)`, which whoever multiplies
+            by the head has to apply; None without one.
 
     Raises:
-        ParameterMismatchError: The logits are not `factor * (hidden @ head.T + bias)`, such as
-            soft-capped ones, or the head has fewer rows than asked for.
+        ParameterMismatchError: The logits are something else, or the head has fewer rows than asked
+            for.
     """
 
     def __init__(
@@ -81,7 +87,7 @@ class Policy:
                 f"the head has {rows} rows; vocabulary_size must be 1 to {rows}, got "
                 f"{vocabulary_size}"
             )
-        self.logit_factor = self._factor_of_logits()
+        self.logit_factor, self.head_cap = self._factor_and_cap()
 
     @property
     def device(self) -> torch.device:
@@ -105,6 +111,10 @@ class Policy:
         if self._head.bias is None:
             return None
         return self._scaled(self._rows(self._head.bias))
+
+    def head(self, hidden_ND: Float[Tensor, "N D"]) -> Head:
+        """Hidden states with what turns them into logits."""
+        return Head(hidden_ND, self.head_weight_VD, self.head_bias_V, self.head_cap)
 
     def states(self, samples: Sequence[Sample]) -> PackedStates:
         """Hidden states predicting each completion token; gradients flow if enabled.
@@ -159,41 +169,52 @@ class Policy:
         return tensor if self.logit_factor == 1 else tensor * self.logit_factor
 
     @torch.no_grad()
-    def _factor_of_logits(self) -> float:
-        """What the model multiplies its head's output by, told by its own logits on four tokens.
+    def _factor_and_cap(self) -> tuple[float, float | None]:
+        """What becomes of the head's output, told by the model's own logits on four tokens.
 
-        The head's output is amplified on its way, as a soft cap does little to small logits.
+        The output is amplified on its way: far beyond every soft cap in use where config.json names
+        none, and to twice the one it names, so that both the slope and the bend show.
         """
         model, name = self.model, type(self.model).__name__
         config = getattr(model, "config", None)
+        factors: tuple[float, ...] = (1.0,)
+        cap: float | None = None
         if config is not None:
-            check_uncapped(config, name)
+            factors, cap = logit_factors(config), logit_cap(config)
         training = model.training
         model.eval()
-        amplify = self._head.register_forward_hook(
-            lambda head, inputs, logits: _AMPLIFICATION * logits.float()
-        )
+        amplify: Any = None
         try:
             with self.during():
                 ids_BT = torch.arange(4, device=self.device)[None] % self.vocabulary_size
                 attention_BT = torch.ones_like(ids_BT)
-                expected = model(input_ids=ids_BT, attention_mask=attention_BT).logits.float()
                 found = self._head(self._forward(ids_BT, attention_BT)).float()
+                strength = _AMPLIFICATION if cap is None else 2 * cap / found.abs().max().item()
+                amplify = self._head.register_forward_hook(
+                    lambda head, inputs, logits: strength * logits.float()
+                )
+                expected = model(input_ids=ids_BT, attention_mask=attention_BT).logits.float()
                 tolerance = head_tolerance(self._head.weight)
         finally:
-            amplify.remove()
+            if amplify is not None:
+                amplify.remove()
             model.train(training)
-        factors = (1.0,) if config is None else logit_factors(config)
-        factor = min(factors, key=lambda each: (each * found - expected).abs().max().item())
-        apart = ((factor * found - expected).abs().max() / (factor * found).abs().max()).item()
-        if apart > tolerance:  # never so where the weights hold NaN
+        # The nearest of what the settings may mean has to be the model's own logits.
+        nearest, factor, bound = math.inf, 1.0, cap
+        for each, limit in itertools.product(factors, dict.fromkeys((cap, None))):
+            made = each * strength * found
+            made = made if limit is None else limit * torch.tanh(made / limit)
+            apart = ((made - expected).abs().max() / made.abs().max()).item()
+            if apart < nearest:
+                nearest, factor, bound = apart, each, limit
+        if tolerance < nearest < math.inf:  # infinite where the weights hold NaN
             raise ParameterMismatchError(
                 f"the logits of {name} are not its head applied to its last hidden state (largest "
-                f"relative difference {apart:.2g}), nor that times a setting of its config.json "
-                f"({', '.join(FACTORS)}): such an architecture is not supported. Neither are "
-                f"logits that are soft-capped ({', '.join(CAPS)})"
+                f"relative difference {nearest:.2g}), nor that times or soft-capped by a setting "
+                f"of its config.json ({', '.join((*FACTORS, *CAPS))}): such an architecture is not "
+                "supported"
             )
-        return factor
+        return factor, bound
 
 
 def head_tolerance(weight_VD: Float[Tensor, "V D"]) -> float:

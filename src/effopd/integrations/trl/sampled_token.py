@@ -10,6 +10,7 @@ from trl import DistillationTrainer
 
 from effopd.integrations.trl.compatibility import policy_of
 from effopd.methods import SampledTokenOPD
+from effopd.models.policy import Policy
 from effopd.objectives import (
     check_finite,
     importance_weights,
@@ -32,7 +33,7 @@ class SampledTokenTrainer(DistillationTrainer):
         *args: As for a DistillationTrainer.
         objective: Cap of the weights, and the teacher's temperature.
         **kwargs: As for a DistillationTrainer. The teacher must be in this process; a head that is
-            not plainly linear raises a ParameterMismatchError.
+            neither linear nor soft-capped raises a ParameterMismatchError.
 
     Source: equation (9) and section 5 of arXiv 2605.11739. Departure: TRL writes one answer a
     prompt.
@@ -43,10 +44,8 @@ class SampledTokenTrainer(DistillationTrainer):
     def __init__(self, *args: Any, objective: SampledTokenOPD | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.objective = objective or SampledTokenOPD()
-        # What architectures such as Granite multiply their logits by; this also checks the heads.
-        self._student_factor, self._teacher_factor = (
-            policy_of(self, model).logit_factor for model in (self.model, self.teacher_model)
-        )
+        # How architectures such as Granite and Gemma 2 scale and cap their logits.
+        self._heads = tuple(policy_of(self, model) for model in (self.model, self.teacher_model))
         self._engine_log_probs: list[list[float]] = []
         if self.use_vllm:
             self.vllm_generation.logprobs = 0  # that of the sampled token
@@ -84,9 +83,8 @@ class SampledTokenTrainer(DistillationTrainer):
         """Loss, sum of the student's entropies, and number of completion tokens."""
         kept_BT = inputs["completion_mask"].bool()
         targets_N = inputs["completion_ids"][kept_BT]
-        student_N, entropies_N = self._log_probs(
-            unwrapped_student, inputs, targets_N, 1 / self._student_factor
-        )
+        ours, theirs = self._heads
+        student_N, entropies_N = self._log_probs(unwrapped_student, inputs, targets_N, ours, 1.0)
         teacher = self.accelerator.unwrap_model(self.teacher_model.eval())
         with torch.no_grad():
             teacher_N, _ = self._forward_redirection(
@@ -96,7 +94,8 @@ class SampledTokenTrainer(DistillationTrainer):
                 teacher,
                 inputs,
                 targets_N,
-                self.objective.teacher_temperature / self._teacher_factor,
+                theirs,
+                self.objective.teacher_temperature,
             )
         engine_N = inputs["engine_log_probs"][kept_BT] if self.use_vllm else student_N.detach()
         tokens = kept_BT.sum()
@@ -110,7 +109,12 @@ class SampledTokenTrainer(DistillationTrainer):
         return loss, entropies_N.sum(), tokens
 
     def _log_probs(
-        self, model: Any, inputs: Mapping[str, Tensor], targets_N: Tensor, temperature: float
+        self,
+        model: Any,
+        inputs: Mapping[str, Tensor],
+        targets_N: Tensor,
+        policy: Policy,
+        temperature: float,
     ) -> tuple[Tensor, Tensor]:
         """Log-probabilities of the completion tokens and entropies, nats."""
         hidden_BTD = self._get_last_hidden_state(
@@ -125,6 +129,7 @@ class SampledTokenTrainer(DistillationTrainer):
             head.weight,
             targets_N,
             bias=head.bias,
-            temperature=self.temperature * temperature,
+            cap=None if policy.head_cap is None else policy.head_cap / policy.logit_factor,
+            temperature=self.temperature * temperature / policy.logit_factor,
         )
         return found.log_probs_N, found.entropies_N
