@@ -205,7 +205,7 @@ class BehaviorStudy:
         """Rows of `shifts`; keeps the representations that a picture would show."""
         student, base, count = self._parts.student, self._base, self._picture_tokens
         samples = [rollout.sample for rollout in self._text]
-        ids_N = torch.tensor([token for sample in samples for token in sample.completion_ids])
+        ids_N = torch.tensor([token for sample in samples for token in sample.learned_ids])
         before_VD, after_VD = (
             policy.model.get_input_embeddings().weight.detach() for policy in (base, student)
         )

@@ -21,7 +21,11 @@ class Rollout:
     @property
     def sample(self) -> Sample:
         """The token ids alone."""
-        return Sample(prompt_ids=self.prompt_ids, completion_ids=self.completion.token_ids)
+        return Sample(
+            prompt_ids=self.prompt_ids,
+            completion_ids=self.completion.token_ids,
+            learned=self.completion.learned,
+        )
 
     @property
     def answer(self) -> Answer:
@@ -34,8 +38,8 @@ class Rollout:
 
 
 def mean_length(rollouts: Sequence[Rollout]) -> float:
-    """Mean completion length in tokens."""
-    return sum(len(r.completion.token_ids) for r in rollouts) / len(rollouts)
+    """Mean completion length in sampled tokens."""
+    return total_tokens(rollouts) / len(rollouts)
 
 
 def truncated_share(rollouts: Sequence[Rollout]) -> float:
@@ -44,8 +48,8 @@ def truncated_share(rollouts: Sequence[Rollout]) -> float:
 
 
 def total_tokens(rollouts: Sequence[Rollout]) -> int:
-    """Completion tokens of all rollouts."""
-    return sum(len(r.completion.token_ids) for r in rollouts)
+    """Tokens that the student sampled in all rollouts: those that are learned and scored."""
+    return sum(r.completion.sampled_tokens for r in rollouts)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -300,7 +300,10 @@ def check_teacher_prompts(
 
 def _check_shapes(template: PromptTemplate, tokenizer: Any, problems: Sequence[Problem]) -> None:
     """Encodes the longest prompt and one of each shape of conversation."""
-    shapes = {(bool(problem.system), len(problem.turns)): problem for problem in problems}
+    shapes = {
+        (bool(p.system), bool(p.tools), *((m.role, bool(m.tool_calls)) for m in p.messages)): p
+        for p in problems
+    }
     for problem in (max(problems, key=lambda each: each.characters), *shapes.values()):
         template.encode(tokenizer, problem)
 
