@@ -123,7 +123,9 @@ def test_earlier_turns_come_before_the_question() -> None:
     turns = tuple(Message(role=role, content=text) for role, text in said)
     problem = Problem(id="p", prompt="r", system="s", turns=turns)
     assert shown(SPOKEN, PromptTemplate(), problem) == "s:s|u:q|a:a|u:q2|a:a2|u:r|"
-    with pytest.raises(ConfigError, match="conversation of several turns or with tools, which bare"):
+    with pytest.raises(
+        ConfigError, match="conversation of several turns or with tools, which bare"
+    ):
         PromptTemplate(chat=False).encode(TOKENIZER, replace(problem, system=""))
 
 

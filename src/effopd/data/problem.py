@@ -1,5 +1,6 @@
 """What the student is asked, and who checks the answers."""
 
+import importlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,15 +17,37 @@ VERIFIERS = ("boxed", "math", "code", "none")
 
 def check_verifier(name: str) -> None:
     """Refuses what names no verifier."""
-    parts = name.split(":")
-    is_function = len(parts) == 2 and all(
-        each.isidentifier() for part in parts for each in part.split(".")
-    )
-    if name not in VERIFIERS and not is_function:
+    if name not in VERIFIERS and not is_path(name):
         raise ConfigError(
             f"verifier must be one of {', '.join(VERIFIERS)}, or a function of your own as "
             f"package.module:function, got {name!r}"
         )
+
+
+def is_path(name: str) -> bool:
+    """Whether a name is a `package.module:object`."""
+    parts = name.split(":")
+    return len(parts) == 2 and all(
+        each.isidentifier() for part in parts for each in part.split(".")
+    )
+
+
+def imported(path: str, setting: str, hint: str) -> Any:
+    """The object that `package.module:object` in a setting names; the hint says what to name."""
+    module_name, _, name = path.partition(":")
+    try:
+        found = importlib.import_module(module_name)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except Exception as error:  # whatever a module does when it is imported
+        why = f"importing {module_name} failed with {type(error).__name__}: {error}"
+        if isinstance(error, ModuleNotFoundError):
+            package = module_name.partition(".")[0]
+            why = f"{error}. Install the package, or put the directory of {package!r} on PYTHONPATH"
+        elif isinstance(error, AttributeError):
+            why = f"{module_name} has no {name!r}: {hint}"
+        raise ConfigError(f"{setting} = {path!r}: {why}") from error
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """A causal language model as packed hidden states and a head.
 
-Legend: N learned completion tokens of a batch, D hidden width, V vocabulary rows, B sequences, T positions.
+Legend: N learned completion tokens of a batch, D hidden width, V vocabulary rows, B sequences, T
+positions.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

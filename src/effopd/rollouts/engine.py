@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any, Literal, Protocol
 
 from effopd.data.problem import Message
@@ -87,6 +88,26 @@ class Completion:
     def sampled_tokens(self) -> int:
         """Tokens that the student sampled."""
         return len(self.token_ids) if self.learned is None else sum(self.learned)
+
+    @property
+    def masked(self) -> list[list[int]]:
+        """Spans of tokens that are not learned, `[start, end)` each."""
+        runs = groupby(range(len(self.token_ids)), lambda i: not self.learned or self.learned[i])
+        spans = [(list(indices), is_learned) for is_learned, indices in runs]
+        return [[span[0], span[-1] + 1] for span, is_learned in spans if not is_learned]
+
+    def record(self, tokenizer: Any) -> dict[str, Any]:
+        """Its tokens as texts, how it ended, and the spans that are not learned, if any."""
+        tokens = [str(tokenizer.decode([token])) for token in self.token_ids]
+        found: dict[str, Any] = {"finish_reason": self.finish_reason, "tokens": tokens}
+        return found | ({"masked": spans} if (spans := self.masked) else {})
+
+    def per_token(self, values: Sequence[float]) -> list[float | None]:
+        """Values of the sampled tokens with None for the others."""
+        if self.learned is None:
+            return list(values)
+        following = iter(values)
+        return [next(following) if is_learned else None for is_learned in self.learned]
 
 
 class Engine(Protocol):

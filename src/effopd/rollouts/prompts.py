@@ -109,24 +109,35 @@ class PromptTemplate:
                 f"{_named(tokenizer)} never reads: correct the name, or remove it"
             )
 
+    def text(self, tokenizer: Any, problem: Problem) -> str:
+        """The prompt of one problem before it is tokens, by the chat template."""
+        return str(self._applied(tokenizer, problem, self._messages(problem), tokenize=False))
+
     def _ids(self, tokenizer: Any, problem: Problem) -> tuple[int, ...]:
         messages = self._messages(problem)
-        tools = [dict(tool) for tool in problem.tools] or None
         if not self.chat:
             return tuple(tokenizer(problem.prompt)["input_ids"])
+        return tuple(self._applied(tokenizer, problem, messages)["input_ids"])
+
+    def _applied(
+        self, tokenizer: Any, problem: Problem, messages: Any, *, tokenize: bool = True
+    ) -> Any:
+        """The tokenizer's encoding of the messages in the chat template, or their text."""
+        tools = [dict(tool) for tool in problem.tools] or None
         if tokenizer.chat_template is None:
             raise ConfigError(
                 f"{_named(tokenizer)} has no chat template: set prompt.chat = false, or write one "
                 "to chat_template.jinja in its directory"
             )
         try:
-            encoded = tokenizer.apply_chat_template(
+            return tokenizer.apply_chat_template(
                 messages,
                 tools=tools,
                 add_generation_prompt=True,
                 enable_thinking=self.enable_thinking,
                 chat_template=self._dated(tokenizer),
-                return_dict=True,
+                tokenize=tokenize,
+                return_dict=tokenize,
                 **self.template_kwargs,
             )
         except TEMPLATE_ERRORS as error:
@@ -138,7 +149,6 @@ class PromptTemplate:
                 f"the chat template of {_named(tokenizer)} refuses prompt {problem.id}: "
                 f"{error}{remedy}"
             ) from None
-        return tuple(encoded["input_ids"])
 
     def _check_read(self, tokenizer: Any, problem: Problem, ids: tuple[int, ...]) -> None:
         """Refuses a chat template that leaves out tools, their calls, or their results."""
