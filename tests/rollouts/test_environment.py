@@ -290,6 +290,7 @@ def test_what_is_no_environment() -> None:
 def test_environments_by_name_class_and_function() -> None:
     assert isinstance(as_environment(lambda problem, answer: None), FunctionEnvironment)
     named = Interaction.of(EnvironmentSettings(name="json:dumps", max_turns=3, role="user"))
+    assert named is not None
     assert named.environment == FunctionEnvironment(json.dumps)  # type: ignore[arg-type]
     assert (named.max_turns, named.role) == (3, "user")
     assert isinstance(as_environment(Silent), Silent)

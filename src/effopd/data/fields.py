@@ -167,9 +167,13 @@ def _message(role: str, message: Mapping[str, Any], where: str) -> Message:
     """A message of the user, the assistant or a tool."""
     content, what = _content(message, where), f"content in {where}"
     if role == "tool":
-        named = {"name": message.get("name"), "call_id": message.get("tool_call_id")}
-        names = {key: _text(value, f"{key} in {where}") for key, value in named.items() if value}
-        return Message(role="tool", content="" if content == "" else _text(content, what), **names)
+        name, call_id = message.get("name"), message.get("tool_call_id")
+        return Message(
+            role="tool",
+            content="" if content == "" else _text(content, what),
+            name=_text(name, f"name in {where}") if name else "",
+            call_id=_text(call_id, f"tool_call_id in {where}") if call_id else "",
+        )
     if role == "user":
         return Message(role="user", content=_text(content, what))
     calls = message.get("tool_calls") or ()
@@ -191,7 +195,8 @@ def _message(role: str, message: Mapping[str, Any], where: str) -> Message:
 def _call(call: Any, where: str) -> dict[str, Any]:
     """One call, `{name, arguments}`, maybe in `function`, arguments maybe as JSON text."""
     found = call if isinstance(call, Mapping) else {}
-    function = found.get("function") if isinstance(found.get("function"), Mapping) else found
+    inner = found.get("function")
+    function = inner if isinstance(inner, Mapping) else found
     name, arguments = function.get("name"), function.get("arguments") or {}
     if isinstance(arguments, str):
         try:

@@ -80,7 +80,7 @@ def as_environment(given: Any) -> Environment:
     if isinstance(given, type) and callable(getattr(given, "reply", None)):
         given = given()
     if callable(getattr(given, "reply", None)):
-        return given  # type: ignore[no-any-return]
+        return given
     if not callable(given):
         raise ConfigError(
             "an environment must be an object with a method reply(problem, answer) -> text or "
@@ -124,8 +124,12 @@ class Interaction:
     role: Literal["tool", "user"] = "tool"
 
     @classmethod
-    def of(cls, settings: EnvironmentSettings, given: Environment | None = None) -> "Interaction":
+    def of(
+        cls, settings: EnvironmentSettings | None, given: Environment | None = None
+    ) -> "Interaction | None":
         """That of the settings, with the environment that is given in the place of the named."""
+        if settings is None:
+            return None
         hint = "name a class with a method reply(problem, answer) -> text or None"
         found = given or as_environment(imported(settings.name, "environment.name", hint))
         return cls(environment=found, max_turns=settings.max_turns, role=settings.role)

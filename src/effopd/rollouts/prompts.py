@@ -161,13 +161,16 @@ class PromptTemplate:
         others: dict[str, Problem] = {}
         if problem.tools:
             others["tools"] = replace(problem, tools=())
-        for part in ("turns", "after"):
-            own: tuple[Message, ...] = getattr(problem, part)
-            for i, message in enumerate(own):
-                if changed(message) != message:
-                    what = "results of tools" if message.role == "tool" else "calls of tools"
-                    altered = (*own[:i], changed(message), *own[i + 1 :])
-                    others.setdefault(what, replace(problem, **{part: altered}))
+        for what, is_own in (
+            ("results of tools", lambda message: message.role == "tool"),
+            ("calls of tools", lambda message: bool(message.tool_calls)),
+        ):
+            turns, after = (
+                tuple(changed(message) if is_own(message) else message for message in part)
+                for part in (problem.turns, problem.after)
+            )
+            if (turns, after) != (problem.turns, problem.after):
+                others[what] = replace(problem, turns=turns, after=after)
         for what, other in others.items():
             if self._ids(tokenizer, other) == ids:
                 raise ConfigError(

@@ -257,7 +257,7 @@ def build_parts(config: Config, report: Callable[[str], None], given: Given = Gi
     verifier = given.verifier or verifier_for(config.task, config.code)
     task = load_problems(config, student.tokenizer, verifier, report, given.task)
     _report_prompts(config, student, task, report)
-    interaction = config.environment and Interaction.of(config.environment, given.environment)
+    interaction = Interaction.of(config.environment, given.environment)
     if interaction is not None:
         interaction.check(student.tokenizer, config.prompt, task.train[0])
     routed = Teachers(policies=everyone) if everyone else None

@@ -293,6 +293,8 @@ def _expanded(raw: Raw) -> Raw:
 
 def _of_models(config: Config) -> Iterator[str]:
     """Every model that is needed is named; the tiny world brings student and teacher."""
+    if isinstance(config.task, TinyWorld) and config.task.calculator and not config.environment:
+        yield "task.calculator needs environment.name = 'effopd.data.world:Calculator'"
     if config.task.type != "tiny_world":
         if config.student is None:
             yield f"task.type = {config.task.type!r} needs student.path"

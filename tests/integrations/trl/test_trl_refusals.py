@@ -21,7 +21,6 @@ SETTINGS = {
     "DeepSpeed": ("", "is_deepspeed_enabled", True),
     "FSDP1": ("_dist", "fsdp_version", 1),
     "images": ("", "_is_vlm", True),
-    "tools": ("", "tools", [len]),
     "quantized": ("model", "quantization_method", "bitsandbytes"),
     "the teacher": ("", "teacher_model", None),
 }
@@ -52,6 +51,13 @@ def test_rollouts_with_state_are_refused(tmp_path: Path, name: str) -> None:
     EffOPDCallback(trainer)
     setattr(trainer, name, [len])
     with pytest.raises(ConfigError, match="state of their own"):
+        EffOPDCallback(trainer)
+
+
+def test_tools_are_for_distillation(tmp_path: Path) -> None:
+    trainer = reinforcement(tmp_path)
+    trainer.tools = [len]
+    with pytest.raises(ConfigError, match="tools of a GRPOTrainer are not called"):
         EffOPDCallback(trainer)
 
 
@@ -96,8 +102,8 @@ def test_a_search_that_asks_for_progress_is_refused(tmp_path: Path) -> None:
 def test_all_reasons_are_told_at_once(tmp_path: Path) -> None:
     trainer = distillation(tmp_path)
     trainer.args.auto_find_batch_size = True
-    trainer.tools = [len]
-    with pytest.raises(ConfigError, match=r"(?s)auto_find_batch_size.*tools"):
+    trainer._is_vlm = True
+    with pytest.raises(ConfigError, match=r"(?s)auto_find_batch_size.*images"):
         EffOPDCallback(trainer)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from trl import DistillationTrainer
 
+from effopd.errors import ConfigError
 from effopd.integrations.trl.compatibility import policy_of
 from effopd.methods import SampledTokenOPD
 from effopd.objectives import (
@@ -32,7 +33,12 @@ class SampledTokenTrainer(DistillationTrainer):
         *args: As for a DistillationTrainer.
         objective: Cap of the weights, and the teacher's temperature.
         **kwargs: As for a DistillationTrainer. The teacher must be in this process; a head that is
-            not plainly linear raises a ParameterMismatchError.
+            not plainly linear raises a ParameterMismatchError. What `tools` write is attended to
+            alone.
+
+    Raises:
+        ConfigError: `tools` with vLLM: TRL asks the engine again for the answers that called one,
+            and does not tell whose probabilities come back.
 
     Source: equation (9) and section 5 of arXiv 2605.11739. Departure: TRL writes one answer a
     prompt.
@@ -48,6 +54,11 @@ class SampledTokenTrainer(DistillationTrainer):
             policy_of(self, model).logit_factor for model in (self.model, self.teacher_model)
         )
         self._engine_log_probs: list[list[float]] = []
+        if self.use_vllm and self.tools:
+            raise ConfigError(
+                "SampledTokenTrainer cannot tell whose probabilities vLLM gives after a call of a "
+                "tool: set use_vllm=False, or use a DistillationTrainer"
+            )
         if self.use_vllm:
             self.vllm_generation.logprobs = 0  # that of the sampled token
 
@@ -83,9 +94,11 @@ class SampledTokenTrainer(DistillationTrainer):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, sum of the student's entropies, and number of completion tokens."""
         kept_BT = inputs["completion_mask"].bool()
+        if "tool_mask" in inputs:  # what tools wrote is attended to alone
+            kept_BT = kept_BT & inputs["tool_mask"].bool()
         targets_N = inputs["completion_ids"][kept_BT]
         student_N, entropies_N = self._log_probs(
-            unwrapped_student, inputs, targets_N, 1 / self._student_factor
+            unwrapped_student, inputs, kept_BT, targets_N, 1 / self._student_factor
         )
         teacher = self.accelerator.unwrap_model(self.teacher_model.eval())
         with torch.no_grad():
@@ -95,6 +108,7 @@ class SampledTokenTrainer(DistillationTrainer):
                 self._log_probs,
                 teacher,
                 inputs,
+                kept_BT,
                 targets_N,
                 self.objective.teacher_temperature / self._teacher_factor,
             )
@@ -110,9 +124,14 @@ class SampledTokenTrainer(DistillationTrainer):
         return loss, entropies_N.sum(), tokens
 
     def _log_probs(
-        self, model: Any, inputs: Mapping[str, Tensor], targets_N: Tensor, temperature: float
+        self,
+        model: Any,
+        inputs: Mapping[str, Tensor],
+        kept_BT: Tensor,
+        targets_N: Tensor,
+        temperature: float,
     ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of the completion tokens and entropies, nats."""
+        """Log-probabilities of the completion tokens kept, and entropies, nats."""
         hidden_BTD = self._get_last_hidden_state(
             model,
             torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
@@ -121,7 +140,7 @@ class SampledTokenTrainer(DistillationTrainer):
         )
         head = model.get_output_embeddings()
         found = token_log_probs(
-            hidden_BTD[inputs["completion_mask"].bool()],
+            hidden_BTD[kept_BT],
             head.weight,
             targets_N,
             bias=head.bias,
