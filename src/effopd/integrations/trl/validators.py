@@ -121,8 +121,9 @@ def _samples(
     masks: Sequence[Sequence[int]] | None = None,
 ) -> list[Sample]:
     """Answers, whose tokens with a mask of 0 were written by tools."""
-    found = masks or [None] * len(prompt_ids)
-    learned = [None if mask is None else tuple(map(bool, mask)) for mask in found]
+    learned: list[tuple[bool, ...] | None] = [None] * len(prompt_ids)
+    if masks is not None:
+        learned = [tuple(map(bool, mask)) for mask in masks]
     rows = zip(prompt_ids, completion_ids, learned, strict=True)
     return [Sample(prompt_ids=tuple(p), completion_ids=tuple(c), learned=own) for p, c, own in rows]
 
