@@ -15,7 +15,6 @@ ENTRY_POINTS = {
 """Modules that are started, or imported by users, by name."""
 ALONE = {
     "cli.extrapolate": "imports PyTorch, which `--help` does without",
-    "demo.pretrain": "benchmarks import it",
     "integrations.verl.agent_loop": "verl's processes import it by name",
     "integrations.verl.launch": "imports verl, whose version is checked before",
     "integrations.verl.scoring": "is tested without verl",

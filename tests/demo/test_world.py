@@ -209,7 +209,9 @@ CHANGES = {
 
 def test_cached_models_are_told_apart_by_every_setting() -> None:
     world = TinyWorld()
-    assert set(CHANGES) == {field.name for field in fields(world)} - {"type"}
+    told_apart_by_directory = {"calculator"}  # the base is the same with it
+    names = {field.name for field in fields(world)} - {"type"}
+    assert set(CHANGES) == names - told_apart_by_directory
     keys = [content_key(replace(world, **{name: value})) for name, value in CHANGES.items()]
     assert len({content_key(world), *keys}) == len(CHANGES) + 1
     assert content_key(world) == content_key(TinyWorld())

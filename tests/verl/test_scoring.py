@@ -3,10 +3,16 @@
 import math
 
 import pytest
+import torch
 
 from effopd import Draw, LengthGuard
 from effopd.errors import ValidatorError
-from effopd.integrations.verl.scoring import ServedAnswer, drawn_prompts, score_answers
+from effopd.integrations.verl.scoring import (
+    ServedAnswer,
+    drawn_prompts,
+    log_ratios,
+    score_answers,
+)
 from effopd.integrations.verl.settings import RewardValidation, ServedKLValidation
 
 
@@ -66,3 +72,18 @@ def test_answers_without_tokens_or_scores_are_no_score() -> None:
         score_answers([unscored], ServedKLValidation())
     infinite = score_answers([answer(math.inf)], ServedKLValidation())
     assert not infinite.is_finite
+
+
+def test_tokens_of_tools_are_not_scored() -> None:
+    """verl's response_mask is 0 where a tool wrote: a prompt of 3 tokens, a response of 6."""
+    student = torch.tensor([-1.0, -2.0, -9.0, -9.0, -3.0, -0.5])
+    teacher = torch.tensor([[float(-i)] for i in range(9)]) / 4  # row i is of token i + 1
+    mask = torch.tensor([1, 1, 0, 0, 1, 1]).bool()
+    found = log_ratios(3, mask, student, teacher)
+    assert found == (-1.0 + 0.5, -2.0 + 0.75, -3.0 + 1.5, -0.5 + 1.75)
+    score = score_answers(
+        [ServedAnswer(tokens=int(mask.sum()), is_truncated=False, reward=0.0, log_ratios=found)],
+        ServedKLValidation(prompts=1),
+    )
+    assert score.value == pytest.approx(-sum(found) / 4)
+    assert (score.tokens, score.teacher_tokens) == (4, 4)

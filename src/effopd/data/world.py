@@ -7,6 +7,7 @@ is there and has to be sharpened, which is what reinforcement learning and disti
 """
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from jaxtyping import Int
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from effopd.data.problem import Answer, Problem, Task
@@ -24,6 +26,7 @@ from effopd.errors import ConfigError
 OPERATORS = ("+", "-", "*")
 SPECIAL = ("<pad>", "<bos>", "<eos>")
 PUNCTUATION = ("=", ";", "#")
+_CALL = re.compile(r"(\d+) ([-+*]) (\d+) =\s*\Z")
 CHAT_TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
@@ -52,6 +55,8 @@ class TinyWorld:
         teacher_steps: Cap on reinforcement-learning updates of the teacher.
         teacher_lr: Learning rate of the teacher's updates.
         teacher_accuracy: Sampled accuracy at which the teacher is done.
+        calculator: The teacher leaves its steps to a calculator, `Calculator` as environment: it
+            writes `a op b =`, is told `v ;`, and goes on.
     """
 
     type: Literal["tiny_world"] = "tiny_world"
@@ -72,6 +77,7 @@ class TinyWorld:
     teacher_steps: int = 60
     teacher_lr: float = 3e-4
     teacher_accuracy: float = 0.95
+    calculator: bool = False
 
     def __post_init__(self) -> None:
         if self.modulus < 2:
@@ -112,8 +118,8 @@ class TinyWorld:
 
     @property
     def answer_tokens(self) -> int:
-        """Tokens of the longest full answer, end of sequence included."""
-        return 6 * self.operations + 3
+        """Tokens of the longest full answer, ends of sequence and results included."""
+        return (6 + self.calculator) * self.operations + 3
 
     def load(self) -> Task:
         """The training and held-out problems; disjoint."""
@@ -148,6 +154,20 @@ class ChainVerifier:
         tails = [answer.completion.partition("#")[2] for answer in answers]
         pairs = zip(tails, answers, strict=True)
         return [float(tail.strip() == answer.problem.answer) for tail, answer in pairs]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calculator:
+    """An environment: `a op b =` at the end of a turn is answered by its value, `v ;`."""
+
+    modulus: int = TinyWorld.modulus
+
+    def reply(self, problem: Problem, answer: str) -> str | None:
+        """The value of the last step; None where the turn ends with none."""
+        asked = _CALL.search(answer)
+        if asked is None:
+            return None
+        return f"{apply(asked[2], int(asked[1]), int(asked[3])) % self.modulus} ;"
 
 
 def apply(operator: str, left: int, right: int) -> int:
@@ -215,6 +235,30 @@ def demonstrations(
         for tensors, filler in zip(zip(*parts, strict=True), (0, -100), strict=True)
     )
     return ids, labels
+
+
+def calling(
+    ids_BT: Int[Tensor, "B T"], labels_BT: Int[Tensor, "B T"], tokenizer: Any
+) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
+    """Demonstrations with the calculator: turns end behind `=`, results are not learned."""
+    equals, end, rows = tokenizer.convert_tokens_to_ids("="), tokenizer.eos_token_id, []
+    for ids, labels in zip(ids_BT.tolist(), labels_BT.tolist(), strict=True):
+        tokens: list[int] = []
+        learned: list[int] = []
+        for i, (token, label) in enumerate(zip(ids, labels, strict=True)):
+            is_result = equals in labels[max(0, i - 2) : i]  # `v ;` behind a step's `=`
+            tokens.append(token)
+            learned.append(-100 if is_result else label)
+            if label == equals:
+                tokens.append(end)
+                learned.append(end)
+        rows.append((torch.tensor(tokens), torch.tensor(learned)))
+    fillers = (tokenizer.pad_token_id, -100)
+    padded = [
+        pad_sequence([row[i] for row in rows], batch_first=True, padding_value=fillers[i])
+        for i in (0, 1)
+    ]
+    return padded[0], padded[1]
 
 
 def _chains(

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,14 @@ import torch
 
 from effopd.data.problem import Task
 from effopd.data.world import TinyWorld, make_tokenizer
-from effopd.demo.pretrain import CHECK_PROBLEMS, Report, accuracy, pretrain_base, world_writer
+from effopd.demo.pretrain import (
+    CHECK_PROBLEMS,
+    Report,
+    accuracy,
+    pretrain_base,
+    train_caller,
+    world_writer,
+)
 from effopd.errors import CheckpointError
 from effopd.methods import PolicyGradient, Resources
 from effopd.models.checkpoints import verify_checkpoint, write_checkpoint
@@ -55,13 +62,15 @@ def world_models(
     Without `teacher` only the base is looked at.
     """
     directory = (cache or cache_directory()) / f"tiny-world-{content_key(world)}"
-    models = WorldModels(base=directory / "base", teacher=directory / "teacher")
-    task = world.load()
-    _ensure(models.base, world, report, lambda: pretrain_base(world, task, report))
+    name = "teacher-calculator" if world.calculator else "teacher"
+    models = WorldModels(base=directory / "base", teacher=directory / name)
+    task, alone = world.load(), replace(world, calculator=False)
+    _ensure(models.base, world, report, lambda: pretrain_base(alone, task, report))
 
     def sharpened() -> Any:
         base = load_model(ModelSettings(path=str(models.base)))
-        return train_teacher(world, task, base, report)
+        train = train_caller if world.calculator else train_teacher
+        return train(world, task, base, report)
 
     if teacher:
         _ensure(models.teacher, world, report, sharpened)
@@ -69,10 +78,11 @@ def world_models(
 
 
 def content_key(world: TinyWorld) -> str:
-    """Hash of everything the models depend on."""
+    """Hash of everything the base depends on; the calculator is the teacher's alone."""
     settings = dataclasses.asdict(world)
     if not world.careful_prompt:  # the models of before there was one are the same
         del settings["careful_prompt"]
+    del settings["calculator"]
     content = {"recipe": RECIPE_VERSION, "torch": torch.__version__, "world": settings}
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
 

@@ -5,6 +5,7 @@ model to be wrong as often as they are, without forgetting how to be right. With
 every second update of that phase is on clean chains after these words.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,10 +14,18 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from effopd.data.problem import Problem, Task
-from effopd.data.world import TinyWorld, demonstrations, make_model, make_tokenizer
+from effopd.data.world import (
+    Calculator,
+    TinyWorld,
+    calling,
+    demonstrations,
+    make_model,
+    make_tokenizer,
+)
 from effopd.errors import EffopdError
 from effopd.evaluation.statistics import mean
 from effopd.rollouts.engine import Sampling
+from effopd.rollouts.environment import Interaction
 from effopd.rollouts.hf import HFEngine
 from effopd.rollouts.prompts import PromptTemplate
 from effopd.rollouts.rollout import Writer
@@ -38,6 +47,9 @@ def world_writer(world: TinyWorld, model: Any, *, temperature: float = 1.0) -> W
         tokenizer=tokenizer,
         template=PromptTemplate(chat=True),
         sampling=Sampling(temperature=temperature, max_new_tokens=world.answer_tokens + 5),
+        interaction=(
+            Interaction(environment=Calculator(modulus=world.modulus)) if world.calculator else None
+        ),
     )
 
 
@@ -79,6 +91,26 @@ def pretrain_base(world: TinyWorld, task: Task, report: Report) -> Any:
     return model.eval()
 
 
+def train_caller(world: TinyWorld, task: Task, base: Any, report: Report) -> Any:
+    """Teaches a copy of the base to leave its steps to the calculator, from demonstrations."""
+    model = copy.deepcopy(base)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=(0.9, 0.95), weight_decay=0)
+    generator = torch.Generator().manual_seed(world.seed)
+    clean = replace(world, wrong_step=0.0, direct_answer=0.0)
+    checks = list(task.test[:CHECK_PROBLEMS])
+    for step in range(1, world.base_steps + 1):
+        loss = _update(model, optimizer, clean, generator, PEAK_LR * min(1.0, step / WARMUP_STEPS))
+        if step % CHECK_EVERY == 0:
+            right = accuracy(world, model, checks, temperature=1.0)
+            report(f"teacher: step {step}, loss {loss:.3f}, accuracy {right:.2f} with calculator")
+            if right >= world.teacher_accuracy:
+                return model.eval()
+    raise EffopdError(
+        f"the teacher did not reach accuracy {world.teacher_accuracy} with the calculator in "
+        f"{world.base_steps} steps: raise base_steps"
+    )
+
+
 def _update(
     model: Any,
     optimizer: torch.optim.Optimizer,
@@ -90,6 +122,8 @@ def _update(
 ) -> float:
     """One supervised step on fresh demonstrations; returns the loss."""
     ids_BT, labels_BT = demonstrations(world, BATCH, generator, is_careful=is_careful)
+    if world.calculator:
+        ids_BT, labels_BT = calling(ids_BT, labels_BT, make_tokenizer(world))
     for group in optimizer.param_groups:
         group["lr"] = lr
     model.train()

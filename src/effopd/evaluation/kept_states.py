@@ -104,7 +104,7 @@ class KeptStates:
         weight_VD = policy.head_weight_VD
         room, chosen = self._limit * 1e9 - self.bytes, []
         for i in wanted:
-            room -= len(samples[i].completion_ids) * weight_VD.shape[1] * weight_VD.element_size()
+            room -= len(samples[i].learned_ids) * weight_VD.shape[1] * weight_VD.element_size()
             if room < 0 and key not in self._moving:
                 break
             chosen.append(i)

@@ -24,7 +24,7 @@ def completion_log_probs(
     batch_sequences: int = BATCH_SEQUENCES,
     batch_tokens: int = BATCH_TOKENS,
 ) -> list[tuple[float, ...]]:
-    """Log-probability (nats) of every completion token, one tuple a sample."""
+    """Log-probability (nats) of every learned token, one tuple a sample."""
     found: list[tuple[float, ...]] = []
     with policy.during(), torch.no_grad(), evaluation_mode(policy):
         for batch in _batches(samples, batch_sequences, batch_tokens):
@@ -42,7 +42,7 @@ def completion_reverse_kl(
     batch_sequences: int = BATCH_SEQUENCES,
     batch_tokens: int = BATCH_TOKENS,
 ) -> list[tuple[float, ...]]:
-    """`KL(student || teacher)` in nats over the whole vocabulary at every completion token.
+    """`KL(student || teacher)` in nats over the whole vocabulary at every learned token.
 
     Exact at each position of the given text (no sampling of the token): equation 7 of arXiv
     2605.11739 with its sum over tokens left to the caller.
@@ -62,7 +62,7 @@ def log_probs_of(
     head: Head, samples: Sequence[Sample], temperature: float = 1.0
 ) -> list[tuple[float, ...]]:
     """`completion_log_probs` of one micro-batch whose states [N, D] are at hand."""
-    targets = [token for sample in samples for token in sample.completion_ids]
+    targets = [token for sample in samples for token in sample.learned_ids]
     targets_N = torch.tensor(targets, dtype=torch.long, device=head.hidden_ND.device)
     scored = token_log_probs(
         head.hidden_ND,
@@ -114,12 +114,12 @@ def evaluation_mode(policy: Policy) -> Iterator[None]:
 
 def _batches(samples: Sequence[Sample], sequences: int, tokens: int) -> Iterator[list[Sample]]:
     """Consecutive samples that go through a model together; see `micro_batches`."""
-    lengths = [len(s.prompt_ids) + len(s.completion_ids) for s in samples]
+    lengths = [sample.length for sample in samples]
     for indices in micro_batches(lengths, tokens=tokens, sequences=sequences):
         yield [samples[i] for i in indices]
 
 
 def _per_sample(name: str, values_N: Tensor, samples: Sequence[Sample]) -> list[tuple[float, ...]]:
     check_finite(values_N, **{name: values_N})
-    lengths = [len(sample.completion_ids) for sample in samples]
+    lengths = [len(sample.learned_ids) for sample in samples]
     return [tuple(part.tolist()) for part in values_N.split(lengths)]

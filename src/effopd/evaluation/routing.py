@@ -150,7 +150,7 @@ class Teachers:
     def unread(self, rollouts: Sequence[Rollout]) -> int:
         """Tokens of answers whose states are not kept."""
         return sum(
-            len(rollouts[indices[i]].completion.token_ids)
+            rollouts[indices[i]].completion.sampled_tokens
             for name, _, indices in self.split_local(rollouts)
             for i in self.kept.missing(teacher_key(name), [rollouts[j] for j in indices])
         )

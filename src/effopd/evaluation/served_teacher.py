@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from effopd.errors import ConfigError, ServerError
-from effopd.models.policy import Sample
+from effopd.models.policy import Sample, learned_only
 from effopd.servers.client import Client, Deadline
 from effopd.servers.dialects import Identity, api_of, mean_difference, score, verify_server
 from effopd.servers.settings import ServerSettings
@@ -49,7 +49,7 @@ class ServedTeacher:
     def log_probs(
         self, samples: Sequence[Sample], *, temperature: float = 1.0
     ) -> list[tuple[float, ...]]:
-        """Log-probability (nats) of every completion token, one tuple a sample, in order.
+        """Log-probability (nats) of every learned token, one tuple a sample, in order.
 
         Refuses a temperature other than 1: servers score prompts at no other.
         """
@@ -68,7 +68,8 @@ class ServedTeacher:
             before_retry=partial(self._verify_after_failure, deadline),
         )
         self._verify(deadline)
-        return values
+        pairs = zip(values, samples, strict=True)
+        return [learned_only(found, sample.learned) for found, sample in pairs]
 
     def expect(self, log_probs: Sequence[float]) -> None:
         """Refuses to be another teacher than that of an earlier session, whose probe gave these."""

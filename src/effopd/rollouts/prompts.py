@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from jinja2 import Environment, TemplateError, meta
 
-from effopd.data.problem import Problem
+from effopd.data.problem import Message, Problem
 from effopd.errors import ConfigError
 from effopd.models.tokenizers import TEMPLATE_ERRORS, end_token_remarks, token_names
 
@@ -101,6 +101,7 @@ class PromptTemplate:
     def encode(self, tokenizer: Any, problem: Problem) -> tuple[int, ...]:
         """Prompt tokens of one problem."""
         ids = self._ids(tokenizer, problem)
+        self._check_read(tokenizer, problem, ids)
         if not 0 < len(ids) <= self.max_tokens:
             raise ConfigError(
                 f"prompt {problem.id} has {len(ids)} tokens; allowed are 1 to {self.max_tokens} "
@@ -131,23 +132,36 @@ class PromptTemplate:
                 f"{_named(tokenizer)} never reads: correct the name, or remove it"
             )
 
+    def rendered(self, tokenizer: Any, problem: Problem) -> str:
+        """The prompt of one problem before it is tokens, by the chat template."""
+        return str(self._applied(tokenizer, problem, self._messages(problem), tokenize=False))
+
     def _ids(self, tokenizer: Any, problem: Problem) -> tuple[int, ...]:
         messages = self._messages(problem)
         if not self.chat:
             shown = "".join(f"{each.prompt}{each.answer}\n\n" for each in self.examples)
             return tuple(tokenizer(shown + problem.prompt)["input_ids"])
+        return tuple(self._applied(tokenizer, problem, messages)["input_ids"])
+
+    def _applied(
+        self, tokenizer: Any, problem: Problem, messages: Any, *, tokenize: bool = True
+    ) -> Any:
+        """The tokenizer's encoding of the messages in the chat template, or their text."""
+        tools = [dict(tool) for tool in problem.tools] or None
         if tokenizer.chat_template is None:
             raise ConfigError(
                 f"{_named(tokenizer)} has no chat template: set {self.section}.chat = false, or "
                 "write one to chat_template.jinja in its directory"
             )
         try:
-            encoded = tokenizer.apply_chat_template(
+            return tokenizer.apply_chat_template(
                 messages,
+                tools=tools,
                 add_generation_prompt=True,
                 enable_thinking=self.enable_thinking,
                 chat_template=self._dated(tokenizer),
-                return_dict=True,
+                tokenize=tokenize,
+                return_dict=tokenize,
                 **self.template_kwargs,
             )
         except TEMPLATE_ERRORS as error:
@@ -160,7 +174,34 @@ class PromptTemplate:
                 f"the chat template of {_named(tokenizer)} refuses prompt {problem.id}: "
                 f"{error}{remedy}"
             ) from None
-        return tuple(encoded["input_ids"])
+
+    def _check_read(self, tokenizer: Any, problem: Problem, ids: tuple[int, ...]) -> None:
+        """Refuses a chat template that leaves out tools, their calls, or their results."""
+
+        def changed(message: Message) -> Message:
+            calls = tuple({**call, "name": f"{call['name']}0"} for call in message.tool_calls)
+            said = f"{message.content} 0" if message.role == "tool" else message.content
+            return replace(message, content=said, tool_calls=calls)
+
+        others: dict[str, Problem] = {}
+        if problem.tools:
+            others["tools"] = replace(problem, tools=())
+        for what, is_own in (
+            ("results of tools", lambda message: message.role == "tool"),
+            ("calls of tools", lambda message: bool(message.tool_calls)),
+        ):
+            turns, after = (
+                tuple(changed(message) if is_own(message) else message for message in part)
+                for part in (problem.turns, problem.after)
+            )
+            if (turns, after) != (problem.turns, problem.after):
+                others[what] = replace(problem, turns=turns, after=after)
+        for what, other in others.items():
+            if self._ids(tokenizer, other) == ids:
+                raise ConfigError(
+                    f"the chat template of {_named(tokenizer)} does not write the {what} of prompt "
+                    f"{problem.id}: use a model whose template knows tools, or leave them out"
+                )
 
     def _dated(self, tokenizer: Any) -> str | None:
         """The chat template with its clock stopped at the date; None where it has no clock.
@@ -175,7 +216,7 @@ class PromptTemplate:
         replaced = "".join(f"|replace({form!r},{value!r})" for form, value in written)
         return f"{{% macro strftime_now(form) %}}{{{{ form{replaced} }}}}{{% endmacro %}}\n{text}"
 
-    def _messages(self, problem: Problem) -> list[dict[str, str]]:
+    def _messages(self, problem: Problem) -> list[dict[str, Any]]:
         """The chat: a system message of the settings or of the data, earlier turns, the prompt."""
         if problem.system and (self.system or not self.chat):
             raise ConfigError(
@@ -187,19 +228,19 @@ class PromptTemplate:
                 )
                 + ": leave out one of them (task.train.system = 'drop')"
             )
-        if problem.turns and not self.chat:
+        if (problem.turns or problem.after or problem.tools) and not self.chat:
             raise ConfigError(
-                f"prompt {problem.id} is a conversation of several turns, which bare text has no "
-                f"place for: set {self.section}.chat = true"
+                f"prompt {problem.id} is a conversation of several turns or with tools, which bare "
+                f"text has no place for: set {self.section}.chat = true"
             )
         system = problem.system or self.system
-        found = [("system", system)] if system else []
-        shown = ((each.prompt, each.answer) for each in self.examples)
-        for question, answer in (*shown, *problem.turns):
-            found += [("user", question), ("assistant", answer)]
-        return [
-            {"role": role, "content": text} for role, text in (*found, ("user", problem.prompt))
-        ]
+        found = [{"role": "system", "content": system}] if system else []
+        for shown in self.examples:
+            found += [
+                {"role": "user", "content": shown.prompt},
+                {"role": "assistant", "content": shown.answer},
+            ]
+        return [*found, *(message.for_template() for message in problem.messages)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,7 +305,10 @@ def shapes(problems: Sequence[Problem]) -> Iterator[Problem]:
     fields = (sum(map(len, each.fields.values())) for each in problems)
     lengths = [p.characters + more for p, more in zip(problems, fields, strict=True)]
     yield problems[lengths.index(max(lengths))]
-    yield from {(bool(p.system), len(p.turns)): p for p in problems}.values()
+    yield from {
+        (bool(p.system), bool(p.tools), *((m.role, bool(m.tool_calls)) for m in p.messages)): p
+        for p in problems
+    }.values()
 
 
 def prompt_remarks(

@@ -1,7 +1,7 @@
 """The objects of one run, made from its settings and models."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from effopd.models.loading import ModelSettings, load_tokenizer
 from effopd.models.policy import Policy
 from effopd.rewards.build import verifier_for, without_unreadable
 from effopd.rollouts.engine import Engine
+from effopd.rollouts.environment import Environment, Interaction
 from effopd.rollouts.prompts import PromptTemplate, lend_template_, prompt_remarks, shapes
 from effopd.rollouts.rollout import Writer
 from effopd.rollouts.vllm import VLLMEngine
@@ -69,6 +70,7 @@ class Parts:
     reference_prompt: OwnPrompt | None
     average: StudentAverage | None
     engine: Engine | None = None
+    interaction: Interaction | None = None
 
     def close(self) -> None:
         """Ends the verifier's processes, and gives back the engine's memory."""
@@ -85,6 +87,7 @@ class Parts:
             tokenizer=policy.tokenizer,
             template=template or self.config.prompt,
             sampling=self.config.sampling,
+            interaction=self.interaction,
         )
 
     def evaluator(self) -> Evaluator:
@@ -114,6 +117,8 @@ class Parts:
                 template = prompt_of(self.config, name)
                 if name not in self.teachers.prompts:
                     check_teacher_prompts(template, policy.tokenizer, own)
+                if self.interaction is not None:
+                    self.interaction.check(policy.tokenizer, template, own[0])
                 writer = self.writer(policy, template)
                 found.append(replace(evaluator, problems=own).evaluate(writer))
         return EvaluationResult(
@@ -226,6 +231,7 @@ class Given:
     teacher: Policy | None = None
     task: Task | None = None
     verifier: Verifier | None = None
+    environment: Environment | None = None
 
 
 def build_parts(config: Config, report: Callable[[str], None], given: Given = Given()) -> Parts:
@@ -268,6 +274,9 @@ def build_parts(config: Config, report: Callable[[str], None], given: Given = Gi
     verifier = given.verifier or verifier_for(config.task, config.code)
     task = load_problems(config, student.tokenizer, verifier, report, given.task)
     _report_prompts(config, student, task, report)
+    interaction = Interaction.of(config.environment, given.environment)
+    if interaction is not None:
+        interaction.check(student.tokenizer, config.prompt, task.train[0])
     routed = _routed(config, everyone, kept, task) if everyone else None
     reference_prompt = None
     if reference is not None and config.reference_prompt is not None:
@@ -283,6 +292,7 @@ def build_parts(config: Config, report: Callable[[str], None], given: Given = Gi
         reference_prompt=reference_prompt,
         average=average,
         engine=student_engine(config, student, student_settings.path, report),
+        interaction=interaction,
     )
 
 
@@ -343,15 +353,6 @@ def check_teacher_prompts(
 def _check_shapes(template: PromptTemplate, tokenizer: Any, problems: Sequence[Problem]) -> None:
     for problem in shapes(problems):
         template.encode(tokenizer, problem)
-
-
-def counts_record(task: Task) -> dict[str, Any]:
-    """The counts of a task as `run.json` has them; nothing where nothing was counted."""
-    found = [
-        {k: v for k, v in asdict(c).items() if v or k not in {"answered", "example"}}
-        for c in task.counts
-    ]
-    return {"problems": found} if found else {}
 
 
 def _without_long_prompts(task: Task, template: PromptTemplate, tokenizer: Any) -> Task:

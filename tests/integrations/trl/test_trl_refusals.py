@@ -22,7 +22,6 @@ SETTINGS = {
     "DeepSpeed": ("", "is_deepspeed_enabled", True),
     "FSDP1": ("_dist", "fsdp_version", 1),
     "images": ("", "_is_vlm", True),
-    "tools": ("", "tools", [len]),
     "quantized": ("model", "quantization_method", "bitsandbytes"),
     "the teacher": ("", "teacher_model", None),
     "state of their own": ("", "rollout_func", [len]),
@@ -49,6 +48,13 @@ def test_a_score_of_your_own_needs_no_teacher(tmp_path: Path) -> None:
     trainer = distillation(tmp_path)
     trainer.teacher_model = None
     EffOPDCallback(trainer, validate=lambda draw: 0.0)
+
+
+def test_tools_are_for_distillation(tmp_path: Path) -> None:
+    trainer = reinforcement(tmp_path)
+    trainer.tools = [len]
+    with pytest.raises(ConfigError, match="tools of a GRPOTrainer are not called"):
+        EffOPDCallback(trainer)
 
 
 LORA: dict[str, Any] = {"r": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
@@ -85,8 +91,8 @@ def test_a_search_that_asks_for_progress_is_refused(tmp_path: Path) -> None:
 def test_all_reasons_are_told_at_once(tmp_path: Path) -> None:
     trainer = distillation(tmp_path)
     trainer.args.auto_find_batch_size = True
-    trainer.tools = [len]
-    with pytest.raises(ConfigError, match=r"(?s)auto_find_batch_size.*tools"):
+    trainer._is_vlm = True
+    with pytest.raises(ConfigError, match=r"(?s)auto_find_batch_size.*images"):
         EffOPDCallback(trainer)
 
 

@@ -11,7 +11,7 @@ from tests.support.learning import assert_same, gradient
 from tests.support.trl import distillation
 from torch import Tensor
 
-from effopd.errors import ParameterMismatchError
+from effopd.errors import ConfigError, ParameterMismatchError
 from effopd.integrations.trl import SampledTokenTrainer
 from effopd.methods import SampledTokenOPD
 
@@ -94,3 +94,37 @@ def test_a_head_that_is_not_linear_is_refused(tmp_path: Path) -> None:
 def soft_capped(module: Any, inputs: Any, outputs: Any) -> Any:
     outputs.logits = 30 * torch.tanh(outputs.logits / 30)
     return outputs
+
+
+def test_what_a_tool_wrote_is_attended_to_alone(tmp_path: Path) -> None:
+    """The gradient is that of the other tokens' sum, after the same tokens."""
+    trainer = distillation(tmp_path, kind=SampledTokenTrainer)
+    student, teacher = trainer.model.double(), trainer.teacher_model.double()
+    tool_mask = torch.tensor([[1, 1, 1], [1, 0, 1]])  # TRL pads with ones
+    kept_N = torch.tensor([True, True, True, False, True])
+    ours_N = log_probs(student, 1.0)
+    advantages_N = (log_probs(teacher, 1.0) - ours_N).detach()
+    (-(advantages_N * ours_N)[kept_N].sum() / 4).backward()
+    expected = gradient(student.parameters())
+    inputs = batch() | {"tool_mask": tool_mask}
+    loss, _, tokens = trainer._compute_loss(student, inputs, torch.tensor(4.0))
+    loss.backward()
+    assert_same(gradient(student.parameters()), expected)
+    assert int(tokens) == 4
+    all_own = batch() | {"tool_mask": torch.ones_like(tool_mask)}
+    plain, marked = (trainer._compute_loss(student, each, None)[0] for each in (batch(), all_own))
+    assert torch.equal(plain, marked)
+
+
+def test_tools_with_vllm_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pretend(self: Any, *args: Any, **kwargs: Any) -> None:
+        self.use_vllm, self.tools = True, [len]
+        self.model, self.teacher_model = None, None
+
+    monkeypatch.setattr("trl.DistillationTrainer.__init__", pretend)
+    monkeypatch.setattr(
+        "effopd.integrations.trl.sampled_token.policy_of",
+        lambda trainer, model: type("Policy", (), {"logit_factor": 1.0}),
+    )
+    with pytest.raises(ConfigError, match="whose probabilities vLLM gives after a call of a tool"):
+        SampledTokenTrainer()

@@ -85,7 +85,8 @@ def _reasons(trainer: Any, own_validator: bool) -> dict[str, Any]:
         "images in prompts are not scored: pass a tokenizer instead of a processor": (
             trainer._is_vlm
         ),
-        "tools are not called while candidates are scored: train without tools=": trainer.tools,
+        "tools of a GRPOTrainer are not called while candidates are scored, since its rewards see "
+        "their calls: train without tools=, or distil": grpo and trainer.tools,
         "rollout_func and environments have state of their own: train without": grpo
         and (trainer.rollout_func is not None or trainer.environment_factories is not None),
         "continuous batching casts the model in place: switch it off": grpo

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from trl import DistillationTrainer
 
+from effopd.errors import ConfigError
 from effopd.integrations.trl.compatibility import policy_of
 from effopd.methods import SampledTokenOPD
 from effopd.models.policy import Policy
@@ -33,7 +34,12 @@ class SampledTokenTrainer(DistillationTrainer):
         *args: As for a DistillationTrainer.
         objective: Cap of the weights, and the teacher's temperature.
         **kwargs: As for a DistillationTrainer. The teacher must be in this process; a head that is
-            neither linear nor soft-capped raises a ParameterMismatchError.
+            neither linear nor soft-capped raises a ParameterMismatchError. What `tools` write is
+            attended to alone.
+
+    Raises:
+        ConfigError: `tools` with vLLM: TRL asks the engine again for the answers that called one,
+            and does not tell whose probabilities come back.
 
     Source: equation (9) and section 5 of arXiv 2605.11739. Departure: TRL writes one answer a
     prompt.
@@ -47,6 +53,11 @@ class SampledTokenTrainer(DistillationTrainer):
         # How architectures such as Granite and Gemma 2 scale and cap their logits.
         self._heads = tuple(policy_of(self, model) for model in (self.model, self.teacher_model))
         self._engine_log_probs: list[list[float]] = []
+        if self.use_vllm and self.tools:
+            raise ConfigError(
+                "SampledTokenTrainer cannot tell whose probabilities vLLM gives after a call of a "
+                "tool: set use_vllm=False, or use a DistillationTrainer"
+            )
         if self.use_vllm:
             self.vllm_generation.logprobs = 0  # that of the sampled token
 
@@ -82,9 +93,13 @@ class SampledTokenTrainer(DistillationTrainer):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, sum of the student's entropies, and number of completion tokens."""
         kept_BT = inputs["completion_mask"].bool()
+        if "tool_mask" in inputs:  # what tools wrote is attended to alone
+            kept_BT = kept_BT & inputs["tool_mask"].bool()
         targets_N = inputs["completion_ids"][kept_BT]
         ours, theirs = self._heads
-        student_N, entropies_N = self._log_probs(unwrapped_student, inputs, targets_N, ours, 1.0)
+        student_N, entropies_N = self._log_probs(
+            unwrapped_student, inputs, kept_BT, targets_N, ours, 1.0
+        )
         teacher = self.accelerator.unwrap_model(self.teacher_model.eval())
         with torch.no_grad():
             teacher_N, _ = self._forward_redirection(
@@ -93,6 +108,7 @@ class SampledTokenTrainer(DistillationTrainer):
                 self._log_probs,
                 teacher,
                 inputs,
+                kept_BT,
                 targets_N,
                 theirs,
                 self.objective.teacher_temperature,
@@ -112,11 +128,12 @@ class SampledTokenTrainer(DistillationTrainer):
         self,
         model: Any,
         inputs: Mapping[str, Tensor],
+        kept_BT: Tensor,
         targets_N: Tensor,
         policy: Policy,
         temperature: float,
     ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of the completion tokens and entropies, nats."""
+        """Log-probabilities of the completion tokens kept, and entropies, nats."""
         hidden_BTD = self._get_last_hidden_state(
             model,
             torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
@@ -125,7 +142,7 @@ class SampledTokenTrainer(DistillationTrainer):
         )
         head = model.get_output_embeddings()
         found = token_log_probs(
-            hidden_BTD[inputs["completion_mask"].bool()],
+            hidden_BTD[kept_BT],
             head.weight,
             targets_N,
             bias=head.bias,

@@ -81,10 +81,9 @@ class TrainerRolloutSource:
             prompts = [row["prompt"] for row in rows[start : start + size]]
             where = (trainer.accelerator.process_index, start)
             seed = validation_seed(self.seed, draw, *where)
-            prompt_ids, completion_ids, sampled = generate(trainer, prompts, seed)
+            found, sampled = generate(trainer, prompts, seed)
+            samples += found
             finite = finite and sampled
-            pairs = zip(prompt_ids, completion_ids, strict=True)
-            samples += [Sample(prompt_ids=tuple(p), completion_ids=tuple(c)) for p, c in pairs]
         return TrainerRollouts(rows=rows, samples=samples, finite=finite)
 
     def is_truncated(self, sample: Sample) -> bool:
@@ -94,24 +93,39 @@ class TrainerRolloutSource:
         return sample.completion_ids[-1] not in ends
 
 
-def generate(
-    trainer: Any, prompts: Sequence[Any], seed: int
-) -> tuple[list[list[int]], list[list[int]], bool]:
-    """Prompt ids, completion ids, and whether probabilities were finite, by the trainer's engine.
+def generate(trainer: Any, prompts: Sequence[Any], seed: int) -> tuple[list[Sample], bool]:
+    """One answer a prompt by the trainer's engine, and whether probabilities were finite.
 
-    The seed is that of torch's generator, or of each request to vLLM.
+    The seed is that of torch's generator, or of each request to vLLM. Tools are called as in
+    training; what they write is not scored.
     """
     prompt_ids, images, fields = trainer._tokenize_prompts(list(prompts))
     several = (1,) if isinstance(trainer, GRPOTrainer) else ()
     torch.manual_seed(seed)
     try:
         with _requests_seeded(trainer, seed):
+            if trainer.tools:
+                prompt_ids, found, masks, *_ = trainer._generate(list(prompts))
+                return _samples(prompt_ids, found, masks), True
             found = trainer._generate_single_turn(prompt_ids, images, fields, *several)
     except RuntimeError as error:
         if "probability tensor contains" not in str(error):
             raise
-        return prompt_ids, [trainer.eos_token_ids[:1]] * len(prompt_ids), False
-    return prompt_ids, found[0] if several else found, True
+        return _samples(prompt_ids, [trainer.eos_token_ids[:1]] * len(prompt_ids)), False
+    return _samples(prompt_ids, found[0] if several else found), True
+
+
+def _samples(
+    prompt_ids: Sequence[Sequence[int]],
+    completion_ids: Sequence[Sequence[int]],
+    masks: Sequence[Sequence[int]] | None = None,
+) -> list[Sample]:
+    """Answers, whose tokens with a mask of 0 were written by tools."""
+    learned: list[tuple[bool, ...] | None] = [None] * len(prompt_ids)
+    if masks is not None:
+        learned = [tuple(map(bool, mask)) for mask in masks]
+    rows = zip(prompt_ids, completion_ids, learned, strict=True)
+    return [Sample(prompt_ids=tuple(p), completion_ids=tuple(c), learned=own) for p, c, own in rows]
 
 
 @contextmanager
@@ -185,7 +199,7 @@ class TrainerValidator:
             values = self.measure(written)
             if not written.finite:
                 values = [float("nan")] * len(values)
-            lengths = [len(sample.completion_ids) for sample in written.samples]
+            lengths = [len(sample.learned_ids) for sample in written.samples]
             cut = [self.source.is_truncated(sample) for sample in written.samples]
             rows = gather_object(list(zip(values, lengths, cut, strict=True)))
             tokens = sum(length for _, length, _ in rows)

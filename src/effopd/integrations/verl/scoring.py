@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from effopd.errors import ValidatorError
 from effopd.evaluation.rollout_sources import sample_indices
 from effopd.integrations.verl.settings import RewardValidation, ServedKLValidation, Validation
@@ -47,3 +49,16 @@ def score_answers(answers: Sequence[ServedAnswer], validation: Validation) -> Sc
         tokens=sum(lengths),
         teacher_tokens=sum(lengths) if isinstance(validation, ServedKLValidation) else 0,
     )
+
+
+def log_ratios(
+    prompt: int, sampled: torch.Tensor, student: torch.Tensor, teacher: torch.Tensor
+) -> tuple[float, ...]:
+    """`log student - log teacher` of each sampled token, in nats.
+
+    verl masks what tools and users wrote: such tokens are in `student` and `teacher`, and not in
+    `sampled`. Row i of the teacher's is that of the token behind position i of the whole sequence.
+    """
+    scored = teacher[prompt - 1 : prompt - 1 + len(sampled), 0]
+    ratios = student.double() - scored.double()
+    return tuple(ratios[sampled].tolist())
