@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from effopd.servers.client import NonFiniteAnswerError, TransientServerError
-from effopd.servers.dialects import Api, SGLangApi, VLLMApi, api_of
+from effopd.servers.client import IncompleteAnswerError, TransientServerError
+from effopd.servers.dialects import Api, SGLangApi, VLLMApi
+from effopd.servers.handshake import api_of
 from effopd.servers.settings import ServerSettings
 
 VLLM, SGLANG = VLLMApi("qwen"), SGLangApi("qwen")
@@ -76,9 +77,9 @@ def test_what_vllm_cannot_have_written(changes: dict[str, Any], message: str) ->
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf"), None, "-1", True])
 def test_log_probabilities_must_be_finite(value: Any) -> None:
-    with pytest.raises(NonFiniteAnswerError, match="the log-probability of token 1 is"):
+    with pytest.raises(IncompleteAnswerError, match="the log-probability of token 1 is"):
         VLLM.read_generation(vllm_written(logprobs={"token_logprobs": [-0.5, value]}))
-    with pytest.raises(NonFiniteAnswerError):
+    with pytest.raises(IncompleteAnswerError):
         SGLANG.read_scores(sglang_scores([[None, 5], [-1, 6], [value, 7]]), (5, 6, 7), 1)
 
 
@@ -110,9 +111,8 @@ def test_scores_by_vllm() -> None:
         ({"prompt_token_ids": [5, 6]}, "other tokens than were asked for"),
         ({"prompt_token_ids": [1, 5, 6]}, "other tokens than were asked for"),
         ({"prompt_logprobs": [None, place(6, -1)]}, "2 log-probabilities for 3 tokens"),
-        ({"prompt_logprobs": None}, "no log-probabilities for 3 tokens"),
+        ({"prompt_logprobs": 3}, "no log-probabilities for 3 tokens"),
         ({"prompt_logprobs": [None, place(6, -1), place(8, -1)]}, "without the one of token 7"),
-        ({"prompt_logprobs": [None, place(6, -1), None]}, "no log-probability of token 7"),
         ({"prompt_logprobs": [None, place(6, -1), []]}, "without the one of token 7"),
     ],
 )

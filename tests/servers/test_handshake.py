@@ -11,7 +11,7 @@ from tests.support.fake_server import FakeServer, serving, settings_of
 from effopd.data.world import TinyWorld, make_tokenizer
 from effopd.errors import ParameterMismatchError, ServerError
 from effopd.servers.client import Client
-from effopd.servers.dialects import PROBE_TOKENS, Identity, api_of, probe_ids, verify_server
+from effopd.servers.handshake import PROBE_TOKENS, Identity, api_of, probe_ids, verify_server
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 
