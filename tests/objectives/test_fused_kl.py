@@ -54,6 +54,31 @@ def test_teacher_temperature_divides_the_teachers_logits_alone(
     assert not close(expected, m.naive(kind, beta, temperature=both), 1e-3)
 
 
+@pytest.mark.parametrize(("kind", "beta"), KINDS)
+@pytest.mark.parametrize("caps", [(2.0, None), (None, 0.7), (1.5, 3.0)])
+def test_each_model_has_its_own_soft_cap(
+    kind: str, beta: float, caps: tuple[float | None, float | None]
+) -> None:
+    m = models()
+    settings: dict[str, Any] = {"student_cap": caps[0], "teacher_cap": caps[1]}
+    settings |= {"temperature": 1.7, "teacher_temperature": 0.6}
+    result = m.fused(divergence=kind, beta=beta, chunk_tokens=3, **settings)
+    expected = m.naive(kind, beta, **settings)
+    assert close(result.per_token_N, expected)
+    for found, wanted in zip(m.gradients(result.loss), m.gradients(expected.mean()), strict=True):
+        assert close(found, wanted)
+    assert not close(expected, m.naive(kind, beta, temperature=1.7, teacher_temperature=0.6), 1e-3)
+
+
+def test_a_cap_far_above_the_logits_is_none() -> None:
+    m = models()
+    capped = m.fused(student_cap=1e7, teacher_cap=1e7)
+    plain = m.fused()
+    assert close(capped.per_token_N, plain.per_token_N)
+    for found, wanted in zip(m.gradients(capped.loss), m.gradients(plain.loss), strict=True):
+        assert close(found, wanted)
+
+
 def test_cold_teacher_is_the_cross_entropy_of_its_favourite_token() -> None:
     m = models()
     favourites = (m.teacher_hidden @ m.teacher_weight.T + m.teacher_bias).argmax(-1)

@@ -57,6 +57,8 @@ def test_wrong_shapes_and_devices(change: dict[str, Tensor]) -> None:
         ({"temperature": math.nan}, "positive"),
         ({"teacher_temperature": -1.0}, "teacher_temperature is -1.0; expected a positive"),
         ({"teacher_temperature": math.nan}, "teacher_temperature"),
+        ({"student_cap": 0.0}, "student: the soft cap is 0.0; expected a positive"),
+        ({"teacher_cap": math.nan}, "teacher: the soft cap"),
         ({"normalizer": 0}, "token count"),
         ({"chunk_tokens": 0}, "at least 1"),
     ],
@@ -91,6 +93,17 @@ def test_no_tensor_of_tokens_times_vocabulary(kind: str) -> None:
     assert max(seen.sizes) < tokens * vocabulary / 20
     # The gradient of the head exists once: accumulated, scaled and handed out in one buffer.
     assert seen.sizes.count(head) == 1
+
+
+def test_a_capped_student_takes_one_more_tile_for_its_gradient() -> None:
+    tokens, vocabulary, chunk = 256, 500, 4
+    m = models(tokens, vocabulary, torch.float32)
+    with Storages() as seen:
+        m.fused(student_cap=3.0, chunk_tokens=chunk).loss.backward()
+    assert max(seen.sizes) == 3 * chunk * vocabulary
+    with Storages() as seen, torch.no_grad():
+        m.fused(student_cap=3.0, chunk_tokens=chunk)
+    assert max(seen.sizes) == 2 * chunk * vocabulary
 
 
 def test_recorder_sees_full_logits() -> None:

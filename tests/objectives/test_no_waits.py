@@ -47,10 +47,15 @@ def whole_vocabulary(a: Tensor, b: Tensor) -> Tensor:
     return fused_divergence(hidden, weight, hidden, weight).loss
 
 
+def capped(a: Tensor, b: Tensor) -> Tensor:
+    hidden, weight = a[:, None].expand(8, 3), b[:, None].expand(8, 3)
+    return fused_divergence(hidden, weight, hidden, weight, student_cap=3.0, teacher_cap=2.0).loss
+
+
 def log_probs(a: Tensor, b: Tensor) -> Tensor:
     hidden, weight = a[:, None].expand(8, 3), b[:, None].expand(8, 3)
     targets = torch.arange(8)
-    found, _ = _TokenLogProbsFunction.apply(hidden, weight, None, targets, 1.0, 2, None)
+    found, _ = _TokenLogProbsFunction.apply(hidden, weight, None, None, targets, 1.0, 2, None)
     return found.sum()
 
 
@@ -59,6 +64,7 @@ def log_probs(a: Tensor, b: Tensor) -> Tensor:
     [
         sampled_token,
         whole_vocabulary,
+        capped,
         log_probs,
         lambda a, b: clipped_surrogate(a, b, b, 0.2, 0.28).loss_N.sum(),
         lambda a, b: k3_divergence(a, b).sum(),

@@ -25,14 +25,17 @@ def inputs(
     return hidden, weight, bias, torch.randint(vocabulary, (tokens,), generator=rng)
 
 
+@pytest.mark.parametrize("cap", [None, 2.0])
 @pytest.mark.parametrize(("tokens", "chunk"), [(7, 3), (7, 7), (7, 100), (7, None), (1, 1), (8, 4)])
-def test_equals_full_logits_element_by_element(tokens: int, chunk: int | None) -> None:
+def test_equals_full_logits_element_by_element(
+    tokens: int, chunk: int | None, cap: float | None
+) -> None:
     hidden, weight, bias, targets = inputs(tokens)
     coefficients = torch.arange(1.0, tokens + 1, dtype=DOUBLE).sin()
     result = token_log_probs(
-        hidden, weight, targets, bias=bias, temperature=1.7, chunk_tokens=chunk
+        hidden, weight, targets, bias=bias, cap=cap, temperature=1.7, chunk_tokens=chunk
     )
-    log_p = twin.log_distributions(hidden, weight, bias, 1.7)
+    log_p = twin.log_distributions(hidden, weight, bias, 1.7, cap)
     log_probs, entropies = twin.token_log_probs(log_p, targets)
     assert close(result.log_probs_N, log_probs)
     assert close(result.entropies_N, entropies)
@@ -162,7 +165,7 @@ def test_targets_that_nobody_looked_at_give_nan(outside: int) -> None:
     """On a GPU, where looking waits and an index outside ends the process."""
     hidden, weight, _, targets = inputs()
     targets[3] = outside
-    found, _ = _TokenLogProbsFunction.apply(hidden, weight, None, targets, 1.0, 2, None)
+    found, _ = _TokenLogProbsFunction.apply(hidden, weight, None, None, targets, 1.0, 2, None)
     assert (~found.isfinite()).nonzero().flatten().tolist() == [3]
     found.sum().backward()
 

@@ -44,13 +44,16 @@ class Models:
         beta: float = 0.5,
         temperature: float = 1.0,
         teacher_temperature: float = 1.0,
+        student_cap: float | None = None,
+        teacher_cap: float | None = None,
     ) -> Tensor:
-        student = twin.log_distributions(*self.trained, temperature)
+        student = twin.log_distributions(*self.trained, temperature, student_cap)
         teacher = twin.log_distributions(
             self.teacher_hidden,
             self.teacher_weight,
             self.teacher_bias,
             temperature * teacher_temperature,
+            teacher_cap,
         )
         return twin.divergences(kind, student, teacher, beta)
 

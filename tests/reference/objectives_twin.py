@@ -7,12 +7,18 @@ from torch import Tensor
 
 
 def log_distributions(
-    hidden_ND: Tensor, weight_VD: Tensor, bias: Tensor | None = None, temperature: float = 1.0
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    bias: Tensor | None = None,
+    temperature: float = 1.0,
+    cap: float | None = None,
 ) -> Tensor:
     """Log-probabilities of the whole vocabulary, [N, V]."""
     logits = hidden_ND @ weight_VD.T
     if bias is not None:
         logits = logits + bias
+    if cap is not None:
+        logits = cap * torch.tanh(logits / cap)
     return torch.log_softmax(logits / temperature, dim=-1)
 
 
@@ -36,6 +42,20 @@ def divergences(name: str, log_p_NV: Tensor, log_q_NV: Tensor, beta: float = 0.5
         return kl(log_q_NV, log_p_NV)
     log_m = (beta * log_q_NV.exp() + (1 - beta) * log_p_NV.exp()).log()
     return beta * kl(log_q_NV, log_m) + (1 - beta) * kl(log_p_NV, log_m)
+
+
+def coarsened(log_p_NV: Tensor, ids_NK: Tensor) -> Tensor:
+    """Log-probabilities of the named tokens and, where a token is left, of all others: [N][K + 1].
+
+    Token by token, with a sum over the others; ids outside the vocabulary are skipped.
+    """
+    rows = []
+    for log_p, ids in zip(log_p_NV, ids_NK.tolist(), strict=True):
+        named = [i for i in ids if 0 <= i < len(log_p)]
+        others = [i for i in range(len(log_p)) if i not in named]
+        parts = [log_p[i] for i in named] + [log_p[others].logsumexp(0)] * bool(others)
+        rows.append(torch.stack(parts))
+    return torch.stack(rows)
 
 
 def exopd_advantage(student: float, teacher: float, reference: float, scale: float) -> float:

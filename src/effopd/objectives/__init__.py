@@ -33,14 +33,15 @@ from effopd.objectives.policy_gradient import (
 from effopd.objectives.projection import aligned_vocabulary_size, trim_rows
 from effopd.objectives.token_checks import check_finite, non_finite_cause
 from effopd.objectives.token_logprobs import TokenLogProbs, token_log_probs
+from effopd.objectives.top_k import TopK, TopKDivergence, top_k_divergence
 from effopd.precision import MatmulPrecision
 
 __all__ = [
     "AdvantageEstimate", "Aggregation", "ClippedSurrogate", "Divergence", "FusedDivergence",
-    "GroupScale", "MatmulPrecision", "TokenLogProbs", "aligned_vocabulary_size", "check_finite",
-    "clipped_surrogate", "clipped_value_loss", "exopd_advantages", "explained_variance",
-    "fused_divergence", "gae", "group_advantages", "importance_weights", "informative_groups",
-    "k3_divergence", "non_finite_cause", "opd_advantages", "overlong_penalties",
-    "sampled_token_loss", "token_divergences", "token_log_probs", "token_weights", "trim_rows",
-    "whiten",
+    "GroupScale", "MatmulPrecision", "TokenLogProbs", "TopK", "TopKDivergence",
+    "aligned_vocabulary_size", "check_finite", "clipped_surrogate", "clipped_value_loss",
+    "exopd_advantages", "explained_variance", "fused_divergence", "gae", "group_advantages",
+    "importance_weights", "informative_groups", "k3_divergence", "non_finite_cause",
+    "opd_advantages", "overlong_penalties", "sampled_token_loss", "token_divergences",
+    "token_log_probs", "token_weights", "top_k_divergence", "trim_rows", "whiten",
 ]  # fmt: skip

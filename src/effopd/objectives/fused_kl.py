@@ -9,7 +9,7 @@ pass takes 6.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypedDict, Unpack, get_args
 
@@ -48,11 +48,11 @@ class FusedDivergence:
     per_token_N: Float[Tensor, "N"]
 
 
-class _Settings(NamedTuple):
-    divergence: Divergence
-    beta: float
+class PassSettings(NamedTuple):
+    """How `OnePass` goes over the vocabulary: tiles beside the student's, and `project_`'s."""
+
+    scratch: int
     temperature: float
-    teacher_temperature: float
     chunk_tokens: int | None
     precision: MatmulPrecision | None
 
@@ -70,6 +70,8 @@ def fused_divergence(
     chunk_tokens: int | None = None,
     student_bias: Float[Tensor, "V"] | None = None,
     teacher_bias: Float[Tensor, "V"] | None = None,
+    student_cap: float | None = None,
+    teacher_cap: float | None = None,
     normalizer: float | None = None,
     matmul_precision: MatmulPrecision | None = "highest",
 ) -> FusedDivergence:
@@ -93,6 +95,9 @@ def fused_divergence(
             fewer take less memory and more time.
         student_bias: Bias of the student's lm_head.
         teacher_bias: Bias of the teacher's lm_head.
+        student_cap: Bound of the student's soft-capped logits `cap * tanh(z / cap)`, above 0; None
+            for logits without one. A capped student takes one more tile.
+        teacher_cap: The same of the teacher.
         normalizer: Divides the sum, or None for the number of tokens here. With micro-batches pass
             the token count of the whole batch: the gradients then add up to the full batch's.
         matmul_precision: Of fp32 products. "high" and "medium" may round their operands, as
@@ -108,8 +113,8 @@ def fused_divergence(
     Source: equation (24) of arXiv 2605.11739 with the contexts frozen; the mixture is that of GKD,
     arXiv 2306.13649, and of TRL, where beta = 0 and 1 name the forward and the reverse KL instead.
     """
-    student = Head(student_hidden_ND, student_weight_VD, student_bias)
-    teacher = Head(teacher_hidden_NE, teacher_weight_VE, teacher_bias)
+    student = Head(student_hidden_ND, student_weight_VD, student_bias, student_cap)
+    teacher = Head(teacher_hidden_NE, teacher_weight_VE, teacher_bias, teacher_cap)
     check_head("student", student)
     check_head("teacher", teacher)
     if student_weight_VD.shape[0] != teacher_weight_VE.shape[0]:
@@ -123,21 +128,32 @@ def fused_divergence(
             f"{student_hidden_ND.shape[0]} student tokens and {teacher_hidden_NE.shape[0]} teacher "
             "tokens; expected the same ones. Apply one mask to both."
         )
+    check_normalizer(normalizer)
+    check_positive("temperature", temperature)
+    check_positive("teacher_temperature", teacher_temperature)
+    kernel = tile_divergence(divergence, beta)
+
+    def evaluate(student_CV: Tensor, scratch_CV: Sequence[Tensor], chunk: slice) -> Tensor:
+        (teacher_CV,) = scratch_CV
+        heat = temperature * teacher_temperature
+        project_(teacher_CV, chunk, teacher, heat, matmul_precision)
+        return kernel(student_CV, teacher_CV)
+
+    scale = 1.0 / (max(1, student_hidden_ND.shape[0]) if normalizer is None else normalizer)
+    settings = PassSettings(1, temperature, chunk_tokens, matmul_precision)
+    loss, per_token_N = OnePass.apply(  # type: ignore[no-untyped-call]
+        *student, evaluate, settings, scale, torch.is_grad_enabled()
+    )
+    return FusedDivergence(loss=loss, per_token_N=per_token_N)
+
+
+def check_normalizer(normalizer: float | None) -> None:
+    """Refuses what a sum over tokens cannot be divided by."""
     if normalizer is not None and not normalizer > 0.0:
         raise ConfigError(
             f"normalizer is {normalizer}; expected a positive number, such as the token count of "
             "the whole batch."
         )
-    check_positive("temperature", temperature)
-    check_positive("teacher_temperature", teacher_temperature)
-    settings = _Settings(
-        divergence, beta, temperature, teacher_temperature, chunk_tokens, matmul_precision
-    )
-    scale = 1.0 / (max(1, student_hidden_ND.shape[0]) if normalizer is None else normalizer)
-    loss, per_token_N = _FusedFunction.apply(  # type: ignore[no-untyped-call]
-        *student, teacher, settings, scale, torch.is_grad_enabled()
-    )
-    return FusedDivergence(loss=loss, per_token_N=per_token_N)
 
 
 class DivergenceSettings(TypedDict, total=False):
@@ -150,6 +166,8 @@ class DivergenceSettings(TypedDict, total=False):
     chunk_tokens: int | None
     student_bias: Tensor | None
     teacher_bias: Tensor | None
+    student_cap: float | None
+    teacher_cap: float | None
     matmul_precision: MatmulPrecision | None
 
 
@@ -171,32 +189,46 @@ def token_divergences(
     return result.per_token_N
 
 
-class _FusedFunction(torch.autograd.Function):
+TileEvaluation = Callable[[Tensor, Sequence[Tensor], slice], Tensor]
+"""From the student's logits [C, V], scratch tiles and the chunk to the values [C] of its tokens.
+
+It leaves the gradient with respect to the logits in the student's tile.
+"""
+
+
+class OnePass(torch.autograd.Function):
+    """Sum over tokens of a function of a head's logits, whose gradient the forward pass computes.
+
+    Returns the sum times `scale`, and the values [N] without gradient.
+    """
+
     @staticmethod
     def forward(
         ctx: Any,
         hidden_ND: Tensor,
         weight_VD: Tensor,
         bias_V: Tensor | None,
-        teacher: Head,  # no tensor argument of its own, so autograd does not see it
-        settings: _Settings,
-        scale: float,
+        cap: float | None,
+        evaluate: TileEvaluation,  # holds the teacher, which autograd does not see
+        settings: PassSettings,
+        scale: float | Tensor,
         grad_enabled: bool,
     ) -> tuple[Tensor, Tensor]:
-        student = Head(hidden_ND, weight_VD, bias_V)
+        """Projects, evaluates and, where wanted, adds up the gradients, one chunk at a time."""
+        student = Head(hidden_ND, weight_VD, bias_V, cap)
         needed = ctx.needs_input_grad[:3] if grad_enabled else ()
         gradients = HeadGradients(student, needed, settings.precision) if any(needed) else None
-        (student_tile, teacher_tile), chunks = tiles(2, student, settings.chunk_tokens)
-        evaluate = tile_divergence(settings.divergence, settings.beta)
-        teacher_temperature = settings.temperature * settings.teacher_temperature
-        per_token_N = student_tile.new_empty(len(hidden_ND))
+        sloped = cap is not None and gradients is not None
+        held, chunks = tiles(1 + settings.scratch + sloped, student, settings.chunk_tokens)
+        per_token_N = held[0].new_empty(len(hidden_ND))
         for chunk in chunks:
-            length = chunk.stop - chunk.start
-            student_CV, teacher_CV = student_tile[:length], teacher_tile[:length]
-            project_(student_CV, chunk, student, settings.temperature, settings.precision)
-            project_(teacher_CV, chunk, teacher, teacher_temperature, settings.precision)
-            per_token_N[chunk] = evaluate(student_CV, teacher_CV)
+            student_CV, *scratch_CV = (tile[: chunk.stop - chunk.start] for tile in held)
+            slope_CV = scratch_CV.pop() if sloped else None
+            project_(student_CV, chunk, student, settings.temperature, settings.precision, slope_CV)
+            per_token_N[chunk] = evaluate(student_CV, scratch_CV, chunk)
             if gradients is not None:  # the student's tile holds the gradient of its logits now
+                if slope_CV is not None:
+                    student_CV.mul_(slope_CV)
                 gradients.add_(student_CV, chunk, student)
         ctx.gradients, ctx.scale = gradients, scale / settings.temperature
         ctx.mark_non_differentiable(per_token_N)
@@ -205,13 +237,14 @@ class _FusedFunction(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        """Hands out the gradients that the forward pass kept, once."""
         if ctx.gradients is None:
             raise ConfigError(
-                "backward through fused_divergence a second time: its gradients were handed out by "
-                "the first. Call fused_divergence again instead of using retain_graph=True."
+                "backward through a fused divergence a second time: its gradients were handed out "
+                "by the first. Compute it again instead of using retain_graph=True."
             )
         gradients, ctx.gradients = ctx.gradients, None
-        return (*gradients.release(grad_loss * ctx.scale), None, None, None, None)
+        return (*gradients.release(grad_loss * ctx.scale), None, None, None, None, None)
 
 
 # Kernels ------------------------------------------------------------------------------------------

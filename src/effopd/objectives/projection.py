@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from effopd.errors import ConfigError, ParameterMismatchError
+from effopd.objectives.token_checks import check_positive
 from effopd.precision import MatmulPrecision, float32_products
 
 _TILE_ELEMENTS = 2**23  # 32 MiB of fp32
@@ -19,11 +20,15 @@ _CAST_ROWS = 4096  # rows of a half-precision head that are held in fp32 at a ti
 
 
 class Head(NamedTuple):
-    """Hidden states and the lm_head that turns them into logits."""
+    """Hidden states and the lm_head that turns them into logits.
+
+    Logits are `z = hidden @ weight.T + bias`; with a soft cap `cap * tanh(z / cap)`, as Gemma 2's.
+    """
 
     hidden_ND: Tensor
     weight_VD: Tensor
-    bias_V: Tensor | None
+    bias_V: Tensor | None = None
+    cap: float | None = None
 
 
 def aligned_vocabulary_size(student_rows: int, teacher_rows: int, tokenizer_size: int) -> int:
@@ -92,7 +97,7 @@ def tiles(count: int, head: Head, chunk_tokens: int | None) -> tuple[list[Tensor
 
 def check_head(name: str, head: Head) -> None:
     """Refuses hidden states and an lm_head that do not fit together; `name` says whose."""
-    hidden, weight, bias = head
+    hidden, weight, bias, cap = head
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
         raise ParameterMismatchError(
             f"{name}: hidden states of shape {tuple(hidden.shape)} do not fit an lm_head of shape "
@@ -108,6 +113,8 @@ def check_head(name: str, head: Head) -> None:
         raise ParameterMismatchError(
             f"{name}: hidden states on {hidden.device} and lm_head on {weight.device}; move one."
         )
+    if cap is not None:
+        check_positive(f"{name}: the soft cap", cap)
 
 
 def project_(
@@ -116,10 +123,13 @@ def project_(
     head: Head,
     temperature: float,
     precision: MatmulPrecision | None,
+    slope_CV: Float[Tensor, "C V"] | None = None,
 ) -> None:
-    """Overwrites a tile with `(hidden @ weight.T + bias) / temperature` of one chunk.
+    """Overwrites a tile with a head's logits, divided by the temperature, of one chunk.
 
     The tile is of the accumulation dtype; `precision` is that of fp32 products, None the caller's.
+    `slope_CV` receives the derivative of a soft cap, by which gradients of the logits have to be
+    multiplied.
     """
     operand = _operand_dtype(head.hidden_ND, logits_CV.dtype)
     hidden_CD = head.hidden_ND[chunk].to(operand)
@@ -127,7 +137,12 @@ def project_(
         _multiply_(logits_CV[:, rows], hidden_CD, weight.t(), False, precision)
     if head.bias_V is not None:
         logits_CV.add_(head.bias_V)
-    if temperature != 1.0:
+    if head.cap is not None:
+        logits_CV.div_(head.cap).tanh_()
+        if slope_CV is not None:
+            torch.mul(logits_CV, logits_CV, out=slope_CV).neg_().add_(1.0)
+        logits_CV.mul_(head.cap / temperature)
+    elif temperature != 1.0:
         logits_CV.mul_(1.0 / temperature)
 
 

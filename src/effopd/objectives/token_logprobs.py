@@ -38,6 +38,7 @@ def token_log_probs(
     targets_N: Int[Tensor, "N"],
     *,
     bias: Float[Tensor, "V"] | None = None,
+    cap: float | None = None,
     temperature: float = 1.0,
     chunk_tokens: int | None = None,
     matmul_precision: MatmulPrecision | None = "highest",
@@ -46,12 +47,14 @@ def token_log_probs(
 
     Accumulates in fp32 (float64 for float64 inputs) also from bf16. Costs one product forward and
     three backward, two tiles [C, V] of memory; differentiable in hidden states, weight and bias.
+    With a soft cap the logits are `cap * tanh((hidden @ weight.T + bias) / cap)`.
 
     Args:
         hidden_ND: Hidden states before the lm_head.
         weight_VD: The lm_head.
         targets_N: The tokens to score, integers in [0, V).
         bias: Bias of the lm_head.
+        cap: Bound of soft-capped logits, above 0 (Gemma 2: 30); None for logits without one.
         temperature: Divides the logits; use the sampling temperature to score what was sampled.
         chunk_tokens: Tokens in a tile, or None for a default that fits vocabulary and device.
         matmul_precision: Of fp32 products. "high" and "medium" may round their operands, as
@@ -67,7 +70,7 @@ def token_log_probs(
             vocabulary.
         ConfigError: If the temperature or the chunk length is not positive.
     """
-    head = Head(hidden_ND, weight_VD, bias)
+    head = Head(hidden_ND, weight_VD, bias, cap)
     check_head("token_log_probs", head)
     check_positive("temperature", temperature)
     tokens, vocabulary = hidden_ND.shape[0], weight_VD.shape[0]
@@ -96,12 +99,13 @@ class _TokenLogProbsFunction(torch.autograd.Function):
         hidden_ND: Tensor,
         weight_VD: Tensor,
         bias_V: Tensor | None,
+        cap: float | None,
         targets_N: Tensor,
         temperature: float,
         chunk_tokens: int | None,
         precision: MatmulPrecision | None,
     ) -> tuple[Tensor, Tensor]:
-        head = Head(hidden_ND, weight_VD, bias_V)
+        head = Head(hidden_ND, weight_VD, bias_V, cap)
         (tile_CV,), chunks = tiles(1, head, chunk_tokens)
         product_CV = torch.empty_like(tile_CV)
         known_N = targets_N.clamp(0, weight_VD.shape[0] - 1)  # one outside would end the process
@@ -116,8 +120,8 @@ class _TokenLogProbsFunction(torch.autograd.Function):
             torch.exp(logits_CV, out=probs_CV)
             entropies_N[chunk] = probs_CV.mul_(logits_CV).sum(-1).neg_()
         log_probs_N.masked_fill_(known_N != targets_N, torch.nan)
-        ctx.save_for_backward(*head, known_N)
-        ctx.settings = (temperature, chunk_tokens, precision)
+        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, known_N)
+        ctx.settings = (cap, temperature, chunk_tokens, precision)
         ctx.mark_non_differentiable(entropies_N)
         return log_probs_N, entropies_N
 
@@ -125,16 +129,18 @@ class _TokenLogProbsFunction(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_N: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         hidden_ND, weight_VD, bias_V, targets_N = ctx.saved_tensors
-        temperature, chunk_tokens, precision = ctx.settings
-        head = Head(hidden_ND, weight_VD, bias_V)
+        cap, temperature, chunk_tokens, precision = ctx.settings
+        head = Head(hidden_ND, weight_VD, bias_V, cap)
         gradients = HeadGradients(head, ctx.needs_input_grad[:3], precision)
-        (tile_CV,), chunks = tiles(1, head, chunk_tokens)
+        (tile_CV, *slope), chunks = tiles(1 if cap is None else 2, head, chunk_tokens)
         for chunk in chunks:
-            # The logits' gradient is g (e_target - p).
-            logits_CV = tile_CV[: chunk.stop - chunk.start]
-            project_(logits_CV, chunk, head, temperature, precision)
+            # The logits' gradient is g (e_target - p), times the slope of the cap.
+            logits_CV, *slope_CV = (tile[: chunk.stop - chunk.start] for tile in (tile_CV, *slope))
+            project_(logits_CV, chunk, head, temperature, precision, *slope_CV)
             torch.softmax(logits_CV, -1, out=logits_CV)
             gradient_C1 = grad_N[chunk, None]
             logits_CV.mul_(-gradient_C1).scatter_add_(1, targets_N[chunk, None], gradient_C1)
+            for slopes_CV in slope_CV:
+                logits_CV.mul_(slopes_CV)
             gradients.add_(logits_CV, chunk, head)
-        return (*gradients.release(1.0 / temperature), None, None, None, None)
+        return (*gradients.release(1.0 / temperature), None, None, None, None, None)
