@@ -167,7 +167,7 @@ class ServedTeacher:
         sequences = [(s.prompt_ids + s.completion_ids, len(s.prompt_ids)) for s in samples]
         values = self.client.ask_all(
             [request(ids, start) for ids, start in sequences],
-            [lambda answer, i=ids, s=start: read(answer, i, s) for ids, start in sequences],
+            [partial(_read_by, read, ids, start) for ids, start in sequences],
             deadline,
             before_retry=partial(self._verify_after_failure, deadline),
             accept_incomplete=True,
@@ -219,3 +219,9 @@ class ServedTeacher:
                 f"differently {when} than at the start of this session, allowed are {tolerance:g} "
                 "(teacher_server.tolerance_nats). Serve the first model again, then resume."
             )
+
+
+def _read_by(
+    read: Callable[[Any, tuple[int, ...], int], T], ids: tuple[int, ...], start: int, answer: Any
+) -> T:
+    return read(answer, ids, start)

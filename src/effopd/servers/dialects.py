@@ -231,7 +231,7 @@ class SGLangApi(Api):
     def read_top(self, answer: Any, token_ids: TokenIds, start: int, k: int) -> TopRows:
         """See `Api`; a place holds `[log-probability, id, text]` of k tokens, or null."""
         scored = self._scored(answer, token_ids, start)
-        places = field(answer, "meta_info", "input_top_logprobs") if answer is not None else None
+        places = None if answer is None else answer["meta_info"].get("input_top_logprobs")
         if not places:
             return _top_rows([[]] * len(scored), k)
         check_count(places, len(token_ids))

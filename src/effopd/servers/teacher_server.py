@@ -137,8 +137,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         """Bounds the patience with a client."""
-        self.timeout = self.server.settings.request_s
         super().setup()
+        self.connection.settimeout(self.server.settings.request_s)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Silent."""
