@@ -93,7 +93,7 @@ class FakeEngine:
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """One completion a request, in order; see `Engine.generate`."""
         self.requests += requests
-        return [self._complete(request, sampling) for request in requests]
+        return [self._complete(request, request.sampling(sampling)) for request in requests]
 
     def _complete(self, request: Request, sampling: Sampling) -> Completion:
         rng, last = random.Random(request.seed), request.prompt_ids[-1]

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from effopd.data.fields import Conversation, conversation_at, level_at, text_at
+from effopd.data.fields import Conversation, conversation_at, level_at, text_at, tools_at
+from effopd.data.problem import Message
 from effopd.errors import ConfigError
 
 ROW = {"a": "x", "b": {"c": "y", "d": {"e": 7}}, "b.c": "column", "list": ["z"], "": "empty name"}
@@ -74,6 +75,13 @@ def message(role: Any, content: Any) -> dict[str, Any]:
     return {"role": role, "content": content}
 
 
+def turns_of(*texts: str) -> tuple[Message, ...]:
+    """What user and assistant say by turns."""
+    return tuple(
+        Message(role="assistant" if i % 2 else "user", content=text) for i, text in enumerate(texts)
+    )
+
+
 def test_conversations() -> None:
     user, system = message("user", "q"), message("system", "s")
     assert conversation_at({"f": "q"}, "f") == Conversation("", (), "q")
@@ -89,7 +97,7 @@ FIRST, ANSWER, SECOND = (
 
 
 def test_earlier_turns_stay_and_an_answer_at_the_end_does_not() -> None:
-    turns = (("1 + 1?", "2"),)
+    turns = turns_of("1 + 1?", "2")
     several = conversation_at({"f": [FIRST, ANSWER, SECOND]}, "f")
     assert several == Conversation("", turns, "and 3?")
     assert several.asked == "1 + 1?\nand 3?"
@@ -119,15 +127,67 @@ def test_forms_of_messages(first: dict[str, Any]) -> None:
 def test_conversations_of_sharegpt() -> None:
     said = [("system", "s"), ("human", "q"), ("gpt", "a"), ("human", "r"), ("gpt", "b")]
     value = [{"from": who, "value": text} for who, text in said]
-    assert conversation_at({"f": value}, "f") == Conversation("s", (("q", "a"),), "r", True)
+    assert conversation_at({"f": value}, "f") == Conversation("s", turns_of("q", "a"), "r", True)
 
 
 def test_what_follows_the_last_question_is_its_answer() -> None:
     call = {"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}
     pair = [message("assistant", "a"), {"from": "gpt", "value": "b"}]
-    for behind in ([call, message("tool", "x"), ANSWER], [message("observation", "x")], pair):
+    for behind in ([call, message("tool", "x"), ANSWER], [message("gpt", "x")], pair):
         value = [message("user", "q"), *behind]
         assert conversation_at({"f": value}, "f") == Conversation("", (), "q", True)
+
+
+def call(name: str, arguments: Any, **others: Any) -> dict[str, Any]:
+    made = {"id": "c1", "type": "function", "function": {"name": name, "arguments": arguments}}
+    return {"role": "assistant", "content": None, "tool_calls": [made | others]}
+
+
+CALL, RESULT = call("add", '{"a": 1, "b": 1}'), {"role": "tool", "content": "2"}
+ADD = {"name": "add", "arguments": {"a": 1, "b": 1}}
+
+
+def test_results_of_tools_are_gone_on_from() -> None:
+    called = Message(role="assistant", content="", tool_calls=({**ADD, "id": "c1"},))
+    result = Message(role="tool", content="2")
+    found = conversation_at({"f": [FIRST, CALL, RESULT]}, "f")
+    assert found == Conversation("", (), "1 + 1?", False, (called, result))
+    # calls and results of earlier turns stay, with what tells several results apart
+    named = {"role": "tool", "content": "", "name": "add", "tool_call_id": "c1"}
+    silent = Message(role="tool", content="", name="add", call_id="c1")
+    value = [FIRST, CALL, named, RESULT, ANSWER, SECOND]
+    two = Message(role="assistant", content="2")
+    turns = (*turns_of("1 + 1?"), called, silent, result, two)
+    assert conversation_at({"f": value}, "f") == Conversation("", turns, "and 3?")
+    assert conversation_at({"f": value}, "f").asked == "1 + 1?\nand 3?"
+    assert conversation_at({"f": [*value, CALL, RESULT, ANSWER]}, "f").answered
+
+
+CALLS = [
+    {"role": "assistant", "content": "", "tool_calls": [ADD]},
+    {"role": "assistant", "content": None, "tool_calls": json.dumps([ADD])},
+    {"role": "assistant", "content": "", "tool_calls": json.dumps(ADD)},
+    call("add", {"a": 1, "b": 1, "c": None}, id=None),
+    {"from": "function_call", "value": json.dumps(ADD)},
+]
+
+
+@pytest.mark.parametrize("called", CALLS, ids=repr)
+def test_forms_of_calls(called: dict[str, Any]) -> None:
+    found = conversation_at({"f": [FIRST, called, RESULT]}, "f").after[0]
+    assert found == Message(role="assistant", content="", tool_calls=(ADD,))
+    function = {"type": "function", "function": ADD}
+    assert found.for_template() == {"role": "assistant", "content": "", "tool_calls": [function]}
+
+
+def test_schemas_of_tools() -> None:
+    schema = {"type": "function", "function": {"name": "add", "description": None}}
+    read = ({"type": "function", "function": {"name": "add"}},)
+    assert tools_at({"f": [schema]}, "f") == tools_at({"f": json.dumps([schema])}, "f") == read
+    assert tools_at({"f": None}, "f") == tools_at({"f": []}, "f") == tools_at({"f": ""}, "f") == ()
+    for wrong in ("add", '{"name": "add"}', ["add"], 3):
+        with pytest.raises(ConfigError, match="field 'f'"):
+            tools_at({"f": wrong}, "f")
 
 
 def test_messages_stored_as_text_or_alone() -> None:
@@ -158,7 +218,14 @@ def test_parts_are_joined_and_an_empty_system_message_is_none() -> None:
         ([message("user", [{"type": "image"}, {"type": "text", "text": "q"}])], "type 'image'"),
         ([message("x", "a")], "a message of 'x'; read are those of system, developer, user"),
         ([message("tool", "a")], r"got the roles \['tool'\]"),
-        ([FIRST, {**ANSWER, "tool_calls": [{}]}, SECOND], "calls a tool"),
+        ([FIRST, message("tool", "a")], r"got the roles \['user', 'tool'\]"),
+        ([FIRST, ANSWER, message("tool", "a"), SECOND], "results of tools behind the assistant"),
+        ([FIRST, CALL, SECOND], "a call of a tool without a result"),
+        ([FIRST, {**CALL, "tool_calls": [{}]}, RESULT], r"no \{name, arguments\}"),
+        ([FIRST, {**CALL, "tool_calls": "f(2)"}, RESULT], r"no \{name, arguments\}"),
+        ([FIRST, call("f", "2"), RESULT], "with arguments as an object"),
+        ([FIRST, {"from": "function_call", "value": "f(2)"}, RESULT], r"got 'f\(2\)'"),
+        ([FIRST, CALL, message("tool", {"a": 1})], "must be text or a number"),
         ([ANSWER, FIRST], r"got the roles \['assistant', 'user'\]"),
         ([message("user", 1), message("assistant", None), message("user", "q")], "got None"),
     ],

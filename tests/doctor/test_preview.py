@@ -18,8 +18,9 @@ from effopd.doctor.preview import Rendered, Shown, block, side_by_side
 from effopd.errors import ConfigError
 from effopd.rewards.math import MathVerifier
 from effopd.rewards.workers import WorkerSettings
-from effopd.training.build import counts_record, load_problems
+from effopd.training.build import load_problems
 from effopd.training.config import load_config
+from effopd.training.rows import counts_record
 
 THINKING = (
     "{{ bos_token }}{% for m in messages %}{{ ' ' + m['content'] }}{% endfor %}"

@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -44,6 +45,23 @@ def distributions(model: Any, sample: Any) -> Tensor:
     ids, start = sample.prompt_ids + sample.completion_ids, len(sample.prompt_ids)
     with torch.no_grad():
         return model(torch.tensor([ids])).logits[0, start - 1 : -1].log_softmax(-1)
+
+
+def test_values_are_those_of_learned_tokens(server: FakeServer) -> None:
+    sample = next(s for s in SAMPLES if len(s.completion_ids) > 3)
+    marks = tuple(i % 2 == 1 for i in range(len(sample.completion_ids)))
+    masked, teacher = replace(sample, learned=marks), teacher_of(server)
+    rows = [i for i, mark in enumerate(marks) if mark]
+    whole, found = (teacher.log_probs([each])[0] for each in (sample, masked))
+    assert found == tuple(whole[i] for i in rows)
+    if teacher.gives_states:
+        whole_ND, found_ND = (teacher.states([each])[0] for each in (sample, masked))
+        assert torch.equal(found_ND, whole_ND[rows])
+    else:
+        top, found_top = (teacher.top_k([each], 3)[0] for each in (sample, masked))
+        assert torch.equal(found_top.ids_NK, top.ids_NK[rows])
+        assert torch.equal(found_top.log_probs_NK, top.log_probs_NK[rows])
+    assert teacher.missing == (2 * (len(marks) + len(rows)), 0, 0)
 
 
 def test_scores_are_those_of_the_model(server: FakeServer) -> None:
@@ -88,10 +106,15 @@ def undisturbed_by(fault: str, server: FakeServer, ask: Callable[[ServedTeacher]
     assert teacher.missing[1:] == (0, 0)
 
 
-@pytest.mark.parametrize("what", ["log_probs", "top_k", "states"])
+@pytest.mark.parametrize(
+    ("server", "what"),
+    [
+        ("vllm", "log_probs"), ("vllm", "top_k"), ("sglang", "log_probs"), ("sglang", "top_k"),
+        ("effopd", "log_probs"), ("effopd", "states"),
+    ],
+    indirect=["server"],
+)  # fmt: skip
 def test_another_model_after_a_restart_is_noticed(server: FakeServer, what: str) -> None:
-    if (server.flavor == "effopd") != (what == "states") and what != "log_probs":
-        pytest.skip("the server does not give it")
     teacher = teacher_of(server)
     server.next_model = tiny_model(2)
     server.strike({3: "restart"})

@@ -9,7 +9,7 @@ from tests.fakes import TOKENIZER, WORLD, ids
 from tests.support.chat import CHATML, chat_tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from effopd.data.problem import Problem
+from effopd.data.problem import Message, Problem
 from effopd.data.world import make_tokenizer
 from effopd.errors import ConfigError
 from effopd.rollouts.prompts import PromptTemplate, lend_template_, prompt_remarks
@@ -109,6 +109,7 @@ def test_a_chat_template_without_system_messages() -> None:
 
 # Conversations and arguments of templates ---------------------------------------------------------
 
+EARLIER = (Message(role="user", content="q"), Message(role="assistant", content="a"))
 SPOKEN = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}|{% endfor %}"
 
 
@@ -118,16 +119,58 @@ def shown(template: str, prompt: PromptTemplate, problem: Problem = PROBLEM) -> 
 
 
 def test_earlier_turns_come_before_the_question() -> None:
-    problem = Problem(id="p", prompt="r", system="s", turns=(("q", "a"), ("q2", "a2")))
+    said = [("user", "q"), ("assistant", "a"), ("user", "q2"), ("assistant", "a2")]
+    turns = tuple(Message(role=role, content=text) for role, text in said)
+    problem = Problem(id="p", prompt="r", system="s", turns=turns)
     assert shown(SPOKEN, PromptTemplate(), problem) == "s:s|u:q|a:a|u:q2|a:a2|u:r|"
-    with pytest.raises(ConfigError, match="conversation of several turns, which bare text has no"):
+    with pytest.raises(
+        ConfigError, match="conversation of several turns or with tools, which bare"
+    ):
         PromptTemplate(chat=False).encode(TOKENIZER, replace(problem, system=""))
+
+
+TOOLS = (
+    "{% if tools %}[{% for tool in tools %}{{ tool.name }},{% endfor %}]{% endif %}"
+    "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}{% for c in m.tool_calls or [] %}"
+    "{{ c.function.name }}({{ c.function.arguments.a }}){% endfor %}|{% endfor %}a:"
+)
+CALLED = Message(
+    role="assistant", content="", tool_calls=({"name": "f", "arguments": {"a": 1}, "id": "c"},)
+)
+AFTER = Problem(
+    id="p",
+    prompt="r",
+    turns=(*EARLIER[:1], CALLED, Message(role="tool", content="2"), EARLIER[1]),
+    after=(CALLED, Message(role="tool", content="3", call_id="c")),
+    tools=({"name": "f"}, {"name": "g"}),
+)
+
+
+def test_tools_their_calls_and_results_reach_the_template() -> None:
+    spoken = "u:q|a:f(1)|t:2|a:a|u:r|a:f(1)|t:3|a:"
+    assert shown(TOOLS, PromptTemplate(), AFTER) == f"[f,g,]{spoken}"
+    assert shown(TOOLS, PromptTemplate(), replace(AFTER, tools=())) == spoken
+    with pytest.raises(ConfigError, match="or with tools, which bare text has no place for"):
+        PromptTemplate(chat=False).encode(TOKENIZER, Problem(id="p", prompt="r", tools=AFTER.tools))
+
+
+LEFT_OUT = [
+    ("tools", TOOLS.replace("if tools", "if false")),
+    ("calls of tools", TOOLS.replace("c.function.name", "''")),
+    ("results of tools", TOOLS.replace("m.content", "m.content if m.role != 'tool'")),
+]
+
+
+@pytest.mark.parametrize(("what", "template"), LEFT_OUT)
+def test_a_template_that_leaves_tools_out_is_refused(what: str, template: str) -> None:
+    with pytest.raises(ConfigError, match=f"does not write the {what} of prompt p: use a model"):
+        shown(template, PromptTemplate(), AFTER)
 
 
 def test_a_template_that_refuses_turns_names_the_prompt() -> None:
     template = "{% if messages | length > 1 %}{{ raise_exception('one at a time') }}{% endif %}"
     with pytest.raises(ConfigError, match="refuses prompt p: one at a time"):
-        shown(template, PromptTemplate(), Problem(id="p", prompt="r", turns=(("q", "a"),)))
+        shown(template, PromptTemplate(), Problem(id="p", prompt="r", turns=EARLIER))
     with pytest.raises(ConfigError, match="the chat template of the tokenizer refuses prompt p-1"):
         shown("{{ messages[0].content + 1 }}", PromptTemplate())
 

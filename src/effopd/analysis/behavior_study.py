@@ -205,7 +205,7 @@ class BehaviorStudy:
         """Rows of `shifts`; keeps the representations that a picture would show."""
         student, base, count = self._parts.student, self._base, self._picture_tokens
         samples = [rollout.sample for rollout in self._text]
-        ids_N = torch.tensor([token for sample in samples for token in sample.completion_ids])
+        ids_N = torch.tensor([token for sample in samples for token in sample.learned_ids])
         before_VD, after_VD = (
             policy.model.get_input_embeddings().weight.detach() for policy in (base, student)
         )
@@ -281,7 +281,6 @@ class BehaviorStudy:
         for name, changed in models.items():
             with intervened(student.model, changed):
                 kl_nats[name] = routed_reverse_kl(student, teachers, chosen)
-        decode = student.tokenizer.decode
         return {
             "schema": SCHEMA,
             "problem_id": chosen[0].problem.id,
@@ -296,10 +295,12 @@ class BehaviorStudy:
                 {
                     "writer": name,
                     "text": rollout.completion.text,
-                    "tokens": [str(decode([token])) for token in rollout.completion.token_ids],
-                    "finish_reason": rollout.completion.finish_reason,
+                    **rollout.completion.record(student.tokenizer),
                     "reward": rewards[name][index],
-                    "kl_nats": {reader: list(values[i]) for reader, values in kl_nats.items()},
+                    "kl_nats": {
+                        reader: rollout.completion.per_token(values[i])
+                        for reader, values in kl_nats.items()
+                    },
                 }
                 for i, (name, rollout) in enumerate(zip(written, chosen, strict=True))
             ],

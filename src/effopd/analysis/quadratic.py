@@ -122,17 +122,17 @@ class FrozenLoss:
     ) -> None:
         if not samples:
             raise ConfigError("there is no text to take contexts from: give at least one sample")
-        expected = [(len(s.completion_ids), student.vocabulary_size) for s in samples]
+        expected = [(len(s.learned_ids), student.vocabulary_size) for s in samples]
         if (found := [tuple(target.shape) for target in targets]) != expected:
             raise ParameterMismatchError(
-                f"targets of shapes {found[:3]}...; expected one [completion tokens, vocabulary] "
+                f"targets of shapes {found[:3]}...; expected one [learned tokens, vocabulary] "
                 f"for each of {len(samples)} samples: {expected[:3]}..."
             )
         if not all(bool(target.isfinite().all()) for target in targets):
             raise NonFiniteError("a target logit is NaN or infinite: check the teacher")
         trained = {n: p for n, p in student.model.named_parameters() if p.requires_grad}
         self.space = ParameterSpace(shapes={n: tuple(p.shape) for n, p in trained.items()})
-        self.contexts = sum(len(sample.completion_ids) for sample in samples)
+        self.contexts = sum(len(sample.learned_ids) for sample in samples)
         self.dtype, self.device = dtype, student.device
         self._vocabulary, self._padding = student.vocabulary_size, student.tokenizer.pad_token_id
         self._model = copy.deepcopy(student.model).to(dtype).eval().requires_grad_(False)
@@ -214,7 +214,7 @@ class FrozenLoss:
         found_nP = torch.empty(len(chosen), self.space.size, dtype=self.dtype, device=self.device)
         start = 0
         for index, sample in enumerate(self._samples):
-            stop = start + len(sample.completion_ids)
+            stop = start + len(sample.learned_ids)
             rows = [(row, c - start) for row, c in enumerate(chosen) if start <= c < stop]
             start = stop
             if not rows:
@@ -269,9 +269,10 @@ class FrozenLoss:
             sequence = torch.tensor(sample.prompt_ids + sample.completion_ids)
             ids_BT[row, : sample.length] = sequence.to(self.device)
             attention_BT[row, : sample.length] = 1
-            predicts_BT[row, len(sample.prompt_ids) - 1 : sample.length - 1] = True
+            learned = True if sample.learned is None else torch.tensor(sample.learned)
+            predicts_BT[row, len(sample.prompt_ids) - 1 : sample.length - 1] = learned
         targets_NV = torch.cat([self._targets[i] for i in chosen]).to(self.device, self.dtype)
-        tokens = [token for sample in samples for token in sample.completion_ids]
+        tokens = [token for sample in samples for token in sample.learned_ids]
         return ContextBatch(
             ids_BT=ids_BT,
             attention_BT=attention_BT,

@@ -22,7 +22,7 @@ from effopd.records import SCHEMA, Row, load_run, write_json_atomic
 from effopd.reports.table_files import write_table
 from effopd.reports.tables import text_table
 from effopd.rollouts.engine import derive_seed
-from effopd.rollouts.rollout import Rollout
+from effopd.rollouts.rollout import Rollout, total_tokens
 from effopd.search.direction import SinceAccepted, SinceBase, SinceRaw
 from effopd.training.build import Parts, build_parts
 from effopd.training.config import Config
@@ -167,7 +167,7 @@ def write_text(parts: Parts, contexts: int, say: Say) -> Text:
             if found < contexts:
                 answers = written[group : group + responses]
                 rollouts += answers
-                found += sum(len(r.completion.token_ids) for r in answers)
+                found += total_tokens(answers)
         start += PROMPTS
         say(f"{found} contexts in {len(rollouts)} answers of the base model")
     if parts.verifier is None:
@@ -176,7 +176,7 @@ def write_text(parts: Parts, contexts: int, say: Say) -> Text:
     table_GR = torch.tensor(rewards, dtype=torch.float64).view(-1, RESPONSES)
     each = group_advantages(table_GR, "std").flatten().tolist()
     pairs = zip(each, rollouts, strict=True)
-    advantages = tuple(value for value, r in pairs for _ in r.completion.token_ids)
+    advantages = tuple(value for value, r in pairs for _ in r.sample.learned_ids)
     return Text(rollouts=tuple(rollouts), advantages=advantages)
 
 

@@ -89,6 +89,7 @@ class DatasetSpec:
         split: Its split.
         files: The file in it, where only some are meant.
         prompt_field: Field with the question, or with chat messages. Fields may be dotted.
+        tools_field: Field with the JSON schemas of the tools that the prompt offers; "" for none.
         answer_field: Field with the reference answer.
         answer_after: The reference follows the last of this text in the answer field.
         level_field: Field with the difficulty, a number.
@@ -114,6 +115,7 @@ class DatasetSpec:
     split: str = ""
     files: str = ""
     prompt_field: str = ""
+    tools_field: str = ""
     answer_field: str = ""
     answer_after: str = ""
     level_field: str = ""

@@ -6,40 +6,50 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from effopd.data.problem import Message
 from effopd.errors import ConfigError
 
 _USUAL = ("messages", "conversations")
 """What fields with chat messages are mostly called."""
-_TURNS = ("user", "assistant")
 _ROLES = {
     name: role
     for role, names in {
         "system": "system developer",
         "user": "user human",
-        "assistant": "assistant gpt chatgpt bot model",
-        "tool": "tool function function_call function_response observation ipython",
+        "assistant": "assistant gpt chatgpt bot model function_call",
+        "tool": "tool function function_response observation ipython",
     }.items()
     for name in names.split()
 }
 """What data sets call those who speak, in small letters -> what chat templates call them."""
+_BEFORE = {
+    "system": [],
+    "user": [[], ["assistant"]],
+    "assistant": [["user"], ["tool"]],
+    "tool": [["assistant"], ["tool"]],
+}
+"""Who may have spoken before whom; the first has nobody before."""
 _LEVEL = re.compile(r"(?:Level )?(-?\d{1,9}(?:\.\d{1,9})?)")
 
 
 class Conversation(NamedTuple):
-    """What a prompt says: a system message or "", earlier questions with answers, the question.
+    """What a prompt says: a system message or "", earlier messages, the last question of the user.
 
-    `answered` if an answer followed, as in data for supervised training; it is left out.
+    Messages `after` it end with a tool's result. `answered` if an answer followed the question, as
+    in data for supervised training; it is left out.
     """
 
     system: str
-    turns: tuple[tuple[str, str], ...]
+    turns: tuple[Message, ...]
     question: str
     answered: bool = False
+    after: tuple[Message, ...] = ()
 
     @property
     def asked(self) -> str:
         """All that the user says."""
-        return "\n".join([*(question for question, _ in self.turns), self.question])
+        earlier = [message.content for message in self.turns if message.role == "user"]
+        return "\n".join([*earlier, self.question])
 
 
 def value_at(row: Mapping[str, Any], field: str) -> Any:
@@ -78,8 +88,9 @@ def conversation_at(row: Mapping[str, Any], field: str) -> Conversation:
 
     A message is `{role, content}`, where content is text or a list of parts of text, or
     `{from, value}` (ShareGPT). At most one system message comes first, then user and assistant take
-    turns. An answer at the end, with its calls of tools, is left out: the student is to write its
-    own. Images and calls of tools are refused.
+    turns; results of tools may follow the assistant. Where the assistant has the last word, what
+    follows the last question is left out, with its calls of tools: the student is to write its own.
+    Where a tool has it, the student goes on from there. Images are refused.
     """
     usual = next((name for name in _USUAL if name in row), None)
     try:
@@ -107,24 +118,100 @@ def conversation_at(row: Mapping[str, Any], field: str) -> Conversation:
                 f"{where} has a message of {said!r:.40}; read are those of {', '.join(_ROLES)}"
             )
         roles.append(role)
+    # The last question; behind an answer to it nothing is read.
     first = int(roles[:1] == ["system"])
-    last = len(roles)
-    while last > first and roles[last - 1] in {"assistant", "tool"}:
-        last -= 1
-    if (last - first) % 2 == 0 or any(r != _TURNS[i % 2] for i, r in enumerate(roles[first:last])):
+    question = max((i for i, role in enumerate(roles) if role == "user"), default=-1)
+    answered = roles[-1:] == ["assistant"]
+    end = question + 1 if answered else len(roles)
+    turns = roles[first:end]
+    wrong = next((i for i, role in enumerate(turns) if turns[i - 1 : i] not in _BEFORE[role]), None)
+    if question < 0 or wrong is not None:
         raise ConfigError(
             f"{where} must be messages of the user and the assistant by turns, the user first and "
-            f"after at most one message of the system, got the roles {roles!r:.80}"
+            "after at most one message of the system, with results of tools behind the assistant, "
+            f"got the roles {roles!r:.80}"
         )
-    contents = [_content(each, where) for each in value[:last]]
-    system = contents[0] if first else ""
-    *earlier, question = (_text(said, f"content in {where}") for said in contents[first:])
+    system = _content(value[0], where) if first else ""
+    messages = [_message(*pair, where) for pair in zip(turns, value[first:end], strict=True)]
+    for message, following in zip(messages, [*messages[1:], None], strict=True):
+        if message.tool_calls and (following is None or following.role != "tool"):
+            raise ConfigError(
+                f"{where} has a call of a tool without a result: a message of the tool must follow"
+            )
+    place = question - first
     return Conversation(
         "" if system in {"", None} else _text(system, f"content in {where}"),
-        tuple(zip(earlier[::2], earlier[1::2], strict=True)),
-        question,
-        last < len(roles),
+        tuple(messages[:place]),
+        messages[place].content,
+        answered,
+        tuple(messages[place + 1 :]),
     )
+
+
+def tools_at(row: Mapping[str, Any], field: str) -> tuple[Mapping[str, Any], ...]:
+    """JSON schemas of tools: a list of objects, or the JSON text of one; () where it is null."""
+    value = value_at(row, field)
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"field {field!r} is not JSON: {error}") from None
+    if not value:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(each, Mapping) for each in value):
+        raise ConfigError(f"field {field!r} must be a list of schemas of tools, got {value!r:.60}")
+    return tuple(map(_filled, value))
+
+
+def _message(role: str, message: Mapping[str, Any], where: str) -> Message:
+    """A message of the user, the assistant or a tool."""
+    content, what = _content(message, where), f"content in {where}"
+    if role == "tool":
+        named = {"name": message.get("name"), "call_id": message.get("tool_call_id")}
+        names = {key: _text(value, f"{key} in {where}") for key, value in named.items() if value}
+        return Message(role="tool", content="" if content == "" else _text(content, what), **names)
+    if role == "user":
+        return Message(role="user", content=_text(content, what))
+    calls = message.get("tool_calls") or ()
+    if _said_by(message) == "function_call":  # ShareGPT: the call is the text
+        calls, content = content, ""
+    if isinstance(calls, str):
+        try:
+            calls = json.loads(calls)
+        except (ValueError, RecursionError):
+            calls = [calls]  # refused below
+        calls = [calls] if isinstance(calls, Mapping) else calls
+    found = tuple(_call(each, where) for each in calls)
+    is_silent = bool(found) and content in {"", None}
+    return Message(
+        role="assistant", content="" if is_silent else _text(content, what), tool_calls=found
+    )
+
+
+def _call(call: Any, where: str) -> dict[str, Any]:
+    """One call, `{name, arguments}`, maybe in `function`, arguments maybe as JSON text."""
+    found = call if isinstance(call, Mapping) else {}
+    function = found.get("function") if isinstance(found.get("function"), Mapping) else found
+    name, arguments = function.get("name"), function.get("arguments") or {}
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError):
+            arguments = None
+    if not isinstance(name, str) or not name.strip() or not isinstance(arguments, Mapping):
+        raise ConfigError(
+            f"{where} has a call of a tool that is no {{name, arguments}} with arguments as an "
+            f"object, got {call!r:.80}"
+        )
+    own = {"id": str(found["id"])} if found.get("id") else {}
+    return {"name": name, "arguments": _filled(arguments), **own}
+
+
+def _filled(value: Any) -> Any:
+    """Without fields that are null: columns of one type give every object the fields of all."""
+    if isinstance(value, Mapping):
+        return {key: _filled(each) for key, each in value.items() if each is not None}
+    return [_filled(each) for each in value] if isinstance(value, list) else value
 
 
 def _stored_messages(value: Any) -> Any:
@@ -147,8 +234,6 @@ def _said_by(message: Any) -> str:
 
 def _content(message: Mapping[str, Any], where: str) -> Any:
     """What a message says; parts are joined."""
-    if message.get("tool_calls"):
-        raise ConfigError(f"{where} has a message that calls a tool, which is not supported")
     content = message.get("content")
     content = message.get("value") if content is None else content
     if not isinstance(content, list):

@@ -88,8 +88,7 @@ class Filters:
 
 def plain(problem: Problem) -> str:
     """All that is said with white space made even: what makes two prompts the same."""
-    said = [problem.system, *(text for turn in problem.turns for text in turn), problem.prompt]
-    return " ".join("\n".join(said).split())
+    return " ".join("\n".join(problem.said).split())
 
 
 def select(

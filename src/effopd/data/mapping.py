@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from effopd.data.code_formats import from_codeforces, from_evalplus, from_input_output
 from effopd.data.code_tests import CodeTests
-from effopd.data.fields import conversation_at, level_at, text_at, value_at
+from effopd.data.fields import conversation_at, level_at, text_at, tools_at, value_at
 from effopd.data.problem import Problem, VerifierName
 from effopd.data.rows import Row
 from effopd.errors import ConfigError
@@ -85,6 +85,7 @@ def read_row(row: Row, spec: "DatasetSpec", verifier: VerifierName) -> MappedRow
         if spec.where_field and value_at(values, spec.where_field) != spec.where:
             return RejectedRow(f"{spec.where_field} is not {spec.where!r}")
         said = conversation_at(values, spec.prompt_field)
+        tools = tools_at(values, spec.tools_field) if spec.tools_field else ()
         reason = "no readable reference answer"
         has_answer = verifier not in {"code", "none"} and bool(spec.answer_field)
         answer = text_at(values, spec.answer_field) if has_answer else ""
@@ -119,6 +120,8 @@ def read_row(row: Row, spec: "DatasetSpec", verifier: VerifierName) -> MappedRow
         source=source,
         tests=tests,
         turns=said.turns,
+        after=said.after,
+        tools=tools,
         rules=spec.rules,
     )
     return MappedRow(problem, said.asked, level, said.answered)
@@ -129,7 +132,9 @@ def needed_fields(spec: "DatasetSpec", verifier: VerifierName) -> list[str] | No
     if verifier == "code" and not spec.tests_field:
         return None
     checked = {"code": spec.tests_field, "none": ""}.get(verifier, spec.answer_field)
-    others = (spec.level_field, spec.teacher_field, spec.source_field, spec.where_field)
+    others = (
+        spec.tools_field, spec.level_field, spec.teacher_field, spec.source_field, spec.where_field,
+    )  # fmt: skip
     return [field for field in (spec.prompt_field, checked, *others) if field]
 
 

@@ -1,8 +1,10 @@
 """What the student is asked, and who checks the answers."""
 
+import importlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from effopd.data.code_tests import CodeTests
 from effopd.errors import ConfigError
@@ -15,15 +17,37 @@ VERIFIERS = ("boxed", "math", "code", "none")
 
 def check_verifier(name: str) -> None:
     """Refuses what names no verifier."""
-    parts = name.split(":")
-    is_function = len(parts) == 2 and all(
-        each.isidentifier() for part in parts for each in part.split(".")
-    )
-    if name not in VERIFIERS and not is_function:
+    if name not in VERIFIERS and not is_path(name):
         raise ConfigError(
             f"verifier must be one of {', '.join(VERIFIERS)}, or a function of your own as "
             f"package.module:function, got {name!r}"
         )
+
+
+def is_path(name: str) -> bool:
+    """Whether a name is a `package.module:object`."""
+    parts = name.split(":")
+    return len(parts) == 2 and all(
+        each.isidentifier() for part in parts for each in part.split(".")
+    )
+
+
+def imported(path: str, setting: str, hint: str) -> Any:
+    """The object that `package.module:object` in a setting names; the hint says what to name."""
+    module_name, _, name = path.partition(":")
+    try:
+        found = importlib.import_module(module_name)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except Exception as error:  # whatever a module does when it is imported
+        why = f"importing {module_name} failed with {type(error).__name__}: {error}"
+        if isinstance(error, ModuleNotFoundError):
+            package = module_name.partition(".")[0]
+            why = f"{error}. Install the package, or put the directory of {package!r} on PYTHONPATH"
+        elif isinstance(error, AttributeError):
+            why = f"{module_name} has no {name!r}: {hint}"
+        raise ConfigError(f"{setting} = {path!r}: {why}") from error
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +71,57 @@ class AnswerRules:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Message:
+    """One turn of a conversation, as chat templates take it.
+
+    Attributes:
+        role: Who says it: the user, the assistant, which is the student, or a tool.
+        content: Its text; "" where the assistant calls tools and says nothing.
+        tool_calls: Calls of the assistant: `{"name": ..., "arguments": {...}}`, with an `id` where
+            results name theirs.
+        name: The tool whose result this is; "" where it does not say.
+        call_id: The `id` of the call whose result this is; "" where it does not say.
+    """
+
+    role: Literal["user", "assistant", "tool"]
+    content: str
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    name: str = ""
+    call_id: str = ""
+
+    @property
+    def said(self) -> str:
+        """Its text with the calls in it."""
+        calls = [json.dumps(call, ensure_ascii=False, sort_keys=True) for call in self.tool_calls]
+        return "\n".join([self.content, *calls])
+
+    def for_template(self) -> dict[str, Any]:
+        """The mapping that chat templates read."""
+        found: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.tool_calls:
+            found["tool_calls"] = [_call_for_template(call) for call in self.tool_calls]
+        return found | {
+            key: value
+            for key, value in (("name", self.name), ("tool_call_id", self.call_id))
+            if value
+        }
+
+
+def _call_for_template(call: Mapping[str, Any]) -> dict[str, Any]:
+    """A call in the form of transformers, `{type, function: {name, arguments}}`, with its id."""
+    function = {key: value for key, value in call.items() if key != "id"}
+    named = {"id": call["id"]} if "id" in call else {}
+    return {"type": "function", "function": function, **named}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Problem:
     """One prompt with its reference answer.
 
     Attributes:
         id: Unique within its task; recorded with every rollout.
-        prompt: Text shown to the student, before any chat template; of a conversation, its last
-            question.
+        prompt: Text shown to the student, before any chat template; of a conversation, the last
+            question of the user.
         answer: Reference answer the verifier compares with; "" when the task has no verifier.
         teacher: Name of the teacher that scores its answers; "" where there is only one.
         level: Difficulty on the task's own scale, higher is harder; 0 where there is none.
@@ -61,7 +129,11 @@ class Problem:
         source: Where the problem is from, as its data set says; "" where it says nothing.
         tests: Tests of the program that is asked for; None where answers are texts.
         rules: How its reference is written.
-        turns: Earlier questions of a conversation, each with its answer.
+        turns: Earlier messages of a conversation, from the user's first to the last before
+            `prompt`.
+        after: Messages behind the prompt, where the student is to go on from there: calls of tools,
+            each with its result; the last is a tool's, or the user's.
+        tools: JSON schemas of the tools that the chat template tells the student of.
     """
 
     id: str
@@ -73,13 +145,25 @@ class Problem:
     source: str = ""
     tests: CodeTests | None = None
     rules: AnswerRules = AnswerRules()
-    turns: tuple[tuple[str, str], ...] = ()
+    turns: tuple[Message, ...] = ()
+    after: tuple[Message, ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The conversation that the student answers, without the system message."""
+        return (*self.turns, Message(role="user", content=self.prompt), *self.after)
+
+    @property
+    def said(self) -> list[str]:
+        """All that is said before the answer, the system message first, tools last."""
+        tools = [json.dumps(tool, ensure_ascii=False, sort_keys=True) for tool in self.tools]
+        return [self.system, *(message.said for message in self.messages), *tools]
 
     @property
     def characters(self) -> int:
         """Of all that is said before the answer."""
-        said = (self.system, *(text for turn in self.turns for text in turn), self.prompt)
-        return sum(map(len, said))
+        return sum(map(len, self.said))
 
 
 @dataclass(frozen=True, kw_only=True)

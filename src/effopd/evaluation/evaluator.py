@@ -11,7 +11,13 @@ from effopd.evaluation.routing import Teachers, routed_reverse_kl
 from effopd.evaluation.statistics import mean
 from effopd.models.policy import Policy
 from effopd.rollouts.engine import derive_seed
-from effopd.rollouts.rollout import Rollout, Writer, mean_length, truncated_share
+from effopd.rollouts.rollout import (
+    Rollout,
+    Writer,
+    environment_statistics,
+    mean_length,
+    truncated_share,
+)
 from effopd.search.validation import standard_error
 
 
@@ -39,6 +45,7 @@ class EvaluationResult:
             "truncated_share": truncated_share(self.rollouts),
             "n": len(self.rollouts),
             "verdicts": self.verdicts,
+            **environment_statistics(self.rollouts),
         }
 
 

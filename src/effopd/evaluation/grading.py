@@ -103,7 +103,7 @@ def grade(
             sample=sample,
             seed=seed,
             prompt_tokens=len(rollout.prompt_ids),
-            tokens=len(rollout.completion.token_ids),
+            tokens=rollout.completion.sampled_tokens,
             truncated=rollout.completion.finish_reason == "length",
             verdict=verdict,
             answer=None if rollout.problem.tests else final_answer(rollout.completion.text),

@@ -23,7 +23,7 @@ def completion_log_probs(
     batch_sequences: int = BATCH_SEQUENCES,
     batch_tokens: int = BATCH_TOKENS,
 ) -> list[tuple[float, ...]]:
-    """Log-probability (nats) of every completion token, one tuple a sample."""
+    """Log-probability (nats) of every learned token, one tuple a sample."""
     found: list[tuple[float, ...]] = []
     with policy.during(), torch.no_grad(), evaluation_mode(policy):
         for batch in _batches(samples, batch_sequences, batch_tokens):
@@ -48,7 +48,7 @@ def completion_reverse_kl(
     batch_sequences: int = BATCH_SEQUENCES,
     batch_tokens: int = BATCH_TOKENS,
 ) -> list[tuple[float, ...]]:
-    """`KL(student || teacher)` in nats over the whole vocabulary at every completion token.
+    """`KL(student || teacher)` in nats over the whole vocabulary at every learned token.
 
     Exact at each position of the given text (no sampling of the token): equation 7 of arXiv
     2605.11739 with its sum over tokens left to the caller.
@@ -83,7 +83,7 @@ def evaluation_mode(policy: Policy) -> Iterator[None]:
 
 def _batches(samples: Sequence[Sample], sequences: int, tokens: int) -> Iterator[list[Sample]]:
     """Consecutive samples that go through a model together; see `micro_batches`."""
-    lengths = [len(s.prompt_ids) + len(s.completion_ids) for s in samples]
+    lengths = [sample.length for sample in samples]
     for indices in micro_batches(lengths, tokens=tokens, sequences=sequences):
         yield [samples[i] for i in indices]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from effopd.errors import ConfigError, NonFiniteError, ServerError
-from effopd.models.policy import Sample
+from effopd.models.policy import Sample, learned_only
 from effopd.objectives.top_k import TopK
 from effopd.servers.client import Client, Deadline, ServerRequest
 from effopd.servers.handshake import Identity, api_of, mean_difference, score, verify_server
@@ -25,6 +25,7 @@ class ServedHead(NamedTuple):
 
     weight_VD: Tensor
     bias_V: Tensor | None
+    cap: float | None  # of soft-capped logits
 
 
 class Missing(NamedTuple):
@@ -75,7 +76,7 @@ class ServedTeacher:
     def log_probs(
         self, samples: Sequence[Sample], *, temperature: float = 1.0
     ) -> list[tuple[float, ...]]:
-        """Log-probability (nats) of every completion token, one tuple a sample, in order.
+        """Log-probability (nats) of every learned token, one tuple a sample, in order.
 
         NaN where the server gives none. Refuses a temperature other than 1: servers score prompts
         at no other.
@@ -90,11 +91,13 @@ class ServedTeacher:
             lambda ids, start: self.api.score_request(ids),
             lambda answer, ids, start: self.api.read_scores(answer, ids, start),
         )
-        self._count([[math.isnan(value) for value in row] for row in values])
-        return values
+        pairs = zip(values, samples, strict=True)
+        found = [learned_only(row, sample.learned) for row, sample in pairs]
+        self._count([[math.isnan(value) for value in row] for row in found])
+        return found
 
     def top_k(self, samples: Sequence[Sample], k: int) -> list[TopK]:
-        """The k likeliest tokens in the place of every completion token, one `TopK` a sample.
+        """The k likeliest tokens in the place of every learned token, one `TopK` a sample.
 
         Ids are int64 [n, k], most likely first, log-probabilities float32 [n, k] over the server's
         whole vocabulary: its rows that are no token of the student have ids of at least
@@ -107,22 +110,23 @@ class ServedTeacher:
         )
         found = [
             TopK(
-                torch.tensor(ids, dtype=torch.int64).reshape(-1, k),
-                torch.tensor(log_probs, dtype=torch.float32).reshape(-1, k),
+                torch.tensor(learned_only(ids, s.learned), dtype=torch.int64).reshape(-1, k),
+                torch.tensor(learned_only(values, s.learned), dtype=torch.float32).reshape(-1, k),
             )
-            for ids, log_probs in rows
+            for (ids, values), s in zip(rows, samples, strict=True)
         ]
         self._count([each.log_probs_NK[:, 0].isnan().tolist() for each in found])
         return found
 
     def states(self, samples: Sequence[Sample]) -> list[Tensor]:
-        """Hidden states [n, D] that predict every completion token, on the CPU, one a sample.
+        """Hidden states [n, D] that predict every learned token, on the CPU, one a sample.
 
         In the dtype of the model, as `head` takes them (`Policy.states`); a row that the server
         does not give is NaN. Needs `flavor = "effopd"`.
         """
         api = self._states_api()
-        found = self._ask(samples, api.states_request, api.read_states)
+        pairs = zip(self._ask(samples, api.states_request, api.read_states), samples, strict=True)
+        found = [each if s.learned is None else each[torch.tensor(s.learned)] for each, s in pairs]
         self._count([hidden_ND[:, 0].isnan().tolist() for hidden_ND in found])
         return found
 
@@ -133,7 +137,7 @@ class ServedTeacher:
         if self._head is None:
             deadline = self.client.deadline()
             found = self.client.ask(api.head_request(), api.read_head, deadline)
-            self._head = ServedHead(*found)
+            self._head = ServedHead(*found, api.head_cap)
         return self._head
 
     @property

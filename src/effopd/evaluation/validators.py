@@ -124,7 +124,7 @@ class RolloutValidator:
             values = self.measure(rollouts)
         except NonFiniteError:
             return Score(value=float("nan"))
-        lengths = [len(rollout.completion.token_ids) for rollout in rollouts]
+        lengths = [rollout.completion.sampled_tokens for rollout in rollouts]
         return score_of(
             values,
             lengths,

@@ -23,7 +23,7 @@ from effopd.objectives import Divergence, FusedDivergence, fused_divergence
 from effopd.objectives.fused_kl import check_divergence
 from effopd.objectives.projection import Head
 from effopd.objectives.token_checks import check_positive
-from effopd.rollouts.rollout import Rollout
+from effopd.rollouts.rollout import Rollout, total_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class FullVocabularyLearner(Learner):
         vocabulary are too large to keep.
         """
         self._rollouts = batch.rollouts
-        return self._passes * sum(len(r.completion.token_ids) for r in batch.rollouts)
+        return self._passes * total_tokens(batch.rollouts)
 
     def contribution(self, indices: Sequence[int], portion: Portion) -> Contribution:
         """See `Learner.contribution`."""
@@ -99,7 +99,7 @@ class FullVocabularyLearner(Learner):
             loss = part.loss + loss.to(part.loss.device)
             divergence = part.per_token_N.sum().double() + divergence.to(part.loss.device)
             inputs[f"divergence from the teacher {name}".rstrip()] = part.per_token_N
-        count = sum(len(r.completion.token_ids) for r in rollouts)
+        count = total_tokens(rollouts)
         sums: dict[str, Tensor | float] = {
             "importance_mean": float(count),
             "importance_capped_share": 0.0,

@@ -248,7 +248,7 @@ class Critic:
         self, samples: Sequence[Sample], rewards_S: Tensor, gamma: float, lam: float
     ) -> Float[Tensor, " N"]:
         """Whitened, from values before the first update; keeps values and returns of the step."""
-        lengths = [len(sample.completion_ids) for sample in samples]
+        lengths = [len(sample.learned_ids) for sample in samples]
         values_N = self.all_values(samples).double()
         rewards_N = torch.zeros_like(values_N)
         rewards_N[torch.tensor(lengths).cumsum(0) - 1] = rewards_S
@@ -331,10 +331,11 @@ class PolicyGradientLearner(Learner):
         """See `Learner.prepare`."""
         objective, self._rollouts = self._objective, batch.rollouts
         samples = [r.sample for r in batch.rollouts]
-        lengths = [len(s.completion_ids) for s in samples]
+        lengths = [len(s.learned_ids) for s in samples]
         rewards = torch.tensor(batch.rewards, dtype=torch.float64)
         if objective.overlong_buffer:
-            rewards += overlong_penalties(lengths, self._longest, objective.overlong_buffer)
+            whole = [len(s.completion_ids) for s in samples]  # the cap counts every token
+            rewards += overlong_penalties(whole, self._longest, objective.overlong_buffer)
         if self.critic is not None:
             self._only_critic_learns = batch.step <= objective.critic_warmup_steps
             gamma, lam = objective.gae_gamma, objective.gae_lambda
@@ -389,7 +390,7 @@ class PolicyGradientLearner(Learner):
             per_token_N = per_token_N + objective.kl_coefficient * divergence_N
             sums["reference_kl"] = divergence_N.detach().sum()
         shares_N = token_weights(
-            [len(r.completion.token_ids) for r in rollouts],
+            [r.completion.sampled_tokens for r in rollouts],
             objective.aggregation,
             longest=self._longest,
             sequences=portion.sequences,

@@ -1,12 +1,14 @@
 """A causal language model as packed hidden states and a head.
 
-Legend: N completion tokens of a batch, D hidden width, V vocabulary rows, B sequences, T positions.
+Legend: N learned completion tokens of a batch, D hidden width, V vocabulary rows, B sequences, T
+positions.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -16,30 +18,49 @@ from effopd.errors import ConfigError, ParameterMismatchError
 from effopd.models.architecture import CAPS, FACTORS, check_uncapped, logit_factors
 from effopd.models.tokenizers import end_token_ids, token_names
 
+T = TypeVar("T")
+
 _AMPLIFICATION = 1e4
 """Brings the logits of an untrained model beyond every soft cap in use, which are below 100."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A prompt of at least one token and the completion sampled for it, its end token included."""
+    """A prompt of at least one token and the completion sampled for it, its end token included.
+
+    `learned` marks the completion's tokens that are learned and scored, None for all: the rest,
+    what an environment wrote between them, is attended to alone.
+    """
 
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
+    learned: tuple[bool, ...] | None = None
 
     @property
     def length(self) -> int:
         """Tokens of prompt and completion."""
         return len(self.prompt_ids) + len(self.completion_ids)
 
+    @property
+    def learned_ids(self) -> tuple[int, ...]:
+        """The completion's learned tokens, in order."""
+        return learned_only(self.completion_ids, self.learned)
+
+
+def learned_only(values: Sequence[T], learned: Sequence[bool] | None) -> tuple[T, ...]:
+    """Of one value per token those of learned tokens; None for all."""
+    if learned is None:
+        return tuple(values)
+    return tuple(value for value, is_learned in zip(values, learned, strict=True) if is_learned)
+
 
 @dataclass(frozen=True)
 class PackedStates:
-    """Hidden states that predict each completion token, sequences concatenated."""
+    """Hidden states that predict each learned token of the completions, sequences concatenated."""
 
     hidden_ND: Float[Tensor, "N D"]  # after the final norm, times the policy's `logit_factor`
-    targets_N: Int[Tensor, " N"]  # the completion tokens
-    lengths: tuple[int, ...]  # completion tokens of each sequence; sums to N
+    targets_N: Int[Tensor, " N"]  # the learned tokens
+    lengths: tuple[int, ...]  # learned tokens of each sequence; sums to N
 
 
 class Policy:
@@ -107,7 +128,7 @@ class Policy:
         return self._scaled(self._rows(self._head.bias))
 
     def states(self, samples: Sequence[Sample]) -> PackedStates:
-        """Hidden states predicting each completion token; gradients flow if enabled.
+        """Hidden states predicting each learned token; gradients flow if enabled.
 
         B sequences, right-padded, in one forward pass: callers choose the micro-batch.
         """
@@ -120,13 +141,14 @@ class Policy:
         for row, (sample, sequence) in enumerate(zip(samples, sequences, strict=True)):
             ids_BT[row, : len(sequence)] = torch.tensor(sequence)
             attention_BT[row, : len(sequence)] = 1
-            predicts_BT[row, len(sample.prompt_ids) - 1 : len(sequence) - 1] = True
+            learned = True if sample.learned is None else torch.tensor(sample.learned)
+            predicts_BT[row, len(sample.prompt_ids) - 1 : len(sequence) - 1] = learned
         hidden_BTD = self._forward(ids_BT, attention_BT)
-        targets = [token for sample in samples for token in sample.completion_ids]
+        found = [sample.learned_ids for sample in samples]
         return PackedStates(
             self._scaled(hidden_BTD[predicts_BT.to(hidden_BTD.device)]),
-            torch.tensor(targets, dtype=torch.long, device=hidden_BTD.device),
-            tuple(len(s.completion_ids) for s in samples),
+            torch.tensor(list(chain(*found)), dtype=torch.long, device=hidden_BTD.device),
+            tuple(map(len, found)),
         )
 
     def check_known(self, token_ids: Iterable[int]) -> None:

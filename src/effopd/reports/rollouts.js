@@ -52,6 +52,10 @@ function nats(value) {
   return value === null ? "not recorded" : `${value.toFixed(4)} nats`;
 }
 
+function reading(row, i) {
+  return row.masked.includes(i) ? "of the environment, not learned" : nats(row.kl[i]);
+}
+
 function tokenView(row) {
   const view = element("div", {
     class: "tokens", tabindex: "0", role: "group", "aria-label": "Completion; arrow keys move from token to token",
@@ -62,7 +66,8 @@ function tokenView(row) {
     const span = element("span", {}, token.replaceAll("\n", "↵\n"));
     span.style.background = background(row.kl[i]);
     span.dataset.index = i;
-    span.title = nats(row.kl[i]);
+    if (row.masked.includes(i)) span.classList.add("masked");
+    span.title = reading(row, i);
     return span;
   });
   view.append(...spans);
@@ -72,7 +77,7 @@ function tokenView(row) {
     active = index;
     spans[active]?.classList.add("at");
     readout.textContent = active < 0 ? idle
-      : `Token ${active + 1} of ${spans.length}: “${row.tokens[active].replaceAll("\n", "↵")}”, ${nats(row.kl[active])}`;
+      : `Token ${active + 1} of ${spans.length}: “${row.tokens[active].replaceAll("\n", "↵")}”, ${reading(row, active)}`;
   };
   show(-1);
   view.addEventListener("pointerover", (event) => {

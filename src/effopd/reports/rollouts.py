@@ -49,6 +49,7 @@ def rollout_rows(run: Run) -> list[dict[str, Any]]:
             shown["completion"] = plain(str(row.get("completion")), lines=True)
         else:
             shown["tokens"] = [plain(str(token), lines=True) for token in row["tokens"]]
+            shown["masked"] = _masked(row)
             shown["kl"] = [None if each is None else float(f"{each:.6g}") for each in divergences]
         found.append(shown)
     return found
@@ -67,6 +68,15 @@ def divergence_limit(runs: Sequence[Run]) -> tuple[float, bool]:
     unit = 10.0 ** (len(str(int(high))) - 1) if high >= 1 else 0.1 if high >= 0.1 else 0.01
     limit = next((n * unit for n in (1.0, 2.0, 5.0) if n * unit >= high), 10.0 * unit)
     return round(limit, 6), any(value < 0 for value in values)
+
+
+def _masked(row: Row) -> list[int]:
+    """Indices of the tokens that an environment wrote."""
+    try:
+        spans = [range(start, end) for start, end in row.get("masked", [])]
+    except (TypeError, ValueError):
+        return []
+    return [i for span in spans for i in span if i < len(row["tokens"])]
 
 
 def _divergences(row: Row) -> list[float | None] | None:
@@ -98,6 +108,7 @@ def example_html(record: Row) -> str:
             students.append(sorted(by, key=lambda student: student != answer["writer"]))
             own = {name: answer[name] for name in ("reward", "finish_reason", "tokens")}
             own |= {name: record[name] for name in ("problem_id", "prompt")} | {"step": 0}
+            own |= {"masked": answer.get("masked", [])}
             rows = [own | {"kl_nats": by[student]} for student in students[-1]]
             runs.append(Run(directory=Path(), label="", info={}, rollouts=rows))
         limit, _ = divergence_limit(runs)
@@ -134,8 +145,9 @@ def _reading(student: str, row: dict[str, Any], limit: float) -> dict[str, Any]:
     """Coloured tokens of an answer as one student reads it, and the facts above them."""
     known, reward = [value for value in row["kl"] if value is not None], row["reward"]
     tokens = []
-    for token, value in zip(row["tokens"], row["kl"], strict=True):
-        title = "not recorded" if value is None else _nats(value)
+    for i, (token, value) in enumerate(zip(row["tokens"], row["kl"], strict=True)):
+        unknown = "of the environment, not learned" if i in row["masked"] else "not recorded"
+        title = unknown if value is None else _nats(value)
         tokens.append((token.replace("\n", "↵\n"), title, _color(value or 0.0, limit)))
     chips = {
         "reward": "not scored" if reward is None else f"{reward:g}",

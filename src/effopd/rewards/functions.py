@@ -1,10 +1,9 @@
 """Rewards by a function of your own, given as a callable or named as `package.module:function`."""
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from effopd.data.problem import Answer, Problem, Verifier
+from effopd.data.problem import Answer, Problem, Verifier, imported
 from effopd.errors import ConfigError
 
 Reward = Callable[[Problem, str], float]
@@ -58,17 +57,5 @@ def as_verifier(reward: Reward | Verifier) -> Verifier:
 
 def imported_verifier(path: str) -> Verifier:
     """The verifier that `package.module:function` names: a function, or a verifier or its class."""
-    module_name, _, name = path.partition(":")
-    try:
-        found = importlib.import_module(module_name)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except Exception as error:  # whatever a module does when it is imported
-        why = f"importing {module_name} failed with {type(error).__name__}: {error}"
-        if isinstance(error, ModuleNotFoundError):
-            package = module_name.partition(".")[0]
-            why = f"{error}. Install the package, or put the directory of {package!r} on PYTHONPATH"
-        elif isinstance(error, AttributeError):
-            why = f"{module_name} has no {name!r}: name a function (problem, answer text) -> number"
-        raise ConfigError(f"verifier = {path!r}: {why}") from error
-    return as_verifier(found)
+    hint = "name a function (problem, answer text) -> number"
+    return as_verifier(imported(path, "verifier", hint))

@@ -3,9 +3,11 @@
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any, Literal, Protocol
 
+from effopd.data.problem import Message
 from effopd.errors import ConfigError, NonFiniteError
 
 
@@ -43,10 +45,19 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One completion to write; the seed decides all its random numbers, whatever the batch."""
+    """One completion to write; the seed decides all its random numbers, whatever the batch.
+
+    It has at most `max_new_tokens`, None for those of the sampling, which are never exceeded.
+    """
 
     prompt_ids: tuple[int, ...]
     seed: int
+    max_new_tokens: int | None = None
+
+    def sampling(self, sampling: Sampling) -> Sampling:
+        """How this one is sampled."""
+        cap = self.max_new_tokens
+        return sampling if cap is None else replace(sampling, max_new_tokens=cap)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,18 +65,49 @@ class Completion:
     """One written completion.
 
     Attributes:
-        token_ids: Tokens written, the end-of-sequence token included.
-        log_probs: Log-probability (nats) of each token under the temperature-scaled policy, before
-            top-p and top-k. NaN where an engine cannot say: vLLM and servers give those before
-            temperature, which are the same at 0 and 1 alone.
+        token_ids: Tokens written, the end-of-sequence token included, and those that an environment
+            wrote between them.
+        log_probs: Log-probability (nats) of each sampled token under the temperature-scaled policy,
+            before top-p and top-k. NaN where an engine cannot say: vLLM and servers give those
+            before temperature, which are the same at 0 and 1 alone.
         finish_reason: "stop" at end of sequence or a stop string, "length" at the cap.
-        text: Decoded completion without special tokens.
+        text: Decoded completion without special tokens; of several turns the last.
+        learned: Which tokens the student sampled, so that they are learned and scored; None for
+            all.
+        said: What was said before the last turn: the student's turns with the replies to them.
     """
 
     token_ids: tuple[int, ...]
     log_probs: tuple[float, ...]
     finish_reason: Literal["stop", "length"]
     text: str
+    learned: tuple[bool, ...] | None = None
+    said: tuple[Message, ...] = ()
+
+    @property
+    def sampled_tokens(self) -> int:
+        """Tokens that the student sampled."""
+        return len(self.token_ids) if self.learned is None else sum(self.learned)
+
+    @property
+    def masked(self) -> list[list[int]]:
+        """Spans of tokens that are not learned, `[start, end)` each."""
+        runs = groupby(range(len(self.token_ids)), lambda i: not self.learned or self.learned[i])
+        spans = [(list(indices), is_learned) for is_learned, indices in runs]
+        return [[span[0], span[-1] + 1] for span, is_learned in spans if not is_learned]
+
+    def record(self, tokenizer: Any) -> dict[str, Any]:
+        """Its tokens as texts, how it ended, and the spans that are not learned, if any."""
+        tokens = [str(tokenizer.decode([token])) for token in self.token_ids]
+        found: dict[str, Any] = {"finish_reason": self.finish_reason, "tokens": tokens}
+        return found | ({"masked": spans} if (spans := self.masked) else {})
+
+    def per_token(self, values: Sequence[float]) -> list[float | None]:
+        """Values of the sampled tokens with None for the others."""
+        if self.learned is None:
+            return list(values)
+        following = iter(values)
+        return [next(following) if is_learned else None for is_learned in self.learned]
 
 
 class Engine(Protocol):

@@ -8,6 +8,7 @@ random numbers, and no global generator is touched.
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -78,6 +79,8 @@ class HFEngine:
         for row, request in enumerate(requests):
             ids_BT[row, width - len(request.prompt_ids) :] = torch.tensor(request.prompt_ids)
             attention_BT[row, width - len(request.prompt_ids) :] = 1
+        caps_B = [r.sampling(sampling).max_new_tokens for r in requests]
+        sampling = replace(sampling, max_new_tokens=max(caps_B))
         sampler = SeededSampler([r.seed for r in requests], sampling, device, self._vocabulary_size)
         finish = FinishRecorder(ids_BT.shape, sampling.stop, self._tokenizer, self._ends, device)
         with _plain_generation(self._model, self._tokenizer.pad_token_id):
@@ -93,8 +96,9 @@ class HFEngine:
         # Rows are cut where they ended; the rest was padding.
         tokens_BT = torch.stack(sampler.tokens, dim=1).tolist()
         log_probs_BT = torch.stack(sampler.log_probs, dim=1).tolist()
-        lengths_B = finish.lengths_B.clamp(max=sampling.max_new_tokens).tolist()
-        stopped_B = (finish.lengths_B <= sampling.max_new_tokens).tolist()
+        ended_B = finish.lengths_B.tolist()
+        lengths_B = [min(pair) for pair in zip(ended_B, caps_B, strict=True)]
+        stopped_B = [end <= cap for end, cap in zip(ended_B, caps_B, strict=True)]
         kept = [tuple(row[:n]) for row, n in zip(tokens_BT, lengths_B, strict=True)]
         texts = self._tokenizer.batch_decode(
             [without_end(tokens, self._ends) for tokens in kept], skip_special_tokens=True

@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime, time
 from typing import Any, Literal
 
 from jinja2 import Environment, TemplateError, meta
 
-from effopd.data.problem import Problem
+from effopd.data.problem import Message, Problem
 from effopd.errors import ConfigError
 from effopd.models.tokenizers import TEMPLATE_ERRORS, end_token_remarks, token_names
 
@@ -78,6 +78,7 @@ class PromptTemplate:
     def encode(self, tokenizer: Any, problem: Problem) -> tuple[int, ...]:
         """Prompt tokens of one problem."""
         ids = self._ids(tokenizer, problem)
+        self._check_read(tokenizer, problem, ids)
         if not 0 < len(ids) <= self.max_tokens:
             raise ConfigError(
                 f"prompt {problem.id} has {len(ids)} tokens; allowed are 1 to {self.max_tokens} "
@@ -108,22 +109,35 @@ class PromptTemplate:
                 f"{_named(tokenizer)} never reads: correct the name, or remove it"
             )
 
+    def text(self, tokenizer: Any, problem: Problem) -> str:
+        """The prompt of one problem before it is tokens, by the chat template."""
+        return str(self._applied(tokenizer, problem, self._messages(problem), tokenize=False))
+
     def _ids(self, tokenizer: Any, problem: Problem) -> tuple[int, ...]:
         messages = self._messages(problem)
         if not self.chat:
             return tuple(tokenizer(problem.prompt)["input_ids"])
+        return tuple(self._applied(tokenizer, problem, messages)["input_ids"])
+
+    def _applied(
+        self, tokenizer: Any, problem: Problem, messages: Any, *, tokenize: bool = True
+    ) -> Any:
+        """The tokenizer's encoding of the messages in the chat template, or their text."""
+        tools = [dict(tool) for tool in problem.tools] or None
         if tokenizer.chat_template is None:
             raise ConfigError(
                 f"{_named(tokenizer)} has no chat template: set prompt.chat = false, or write one "
                 "to chat_template.jinja in its directory"
             )
         try:
-            encoded = tokenizer.apply_chat_template(
+            return tokenizer.apply_chat_template(
                 messages,
+                tools=tools,
                 add_generation_prompt=True,
                 enable_thinking=self.enable_thinking,
                 chat_template=self._dated(tokenizer),
-                return_dict=True,
+                tokenize=tokenize,
+                return_dict=tokenize,
                 **self.template_kwargs,
             )
         except TEMPLATE_ERRORS as error:
@@ -135,7 +149,31 @@ class PromptTemplate:
                 f"the chat template of {_named(tokenizer)} refuses prompt {problem.id}: "
                 f"{error}{remedy}"
             ) from None
-        return tuple(encoded["input_ids"])
+
+    def _check_read(self, tokenizer: Any, problem: Problem, ids: tuple[int, ...]) -> None:
+        """Refuses a chat template that leaves out tools, their calls, or their results."""
+
+        def changed(message: Message) -> Message:
+            calls = tuple({**call, "name": f"{call['name']}0"} for call in message.tool_calls)
+            said = f"{message.content} 0" if message.role == "tool" else message.content
+            return replace(message, content=said, tool_calls=calls)
+
+        others: dict[str, Problem] = {}
+        if problem.tools:
+            others["tools"] = replace(problem, tools=())
+        for part in ("turns", "after"):
+            own: tuple[Message, ...] = getattr(problem, part)
+            for i, message in enumerate(own):
+                if changed(message) != message:
+                    what = "results of tools" if message.role == "tool" else "calls of tools"
+                    altered = (*own[:i], changed(message), *own[i + 1 :])
+                    others.setdefault(what, replace(problem, **{part: altered}))
+        for what, other in others.items():
+            if self._ids(tokenizer, other) == ids:
+                raise ConfigError(
+                    f"the chat template of {_named(tokenizer)} does not write the {what} of prompt "
+                    f"{problem.id}: use a model whose template knows tools, or leave them out"
+                )
 
     def _dated(self, tokenizer: Any) -> str | None:
         """The chat template with its clock stopped at the date; None where it has no clock.
@@ -150,7 +188,7 @@ class PromptTemplate:
         replaced = "".join(f"|replace({form!r},{value!r})" for form, value in written)
         return f"{{% macro strftime_now(form) %}}{{{{ form{replaced} }}}}{{% endmacro %}}\n{text}"
 
-    def _messages(self, problem: Problem) -> list[dict[str, str]]:
+    def _messages(self, problem: Problem) -> list[dict[str, Any]]:
         """The chat: a system message of the settings or of the data, earlier turns, the prompt."""
         if problem.system and (self.system or not self.chat):
             raise ConfigError(
@@ -158,18 +196,14 @@ class PromptTemplate:
                 + ("so does prompt.system" if self.system else "which bare text has no place for")
                 + ": leave out one of them (task.train.system = 'drop')"
             )
-        if problem.turns and not self.chat:
+        if (problem.turns or problem.after or problem.tools) and not self.chat:
             raise ConfigError(
-                f"prompt {problem.id} is a conversation of several turns, which bare text has no "
-                "place for: set prompt.chat = true"
+                f"prompt {problem.id} is a conversation of several turns or with tools, which bare "
+                "text has no place for: set prompt.chat = true"
             )
         system = problem.system or self.system
-        found = [("system", system)] if system else []
-        for question, answer in problem.turns:
-            found += [("user", question), ("assistant", answer)]
-        return [
-            {"role": role, "content": text} for role, text in (*found, ("user", problem.prompt))
-        ]
+        found = [{"role": "system", "content": system}] if system else []
+        return [*found, *(message.for_template() for message in problem.messages)]
 
 
 def _named(tokenizer: Any) -> str:

@@ -58,7 +58,7 @@ class ServerEngine:
             self._api.generate_request(
                 request.prompt_ids,
                 seed=request.seed,
-                max_tokens=sampling.max_new_tokens,
+                max_tokens=request.sampling(sampling).max_new_tokens,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 top_k=sampling.top_k,

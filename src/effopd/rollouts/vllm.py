@@ -77,8 +77,8 @@ class VLLMEngine:
         outputs = self._llm.generate(
             [_prompt(request.prompt_ids) for request in requests],
             [
-                self._parameters(**sampling_arguments(request.seed, sampling, self._ends))
-                for request in requests
+                self._parameters(**sampling_arguments(r.seed, r.sampling(sampling), self._ends))
+                for r in requests
             ],
             use_tqdm=False,
         )

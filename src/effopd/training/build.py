@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from effopd.models.lora import without_adapters
 from effopd.models.policy import Offloaded, Policy
 from effopd.rewards.build import verifier_for, without_unreadable
 from effopd.rollouts.engine import Engine
+from effopd.rollouts.environment import Environment, Interaction
 from effopd.rollouts.prompts import PromptTemplate, lend_template_, prompt_remarks
 from effopd.rollouts.rollout import Writer
 from effopd.rollouts.vllm import VLLMEngine
@@ -60,6 +61,7 @@ class Parts:
     reference: Policy | None
     average: StudentAverage | None
     engine: Engine | None = None
+    interaction: Interaction | None = None
 
     def close(self) -> None:
         """Ends the verifier's processes, and gives back the engine's memory."""
@@ -76,6 +78,7 @@ class Parts:
             tokenizer=policy.tokenizer,
             template=self.config.prompt,
             sampling=self.config.sampling,
+            interaction=self.interaction,
         )
 
     def evaluator(self) -> Evaluator:
@@ -103,6 +106,8 @@ class Parts:
             own = [p for p in evaluator.problems if self.teachers.name_for(p) == name]
             if own:
                 check_teacher_prompts(self.config.prompt, policy.tokenizer, own)
+                if self.interaction is not None:
+                    self.interaction.check(policy.tokenizer, self.config.prompt, own[0])
                 found.append(replace(evaluator, problems=own).evaluate(self.writer(policy)))
         return EvaluationResult(
             rollouts=tuple(rollout for each in found for rollout in each.rollouts),
@@ -213,6 +218,7 @@ class Given:
     teacher: Policy | None = None
     task: Task | None = None
     verifier: Verifier | None = None
+    environment: Environment | None = None
 
 
 def build_parts(config: Config, report: Callable[[str], None], given: Given = Given()) -> Parts:
@@ -251,6 +257,9 @@ def build_parts(config: Config, report: Callable[[str], None], given: Given = Gi
     verifier = given.verifier or verifier_for(config.task, config.code)
     task = load_problems(config, student.tokenizer, verifier, report, given.task)
     _report_prompts(config, student, task, report)
+    interaction = config.environment and Interaction.of(config.environment, given.environment)
+    if interaction is not None:
+        interaction.check(student.tokenizer, config.prompt, task.train[0])
     routed = Teachers(policies=everyone) if everyone else None
     if routed is not None:
         for problem in (*task.train, *task.test):
@@ -264,6 +273,7 @@ def build_parts(config: Config, report: Callable[[str], None], given: Given = Gi
         reference=reference,
         average=average,
         engine=student_engine(config, student, student_settings.path, report),
+        interaction=interaction,
     )
 
 
@@ -300,18 +310,12 @@ def check_teacher_prompts(
 
 def _check_shapes(template: PromptTemplate, tokenizer: Any, problems: Sequence[Problem]) -> None:
     """Encodes the longest prompt and one of each shape of conversation."""
-    shapes = {(bool(problem.system), len(problem.turns)): problem for problem in problems}
+    shapes = {
+        (bool(p.system), bool(p.tools), *((m.role, bool(m.tool_calls)) for m in p.messages)): p
+        for p in problems
+    }
     for problem in (max(problems, key=lambda each: each.characters), *shapes.values()):
         template.encode(tokenizer, problem)
-
-
-def counts_record(task: Task) -> dict[str, Any]:
-    """The counts of a task as `run.json` has them; nothing where nothing was counted."""
-    found = [
-        {k: v for k, v in asdict(c).items() if v or k not in {"answered", "example"}}
-        for c in task.counts
-    ]
-    return {"problems": found} if found else {}
 
 
 def _without_long_prompts(task: Task, template: PromptTemplate, tokenizer: Any) -> Task:

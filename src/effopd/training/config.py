@@ -37,6 +37,7 @@ from effopd.methods.registry import EFFOPD_SEARCH, EFFOPD_VALIDATION, METHODS, P
 from effopd.models.loading import ModelSettings, real_device
 from effopd.rewards.code import CodeChecking
 from effopd.rollouts.engine import Sampling
+from effopd.rollouts.environment import EnvironmentSettings
 from effopd.rollouts.prompts import PromptTemplate
 from effopd.rollouts.settings import RolloutSettings
 from effopd.search.extrapolator import Search
@@ -102,6 +103,7 @@ class Config(BaseModel):
         prompt: From problem to prompt.
         sampling: How the student samples.
         rollouts: Who writes the student's answers: the live model, vLLM, or a server.
+        environment: What replies to the student, which then goes on: a tool, say (docs/turns.md).
         objective: What is minimised.
         train: How much.
         optimizer: AdamW and its learning rate.
@@ -134,6 +136,7 @@ class Config(BaseModel):
     prompt: PromptTemplate = PromptTemplate()
     sampling: Sampling = Sampling(max_new_tokens=32)
     rollouts: RolloutSettings = RolloutSettings()
+    environment: EnvironmentSettings | None = None
     objective: Annotated[Objective, PlainValidator(_registered)] = FullVocabularyKL()
     train: TrainSettings = TrainSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
@@ -184,6 +187,8 @@ class Config(BaseModel):
         self.objective.check(
             responses=train.responses_per_prompt, longest=self.sampling.max_new_tokens
         )
+        if self.environment is not None and not self.prompt.chat:
+            raise ValueError("environment needs prompt.chat = true: bare text has no turns")
         if self.sampling.temperature != 1.0:
             raise ValueError(
                 "sampling.temperature must be 1: on-policy objectives need samples of the policy "

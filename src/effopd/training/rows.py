@@ -7,11 +7,18 @@ steps that wrote whole answers.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+from effopd.data.problem import Task
 from effopd.evaluation.evaluator import EvaluationResult
 from effopd.methods import Batch
-from effopd.rollouts.rollout import mean_length, total_tokens, truncated_share
+from effopd.rollouts.rollout import (
+    environment_statistics,
+    mean_length,
+    total_tokens,
+    truncated_share,
+)
 from effopd.search.scales import Trial
 
 Row = dict[str, Any]
@@ -48,6 +55,7 @@ def batch_statistics(batch: Batch) -> Row:
         "verdicts": batch.verdicts,
         "refills": batch.refills,
         "horizon": batch.horizon,
+        **environment_statistics(rollouts),
     }
 
 
@@ -88,9 +96,10 @@ def rollout_rows(evaluation: EvaluationResult, count: int, tokenizer: Any) -> li
             "prompt": rollout.problem.prompt,
             "completion": rollout.completion.text,
             "reward": evaluation.rewards[i] if evaluation.rewards else None,
-            "finish_reason": rollout.completion.finish_reason,
-            "tokens": [tokenizer.decode([token]) for token in rollout.completion.token_ids],
-            "kl_nats": list(evaluation.kl_nats[i]) if evaluation.kl_nats else [],
+            **rollout.completion.record(tokenizer),
+            "kl_nats": (
+                rollout.completion.per_token(evaluation.kl_nats[i]) if evaluation.kl_nats else []
+            ),
         }
         for i, rollout in enumerate(evaluation.rollouts[:count])
     ]
@@ -128,3 +137,12 @@ def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
 
 def _below(value: float | None, level: float | None, ratio: float) -> bool:
     return value is not None and level is not None and value < ratio * level
+
+
+def counts_record(task: Task) -> dict[str, Any]:
+    """The counts of a task as `run.json` has them; nothing where nothing was counted."""
+    found = [
+        {k: v for k, v in asdict(c).items() if v or k not in {"answered", "example"}}
+        for c in task.counts
+    ]
+    return {"problems": found} if found else {}

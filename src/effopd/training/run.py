@@ -11,16 +11,18 @@ from typing import Any
 
 from effopd.config.reading import raw_of, read, to_toml
 from effopd.data.dataset import DatasetTask
-from effopd.data.problem import Verifier
+from effopd.data.problem import Verifier, is_path
 from effopd.errors import CheckpointError, ConfigError
 from effopd.models.checkpoints import checkpoint_path, verify_checkpoint
 from effopd.records import Run, load_run
 from effopd.rewards.functions import Reward, as_verifier
-from effopd.training.build import Given, Parts, build_parts, counts_record, policy_of
+from effopd.rollouts.environment import Environment, Reply, as_environment
+from effopd.training.build import Given, Parts, build_parts, policy_of
 from effopd.training.config import Config, load_config, make_config, placed
 from effopd.training.continuing import changes, reasons
 from effopd.training.loop import LAST_STEP, Trainer
 from effopd.training.observer import Observer, joined
+from effopd.training.rows import counts_record
 from effopd.training.run_directory import RunDirectory, recorded_date
 from effopd.training.signals import StopRequest
 
@@ -53,14 +55,15 @@ def train(
     teacher: Any = None,
     problems: Any = None,
     reward: Reward | Verifier | str | None = None,
+    environment: Environment | Reply | str | None = None,
     callbacks: Sequence[Observer] = (),
     stop: StopRequest | None = None,
 ) -> Run:
     """Trains, or continues a run that was interrupted; leaves a finished one alone.
 
     Prints nothing and installs no signal handler. What is given here takes the place of what the
-    settings name, and is given again to continue: a run is continued exactly where models, problems
-    and reward are the same.
+    settings name, and is given again to continue: a run is continued exactly where models,
+    problems, reward and environment are the same.
 
     Args:
         config: Settings, a mapping of them, or a recipe.
@@ -72,6 +75,9 @@ def train(
             some are held out; or a mapping with "train" and "test".
         reward: A function (problem, answer text) -> number in [0, 1], a `Verifier`, or
             "package.module:function".
+        environment: What replies to the student's turns: an `Environment`, a function (problem,
+            answer text) -> reply or None, or "package.module:Class" (docs/turns.md). The same
+            problem and answer have to get the same reply.
         callbacks: Told what goes on.
         stop: Asked at the end of every step; the run is saved when it is true.
 
@@ -86,7 +92,7 @@ def train(
         config = load_config(config)
     elif not isinstance(config, Config):
         config = make_config(config)
-    config, given = _with_objects(config, model, teacher, problems, reward)
+    config, given = _with_objects(config, model, teacher, problems, reward, environment)
     config, observer = placed(config), joined(callbacks)
     run = RunDirectory(Path(out))
     try:
@@ -122,7 +128,7 @@ def train(
 
 
 def _with_objects(
-    config: Config, model: Any, teacher: Any, problems: Any, reward: Any
+    config: Config, model: Any, teacher: Any, problems: Any, reward: Any, environment: Any
 ) -> tuple[Config, Given]:
     """Settings that name what was given, and the objects among it."""
     raw, given = raw_of(config), Given()
@@ -145,10 +151,14 @@ def _with_objects(
         raw[name] = (raw.get(name) or {}) | {"path": path}
     if reward is not None and not isinstance(reward, str):
         given = replace(given, verifier=as_verifier(reward))
-        # What settings cannot name by module and function has to be given again.
-        module, name = getattr(reward, "__module__", ""), getattr(reward, "__qualname__", "")
-        is_name = all(part.isidentifier() for part in f"{module}.{name}".split("."))
-        reward = f"{module}:{name}" if module and is_name else "__main__:reward"
+        reward = _name_of(reward, "__main__:reward")
+    if environment is not None:
+        name = environment
+        if not isinstance(environment, str):
+            given = replace(given, environment=as_environment(environment))
+            named = environment if callable(environment) else type(environment)
+            name = _name_of(named, "__main__:environment")
+        raw["environment"] = (raw.get("environment") or {}) | {"name": name}
     if problems is not None:
         task, loaded = _task_of(problems, raw["task"], reward or "math")
         raw["task"], given = task, replace(given, task=loaded)
@@ -157,6 +167,12 @@ def _with_objects(
     elif reward is not None and given.verifier is None:
         raise ConfigError("reward takes a name only with problems of a data set")
     return Config(**raw), given
+
+
+def _name_of(given: Any, otherwise: str) -> str:
+    """How settings name an object by its module; what they cannot name has to be given again."""
+    path = f"{getattr(given, '__module__', '')}:{getattr(given, '__qualname__', '')}"
+    return path if is_path(path) else otherwise
 
 
 def _task_of(problems: Any, named: dict[str, Any], verifier: str) -> tuple[dict[str, Any], Any]:

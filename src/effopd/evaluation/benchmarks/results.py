@@ -122,8 +122,8 @@ def digest_of(questions: Questions) -> str:
     for problem in (question.problem for question in questions.questions):
         digest.update(repr((problem.system, problem.prompt, problem.answer)).encode())
         digest.update(repr(problem.tests).encode())
-        if problem.turns:
-            digest.update(repr(problem.turns).encode())
+        if problem.turns or problem.after or problem.tools:
+            digest.update(repr((problem.turns, problem.after, problem.tools)).encode())
     return digest.hexdigest()
 
 
