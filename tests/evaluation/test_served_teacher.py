@@ -88,10 +88,15 @@ def undisturbed_by(fault: str, server: FakeServer, ask: Callable[[ServedTeacher]
     assert teacher.missing[1:] == (0, 0)
 
 
-@pytest.mark.parametrize("what", ["log_probs", "top_k", "states"])
+@pytest.mark.parametrize(
+    ("server", "what"),
+    [
+        ("vllm", "log_probs"), ("vllm", "top_k"), ("sglang", "log_probs"), ("sglang", "top_k"),
+        ("effopd", "log_probs"), ("effopd", "states"),
+    ],
+    indirect=["server"],
+)  # fmt: skip
 def test_another_model_after_a_restart_is_noticed(server: FakeServer, what: str) -> None:
-    if (server.flavor == "effopd") != (what == "states") and what != "log_probs":
-        pytest.skip("the server does not give it")
     teacher = teacher_of(server)
     server.next_model = tiny_model(2)
     server.strike({3: "restart"})

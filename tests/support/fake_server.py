@@ -438,7 +438,9 @@ def _spoil_(fault: str, part: Json, key: str) -> None:
     elif fault in {"wrong tokens", "wrong vocabulary"}:
         other = 10**6 if fault == "wrong vocabulary" else 1
         if isinstance(last, dict):
-            entries[-1] = {str(int(token) + other): value for token, value in last.items()}
+            moved = {str(int(token) + other): value for token, value in last.items()}
+            asked_for = next(iter(last))  # it stands first
+            entries[-1] = {token: value for token, value in moved.items() if token != asked_for}
         elif isinstance(last, list):
             entries[-1] = [last[0], last[1] + other, None]
     elif fault in {"nan", "null"}:

@@ -25,6 +25,7 @@ class ServedHead(NamedTuple):
 
     weight_VD: Tensor
     bias_V: Tensor | None
+    cap: float | None  # of soft-capped logits
 
 
 class Missing(NamedTuple):
@@ -85,13 +86,13 @@ class ServedTeacher:
                 f"objective.teacher_temperature must be 1 with teacher_server, got {temperature}: "
                 "servers score prompts with the logits as they are"
             )
-        values = self._ask(
+        found = self._ask(
             samples,
             lambda ids, start: self.api.score_request(ids),
             lambda answer, ids, start: self.api.read_scores(answer, ids, start),
         )
-        self._count([[math.isnan(value) for value in row] for row in values])
-        return values
+        self._count([[math.isnan(value) for value in row] for row in found])
+        return found
 
     def top_k(self, samples: Sequence[Sample], k: int) -> list[TopK]:
         """The k likeliest tokens in the place of every completion token, one `TopK` a sample.
@@ -108,9 +109,9 @@ class ServedTeacher:
         found = [
             TopK(
                 torch.tensor(ids, dtype=torch.int64).reshape(-1, k),
-                torch.tensor(log_probs, dtype=torch.float32).reshape(-1, k),
+                torch.tensor(values, dtype=torch.float32).reshape(-1, k),
             )
-            for ids, log_probs in rows
+            for ids, values in rows
         ]
         self._count([each.log_probs_NK[:, 0].isnan().tolist() for each in found])
         return found
@@ -133,7 +134,7 @@ class ServedTeacher:
         if self._head is None:
             deadline = self.client.deadline()
             found = self.client.ask(api.head_request(), api.read_head, deadline)
-            self._head = ServedHead(*found)
+            self._head = ServedHead(*found, api.head_cap)
         return self._head
 
     @property

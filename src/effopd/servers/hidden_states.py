@@ -61,6 +61,7 @@ class EffopdApi(Api):
         super().__init__(model)
         self._fingerprint, self._rows, self._width = "", 0, 0
         self._dtype = torch.float32
+        self.head_cap: float | None = None
 
     def read_description(self, answer: Any) -> dict[str, Any]:
         """What the server says of its model."""
@@ -68,6 +69,9 @@ class EffopdApi(Api):
         for name, kind in kinds.items():
             if type(field(answer, name)) is not kind:
                 raise TransientServerError(f"an answer whose {name} is no {kind.__name__}")
+        cap = field(answer, "head_cap")
+        if not (cap is None or (type(cap) is float and 0 < cap < math.inf)):
+            raise TransientServerError("an answer whose head_cap is neither null nor positive")
         return dict(answer)
 
     def meet(self, description: dict[str, Any], vocabulary_size: int) -> None:
@@ -86,6 +90,7 @@ class EffopdApi(Api):
             )
         self._fingerprint, self._dtype = description["fingerprint"], dtype
         self._rows, self._width = vocabulary_size, description["width"]
+        self.head_cap = description["head_cap"]
 
     def score_request(self, token_ids: TokenIds, top_k: int = 0) -> ServerRequest:
         """See `Api`; over the first `vocabulary_size` rows of the head."""

@@ -133,6 +133,7 @@ class ServedModel:
         longest = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
         self.context = min(settings.max_tokens, longest or settings.max_tokens)
         self.fingerprint = fingerprint_of(policy)
+        self._head_cap: float | None = getattr(policy, "head_cap", None)
         self.batches: list[int] = []  # requests of each forward pass
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self.waiting, self._lock = 0, threading.Lock()  # requests whose answers are not computed
@@ -165,6 +166,7 @@ class ServedModel:
             "width": head.shape[1],
             "dtype": str(head.dtype).removeprefix("torch."),
             "logit_factor": self.policy.logit_factor,  # is in the hidden states already
+            "head_cap": self._head_cap,
             "end_ids": list(self.policy.end_ids),
             "context": self.context,
         }
@@ -281,7 +283,7 @@ class ServedModel:
                 continue
             weight_VD = self.policy.head_weight_VD[: job.rows]
             bias = None if bias_V is None else bias_V[: job.rows]
-            scored = token_log_probs(hidden_ND, weight_VD, targets_N, bias=bias)
+            scored = token_log_probs(hidden_ND, weight_VD, targets_N, bias=bias, cap=self._head_cap)
             found.append(scored.log_probs_N.cpu())
         return found
 
