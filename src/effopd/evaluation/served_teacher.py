@@ -86,7 +86,7 @@ class ServedTeacher:
                 f"objective.teacher_temperature must be 1 with teacher_server, got {temperature}: "
                 "servers score prompts with the logits as they are"
             )
-        found = self._ask(
+        values = self._ask(
             samples,
             lambda ids, start: self.api.score_request(ids),
             lambda answer, ids, start: self.api.read_scores(answer, ids, start),
