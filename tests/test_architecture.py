@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "config": {"errors"},
     "models": {"errors", "precision", "records", "linalg", "search", "objectives"},
     "rewards": {"errors", "data"},
-    "servers": {"errors"},
+    "servers": {"errors", "precision", "linalg", "search", "objectives", "models"},
     "rollouts": {"errors", "search", "data", "models", "servers"},
     "reports": {"errors", "records"},
     "figures": {"errors", "records", "reports"},

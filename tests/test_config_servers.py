@@ -63,6 +63,10 @@ def test_a_teacher_server_is_a_section_that_is_read_back(tmp_path: Path) -> None
         ({"teacher_server": {"url": "http://h"}}, "teacher_server.model is missing"),
         ({"teacher_server": SERVER | {"flavor": "tgi"}}, "teacher_server.flavor must be"),
         ({"teacher_server": SERVER | {"url": "file:///x"}}, "url must be http://host:port"),
+        (
+            {"teacher_server": SERVER | {"flavor": "effopd"}},
+            "evaluation.teacher needs a server that writes answers",
+        ),
     ],
 )
 def test_what_a_server_cannot_do_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -94,10 +98,11 @@ def test_secrets_in_a_url_reach_no_message(url: str, tmp_path: Path) -> None:
 
 def test_the_settings_in_the_documentation_are_settings() -> None:
     text = (Path(__file__).parents[1] / "docs" / "servers.md").read_text(encoding="utf-8")
-    taught, served, local = [
+    taught, ours, served, local = [
         tomllib.loads(block) for block in re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
     ]
     assert make_config(taught).teacher_server is not None
+    assert make_config(ours).evaluation.teacher is False
     assert make_config(served).rollouts.engine == "server"
     assert make_config(local).rollouts.engine == "vllm"
 
@@ -130,6 +135,14 @@ def test_engines_are_read_back(tmp_path: Path) -> None:
             "weights_directory must be a directory that the server sees too",
         ),
         ({"engine": "tgi"}, "rollouts.engine must be"),
+        (
+            {
+                "engine": "server",
+                "server": {"url": "http://h", "model": "m", "flavor": "effopd"},
+                "weights_directory": "/shared",
+            },
+            "server.flavor must be 'vllm' or 'sglang'",
+        ),
         ({"engine": "vllm", "vllm": {"gpu_memory": 2.0}}, "gpu_memory must be above 0"),
     ],
 )

@@ -25,7 +25,7 @@ from effopd.rollouts.server import ServerEngine, WeightReload
 from effopd.rollouts.settings import VLLMSettings
 from effopd.rollouts.vllm import VLLMEngine
 from effopd.servers.client import Client
-from effopd.servers.dialects import api_of
+from effopd.servers.handshake import api_of
 
 CAP = 14
 

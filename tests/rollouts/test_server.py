@@ -14,7 +14,7 @@ from effopd.errors import ConfigError, ServerError
 from effopd.rollouts.engine import Request, Sampling
 from effopd.rollouts.server import ServerEngine, WeightReload
 from effopd.servers.client import Client
-from effopd.servers.dialects import api_of
+from effopd.servers.handshake import api_of
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 

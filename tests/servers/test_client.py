@@ -16,7 +16,7 @@ from tests.support.fake_server import FAULTS, FakeServer, patience_s, serving, s
 
 from effopd.errors import ConfigError, NonFiniteError, ServerError
 from effopd.servers.client import Client, ServerRequest
-from effopd.servers.dialects import api_of
+from effopd.servers.handshake import api_of
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from effopd.servers.client import NonFiniteAnswerError, TransientServerError
-from effopd.servers.dialects import Api, SGLangApi, VLLMApi, api_of
+from effopd.servers.client import IncompleteAnswerError, TransientServerError
+from effopd.servers.dialects import Api, SGLangApi, VLLMApi
+from effopd.servers.handshake import api_of
 from effopd.servers.settings import ServerSettings
 
 VLLM, SGLANG = VLLMApi("qwen"), SGLangApi("qwen")
@@ -76,9 +77,9 @@ def test_what_vllm_cannot_have_written(changes: dict[str, Any], message: str) ->
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf"), None, "-1", True])
 def test_log_probabilities_must_be_finite(value: Any) -> None:
-    with pytest.raises(NonFiniteAnswerError, match="the log-probability of token 1 is"):
+    with pytest.raises(IncompleteAnswerError, match="the log-probability of token 1 is"):
         VLLM.read_generation(vllm_written(logprobs={"token_logprobs": [-0.5, value]}))
-    with pytest.raises(NonFiniteAnswerError):
+    with pytest.raises(IncompleteAnswerError):
         SGLANG.read_scores(sglang_scores([[None, 5], [-1, 6], [value, 7]]), (5, 6, 7), 1)
 
 
@@ -110,9 +111,8 @@ def test_scores_by_vllm() -> None:
         ({"prompt_token_ids": [5, 6]}, "other tokens than were asked for"),
         ({"prompt_token_ids": [1, 5, 6]}, "other tokens than were asked for"),
         ({"prompt_logprobs": [None, place(6, -1)]}, "2 log-probabilities for 3 tokens"),
-        ({"prompt_logprobs": None}, "no log-probabilities for 3 tokens"),
+        ({"prompt_logprobs": 3}, "no log-probabilities for 3 tokens"),
         ({"prompt_logprobs": [None, place(6, -1), place(8, -1)]}, "without the one of token 7"),
-        ({"prompt_logprobs": [None, place(6, -1), None]}, "no log-probability of token 7"),
         ({"prompt_logprobs": [None, place(6, -1), []]}, "without the one of token 7"),
     ],
 )
@@ -210,12 +210,77 @@ def test_reloading_by_sglang() -> None:
     )
 
 
+# Likely tokens ------------------------------------------------------------------------------------
+
+
+def ranked(*entries: tuple[int, int, Any]) -> Any:
+    return {str(token): {"logprob": value, "rank": rank} for token, rank, value in entries}
+
+
+def test_likely_tokens_by_vllm() -> None:
+    """The token that was asked for comes first, whatever its rank; ranks decide."""
+    payload = VLLM.score_request((5, 6, 7), 2).payload
+    assert payload is not None
+    assert payload["prompt_logprobs"] == 2
+    places = [
+        None,
+        ranked((6, 9, -4.0), (3, 1, -0.5), (8, 2, -1.5)),
+        ranked((7, 2, -2), (4, 1, -1)),
+    ]
+    answer = vllm_scores(prompt_logprobs=places)
+    assert VLLM.read_top(answer, (5, 6, 7), 1, 2) == ([[3, 8], [4, 7]], [[-0.5, -1.5], [-1, -2]])
+    assert VLLM.read_scores(answer, (5, 6, 7), 1) == (-4.0, -2.0)
+    with pytest.raises(TransientServerError, match="2 likely tokens where 3 were asked for"):
+        VLLM.read_top(answer, (5, 6, 7), 2, 3)
+    with pytest.raises(TransientServerError, match="without rank"):
+        VLLM.read_top(vllm_scores(), (5, 6, 7), 1, 2)
+
+
+def test_likely_tokens_by_sglang() -> None:
+    payload = SGLANG.score_request((5, 6, 7), 2).payload
+    assert payload is not None
+    assert payload["top_logprobs_num"] == 2
+    answer = sglang_scores([[None, 5, None], [-4.0, 6, None], [-2.0, 7, None]])
+    tops = [None, [[-0.5, 3, None], [-1.5, 8, None]], [[-1.0, 4, None], [-2.0, 7, None]]]
+    answer["meta_info"]["input_top_logprobs"] = tops
+    assert SGLANG.read_top(answer, (5, 6, 7), 1, 2) == ([[3, 8], [4, 7]], [[-0.5, -1.5], [-1, -2]])
+    answer["meta_info"]["input_top_logprobs"] = tops[1:]
+    with pytest.raises(TransientServerError, match="2 log-probabilities for 3 tokens"):
+        SGLANG.read_top(answer, (5, 6, 7), 1, 2)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), None, "-1"])
+def test_a_missing_value_takes_its_place_along(value: Any) -> None:
+    places = [None, ranked((6, 1, -1.0), (3, 2, value)), ranked((7, 1, -1.0), (4, 2, -2.0))]
+    with pytest.raises(IncompleteAnswerError, match="in the place of token 0 are missing") as error:
+        VLLM.read_top(vllm_scores(prompt_logprobs=places), (5, 6, 7), 1, 2)
+    ids, log_probs = error.value.partial
+    assert ids == [[0, 0], [7, 4]]
+    assert str(log_probs) == "[[nan, nan], [-1.0, -2.0]]"
+
+
+@pytest.mark.parametrize("answer", [None, {"choices": []}, vllm_scores(prompt_logprobs=None)])
+def test_an_answer_without_any_value_by_vllm(answer: Any) -> None:
+    with pytest.raises(IncompleteAnswerError, match="no log-probabilities for 2 tokens") as error:
+        VLLM.read_scores(answer, (5, 6, 7), 1)
+    assert str(error.value.partial) == "(nan, nan)"
+
+
+@pytest.mark.parametrize("answer", [None, sglang_scores([]), sglang_scores(None)])
+def test_an_answer_without_any_value_by_sglang(answer: Any) -> None:
+    with pytest.raises(IncompleteAnswerError, match="no log-probabilities for 2 tokens"):
+        SGLANG.read_scores(answer, (5, 6, 7), 1)
+    with pytest.raises(IncompleteAnswerError) as error:
+        SGLANG.read_top(answer, (5, 6, 7), 1, 2)
+    assert error.value.partial[0] == [[0, 0], [0, 0]]
+
+
 # Both ---------------------------------------------------------------------------------------------
 
 KEYS = st.sampled_from(
     ["choices", "token_ids", "prompt_token_ids", "prompt_logprobs", "logprobs", "token_logprobs",
      "meta_info", "output_token_logprobs", "input_token_logprobs", "finish_reason", "type",
-     "completion_tokens", "tokens", "max_model_len", "6", "logprob"]
+     "completion_tokens", "tokens", "max_model_len", "6", "logprob", "rank", "input_top_logprobs"]
 )  # fmt: skip
 ANSWERS = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["stop", "x"]),
@@ -227,7 +292,12 @@ ANSWERS = st.recursive(
 @pytest.mark.parametrize("api", [VLLM, SGLANG], ids=["vllm", "sglang"])
 @given(answer=ANSWERS)
 def test_any_answer_is_read_or_may_pass(api: Api, answer: Any) -> None:
-    reads = (api.read_generation, api.read_tokens, lambda a: api.read_scores(a, (5, 6), 1))
+    reads = (
+        api.read_generation,
+        api.read_tokens,
+        lambda a: api.read_scores(a, (5, 6), 1),
+        lambda a: api.read_top(a, (5, 6), 1, 1),
+    )
     for read in reads:
         try:
             read(answer)

@@ -9,9 +9,9 @@ from tests.fakes import TOKENIZER, tiny_model
 from tests.support.fake_server import FakeServer, serving, settings_of
 
 from effopd.data.world import TinyWorld, make_tokenizer
-from effopd.errors import ParameterMismatchError, ServerError
+from effopd.errors import ConfigError, ParameterMismatchError, ServerError
 from effopd.servers.client import Client
-from effopd.servers.dialects import PROBE_TOKENS, Identity, api_of, probe_ids, verify_server
+from effopd.servers.handshake import PROBE_TOKENS, Identity, api_of, probe_ids, verify_server
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 
@@ -92,3 +92,29 @@ def test_a_fault_during_the_handshake_passes(server: FakeServer) -> None:
     server.strike({0: "500", 2: "nan", 4: "drop"})
     assert meet(server).repeat_nats == 0.0
     assert server.struck == ["500", "nan", "drop"]
+
+
+# Likely tokens ------------------------------------------------------------------------------------
+
+
+def test_likely_tokens_are_asked_for_at_the_start(server: FakeServer) -> None:
+    assert meet(server, top_k=5).repeat_nats == 0.0
+    with pytest.raises(ConfigError, match=f"top_k must be at most {SIZE}, the tokens that there"):
+        meet(server, top_k=SIZE + 1)
+
+
+@pytest.mark.parametrize("server", ["vllm"], indirect=True)
+def test_more_likely_tokens_than_the_server_allows(server: FakeServer) -> None:
+    server.most_likely = 4
+    with pytest.raises(ServerError, match=r"max allowed: 4.*--max-logprobs 5, or lower top_k"):
+        meet(server, top_k=5)
+
+
+def test_logits_are_no_log_probabilities(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_probs = server._distributions
+    monkeypatch.setattr(server, "_distributions", lambda ids: [row + 9.0 for row in log_probs(ids)])
+    server.shift_nats = -9.0
+    with pytest.raises(ServerError, match=r"have a probability of .* these are no log-prob"):
+        meet(server, top_k=5)

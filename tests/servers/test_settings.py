@@ -56,6 +56,10 @@ def test_other_urls_are_refused_without_their_secrets(url: str, message: str) ->
         ({"concurrency": 0}, "concurrency must be at least 1, got 0"),
         ({"response_bytes": 0}, "response_bytes must be at least 1"),
         ({"retries": -1}, "retries must be at least 0"),
+        ({"missing_retries": -1}, "missing_retries must be at least 0"),
+        ({"missing_share": 1.0}, "missing_share must be at least 0 and below 1, got 1.0"),
+        ({"top_k": -1}, "top_k must be at least 0"),
+        ({"top_k": 5, "flavor": "effopd"}, "top_k is for vLLM and SGLang"),
     ],
 )
 def test_wrong_settings_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -9,22 +9,26 @@ import socketserver
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load
 
 from effopd.models.loading import ModelSettings, load_model
+from effopd.models.policy import Policy
 from effopd.rollouts.engine import Request, Sampling
 from effopd.rollouts.hf import HFEngine
+from effopd.servers.hidden_states import LOG_PROBS, STATES, read_tensors, write_tensors
+from effopd.servers.served_model import ServedModel, TeacherServerSettings
 from effopd.servers.settings import ServerSettings
 
 FAULTS = (
     "drop", "500", "502", "429", "stall", "slow body", "half body", "truncated", "not json",
-    "wrong count", "wrong tokens", "wrong vocabulary", "nan", "null", "restart",
+    "wrong count", "wrong tokens", "wrong vocabulary", "nan", "null", "empty", "restart",
 )  # fmt: skip
 """Those after which another try brings a good answer."""
 TRICKLE_S = 0.05
@@ -41,11 +45,12 @@ class FakeServer:
     Args:
         model: Scores and writes; its weights change when it is told to reload.
         tokenizer: Of the model.
-        flavor: "vllm" or "sglang".
+        flavor: "vllm" or "sglang"; or "effopd", whose answers are those of the teacher server.
         name: Of the served model.
         context: Longest sequence it takes.
         key: API key that it asks for.
         can_reload: Whether its endpoints for weights are open.
+        most_likely: What vLLM's --max-logprobs allows.
     """
 
     def __init__(
@@ -58,9 +63,13 @@ class FakeServer:
         context: int = 4096,
         key: str = "",
         can_reload: bool = True,
+        most_likely: int = 20,
     ) -> None:
         self.model, self.tokenizer, self.flavor, self.name = model, tokenizer, flavor, name
         self.context, self.key, self.can_reload = context, key, can_reload
+        self.most_likely = most_likely
+        self._served: tuple[Any, ServedModel] | None = None
+        self._one_at_a_time: Any = nullcontext()
         self.fault_at: Callable[[int], str | None] = lambda number: None
         self.next_model: Any = None
         self.requests: list[tuple[str, Json]] = []
@@ -100,6 +109,8 @@ class FakeServer:
         for thread in self._restarts:
             thread.join()
         self._stop()
+        if self._served is not None:
+            self._served[1].close()
 
     def _stop(self) -> None:
         self._http.shutdown()
@@ -124,7 +135,26 @@ class FakeServer:
             with self._lock:
                 self._at_a_time -= 1
 
+    def only_one_at_a_time(self) -> None:
+        """Answers of the teacher server then depend on no other, bit for bit."""
+        self._one_at_a_time = threading.Lock()
+
+    def _effopd(self) -> ServedModel:
+        """The teacher server's own answers, by the model as it is now."""
+        with self._computing:
+            if self._served is None or self._served[0] is not self.model:
+                if self._served is not None:
+                    self._served[1].close()
+                settings = TeacherServerSettings(name=self.name, max_tokens=self.context)
+                policy = Policy(self.model, self.tokenizer)
+                self._served = (self.model, ServedModel(policy, settings))
+            return self._served[1]
+
     def _answer(self, path: str, asked: Json) -> tuple[int, Json]:
+        if self.flavor == "effopd":
+            with self._one_at_a_time:
+                reply = self._effopd().answer(path, asked)
+            return reply.status, reply.content
         if path == "/v1/models":
             return 200, {"object": "list", "data": [{"id": self.name, "object": "model"}]}
         if path == "/tokenize":
@@ -162,10 +192,22 @@ class FakeServer:
             return 400, {"error": f"Token id {max(ids)} is out of vocabulary"}
         choice: Json = {"index": 0, "prompt_token_ids": ids, "prompt_logprobs": None}
         if "prompt_logprobs" in asked:
-            places = [
-                {str(token): {"logprob": value, "rank": 1, "decoded_token": "x"}}
-                for token, value in zip(ids[1:], self._scores(ids), strict=True)
-            ]
+            k = asked["prompt_logprobs"]
+            if k > self.most_likely:
+                message = f"Requested prompt logprobs of {k}, which is greater than max allowed"
+                return 400, {"error": {"message": f"{message}: {self.most_likely}"}}
+            places = []
+            for token, log_probs_V in zip(ids[1:], self._distributions(ids), strict=True):
+                rank = int((log_probs_V >= log_probs_V[token]).sum())
+                values, likely = log_probs_V.topk(k)
+                ranked = [(token, rank, log_probs_V[token].item())]
+                ranked += zip(likely.tolist(), range(1, k + 1), values.tolist(), strict=True)
+                places.append(
+                    {
+                        str(i): {"logprob": value, "rank": rank, "decoded_token": "x"}
+                        for i, rank, value in ranked
+                    }
+                )
             eos = self.tokenizer.eos_token_id
             choice |= {"prompt_logprobs": [None, *places], "token_ids": [eos]}
         else:
@@ -184,8 +226,12 @@ class FakeServer:
         ids, parameters = asked["input_ids"], asked["sampling_params"]
         meta: Json = {"finish_reason": {"type": "length"}, "completion_tokens": 1}
         if asked.get("logprob_start_len") == 0:
-            scores = [None, *self._scores(ids)]
+            rows = self._distributions(ids)
+            scores = [None, *(row[i].item() for row, i in zip(rows, ids[1:], strict=True))]
             meta["input_token_logprobs"] = [[v, i, None] for v, i in zip(scores, ids, strict=True)]
+            if k := asked.get("top_logprobs_num", 0):
+                tops = [zip(*map(torch.Tensor.tolist, row.topk(k)), strict=True) for row in rows]
+                meta["input_top_logprobs"] = [None, *([[v, i, None] for v, i in t] for t in tops)]
             meta["output_token_logprobs"] = [[0.0, 0, None]]
         else:
             settings = {
@@ -201,11 +247,10 @@ class FakeServer:
         return 200, {"text": "", "meta_info": meta}
 
     @torch.no_grad()
-    def _scores(self, ids: Sequence[int]) -> list[float]:
+    def _distributions(self, ids: Sequence[int]) -> list[torch.Tensor]:
         with self._computing:
             logits_TV = self.model(torch.tensor([ids])).logits[0, :-1]
-        log_probs_TV = torch.log_softmax(logits_TV, dim=-1)
-        return log_probs_TV.gather(1, torch.tensor(ids)[1:, None])[:, 0].tolist()
+        return list(torch.log_softmax(logits_TV, dim=-1))
 
     def _write(self, ids: Sequence[int], seed: int, most: int, settings: dict[str, Any]) -> Any:
         request = Request(prompt_ids=tuple(ids), seed=seed)
@@ -279,7 +324,7 @@ def _handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
         def _serve(self, asked: Json) -> None:
             if fake.key and self.headers.get("Authorization") != f"Bearer {fake.key}":
                 self._send(401, b'{"error": "Unauthorized"}')
-            elif self.path in {"/v1/completions", "/generate"}:
+            elif self.path in {"/v1/completions", "/generate", LOG_PROBS, STATES}:
                 fault = fake.next_fault()
                 self._fail(fault, asked) if fault else self._send_json(asked)
             else:
@@ -287,7 +332,9 @@ def _handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
 
         def _send_json(self, asked: Json) -> None:
             status, content = fake.answer(self.path, asked)
-            self._send(status, b"" if content is None else json.dumps(content).encode())
+            if not isinstance(content, bytes):
+                content = b"" if content is None else json.dumps(content).encode()
+            self._send(status, content)
 
         def _send(
             self, status: int, body: bytes, *, length: int | None = None, location: str = ""
@@ -340,8 +387,13 @@ def _spoiled(fault: str, content: Json) -> bytes:
     """A good answer with one thing wrong in it."""
     if fault == "not json":
         return b"<html>502 Bad Gateway</html>"
-    for part in (content.get("choices", [{}])[0], content.get("meta_info", {})):
-        for key in ("prompt_logprobs", "input_token_logprobs", "output_token_logprobs"):
+    if isinstance(content, bytes):
+        return _spoiled_teacher(fault, content)
+    if fault == "empty" and "choices" in content:
+        content["choices"] = []
+    likely = "input_top_logprobs"
+    for part in (*content.get("choices", []), content.get("meta_info", {})):
+        for key in ("prompt_logprobs", "input_token_logprobs", likely, "output_token_logprobs"):
             if part.get(key):
                 _spoil_(fault, part, key)
         if "logprobs" in part:
@@ -351,15 +403,44 @@ def _spoiled(fault: str, content: Json) -> bytes:
     return json.dumps(content).encode()
 
 
+def _spoiled_teacher(fault: str, content: bytes) -> bytes:
+    """The same of the teacher server, whose answers name no tokens."""
+    missing = float("nan") if fault == "nan" else None
+    if fault == "empty":
+        return b""
+    if content.startswith(b"{"):
+        answer = json.loads(content)
+        if fault in {"nan", "null"}:
+            answer["log_probs"][-1] = missing
+        elif fault.startswith("wrong"):
+            answer["log_probs"].pop()
+        return json.dumps(answer).encode()
+    fingerprint = read_tensors(content)[1]
+    hidden_ND = load(content)["states"]
+    if fault in {"nan", "null"}:
+        hidden_ND[-1, 0] = float("nan")
+    elif fault.startswith("wrong"):
+        hidden_ND = hidden_ND[:-1] if fault == "wrong count" else hidden_ND[:, 1:]
+    return write_tensors({"states": hidden_ND}, fingerprint)
+
+
 def _spoil_(fault: str, part: Json, key: str) -> None:
     entries = part[key]
     last = entries[-1]
-    if fault == "wrong count" or (key.startswith("output") and fault.startswith("wrong")):
+    if fault == "empty":
+        part[key] = []
+    elif key == "input_top_logprobs" and fault in {"nan", "null"}:
+        entries[-1] = [[float("nan"), *entry[1:]] for entry in last] if fault == "nan" else None
+    elif key == "input_top_logprobs" and fault != "wrong count":
+        return
+    elif fault == "wrong count" or (key.startswith("output") and fault.startswith("wrong")):
         part[key] = entries[:-1]
     elif fault in {"wrong tokens", "wrong vocabulary"}:
         other = 10**6 if fault == "wrong vocabulary" else 1
         if isinstance(last, dict):
-            entries[-1] = {str(int(token) + other): value for token, value in last.items()}
+            moved = {str(int(token) + other): value for token, value in last.items()}
+            asked_for = next(iter(last))  # it stands first
+            entries[-1] = {token: value for token, value in moved.items() if token != asked_for}
         elif isinstance(last, list):
             entries[-1] = [last[0], last[1] + other, None]
     elif fault in {"nan", "null"}:

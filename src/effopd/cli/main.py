@@ -366,6 +366,43 @@ def doctor(
         raise typer.Exit(0 if found.passes else 1)
 
 
+@app.command(name="serve-teacher")
+def serve_teacher(
+    model: Annotated[str, typer.Argument(help="Model directory or repository.", metavar="MODEL")],
+    name: Annotated[str, typer.Option(help="Name that students ask for.")] = "teacher",
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; others than this machine's need a key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
+    key_env: Annotated[
+        str, typer.Option(help="Environment variable with the key that students send.")
+    ] = "",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
+    device: Annotated[
+        str, typer.Option(help="PyTorch device that computes; auto is a GPU where there is one.")
+    ] = "auto",
+    max_tokens: Annotated[int, typer.Option(help="Longest prompt and answer together.")] = 32_768,
+    batch_tokens: Annotated[int, typer.Option(help="Tokens in one forward pass.")] = 32_768,
+    waiting: Annotated[int, typer.Option(help="Requests at a time; more have to come back.")] = 256,
+    debug: Debug = False,
+) -> None:
+    """Serve a teacher's log-probabilities and hidden states to students, until stopped."""
+    with errors(debug):
+        from effopd.servers.settings import key_from
+        from effopd.servers.teacher_server import TeacherServerSettings
+        from effopd.servers.teacher_server import serve_teacher as serve
+
+        settings = TeacherServerSettings(
+            name=name, host=host, port=port, key=key_from(key_env, "--key-env"),
+            max_tokens=max_tokens, batch_tokens=batch_tokens, waiting=waiting,
+        )  # fmt: skip
+
+        def report(text: str) -> None:
+            print(display_text(text), flush=True)
+
+        serve(model, settings, dtype=dtype, device=device, report=report)
+
+
 @app.command(hidden=True, context_settings={"ignore_unknown_options": True})
 def plan(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
     """Renamed: effopd doctor MODEL --gpus N."""

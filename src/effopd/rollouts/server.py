@@ -16,7 +16,8 @@ import torch
 from effopd.errors import ConfigError, NonFiniteError, ServerError
 from effopd.rollouts.engine import Completion, Request, Sampling, finished
 from effopd.servers.client import Client
-from effopd.servers.dialects import Api, mean_difference, probe_ids, score
+from effopd.servers.dialects import Api
+from effopd.servers.handshake import mean_difference, probe_ids, score
 
 
 class ServerEngine:

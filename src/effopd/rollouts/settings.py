@@ -55,6 +55,10 @@ class RolloutSettings:
             return
         if self.server is None:
             raise ConfigError("server must say where it is: engine = 'server' needs server.url")
+        if self.server.flavor == "effopd":
+            raise ConfigError(
+                "server.flavor must be 'vllm' or 'sglang': effopd serve-teacher writes no answers"
+            )
         if not self.weights_directory:
             raise ConfigError(
                 "weights_directory must be a directory that the server sees too: the student is "

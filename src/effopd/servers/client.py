@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import httpx2
 
@@ -25,16 +25,26 @@ class TransientServerError(ServerError):
     """A failure that may pass: the server was away, overloaded, or sent something broken."""
 
 
-class NonFiniteAnswerError(TransientServerError):
-    """A log-probability in an answer was NaN, infinite or missing."""
+class IncompleteAnswerError(TransientServerError):
+    """Values of an answer were null or not finite; `partial` is the answer with NaN for them."""
+
+    def __init__(self, message: str, partial: Any) -> None:
+        super().__init__(message)
+        self.partial = partial
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerRequest:
-    """A path from the root of the server; the payload is sent as JSON by POST, None is a GET."""
+    """A path from the root of the server; the payload is sent as JSON by POST, None is a GET.
+
+    The answer is JSON, or bytes where `is_binary`. `most_bytes` is its length where that is known
+    before, and may be above the `response_bytes` of the settings.
+    """
 
     path: str
     payload: dict[str, Any] | None = None
+    is_binary: bool = False
+    most_bytes: int = 0
 
 
 class Deadline:
@@ -95,11 +105,17 @@ class Client:
         deadline: Deadline,
         *,
         before_retry: Callable[[], None] | None = None,
+        accept_incomplete: bool = False,
         stream: int = 0,
     ) -> T:
-        """What `read` makes of the answer; asked again while failures may pass."""
+        """What `read` makes of the answer; asked again while failures may pass.
+
+        With `accept_incomplete`, an answer whose values are missing is asked for `missing_retries`
+        times again, then taken as it is.
+        """
         rng = random.Random(f"{self._seed}/{stream}")
         failure: TransientServerError | None = None
+        patience = min(self.settings.missing_retries, self.settings.retries)
         for attempt in range(self.settings.retries + 1):
             if failure is not None:
                 deadline.wait(self._backoff_s(attempt, rng))
@@ -112,12 +128,16 @@ class Client:
                 if failure is not None and before_retry is not None:
                     before_retry()
                 return self.ask_once(request, read, deadline)
+            except IncompleteAnswerError as error:  # no sign of a restart
+                failure, patience = error, patience - 1
+                if accept_incomplete and patience < 0:
+                    return cast("T", error.partial)
             except TransientServerError as error:
                 failure = error
                 with self._lock:
                     self.disturbances += 1
         message = f"{self}: {self.settings.retries + 1} tries failed, the last: {failure}"
-        if isinstance(failure, NonFiniteAnswerError):
+        if isinstance(failure, IncompleteAnswerError):
             raise NonFiniteError(message)
         raise ServerError(message)
 
@@ -132,6 +152,7 @@ class Client:
         deadline: Deadline,
         *,
         before_retry: Callable[[], None] | None = None,
+        accept_incomplete: bool = False,
     ) -> list[T]:
         """`ask` for each request, several at a time, in the order of the requests.
 
@@ -144,8 +165,9 @@ class Client:
         def one(index: int) -> T:
             try:
                 return self.ask(
-                    requests[index], reads[index], deadline, before_retry=before_retry, stream=index
-                )
+                    requests[index], reads[index], deadline, before_retry=before_retry,
+                    accept_incomplete=accept_incomplete, stream=index,
+                )  # fmt: skip
             except EffopdError as error:
                 with self._lock:
                     first.append(error)
@@ -171,8 +193,9 @@ class Client:
             raise ServerError(f"{self}: {request.path} did not succeed: {self._shown(answer)}")
 
     def _answer(self, request: ServerRequest, seconds: float) -> Any:
-        """The JSON value of an answer within `seconds`; None where it is empty."""
-        url, most = self._url + request.path, self.settings.response_bytes
+        """The bytes or the JSON value of an answer within `seconds`; None where it is empty."""
+        url = self._url + request.path
+        most = max(self.settings.response_bytes, request.most_bytes)
         end = time.monotonic() + seconds
         method = "GET" if request.payload is None else "POST"
         body = bytearray()
@@ -203,8 +226,10 @@ class Client:
             raise ServerError(f"{where}: name the variable that holds the key in api_key_env")
         if not 200 <= status < 300:
             raise ServerError(f"{where}: {self._shown(body.decode('utf-8', 'replace'))}")
+        if request.is_binary or not body.strip():
+            return bytes(body) or None
         try:
-            return json.loads(body) if body.strip() else None
+            return json.loads(body)
         except (ValueError, RecursionError):
             message = f"{url}: an answer of {len(body)} bytes that is no JSON"
             raise TransientServerError(message) from None

@@ -1,28 +1,20 @@
-"""What vLLM and SGLang are asked and answer, and whether a server is the one we think it is.
+"""What vLLM and SGLang are asked and answer.
 
-A `read_...` raises TransientServerError for a broken answer: another try may bring a good one.
+A `read_...` raises TransientServerError for a broken answer: another try may bring a good one. Of
+these, IncompleteAnswerError holds an answer of which single values, or all, are missing.
 
 Sources: docs.vllm.ai, "OpenAI-Compatible Server" (extra parameters of completions) and "Sleep Mode"
-(`/collective_rpc`, `/reset_prefix_cache`; both need VLLM_SERVER_DEV_MODE=1); docs.sglang.io,
-"SGLang Native APIs" and "Sampling Parameters".
+(`/collective_rpc`, `/reset_prefix_cache`; both need VLLM_SERVER_DEV_MODE=1), `vllm/logprobs.py` for
+the ranks; docs.sglang.io, "SGLang Native APIs" and "Sampling Parameters".
 """
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
-from typing import Any, NoReturn
+from typing import Any
 
-from effopd.errors import ParameterMismatchError, ServerError
-from effopd.servers.client import (
-    Client,
-    Deadline,
-    NonFiniteAnswerError,
-    ServerRequest,
-    TransientServerError,
-)
-from effopd.servers.settings import ServerSettings
+from effopd.servers.client import IncompleteAnswerError, ServerRequest, TransientServerError
 
 TokenIds = tuple[int, ...]
 
@@ -35,9 +27,6 @@ _NEUTRAL = {
 }
 """Sent with every request, so that defaults of the served model do not change what is sampled."""
 _SGLANG_SEED_BITS = 31
-PROBE_TOKENS = 32
-_GENERATED = 8
-_TEXT_TOKENS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +40,10 @@ class Generation:
     token_ids: TokenIds
     log_probs: tuple[float, ...]
     stopped: bool
+
+
+TopRows = tuple[list[list[int]], list[list[float]]]
+"""Token ids and log-probabilities [n, k]; where a place is missing, zeros and NaN."""
 
 
 class Api(ABC):
@@ -91,12 +84,19 @@ class Api(ABC):
         """The completion."""
 
     @abstractmethod
-    def score_request(self, token_ids: TokenIds) -> ServerRequest:
-        """Asks for the log-probability of each given token after those before it."""
+    def score_request(self, token_ids: TokenIds, top_k: int = 0) -> ServerRequest:
+        """Asks for the log-probability of each given token after those before it.
+
+        And for the `top_k` most likely tokens in its place.
+        """
 
     @abstractmethod
     def read_scores(self, answer: Any, token_ids: TokenIds, start: int) -> tuple[float, ...]:
         """The log-probabilities of `token_ids[start:]`; start is at least 1."""
+
+    @abstractmethod
+    def read_top(self, answer: Any, token_ids: TokenIds, start: int, k: int) -> TopRows:
+        """The k most likely tokens in each place of `token_ids[start:]`, most likely first."""
 
     @abstractmethod
     def reload_requests(self, directory: str) -> list[ServerRequest]:
@@ -131,37 +131,61 @@ class VLLMApi(Api):
         choice = field(answer, "choices", 0)
         ids = _token_ids(field(choice, "token_ids"))
         log_probs = field(choice, "logprobs", "token_logprobs")
-        _check_count(log_probs, len(ids))
+        check_count(log_probs, len(ids))
         return _generation(ids, log_probs, field(choice, "finish_reason"))
 
-    def score_request(self, token_ids: TokenIds) -> ServerRequest:
+    def score_request(self, token_ids: TokenIds, top_k: int = 0) -> ServerRequest:
         """See `Api`; one token is generated, since none cannot be asked for."""
         payload = {
             "model": self._model,
             "prompt": list(token_ids),
             "max_tokens": 1,
             "temperature": 0.0,
-            "prompt_logprobs": 1,
+            "prompt_logprobs": max(1, top_k),
             "return_token_ids": True,
         }
         return ServerRequest(path="/v1/completions", payload=payload)
 
     def read_scores(self, answer: Any, token_ids: TokenIds, start: int) -> tuple[float, ...]:
         """See `Api`; each place holds the likely tokens and, among them, the one asked for."""
+        places = self._places(answer, token_ids, start)
+        found = [
+            None if place is None else field(place[str(token)], "logprob")
+            for token, place in zip(token_ids[start:], places, strict=True)
+        ]
+        return log_probs_of(found)
+
+    def read_top(self, answer: Any, token_ids: TokenIds, start: int, k: int) -> TopRows:
+        """See `Api`; a place holds ranks 1 to k, and the token asked for where its rank is more."""
+        rows = []
+        for place in self._places(answer, token_ids, start):
+            ranked = []
+            for token, entry in (place or {}).items():
+                rank, value = field(entry, "rank"), field(entry, "logprob")
+                if type(rank) is not int or not token.isdecimal():
+                    raise TransientServerError("likely tokens without an id or a rank")
+                ranked.append((rank, int(token), value))
+            ranked.sort(key=lambda each: each[0])
+            rows.append([(token, value) for _, token, value in ranked[:k]])
+        return _top_rows(rows, k)
+
+    def _places(self, answer: Any, token_ids: TokenIds, start: int) -> list[Any]:
+        """Of each token of `token_ids[start:]`, the tokens named in its place; None if missing."""
+        wanted = len(token_ids) - start
+        if answer is None or field(answer, "choices") == []:
+            return [None] * wanted
         choice = field(answer, "choices", 0)
         if field(choice, "prompt_token_ids") != list(token_ids):
             raise TransientServerError("log-probabilities of other tokens than were asked for")
         places = field(choice, "prompt_logprobs")
-        _check_count(places, len(token_ids))
-        found = []
+        if not places:
+            return [None] * wanted
+        check_count(places, len(token_ids))
         for token, place in zip(token_ids[start:], places[start:], strict=True):
-            if place is None:
-                raise NonFiniteAnswerError(f"no log-probability of token {token}")
-            if not isinstance(place, dict) or str(token) not in place:
+            if place is not None and not (isinstance(place, dict) and str(token) in place):
                 # another vocabulary, or tokens were shifted
                 raise TransientServerError(f"log-probabilities without the one of token {token}")
-            found.append(field(place[str(token)], "logprob"))
-        return _finite(found)
+        return list(places[start:])
 
     def reload_requests(self, directory: str) -> list[ServerRequest]:
         """See `Api`."""
@@ -191,21 +215,39 @@ class SGLangApi(Api):
         meta = field(answer, "meta_info")
         ids, log_probs = _pairs(field(meta, "output_token_logprobs"))
         if (counted := meta.get("completion_tokens")) is not None:
-            _check_count(log_probs, counted)
+            check_count(log_probs, counted)
         return _generation(ids, log_probs, field(meta, "finish_reason", "type"))
 
-    def score_request(self, token_ids: TokenIds) -> ServerRequest:
+    def score_request(self, token_ids: TokenIds, top_k: int = 0) -> ServerRequest:
         """See `Api`."""
         parameters = {"max_new_tokens": 1, "temperature": 0.0}
-        return self._request(token_ids, sampling_params=parameters, logprob_start_len=0)
+        likely = {"top_logprobs_num": top_k} if top_k else {}
+        return self._request(token_ids, sampling_params=parameters, logprob_start_len=0, **likely)
 
     def read_scores(self, answer: Any, token_ids: TokenIds, start: int) -> tuple[float, ...]:
         """See `Api`."""
-        ids, log_probs = _pairs(field(answer, "meta_info", "input_token_logprobs"))
-        _check_count(log_probs, len(token_ids))
+        return log_probs_of(self._scored(answer, token_ids, start))
+
+    def read_top(self, answer: Any, token_ids: TokenIds, start: int, k: int) -> TopRows:
+        """See `Api`; a place holds `[log-probability, id, text]` of k tokens, or null."""
+        scored = self._scored(answer, token_ids, start)
+        places = None if answer is None else answer["meta_info"].get("input_top_logprobs")
+        if not places:
+            return _top_rows([[]] * len(scored), k)
+        check_count(places, len(token_ids))
+        found = [_pairs(place) for place in places[start:]]
+        rows = [sorted(zip(*pairs, strict=True), key=_descending)[:k] for pairs in found]
+        return _top_rows(rows, k)
+
+    def _scored(self, answer: Any, token_ids: TokenIds, start: int) -> Sequence[Any]:
+        """The values of `token_ids[start:]`; None for each where the answer holds none."""
+        if answer is None or not (entries := field(answer, "meta_info", "input_token_logprobs")):
+            return [None] * (len(token_ids) - start)
+        ids, log_probs = _pairs(entries)
+        check_count(log_probs, len(token_ids))
         if ids != token_ids:
             raise TransientServerError("log-probabilities of other tokens than were asked for")
-        return _finite(log_probs[start:])
+        return log_probs[start:]
 
     def reload_requests(self, directory: str) -> list[ServerRequest]:
         """See `Api`; the server empties its cache by itself."""
@@ -214,11 +256,6 @@ class SGLangApi(Api):
     def _request(self, ids: TokenIds, **parameters: Any) -> ServerRequest:
         payload = {"input_ids": list(ids), "return_logprob": True, **parameters}
         return ServerRequest(path="/generate", payload=payload)
-
-
-def api_of(settings: ServerSettings) -> Api:
-    """The requests of the server's kind."""
-    return {"vllm": VLLMApi, "sglang": SGLangApi}[settings.flavor](settings.model)
 
 
 def field(value: Any, *path: str | int) -> Any:
@@ -251,129 +288,50 @@ def _pairs(entries: Any) -> tuple[TokenIds, list[Any]]:
 def _generation(ids: TokenIds, log_probs: Sequence[Any], reason: Any) -> Generation:
     if reason not in ("stop", "length"):
         raise TransientServerError(f"a completion that ended by {reason!r:.40}")
-    return Generation(token_ids=ids, log_probs=_finite(log_probs), stopped=reason == "stop")
+    return Generation(token_ids=ids, log_probs=log_probs_of(log_probs), stopped=reason == "stop")
 
 
-def _finite(values: Sequence[Any]) -> tuple[float, ...]:
+def _is_number(value: Any) -> bool:
+    return type(value) in {int, float} and math.isfinite(value)
+
+
+def log_probs_of(values: Sequence[Any]) -> tuple[float, ...]:
     """Log-probabilities, each a finite number."""
-    for i, value in enumerate(values):
-        if type(value) not in {int, float} or not math.isfinite(value):
-            raise NonFiniteAnswerError(f"the log-probability of token {i} is {value!r:.40}")
-    return tuple(map(float, values))
+    found = tuple(float(value) if _is_number(value) else math.nan for value in values)
+    if any(map(math.isnan, found)):
+        i = next(i for i, value in enumerate(found) if math.isnan(value))
+        message = f"the log-probability of token {i} is {values[i]!r:.40}"
+        if all(value is None for value in values):
+            message = f"no log-probabilities for {len(values)} tokens"
+        raise IncompleteAnswerError(message, partial=found)
+    return found
 
 
-def _check_count(log_probs: Any, tokens: Any) -> None:
+def _descending(pair: tuple[int, Any]) -> float:
+    return -pair[1] if _is_number(pair[1]) else -math.inf  # what is missing is not cut off
+
+
+def _top_rows(rows: Sequence[Sequence[tuple[int, Any]]], k: int) -> TopRows:
+    """Rows of k tokens; one with a value that is missing, or without any, is missing."""
+    ids, log_probs, missing = [], [], None
+    for i, row in enumerate(rows):
+        if row and len(row) < k:
+            raise TransientServerError(f"{len(row)} likely tokens where {k} were asked for")
+        if row and all(_is_number(value) for _, value in row):
+            ids.append([token for token, _ in row])
+            log_probs.append([float(value) for _, value in row])
+        else:
+            missing = i if missing is None else missing
+            ids.append([0] * k)
+            log_probs.append([math.nan] * k)
+    if missing is not None:
+        message = f"the likely tokens in the place of token {missing} are missing"
+        raise IncompleteAnswerError(message, partial=(ids, log_probs))
+    return ids, log_probs
+
+
+def check_count(log_probs: Any, tokens: Any) -> None:
     """One log-probability a token, or the answer is broken."""
     if not isinstance(log_probs, list) or len(log_probs) != tokens:
         found = len(log_probs) if isinstance(log_probs, list) else "no"
         raise TransientServerError(f"{found} log-probabilities for {tokens!r:.40} tokens")
-
-
-# Is it the server we think it is: its model, tokenizer, context and arithmetic -------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Identity:
-    """How a server scores a fixed text: another model gives other numbers.
-
-    `log_probs` are of all tokens of the text but the first. The server takes `context` tokens. Its
-    scores of the text differ by `repeat_nats` when it is scored twice, and of what it wrote itself
-    by `self_score_nats` between writing and reading, both means.
-    """
-
-    probe_ids: TokenIds
-    log_probs: tuple[float, ...]
-    context: int
-    repeat_nats: float
-    self_score_nats: float
-
-
-def verify_server(
-    client: Client, api: Api, tokenizer: Any, vocabulary_size: int, longest: int
-) -> Identity:
-    """Checks a server before anything depends on it, and describes it for later comparisons."""
-    deadline = client.deadline()
-    # 1. It serves the model.
-    listed = client.ask(ServerRequest(path="/v1/models"), lambda a: field(a, "data"), deadline)
-    names = [str(model.get("id")) for model in listed if isinstance(model, dict)]
-    if client.settings.model not in names:
-        served = ascii(", ".join(names)[:300])
-        raise ServerError(f"{client} is not served; served are {served}")
-    # 2. Its tokenizer is the student's, and whole answers fit.
-    # The text that is compared uses the whole vocabulary.
-    size = min(vocabulary_size, len(tokenizer))
-    chosen = sorted({i * (size - 1) // (_TEXT_TOKENS - 1) for i in range(_TEXT_TOKENS)})
-    text = " ".join(tokenizer.decode([i]) for i in chosen)
-    ours = tokenizer(text, add_special_tokens=False)["input_ids"]
-    theirs, context = client.ask(api.tokenize_request(text), api.read_tokens, deadline)
-    if tuple(ours) != theirs:
-        _refuse_tokenizer(client, tokenizer, ours, theirs)
-    if context < longest + 1:
-        raise ServerError(
-            f"{client} takes {context} tokens, prompt and answer may have {longest} and one more "
-            "is written: start it with a longer context, or lower prompt.max_tokens or "
-            "sampling.max_new_tokens"
-        )
-    # 3. It scores a text alike twice.
-    probe = probe_ids(vocabulary_size)
-    log_probs = score(client, api, probe, 1, deadline)
-    again = score(client, api, probe, 1, deadline)
-    # 4. It scores what it generates as it does the same text in a prompt.
-    asked = api.generate_request(probe, seed=0, max_tokens=_GENERATED, temperature=0.0)
-    own = client.ask(asked, api.read_generation, deadline)
-    if not own.token_ids:
-        raise ServerError(f"{client} wrote nothing where a token was asked for")
-    own_again = score(client, api, probe + own.token_ids, len(probe), deadline)
-    identity = Identity(
-        probe_ids=probe,
-        log_probs=log_probs,
-        context=context,
-        repeat_nats=mean_difference(log_probs, again),
-        self_score_nats=mean_difference(own.log_probs, own_again),
-    )
-    tolerance = client.settings.tolerance_nats
-    for what, nats in (
-        ("the same text twice", identity.repeat_nats),
-        ("its own text, written and read,", identity.self_score_nats),
-    ):
-        if nats > tolerance:
-            raise ServerError(
-                f"{client} scores {what} differently, by {nats:.3g} nats a token on average; "
-                f"allowed are {tolerance:g} (tolerance_nats). Its log-probabilities cannot be "
-                "trained on."
-            )
-    return identity
-
-
-def probe_ids(vocabulary_size: int) -> TokenIds:
-    """Tokens spread over the vocabulary, its first and last among them."""
-    last = vocabulary_size - 1
-    return tuple(i * last // (PROBE_TOKENS - 1) for i in range(PROBE_TOKENS))
-
-
-def score(
-    client: Client, api: Api, ids: TokenIds, start: int, deadline: Deadline
-) -> tuple[float, ...]:
-    """The server's log-probabilities of `ids[start:]`."""
-    return client.ask(api.score_request(ids), lambda a: api.read_scores(a, ids, start), deadline)
-
-
-def mean_difference(first: Sequence[float], second: Sequence[float]) -> float:
-    """Mean absolute difference."""
-    return sum(abs(a - b) for a, b in zip(first, second, strict=True)) / len(first)
-
-
-def _refuse_tokenizer(
-    client: Client, tokenizer: Any, ours: Sequence[int], theirs: Sequence[int]
-) -> NoReturn:
-    """Names the first token that differs."""
-    pairs = enumerate(zip_longest(ours, theirs))
-    place, (own, other) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
-    token = None if own is None else tokenizer.convert_ids_to_tokens(own)
-    raise ParameterMismatchError(
-        f"{client} has another tokenizer than the student: {len(theirs)} tokens "
-        f"where the student's gives {len(ours)}, or other ones; the first that differs, at "
-        f"{place}, is {token!r} ({own}) for the student and {other} for the server. A "
-        "token-wise comparison would be meaningless; serve a model that shares the student's "
-        "tokenizer."
-    )

@@ -351,6 +351,12 @@ def _of_teacher_server(config: Config) -> Iterator[str]:
         yield f"validation.type = {config.validation.type!r} needs {whole}: use 'accuracy'"
     if config.evaluation.divergence and config.evaluation.problems:
         yield f"evaluation.divergence needs {whole}: set it to false"
+    writes = config.teacher_server.flavor != "effopd"
+    if config.evaluation.teacher and config.evaluation.problems and not writes:
+        yield (
+            "evaluation.teacher needs a server that writes answers, teacher_server.flavor = "
+            "'effopd' scores them: set it to false"
+        )
 
 
 def _of_adapters(config: Config) -> Iterator[str]:

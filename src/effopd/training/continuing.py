@@ -30,6 +30,7 @@ _SETTINGS: Mapping[Effect, str] = {
         objective train.steps train.prompts_per_step
         train.responses_per_prompt train.updates_per_step train.epochs train.horizon
         train.stop optimizer monitor memory.master_weights search validation
+        teacher_server.top_k
     """,
     "rounding only": """
         device teacher_device threads student.attention teacher.attention teachers.*.attention
@@ -45,10 +46,12 @@ _SETTINGS: Mapping[Effect, str] = {
         teachers.*.gradient_checkpointing reference.gradient_checkpointing
         teacher_server.api_key_env teacher_server.request_s teacher_server.step_s
         teacher_server.retries teacher_server.backoff_s teacher_server.response_bytes
-        teacher_server.tolerance_nats
+        teacher_server.tolerance_nats teacher_server.missing_retries
+        teacher_server.missing_share
         rollouts.server.api_key_env rollouts.server.request_s rollouts.server.step_s
         rollouts.server.retries rollouts.server.backoff_s rollouts.server.response_bytes
-        rollouts.server.tolerance_nats code.sandbox.processes
+        rollouts.server.tolerance_nats rollouts.server.missing_retries
+        rollouts.server.missing_share rollouts.server.top_k code.sandbox.processes
         rollouts.weights_directory rollouts.vllm.sleep rollouts.vllm.tolerance_nats
         train.max_skipped_steps checkpoint.every checkpoint.keep memory.anchor_device
         memory.teacher_offload memory.teacher_states_device

@@ -18,7 +18,7 @@ from effopd.rollouts.hf import HFEngine
 from effopd.rollouts.server import ServerEngine, WeightReload
 from effopd.rollouts.vllm import VLLMEngine, open_vllm
 from effopd.servers.client import Client
-from effopd.servers.dialects import Identity, api_of, verify_server
+from effopd.servers.handshake import Identity, api_of, verify_server
 from effopd.training.config import Config
 from effopd.training.teachers import frozen, frozen_copy
 
