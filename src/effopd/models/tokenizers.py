@@ -95,6 +95,12 @@ def turn_end_id(tokenizer: Any) -> int | None:
     return next((i for i in ids if i in special), None)
 
 
+def default_ends(tokenizer: Any) -> tuple[int, ...]:
+    """The ends that a tokenizer itself knows, the turn end of its chat template first."""
+    ends = (turn_end_id(tokenizer), tokenizer.eos_token_id)
+    return tuple(dict.fromkeys(i for i in ends if i is not None))
+
+
 # Vocabularies -------------------------------------------------------------------------------------
 
 
