@@ -4,7 +4,7 @@ A model may end its answers at several tokens, and names them in four places. Eq
 equal tokens to student and teacher; a few tokens may be one's own.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,6 +61,39 @@ def end_token_remarks(tokenizer: Any, ends: tuple[int, ...]) -> Iterator[str]:
             "ordinary text: if that is not meant, correct eos_token_id in generation_config.json "
             "and config.json"
         )
+
+
+def ends_remark(
+    student: Any, ends: Sequence[int], other: Any, other_ends: Sequence[int], name: str
+) -> str:
+    """How the ends of the student's answers and those of another model differ; "" if they do not.
+
+    Compared by name. With an end in common the student is taught to write that one; with none, the
+    other model gives every end of the student's the probability of a token it never writes.
+    """
+    ours, theirs = (
+        {str(tokenizer.convert_ids_to_tokens(i)): i for i in ids}
+        for tokenizer, ids in ((student, ends), (other, other_ends))
+    )
+    if ours.keys() == theirs.keys():
+        return ""
+    said = (
+        f"answers of the student end with {token_names(student, tuple(ends))}, those of {name} "
+        f"with {token_names(other, tuple(other_ends))}"
+    )
+    if common := [token for token in ours if token in theirs]:
+        return f"{said}: {' and '.join(map(repr, common))} ends both"
+    missing = next((token for token in theirs if token in student.get_vocab()), None)
+    remedy = (
+        "give both one chat template"
+        if missing is None
+        else f"add {student.get_vocab()[missing]} ({missing!r}) to eos_token_id in the student's "
+        "generation_config.json"
+    )
+    return (
+        f"{said}: none ends both, so that {name} expects no answer to end where the student's do; "
+        f"{remedy}"
+    )
 
 
 def _known(tokenizer: Any, values: list[Any]) -> tuple[int, ...]:
