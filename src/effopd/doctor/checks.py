@@ -232,12 +232,18 @@ def tokenizers(run: CheckedRun) -> Iterator[Finding]:
     for name, model in run.models.items():
         if name != "student" and model.tokenizer is not None:
             yield from _compared(run, name, student.tokenizer, model.tokenizer)
-            if student.directory is not None and model.directory is not None:
-                ours, theirs = (
-                    end_token_ids_in(each.directory, each.tokenizer) for each in (student, model)
-                )
-                if text := ends_remark(student.tokenizer, ours, model.tokenizer, theirs, name):
-                    yield Finding("warning", "ends of answers", text)
+            ours, theirs = student.directory, model.directory
+            assert ours is not None  # its tokenizer is from there
+            assert theirs is not None
+            text = ends_remark(
+                student.tokenizer,
+                end_token_ids_in(ours, student.tokenizer),
+                model.tokenizer,
+                end_token_ids_in(theirs, model.tokenizer),
+                name,
+            )
+            if text:
+                yield Finding("warning", "ends of answers", text)
     # The prompt as the student gets it, where its answers end, and what is odd about both.
     assert student.directory is not None  # its tokenizer is from there
     tokenizer, config = student.tokenizer, run.config
