@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.fakes import TOKENIZER
+from tests.support.chat import chat_model
 from tests.support.checkpoints import save_family, save_tensors
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from effopd.errors import CheckpointError, ConfigError, NonFiniteError, Paramete
 from effopd.models.checkpoints import verify_checkpoint
 from effopd.models.directory import INDEX, SINGLE
 from effopd.models.loading import ModelSettings, load_model, load_tokenizer
-from effopd.models.saving import write_model, write_weights
+from effopd.models.saving import save_model, write_model, write_weights
 from effopd.models.updates import PairUpdate
 from effopd.models.weights import MemoryWeights, open_weights
 
@@ -41,6 +42,29 @@ def assert_same(first: Path, second: Path) -> None:
         assert one.dtype(name) == two.dtype(name)
         ours, theirs = one.read(name).contiguous(), two.read(name).contiguous()
         assert torch.equal(ours.reshape(-1).view(torch.uint8), theirs.reshape(-1).view(torch.uint8))
+
+
+# What a trained model says of itself --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "ends", "expected"),
+    [(0, (0, 2), [0, 2]), ([2], (0, 2), [2, 0]), ([2, 0, 9], (0, 2), [2, 0, 9]), (None, (2,), [2])],
+)
+def test_generation_settings_name_every_end_that_was_trained(
+    tmp_path: Path, said: Any, ends: tuple[int, ...], expected: list[int]
+) -> None:
+    """Those of the source stay; a file that names all ends already is not rewritten."""
+    chat_model().save_pretrained(tmp_path / "source")
+    path = tmp_path / "source" / "generation_config.json"
+    path.write_text(json.dumps({"top_p": 0.9} | ({} if said is None else {"eos_token_id": said})))
+    model = load_model(ModelSettings(path=str(tmp_path / "source")))
+    (tmp_path / "out").mkdir()
+    save_model(model, tmp_path / "out", ends)
+    written = tmp_path / "out" / "generation_config.json"
+    assert json.loads(written.read_text()) == {"top_p": 0.9, "eos_token_id": expected}
+    if said == expected:
+        assert written.read_bytes() == path.read_bytes()
 
 
 # Copies -------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.support.chat import (
     CHATML,
     SIZE,
@@ -17,17 +18,21 @@ from tests.support.chat import (
 
 from effopd.errors import ConfigError, ParameterMismatchError
 from effopd.models.loading import ModelSettings, load_model, load_tokenizer
+from effopd.models.policy import Policy, Sample
 from effopd.models.tokenizers import (
     SharedVocabulary,
     end_token_ids,
     end_token_ids_in,
     end_token_remarks,
     shared_vocabulary,
+    turn_end_id,
+    unused_ids,
 )
 from effopd.rollouts.engine import Request, Sampling
 from effopd.rollouts.hf import HFEngine
 
 BASE = chat_tokenizer(eos="<|endoftext|>")
+PLAIN = chat_tokenizer()
 
 
 def edited(directory: Path, name: str, **changes: Any) -> Path:
@@ -57,11 +62,11 @@ def test_an_answer_ends_at_every_end_token(tmp_path: Path) -> None:
     ("generation", "config", "expected"),
     [
         ([0, 2], 2, (0, 2)), ([2], 2, (0, 2)), (2, None, (0, 2)), (None, 2, (0, 2)),
-        (None, [2, 5], (0, 2, 5)), ([5, 2], 1, (0, 5, 2, 1)), (None, None, (0,)),
-        (50_256, 10**6, (0,)),
+        (None, [2, 5], (0, 2, 5)), ([5, 2], 1, (0, 5, 2, 1)), (None, None, (0, 2)),
+        (50_256, 10**6, (0, 2)), ([5], 1, (0, 5, 1, 2)),
     ],
 )  # fmt: skip
-def test_ends_come_from_three_places(
+def test_ends_come_from_four_places(
     tmp_path: Path, generation: Any, config: Any, expected: tuple[int, ...]
 ) -> None:
     save_chat(tmp_path, BASE, chat_model(eos_token_id=None))
@@ -104,14 +109,15 @@ def test_a_visible_end_token_is_no_part_of_the_text() -> None:
         assert completion.text == BASE.decode(completion.token_ids[:-1], skip_special_tokens=True)
 
 
-def test_a_turn_that_ends_with_another_token_is_told() -> None:
-    (remark,) = end_token_remarks(BASE, (TEXT_END,))
-    assert remark == (
-        "the chat template ends a turn with '<|im_end|>', but answers end with '<|endoftext|>': "
-        "add 2 to eos_token_id in generation_config.json, or set sampling.stop = ['<|im_end|>']"
-    )
-    assert not list(end_token_remarks(BASE, (TEXT_END, TURN_END)))
-    assert not list(end_token_remarks(chat_tokenizer(), (TURN_END,)))
+def test_a_base_model_stops_where_its_chat_template_ends_a_turn(tmp_path: Path) -> None:
+    model = chat_model(eos_token_id=TEXT_END)
+    assert turn_end_id(BASE) == TURN_END
+    assert end_token_ids(BASE, model) == (TEXT_END, TURN_END)
+    requests = [Request(prompt_ids=(5, 6), seed=i) for i in range(16)]
+    found = HFEngine(model, BASE).generate(requests, Sampling(max_new_tokens=300))
+    assert {c.token_ids[-1] for c in found if c.finish_reason == "stop"} == {TEXT_END, TURN_END}
+    without = chat_tokenizer(eos="<|endoftext|>", chat=None)
+    assert end_token_ids(without, model) == (TEXT_END,)
 
 
 @pytest.mark.parametrize(
@@ -124,12 +130,12 @@ def test_a_turn_that_ends_with_another_token_is_told() -> None:
     ],
 )
 def test_templates_that_say_nothing_about_the_end(template: str | None) -> None:
-    assert not list(end_token_remarks(chat_tokenizer(chat=template), (TEXT_END,)))
+    assert turn_end_id(chat_tokenizer(chat=template)) is None
 
 
 def test_the_first_special_token_behind_an_answer_is_the_end() -> None:
     template = CHATML.replace("<|im_end|>", " <|endoftext|><|im_end|>")
-    assert not list(end_token_remarks(chat_tokenizer(chat=template), (TEXT_END,)))
+    assert turn_end_id(chat_tokenizer(chat=template)) == TEXT_END
 
 
 def test_an_ordinary_token_that_ends_answers_is_told() -> None:
@@ -140,10 +146,57 @@ def test_an_ordinary_token_that_ends_answers_is_told() -> None:
     )
 
 
+# Rows without a token -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("holes", [(), (7, 100)])
+def test_rows_without_a_token_are_never_drawn_and_log_probabilities_stay_the_policys(
+    holes: tuple[int, ...],
+) -> None:
+    model = chat_model(SIZE + 5)
+    tokenizer = chat_tokenizer()
+    for hole in holes:
+        without(tokenizer, tokenizer.convert_ids_to_tokens(hole))
+    unused = (*holes, *range(SIZE, SIZE + 5))
+    assert unused_ids(tokenizer, SIZE + 5) == unused
+    with torch.no_grad():
+        model.lm_head.weight[list(unused)] = 20 * model.lm_head.weight[[90]]
+    requests = [Request(prompt_ids=(5, 6), seed=i) for i in range(12)]
+    for size in (SIZE + 5, SIZE + 1, SIZE):
+        policy = Policy(model, tokenizer, vocabulary_size=size)
+        engine = HFEngine(model, tokenizer, vocabulary_size=size)
+        for temperature in (1.0, 0.0):
+            sampling = Sampling(max_new_tokens=20, temperature=temperature)
+            for request, found in zip(requests, engine.generate(requests, sampling), strict=True):
+                assert not {*found.token_ids} & {*unused}
+                sample = Sample(prompt_ids=request.prompt_ids, completion_ids=found.token_ids)
+                with torch.no_grad():
+                    states = policy.states([sample])
+                    logits_NV = states.hidden_ND @ policy.head_weight_VD.T
+                    log_probs_NV = torch.log_softmax(logits_NV, dim=-1)
+                expected = log_probs_NV.gather(1, states.targets_N[:, None])[:, 0]
+                assert found.log_probs == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_without_padding_rows_the_draw_is_the_policys() -> None:
+    model, requests = chat_model(), [Request(prompt_ids=(5, 6), seed=i) for i in range(8)]
+    sampling = Sampling(max_new_tokens=20)
+    padded = chat_model(SIZE + 5)
+    padded.load_state_dict(
+        {
+            name: torch.cat([w, torch.full((5, w.shape[1]), 0.3)]) if len(w) == SIZE else w
+            for name, w in model.state_dict().items()
+        }
+    )
+    ours = HFEngine(model, PLAIN).generate(requests, sampling)
+    theirs = HFEngine(padded, PLAIN).generate(requests, sampling)
+    assert [each.token_ids for each in ours] == [each.token_ids for each in theirs]
+    cut = HFEngine(padded, PLAIN, vocabulary_size=SIZE).generate(requests, sampling)
+    for one, other in zip(ours, cut, strict=True):
+        assert one.log_probs == pytest.approx(other.log_probs, abs=1e-5)
+
+
 # Which tokens student and teacher share -----------------------------------------------------------
-
-
-PLAIN = chat_tokenizer()
 
 
 def test_the_same_tokens_share_every_row() -> None:

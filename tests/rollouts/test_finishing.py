@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.fakes import EOS, TOKENIZER, ids
 
-from effopd.errors import NonFiniteError
-from effopd.rollouts.engine import Completion, Sampling, finished
+from effopd.errors import NonFiniteError, ServerError
+from effopd.rollouts.engine import Completion, Sampling, check_written, finished
 
 
 def finish(tokens: tuple[int, ...], *, stopped: bool = False, **sampling: Any) -> Completion:
@@ -79,3 +79,17 @@ def test_nan_is_an_error() -> None:
             tokenizer=TOKENIZER,
             ends=[],
         )
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ((), "x wrote a completion without any token"),
+        ((3, 10), "x wrote token 10, the student's vocabulary has 10: serve the model"),
+        ((3, 9, 8), "x wrote id 8, a row of the head that no token of the student's tokenizer has"),
+    ],
+)
+def test_ids_that_are_no_tokens_are_refused(tokens: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ServerError, match=message):
+        check_written("x", tokens, 10, (8, 9))
+    check_written("x", (0, 7), 10, (8, 9))

@@ -82,11 +82,28 @@ def test_tokens_beyond_the_vocabulary_are_refused() -> None:
 
 def test_what_vllm_is_asked() -> None:
     sampling = Sampling(temperature=0.5, top_p=0.9, top_k=7, max_new_tokens=9, stop=("#",))
-    assert sampling_arguments(2**62, sampling, [2, 7]) == {
+    assert sampling_arguments(2**62, sampling, [2, 7], [9]) == {
         "seed": 2**62, "max_tokens": 9, "temperature": 0.5, "top_p": 0.9, "top_k": 7,
         "stop": ["#"], "include_stop_str_in_output": True, "skip_special_tokens": False,
-        "logprobs": 0, "stop_token_ids": [2, 7],
+        "logprobs": 0, "stop_token_ids": [2, 7], "logit_bias": {9: -100.0},
     }  # fmt: skip
+    assert sampling_arguments(1, sampling, [2], [])["logit_bias"] is None
+
+
+def test_rows_without_a_token_are_biased_away() -> None:
+    model = tiny_model()
+    model.resize_token_embeddings(SIZE + 3)
+    engine, llm = engine_of(model)
+    asked = []
+
+    def listen(prompts: Any, parameters: Any, *, use_tqdm: bool) -> Any:
+        asked.extend(parameters)
+        return FakeLLM.generate(llm, prompts, parameters, use_tqdm=use_tqdm)
+
+    llm.generate = listen  # type: ignore[method-assign]
+    engine.generate(ASKED, SHORT)
+    never = dict.fromkeys(range(SIZE, SIZE + 3), -100.0)
+    assert [each["logit_bias"] for each in asked] == [never] * len(ASKED)
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,21 @@ def test_padding_rows_are_trimmed_to_the_fewer() -> None:
     assert student.vocabulary_size == teacher.vocabulary_size == 280
 
 
+def test_a_teacher_with_other_ends_is_told_by_name() -> None:
+    student = Policy(chat_model(eos_token_id=0), chat_tokenizer(eos="<|endoftext|>"))
+    bare = chat_tokenizer(eos="<|endoftext|>", chat=None)
+    teacher = Policy(chat_model(), chat_tokenizer())
+    assert align_vocabularies(student, {"x": teacher}) == [
+        "answers of the student end with '<|endoftext|>' and '<|im_end|>', those of x with "
+        "'<|im_end|>': '<|im_end|>' ends both"
+    ]
+    assert align_vocabularies(Policy(chat_model(eos_token_id=0), bare), {"x": teacher}) == [
+        "answers of the student end with '<|endoftext|>', those of x with '<|im_end|>': none ends "
+        "both, so that x expects no answer to end where the student's do; add 2 ('<|im_end|>') to "
+        "eos_token_id in the student's generation_config.json"
+    ]
+
+
 def test_a_head_without_rows_for_its_own_tokens_is_refused() -> None:
     student, teacher = chat_policy("<a>", "<b>", rows=260), chat_policy("<a>", rows=320)
     with pytest.raises(

@@ -17,7 +17,12 @@ from effopd.models.architecture import architecture_of, described_by, position_l
 from effopd.models.directory import find_model, read_config
 from effopd.models.gpus import Gpu
 from effopd.models.loading import AUTO, ModelSettings, load_tokenizer, real_device
-from effopd.models.tokenizers import end_token_ids_in, shared_vocabulary, token_names
+from effopd.models.tokenizers import (
+    end_token_ids_in,
+    ends_remark,
+    shared_vocabulary,
+    token_names,
+)
 from effopd.models.weights import stored_tensors
 from effopd.records import display_text
 from effopd.rewards.build import verifier_for
@@ -227,6 +232,18 @@ def tokenizers(run: CheckedRun) -> Iterator[Finding]:
     for name, model in run.models.items():
         if name != "student" and model.tokenizer is not None:
             yield from _compared(run, name, student.tokenizer, model.tokenizer)
+            ours, theirs = student.directory, model.directory
+            assert ours is not None  # its tokenizer is from there
+            assert theirs is not None
+            text = ends_remark(
+                student.tokenizer,
+                end_token_ids_in(ours, student.tokenizer),
+                model.tokenizer,
+                end_token_ids_in(theirs, model.tokenizer),
+                name,
+            )
+            if text:
+                yield Finding("warning", "ends of answers", text)
     # The prompt as the student gets it, where its answers end, and what is odd about both.
     assert student.directory is not None  # its tokenizer is from there
     tokenizer, config = student.tokenizer, run.config
@@ -252,9 +269,6 @@ def _compared(run: CheckedRun, name: str, student: Any, other: Any) -> Iterator[
         yield Finding("warning", "tokenizers", shared.remark)
     else:
         yield Finding("ok", "tokenizers", f"{name} has the student's tokens")
-    if student.eos_token_id != other.eos_token_id:
-        text = f"the student ends with {student.eos_token!r}, {name} with {other.eos_token!r}"
-        yield Finding("warning", "special tokens", text)
     config, own = run.config, name.removeprefix("teachers.").removeprefix("teacher")
     own_prompt = config.reference_prompt if name == "reference" else prompt_of(config, own)
     if (own_prompt or config.prompt).chat and lend_template_(student, other):

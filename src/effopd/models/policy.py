@@ -23,8 +23,6 @@ from effopd.objectives.projection import Head
 
 T = TypeVar("T")
 
-T = TypeVar("T")
-
 _AMPLIFICATION = 1e4
 """Brings the logits of an untrained model beyond every soft cap in use, which are below 100."""
 

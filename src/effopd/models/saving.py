@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,11 @@ _DTYPES = ("dtype", "torch_dtype")
 _OF_THE_WRITER = {*_DTYPES, "_name_or_path", "transformers_version"}
 
 
-def save_model(model: Any, directory: Path) -> None:
+def save_model(model: Any, directory: Path, ends: Sequence[int] = ()) -> None:
     """Writes weights and configuration of a Hugging Face model into an existing directory.
+
+    generation_config.json names all of `ends`, the tokens that it was trained to end answers with,
+    so that others stop where training stopped.
 
     transformers 5 writes settings under names that readers made for earlier versions overlook
     (`rope_theta`), and ends of a generation as it read them. So config.json and
@@ -37,9 +40,13 @@ def save_model(model: Any, directory: Path) -> None:
     precision it has now, unless the model is no longer what they describe.
     """
     model.save_pretrained(directory)
-    source = _source(model.name_or_path, CONFIG)
-    if source is None:
-        return
+    if (source := _source(model.name_or_path, CONFIG)) is not None:
+        _keep_description(model, source, directory)
+    _name_ends(directory / GENERATION, ends)
+
+
+def _keep_description(model: Any, source: Path, directory: Path) -> None:
+    """Writes config.json and generation_config.json as `source` has them, where that holds."""
     from transformers import AutoConfig
 
     try:
@@ -59,6 +66,17 @@ def save_model(model: Any, directory: Path) -> None:
         (directory / CONFIG).write_text(text, encoding="utf-8")
     if (source / GENERATION).is_file():
         shutil.copyfile(source / GENERATION, directory / GENERATION)
+
+
+def _name_ends(path: Path, ends: Sequence[int]) -> None:
+    """Adds the missing ones of `ends` to `eos_token_id`; a file with all of them stays as it is."""
+    raw = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    named = raw.get("eos_token_id")
+    listed = named if isinstance(named, list) else [] if named is None else [named]
+    if {*ends} - {*listed}:
+        raw["eos_token_id"] = list(dict.fromkeys([*listed, *ends]))
+        text = json.dumps(raw, indent=2, ensure_ascii=False) + "\n"
+        path.write_text(text, encoding="utf-8")
 
 
 def save_tokenizer(tokenizer: Any, directory: Path) -> None:

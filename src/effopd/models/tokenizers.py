@@ -1,10 +1,10 @@
 """What tokenizers say: the tokens at which an answer ends, and the tokens that two models share.
 
-A model may end its answers at several tokens, and names them in three places. Equal ids must mean
+A model may end its answers at several tokens, and names them in four places. Equal ids must mean
 equal tokens to student and teacher; a few tokens may be one's own.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +29,9 @@ def end_token_ids(tokenizer: Any, model: Any) -> tuple[int, ...]:
     """The tokens at which answers of a loaded model end.
 
     The tokenizer's end-of-sequence token first, then those of the generation settings, of the
-    configuration, and of its part for text, that are tokens of the tokenizer.
+    configuration, and of its part for text, that are tokens of the tokenizer; last the special
+    token with which the chat template ends an assistant's turn. Every engine stops at all of them,
+    and an answer that ends at one is not truncated.
     """
     parts = (model.generation_config, model.config, model.config.get_text_config())
     return _known(tokenizer, [getattr(part, "eos_token_id", None) for part in parts])
@@ -50,20 +52,8 @@ def token_names(tokenizer: Any, ids: tuple[int, ...]) -> str:
 
 
 def end_token_remarks(tokenizer: Any, ends: tuple[int, ...]) -> Iterator[str]:
-    """What is odd about the tokens at which answers end; one sentence each, with a remedy.
-
-    That the chat template ends a turn with a token at which no answer ends, which a model trained
-    on that template writes and goes on after; that an ordinary token ends answers.
-    """
-    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    turn_end = _turn_end(tokenizer, special)
-    if turn_end is not None and turn_end not in ends:
-        token = str(tokenizer.convert_ids_to_tokens(turn_end))
-        yield (
-            f"the chat template ends a turn with {token!r}, but answers end with "
-            f"{token_names(tokenizer, ends)}: add {turn_end} to eos_token_id in "
-            f"generation_config.json, or set sampling.stop = [{token!r}]"
-        )
+    """That an ordinary token ends answers, if one does; with a remedy."""
+    special = special_ids(tokenizer)
     ordinary = tuple(i for i in ends if i not in special)
     if ordinary:
         yield (
@@ -73,18 +63,57 @@ def end_token_remarks(tokenizer: Any, ends: tuple[int, ...]) -> Iterator[str]:
         )
 
 
-def _known(tokenizer: Any, values: list[Any]) -> tuple[int, ...]:
-    """The ids in the values, each a number, a list or nothing, that the tokenizer has; no repeats.
+def ends_remark(
+    student: Any, ends: Sequence[int], other: Any, other_ends: Sequence[int], name: str
+) -> str:
+    """How the ends of the student's answers and those of another model differ; "" if they do not.
 
-    The default of a configuration class may lie beyond a small vocabulary.
+    Compared by name. With an end in common the student is taught to write that one; with none, the
+    other model gives every end of the student's the probability of a token it never writes.
+    """
+    ours, theirs = (
+        {str(tokenizer.convert_ids_to_tokens(i)): i for i in ids}
+        for tokenizer, ids in ((student, ends), (other, other_ends))
+    )
+    if ours.keys() == theirs.keys():
+        return ""
+    said = (
+        f"answers of the student end with {token_names(student, tuple(ends))}, those of {name} "
+        f"with {token_names(other, tuple(other_ends))}"
+    )
+    if common := [token for token in ours if token in theirs]:
+        return f"{said}: {' and '.join(map(repr, common))} ends both"
+    missing = next((token for token in theirs if token in student.get_vocab()), None)
+    remedy = (
+        "give both one chat template"
+        if missing is None
+        else f"add {student.get_vocab()[missing]} ({missing!r}) to eos_token_id in the student's "
+        "generation_config.json"
+    )
+    return (
+        f"{said}: none ends both, so that {name} expects no answer to end where the student's do; "
+        f"{remedy}"
+    )
+
+
+def _known(tokenizer: Any, values: list[Any]) -> tuple[int, ...]:
+    """The ends in the values, each a number, a list or nothing, and those of the tokenizer itself.
+
+    Only ids that it has, as the default of a configuration class may lie beyond a small vocabulary.
     """
     listed = [each for v in values for each in (v if isinstance(v, list | tuple) else [v])]
     known = set(tokenizer.get_vocab().values())
     ids = [tokenizer.eos_token_id, *(i for i in listed if type(i) is int and i in known)]
-    return tuple(dict.fromkeys(ids))
+    turn_end = turn_end_id(tokenizer)
+    return tuple(dict.fromkeys(ids if turn_end is None else [*ids, turn_end]))
 
 
-def _turn_end(tokenizer: Any, special: set[int]) -> int | None:
+def special_ids(tokenizer: Any) -> set[int]:
+    """The ids that no text is cut into: control tokens and other added ones."""
+    return {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+
+
+def turn_end_id(tokenizer: Any) -> int | None:
     """The first special token that the chat template writes behind an answer; None without one."""
     if tokenizer.chat_template is None:
         return None
@@ -95,10 +124,26 @@ def _turn_end(tokenizer: Any, special: set[int]) -> int | None:
         return None  # a template that knows no answers says nothing about their end
     _, found, behind = text.rpartition(_ANSWER)
     ids = tokenizer(behind if found else "", add_special_tokens=False)["input_ids"]
+    special = special_ids(tokenizer)
     return next((i for i in ids if i in special), None)
 
 
+def default_ends(tokenizer: Any) -> tuple[int, ...]:
+    """The ends that a tokenizer itself knows, the turn end of its chat template first."""
+    ends = (turn_end_id(tokenizer), tokenizer.eos_token_id)
+    return tuple(dict.fromkeys(i for i in ends if i is not None))
+
+
 # Vocabularies -------------------------------------------------------------------------------------
+
+
+def unused_ids(tokenizer: Any, rows: int) -> tuple[int, ...]:
+    """The ids below `rows` that no token has, in order: padding rows of a head, which engines mask.
+
+    Families round the rows up (Qwen2.5: 151,936 for 151,665 tokens); some have holes inside.
+    """
+    known = set(tokenizer.get_vocab().values())
+    return tuple(i for i in range(rows) if i not in known)
 
 
 class SharedVocabulary(NamedTuple):

@@ -2,13 +2,13 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Literal, Protocol
 
 from effopd.data.problem import Message
-from effopd.errors import ConfigError, NonFiniteError
+from effopd.errors import ConfigError, NonFiniteError, ServerError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +166,24 @@ def finished(
         finish_reason="stop" if stopped or length else "length",
         text=tokenizer.decode(without_end(kept, ends), skip_special_tokens=True),
     )
+
+
+def check_written(
+    engine: object, token_ids: Sequence[int], vocabulary_size: int, unused: Collection[int]
+) -> None:
+    """Refuses an answer that holds an id beyond the vocabulary, or one that no token has."""
+    if not token_ids:
+        raise ServerError(f"{engine} wrote a completion without any token")
+    if max(token_ids) >= vocabulary_size:
+        raise ServerError(
+            f"{engine} wrote token {max(token_ids)}, the student's vocabulary has "
+            f"{vocabulary_size}: serve the model that is configured"
+        )
+    if found := {*unused} & {*token_ids}:
+        raise ServerError(
+            f"{engine} wrote id {min(found)}, a row of the head that no token of the student's "
+            "tokenizer has: serve the model and the tokenizer that are configured"
+        )
 
 
 def without_end(token_ids: Sequence[int], ends: Sequence[int]) -> Sequence[int]:

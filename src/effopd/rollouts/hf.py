@@ -26,7 +26,7 @@ from transformers import (
 
 from effopd.errors import NonFiniteError
 from effopd.models.policy import micro_batches
-from effopd.models.tokenizers import end_token_ids
+from effopd.models.tokenizers import end_token_ids, unused_ids
 from effopd.rollouts.engine import Completion, Request, Sampling, without_end
 
 
@@ -34,9 +34,9 @@ class HFEngine:
     """Generates with the live student model itself, so weights are always in sync.
 
     At most `batch_size` requests are decoded together, and `batch_tokens` of prompts and answers
-    with padding, every answer counted at the length cap. Sampled from are `vocabulary_size` head
-    rows: padding rows beyond the vocabulary shared with a teacher must not be. `during` is entered
-    while writing, see `Policy`.
+    with padding, every answer counted at the length cap. The policy has `vocabulary_size` head
+    rows, of which those without a token are never drawn. `during` is entered while writing, see
+    `Policy`.
     """
 
     def __init__(
@@ -54,7 +54,10 @@ class HFEngine:
         self._ends = end_token_ids(tokenizer, model)
         self._batch_size, self._batch_tokens = batch_size, batch_tokens or sys.maxsize
         self._during = during
-        self._vocabulary_size = vocabulary_size
+        rows = model.get_output_embeddings().weight.shape[0]
+        self._vocabulary_size = rows if vocabulary_size is None else vocabulary_size
+        unused = unused_ids(tokenizer, self._vocabulary_size)
+        self._unused_U = torch.tensor(unused, dtype=torch.long)
 
     def sync_weights(self) -> None:
         """Nothing to do: the live model generates."""
@@ -81,7 +84,13 @@ class HFEngine:
             attention_BT[row, width - len(request.prompt_ids) :] = 1
         caps_B = [r.sampling(sampling).max_new_tokens for r in requests]
         sampling = replace(sampling, max_new_tokens=max(caps_B))
-        sampler = SeededSampler([r.seed for r in requests], sampling, device, self._vocabulary_size)
+        sampler = SeededSampler(
+            [request.seed for request in requests],
+            sampling,
+            device,
+            vocabulary_size=self._vocabulary_size,
+            unused_U=self._unused_U,
+        )
         finish = FinishRecorder(ids_BT.shape, sampling.stop, self._tokenizer, self._ends, device)
         with _plain_generation(self._model, self._tokenizer.pad_token_id):
             self._model.generate(
@@ -118,7 +127,8 @@ class SeededSampler(LogitsProcessor):
     """Chooses each next token by inverting the distribution function at a seeded uniform number.
 
     Leaves a single finite score per row, so greedy decoding picks the chosen token. Row i uses the
-    same numbers in any batch; the leading `vocabulary_size` logits belong to the vocabulary.
+    same numbers in any batch; the leading `vocabulary_size` logits belong to the vocabulary. The
+    rows `unused_U` are left out of the draw, as by top-k: log-probabilities are before that.
     """
 
     def __init__(
@@ -126,10 +136,14 @@ class SeededSampler(LogitsProcessor):
         seeds: Sequence[int],
         sampling: Sampling,
         device: torch.device,
+        *,
         vocabulary_size: int | None = None,
+        unused_U: Int[Tensor, " U"] | None = None,
     ) -> None:
         self._sampling = sampling
         self._vocabulary_size = vocabulary_size
+        masks = unused_U is not None and unused_U.numel()
+        self._unused_U = unused_U.to(device) if unused_U is not None and masks else None
         self._uniforms_BT = torch.stack([_uniforms(s, sampling.max_new_tokens) for s in seeds])
         self._uniforms_BT = self._uniforms_BT.to(device)
         self.tokens: list[Int[Tensor, " B"]] = []
@@ -142,6 +156,8 @@ class SeededSampler(LogitsProcessor):
             raise NonFiniteError("the student's logits are not finite: its weights may hold NaN")
         logits_BV = known / (self._sampling.temperature or 1.0)
         log_probs_BV = torch.log_softmax(logits_BV, dim=-1)
+        if self._unused_U is not None:
+            logits_BV = logits_BV.index_fill(1, self._unused_U, -torch.inf)
         if self._sampling.temperature == 0:
             tokens_B1 = logits_BV.argmax(dim=-1, keepdim=True)
         else:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from effopd.errors import ConfigError, NonFiniteError, ServerError
-from effopd.rollouts.engine import Completion, Request, Sampling, finished
+from effopd.models.tokenizers import unused_ids
+from effopd.rollouts.engine import Completion, Request, Sampling, check_written, finished
 from effopd.servers.client import Client
 from effopd.servers.dialects import Api
 from effopd.servers.handshake import mean_difference, probe_ids, score
@@ -39,6 +40,7 @@ class ServerEngine:
     ) -> None:
         self._client, self._api, self._tokenizer = client, api, tokenizer
         self._vocabulary_size, self._ends, self._reload = vocabulary_size, ends, reload
+        self._unused = unused_ids(tokenizer, vocabulary_size)
 
     def sync_weights(self) -> None:
         """Brings the student's weights to the server, and checks that they arrived."""
@@ -70,13 +72,7 @@ class ServerEngine:
         reads = [self._api.read_generation] * len(asked)
         found = self._client.ask_all(asked, reads, self._client.deadline())
         for ids in (generation.token_ids for generation in found):
-            if not ids:
-                raise ServerError(f"{self._client} wrote a completion without any token")
-            if max(ids) >= self._vocabulary_size:
-                raise ServerError(
-                    f"{self._client} wrote token {max(ids)}, the student's vocabulary has "
-                    f"{self._vocabulary_size}: serve the model that is configured"
-                )
+            check_written(self._client, ids, self._vocabulary_size, self._unused)
         finish = partial(finished, sampling=sampling, tokenizer=self._tokenizer, ends=self._ends)
         return [finish(each.token_ids, each.log_probs, stopped=each.stopped) for each in found]
 

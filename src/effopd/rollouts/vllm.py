@@ -11,13 +11,15 @@ from typing import Any
 
 from torch import Tensor
 
-from effopd.errors import MissingExtraError, ServerError
-from effopd.models.tokenizers import end_token_ids
-from effopd.rollouts.engine import Completion, Request, Sampling, finished
+from effopd.errors import MissingExtraError
+from effopd.models.tokenizers import end_token_ids, unused_ids
+from effopd.rollouts.engine import Completion, Request, Sampling, check_written, finished
 from effopd.rollouts.server import StudentProbe
 from effopd.rollouts.settings import VLLMSettings
 
 NamedTensors = Iterable[tuple[str, Tensor]]
+_NEVER = -100.0
+"""The lowest bias of a logit that vLLM takes."""
 
 
 class VLLMEngine:
@@ -40,6 +42,8 @@ class VLLMEngine:
         self._model, self._tokenizer, self._settings = model, tokenizer, settings
         self._vocabulary_size = vocabulary_size
         self._ends = end_token_ids(tokenizer, model)
+        rows = model.get_output_embeddings().weight.shape[0]
+        self._unused = {*unused_ids(tokenizer, rows), *range(vocabulary_size, rows)}
         self._probe = StudentProbe(model, vocabulary_size)
         self._asleep: set[str] = set()
         self._sleep()
@@ -77,7 +81,11 @@ class VLLMEngine:
         outputs = self._llm.generate(
             [_prompt(request.prompt_ids) for request in requests],
             [
-                self._parameters(**sampling_arguments(r.seed, r.sampling(sampling), self._ends))
+                self._parameters(
+                    **sampling_arguments(
+                        r.seed, r.sampling(sampling), self._ends, sorted(self._unused)
+                    )
+                )
                 for r in requests
             ],
             use_tqdm=False,
@@ -87,11 +95,7 @@ class VLLMEngine:
         found = []
         for written in (output.outputs[0] for output in outputs):
             ids = tuple(written.token_ids)
-            if max(ids) >= self._vocabulary_size:
-                raise ServerError(
-                    f"vLLM wrote token {max(ids)}, the student's vocabulary has "
-                    f"{self._vocabulary_size}: the model's head has rows that no token uses"
-                )
+            check_written("vLLM", ids, self._vocabulary_size, self._unused)
             places = zip(ids, written.logprobs, strict=True)
             log_probs = [place[token].logprob for token, place in places]
             found.append(finish(ids, log_probs, stopped=written.finish_reason == "stop"))
@@ -163,8 +167,13 @@ def load_weights_(worker: Any, weights: NamedTensors) -> None:
     worker.model_runner.model.load_weights(iter(weights))
 
 
-def sampling_arguments(seed: int, sampling: Sampling, ends: Sequence[int]) -> dict[str, Any]:
-    """Arguments of `vllm.SamplingParams` for one completion, which `ends` end too."""
+def sampling_arguments(
+    seed: int, sampling: Sampling, ends: Sequence[int], unused: Sequence[int]
+) -> dict[str, Any]:
+    """Arguments of `vllm.SamplingParams` for one completion, which `ends` end too.
+
+    The head rows `unused` have no token and are never drawn; `raw_logprobs` are before their bias.
+    """
     return {
         "seed": seed,
         "max_tokens": sampling.max_new_tokens,
@@ -176,6 +185,7 @@ def sampling_arguments(seed: int, sampling: Sampling, ends: Sequence[int]) -> di
         "include_stop_str_in_output": True,
         "skip_special_tokens": False,
         "logprobs": 0,
+        "logit_bias": dict.fromkeys(unused, _NEVER) or None,
     }
 
 

@@ -105,7 +105,7 @@ def save_state(directory: Path, saved: Saved, progress: Progress) -> None:
     if trains_adapters(policy.model):
         save_adapters(policy.model, directory)
     else:
-        save_model(policy.model, directory)
+        save_model(policy.model, directory, policy.end_ids)
     save_tokenizer(policy.tokenizer, directory)
     folder = directory / FOLDER
     folder.mkdir()

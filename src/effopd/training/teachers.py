@@ -11,7 +11,7 @@ from torch import Tensor
 from effopd.errors import ConfigError, ParameterMismatchError
 from effopd.models.checkpoints import restore_
 from effopd.models.policy import Policy
-from effopd.models.tokenizers import shared_vocabulary
+from effopd.models.tokenizers import ends_remark, shared_vocabulary
 from effopd.objectives import aligned_vocabulary_size
 
 
@@ -97,10 +97,16 @@ class StudentAverage:
 
 
 def align_vocabularies(student: Policy, others: Mapping[str, Policy]) -> list[str]:
-    """Trims head rows so that all policies have the same vocabulary: the tokens they share."""
+    """Trims head rows so that all policies have the same vocabulary: the tokens they share.
+
+    Returns what a run says of it: tokens that only one has, and ends of answers that differ.
+    """
     sizes, remarks = [student.vocabulary_size], []
     for name, other in others.items():
         shared = shared_vocabulary(student.tokenizer, other.tokenizer, name)
+        ends = student.end_ids, other.tokenizer, other.end_ids
+        if remark := ends_remark(student.tokenizer, *ends, name):
+            remarks.append(remark)
         if shared.size is None:
             rows = (student.vocabulary_size, other.vocabulary_size)
             sizes.append(aligned_vocabulary_size(*rows, len(student.tokenizer)))
