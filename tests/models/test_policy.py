@@ -15,7 +15,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForC
 from effopd.data.world import make_model
 from effopd.errors import ConfigError, ParameterMismatchError
 from effopd.evaluation.logprobs import completion_log_probs, completion_reverse_kl
-from effopd.models.policy import Offloaded, Policy, Sample, micro_batches
+from effopd.models.policy import Offloaded, Policy, Sample, micro_batches, sorted_micro_batches
 from effopd.objectives import token_log_probs
 from effopd.rollouts.engine import Request, Sampling
 from effopd.rollouts.hf import HFEngine
@@ -249,11 +249,29 @@ def test_a_partition_in_order_within_the_limits_and_none_of_them_wasted(
     assert not any(fits([*portion, after[0]]) for portion, after in pairwise(found))
 
 
+@given(lengths=st.lists(st.integers(1, 900), max_size=30), tokens=limits, sequences=counts)
+def test_sorted_portions_are_a_partition_with_little_padding(
+    lengths: list[int], tokens: int, sequences: int | None
+) -> None:
+    found = list(sorted_micro_batches(lengths, tokens=10 * tokens, sequences=sequences))
+    order = [i for portion in found for i in portion]
+    assert sorted(order) == list(range(len(lengths)))
+    assert [lengths[i] for i in order] == sorted(lengths)
+    for portion in found:
+        held = [lengths[i] for i in portion]
+        padded = max(held) * len(held)
+        assert len(held) == 1 or padded <= 10 * tokens
+        assert sequences is None or len(held) <= sequences
+        assert padded - sum(held) <= max(512, padded // 10)
+
+
 def test_known_portions() -> None:
     assert list(micro_batches([3, 3, 4, 9, 1], tokens=9)) == [[0, 1], [2], [3], [4]]
     assert list(micro_batches([3, 3, 3, 20, 1, 1], tokens=9)) == [[0, 1, 2], [3], [4, 5]]
     assert list(micro_batches([1, 1, 1], tokens=9, sequences=2)) == [[0, 1], [2]]
     assert list(micro_batches([], tokens=9)) == []
+    assert list(sorted_micro_batches([600, 30, 700, 20], tokens=5000)) == [[3, 1], [0, 2]]
+    assert list(sorted_micro_batches([], tokens=9)) == []
 
 
 @pytest.mark.parametrize("limit", [{"tokens": 0}, {"tokens": 5, "sequences": 0}])

@@ -140,3 +140,34 @@ def test_requests_are_decoded_together_within_both_limits(
     watch.remove()
     assert found == sizes
     assert engine.generate([], SAMPLING) == []
+
+
+def test_answers_to_one_prompt_read_it_once_and_are_those_of_each_alone() -> None:
+    model, read = tiny_model(), []
+    prompts = [PROMPT, PROMPT[:4], PROMPT, PROMPT, PROMPT[:4], PROMPT[:3]]
+    requests = [Request(prompt_ids=prompt, seed=i) for i, prompt in enumerate(prompts)]
+    engine = HFEngine(model, TOKENIZER)
+    alone = [engine.generate([request], SAMPLING)[0].token_ids for request in requests]
+    model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    together = engine.generate(requests, SAMPLING)
+    assert [completion.token_ids for completion in together] == alone
+    assert read[:2] == [3 * (len(PROMPT) - 1), len(prompts)]
+
+
+def test_finished_answers_are_left_out_and_the_others_stay_what_they_were() -> None:
+    model, rows, sampling = tiny_model(), [], Sampling(max_new_tokens=60)
+    requests = [Request(prompt_ids=PROMPT[: 2 + i % 5], seed=i) for i in range(24)]
+    engine = HFEngine(model, TOKENIZER)
+    alone = [engine.generate([request], sampling)[0] for request in requests]
+    model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    together = engine.generate(requests, sampling)
+    assert [c.token_ids for c in together] == [c.token_ids for c in alone]
+    for one, other in zip(together, alone, strict=True):
+        assert one.log_probs == pytest.approx(other.log_probs, abs=1e-5)
+    assert len({c.finish_reason for c in alone}) == 2
+    assert rows[1:] == sorted(rows[1:], reverse=True)
+    assert len(set(rows[1:])) > 2

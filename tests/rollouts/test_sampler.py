@@ -43,7 +43,7 @@ def sample(
     sampler = SeededSampler(seeds, Sampling(max_new_tokens=4, **sampling), torch.device("cpu"))
     scores = torch.tensor(logits).repeat(len(seeds), 1)
     sampler(torch.zeros(len(seeds), 1, dtype=torch.long), scores)
-    return sampler.tokens[0].tolist(), sampler.log_probs[0].tolist(), sampler
+    return sampler.tokens_BT[:, 0].tolist(), sampler.log_probs_BT[:, 0].tolist(), sampler
 
 
 @pytest.mark.parametrize("sampling", SETTINGS, ids=str)
@@ -55,6 +55,14 @@ def test_token_by_token_the_draws_of_the_twin(sampling: dict[str, float]) -> Non
     assert tokens == expected
     full = log_softmax(LOGITS, sampling.get("temperature", 1.0))
     assert log_probs == pytest.approx([full[token] for token in expected], abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [511, 512, 513, 1500])
+def test_vocabularies_of_several_blocks_are_drawn_from_like_the_twin(size: int) -> None:
+    logits = (3 * torch.randn(size, generator=torch.Generator().manual_seed(size))).tolist()
+    seeds = range(300)
+    expected = [draw(truncated(logits), _uniforms(seed, 1).item()) for seed in seeds]
+    assert sample(logits, seeds)[0] == expected
 
 
 @pytest.mark.parametrize("sampling", [SETTINGS[0], SETTINGS[1], SETTINGS[-1]], ids=str)
@@ -79,7 +87,7 @@ def test_consecutive_tokens_of_a_seed_are_independent() -> None:
     sampler = SeededSampler(seeds, Sampling(max_new_tokens=2), torch.device("cpu"))
     for _ in range(2):
         sampler(torch.zeros(DRAWS, 1, dtype=torch.long), torch.tensor(LOGITS).repeat(DRAWS, 1))
-    pairs = Counter(zip(*(tokens.tolist() for tokens in sampler.tokens), strict=True))
+    pairs = Counter(map(tuple, sampler.tokens_BT.tolist()))
     p = truncated(LOGITS)
     cells = [(i, j) for i in range(size) for j in range(size)]
     statistic, freedom = chi_square([pairs[c] for c in cells], [p[i] * p[j] for i, j in cells])
@@ -90,7 +98,7 @@ def test_one_finite_score_a_row_and_it_is_the_drawn_token() -> None:
     sampler = SeededSampler([1, 2, 3], Sampling(), torch.device("cpu"))
     masked = sampler(torch.zeros(3, 1, dtype=torch.long), torch.tensor(LOGITS).repeat(3, 1))
     assert torch.isfinite(masked).sum(dim=1).tolist() == [1, 1, 1]
-    assert masked.argmax(dim=1).tolist() == sampler.tokens[0].tolist()
+    assert masked.argmax(dim=1).tolist() == sampler.tokens_BT[:, 0].tolist()
 
 
 def with_uniforms(values: list[float], logits: list[float]) -> list[int]:
@@ -100,7 +108,7 @@ def with_uniforms(values: list[float], logits: list[float]) -> list[int]:
     sampler(
         torch.zeros(len(values), 1, dtype=torch.long), torch.tensor(logits).repeat(len(values), 1)
     )
-    return sampler.tokens[0].tolist()
+    return sampler.tokens_BT[:, 0].tolist()
 
 
 def test_tokens_without_probability_are_not_drawn_even_at_the_ends() -> None:
@@ -143,8 +151,8 @@ def test_low_precision_logits_keep_log_probs_normalised(dtype: torch.dtype) -> N
     sampler = SeededSampler([5], Sampling(), torch.device("cpu"))
     scores: Tensor = torch.tensor([LOGITS], dtype=torch.float32).to(dtype).float()
     sampler(torch.zeros(1, 1, dtype=torch.long), scores)
-    expected = log_softmax(scores[0].tolist())[sampler.tokens[0].item()]
-    assert sampler.log_probs[0].item() == pytest.approx(expected, abs=1e-6)
+    expected = log_softmax(scores[0].tolist())[sampler.tokens_BT[:, 0].item()]
+    assert sampler.log_probs_BT[:, 0].item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_rows_beyond_the_vocabulary_are_never_sampled() -> None:
@@ -156,6 +164,6 @@ def test_rows_beyond_the_vocabulary_are_never_sampled() -> None:
     scores = sampler(torch.zeros(len(seeds), 1), torch.tensor([padded] * len(seeds)))
     plain = SeededSampler(seeds, Sampling(max_new_tokens=1), torch.device("cpu"))
     plain(torch.zeros(len(seeds), 1), torch.tensor([LOGITS] * len(seeds)))
-    assert sampler.tokens[0].tolist() == plain.tokens[0].tolist()
-    assert sampler.log_probs[0].tolist() == plain.log_probs[0].tolist()
-    assert scores.argmax(dim=1).tolist() == plain.tokens[0].tolist()
+    assert sampler.tokens_BT[:, 0].tolist() == plain.tokens_BT[:, 0].tolist()
+    assert sampler.log_probs_BT[:, 0].tolist() == plain.log_probs_BT[:, 0].tolist()
+    assert scores.argmax(dim=1).tolist() == plain.tokens_BT[:, 0].tolist()

@@ -18,7 +18,7 @@ from effopd.evaluation.statistics import mean
 from effopd.methods import Contribution, Learner, Portion
 from effopd.models.checkpoints import restore_
 from effopd.models.lora import factor_pairs
-from effopd.models.policy import Policy, micro_batches
+from effopd.models.policy import Policy, sorted_micro_batches
 from effopd.objectives import non_finite_cause
 from effopd.rollouts.engine import derive_seed
 from effopd.rollouts.rollout import Rollout, total_tokens
@@ -122,7 +122,8 @@ class Updater:
         self.optimizer.zero_grad(set_to_none=True)
         self._student.model.train()
         parts: list[Contribution] = []
-        for places in micro_batches(lengths, tokens=self._settings.train.micro_batch_tokens):
+        limit = self._settings.train.micro_batch_tokens
+        for places in sorted_micro_batches(lengths, tokens=limit):
             part = self._learner.contribution([indices[i] for i in places], portion)
             part.loss.backward()
             parts.append(part)
