@@ -8,7 +8,7 @@ random numbers, and no global generator is touched.
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+from transformers.cache_utils import DynamicLayer
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from effopd.errors import NonFiniteError
@@ -31,7 +32,8 @@ from effopd.models.policy import micro_batches
 from effopd.models.tokenizers import end_token_ids, unused_ids
 from effopd.rollouts.engine import Completion, Request, Sampling, without_end
 
-_CACHE = "cache" if hasattr(GenerateDecoderOnlyOutput, "cache") else "past_key_values"
+_KNOWN = {field.name for field in fields(GenerateDecoderOnlyOutput)}
+_CACHE = "cache" if "cache" in _KNOWN else "past_key_values"
 """What transformers calls it, from 5.24 on and before."""
 _BLOCK_TOKENS = 512  # of the vocabulary, whose probabilities are summed together
 _FEWEST_TO_SPLIT = 8  # rows, of which half are worth leaving out
@@ -66,7 +68,7 @@ class HFEngine:
         unused = unused_ids(tokenizer, self._vocabulary_size)
         self._unused_U = torch.tensor(unused, dtype=torch.long)
         # Models that see images keep the positions of their rows beside the cache.
-        self._may_select = not any(hasattr(each, "rope_deltas") for each in model.modules())
+        self._may_select = not any("rope_deltas" in vars(each) for each in model.modules())
 
     def sync_weights(self) -> None:
         """Nothing to do: the live model generates."""
@@ -94,13 +96,9 @@ class HFEngine:
         ids_RT, attention_RT = ids_RT.to(device), attention_RT.to(device)
         caps_B = [r.sampling(sampling).max_new_tokens for r in requests]
         sampling = replace(sampling, max_new_tokens=max(caps_B))
-        sampler = SeededSampler(
-            [request.seed for request in requests],
-            sampling,
-            device,
-            vocabulary_size=self._vocabulary_size,
-            unused_U=self._unused_U,
-        )
+        seeds = [request.seed for request in requests]
+        known = {"vocabulary_size": self._vocabulary_size, "unused_U": self._unused_U}
+        sampler = SeededSampler(seeds, sampling, device, **known)
         finish = FinishRecorder(ids_RT.shape, sampling.stop, self._tokenizer, self._ends, device)
         with _plain_generation(self._model, self._tokenizer.pad_token_id):
             cache = self._shared_prompts(requests, ids_RT, attention_RT)
@@ -110,9 +108,7 @@ class HFEngine:
                 written = self._model.generate(
                     input_ids=ids_RT,
                     attention_mask=attention_RT,
-                    generation_config=GenerationConfig(
-                        max_new_tokens=left, do_sample=False, return_dict_in_generate=True
-                    ),
+                    generation_config=_greedy(left),
                     logits_processor=LogitsProcessorList([sampler]),
                     stopping_criteria=StoppingCriteriaList([finish]),
                     **{_CACHE: cache},
@@ -161,9 +157,7 @@ class HFEngine:
             self._model.generate(
                 input_ids=ids_RT[rows_U, :-1],
                 attention_mask=attention_RT[rows_U, :-1],
-                generation_config=GenerationConfig(
-                    max_new_tokens=1, do_sample=False, return_dict_in_generate=True
-                ),
+                generation_config=_greedy(1),
             ),
             _CACHE,
         )
@@ -176,9 +170,14 @@ class HFEngine:
         return cache
 
 
+def _greedy(tokens: int) -> GenerationConfig:
+    """Of the scores that the sampler leaves, with the keys and values of what was read."""
+    return GenerationConfig(max_new_tokens=tokens, do_sample=False, return_dict_in_generate=True)
+
+
 def _can_select(cache: Any) -> bool:
     """Whether rows can be taken out; not out of a recurrent state."""
-    return all(hasattr(layer, "batch_select_indices") for layer in cache.layers)
+    return all(isinstance(layer, DynamicLayer) for layer in cache.layers)
 
 
 class SeededSampler(LogitsProcessor):
