@@ -97,7 +97,7 @@ class HFEngine:
         caps_B = [r.sampling(sampling).max_new_tokens for r in requests]
         sampling = replace(sampling, max_new_tokens=max(caps_B))
         seeds = [request.seed for request in requests]
-        known = {"vocabulary_size": self._vocabulary_size, "unused_U": self._unused_U}
+        known: Any = {"vocabulary_size": self._vocabulary_size, "unused_U": self._unused_U}
         sampler = SeededSampler(seeds, sampling, device, **known)
         finish = FinishRecorder(ids_RT.shape, sampling.stop, self._tokenizer, self._ends, device)
         with _plain_generation(self._model, self._tokenizer.pad_token_id):
