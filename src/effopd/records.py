@@ -271,6 +271,10 @@ def load_run(directory: Path | str) -> Run:
     )
 
 
+MANIFEST = "manifest.json"
+"""The sizes and hashes of a checkpoint's files, its last file to be written."""
+
+
 def checkpoint_path(parent: Path | str, step: int) -> Path:
     """`parent/step-00008`."""
     return Path(parent) / f"step-{step:05d}"

@@ -18,7 +18,6 @@ from tests.support.tiny import WORLD
 from effopd.data.world import make_tokenizer
 from effopd.errors import CheckpointError
 from effopd.models.checkpoints import (
-    MANIFEST,
     newest_good,
     prune,
     restore_,
@@ -26,7 +25,7 @@ from effopd.models.checkpoints import (
     weights_fingerprint,
     write_checkpoint,
 )
-from effopd.records import checkpoint_path, checkpoint_step, list_checkpoints
+from effopd.records import MANIFEST, checkpoint_path, checkpoint_step, list_checkpoints
 
 FILES = {"config.json": b'{"a": 1}', "model.safetensors": bytes(range(256)) * 12, "empty.txt": b""}
 

@@ -64,17 +64,15 @@ def test_a_prompt_with_a_token_that_the_teacher_does_not_know_is_refused(tmp_pat
         said(run_config(tmp_path), tmp_path / "run")
 
 
-def test_several_end_tokens_are_recorded_and_a_stranger_at_a_turns_end_is_told(
-    tmp_path: Path,
+@pytest.mark.parametrize("eos_token_id", [[0, 2], 0])
+def test_all_ends_are_recorded_that_of_the_templates_turns_too(
+    tmp_path: Path, eos_token_id: int | list[int]
 ) -> None:
     base = chat_tokenizer(eos="<|endoftext|>")
-    save_chat(tmp_path / "student", base, chat_model(eos_token_id=[0, 2]))
-    run = tmp_path / "run"
-    assert not [m for m in said(run_config(tmp_path), run) if "ends a turn" in m]
-    assert read_json(run / "run.json")["end_tokens"] == {"<|endoftext|>": 0, "<|im_end|>": 2}
-    save_chat(tmp_path / "student", base, chat_model(eos_token_id=0))
-    (remark,) = [m for m in said(run_config(tmp_path), tmp_path / "b") if "ends a turn" in m]
-    assert "ends a turn with '<|im_end|>', but answers end with '<|endoftext|>': add 2 to" in remark
+    save_chat(tmp_path / "student", base, chat_model(eos_token_id=eos_token_id))
+    said(run_config(tmp_path), tmp_path / "run")
+    ends = read_json(tmp_path / "run" / "run.json")["end_tokens"]
+    assert ends == {"<|endoftext|>": 0, "<|im_end|>": 2}
 
 
 def test_a_teacher_without_a_template_is_evaluated_with_the_students(tmp_path: Path) -> None:

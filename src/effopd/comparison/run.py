@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from effopd.comparison.plan import Plan, PlannedCell, load_plan, parent_of
 from effopd.comparison.pool import Job, Outcome, Pool
 from effopd.errors import ConfigError
-from effopd.models.checkpoints import MANIFEST
 from effopd.progress import SILENT, Display, Progress
-from effopd.records import checkpoint_path, load_run, write_json_atomic, write_text_atomic
+from effopd.records import MANIFEST, checkpoint_path, load_run, write_json_atomic, write_text_atomic
 from effopd.training.signals import StopRequest
 from effopd.workspace import Workspace
 

@@ -18,9 +18,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from effopd.errors import CheckpointError
-from effopd.records import list_checkpoints
+from effopd.records import MANIFEST, list_checkpoints
 
-MANIFEST = "manifest.json"
 _TEMPORARY = ".writing-"
 
 

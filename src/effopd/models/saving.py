@@ -11,9 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
-from effopd.models.checkpoints import MANIFEST, write_checkpoint
+from effopd.models.checkpoints import write_checkpoint
 from effopd.models.directory import CONFIG, GENERATION, INDEX, SINGLE, find_model, read_config
 from effopd.models.weights import Weights, is_finite, open_weights
+from effopd.records import MANIFEST
 
 SHARD_BYTES = 10**9
 TOKENIZER_FILES = (
