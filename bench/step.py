@@ -7,7 +7,9 @@ AdamW, fp32, one thread. `given`: the same prompts and the same answers, so what
 teacher's pass, the student's, the loss, the gradient and the update; loss and gradient norm of the
 first step have to agree. `generate`: the student writes the answers first; each side has random
 numbers of its own, so what is compared is the time per written token. The models have many end
-tokens, so that the lengths of answers vary as they do in training.
+tokens, so that the lengths of answers vary as they do in training. `reuse`: four passes over the
+given answers; the teacher's hidden states are kept from one to the next, and the peer is ours with
+`memory.teacher_states_gb = 0`, whose teacher reads in every pass; losses have to be equal.
 
 Each side runs in a process of its own: one step to warm up, three that are timed. Seconds are CPU
 seconds of the process, the least of the steps of all rounds. Memory is the growth of the peak
@@ -24,6 +26,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,17 +36,18 @@ from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 from effopd.data.problem import Problem
 from effopd.data.world import TinyWorld, make_tokenizer
+from effopd.evaluation.kept_states import DEFAULT_GB, KeptStates
 from effopd.evaluation.routing import Teachers
 from effopd.methods import Batch, FullVocabularyKL, Resources
 from effopd.models.policy import Policy
 from effopd.rollouts.engine import Completion, Request, Sampling
 from effopd.rollouts.hf import HFEngine
 from effopd.rollouts.rollout import Rollout
-from effopd.training.settings import LoopSettings, OptimizerSettings
+from effopd.training.settings import LoopSettings, OptimizerSettings, TrainSettings
 from effopd.training.update import Updater
 
-PRECISIONS, MODES = ["highest", "medium"], ["given", "generate"]
-STEPS, RATE, FIRST_WORD = 3, 1e-5, 3
+PRECISIONS, MODES = ["highest", "medium"], ["given", "generate", "reuse"]
+STEPS, RATE, FIRST_WORD, PASSES = 3, 1e-5, 3, 4
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -124,15 +128,21 @@ class Found:
     loss: float
     norm: float
     mebibytes: float
+    teacher_tokens: int = 0
 
 
-def ours(setting: Setting, mode: str) -> Found:
+def ours(setting: Setting, mode: str, gigabytes: float = DEFAULT_GB) -> Found:
     tokenizer, words = make_tokenizer(TinyWorld()), prompts(setting)
     student, teacher = (Policy(model(setting, seed), tokenizer) for seed in (0, 1))
     teacher.model.requires_grad_(False)
-    teachers = Teachers.single(teacher)
-    learner = FullVocabularyKL().learner(Resources(student=student, teachers=teachers))
-    settings = LoopSettings(optimizer=OptimizerSettings(lr=RATE))
+    teachers = Teachers(policies={"": teacher}, kept=KeptStates(gigabytes))
+    passes = PASSES if mode == "reuse" else 1
+    learner = FullVocabularyKL().learner(
+        Resources(student=student, teachers=teachers, epochs=passes)
+    )
+    settings = LoopSettings(
+        optimizer=OptimizerSettings(lr=RATE), train=TrainSettings(epochs=passes)
+    )
     updater = Updater(student, learner, settings)
     engine = HFEngine(student.model, tokenizer)
     sampling = Sampling(max_new_tokens=setting.longest)
@@ -140,7 +150,7 @@ def ours(setting: Setting, mode: str) -> Found:
     problems = [Problem(id=str(i), prompt=text, answer="") for i, text in enumerate(words)]
 
     def step(number: int) -> tuple[int, float, float]:
-        if mode == "given":
+        if mode != "generate":
             written = [
                 Completion(
                     token_ids=tuple(each),
@@ -164,6 +174,7 @@ def ours(setting: Setting, mode: str) -> Found:
             Batch(step=number, rollouts=rollouts, rewards=(), responses=1, written_tokens=tokens)
         )
         row = updater.update_(rollouts, number)
+        learner.release()
         return tokens, row["loss"], row["grad_norm"]
 
     seconds: list[float] = []
@@ -175,7 +186,8 @@ def ours(setting: Setting, mode: str) -> Found:
         tokens.append(count)
         if number == 1:
             first, before = (loss, norm), settled()
-    return Found(seconds[1:], tokens[1:], *first, resident_mebibytes("VmHWM") - before)
+    peak = resident_mebibytes("VmHWM") - before
+    return Found(seconds[1:], tokens[1:], *first, peak, teachers.tokens_read)
 
 
 def trl(setting: Setting, mode: str) -> Found:
@@ -245,7 +257,7 @@ def trl(setting: Setting, mode: str) -> Found:
     return Found(seconds[1:], tokens[1:], row["loss"], row["grad_norm"], peak)
 
 
-SIDES = {"ours": ours, "trl": trl}
+SIDES = {"ours": ours, "trl": trl, "anew": partial(ours, gigabytes=0.0)}
 
 
 def resident_mebibytes(field: str) -> float:
@@ -267,13 +279,14 @@ def rows(name: str, mode: str, precision: str, rounds: int) -> list[dict[str, An
     """Time and memory of one setting."""
     command = [sys.executable, __file__, "--setting", name, "--mode", mode]
     command += ["--precision", precision, "--side"]
-    found: dict[str, list[Found]] = {side: [] for side in SIDES}
+    other, peer_name = ("anew", "read anew") if mode == "reuse" else ("trl", "TRL")
+    found: dict[str, list[Found]] = {"ours": [], other: []}
     for _ in range(rounds):
         for side, each in found.items():
             run = subprocess.run([*command, side], stdout=subprocess.PIPE, text=True, check=True)
             each.append(Found(**json.loads(run.stdout.splitlines()[-1])))
-    first, peer = found["ours"][0], found["trl"][0]
-    if mode == "given":
+    first, peer = found["ours"][0], found[other][0]
+    if mode != "generate":
         torch.testing.assert_close(first.loss, peer.loss, rtol=1e-3, atol=0.0)  # TRL rounds its log
         torch.testing.assert_close(first.norm, peer.norm, rtol=1e-3, atol=0.0)
     best: dict[str, dict[str, float]] = {}
@@ -283,19 +296,21 @@ def rows(name: str, mode: str, precision: str, rounds: int) -> list[dict[str, An
             "CPU s": min(seconds for seconds, _ in timed),
             "CPU ms/token": min(1e3 * seconds / count for seconds, count in timed),
             "MiB": min(run.mebibytes for run in runs),
+            "teacher tokens": runs[0].teacher_tokens,
         }
+    units = {"given": ["CPU s", "MiB"], "generate": ["CPU ms/token", "MiB"]}
     return [
         {
             "name": f"step, {mode}",
             "setting": f"{name}, matmul {precision}, 1 thread",
             "ours": round(best["ours"][unit], 3),
-            "peer": round(best["trl"][unit], 3),
-            "peer_name": "TRL",
-            "peer_version": version("trl"),
+            "peer": round(best[other][unit], 3),
+            "peer_name": peer_name,
+            "peer_version": version("effopd" if other == "anew" else "trl"),
             "unit": unit,
-            "ratio": round(best["trl"][unit] / best["ours"][unit], 2),
+            "ratio": round(best[other][unit] / best["ours"][unit], 2),
         }
-        for unit in ("CPU s" if mode == "given" else "CPU ms/token", "MiB")
+        for unit in units.get(mode, ["CPU s", "MiB", "teacher tokens"])
     ]
 
 
@@ -315,12 +330,14 @@ def main() -> None:
         print(json.dumps(SIDES[asked.side](SETTINGS[settings[0]], modes[0]).__dict__))
         return
     if not asked.json:
-        print("| step | setting | unit | ours | TRL | ratio |\n|---|---|---|---|---|---|")
+        print("| step | setting | unit | ours | peer | | ratio |\n|---|---|---|---|---|---|---|")
     for name in settings:
         for mode in modes:
             for precision in asked.precision or PRECISIONS:
                 for row in rows(name, mode, precision, asked.rounds):
-                    cells = [row[key] for key in ("name", "setting", "unit", "ours", "peer")]
+                    cells = [
+                        row[key] for key in ("name", "setting", "unit", "ours", "peer", "peer_name")
+                    ]
                     table = "| " + " | ".join(map(str, cells)) + f" | {row['ratio']}x |"
                     print(json.dumps(row) if asked.json else table, flush=True)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from effopd.evaluation.logprobs import BATCH_SEQUENCES, BATCH_TOKENS, evaluation_mode
-from effopd.models.policy import Policy, Sample, micro_batches
+from effopd.models.policy import Policy, Sample, sorted_micro_batches
 from effopd.objectives.projection import Head
 from effopd.rollouts.rollout import Rollout
 
@@ -126,7 +126,9 @@ class KeptStates:
             )
         lengths = [samples[i].length for i in chosen]
         with policy.during():
-            for places in micro_batches(lengths, tokens=batch_tokens, sequences=BATCH_SEQUENCES):
+            for places in sorted_micro_batches(
+                lengths, tokens=batch_tokens, sequences=BATCH_SEQUENCES
+            ):
                 members = [chosen[place] for place in places]
                 parts = self._read(key, policy, [samples[i] for i in members])
                 kept.update(zip([id(rollouts[i]) for i in members], parts, strict=True))
