@@ -19,7 +19,7 @@ from effopd.models.layout import matrices, places
 
 WORLD = {
     "hidden": 32,
-    "layers": 2,
+    "layers": 3,
     "modulus": 2,
     "operations": 2,
     "train_problems": 20,
