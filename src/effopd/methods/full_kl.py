@@ -35,6 +35,8 @@ from effopd.rollouts.rollout import Rollout, total_tokens
 
 LIKELIEST = 16
 """Tokens that student and teacher are compared in; a quarter of the vocabulary where it is less."""
+LOOKED_AT, SPARSE = 16, 64
+"""Health is that of every 64th token, or of 16 tokens of an update that has fewer than 1024."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +95,7 @@ class FullVocabularyLearner(Learner):
         self._temperature = 1.0 if in_target else objective.teacher_temperature
         self._rollouts: Sequence[Rollout] = ()
         self._health_B5: Tensor | None = None
-        self._updated = False
+        self._updated, self._seen = False, 0
 
     def prepare(self, batch: Batch) -> int:
         """See `Learner.prepare`.
@@ -103,7 +105,7 @@ class FullVocabularyLearner(Learner):
         batch is not read again.
         """
         self._rollouts, teachers = batch.rollouts, self._teachers
-        self._health_B5, self._updated = None, False
+        self._health_B5, self._updated, self._seen = None, False, 0
         limits: Any = {"batch_tokens": self._scoring_tokens}
         before = teachers.tokens_read
         teachers.hold(batch.rollouts)
@@ -154,7 +156,7 @@ class FullVocabularyLearner(Learner):
         ours = self._student.states([r.sample for r in rollouts])
         target = on_device(target, ours.hidden_ND.device)
         if not self._updated and isinstance(target, Head):
-            self._examine(ours, target)
+            self._examine(ours, target, max(1, min(SPARSE, tokens // LOOKED_AT)))
         return fused_divergence(
             ours.hidden_ND,
             self._student.head_weight_VD,
@@ -170,7 +172,7 @@ class FullVocabularyLearner(Learner):
             normalizer=tokens,
         )
 
-    def _examine(self, ours: PackedStates, target: Head) -> None:
+    def _examine(self, ours: PackedStates, target: Head, every: int) -> None:
         """Adds the health of one micro-batch to that of the step."""
         weight_VD = self._student.head_weight_VD
         student = Head(ours.hidden_ND, weight_VD, self._student.head_bias_V, self._student.head_cap)
@@ -179,8 +181,11 @@ class FullVocabularyLearner(Learner):
             target,
             ours.lengths,
             k=max(1, min(LIKELIEST, len(weight_VD) // 4)),
+            every=every,
+            first=-self._seen % every,
             teacher_temperature=self._temperature,
         )
+        self._seen += len(ours.hidden_ND)
         before = self._health_B5
         self._health_B5 = sums_B5 if before is None else before.to(sums_B5.device) + sums_B5
 

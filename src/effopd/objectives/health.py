@@ -28,6 +28,8 @@ def health_sums(
     lengths: Sequence[int],
     *,
     k: int = 16,
+    every: int = 1,
+    first: int = 0,
     at_most: int = 32,
     teacher_temperature: float = 1.0,
     matmul_precision: MatmulPrecision | None = "highest",
@@ -39,14 +41,16 @@ def health_sums(
     (log q - log p)` over those, p and q renormalised on them; at most 0, and 0 where none is
     shared. The entropies are in nats, over the whole vocabulary.
 
-    Looks at every n-th token, n the smallest that leaves `at_most`, so that a micro-batch of any
-    size costs at most two products of `at_most` rows. The same tokens are looked at every time.
+    Looks at every n-th token, n at least `every` and so that `at_most` are left: a micro-batch of
+    any size costs at most two products of `at_most` rows. No random numbers are drawn.
 
     Args:
         student: Hidden states [N, D] and head.
         teacher: Hidden states [N, E] of the same tokens, and head, on the same device.
         lengths: Tokens of each answer; sums to N.
         k: Likeliest tokens of each that are compared; the vocabulary's size where that is less.
+        every: Distance of tokens that are looked at, at least 1.
+        first: The first of them, so that a distance goes on from micro-batch to micro-batch.
         at_most: Tokens that are looked at.
         teacher_temperature: Divides the teacher's logits, above 0.
         matmul_precision: Of fp32 products, see `fused_divergence`.
@@ -69,7 +73,7 @@ def health_sums(
             "counts."
         )
     dtype, device = accumulation_dtype(student.hidden_ND), student.hidden_ND.device
-    chosen = slice(0, tokens, max(1, -(-tokens // at_most)))
+    chosen = slice(first, tokens, max(1, every, -(-tokens // at_most)))
     log_p_CV = _log_probs(student, chosen, dtype, 1.0, matmul_precision)
     log_q_CV = _log_probs(teacher, chosen, dtype, teacher_temperature, matmul_precision)
     count = min(k, log_p_CV.shape[1])
