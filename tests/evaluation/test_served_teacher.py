@@ -334,7 +334,7 @@ def test_a_divergence_needs_distributions(server: FakeServer) -> None:
     teachers = Teachers.single(teacher_of(server))
     with pytest.raises(ConfigError, match="gives log-probabilities of given tokens only"):
         routed_reverse_kl(tiny_policy(), teachers, ANSWERS)
-    with pytest.raises(ConfigError, match="is needed: set teacher_server.top_k"):
+    with pytest.raises(ConfigError, match=r"is needed: set teacher_server\.top_k"):
         teachers.read(ANSWERS)
 
 
