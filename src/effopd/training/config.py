@@ -350,8 +350,8 @@ def _of_teacher_server(config: Config) -> Iterator[str]:
     if objective.needs_vocabulary and server.top_k and objective.reward_scale != 1.0:
         yield (
             f"objective.reward_scale must be 1 in {objective.type!r} with teacher_server.top_k, "
-            f"got {objective.reward_scale:g}: it mixes logits of the whole vocabulary, and a "
-            "server names k tokens; use objective.type = 'exopd', or teacher_server.flavor = 'effopd'"
+            f"got {objective.reward_scale:g}: it mixes logits of the whole vocabulary, of which a "
+            "server names k; use objective.type = 'exopd', or teacher_server.flavor = 'effopd'"
         )
     scored_by_states = objective.needs_vocabulary and server.flavor == "effopd"
     if objective.teacher_temperature != 1.0 and not scored_by_states:
