@@ -43,15 +43,32 @@ def test_a_teacher_server_is_a_section_that_is_read_back(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"objective": {"type": "full_kl"}}, "objective.type = 'full_kl' needs a teacher's whole"),
-        ({"evaluation": {"divergence": True}}, "evaluation.divergence needs a teacher's whole"),
+        ({"objective": {"type": "full_kl"}}, "objective.type = 'full_kl' needs a distribution"),
+        (
+            {"evaluation": {"divergence": True}},
+            "alone: set teacher_server.top_k, as 20, or set it to",
+        ),
         (
             {"method": "effopd"},
-            "validation.type = 'importance_kl' needs a teacher's whole vocabulary",
+            "validation.type = 'importance_kl' needs a distribution at every token",
         ),
         (
             {"method": "effopd", "validation": {"type": "teacher_kl"}},
-            "validation.type = 'teacher_kl' needs a teacher's whole vocabulary",
+            "validation.type = 'teacher_kl' needs a distribution at every token",
+        ),
+        (
+            {
+                "teacher_server": SERVER | {"top_k": 20},
+                "objective": {"type": "full_kl", "reward_scale": 1.25},
+            },
+            "objective.reward_scale must be 1 in 'full_kl' with teacher_server.top_k, got 1.25",
+        ),
+        (
+            {
+                "teacher_server": SERVER | {"top_k": 20},
+                "objective": {"type": "full_kl", "teacher_temperature": 0.5},
+            },
+            "objective.teacher_temperature must be 1 with teacher_server",
         ),
         (
             {"objective": {"type": "exopd", "teacher_temperature": 0.5}},

@@ -329,12 +329,18 @@ def test_answers_are_routed_to_servers_and_local_teachers(server: FakeServer) ->
     assert list(teachers.served) == [""]
 
 
-def test_a_divergence_needs_a_local_teacher(server: FakeServer) -> None:
+@of("vllm", "sglang")
+def test_a_divergence_needs_distributions(server: FakeServer) -> None:
     teachers = Teachers.single(teacher_of(server))
     with pytest.raises(ConfigError, match="gives log-probabilities of given tokens only"):
         routed_reverse_kl(tiny_policy(), teachers, ANSWERS)
-    with pytest.raises(ConfigError, match=r"objective.type = 'sampled_token' or 'exopd'"):
-        teachers.split_local(ANSWERS)
+    with pytest.raises(ConfigError, match=r"is needed: set teacher_server\.top_k"):
+        teachers.read(ANSWERS)
+
+
+def test_logits_need_a_local_teacher(server: FakeServer) -> None:
+    with pytest.raises(ConfigError, match="is behind a server, and logits of a model"):
+        Teachers.single(teacher_of(server)).split_local(ANSWERS)
 
 
 def test_jitter_does_not_depend_on_global_generators(server: FakeServer) -> None:

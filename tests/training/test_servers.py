@@ -48,9 +48,10 @@ PLAIN: dict[str, Any] = {
 }
 
 
-def served(models: Path, server: FakeServer, **changes: Any) -> Config:
+def served(models: Path, server: FakeServer, *, top_k: int = 0, **changes: Any) -> Config:
     """A run whose teacher is behind the server."""
-    settings = asdict(settings_of(server, api_key_env="TEACHER_KEY", retries=30, backoff_s=0.002))
+    patient = {"api_key_env": "TEACHER_KEY", "retries": 30, "backoff_s": 0.002, "top_k": top_k}
+    settings = asdict(settings_of(server, **patient))
     config = PLAIN | {"teacher": None, "teacher_server": settings} | changes
     return tiny_config(models, config)
 
@@ -114,6 +115,35 @@ def test_a_resumed_run_recognises_its_teacher(
     server.model = teacher
     assert train_tiny(config, run)[0] is True
     assert weights(run) == weights(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("server", ["vllm"], indirect=True)
+def test_a_resumed_dense_run_recognises_its_teacher(
+    models: Path, server: FakeServer, tmp_path: Path
+) -> None:
+    """The divergence is that of likely tokens, in loss, search and evaluation."""
+    dense = {
+        "method": "effopd",
+        "objective": {"type": "full_kl"},
+        "validation": {"type": "importance_kl", "source": "batch", "prompts": 6},
+        "evaluation.divergence": True,
+    }
+    config, run = served(models, server, top_k=5, **dense), tmp_path / "run"
+    train_tiny(config, tmp_path / "whole")
+    assert train_tiny(config, run, stop_after=2)[0] is False
+    last = list_checkpoints(run / "checkpoints")[0]
+    assert list(load_file(last / "trainer" / "learner.safetensors")) == ["served_teacher."]
+    teacher = server.model
+    server.model = load_model(ModelSettings(path=str(models / "student")))
+    with pytest.raises(ServerError, match="differently when the run was started"):
+        train_tiny(config, run)
+    server.model = teacher
+    assert train_tiny(config, run)[0] is True
+    assert outcome(run) == outcome(tmp_path / "whole")
+    rows = metrics_of(run)
+    assert all(0 < row["teacher_covered"] < 1 for row in rows)
+    assert rows[-1]["teacher_tokens"] == rows[-1]["train_tokens"]
+    assert read_jsonl(run / "evals.jsonl")[-1]["reverse_kl"] > 0
 
 
 @pytest.mark.parametrize("server", ["sglang"], indirect=True)

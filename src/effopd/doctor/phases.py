@@ -11,6 +11,7 @@ from functools import cached_property
 from effopd.doctor import footprint
 from effopd.doctor.footprint import Bytes
 from effopd.doctor.sizes import ModelShape
+from effopd.evaluation.served_teacher import LIKELY_BYTES
 from effopd.models.gpus import Gpu
 from effopd.models.loading import ModelSettings
 from effopd.training.config import Config
@@ -220,16 +221,29 @@ class Estimate(Sized):
     @cached_property
     def _kept_states(self) -> tuple[int, float]:
         """Bytes of hidden states kept of a batch or a search; the share of a batch with room."""
-        config = self.config
-        token, searched = sum(each.hidden * size for each, size in self.scoring), 0
+        config, served = self.config, self._served_token_bytes
+        token, searched = served + sum(each.hidden * size for each, size in self.scoring), 0
         batch = self.answers * config.sampling.max_new_tokens * token
         batch = batch if config.objective.needs_vocabulary else 0
         if config.searches and config.validation.type == "importance_kl":
-            token = sum(each.hidden * size for each, size in self.teachers)
+            token = served + sum(each.hidden * size for each, size in self.teachers)
             token += self.shape.hidden * self._element
             searched = config.validation.prompts * config.sampling.max_new_tokens * token
         room = config.memory.teacher_states_gb * 1e9
         return int(min(room, max(batch, searched))), min(1.0, room / max(1, batch))
+
+    @property
+    def _served_token_bytes(self) -> int:
+        """What is kept of a token of a teacher behind a server, whose width the server knows.
+
+        The student's width stands in for it.
+        """
+        server = self.config.teacher_server
+        if server is None:
+            return 0
+        if server.flavor == "effopd":
+            return self.shape.hidden * self._element
+        return LIKELY_BYTES * server.top_k
 
     def _arriving(self, shape: ModelShape, element: int) -> int:
         """Bytes of an offloaded teacher that come for a pass: all but the head."""

@@ -1,5 +1,6 @@
 """Held-out evaluation of a policy."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,8 @@ class EvaluationResult:
     """What a policy wrote on the test problems, and how good it was, one entry a problem.
 
     `rewards` are in [0, 1], () without a verifier; `kl_nats` has the reverse KL of each token to
-    its teacher, () without teachers; `verdicts` are None where a verifier only gives rewards.
+    its teacher, NaN where a server does not say, () without teachers; `verdicts` are None where a
+    verifier only gives rewards.
     """
 
     rollouts: tuple[Rollout, ...]
@@ -36,7 +38,8 @@ class EvaluationResult:
 
     def row(self) -> dict[str, Any]:
         """The statistics an `evals.jsonl` row holds."""
-        tokens = [value for rollout in self.kl_nats for value in rollout]
+        known = [value for rollout in self.kl_nats for value in rollout]
+        tokens = [value for value in known if not math.isnan(value)]
         return {
             "accuracy": mean(self.rewards) if self.rewards else None,
             "accuracy_se": standard_error(self.rewards),

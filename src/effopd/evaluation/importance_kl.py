@@ -157,11 +157,18 @@ class WeightedKL:
 def weighted_kl(
     candidate: TokenValues, behaviour: TokenValues, kl_nats: TokenValues, reduce: str
 ) -> WeightedKL:
-    """The candidate's on-policy reverse KL from answers of the behaviour policy."""
+    """The candidate's on-policy reverse KL from answers of the behaviour policy.
+
+    A token whose divergence is NaN, not known, has weight 0: with `reduce = "token"` it is not
+    counted among the tokens either.
+    """
     weights_BT, weights_B = prefix_weights(candidate, behaviour)
-    sums_B = weighted_sums(weights_BT, padded(kl_nats))
-    lengths_B = weighted_sums(weights_BT, padded([[1.0] * len(row) for row in kl_nats]))
-    per_answer_B = ratio_values(sums_B, lengths_B) if reduce == "token" else sums_B
+    nats_BT = padded(kl_nats)
+    sums_B = weighted_sums(weights_BT, nats_BT.nan_to_num(nan=0.0))
+    one_BT = padded([[1.0] * len(row) for row in kl_nats])
+    lengths_B = weighted_sums(weights_BT, one_BT)
+    known_B = weighted_sums(weights_BT, one_BT.masked_fill(nats_BT.isnan(), 0.0))
+    per_answer_B = ratio_values(sums_B, known_B) if reduce == "token" else sums_B
     return WeightedKL(
         per_answer_nats=tuple(per_answer_B.tolist()),
         lengths=tuple(lengths_B.tolist()),

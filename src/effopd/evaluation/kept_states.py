@@ -1,5 +1,8 @@
 """Hidden states of the answers at hand, so that every model that scores them reads them once.
 
+Of a teacher behind a server they are asked for once; where it names likely tokens instead, those
+are kept.
+
 Legend: N completion tokens of some answers, one answer after the other, D hidden width.
 """
 
@@ -10,9 +13,14 @@ import torch
 from torch import Tensor
 
 from effopd.evaluation.logprobs import BATCH_SEQUENCES, BATCH_TOKENS, evaluation_mode
+from effopd.evaluation.served_teacher import ServedTeacher
 from effopd.models.policy import Policy, Sample, sorted_micro_batches
 from effopd.objectives.projection import Head
+from effopd.objectives.top_k import TopK
 from effopd.rollouts.rollout import Rollout
+
+Target = Head | TopK
+"""What is known of a model's distributions over N tokens."""
 
 DEFAULT_GB = 16.0
 """Room for kept states unless settings say otherwise, in 10^9 bytes."""
@@ -55,14 +63,16 @@ class KeptStates:
         self._limit, self._device, self._moving = gigabytes, device, frozenset(moving)
         self._report: Callable[[str], None] | None = report
         self._held: dict[int, Rollout] = {}  # by identity, which lasts as long as they are here
-        self._states: dict[str, dict[int, Tensor]] = {}
+        self._states: dict[str, dict[int, Tensor | TopK]] = {}
         self._heads: dict[str, tuple[Tensor, Tensor | None]] = {}
         self.tokens_read: Counter[str] = Counter()
 
     @property
     def bytes(self) -> int:
-        """Of all states that are kept."""
-        return sum(t.nbytes for states in self._states.values() for t in states.values())
+        """Of all states and likely tokens that are kept."""
+        kept = [part for states in self._states.values() for part in states.values()]
+        whole = [each for part in kept for each in ([part] if isinstance(part, Tensor) else part)]
+        return sum(tensor.nbytes for tensor in whole)
 
     def hold(self, rollouts: Sequence[Rollout]) -> None:
         """Names the answers at hand; drops the states of others, and of models that move."""
@@ -89,7 +99,7 @@ class KeptStates:
     def fill(
         self,
         key: str,
-        policy: Policy,
+        policy: Policy | ServedTeacher,
         rollouts: Sequence[Rollout],
         samples: Sequence[Sample],
         *,
@@ -98,13 +108,13 @@ class KeptStates:
         """Reads the answers at hand that are not kept yet, as many as there is room for.
 
         `samples` are the rollouts as the model reads them. A pass has at most `batch_tokens` padded
-        tokens.
+        tokens; a server is asked for all of them together.
         """
         wanted = [i for i in self.missing(key, rollouts) if id(rollouts[i]) in self._held]
-        weight_VD = policy.head_weight_VD
+        token_bytes = _token_bytes(policy) if wanted else 0
         room, chosen = self._limit * 1e9 - self.bytes, []
         for i in wanted:
-            room -= len(samples[i].learned_ids) * weight_VD.shape[1] * weight_VD.element_size()
+            room -= len(samples[i].learned_ids) * token_bytes
             if room < 0 and key not in self._moving:
                 break
             chosen.append(i)
@@ -118,8 +128,12 @@ class KeptStates:
         if not chosen:
             return
         kept = self._states.setdefault(key, {})
+        if isinstance(policy, ServedTeacher):
+            parts = self._ask(key, policy, [samples[i] for i in chosen])
+            kept.update(zip([id(rollouts[i]) for i in chosen], parts, strict=True))
+            return
         if key in self._moving and key not in self._heads:
-            bias_V = policy.head_bias_V
+            weight_VD, bias_V = policy.head_weight_VD, policy.head_bias_V
             self._heads[key] = (
                 weight_VD.detach().clone(),
                 None if bias_V is None else bias_V.detach().clone(),
@@ -130,8 +144,8 @@ class KeptStates:
                 lengths, tokens=batch_tokens, sequences=BATCH_SEQUENCES
             ):
                 members = [chosen[place] for place in places]
-                parts = self._read(key, policy, [samples[i] for i in members])
-                kept.update(zip([id(rollouts[i]) for i in members], parts, strict=True))
+                read = self._read(key, policy, [samples[i] for i in members])
+                kept.update(zip([id(rollouts[i]) for i in members], read, strict=True))
 
     def head(
         self, key: str, policy: Policy, rollouts: Sequence[Rollout], samples: Sequence[Sample]
@@ -148,8 +162,32 @@ class KeptStates:
         read = self._read(key, policy, [samples[i] for i in missing], keep=False)
         parts |= zip([id(rollouts[i]) for i in missing], read, strict=True)
         found = [parts[id(rollout)] for rollout in rollouts]
-        hidden_ND = torch.cat([part.to(weight_VD.device) for part in found if part is not None])
-        return Head(hidden_ND, weight_VD, bias_V, policy.head_cap)
+        hidden = [part.to(weight_VD.device) for part in found if isinstance(part, Tensor)]
+        return Head(torch.cat(hidden), weight_VD, bias_V, policy.head_cap)
+
+    def served(
+        self,
+        key: str,
+        teacher: ServedTeacher,
+        rollouts: Sequence[Rollout],
+        samples: Sequence[Sample],
+    ) -> list[Tensor | TopK]:
+        """What a server says of some answers, one entry each; what is not kept is asked for."""
+        missing, kept = self.missing(key, rollouts), self._states.get(key, {})
+        asked = dict(
+            zip(missing, self._ask(key, teacher, [samples[i] for i in missing]), strict=True)
+        )
+        return [asked[i] if i in asked else kept[id(rollouts[i])] for i in range(len(rollouts))]
+
+    def _ask(
+        self, key: str, teacher: ServedTeacher, samples: Sequence[Sample]
+    ) -> Sequence[Tensor | TopK]:
+        """One request an answer."""
+        if not samples:
+            return []
+        found = teacher.read(samples)
+        self.tokens_read[key] += sum(len(sample.learned_ids) for sample in samples)
+        return found
 
     @torch.no_grad()
     def _read(
@@ -165,3 +203,19 @@ class KeptStates:
         if keep and self._device is not None:
             hidden_ND = hidden_ND.to(self._device)
         return list(hidden_ND.split(list(states.lengths)))
+
+
+def served_target(teacher: ServedTeacher, parts: Sequence[Tensor | TopK]) -> Target:
+    """What a server said of some answers, one after the other, with its head if that is needed."""
+    likely = [part for part in parts if isinstance(part, TopK)]
+    if likely:
+        return TopK(*(torch.cat(column) for column in zip(*likely, strict=True)))
+    weight_VD, bias_V, cap = teacher.head
+    hidden = [part.to(weight_VD.device) for part in parts if isinstance(part, Tensor)]
+    return Head(torch.cat(hidden), weight_VD, bias_V, cap)
+
+
+def _token_bytes(policy: Policy | ServedTeacher) -> int:
+    if isinstance(policy, ServedTeacher):
+        return policy.token_bytes
+    return policy.head_weight_VD.shape[1] * policy.head_weight_VD.element_size()

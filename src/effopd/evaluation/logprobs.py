@@ -1,5 +1,6 @@
 """Log-probabilities and divergences of completions under one or two policies, without gradients."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from effopd.models.policy import Policy, Sample, micro_batches
 from effopd.objectives import check_finite, token_divergences, token_log_probs
 from effopd.objectives.projection import Head
+from effopd.objectives.top_k import TopK, top_k_divergence
 
 BATCH_SEQUENCES = 64
 """Sequences in one forward pass, at most."""
@@ -93,6 +95,48 @@ def reverse_kl_of(
         teacher_temperature=teacher_temperature,
     )
     return _per_sample("divergence", divergences_N, samples)
+
+
+@torch.no_grad()
+def served_reverse_kl(
+    student: Head, target: Head | TopK, samples: Sequence[Sample], teacher_temperature: float = 1.0
+) -> list[tuple[float, ...]]:
+    """`reverse_kl_of` for what a server said; NaN where that is missing.
+
+    Of k likely tokens it is the divergence of the coarsened distributions, a lower bound.
+    """
+    device = student.hidden_ND.device
+    if isinstance(target, TopK):
+        coarse = top_k_divergence(
+            student.hidden_ND,
+            student.weight_VD,
+            TopK(target.ids_NK.to(device), target.log_probs_NK.to(device)),
+            bias=student.bias_V,
+            cap=student.cap,
+        )
+        known_N, values_N = coarse.known_N, coarse.per_token_N
+        values = _per_sample("divergence", values_N, samples)
+    else:
+        known_N = known_rows(target)
+        values = reverse_kl_of(student, without_missing(target), samples, teacher_temperature)
+    return with_missing(values, known_N)
+
+
+def known_rows(head: Head) -> Tensor:
+    """Which hidden states [N] a server gave: it sends rows of NaN for the others."""
+    return ~head.hidden_ND[:, 0].isnan()
+
+
+def without_missing(head: Head) -> Head:
+    """Zeros in the place of hidden states that a server did not give."""
+    hidden_ND = head.hidden_ND
+    return head._replace(hidden_ND=hidden_ND.masked_fill(~known_rows(head)[:, None], 0.0))
+
+
+def with_missing(values: Sequence[tuple[float, ...]], known_N: Tensor) -> list[tuple[float, ...]]:
+    """NaN in the place of values that are not known."""
+    known = iter(known_N.tolist())
+    return [tuple(value if next(known) else math.nan for value in row) for row in values]
 
 
 def on_device(head: Head, device: torch.device) -> Head:

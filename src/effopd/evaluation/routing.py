@@ -10,12 +10,22 @@ from torch import Tensor
 
 from effopd.data.problem import Problem
 from effopd.errors import ConfigError
-from effopd.evaluation.kept_states import STUDENT, KeptStates, teacher_key
+from effopd.evaluation.kept_states import (
+    STUDENT,
+    KeptStates,
+    Target,
+    served_target,
+    teacher_key,
+)
 from effopd.evaluation.logprobs import (
     BATCH_SEQUENCES,
     BATCH_TOKENS,
+    known_rows,
     log_probs_of,
     reverse_kl_of,
+    served_reverse_kl,
+    with_missing,
+    without_missing,
 )
 from effopd.evaluation.served_teacher import ServedTeacher
 from effopd.models.architecture import position_limit
@@ -29,6 +39,9 @@ TokenValues = list[tuple[float, ...]]
 Teacher = Policy | ServedTeacher
 
 _ENCODED = 4096  # prompts of a teacher's own that are remembered
+
+_ASKED_TOKENS = 65_536
+"""Padded tokens that a server is asked for together where nothing of them is to be kept."""
 
 
 class OwnPrompt:
@@ -120,8 +133,12 @@ class Teachers:
         return [(name, self.policies[name], found) for name, found in indices.items() if found]
 
     def split_local(self, rollouts: Sequence[Rollout]) -> list[tuple[str, Policy, list[int]]]:
-        """`split` for those who need whole vocabularies; refuses a teacher behind a server."""
+        """`split` for those who need a model's own logits; refuses a teacher behind a server."""
         return [(name, _local(teacher), found) for name, teacher, found in self.split(rollouts)]
+
+    def split_dense(self, rollouts: Sequence[Rollout]) -> list[tuple[str, Teacher, list[int]]]:
+        """`split` for those who need distributions; refuses a server that gives none."""
+        return [(name, _dense(teacher), found) for name, teacher, found in self.split(rollouts)]
 
     def sample_for(self, name: str, rollout: Rollout) -> Sample:
         """What the teacher reads: its own prompt if it has one, and the answer."""
@@ -133,31 +150,38 @@ class Teachers:
         self.kept.hold(rollouts)
 
     def read(self, rollouts: Sequence[Rollout], *, batch_tokens: int = BATCH_TOKENS) -> None:
-        """Has each local teacher read its answers among those at hand, unless it has.
+        """Has each teacher read its answers among those at hand, unless it has.
 
         What there is no room for is left.
         """
-        for name, teacher, indices in self.split_local(rollouts):
+        for name, teacher, indices in self.split_dense(rollouts):
             members = [rollouts[i] for i in indices]
             samples = [self.sample_for(name, each) for each in members]
             self.kept.fill(teacher_key(name), teacher, members, samples, batch_tokens=batch_tokens)
 
-    def head(self, name: str, rollouts: Sequence[Rollout]) -> Head:
-        """Hidden states [N, D] and head of a local teacher for a micro-batch of its answers."""
+    def target(self, name: str, rollouts: Sequence[Rollout]) -> Target:
+        """What a teacher says of a micro-batch of its answers.
+
+        Hidden states [N, D] and head, or likely tokens [N, K]. Rows that a server did not give are
+        NaN.
+        """
         samples = [self.sample_for(name, each) for each in rollouts]
-        return self.kept.head(teacher_key(name), _local(self.policies[name]), rollouts, samples)
+        key, teacher = teacher_key(name), _dense(self.policies[name])
+        if isinstance(teacher, ServedTeacher):
+            return served_target(teacher, self.kept.served(key, teacher, rollouts, samples))
+        return self.kept.head(key, teacher, rollouts, samples)
 
     def unread(self, rollouts: Sequence[Rollout]) -> int:
         """Tokens of answers whose states are not kept."""
         return sum(
             rollouts[indices[i]].completion.sampled_tokens
-            for name, _, indices in self.split_local(rollouts)
+            for name, _, indices in self.split_dense(rollouts)
             for i in self.kept.missing(teacher_key(name), [rollouts[j] for j in indices])
         )
 
     @property
     def tokens_read(self) -> int:
-        """Completion tokens that local teachers have read so far."""
+        """Completion tokens of which teachers have given distributions so far."""
         return sum(self.kept.tokens_read[teacher_key(name)] for name in self.policies)
 
     @property
@@ -191,8 +215,7 @@ def routed_log_probs(
     for name, teacher, indices in teachers.split(rollouts):
         members = [rollouts[i] for i in indices]
         if isinstance(teacher, ServedTeacher):
-            samples = [teachers.sample_for(name, each) for each in members]
-            values = teacher.log_probs(samples, temperature=temperature)
+            values = _served_log_probs(teachers, name, teacher, members, temperature, batch_tokens)
         else:
             values = kept_log_probs(
                 teachers.kept,
@@ -205,6 +228,29 @@ def routed_log_probs(
             )
         found.update(zip(indices, values, strict=True))
     return [found[i] for i in range(len(rollouts))]
+
+
+def _served_log_probs(
+    teachers: Teachers,
+    name: str,
+    teacher: ServedTeacher,
+    rollouts: Sequence[Rollout],
+    temperature: float,
+    batch_tokens: int,
+) -> TokenValues:
+    """From hidden states where they are kept already, else asked for."""
+    samples = [teachers.sample_for(name, each) for each in rollouts]
+    if not teacher.gives_states or teachers.kept.missing(teacher_key(name), rollouts):
+        return teacher.log_probs(samples, temperature=temperature)
+    found: TokenValues = [()] * len(rollouts)
+    for indices in _micro_batches(samples, batch_tokens):
+        head = teachers.target(name, [rollouts[i] for i in indices])
+        assert isinstance(head, Head)  # it gives states
+        chosen = [samples[i] for i in indices]
+        values = log_probs_of(without_missing(head), chosen, temperature)
+        for i, row in zip(indices, with_missing(values, known_rows(head)), strict=True):
+            found[i] = row
+    return found
 
 
 def kept_log_probs(
@@ -238,10 +284,18 @@ def routed_reverse_kl(
     """`completion_reverse_kl` of each rollout to its own teacher, in the rollouts' order.
 
     States that are kept in `teachers.kept`, the teachers' and the student's, are not made again.
+    NaN where a server did not say what the teacher holds; a lower bound where it names k tokens
+    (`top_k_divergence`).
     """
     found: dict[int, tuple[float, ...]] = {}
-    for name, teacher, indices in teachers.split_local(rollouts):
+    for name, teacher, indices in teachers.split_dense(rollouts):
         members = [rollouts[i] for i in indices]
+        if isinstance(teacher, ServedTeacher):
+            values = _served_reverse_kl(
+                student, teachers, name, teacher, members, teacher_temperature, batch_tokens
+            )
+            found.update(zip(indices, values, strict=True))
+            continue
         is_needed = teachers.kept.missing(teacher_key(name), members)
         # A teacher that is the student in another state must not put it there for both.
         alone = is_needed and teacher.model is not student.model
@@ -250,11 +304,35 @@ def routed_reverse_kl(
                 part = [members[place] for place in places]
                 samples = [each.sample for each in part]
                 ours = teachers.kept.head(STUDENT, student, part, samples)
-                values = reverse_kl_of(
-                    ours, teachers.head(name, part), samples, teacher_temperature
-                )
+                theirs = teachers.target(name, part)
+                assert isinstance(theirs, Head)  # it is local
+                values = reverse_kl_of(ours, theirs, samples, teacher_temperature)
                 found.update(zip([indices[place] for place in places], values, strict=True))
     return [found[i] for i in range(len(rollouts))]
+
+
+def _served_reverse_kl(
+    student: Policy,
+    teachers: Teachers,
+    name: str,
+    teacher: ServedTeacher,
+    rollouts: Sequence[Rollout],
+    teacher_temperature: float,
+    batch_tokens: int,
+) -> TokenValues:
+    """The server is asked for many answers together, which are compared in micro-batches."""
+    key, found = teacher_key(name), list[tuple[float, ...]]()
+    read = [teachers.sample_for(name, each) for each in rollouts]
+    for asked in micro_batches([each.length for each in read], tokens=_ASKED_TOKENS):
+        members = [rollouts[i] for i in asked]
+        parts = teachers.kept.served(key, teacher, members, [read[i] for i in asked])
+        for places in _micro_batches([each.sample for each in members], batch_tokens):
+            part = [members[place] for place in places]
+            samples = [each.sample for each in part]
+            theirs = served_target(teacher, [parts[place] for place in places])
+            ours = teachers.kept.head(STUDENT, student, part, samples)
+            found += served_reverse_kl(ours, theirs, samples, teacher_temperature)
+    return found
 
 
 def _micro_batches(samples: Sequence[Sample], batch_tokens: int) -> Iterator[list[int]]:
@@ -262,11 +340,21 @@ def _micro_batches(samples: Sequence[Sample], batch_tokens: int) -> Iterator[lis
     return micro_batches(lengths, tokens=batch_tokens, sequences=BATCH_SEQUENCES)
 
 
+def _dense(teacher: Teacher) -> Teacher:
+    if isinstance(teacher, ServedTeacher) and not teacher.gives_distributions:
+        raise ConfigError(
+            f"{teacher} gives log-probabilities of given tokens only, and a distribution at every "
+            "token is needed: set teacher_server.top_k, serve it by `effopd serve-teacher`, or use "
+            "objective.type = 'sampled_token' or 'exopd', validation.type = 'accuracy' and "
+            "evaluation.divergence = false"
+        )
+    return teacher
+
+
 def _local(teacher: Teacher) -> Policy:
     if isinstance(teacher, ServedTeacher):
         raise ConfigError(
-            f"{teacher} gives log-probabilities of given tokens only, and the whole vocabulary is "
-            "needed: use objective.type = 'sampled_token' or 'exopd', validation.type = 'accuracy' "
-            "and evaluation.divergence = false, or a local teacher"
+            f"{teacher} is behind a server, and logits of a model in this process are needed: name "
+            "it as [teacher] instead"
         )
     return teacher

@@ -19,6 +19,9 @@ from effopd.servers.settings import ServerSettings
 
 T = TypeVar("T")
 
+LIKELY_BYTES = 12
+"""Of one token of a `TopK`: an int64 id and a float32."""
+
 
 class ServedHead(NamedTuple):
     """The output head of a teacher behind a server, for the student's vocabulary."""
@@ -43,7 +46,8 @@ class ServedTeacher:
     start, at the beginning and end of every step, and after every failure.
 
     The server's tokenizer must be the student's, whose token ids are below `vocabulary_size`.
-    Prompt and answer have `longest` tokens together. The seed decides the jitter of waits.
+    Prompt and answer have `longest` tokens together. The seed decides the jitter of waits, and
+    `device` is where `head` lies.
 
     Attributes:
         missing: Values that did not come so far. They are NaN in what the methods return; more of
@@ -59,9 +63,11 @@ class ServedTeacher:
         vocabulary_size: int,
         longest: int,
         seed: int = 0,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.client, self.api = Client(settings, seed), api_of(settings)
         self.tokenizer, self.vocabulary_size = tokenizer, vocabulary_size
+        self._device = device
         self.identity: Identity = verify_server(
             self.client, self.api, tokenizer, vocabulary_size, longest
         )
@@ -132,18 +138,41 @@ class ServedTeacher:
 
     @property
     def head(self) -> ServedHead:
-        """The head of the hidden states, on the CPU; fetched once. Needs `flavor = "effopd"`."""
+        """The head of the hidden states; fetched once. Needs `flavor = "effopd"`."""
         api = self._states_api()
         if self._head is None:
             deadline = self.client.deadline()
-            found = self.client.ask(api.head_request(), api.read_head, deadline)
-            self._head = ServedHead(*found, api.head_cap)
+            weight_VD, bias_V = self.client.ask(api.head_request(), api.read_head, deadline)
+            bias_V = None if bias_V is None else bias_V.to(self._device)
+            self._head = ServedHead(weight_VD.to(self._device), bias_V, api.head_cap)
         return self._head
 
     @property
     def gives_states(self) -> bool:
         """Whether `states` and `head` can be asked for."""
         return isinstance(self.api, EffopdApi)
+
+    @property
+    def gives_distributions(self) -> bool:
+        """Whether `read` can be asked for, which dense losses and scores compare with."""
+        return self.gives_states or self.client.settings.top_k > 0
+
+    @property
+    def token_bytes(self) -> int:
+        """Of what `read` gives for one token."""
+        if self.gives_states:
+            weight_VD = self.head.weight_VD
+            return weight_VD.shape[1] * weight_VD.element_size()
+        return LIKELY_BYTES * self.client.settings.top_k
+
+    def read(self, samples: Sequence[Sample]) -> list[Tensor] | list[TopK]:
+        """What the server says of the distribution at every learned token, one entry a sample.
+
+        Hidden states where it gives them, else the `teacher_server.top_k` likeliest tokens.
+        """
+        if self.gives_states:
+            return self.states(samples)
+        return self.top_k(samples, self.client.settings.top_k)
 
     def expect(self, log_probs: Sequence[float]) -> None:
         """Refuses to be another teacher than that of an earlier session, whose probe gave these."""

@@ -1,5 +1,6 @@
 """Validators for the search: what a candidate is worth by what it writes on training prompts."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -93,7 +94,11 @@ def teacher_kl_measure(
     teacher_temperature: float = 1.0,
     batch_tokens: int = BATCH_TOKENS,
 ) -> Measure:
-    """Minus the reverse KL of each answer to its teacher in nats (per token, or summed)."""
+    """Minus the reverse KL of each answer to its teacher in nats (per token, or summed).
+
+    Tokens of which a server says nothing are left out. An answer without any other has the mean of
+    the other answers, so that it changes no comparison.
+    """
     collapse: Callable[[Sequence[float]], float] = mean if reduce == "token" else sum
 
     def measure(rollouts: Sequence[Rollout]) -> list[float]:
@@ -104,7 +109,11 @@ def teacher_kl_measure(
             teacher_temperature=teacher_temperature,
             batch_tokens=batch_tokens,
         )
-        return [-collapse(tokens) for tokens in divergences]
+        known = [[nats for nats in tokens if not math.isnan(nats)] for tokens in divergences]
+        values = [-collapse(tokens) if tokens else None for tokens in known]
+        if not (found := [value for value in values if value is not None]):
+            raise NonFiniteError("no token of any answer has a divergence from its teacher")
+        return [mean(found) if value is None else value for value in values]
 
     return measure
 

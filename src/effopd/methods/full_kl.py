@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from effopd.errors import ConfigError
-from effopd.evaluation.kept_states import REFERENCE
-from effopd.evaluation.logprobs import on_device
+from effopd.evaluation.kept_states import REFERENCE, Target
+from effopd.evaluation.logprobs import known_rows, on_device
 from effopd.methods.objective import (
     Batch,
     Contribution,
@@ -23,7 +23,6 @@ from effopd.methods.opd import check_reward_scale
 from effopd.models.policy import PackedStates
 from effopd.objectives import (
     Divergence,
-    FusedDivergence,
     fused_divergence,
     health_row,
     health_sums,
@@ -31,6 +30,7 @@ from effopd.objectives import (
 from effopd.objectives.fused_kl import check_divergence
 from effopd.objectives.projection import Head
 from effopd.objectives.token_checks import check_positive
+from effopd.objectives.top_k import TopK, top_k_divergence
 from effopd.rollouts.rollout import Rollout, total_tokens
 
 LIKELIEST = 16
@@ -76,7 +76,10 @@ class FullVocabularyKL(Objective):
 
 
 class FullVocabularyLearner(Learner):
-    """The divergence to a local teacher over the whole vocabulary at every token.
+    """The divergence to a teacher over the whole vocabulary at every token.
+
+    Of a teacher behind a server that names its k likeliest tokens, `top_k_divergence`: a lower
+    bound. A token of which a server says nothing has weight 0.
 
     With `reward_scale` other than 1 the target is the teacher moved away from a reference:
     `softmax(lambda z* + (1 - lambda) z_ref)`, which is ExOPD without the noise of the sampled
@@ -96,6 +99,7 @@ class FullVocabularyLearner(Learner):
         self._rollouts: Sequence[Rollout] = ()
         self._health_B5: Tensor | None = None
         self._updated, self._seen = False, 0
+        self._covered: list[tuple[Tensor, Tensor]] = []  # sums, and of how many tokens
 
     def prepare(self, batch: Batch) -> int:
         """See `Learner.prepare`.
@@ -106,6 +110,7 @@ class FullVocabularyLearner(Learner):
         """
         self._rollouts, teachers = batch.rollouts, self._teachers
         self._health_B5, self._updated, self._seen = None, False, 0
+        self._covered = []
         limits: Any = {"batch_tokens": self._scoring_tokens}
         before = teachers.tokens_read
         teachers.hold(batch.rollouts)
@@ -122,8 +127,23 @@ class FullVocabularyLearner(Learner):
         self._updated = True
 
     def metrics(self) -> Mapping[str, Any]:
-        """Health of the step's first update, see `health_row`; nothing without a distribution."""
-        return {} if self._health_B5 is None else health_row(self._health_B5)
+        """Health of the step's first update, see `health_row`, where there is a distribution.
+
+        `teacher_covered`: share of the teacher's mass on the tokens that a server named.
+        """
+        found = {} if self._health_B5 is None else health_row(self._health_B5)
+        if self._covered:
+            covered, known = (sum(map(float, each)) for each in zip(*self._covered, strict=True))
+            found["teacher_covered"] = covered / max(1.0, known)
+        return found
+
+    def state(self) -> Tensors:
+        """Which teachers it learns from, where they are behind servers."""
+        return self._teachers.identities()
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Checks that they are still the same."""
+        self._teachers.expect(tensors)
 
     def release(self) -> None:
         """See `Learner.release`."""
@@ -134,11 +154,13 @@ class FullVocabularyLearner(Learner):
         rollouts = [self._rollouts[i] for i in indices]
         loss, divergence = torch.zeros(()), torch.zeros((), dtype=torch.float64)
         inputs: Tensors = {}
-        for name, _, members in self._teachers.split_local(rollouts):
-            part = self._divergence(name, [rollouts[i] for i in members], portion.tokens)
-            loss = part.loss + loss.to(part.loss.device)
-            divergence = part.per_token_N.sum().double() + divergence.to(part.loss.device)
-            inputs[f"divergence from the teacher {name}".rstrip()] = part.per_token_N
+        for name, _, members in self._teachers.split_dense(rollouts):
+            own, per_token_N = self._divergence(
+                name, [rollouts[i] for i in members], portion.tokens
+            )
+            loss = own + loss.to(own.device)
+            divergence = per_token_N.sum().double() + divergence.to(own.device)
+            inputs[f"divergence from the teacher {name}".rstrip()] = per_token_N
         count = total_tokens(rollouts)
         sums: dict[str, Tensor | float] = {
             "importance_mean": float(count),
@@ -150,15 +172,36 @@ class FullVocabularyLearner(Learner):
             sums["divergence"] = divergence
         return Contribution(loss=loss, sums=sums, inputs=inputs)
 
-    def _divergence(self, name: str, rollouts: Sequence[Rollout], tokens: int) -> FusedDivergence:
-        """The divergence of answers that one teacher scores."""
+    def _divergence(
+        self, name: str, rollouts: Sequence[Rollout], tokens: int
+    ) -> tuple[Tensor, Tensor]:
+        """Loss of answers that one teacher scores, and what it has of each token it knows of."""
         target = self._target(name, rollouts)  # before the student's activations take the memory
         ours = self._student.states([r.sample for r in rollouts])
-        target = on_device(target, ours.hidden_ND.device)
-        if not self._updated and isinstance(target, Head):
+        hidden_ND, device = ours.hidden_ND, ours.hidden_ND.device
+        if isinstance(target, TopK):
+            named = top_k_divergence(
+                hidden_ND,
+                self._student.head_weight_VD,
+                TopK(target.ids_NK.to(device), target.log_probs_NK.to(device)),
+                bias=self._student.head_bias_V,
+                cap=self._student.head_cap,
+                divergence=self._objective.divergence,
+                beta=self._objective.beta,
+                normalizer=tokens,
+            )
+            self._covered.append((named.covered_N.sum(), named.known_N.sum()))
+            return named.loss, named.per_token_N
+        target = on_device(target, device)
+        if name in self._teachers.served and not bool((known_N := known_rows(target)).all()):
+            if not bool(known_N.any()):
+                return hidden_ND.sum() * 0.0, torch.zeros(0, device=device)
+            hidden_ND = hidden_ND[known_N]
+            target = target._replace(hidden_ND=target.hidden_ND[known_N])
+        elif not self._updated:
             self._examine(ours, target, max(1, min(SPARSE, tokens // LOOKED_AT)))
-        return fused_divergence(
-            ours.hidden_ND,
+        whole = fused_divergence(
+            hidden_ND,
             self._student.head_weight_VD,
             target.hidden_ND,
             target.weight_VD,
@@ -171,6 +214,7 @@ class FullVocabularyLearner(Learner):
             teacher_temperature=self._temperature,
             normalizer=tokens,
         )
+        return whole.loss, whole.per_token_N
 
     def _examine(self, ours: PackedStates, target: Head, every: int) -> None:
         """Adds the health of one micro-batch to that of the step."""
@@ -190,16 +234,22 @@ class FullVocabularyLearner(Learner):
         self._health_B5 = sums_B5 if before is None else before.to(sums_B5.device) + sums_B5
 
     @torch.no_grad()
-    def _target(self, name: str, rollouts: Sequence[Rollout]) -> Head:
+    def _target(self, name: str, rollouts: Sequence[Rollout]) -> Target:
         """The teacher, or teacher and reference side by side: a head of twice the width.
 
         Their hidden states one after the other, times their heads one beside the other, are
         `lambda z* + (1 - lambda) z_ref`: no logits are held for that. The teacher's temperature
         divides z* alone, as in `ExOPD`.
         """
-        own = self._teachers.head(name, rollouts)
+        own = self._teachers.target(name, rollouts)
         if self._reference is None:
             return own
+        if isinstance(own, TopK):
+            raise ConfigError(
+                "reward_scale other than 1 in full_kl mixes the logits of teacher and reference, "
+                "and a server that names likely tokens gives no logits of the others: take the "
+                "objective exopd, or reward_scale = 1"
+            )
         if own.cap is not None or self._reference.head_cap is not None:
             raise ConfigError(
                 "reward_scale other than 1 in full_kl mixes the logits of teacher and reference "

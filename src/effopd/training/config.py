@@ -333,25 +333,37 @@ def _of_models(config: Config) -> Iterator[str]:
 
 
 def _of_teacher_server(config: Config) -> Iterator[str]:
-    """A server scores given tokens, at temperature 1; nothing over the whole vocabulary."""
+    """A server scores given tokens at temperature 1; distributions have to be asked for."""
     if config.teacher_server is None:
         return
-    whole = "a teacher's whole vocabulary, teacher_server gives log-probabilities of given tokens"
+    server, objective = config.teacher_server, config.objective
+    dense = server.top_k > 0 or server.flavor == "effopd"
+    whole = (
+        "a distribution at every token, and teacher_server gives log-probabilities of given tokens "
+        "alone: set teacher_server.top_k, as 20"
+    )
     if config.teacher is not None or config.self_teacher is not None:
         yield "teacher_server takes the place of [teacher] and [self_teacher]: keep one"
-    objective = config.objective
-    if objective.needs_vocabulary:
-        yield f"objective.type = {objective.type!r} needs {whole}: use 'sampled_token' or 'exopd'"
-    if objective.teacher_temperature != 1.0:
+    if objective.needs_vocabulary and not dense:
+        name = f"objective.type = {objective.type!r}"
+        yield f"{name} needs {whole}, or use 'sampled_token' or 'exopd'"
+    if objective.needs_vocabulary and server.top_k and objective.reward_scale != 1.0:
+        yield (
+            f"objective.reward_scale must be 1 in {objective.type!r} with teacher_server.top_k, "
+            f"got {objective.reward_scale:g}: it mixes logits of the whole vocabulary, of which a "
+            "server names k; use objective.type = 'exopd', or teacher_server.flavor = 'effopd'"
+        )
+    scored_by_states = objective.needs_vocabulary and server.flavor == "effopd"
+    if objective.teacher_temperature != 1.0 and not scored_by_states:
         yield (
             "objective.teacher_temperature must be 1 with teacher_server: servers score prompts "
             "with the logits as they are"
         )
-    if config.searches and config.validation.type != "accuracy":
-        yield f"validation.type = {config.validation.type!r} needs {whole}: use 'accuracy'"
-    if config.evaluation.divergence and config.evaluation.problems:
-        yield f"evaluation.divergence needs {whole}: set it to false"
-    writes = config.teacher_server.flavor != "effopd"
+    if config.searches and config.validation.type != "accuracy" and not dense:
+        yield f"validation.type = {config.validation.type!r} needs {whole}, or use 'accuracy'"
+    if config.evaluation.divergence and config.evaluation.problems and not dense:
+        yield f"evaluation.divergence needs {whole}, or set it to false"
+    writes = server.flavor != "effopd"
     if config.evaluation.teacher and config.evaluation.problems and not writes:
         yield (
             "evaluation.teacher needs a server that writes answers, teacher_server.flavor = "

@@ -39,6 +39,7 @@ def served_teacher(
         vocabulary_size=student.vocabulary_size,
         longest=_longest(config),
         seed=config.seed,
+        device=student.device,
     )
     report(f"teacher {teacher}: {_described(teacher.identity)}")
     return teacher

@@ -124,11 +124,18 @@ def rollout_rows(evaluation: EvaluationResult, count: int, tokenizer: Any) -> li
             "reward": evaluation.rewards[i] if evaluation.rewards else None,
             **rollout.completion.record(tokenizer),
             "kl_nats": (
-                rollout.completion.per_token(evaluation.kl_nats[i]) if evaluation.kl_nats else []
+                _known(rollout.completion.per_token(evaluation.kl_nats[i]))
+                if evaluation.kl_nats
+                else []
             ),
         }
         for i, rollout in enumerate(evaluation.rollouts[:count])
     ]
+
+
+def _known(values: Sequence[float | None]) -> list[float | None]:
+    """None in the place of NaN, which a record cannot hold."""
+    return [None if value is None or math.isnan(value) else value for value in values]
 
 
 def alarms(row: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list[str]:
