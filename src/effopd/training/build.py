@@ -16,6 +16,7 @@ from effopd.evaluation.evaluator import EvaluationResult, Evaluator
 from effopd.evaluation.grading import sum_counts
 from effopd.evaluation.importance_kl import ImportanceKLValidation, ImportanceWeightedKLValidator
 from effopd.evaluation.kept_states import KeptStates
+from effopd.evaluation.readings import AlignedReading, Reading
 from effopd.evaluation.rollout_sources import FreshRollouts, TrainingBatchRollouts
 from effopd.evaluation.routing import OwnPrompt, Teacher, Teachers
 from effopd.evaluation.validators import (
@@ -27,7 +28,7 @@ from effopd.evaluation.validators import (
 from effopd.methods import Learner, Resources
 from effopd.models.architecture import position_limit
 from effopd.models.directory import ADAPTER_CONFIG
-from effopd.models.loading import ModelSettings, load_tokenizer
+from effopd.models.loading import ModelSettings
 from effopd.models.policy import Policy
 from effopd.rewards.build import verifier_for, without_unreadable
 from effopd.rollouts.engine import Engine
@@ -39,6 +40,7 @@ from effopd.search.validation import Validator
 from effopd.training.collect import Collector, rewards_differ
 from effopd.training.config import Config, placed
 from effopd.training.engines import (
+    compares_vocabularies,
     engine_of,
     kept_states,
     policy_from,
@@ -252,8 +254,20 @@ def build_parts(config: Config, report: Callable[[str], None], given: Given = Gi
     reference = reference_of(config, student, report)
     scoring = {f"teachers.{name}" if name else "the teacher": p for name, p in teachers.items()}
     others = scoring | ({"the reference": reference} if reference else {})
-    for remark in align_vocabularies(student, others):
+    vocabularies = align_vocabularies(
+        student,
+        others,
+        readers=() if config.self_teacher else scoring,
+        alignment=config.alignment,
+        is_dense=compares_vocabularies(config),
+    )
+    for remark in vocabularies.remarks:
         report(remark)
+    readings = {
+        name: vocabularies.readings[said]
+        for name, said in zip(teachers, scoring, strict=True)
+        if said in vocabularies.readings
+    }
     for name, policy in teachers.items():
         template, said = prompt_of(config, name), f"teachers.{name}" if name else "the teacher"
         if template.chat and lend_template_(student.tokenizer, policy.tokenizer):
@@ -277,7 +291,7 @@ def build_parts(config: Config, report: Callable[[str], None], given: Given = Gi
     interaction = Interaction.of(config.environment, given.environment)
     if interaction is not None:
         interaction.check(student.tokenizer, config.prompt, task.train[0])
-    routed = _routed(config, everyone, kept, task) if everyone else None
+    routed = _routed(config, everyone, readings, kept, task) if everyone else None
     reference_prompt = None
     if reference is not None and config.reference_prompt is not None:
         reference_prompt = OwnPrompt.of(config.reference_prompt, reference)
@@ -297,15 +311,20 @@ def build_parts(config: Config, report: Callable[[str], None], given: Given = Gi
 
 
 def _routed(
-    config: Config, policies: Mapping[str, Teacher], kept: KeptStates, task: Task
+    config: Config,
+    policies: Mapping[str, Teacher],
+    readings: Mapping[str, Reading],
+    kept: KeptStates,
+    task: Task,
 ) -> Teachers:
     """The teachers with prompts of their own; refuses problems that none of them can score."""
     prompts = {
         name: OwnPrompt.of(prompt, policy)
         for name, policy in policies.items()
         if (prompt := prompt_of(config, name)) is not config.prompt
+        or isinstance(readings.get(name), AlignedReading)
     }
-    teachers = Teachers(policies=policies, prompts=prompts, kept=kept)
+    teachers = Teachers(policies=policies, prompts=prompts, readings=readings, kept=kept)
     found: dict[str, list[Problem]] = {}
     for problem in (*task.train, *task.test):
         found.setdefault(teachers.name_for(problem), []).append(problem)
@@ -424,24 +443,3 @@ def _model_settings(
     if isinstance(config.task, TinyWorld) and brings_teacher:
         named[""] = ModelSettings(path=str(world_models(config.task, report).teacher))
     return base_settings(config, report), named
-
-
-def policy_of(source: Any) -> Policy:
-    """A policy of a model object, or of a pair of model and tokenizer."""
-    model, tokenizer = model_and_tokenizer(source)
-    return Policy(model.eval(), tokenizer)
-
-
-def model_and_tokenizer(source: Any) -> tuple[Any, Any]:
-    """The objects of a model, whose tokenizer may be that of its name, or of a pair."""
-    model, tokenizer = source if isinstance(source, tuple) else (source, None)
-    if not isinstance(model, torch.nn.Module):
-        raise ConfigError(
-            f"a model must be a directory, a repository of the hub, a Hugging Face model or a pair "
-            f"of model and tokenizer, got {type(source).__name__}"
-        )
-    if tokenizer is None:
-        if not getattr(model, "name_or_path", ""):
-            raise ConfigError("the model names no directory or repository: give (model, tokenizer)")
-        tokenizer = load_tokenizer(ModelSettings(path=str(model.name_or_path)))
-    return model, tokenizer
