@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +26,6 @@ from effopd.evaluation.validators import (
 )
 from effopd.methods import Learner, Resources
 from effopd.models.architecture import position_limit
-from effopd.models.directory import ADAPTER_CONFIG
 from effopd.models.loading import ModelSettings
 from effopd.models.policy import Policy
 from effopd.rewards.build import verifier_for, without_unreadable
@@ -252,31 +250,7 @@ def build_parts(config: Config, report: Callable[[str], None], given: Given = Gi
         for name, settings in teacher_settings.items()
     }
     reference = reference_of(config, student, report)
-    scoring = {f"teachers.{name}" if name else "the teacher": p for name, p in teachers.items()}
-    others = scoring | ({"the reference": reference} if reference else {})
-    vocabularies = align_vocabularies(
-        student,
-        others,
-        readers=() if config.self_teacher else scoring,
-        alignment=config.alignment,
-        is_dense=compares_vocabularies(config),
-    )
-    for remark in vocabularies.remarks:
-        report(remark)
-    readings = {
-        name: vocabularies.readings[said]
-        for name, said in zip(teachers, scoring, strict=True)
-        if said in vocabularies.readings
-    }
-    for name, policy in teachers.items():
-        template, said = prompt_of(config, name), f"teachers.{name}" if name else "the teacher"
-        if template.chat and lend_template_(student.tokenizer, policy.tokenizer):
-            report(f"{said} has no chat template: its own evaluation uses the student's")
-        elif template is config.prompt and (unread := template.unread(policy.tokenizer)):
-            report(
-                f"the chat template of {said} never reads {', '.join(map(repr, unread))} "
-                "(prompt.template_kwargs): in its own evaluation they have no effect"
-            )
+    readings = _readings(config, student, teachers, reference, report)
     kept = kept_states(config, student, report)
     average = None
     if (own := config.self_teacher) is not None and own.weights == "average":
@@ -308,6 +282,42 @@ def build_parts(config: Config, report: Callable[[str], None], given: Given = Gi
         engine=student_engine(config, student, student_settings.path, report),
         interaction=interaction,
     )
+
+
+def _readings(
+    config: Config,
+    student: Policy,
+    teachers: Mapping[str, Policy],
+    reference: Policy | None,
+    report: Callable[[str], None],
+) -> dict[str, Reading]:
+    """Brings tokens and chat templates together; how teachers with other tokens read, by name."""
+    scoring = {f"teachers.{name}" if name else "the teacher": p for name, p in teachers.items()}
+    others = scoring | ({"the reference": reference} if reference else {})
+    vocabularies = align_vocabularies(
+        student,
+        others,
+        readers=() if config.self_teacher else scoring,
+        alignment=config.alignment,
+        is_dense=compares_vocabularies(config),
+    )
+    for remark in vocabularies.remarks:
+        report(remark)
+    found = {
+        name: vocabularies.readings[said]
+        for name, said in zip(teachers, scoring, strict=True)
+        if said in vocabularies.readings
+    }
+    for name, policy in teachers.items():
+        template, said = prompt_of(config, name), f"teachers.{name}" if name else "the teacher"
+        if template.chat and lend_template_(student.tokenizer, policy.tokenizer):
+            report(f"{said} has no chat template: its own evaluation uses the student's")
+        elif template is config.prompt and (unread := template.unread(policy.tokenizer)):
+            report(
+                f"the chat template of {said} never reads {', '.join(map(repr, unread))} "
+                "(prompt.template_kwargs): in its own evaluation they have no effect"
+            )
+    return found
 
 
 def _routed(
@@ -416,20 +426,6 @@ def base_settings(config: Config, report: Callable[[str], None]) -> ModelSetting
         return config.student
     assert isinstance(config.task, TinyWorld)  # Config checked it
     return ModelSettings(path=str(world_models(config.task, report, teacher=False).base))
-
-
-def started_from(config: Config, directory: Path) -> Config:
-    """The same settings with another model in the place of the student, loaded in the same way.
-
-    The directory may be a checkpoint of a student with adapters, which holds those alone.
-    """
-    original = config.student or ModelSettings(path=str(directory))
-    if original.lora is not None and (directory / ADAPTER_CONFIG).is_file():
-        lora = replace(original.lora, adapter=str(directory))
-        student = replace(original, lora=lora)
-    else:
-        student = replace(original, path=str(directory), revision=None, lora=None)
-    return config.model_copy(update={"student": student})
 
 
 def _model_settings(

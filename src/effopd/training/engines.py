@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from effopd.errors import ConfigError
 from effopd.evaluation.kept_states import KeptStates, teacher_key
 from effopd.evaluation.routing import Teacher
 from effopd.evaluation.served_teacher import ServedTeacher
+from effopd.models.directory import ADAPTER_CONFIG
 from effopd.models.loading import ModelSettings, load_model, load_tokenizer
 from effopd.models.lora import without_adapters
 from effopd.models.policy import Offloaded, Policy
@@ -188,6 +190,20 @@ def kept_states(config: Config, student: Policy, report: Callable[[str], None]) 
 
 
 # Models that were given -------------------------------------------------------------------------
+
+
+def started_from(config: Config, directory: Path) -> Config:
+    """The same settings with another model in the place of the student, loaded in the same way.
+
+    The directory may be a checkpoint of a student with adapters, which holds those alone.
+    """
+    original = config.student or ModelSettings(path=str(directory))
+    if original.lora is not None and (directory / ADAPTER_CONFIG).is_file():
+        lora = replace(original.lora, adapter=str(directory))
+        student = replace(original, lora=lora)
+    else:
+        student = replace(original, path=str(directory), revision=None, lora=None)
+    return config.model_copy(update={"student": student})
 
 
 def policy_of(source: Any) -> Policy:
