@@ -1,13 +1,20 @@
 """A student in other tokens than its teacher has: it starts as the tiny base, and it learns."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from tests.fakes import WORLD
-from tests.support.merged_world import merged_demonstrations, merged_tokenizer, pretrain_merged
+from tests.fakes import WORLD, tiny_model
+from tests.support.merged_world import (
+    merged_demonstrations,
+    merged_model,
+    merged_tokenizer,
+    pretrain_merged,
+)
 
 from effopd.data.world import TinyWorld, demonstrations, make_tokenizer
+from effopd.errors import ConfigError
 from effopd.models.alignment import Aligner, AlignmentSettings, SpanCounts
 from effopd.training.config import Config
 from effopd.training.run import train
@@ -36,17 +43,65 @@ def test_merged_tokens_write_the_same_demonstrations() -> None:
     AlignmentSettings().check(counts, "the teacher")
 
 
-def across(*, steps: int, problems: int, epochs: int) -> Config:
+def across(
+    *,
+    steps: int,
+    problems: int,
+    epochs: int,
+    prompts: int = 128,
+    task: TinyWorld | None = None,
+    least_equal: float = 0.5,
+) -> Config:
     """Vanilla distillation on the sampled tokens from a teacher with another tokenizer."""
     return Config.of(
         "opd",
         device="cpu",
-        alignment={},
+        alignment={"least_equal": least_equal},
+        task=task or TinyWorld(),
         objective={"type": "sampled_token"},
-        train={"steps": steps, "prompts_per_step": 128, "epochs": epochs},
+        train={"steps": steps, "prompts_per_step": prompts, "epochs": epochs},
         optimizer={"lr": 3e-4},
         evaluation={"every": 0, "first": [], "problems": problems, "divergence": False},
     )
+
+
+def test_a_run_across_tokenizers_resumes_exactly(tmp_path: Path) -> None:
+    """Four steps at once, or two and two: the same metrics; the shares are in every row."""
+
+    def run(name: str, steps: int) -> list[dict[str, Any]]:
+        small = across(steps=steps, problems=2, epochs=2, prompts=4, task=WORLD, least_equal=0.0)
+        student = merged_model(WORLD), merged_tokenizer(WORLD)
+        teacher = tiny_model(1), make_tokenizer(WORLD)
+        return train(small, tmp_path / name, model=student, teacher=teacher).metrics
+
+    whole = run("whole", 4)
+    run("parts", 2)
+    assert run("parts", 4) == whole
+    for row in whole:
+        assert row["equal_token_share"] + row["run_token_share"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"objective": {"type": "full_kl"}}, "set objective.type = 'sampled_token', not 'full_kl'"),
+        ({"objective": {"type": "exopd"}}, "set objective.type = 'sampled_token', not 'exopd'"),
+        ({"method": "effopd"}, "set validation.type = 'accuracy', not 'importance_kl'"),
+        ({"evaluation": {"problems": 8}}, "set evaluation.divergence = false"),
+        ({"self_teacher": {}}, "remove it, or teacher_server, self_teacher and environment"),
+    ],
+)
+def test_what_compares_more_than_sampled_tokens_is_refused(
+    more: dict[str, Any], message: str
+) -> None:
+    settings: dict[str, Any] = {
+        "method": "opd",
+        "alignment": {},
+        "objective": {"type": "sampled_token"},
+        "evaluation": {"divergence": False},
+    }
+    with pytest.raises(ConfigError, match=message):
+        Config(**(settings | more))
 
 
 @pytest.mark.slow
