@@ -16,7 +16,8 @@ from effopd.models.checkpoints import verify_checkpoint
 from effopd.models.policy import Sample
 from effopd.models.updates import AdapterUpdate, open_update
 from effopd.records import list_checkpoints, read_jsonl
-from effopd.training.build import build_parts, started_from
+from effopd.training.build import build_parts
+from effopd.training.engines import started_from
 
 pytest.importorskip("peft")
 

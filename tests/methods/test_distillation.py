@@ -1,7 +1,8 @@
 """The distillation learners against twins of plain loops in float64, with several teachers."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from tests.support.learning import (
     rollouts,
 )
 
-from effopd.errors import ConfigError
+from effopd.errors import ConfigError, NonFiniteError
 from effopd.evaluation.kept_states import KeptStates
 from effopd.evaluation.routing import Teachers
 from effopd.methods import (
@@ -28,7 +29,8 @@ from effopd.methods import (
     SampledTokenOPD,
     full_kl,
 )
-from effopd.models.policy import Policy
+from effopd.models.policy import Policy, Sample
+from effopd.rollouts.rollout import Rollout
 
 MATH, CODE = precise_policy(1), precise_policy(2, sharpness=3.0)
 STUDENT, REFERENCE, OTHER = precise_policy(0), precise_policy(3), precise_policy(4)
@@ -128,6 +130,72 @@ SAMPLED: dict[str, tuple[Objective, dict[str, float]]] = {
 def test_the_gradient_at_the_sampled_token_equals_the_twin(name: str) -> None:
     objective, settings = SAMPLED[name]
     assert_same(gradient_of(learner_of(objective)), sampled_twin(**settings))
+
+
+class Silent:
+    """A reading that loses the values of some answers' tokens, as a server may."""
+
+    def __init__(self, missing: Collection[tuple[int, int]]) -> None:
+        self.missing = missing
+
+    def sample(self, rollout: Rollout, prompt_ids: tuple[int, ...] | None) -> Sample:
+        return rollout.sample
+
+    def tokens_read(self, rollout: Rollout) -> int:
+        return len(rollout.completion.token_ids)
+
+    def values(self, rollout: Rollout, teacher_values: Sequence[float]) -> tuple[float, ...]:
+        i = ANSWERS.index(rollout)
+        return tuple(
+            float("nan") if (i, t) in self.missing else value
+            for t, value in enumerate(teacher_values)
+        )
+
+
+MISSING = {(0, 0), (1, 1), *((2, t) for t in range(len(SAMPLES[2].completion_ids)))}
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.25])
+def test_missing_values_of_a_teacher_have_no_weight_and_are_counted(scale: float) -> None:
+    silent: Any = Silent(MISSING)
+    teachers = replace(BOTH, readings={"math": silent, "code": silent})
+    objective = SampledTokenOPD() if scale == 1.0 else ExOPD(reward_scale=scale)
+    learner = learner_of(objective, teachers)
+    assert learner.prepare(batch(ANSWERS)) == TOKENS
+    parts = accumulate(learner, ANSWERS, EVERYTHING, (2, 3))
+    found = gradient(STUDENT.model.parameters())
+    # The twin: a loop over tokens, in which missing ones have the advantage 0.
+    advantages, gap = [], 0.0
+    for i, sample in enumerate(SAMPLES):
+        models = (STUDENT.model, teacher_of(i).model, REFERENCE.model)
+        with torch.no_grad():
+            rows = [twin.log_probs(model, sample) for model in models]
+        own = []
+        for t, (p, q, r) in enumerate(zip(*rows, strict=True)):
+            is_known = (i, t) not in MISSING
+            known = objectives_twin.exopd_advantage(float(p), float(q), float(r), scale)
+            own.append(torch.tensor(known if is_known else 0.0))
+            gap += float(p - q) if is_known else 0.0
+        advantages.append(own)
+    twin.distillation_loss(STUDENT.model, SAMPLES, advantages, WRITTEN, 5.0).backward()
+    assert_same(found, gradient(STUDENT.model.parameters()))
+    assert learner.metrics() == {"teacher_missing": len(MISSING)}
+    # The mean divergence is that of the tokens that are known.
+    mean = sum(float(part.sums["reverse_kl"]) for part in parts) / TOKENS
+    assert mean == pytest.approx(gap / (TOKENS - len(MISSING)), rel=1e-5)
+
+
+def test_a_batch_without_any_value_is_no_step() -> None:
+    silent: Any = Silent({(i, t) for i in EVERYTHING for t in range(100)})
+    teachers = replace(BOTH, readings={"math": silent, "code": silent})
+    with pytest.raises(NonFiniteError, match=f"no value for any of {TOKENS} tokens"):
+        learner_of(SampledTokenOPD(), teachers).prepare(batch(ANSWERS))
+
+
+def test_nothing_missing_is_no_metric() -> None:
+    learner = learner_of(SampledTokenOPD())
+    learner.prepare(batch(ANSWERS))
+    assert learner.metrics() == {}
 
 
 def test_exopd_at_scale_one_is_plain_distillation_bit_for_bit() -> None:

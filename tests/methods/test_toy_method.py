@@ -19,8 +19,9 @@ from effopd.errors import ConfigError
 from effopd.methods import Objective, register
 from effopd.methods.registry import METHODS
 from effopd.rewards.functions import as_verifier
-from effopd.training.build import Given, build_parts, started_from
+from effopd.training.build import Given, build_parts
 from effopd.training.config import load_config
+from effopd.training.engines import started_from
 
 ROOT = Path(__file__).parents[2]
 

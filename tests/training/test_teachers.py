@@ -121,7 +121,7 @@ def chat_policy(*more: str, rows: int, seed: int = 0) -> Policy:
 def test_student_and_teachers_are_compared_on_the_tokens_that_all_share() -> None:
     student = chat_policy("<pad>", rows=260)
     teachers = {"a": chat_policy("<pad>", "<think>", rows=320), "b": chat_policy(rows=300)}
-    remarks = align_vocabularies(student, teachers | {"c": frozen_copy(student)})
+    remarks = align_vocabularies(student, teachers | {"c": frozen_copy(student)}).remarks
     assert [policy.vocabulary_size for policy in (student, *teachers.values())] == [SIZE] * 3
     assert [remark.partition(":")[0] for remark in remarks] == [
         "only the student has none, only a has '<think>' (260)",
@@ -131,7 +131,7 @@ def test_student_and_teachers_are_compared_on_the_tokens_that_all_share() -> Non
 
 def test_padding_rows_are_trimmed_to_the_fewer() -> None:
     student, teacher = chat_policy(rows=300), chat_policy(rows=280)
-    assert align_vocabularies(student, {"the teacher": teacher}) == []
+    assert align_vocabularies(student, {"the teacher": teacher}) == ([], {})
     assert student.vocabulary_size == teacher.vocabulary_size == 280
 
 
@@ -139,11 +139,12 @@ def test_a_teacher_with_other_ends_is_told_by_name() -> None:
     student = Policy(chat_model(eos_token_id=0), chat_tokenizer(eos="<|endoftext|>"))
     bare = chat_tokenizer(eos="<|endoftext|>", chat=None)
     teacher = Policy(chat_model(), chat_tokenizer())
-    assert align_vocabularies(student, {"x": teacher}) == [
+    assert align_vocabularies(student, {"x": teacher}).remarks == [
         "answers of the student end with '<|endoftext|>' and '<|im_end|>', those of x with "
         "'<|im_end|>': '<|im_end|>' ends both"
     ]
-    assert align_vocabularies(Policy(chat_model(eos_token_id=0), bare), {"x": teacher}) == [
+    base = Policy(chat_model(eos_token_id=0), bare)
+    assert align_vocabularies(base, {"x": teacher}).remarks == [
         "answers of the student end with '<|endoftext|>', those of x with '<|im_end|>': none ends "
         "both, so that x expects no answer to end where the student's do; add 2 ('<|im_end|>') to "
         "eos_token_id in the student's generation_config.json"

@@ -37,8 +37,9 @@ from effopd.models.updates import open_update
 from effopd.progress import SILENT, Display
 from effopd.records import SCHEMA, Row, read_json, write_json_atomic
 from effopd.reports.table_files import write_table
-from effopd.training.build import build_parts, started_from
+from effopd.training.build import build_parts
 from effopd.training.config import Config, load_config
+from effopd.training.engines import started_from
 from effopd.training.run import config_of_run
 from effopd.training.teachers import frozen_copy
 

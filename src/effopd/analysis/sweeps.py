@@ -30,8 +30,9 @@ from effopd.reports.table_files import write_table
 from effopd.rollouts.engine import derive_seed
 from effopd.rollouts.rollout import Writer
 from effopd.search.validation import standard_error
-from effopd.training.build import build_parts, started_from
+from effopd.training.build import build_parts
 from effopd.training.config import Config, load_config, placed
+from effopd.training.engines import started_from
 from effopd.workspace import Journal, Workspace
 
 KEY = ("kind", "checkpoint", "value", "setting", "other")

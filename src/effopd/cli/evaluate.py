@@ -12,7 +12,8 @@ from effopd.evaluation.benchmarks.run import SELF_CHECK, evaluate
 from effopd.models.checkpoints import newest_good, verify_checkpoint
 from effopd.progress import Terminal
 from effopd.records import checkpoint_path, checkpoint_step, list_checkpoints, write_json_atomic
-from effopd.training.build import build_parts, started_from
+from effopd.training.build import build_parts
+from effopd.training.engines import started_from
 from effopd.training.run import config_of_run
 from effopd.training.signals import stop_on_signals
 from effopd.training.state import load_tensors

@@ -17,6 +17,7 @@ from effopd.models.architecture import architecture_of, described_by, position_l
 from effopd.models.directory import find_model, read_config
 from effopd.models.gpus import Gpu
 from effopd.models.loading import AUTO, ModelSettings, load_tokenizer, real_device
+from effopd.models.token_map import match_vocabularies
 from effopd.models.tokenizers import (
     end_token_ids_in,
     ends_remark,
@@ -258,12 +259,29 @@ def tokenizers(run: CheckedRun) -> Iterator[Finding]:
         yield Finding("problem" if own.ids[-1] in ends else "warning", "prompt", remark)
 
 
+def _other_tokens(
+    config: Config, name: str, student: Any, other: Any, error: Exception, *, is_teacher: bool
+) -> Finding:
+    """Tokens with other ids: a teacher may have them under a mapping, or aligned by bytes."""
+    if not is_teacher:
+        return Finding("problem", "tokenizers", str(error))
+    try:
+        mapped = match_vocabularies(student, other, name)
+    except ParameterMismatchError:
+        if config.alignment is None:
+            return Finding("problem", "tokenizers", f"{error} Or set [alignment].")
+        text = f"{name} has another tokenizer: answers are aligned by bytes"
+        return Finding("warning", "tokenizers", text)
+    return Finding("warning", "tokenizers", "; ".join(mapped.lines))
+
+
 def _compared(run: CheckedRun, name: str, student: Any, other: Any) -> Iterator[Finding]:
     """Tokens, special tokens and rendered prompts of another model against the student's."""
     try:
         shared = shared_vocabulary(student, other, name if "." in name else f"the {name}")
     except ParameterMismatchError as error:
-        yield Finding("problem", "tokenizers", str(error))
+        is_teacher = name.startswith("teacher") and run.config.self_teacher is None
+        yield _other_tokens(run.config, name, student, other, error, is_teacher=is_teacher)
         return
     if shared.remark:
         yield Finding("warning", "tokenizers", shared.remark)

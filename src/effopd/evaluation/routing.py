@@ -27,6 +27,7 @@ from effopd.evaluation.logprobs import (
     with_missing,
     without_missing,
 )
+from effopd.evaluation.readings import Reading
 from effopd.evaluation.served_teacher import ServedTeacher
 from effopd.models.architecture import position_limit
 from effopd.models.policy import Policy, Sample, micro_batches
@@ -95,12 +96,13 @@ class OwnPrompt:
 class Teachers:
     """Teachers by name, at least one; "" is the name of problems that name no teacher.
 
-    Those in `prompts` read their own prompt before an answer, the others the student's. `kept` has
-    the hidden states of the answers at hand.
+    Those in `prompts` read their own prompt before an answer, the others the student's. Those in
+    `readings` have other tokens. `kept` has the hidden states of the answers at hand.
     """
 
     policies: Mapping[str, Teacher]
     prompts: Mapping[str, OwnPrompt] = field(default_factory=dict)
+    readings: Mapping[str, Reading] = field(default_factory=dict)
     kept: KeptStates = field(default_factory=KeptStates, compare=False)
 
     def __post_init__(self) -> None:
@@ -142,7 +144,11 @@ class Teachers:
 
     def sample_for(self, name: str, rollout: Rollout) -> Sample:
         """What the teacher reads: its own prompt if it has one, and the answer."""
-        own = self.prompts.get(name)
+        own, reading = self.prompts.get(name), self.readings.get(name)
+        if reading is not None:
+            longest = reading.tokens_read(rollout)
+            prompt = None if own is None else own.ids(rollout.problem, longest)
+            return reading.sample(rollout, prompt)
         return rollout.sample if own is None else own.sample(rollout)
 
     def hold(self, rollouts: Sequence[Rollout]) -> None:
@@ -226,6 +232,9 @@ def routed_log_probs(
                 temperature=temperature,
                 batch_tokens=batch_tokens,
             )
+        if (reading := teachers.readings.get(name)) is not None:
+            pairs = zip(members, values, strict=True)
+            values = [reading.values(each, own) for each, own in pairs]
         found.update(zip(indices, values, strict=True))
     return [found[i] for i in range(len(rollouts))]
 
@@ -269,6 +278,8 @@ def kept_log_probs(
         for indices in _micro_batches(samples, batch_tokens):
             chosen = [samples[i] for i in indices]
             head = kept.head(key, policy, [rollouts[i] for i in indices], chosen)
+            if policy.head_rows is not None:  # which are in the order of the student's tokens
+                chosen = [rollouts[i].sample for i in indices]
             found += log_probs_of(head, chosen, temperature)
     return found
 

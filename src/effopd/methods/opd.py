@@ -1,13 +1,20 @@
-"""On-policy distillation on the sampled tokens, to the teacher and beyond."""
+"""On-policy distillation on the sampled tokens, to the teacher and beyond.
 
+A token whose value the teacher does not give (NaN: a server's null, a token that it does not have)
+is missing: it has no weight in the loss, and is counted.
+"""
+
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-from effopd.errors import ConfigError
+from effopd.errors import ConfigError, NonFiniteError
 from effopd.evaluation.logprobs import completion_log_probs
+from effopd.evaluation.readings import span_counts
 from effopd.evaluation.routing import routed_log_probs
 from effopd.methods.objective import (
     Batch,
@@ -109,9 +116,24 @@ class SampledTokenLearner(Learner):
         self._rollouts: Sequence[Rollout] = ()
         self._teacher_scores: TokenScores = ()
         self._reference_scores: TokenScores = ()
+        self._known_share, self._metrics = 1.0, dict[str, float]()
 
     def prepare(self, batch: Batch) -> int:
-        """See `Learner.prepare`."""
+        """See `Learner.prepare`.
+
+        What a teacher with another tokenizer says is brought to the student's tokens here, once a
+        batch: values on runs are those beside the policy that wrote the answers.
+
+        Raises:
+            NonFiniteError: The teachers give no value for any token.
+            ParameterMismatchError: Too few tokens match those of a teacher with another tokenizer.
+        """
+        answers = [
+            (name, [batch.rollouts[i] for i in indices])
+            for name, _, indices in self._teachers.split(batch.rollouts)
+        ]
+        spans = span_counts(self._teachers.readings, answers)
+        self._metrics = {} if spans is None else dict(spans.shares)
         self._rollouts = batch.rollouts
         self._teacher_scores = routed_log_probs(
             self._teachers,
@@ -124,7 +146,21 @@ class SampledTokenLearner(Learner):
             self._reference_scores = completion_log_probs(
                 self._reference, samples, batch_tokens=self._scoring_tokens
             )
-        return sum(map(len, self._teacher_scores))
+        # What the teachers did not give.
+        tokens = sum(map(len, self._teacher_scores))
+        missing = sum(math.isnan(value) for row in self._teacher_scores for value in row)
+        if missing == tokens:
+            raise NonFiniteError(f"the teacher gives no value for any of {tokens} tokens")
+        if missing:
+            self._metrics["teacher_missing"] = float(missing)
+        self._known_share = (tokens - missing) / tokens
+        # A teacher with another tokenizer has read other tokens.
+        readings = self._teachers.readings
+        return sum(
+            readings[name].tokens_read(each) if name in readings else len(each.sample.learned_ids)
+            for name, members in answers
+            for each in members
+        )
 
     def contribution(self, indices: Sequence[int], portion: Portion) -> Contribution:
         """See `Learner.contribution`."""
@@ -141,10 +177,21 @@ class SampledTokenLearner(Learner):
             advantages_N = exopd_advantages(current_N, teacher_N, reference_N, scale)
         else:
             advantages_N = opd_advantages(current_N, teacher_N)
+        gaps_N = current_N - teacher_N
+        if "teacher_missing" in self._metrics:
+            # Nothing is learned from a missing token; the mean divergence is that of the others.
+            is_known_N = ~teacher_N.isnan()
+            advantages_N = torch.where(is_known_N, advantages_N, 0.0)
+            gaps_N = torch.where(is_known_N, gaps_N, 0.0) / self._known_share
+            inputs["teacher"] = teacher_N.masked_fill(~is_known_N, 0.0)
         weights_N = importance_weights(current_N, engine_N, self._cap)
         loss = sampled_token_loss(log_probs_N, advantages_N, weights_N, portion.tokens)
-        sums = {"reverse_kl": (current_N - teacher_N).sum()} | weight_sums(weights_N, self._cap)
+        sums = {"reverse_kl": gaps_N.sum()} | weight_sums(weights_N, self._cap)
         return Contribution(loss=loss, sums=sums, inputs=inputs)
+
+    def metrics(self) -> Mapping[str, float]:
+        """Shares of tokens by how they are scored across tokenizers, and how many are missing."""
+        return self._metrics
 
     def state(self) -> Tensors:
         """Which teachers it learns from, where they are behind servers."""

@@ -81,6 +81,8 @@ class Policy:
             first. It may be entered within itself.
 
     Attributes:
+        head_rows: Of a frozen model, the rows of its head in the order of another's tokens; None is
+            the first `vocabulary_size`. They are copied once.
         logit_factor: That constant. Hidden states and the head's bias are multiplied by it, so that
             losses need not know of it.
         head_cap: Bound of soft-capped logits `cap * tanh(logits / cap)`, which whoever multiplies
@@ -110,6 +112,8 @@ class Policy:
                 f"the head has {rows} rows; vocabulary_size must be 1 to {rows}, got "
                 f"{vocabulary_size}"
             )
+        self.head_rows: tuple[int, ...] | None = None
+        self._chosen_rows: dict[tuple[int, tuple[int, ...]], Tensor] = {}
         self.logit_factor, self.head_cap = self._factor_and_cap()
 
     @property
@@ -186,6 +190,11 @@ class Policy:
 
     def _rows(self, parameter: Tensor) -> Tensor:
         """The parameter itself where nothing is trimmed: slicing would copy its gradient."""
+        if self.head_rows is not None:
+            key = id(parameter), self.head_rows
+            if key not in self._chosen_rows:
+                self._chosen_rows[key] = parameter.detach()[list(self.head_rows)]
+            return self._chosen_rows[key]
         untrimmed = parameter.shape[0] == self.vocabulary_size
         return parameter if untrimmed else parameter[: self.vocabulary_size]
 

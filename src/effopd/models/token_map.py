@@ -26,6 +26,8 @@ class TokenMap:
         student_only: Ids of the student without a counterpart.
         teacher_only: Ids of the teacher without one.
         lines: What a run prints of it, one sentence each; none where both are equal.
+        in_prompts: Pairs of ids that are other tokens in a prompt than at the end of an answer: an
+            exchanged end has its namesake there.
     """
 
     student_ids: tuple[int, ...]
@@ -34,6 +36,7 @@ class TokenMap:
     student_only: tuple[int, ...]
     teacher_only: tuple[int, ...]
     lines: tuple[str, ...]
+    in_prompts: tuple[tuple[int, int], ...] = ()
 
     @property
     def keeps_ids(self) -> bool:
@@ -44,13 +47,32 @@ class TokenMap:
     def _teacher_of(self) -> dict[int, int]:
         return dict(zip(self.student_ids, self.teacher_ids, strict=True))
 
+    @cached_property
+    def _in_prompts(self) -> dict[int, int]:
+        return self._teacher_of | dict(self.in_prompts)
+
+    def knows(self, token_id: int) -> bool:
+        """Whether the teacher has the student's token."""
+        return token_id in self._teacher_of
+
     def teacher_tokens(self, token_ids: Sequence[int]) -> tuple[int, ...]:
         """The same tokens as ids of the teacher; refuses one that it does not have."""
-        known = self._teacher_of
+        return self._mapped(token_ids, self._teacher_of)
+
+    def prompt_tokens(self, token_ids: Sequence[int]) -> tuple[int, ...]:
+        """The same for a prompt, where an exchanged end is its namesake."""
+        return self._mapped(token_ids, self._in_prompts)
+
+    def answer_tokens(self, token_ids: Sequence[int], unknown: int) -> tuple[int, ...]:
+        """The same for an answer, with `unknown` in the place of what the teacher lacks."""
+        return tuple(self._teacher_of.get(i, unknown) for i in token_ids)
+
+    def _mapped(self, token_ids: Sequence[int], known: dict[int, int]) -> tuple[int, ...]:
         if missing := [i for i in token_ids if i not in known]:
             raise ParameterMismatchError(
                 f"token {missing[0]} of the student has no counterpart in the teacher's tokenizer "
-                f"({'; '.join(self.lines)}): leave it out of data and chat template"
+                f"({'; '.join(self.lines)}): leave it out of data and chat template, or give the "
+                "teacher a prompt of its own ([teacher_prompt])"
             )
         return tuple(known[i] for i in token_ids)
 
@@ -115,6 +137,7 @@ def match_vocabularies(
     # Both must end their answers with one token at least.
     student_ends = tuple(student_ends) or default_ends(student)
     teacher_ends = tuple(teacher_ends) or default_ends(teacher)
+    plain = dict(pairs)
     if not any(pairs.get(end) in teacher_ends for end in student_ends):
         one, other = student_ends[0], teacher_ends[0]
         displaced = next((i for i, j in pairs.items() if j == other), None)
@@ -131,6 +154,7 @@ def match_vocabularies(
         student_only=tuple(sorted({*ours.values()} - pairs.keys())),
         teacher_only=tuple(sorted({*theirs.values()} - {*pairs.values()})),
         lines=tuple(_described(student, teacher, name, named, pairs, by_role)),
+        in_prompts=tuple((i, j) for i, j in plain.items() if pairs.get(i) != j),
     )
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from effopd.evaluation.evaluator import EvaluationResult, Evaluator
 from effopd.evaluation.grading import sum_counts
 from effopd.evaluation.importance_kl import ImportanceKLValidation, ImportanceWeightedKLValidator
 from effopd.evaluation.kept_states import KeptStates
+from effopd.evaluation.readings import AlignedReading, Reading
 from effopd.evaluation.rollout_sources import FreshRollouts, TrainingBatchRollouts
 from effopd.evaluation.routing import OwnPrompt, Teacher, Teachers
 from effopd.evaluation.validators import (
@@ -26,8 +26,7 @@ from effopd.evaluation.validators import (
 )
 from effopd.methods import Learner, Resources
 from effopd.models.architecture import position_limit
-from effopd.models.directory import ADAPTER_CONFIG
-from effopd.models.loading import ModelSettings, load_tokenizer
+from effopd.models.loading import ModelSettings
 from effopd.models.policy import Policy
 from effopd.rewards.build import verifier_for, without_unreadable
 from effopd.rollouts.engine import Engine
@@ -39,6 +38,7 @@ from effopd.search.validation import Validator
 from effopd.training.collect import Collector, rewards_differ
 from effopd.training.config import Config, placed
 from effopd.training.engines import (
+    compares_vocabularies,
     engine_of,
     kept_states,
     policy_from,
@@ -250,19 +250,7 @@ def build_parts(config: Config, report: Callable[[str], None], given: Given = Gi
         for name, settings in teacher_settings.items()
     }
     reference = reference_of(config, student, report)
-    scoring = {f"teachers.{name}" if name else "the teacher": p for name, p in teachers.items()}
-    others = scoring | ({"the reference": reference} if reference else {})
-    for remark in align_vocabularies(student, others):
-        report(remark)
-    for name, policy in teachers.items():
-        template, said = prompt_of(config, name), f"teachers.{name}" if name else "the teacher"
-        if template.chat and lend_template_(student.tokenizer, policy.tokenizer):
-            report(f"{said} has no chat template: its own evaluation uses the student's")
-        elif template is config.prompt and (unread := template.unread(policy.tokenizer)):
-            report(
-                f"the chat template of {said} never reads {', '.join(map(repr, unread))} "
-                "(prompt.template_kwargs): in its own evaluation they have no effect"
-            )
+    readings = _readings(config, student, teachers, reference, report)
     kept = kept_states(config, student, report)
     average = None
     if (own := config.self_teacher) is not None and own.weights == "average":
@@ -277,7 +265,7 @@ def build_parts(config: Config, report: Callable[[str], None], given: Given = Gi
     interaction = Interaction.of(config.environment, given.environment)
     if interaction is not None:
         interaction.check(student.tokenizer, config.prompt, task.train[0])
-    routed = _routed(config, everyone, kept, task) if everyone else None
+    routed = _routed(config, everyone, readings, kept, task) if everyone else None
     reference_prompt = None
     if reference is not None and config.reference_prompt is not None:
         reference_prompt = OwnPrompt.of(config.reference_prompt, reference)
@@ -296,16 +284,57 @@ def build_parts(config: Config, report: Callable[[str], None], given: Given = Gi
     )
 
 
+def _readings(
+    config: Config,
+    student: Policy,
+    teachers: Mapping[str, Policy],
+    reference: Policy | None,
+    report: Callable[[str], None],
+) -> dict[str, Reading]:
+    """Brings tokens and chat templates together; how teachers with other tokens read, by name."""
+    scoring = {f"teachers.{name}" if name else "the teacher": p for name, p in teachers.items()}
+    others = scoring | ({"the reference": reference} if reference else {})
+    vocabularies = align_vocabularies(
+        student,
+        others,
+        readers=() if config.self_teacher else scoring,
+        alignment=config.alignment,
+        is_dense=compares_vocabularies(config),
+    )
+    for remark in vocabularies.remarks:
+        report(remark)
+    found = {
+        name: vocabularies.readings[said]
+        for name, said in zip(teachers, scoring, strict=True)
+        if said in vocabularies.readings
+    }
+    for name, policy in teachers.items():
+        template, said = prompt_of(config, name), f"teachers.{name}" if name else "the teacher"
+        if template.chat and lend_template_(student.tokenizer, policy.tokenizer):
+            report(f"{said} has no chat template: its own evaluation uses the student's")
+        elif template is config.prompt and (unread := template.unread(policy.tokenizer)):
+            report(
+                f"the chat template of {said} never reads {', '.join(map(repr, unread))} "
+                "(prompt.template_kwargs): in its own evaluation they have no effect"
+            )
+    return found
+
+
 def _routed(
-    config: Config, policies: Mapping[str, Teacher], kept: KeptStates, task: Task
+    config: Config,
+    policies: Mapping[str, Teacher],
+    readings: Mapping[str, Reading],
+    kept: KeptStates,
+    task: Task,
 ) -> Teachers:
     """The teachers with prompts of their own; refuses problems that none of them can score."""
     prompts = {
         name: OwnPrompt.of(prompt, policy)
         for name, policy in policies.items()
         if (prompt := prompt_of(config, name)) is not config.prompt
+        or isinstance(readings.get(name), AlignedReading)
     }
-    teachers = Teachers(policies=policies, prompts=prompts, kept=kept)
+    teachers = Teachers(policies=policies, prompts=prompts, readings=readings, kept=kept)
     found: dict[str, list[Problem]] = {}
     for problem in (*task.train, *task.test):
         found.setdefault(teachers.name_for(problem), []).append(problem)
@@ -399,20 +428,6 @@ def base_settings(config: Config, report: Callable[[str], None]) -> ModelSetting
     return ModelSettings(path=str(world_models(config.task, report, teacher=False).base))
 
 
-def started_from(config: Config, directory: Path) -> Config:
-    """The same settings with another model in the place of the student, loaded in the same way.
-
-    The directory may be a checkpoint of a student with adapters, which holds those alone.
-    """
-    original = config.student or ModelSettings(path=str(directory))
-    if original.lora is not None and (directory / ADAPTER_CONFIG).is_file():
-        lora = replace(original.lora, adapter=str(directory))
-        student = replace(original, lora=lora)
-    else:
-        student = replace(original, path=str(directory), revision=None, lora=None)
-    return config.model_copy(update={"student": student})
-
-
 def _model_settings(
     config: Config, report: Callable[[str], None]
 ) -> tuple[ModelSettings, dict[str, ModelSettings]]:
@@ -424,24 +439,3 @@ def _model_settings(
     if isinstance(config.task, TinyWorld) and brings_teacher:
         named[""] = ModelSettings(path=str(world_models(config.task, report).teacher))
     return base_settings(config, report), named
-
-
-def policy_of(source: Any) -> Policy:
-    """A policy of a model object, or of a pair of model and tokenizer."""
-    model, tokenizer = model_and_tokenizer(source)
-    return Policy(model.eval(), tokenizer)
-
-
-def model_and_tokenizer(source: Any) -> tuple[Any, Any]:
-    """The objects of a model, whose tokenizer may be that of its name, or of a pair."""
-    model, tokenizer = source if isinstance(source, tuple) else (source, None)
-    if not isinstance(model, torch.nn.Module):
-        raise ConfigError(
-            f"a model must be a directory, a repository of the hub, a Hugging Face model or a pair "
-            f"of model and tokenizer, got {type(source).__name__}"
-        )
-    if tokenizer is None:
-        if not getattr(model, "name_or_path", ""):
-            raise ConfigError("the model names no directory or repository: give (model, tokenizer)")
-        tokenizer = load_tokenizer(ModelSettings(path=str(model.name_or_path)))
-    return model, tokenizer

@@ -34,6 +34,7 @@ from effopd.evaluation.importance_kl import ImportanceKLValidation
 from effopd.evaluation.validators import AccuracyValidation, TeacherKLValidation
 from effopd.methods import FullVocabularyKL, Objective
 from effopd.methods.registry import EFFOPD_SEARCH, EFFOPD_VALIDATION, METHODS, Preset, sections
+from effopd.models.alignment import AlignmentSettings
 from effopd.models.loading import ModelSettings, real_device
 from effopd.rewards.code import CodeChecking
 from effopd.rollouts.engine import Sampling
@@ -98,6 +99,8 @@ class Config(BaseModel):
             starts as `teacher` or as the untrained student, or what they are (docs/teachers.md).
         teacher_prompt: What teachers read before an answer; the student's prompt by default.
         teacher_prompts: The same for teachers by name; they go before `teacher_prompt`.
+        alignment: Lets teachers have another tokenizer than the student, for the objective
+            "sampled_token"; without it such a run is refused (docs/tokenizers.md).
         reference: What ExOPD moves away from, and what the KL term of GRPO holds on to: the
             untrained student by default; the teacher's own base for ExOPD's base correction.
         reference_prompt: What the reference reads before an answer; the student's prompt by
@@ -136,6 +139,7 @@ class Config(BaseModel):
     self_teacher: SelfTeacher | None = None
     teacher_prompt: TeacherPrompt | None = None
     teacher_prompts: dict[str, TeacherPrompt] = {}
+    alignment: AlignmentSettings | None = None
     reference: ModelSettings | None = None
     reference_prompt: TeacherPrompt | None = None
     task: Annotated[TinyWorld | DatasetTask, Field(discriminator="type")] = TinyWorld()
@@ -181,7 +185,7 @@ class Config(BaseModel):
     @model_validator(mode="after")
     def _is_consistent(self) -> "Config":
         contradictions = (
-            _of_models, _of_teacher_server, _of_adapters, _of_memory, _of_rewards,
+            _of_models, _of_teacher_server, _of_alignment, _of_adapters, _of_memory, _of_rewards,
         )  # fmt: skip
         for found in contradictions:
             for sentence in found(self):
@@ -369,6 +373,21 @@ def _of_teacher_server(config: Config) -> Iterator[str]:
             "evaluation.teacher needs a server that writes answers, teacher_server.flavor = "
             "'effopd' scores them: set it to false"
         )
+
+
+def _of_alignment(config: Config) -> Iterator[str]:
+    """Across tokenizers only sampled tokens are compared, in what the student alone wrote."""
+    if config.alignment is None:
+        return
+    only = "alignment compares sampled tokens with local teachers of another tokenizer alone:"
+    if config.teacher_server or config.self_teacher or config.environment:
+        yield f"{only} remove it, or teacher_server, self_teacher and environment"
+    if config.objective.type != "sampled_token":
+        yield f"{only} set objective.type = 'sampled_token', not {config.objective.type!r}"
+    if config.searches and config.validation.type != "accuracy":
+        yield f"{only} set validation.type = 'accuracy', not {config.validation.type!r}"
+    if config.evaluation.divergence and config.evaluation.problems:
+        yield f"{only} set evaluation.divergence = false"
 
 
 def _of_adapters(config: Config) -> Iterator[str]:

@@ -2,14 +2,18 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from effopd.errors import ConfigError
 from effopd.evaluation.kept_states import KeptStates, teacher_key
 from effopd.evaluation.routing import Teacher
 from effopd.evaluation.served_teacher import ServedTeacher
+from effopd.models.directory import ADAPTER_CONFIG
 from effopd.models.loading import ModelSettings, load_model, load_tokenizer
 from effopd.models.lora import without_adapters
 from effopd.models.policy import Offloaded, Policy
@@ -148,6 +152,13 @@ def _offloaded(model: Any, tokenizer: Any, device: str, size: int | None = None)
     return Policy(model, tokenizer, vocabulary_size=size, during=during)
 
 
+def compares_vocabularies(config: Config) -> bool:
+    """Whether teachers are compared over whole vocabularies anywhere in a run."""
+    scored = config.searches and config.validation.type != "accuracy"
+    measured = config.evaluation.divergence and config.evaluation.problems > 0
+    return config.objective.needs_vocabulary or scored or measured
+
+
 def reference_of(config: Config, student: Policy, report: Callable[[str], None]) -> Policy | None:
     """What the objective moves away from or holds on to; the untrained student by default."""
     if not config.objective.needs_reference:
@@ -177,3 +188,41 @@ def kept_states(config: Config, student: Policy, report: Callable[[str], None]) 
     moves = config.self_teacher is not None and config.self_teacher.weights == "current"
     moving = [teacher_key("")] if moves else []
     return KeptStates(memory.teacher_states_gb, device=device, moving=moving, report=report)
+
+
+# Models that were given -------------------------------------------------------------------------
+
+
+def started_from(config: Config, directory: Path) -> Config:
+    """The same settings with another model in the place of the student, loaded in the same way.
+
+    The directory may be a checkpoint of a student with adapters, which holds those alone.
+    """
+    original = config.student or ModelSettings(path=str(directory))
+    if original.lora is not None and (directory / ADAPTER_CONFIG).is_file():
+        lora = replace(original.lora, adapter=str(directory))
+        student = replace(original, lora=lora)
+    else:
+        student = replace(original, path=str(directory), revision=None, lora=None)
+    return config.model_copy(update={"student": student})
+
+
+def policy_of(source: Any) -> Policy:
+    """A policy of a model object, or of a pair of model and tokenizer."""
+    model, tokenizer = model_and_tokenizer(source)
+    return Policy(model.eval(), tokenizer)
+
+
+def model_and_tokenizer(source: Any) -> tuple[Any, Any]:
+    """The objects of a model, whose tokenizer may be that of its name, or of a pair."""
+    model, tokenizer = source if isinstance(source, tuple) else (source, None)
+    if not isinstance(model, torch.nn.Module):
+        raise ConfigError(
+            f"a model must be a directory, a repository of the hub, a Hugging Face model or a pair "
+            f"of model and tokenizer, got {type(source).__name__}"
+        )
+    if tokenizer is None:
+        if not getattr(model, "name_or_path", ""):
+            raise ConfigError("the model names no directory or repository: give (model, tokenizer)")
+        tokenizer = load_tokenizer(ModelSettings(path=str(model.name_or_path)))
+    return model, tokenizer

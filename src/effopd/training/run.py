@@ -17,9 +17,10 @@ from effopd.models.checkpoints import verify_checkpoint
 from effopd.records import Run, checkpoint_path, load_run, run_of_checkpoint
 from effopd.rewards.functions import Reward, as_verifier
 from effopd.rollouts.environment import Environment, Reply, as_environment
-from effopd.training.build import Given, Parts, build_parts, policy_of
+from effopd.training.build import Given, Parts, build_parts
 from effopd.training.config import Config, load_config, make_config, placed
 from effopd.training.continuing import changes, reasons
+from effopd.training.engines import policy_of
 from effopd.training.loop import LAST_STEP, Trainer
 from effopd.training.observer import Observer, joined
 from effopd.training.rows import counts_record

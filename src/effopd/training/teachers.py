@@ -1,16 +1,19 @@
 """Teachers: whoever scores what the student wrote."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from effopd.errors import ConfigError, ParameterMismatchError
+from effopd.evaluation.readings import AlignedReading, MappedReading, Reading
+from effopd.models.alignment import Aligner, AlignmentSettings
 from effopd.models.checkpoints import restore_
 from effopd.models.policy import Policy
+from effopd.models.token_map import TokenMap, match_vocabularies
 from effopd.models.tokenizers import ends_remark, shared_vocabulary
 from effopd.objectives import aligned_vocabulary_size
 
@@ -96,16 +99,47 @@ class StudentAverage:
         self._write_()
 
 
-def align_vocabularies(student: Policy, others: Mapping[str, Policy]) -> list[str]:
+class Vocabularies(NamedTuple):
+    """What a run says of the tokens of all models, and how teachers with other tokens read."""
+
+    remarks: list[str]
+    readings: dict[str, Reading]
+
+
+def align_vocabularies(
+    student: Policy,
+    others: Mapping[str, Policy],
+    *,
+    readers: Collection[str] = (),
+    alignment: AlignmentSettings | None = None,
+    is_dense: bool = True,
+) -> Vocabularies:
     """Trims head rows so that all policies have the same vocabulary: the tokens they share.
 
-    Returns what a run says of it: tokens that only one has, and ends of answers that differ.
+    Those of `readers` may have other tokens: under a named mapping, or, with `alignment`, another
+    tokenizer. `is_dense` is whether whole vocabularies are compared.
+
+    Raises:
+        ParameterMismatchError: Tokens that cannot be compared; says what to set.
     """
-    sizes, remarks = [student.vocabulary_size], []
+    sizes, remarks, trimmed = [student.vocabulary_size], list[str](), [student]
+    readings, maps = dict[str, Reading](), dict[str, TokenMap]()
     for name, other in others.items():
-        shared = shared_vocabulary(student.tokenizer, other.tokenizer, name)
         ends = student.end_ids, other.tokenizer, other.end_ids
-        if remark := ends_remark(student.tokenizer, *ends, name):
+        remark = ends_remark(student.tokenizer, *ends, name)
+        if name in readers:
+            found = _reading(student, other, name, alignment)
+            if found is not None:
+                readings[name] = found
+                if isinstance(found, MappedReading):
+                    remarks += found.tokens.lines
+                    maps[name] = found.tokens
+                else:
+                    remarks.append(f"{name} has another tokenizer: answers are aligned by bytes")
+                continue
+        shared = shared_vocabulary(student.tokenizer, other.tokenizer, name)
+        trimmed.append(other)
+        if remark:
             remarks.append(remark)
         if shared.size is None:
             rows = (student.vocabulary_size, other.vocabulary_size)
@@ -119,6 +153,55 @@ def align_vocabularies(student: Policy, others: Mapping[str, Policy]) -> list[st
                 )
         sizes.append(shared.size)
         remarks.append(shared.remark)
-    for policy in (student, *others.values()):
+    # Under a mapping the shared tokens are the student's first, or whole vocabularies are apart.
+    for tokens in maps.values():
+        count = len(tokens.student_ids)
+        if tokens.student_ids == tuple(range(count)):
+            sizes.append(count)
+        elif is_dense:
+            raise ParameterMismatchError(
+                f"{'; '.join(tokens.lines)}. The tokens that only the student has are not its last "
+                "ones, so that whole vocabularies cannot be compared: set objective.type = "
+                "'sampled_token', validation.type = 'accuracy' and evaluation.divergence = false"
+            )
+    for policy in trimmed:
         policy.vocabulary_size = min(sizes)
-    return remarks
+    for name, tokens in maps.items():
+        if tokens.student_ids == tuple(range(len(tokens.student_ids))):
+            others[name].head_rows = tokens.teacher_ids[: min(sizes)]
+    return Vocabularies(remarks, readings)
+
+
+def _reading(
+    student: Policy, teacher: Policy, name: str, alignment: AlignmentSettings | None
+) -> Reading | None:
+    """How a teacher with other tokens reads; None where ids are shared and one end at least."""
+    refused: ParameterMismatchError | None = None
+    names = [
+        {policy.tokenizer.convert_ids_to_tokens(i) for i in policy.end_ids}
+        for policy in (student, teacher)
+    ]
+    try:
+        shared_vocabulary(student.tokenizer, teacher.tokenizer, name)
+        if names[0] & names[1]:
+            return None
+    except ParameterMismatchError as error:
+        refused = error
+    pair, ends = (student.tokenizer, teacher.tokenizer), (student.end_ids, teacher.end_ids)
+    try:
+        tokens = match_vocabularies(*pair, name, student_ends=ends[0], teacher_ends=ends[1])
+    except ParameterMismatchError as error:
+        if alignment is None:
+            raise ParameterMismatchError(
+                f"{refused or error} To learn across tokenizers set [alignment], objective.type = "
+                "'sampled_token', validation.type = 'accuracy' and evaluation.divergence = false "
+                "(docs/tokenizers.md)."
+            ) from error
+        aligner = Aligner(*pair, student_ends=ends[0], teacher_ends=ends[1])
+        return AlignedReading(aligner=aligner, settings=alignment, name=name)
+    if teacher.vocabulary_size <= (last := max(tokens.teacher_ids)):
+        raise ParameterMismatchError(
+            f"the lm_head of {name} has {teacher.vocabulary_size} rows, its tokenizer uses ids up "
+            f"to {last}: resize its embeddings, or drop the added tokens"
+        )
+    return MappedReading(tokens=tokens, unknown=teacher.tokenizer.pad_token_id)

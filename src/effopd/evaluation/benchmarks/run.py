@@ -42,8 +42,8 @@ from effopd.rollouts.hf import HFEngine
 from effopd.rollouts.prompts import prompt_remarks
 from effopd.rollouts.rollout import Rollout, Writer
 from effopd.rollouts.vllm import open_vllm
-from effopd.training.build import model_and_tokenizer, started_from
 from effopd.training.config import placed
+from effopd.training.engines import model_and_tokenizer, started_from
 from effopd.training.run import config_of_run
 from effopd.training.signals import StopRequest
 from effopd.workspace import Journal, Workspace

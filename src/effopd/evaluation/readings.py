@@ -1,0 +1,128 @@
+"""How a teacher with other tokens reads the student's answers, and what its values are worth.
+
+Whoever scores has one value for every learned token of the student, whatever the teacher read: NaN
+where the teacher has nothing to say.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from effopd.errors import ConfigError
+from effopd.models.alignment import Aligner, Alignment, AlignmentSettings, SpanCounts, transfer
+from effopd.models.policy import Sample
+from effopd.models.token_map import TokenMap
+from effopd.rollouts.rollout import Rollout
+
+_REMEMBERED = 4096  # alignments: an answer is aligned to be read, to be scored and to be counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class MappedReading:
+    """One vocabulary under a named mapping: the same tokens, as ids of the teacher.
+
+    Attributes:
+        tokens: The mapping.
+        unknown: What the teacher reads in the place of a token that it does not have.
+    """
+
+    tokens: TokenMap
+    unknown: int
+
+    def sample(self, rollout: Rollout, prompt_ids: tuple[int, ...] | None) -> Sample:
+        """The answer after the teacher's own prompt, or after the student's in its ids."""
+        sample = rollout.sample
+        prompt = self.tokens.prompt_tokens(sample.prompt_ids) if prompt_ids is None else prompt_ids
+        answer = self.tokens.answer_tokens(sample.completion_ids, self.unknown)
+        if sample.learned is not None:  # what an environment wrote is text as in a prompt
+            read = self.tokens.prompt_tokens(
+                [i for i, own in zip(sample.completion_ids, sample.learned, strict=True) if not own]
+            )
+            others = iter(read)
+            answer = tuple(
+                i if own else next(others) for i, own in zip(answer, sample.learned, strict=True)
+            )
+        return Sample(prompt_ids=prompt, completion_ids=answer, learned=sample.learned)
+
+    def tokens_read(self, rollout: Rollout) -> int:
+        """Tokens of the answer for the teacher."""
+        return len(rollout.completion.token_ids)
+
+    def values(self, rollout: Rollout, teacher_values: Sequence[float]) -> tuple[float, ...]:
+        """The teacher's values; NaN for tokens that it does not have."""
+        pairs = zip(teacher_values, rollout.sample.learned_ids, strict=True)
+        return tuple(value if self.tokens.knows(i) else float("nan") for value, i in pairs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignedReading:
+    """Another tokenizer: the teacher reads its own tokens of the answer after its own prompt.
+
+    Attributes:
+        aligner: Finds the spans in which both write the same bytes.
+        settings: How much has to match alone.
+        name: What messages call the teacher.
+    """
+
+    aligner: Aligner
+    settings: AlignmentSettings
+    name: str
+    _known: dict[tuple[int, ...], Alignment] = field(default_factory=dict, compare=False)
+
+    def sample(self, rollout: Rollout, prompt_ids: tuple[int, ...] | None) -> Sample:
+        """The teacher's own tokens of the answer; its prompt has to be one of its own."""
+        if prompt_ids is None:
+            raise ConfigError(f"{self.name} has another tokenizer: it needs a prompt of its own")
+        return Sample(prompt_ids=prompt_ids, completion_ids=self.alignment(rollout).teacher_ids)
+
+    def tokens_read(self, rollout: Rollout) -> int:
+        """Tokens of the answer for the teacher."""
+        return len(self.alignment(rollout).teacher_ids)
+
+    def values(self, rollout: Rollout, teacher_values: Sequence[float]) -> tuple[float, ...]:
+        """The teacher's values on the student's tokens, see `transfer`.
+
+        Runs that match as a whole are compared with what the policy gave that wrote them.
+        """
+        found = transfer(
+            self.alignment(rollout),
+            torch.tensor(rollout.completion.log_probs, dtype=torch.float64),
+            torch.tensor(teacher_values, dtype=torch.float64),
+        )
+        return tuple(found.tolist())
+
+    def alignment(self, rollout: Rollout) -> Alignment:
+        """Spans of an answer; refuses one that an environment has written parts of."""
+        if rollout.sample.learned is not None:
+            raise ConfigError(
+                f"{self.name} has another tokenizer, and answers with parts that an environment "
+                "wrote are not aligned: use a teacher with the student's tokenizer"
+            )
+        ids = rollout.completion.token_ids
+        if ids not in self._known:
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            self._known[ids] = self.aligner.align(ids)
+        return self._known[ids]
+
+
+Reading = MappedReading | AlignedReading
+
+
+def span_counts(
+    readings: Mapping[str, Reading], answers: Iterable[tuple[str, Sequence[Rollout]]]
+) -> SpanCounts | None:
+    """How the tokens of answers are scored, by the teachers that have other tokenizers.
+
+    `answers` are those of each teacher by name. None where no teacher has another tokenizer; one of
+    which too few tokens match is refused.
+    """
+    found: SpanCounts | None = None
+    for name, rollouts in answers:
+        reading = readings.get(name)
+        if isinstance(reading, AlignedReading):
+            counts = sum((reading.alignment(each).counts for each in rollouts), SpanCounts())
+            reading.settings.check(counts, reading.name)
+            found = counts if found is None else found + counts
+    return found

@@ -1,0 +1,196 @@
+"""Teachers with other tokens: under a named mapping, or with another tokenizer altogether."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from tests.fakes import WORLD, policy_writer, tiny_policy
+from tests.reference import alignment_twin
+from tests.reference.kl_twin import log_probs_TV
+from tests.support.chat import SIZE, chat_model, chat_tokenizer
+from tests.support.merged_world import merged_model, merged_tokenizer
+
+from effopd.data.problem import Problem
+from effopd.errors import ConfigError, ParameterMismatchError
+from effopd.evaluation.readings import AlignedReading, MappedReading, span_counts
+from effopd.evaluation.routing import OwnPrompt, Teachers, routed_log_probs, routed_reverse_kl
+from effopd.models.alignment import Aligner, AlignmentSettings
+from effopd.models.policy import Policy
+from effopd.rollouts.engine import Completion
+from effopd.rollouts.prompts import PromptTemplate
+from effopd.rollouts.rollout import Rollout
+from effopd.training.teachers import align_vocabularies
+
+PROBLEMS = [Problem(id=f"p-{i}", prompt=f"{i} + 4 =") for i in range(5)]
+READERS = ("x",)
+
+
+def answer(prompt: Sequence[int], tokens: Sequence[int]) -> Rollout:
+    """Tokens after a prompt, as if they had been written."""
+    completion = Completion(
+        token_ids=tuple(tokens),
+        text="",
+        log_probs=(-1.0,) * len(tokens),
+        finish_reason="stop",
+    )
+    return Rollout(problem=PROBLEMS[0], prompt_ids=tuple(prompt), completion=completion)
+
+
+# One vocabulary under a mapping -------------------------------------------------------------------
+
+
+def swapped() -> tuple[Policy, Policy]:
+    """Two added tokens have each other's ids."""
+    student = Policy(chat_model(SIZE + 2), chat_tokenizer("<a>", "<b>"))
+    return student, Policy(chat_model(SIZE + 2, seed=1), chat_tokenizer("<b>", "<a>"))
+
+
+def test_tokens_with_other_ids_are_read_and_compared_by_name() -> None:
+    """The teacher reads its own ids; its head's rows are in the student's order."""
+    student, teacher = swapped()
+    found = align_vocabularies(student, {"x": teacher}, readers=READERS)
+    assert found.remarks == ["student and x share 261 tokens by name, 2 of them with other ids"]
+    teachers = Teachers(policies={"": teacher}, readings={"": found.readings["x"]})
+    rollout = answer((5, 259), (7, 260, 259, 2))
+    sample = teachers.sample_for("", rollout)
+    assert (sample.prompt_ids, sample.completion_ids) == ((5, 260), (7, 259, 260, 2))
+    order = [*range(SIZE), SIZE + 1, SIZE]
+    q = log_probs_TV(teacher.model, sample, SIZE + 2)[:, order]
+    p = log_probs_TV(student.model, rollout.sample, SIZE + 2)
+    (values,) = routed_log_probs(teachers, [rollout])
+    assert values == pytest.approx(
+        [row[i] for row, i in zip(q.tolist(), (7, 260, 259, 2), strict=True)], abs=1e-5
+    )
+    (divergence,) = routed_reverse_kl(student, teachers, [rollout])
+    assert divergence == pytest.approx((p.exp() * (p - q)).sum(-1).tolist(), abs=1e-5)
+
+
+def test_ends_without_one_in_common_are_exchanged_at_the_end_alone() -> None:
+    """A base student writes `<|endoftext|>`; its prompt may hold `<|im_end|>` as it is."""
+    bare = chat_tokenizer(eos="<|endoftext|>", chat=None)
+    student = Policy(chat_model(eos_token_id=0), bare)
+    teacher = Policy(chat_model(seed=1), chat_tokenizer())
+    found = align_vocabularies(student, {"x": teacher}, readers=READERS)
+    assert found.remarks == [
+        "student and x share 259 tokens by name, 1 of them with other ids",
+        "'<|endoftext|>' (0) of the student is '<|im_end|>' (2) of x: end of the answer",
+    ]
+    sample = found.readings["x"].sample(answer((1, 7, 2), (8, 0)), None)
+    assert (sample.prompt_ids, sample.completion_ids) == ((1, 7, 2), (8, 2))
+    teachers = Teachers(policies={"": teacher}, readings={"": found.readings["x"]})
+    q = log_probs_TV(teacher.model, sample, SIZE)
+    (values,) = routed_log_probs(teachers, [answer((1, 7, 2), (8, 0))])
+    assert values == pytest.approx([q[0, 8].item(), q[1, 2].item()], abs=1e-5)
+
+
+def test_tokens_in_the_middle_that_only_the_student_has_are_for_sampled_tokens() -> None:
+    student, _ = swapped()
+    teacher = Policy(chat_model(SIZE + 1, seed=1), chat_tokenizer("<b>"))
+    with pytest.raises(ParameterMismatchError, match=r"only the student has '<a>'.*not its last"):
+        align_vocabularies(student, {"x": teacher}, readers=READERS)
+    found = align_vocabularies(student, {"x": teacher}, readers=READERS, is_dense=False)
+    assert teacher.head_rows is None
+    reading = found.readings["x"]
+    assert isinstance(reading, MappedReading)
+    teachers = Teachers(policies={"": teacher}, readings={"": reading})
+    rollout = answer((5, 6), (7, 259, 260, 2))
+    sample = teachers.sample_for("", rollout)
+    assert sample.completion_ids == (7, 0, 259, 2)
+    (values,) = routed_log_probs(teachers, [rollout])
+    q = log_probs_TV(teacher.model, sample, SIZE + 1)
+    expected = [q[i, token].item() for i, token in enumerate(sample.completion_ids)]
+    assert [values[0], *values[2:]] == pytest.approx([expected[0], *expected[2:]], abs=1e-5)
+    assert values[1] != values[1]  # NaN: missing
+    with pytest.raises(ParameterMismatchError, match=r"\[teacher_prompt\]"):
+        teachers.sample_for("", answer((259,), (7,)))
+
+
+def test_whoever_is_no_reader_keeps_the_student_s_ids() -> None:
+    student, teacher = swapped()
+    with pytest.raises(ParameterMismatchError, match="2 of 261 tokens have other ids"):
+        align_vocabularies(student, {"the reference": teacher}, readers=READERS)
+
+
+# Another tokenizer --------------------------------------------------------------------------------
+
+
+def across(least_equal: float = 0.5) -> tuple[Policy, Policy, Teachers]:
+    """A student in merged tokens, and a teacher in the world's."""
+    student = Policy(merged_model(WORLD), merged_tokenizer(WORLD))
+    teacher = tiny_policy(1)
+    found = align_vocabularies(
+        student,
+        {"x": teacher},
+        readers=READERS,
+        alignment=AlignmentSettings(least_equal=least_equal),
+        is_dense=False,
+    )
+    assert found.remarks == ["x has another tokenizer: answers are aligned by bytes"]
+    own = OwnPrompt.of(PromptTemplate(chat=True), teacher)
+    teachers = Teachers(
+        policies={"": teacher}, prompts={"": own}, readings={"": found.readings["x"]}
+    )
+    return student, teacher, teachers
+
+
+def test_another_tokenizer_is_refused_without_the_section_for_it() -> None:
+    student = Policy(merged_model(WORLD), merged_tokenizer(WORLD))
+    with pytest.raises(ParameterMismatchError, match=r"set \[alignment\], objective.type = 'sam"):
+        align_vocabularies(student, {"x": tiny_policy(1)}, readers=READERS)
+
+
+def test_the_teacher_reads_its_own_tokens_after_its_own_prompt() -> None:
+    student, teacher, teachers = across()
+    own, theirs = student.tokenizer, teacher.tokenizer
+    text = "3 ; 6 ; 5"
+    tokens = own(text, add_special_tokens=False)["input_ids"] + [own.eos_token_id]
+    read = theirs(text, add_special_tokens=False)["input_ids"] + [theirs.eos_token_id]
+    assert (len(tokens), len(read)) == (4, 6)
+    rollout = answer(PromptTemplate(chat=True).encode(own, PROBLEMS[0]), tokens)
+    sample = teachers.sample_for("", rollout)
+    assert sample.prompt_ids == PromptTemplate(chat=True).encode(theirs, PROBLEMS[0])
+    assert sample.completion_ids == tuple(read)
+    q = log_probs_TV(teacher.model, sample, len(theirs))
+    scores = [q[i, token].item() for i, token in enumerate(read)]
+    runs = [(0, 1, 0, 2), (1, 2, 2, 4), (2, 3, 4, 5), (3, 4, 5, 6)]
+    expected = alignment_twin.advantages(runs, [-1.0] * 4, scores)
+    (values,) = routed_log_probs(teachers, [rollout])
+    assert [value + 1.0 for value in values] == pytest.approx(expected, abs=1e-5)
+    counts = span_counts(teachers.readings, [("", [rollout])])
+    assert counts is not None
+    assert counts.shares == {
+        "equal_token_share": 0.5, "run_token_share": 0.5, "unscored_token_share": 0.0,
+    }  # fmt: skip
+
+
+def test_too_few_equal_tokens_are_refused_with_the_figures() -> None:
+    student, _, teachers = across(least_equal=0.9)
+    tokens = student.tokenizer("3 ; 6 ; 5", add_special_tokens=False)["input_ids"]
+    with pytest.raises(ParameterMismatchError, match="33% of the student's tokens have a token"):
+        span_counts(teachers.readings, [("", [answer((1,), tokens)])])
+
+
+def test_what_an_environment_wrote_is_not_aligned() -> None:
+    *_, teachers = across()
+    rollout = answer((1,), (5, 6))
+    written = replace(rollout.completion, learned=(True, False))
+    with pytest.raises(ConfigError, match="that an environment wrote are not aligned"):
+        teachers.sample_for("", replace(rollout, completion=written))
+
+
+def test_equal_tokenizers_are_scored_the_same_bit_for_bit_when_aligned() -> None:
+    student, teacher = tiny_policy(0), tiny_policy(1)
+    rollouts = policy_writer(student).answer(PROBLEMS, range(5))
+    reading = AlignedReading(
+        aligner=Aligner(student.tokenizer, teacher.tokenizer),
+        settings=AlignmentSettings(least_equal=1.0),
+        name="x",
+    )
+    own = OwnPrompt.of(policy_writer(student).template, teacher)
+    aligned = Teachers(policies={"": teacher}, prompts={"": own}, readings={"": reading})
+    assert routed_log_probs(aligned, rollouts) == routed_log_probs(
+        Teachers.single(teacher), rollouts
+    )
+    counts = span_counts(aligned.readings, [("", rollouts)])
+    assert counts is not None
+    assert counts.run == counts.unscored == 0
