@@ -105,7 +105,6 @@ def test_what_compares_more_than_sampled_tokens_is_refused(
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="measured: 0.54 where the teacher has 0.97", strict=False)
 def test_a_student_in_other_tokens_reaches_its_teacher(tmp_path: Path) -> None:
     """`effopd.train` across tokenizers: at least 90 % of the teacher's accuracy over 512 problems.
 

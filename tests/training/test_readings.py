@@ -170,6 +170,18 @@ def test_too_few_equal_tokens_are_refused_with_the_figures() -> None:
         span_counts(teachers.readings, [("", [answer((1,), tokens)])])
 
 
+def test_a_cut_that_the_students_tokenizer_would_not_make_is_worth_little() -> None:
+    """`3 ;` is one token of the student; `3` and `;` are the same text a second time."""
+    merged = merged_tokenizer(WORLD)
+    (whole,) = merged("3 ;", add_special_tokens=False)["input_ids"]
+    apart = merged.convert_tokens_to_ids(["3", ";"])
+    *_, teachers = across()
+    reading = teachers.readings[""]
+    assert reading.values(answer((1,), (whole,)), [-0.5, -0.25]) == pytest.approx((-0.75,))
+    assert reading.values(answer((1,), apart), [-0.5, -0.25]) == pytest.approx((-9.2, -9.2))
+    assert reading.values(answer((1,), apart[:1]), [-0.5]) == pytest.approx((-0.5,))
+
+
 def test_what_an_environment_wrote_is_not_aligned() -> None:
     *_, teachers = across()
     rollout = answer((1,), (5, 6))
@@ -185,6 +197,7 @@ def test_equal_tokenizers_are_scored_the_same_bit_for_bit_when_aligned() -> None
         aligner=Aligner(student.tokenizer, teacher.tokenizer),
         settings=AlignmentSettings(least_equal=1.0),
         name="x",
+        own=Aligner(student.tokenizer, student.tokenizer, recuts=True),
     )
     own = OwnPrompt.of(policy_writer(student).template, teacher)
     aligned = Teachers(policies={"": teacher}, prompts={"": own}, readings={"": reading})

@@ -15,6 +15,8 @@ from effopd.models.policy import Sample
 from effopd.models.token_map import TokenMap
 from effopd.rollouts.rollout import Rollout
 
+_NEVER = -9.2
+"""Value (nats) of tokens that the student's tokenizer would not have cut: 1 in 10,000."""
 _REMEMBERED = 4096  # alignments: an answer is aligned to be read, to be scored and to be counted
 
 
@@ -61,6 +63,7 @@ class AlignedReading:
 
     Attributes:
         aligner: Finds the spans in which both write the same bytes.
+        own: From the student's tokenizer to itself, cutting again.
         settings: How much has to match alone.
         name: What messages call the teacher.
     """
@@ -68,6 +71,7 @@ class AlignedReading:
     aligner: Aligner
     settings: AlignmentSettings
     name: str
+    own: Aligner
     _known: dict[tuple[int, ...], Alignment] = field(default_factory=dict, compare=False)
 
     def sample(self, rollout: Rollout, prompt_ids: tuple[int, ...] | None) -> Sample:
@@ -83,13 +87,18 @@ class AlignedReading:
     def values(self, rollout: Rollout, teacher_values: Sequence[float]) -> tuple[float, ...]:
         """The teacher's values on the student's tokens, see `transfer`.
 
-        Runs that match as a whole are compared with what the policy gave that wrote them.
+        Runs that match as a whole are compared with what the policy gave that wrote them. Tokens
+        which the student's tokenizer would not cut so are worth little: a text would have the
+        teacher's probability once for each way to cut it, and the student would spread over them.
         """
         found = transfer(
             self.alignment(rollout),
             torch.tensor(rollout.completion.log_probs, dtype=torch.float64),
             torch.tensor(teacher_values, dtype=torch.float64),
         )
+        for span in self.own.align(rollout.completion.token_ids).spans:
+            if not span.is_equal:
+                found[span.student_start : span.student_stop].clamp_(max=_NEVER)
         return tuple(found.tolist())
 
     def alignment(self, rollout: Rollout) -> Alignment:

@@ -129,6 +129,7 @@ class Aligner:
         student_ends: Tokens at which the student's answers end; those of its tokenizer and chat
             template by default.
         teacher_ends: The teacher's.
+        recuts: Cut answers again also where both have one vocabulary.
 
     Raises:
         ParameterMismatchError: The bytes of a tokenizer's tokens cannot be told.
@@ -141,11 +142,12 @@ class Aligner:
         *,
         student_ends: Sequence[int] = (),
         teacher_ends: Sequence[int] = (),
+        recuts: bool = False,
     ) -> None:
         self.student, self.teacher = TokenBytes(student), TokenBytes(teacher)
         self.student_ends = tuple(student_ends) or default_ends(student)
         self.teacher_ends = tuple(teacher_ends) or default_ends(teacher)
-        self._is_same = student.get_vocab() == teacher.get_vocab()
+        self._is_same = not recuts and student.get_vocab() == teacher.get_vocab()
         self.special = special_pairs(student, teacher, self.student_ends, self.teacher_ends)
 
     def align(self, completion_ids: Sequence[int]) -> Alignment:

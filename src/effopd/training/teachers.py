@@ -198,7 +198,8 @@ def _reading(
                 "(docs/tokenizers.md)."
             ) from error
         aligner = Aligner(*pair, student_ends=ends[0], teacher_ends=ends[1])
-        return AlignedReading(aligner=aligner, settings=alignment, name=name)
+        own = Aligner(pair[0], pair[0], student_ends=ends[0], teacher_ends=ends[0], recuts=True)
+        return AlignedReading(aligner=aligner, settings=alignment, name=name, own=own)
     if teacher.vocabulary_size <= (last := max(tokens.teacher_ids)):
         raise ParameterMismatchError(
             f"the lm_head of {name} has {teacher.vocabulary_size} rows, its tokenizer uses ids up "
