@@ -137,6 +137,25 @@ def test_hidden_states_are_counted_where_they_are_kept() -> None:
     assert tip.host - none.host == 50 * new * 2 * SHAPE.hidden * 2  # teacher and student
 
 
+@pytest.mark.parametrize(
+    ("server", "token_bytes"),
+    [({"top_k": 20}, 12 * 20), ({"flavor": "effopd"}, 2 * SHAPE.hidden)],
+)
+def test_what_a_served_teacher_says_is_counted_alike(
+    server: dict[str, Any], token_bytes: int
+) -> None:
+    whole = "objective={type='full_kl'}", "memory.teacher_states_gb=1000"
+    local = estimate(*whole, "evaluation.teacher=false").config
+    found = {"url": "http://127.0.0.1:9", "model": "m"} | server
+    raw = local.model_dump(mode="json", exclude={"teacher"}, exclude_none=True)
+    config = make_config(raw | {"teacher_server": found})
+    train = config.train
+    answers = train.prompts_per_step * train.responses_per_prompt
+    made = Estimate(config=config, shapes={"student": SHAPE}, gpu=CARD)
+    batch = answers * config.sampling.max_new_tokens * token_bytes
+    assert made._kept_states[0] == batch
+
+
 def test_a_step_is_writing_scoring_and_update() -> None:
     found = phases()
     names = ("writing", "scoring", "update")
