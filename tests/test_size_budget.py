@@ -20,7 +20,6 @@ ALONE = {
     "integrations.verl.scoring": "is tested without verl",
     "integrations.verl.worker": "verl's processes import it by name",
     "objectives.distillation": "kernels know nothing of methods",
-    "objectives.health": "kernels know nothing of methods",
     "rewards.sandbox.inside.kernel": "runs inside the sandbox, without the rest",
 }
 """Small modules with one importer, and why they are apart; this list may only shrink."""

@@ -20,7 +20,14 @@ from tests.support.learning import (
 from effopd.errors import ConfigError
 from effopd.evaluation.kept_states import KeptStates
 from effopd.evaluation.routing import Teachers
-from effopd.methods import ExOPD, FullVocabularyKL, Learner, Resources, SampledTokenOPD
+from effopd.methods import (
+    ExOPD,
+    FullVocabularyKL,
+    Learner,
+    Resources,
+    SampledTokenOPD,
+    full_kl,
+)
 from effopd.models.policy import Policy
 
 MATH, CODE = precise_policy(1), precise_policy(2, sharpness=3.0)
@@ -265,3 +272,49 @@ def test_an_unknown_teacher_is_named() -> None:
     stranger = replace(ANSWERS[0], problem=replace(ANSWERS[0].problem, teacher="law"))
     with pytest.raises(ConfigError, match="names the teacher 'law'; known are 'math', 'code'"):
         learner_of(SampledTokenOPD()).prepare(batch([stranger]))
+
+
+# Health -------------------------------------------------------------------------------------------
+
+
+def test_health_is_that_of_the_first_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(full_kl, "LOOKED_AT", TOKENS)  # every token
+    learner = learner_of(FullVocabularyKL())
+    learner.prepare(batch(ANSWERS))
+    assert learner.metrics() == {}
+    accumulate(learner, ANSWERS, EVERYTHING, (2, 3))
+    first = learner.metrics()
+    learner.after_update()
+    accumulate(learner, ANSWERS, EVERYTHING, (2, 3))
+    assert learner.metrics() == first
+    gaps, overlaps = list[float](), list[float]()
+    for i, sample in enumerate(SAMPLES):
+        with torch.no_grad():
+            p, q = (twin.distributions(m.model, sample) for m in (STUDENT, teacher_of(i)))
+        gaps += ((q.exp() * q).sum(-1) - (p.exp() * p).sum(-1)).tolist()
+        for ours, theirs in zip(p, q, strict=True):
+            sets = [set(each.topk(4).indices.tolist()) for each in (ours, theirs)]  # of 16 tokens
+            overlaps.append(len(sets[0] & sets[1]) / 4)
+    assert first["entropy_gap"] == pytest.approx(sum(gaps) / TOKENS, rel=1e-4)
+    assert first["overlap"] == pytest.approx(sum(overlaps) / TOKENS)
+    assert first["overlap_advantage"] < 0
+    learner.prepare(batch(ANSWERS))
+    assert learner.metrics() == {}
+
+
+def test_health_looks_at_every_nth_token_across_micro_batches() -> None:
+    """Sixteen of an update, however it is cut."""
+    learner = learner_of(FullVocabularyKL())
+    for cuts in ((2, 3), (1, 2, 3, 4)):
+        learner.prepare(batch(ANSWERS))
+        accumulate(learner, ANSWERS, EVERYTHING, cuts)
+        assert isinstance(learner, full_kl.FullVocabularyLearner)
+        assert learner._health_B5 is not None
+        assert learner._health_B5[:, 0].sum() == TOKENS / 2
+    assert TOKENS // 16 == 2
+
+
+def test_sampled_tokens_have_no_health() -> None:
+    learner = learner_of(SampledTokenOPD())
+    gradient_of(learner)
+    assert learner.metrics() == {}

@@ -7,7 +7,7 @@ from tests.reference.objectives_models import Models, close, models
 from torch import Tensor
 
 from effopd.errors import ParameterMismatchError
-from effopd.objectives.health import health_sums
+from effopd.objectives.health import health_row, health_sums
 from effopd.objectives.projection import Head
 
 
@@ -41,6 +41,33 @@ def test_equals_the_definitions_by_decile() -> None:
     assert close(found, expected(m, deciles, list(range(7)), 4), 1e-6)
     every_third = health_sums(*heads(m), (4, 3), k=4, at_most=3)
     assert close(every_third, expected(m, deciles, [0, 3, 6], 4), 1e-6)
+    from_the_second = health_sums(*heads(m), (4, 3), k=4, every=4, first=1)
+    assert close(from_the_second, expected(m, deciles, [1, 5], 4), 1e-6)
+    nothing = health_sums(*heads(m), (4, 3), k=4, every=64, first=9)
+    assert nothing.eq(0).all()
+
+
+def test_a_teacher_s_temperature() -> None:
+    m = models(tokens=7)
+    student, teacher = Head(*m.trained), Head(m.teacher_hidden, m.teacher_weight, m.teacher_bias)
+    hot = health_sums(student, teacher, (7,), teacher_temperature=2.0)
+    halved = Head(m.teacher_hidden, m.teacher_weight / 2, m.teacher_bias / 2)
+    assert close(hot, health_sums(student, halved, (7,)), 1e-6)
+
+
+def test_fields_are_means() -> None:
+    m = models(tokens=7)
+    sums = health_sums(*heads(m), (4, 3), k=4)
+    row, means = health_row(sums), sums.sum(0) / 7
+    assert row["overlap"] == pytest.approx(means[1].item())
+    assert row["overlap_advantage"] == pytest.approx(means[2].item())
+    assert row["entropy_gap"] == pytest.approx((means[3] - means[4]).item())
+    assert [value is None for value in row["overlap_by_decile"]] == sums[:, 0].eq(0).tolist()
+    assert row["overlap_by_decile"][0] == pytest.approx((sums[0, 1] / sums[0, 0]).item())
+    last = row["entropy_gap_by_decile"][7]
+    assert last == pytest.approx((sums[7, 3] - sums[7, 4]).item() / sums[7, 0].item())
+    assert set(health_row(torch.full((10, 5), torch.nan))) == set(row)
+    assert health_row(torch.zeros(10, 5))["overlap"] is None
 
 
 def test_a_student_that_is_its_teacher() -> None:

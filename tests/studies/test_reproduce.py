@@ -19,13 +19,13 @@ from effopd.models.layout import matrices, places
 
 WORLD = {
     "hidden": 32,
-    "layers": 2,
+    "layers": 3,
     "modulus": 2,
     "operations": 2,
     "train_problems": 20,
     "test_problems": 16,
     "base_greedy": 0.0,
-    "noise_steps": 20,
+    "noise_steps": 60,
     "teacher_steps": 1,
 }
 PLAN = """
@@ -66,8 +66,8 @@ def study_in(directory: Path) -> Study:
         seeds=(1,),
         steps=4,
         save_every=2,
-        answers=8,
-        problems=8,
+        answers=16,
+        problems=16,
         passes=1,
         world=WORLD,
         plan=plan,

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.support.chat import CHATML, SIZE, chat_model, chat_tokenizer, save_chat
 from tests.support.tiny import train_tiny
 
 from effopd.errors import ConfigError, ParameterMismatchError
+from effopd.models.lora import LoraStudent, add_adapters_, factor_pairs, save_adapters
 from effopd.records import read_json, read_jsonl
 from effopd.training.config import Config, make_config
 from effopd.training.run import config_of_run
@@ -192,3 +194,48 @@ def test_a_teacher_whose_template_refuses_is_needed_for_its_own_evaluation_alone
         said(config, tmp_path / "run")
     unmeasured = replace(config.evaluation, teacher=False)
     said(config.model_copy(update={"evaluation": unmeasured}), tmp_path / "other")
+
+
+def test_a_teacher_of_a_base_and_an_adapter_teaches_as_the_merged_model_does(
+    tmp_path: Path,
+) -> None:
+    run_config(tmp_path)
+    base = chat_model(seed=1)
+    add_adapters_(base, LoraStudent(r=2, alpha=4.0))
+    generator = torch.Generator().manual_seed(0)
+    parameters = dict(base.named_parameters())
+    merged = chat_model(seed=1)
+    for left, right in factor_pairs(base):
+        module = right.removesuffix(".lora_A.default.weight")
+        with torch.no_grad():
+            parameters[left].normal_(std=0.3, generator=generator)
+            weight = merged.get_submodule(module).weight
+            weight += 2.0 * parameters[left] @ parameters[right]
+    (tmp_path / "adapter").mkdir()
+    save_adapters(base, tmp_path / "adapter")
+    save_chat(tmp_path / "merged", model=merged)
+    lora = {"adapter": str(tmp_path / "adapter"), "r": 2, "alpha": 4.0}
+    teachers = {
+        "base": {"path": str(tmp_path / "teacher")},
+        "adapted": {"path": str(tmp_path / "teacher"), "lora": lora},
+        "merged": {"path": str(tmp_path / "merged")},
+    }
+    found = {}
+    for name, teacher in teachers.items():
+        config = run_config(tmp_path, teacher=teacher)
+        said(config, tmp_path / name)
+        (row,) = read_jsonl(tmp_path / name / "metrics.jsonl")
+        found[name] = row["reverse_kl"]
+    assert found["adapted"] == pytest.approx(found["merged"], rel=1e-4)
+    assert found["adapted"] != pytest.approx(found["base"], rel=1e-2)
+
+
+def test_an_adapter_as_the_path_of_a_teacher_is_refused_with_what_to_write(tmp_path: Path) -> None:
+    run_config(tmp_path)
+    base = chat_model(seed=1)
+    add_adapters_(base, LoraStudent(r=2, alpha=4.0))
+    (tmp_path / "adapter").mkdir()
+    save_adapters(base, tmp_path / "adapter")
+    config = run_config(tmp_path, teacher={"path": str(tmp_path / "adapter")})
+    with pytest.raises(ConfigError, match=r"this directory as lora\.adapter"):
+        train_tiny(config, tmp_path / "run")

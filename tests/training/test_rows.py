@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from effopd.training.rows import EARLY_STEPS, alarms
+from effopd.training.rows import EARLY_STEPS, absorption, alarms
 
 HEALTHY: dict[str, Any] = {
     "truncated_share": 0.5,
@@ -100,3 +100,66 @@ def test_whole_answers_are_compared_with_the_first_whole_ones() -> None:
     assert about({"mean_length": 37.0}, cut + EARLY[:-1]) == []
     assert about({"mean_length": 36.0}, cut + EARLY) == []
     assert about({"mean_length": 36.1}, cut + EARLY) == ["mean"]
+
+
+# Health of a distillation -------------------------------------------------------------------------
+
+
+def test_absorption_is_the_share_of_the_divergence_that_a_step_took() -> None:
+    assert absorption({"reverse_kl": 0.2}, [{"reverse_kl": 9.0}, {"reverse_kl": 0.5}]) == {
+        "absorption_rate": pytest.approx(0.6)
+    }
+    grown = absorption({"divergence": 0.75}, [{"reverse_kl": None, "divergence": 0.5}])
+    assert grown == {"absorption_rate": -0.5}
+
+
+def test_no_absorption_without_divergences() -> None:
+    assert absorption({"reverse_kl": None}, [HEALTHY]) == {}
+    for history in ([], [{"reverse_kl": None}], [{"reverse_kl": 0.0}], [{"reverse_kl": -0.1}]):
+        assert absorption({"reverse_kl": 0.2}, history) == {"absorption_rate": None}
+
+
+def test_a_teacher_that_is_the_student_is_noticed_at_the_first_step() -> None:
+    (alarm,) = alarms(HEALTHY | {"reverse_kl": 1e-6}, [])
+    assert alarm.startswith("the teacher teaches nothing, the divergence is 1e-06 nats per token")
+    assert "check that teacher.path is another model" in alarm
+    assert alarms(HEALTHY | {"reverse_kl": 1.1e-6}, []) == []
+    assert alarms(HEALTHY | {"reverse_kl": None, "divergence": 0.0}, [])
+    assert alarms(HEALTHY | {"reverse_kl": None}, []) == []
+
+
+def test_each_alarm_about_health_is_said_once() -> None:
+    same = HEALTHY | {"reverse_kl": 0.0}
+    assert alarms(same, [same | {"alarms": alarms(same, [])}]) == []
+    (late,) = alarms(same, EARLY)
+    assert "the student has come to it: end the run" in late
+    low = HEALTHY | {"overlap": 0.1}
+    history = [HEALTHY | {"overlap": 0.8}] * EARLY_STEPS + [low] * 2
+    (found,) = alarms(low, history)
+    assert alarms(low, [*history, low | {"alarms": [found]}]) == []
+
+
+@pytest.mark.parametrize(
+    ("last", "expected"),
+    [
+        ([0.39, 0.39, 0.39], ["overlap"]),
+        ([0.39, 0.39], []),  # not for three steps yet
+        ([0.39, 0.39, None], []),
+        ([0.39, None, 0.39, 0.39], ["overlap"]),
+        ([0.39, 0.4, 0.39], []),
+        ([0.1, 0.1, 0.1, 0.8], []),
+    ],
+)
+def test_overlap_collapses(last: list[float | None], expected: list[str]) -> None:
+    """Below half of the first four steps, 0.8, in the last three that know it."""
+    *before, now = last
+    history = [HEALTHY | {"overlap": value} for value in [0.7, 0.9, 0.8, 0.8, *before]]
+    assert about({"overlap": now}, history) == expected
+
+
+def test_an_alarm_about_overlap_names_the_numbers() -> None:
+    history = [HEALTHY | {"overlap": value} for value in [0.8] * 4 + [0.1, 0.2]]
+    assert alarms(HEALTHY | {"overlap": 0.25}, history)[0].startswith(
+        "overlap collapses, student and teacher share 25% of their likeliest tokens where they "
+        "shared 80%: go back to an earlier checkpoint with a lower optimizer.lr"
+    )

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers.utils import logging as transformers_logging
 
 from effopd.analysis.applying import intervened
 from effopd.analysis.behavior import divergence_summary, position_rows
@@ -88,7 +87,6 @@ def measure_behavior(
     conditions: Row = {"recipe": to_toml(recipe), "projections": projections}
     record = read_json(path) if path.exists() else None
     if record is None:
-        transformers_logging.disable_progress_bar()
         found = behavior_tables(inputs, recipe, projections=projections, display=display)
         measured = {"tables": found.tables, "example": found.example}
         record = {"schema": SCHEMA, **conditions, **measured}

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.utils import logging as transformers_logging
 
 from effopd.analysis.quadratic import FrozenLoss, completion_logits
 from effopd.analysis.theory import PastRay, Theory, compute_theory
@@ -89,7 +88,6 @@ def run_theory(
     Raises:
         ConfigError: A number is below 1, the run is of something else, or it trains adapters.
     """
-    transformers_logging.disable_progress_bar()
     for name, value in {"rank": rank, "contexts": contexts, "steps": steps}.items():
         if value < 1:
             raise ConfigError(f"--{name} must be at least 1, got {value}")

@@ -6,8 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import logging as transformers_logging
-
 from effopd.errors import CheckpointError, ConfigError
 from effopd.evaluation.benchmarks.results import comparison_text
 from effopd.evaluation.benchmarks.run import SELF_CHECK, evaluate
@@ -35,7 +33,6 @@ def evaluate_benchmarks(
     self_check: bool,
 ) -> bool:
     """Evaluates a model, or the checkpoints of a run; False when asked to stop."""
-    transformers_logging.disable_progress_bar()
     if target is not None and "=" in target and (run or self_check):
         settings = [target, *settings]  # it is no model
         target = None
@@ -91,7 +88,6 @@ def evaluate_checkpoint(
     run: Path, step: int | None, problems: int | None, overrides: Sequence[str] = ()
 ) -> None:
     """Evaluates one checkpoint of a run on its test problems and prints the result."""
-    transformers_logging.disable_progress_bar()
     terminal = Terminal()
     asked = [] if problems is None else [f"evaluation.problems={problems}"]
     config = config_of_run(run, [*overrides, *asked])

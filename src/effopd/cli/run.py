@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import logging as transformers_logging
-
 from effopd.config.reading import to_toml
 from effopd.doctor.smoke import smoke_run
 from effopd.progress import Display, Terminal
@@ -40,7 +38,6 @@ def run_recipe(
 
 def run_config(config: Config, out: Path, *, resume_hint: str) -> bool:
     """Trains with progress on standard output; says how to resume when stopped."""
-    transformers_logging.disable_progress_bar()
     with shown(config.name, config.train.steps) as observer, stop_on_signals() as stop:
         finished = train(config, out, callbacks=[observer], stop=stop).finished
     if not finished:

@@ -144,14 +144,11 @@ class _StopRequest(StopRequest):
 
 def _do(job: Job) -> bool:
     """Makes the models of a world, or trains a cell; whether it came to its end."""
-    from transformers.utils import logging
-
     from effopd.data.world import TinyWorld
     from effopd.demo.cache import world_models
     from effopd.training.config import make_config
     from effopd.training.run import train
 
-    logging.disable_progress_bar()
     try:
         config = make_config(job.settings)
         if job.kind == "cell":

@@ -1,6 +1,6 @@
 """A divergence over the whole vocabulary at every sampled context."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,11 +20,23 @@ from effopd.methods.objective import (
     Tensors,
 )
 from effopd.methods.opd import check_reward_scale
-from effopd.objectives import Divergence, FusedDivergence, fused_divergence
+from effopd.models.policy import PackedStates
+from effopd.objectives import (
+    Divergence,
+    FusedDivergence,
+    fused_divergence,
+    health_row,
+    health_sums,
+)
 from effopd.objectives.fused_kl import check_divergence
 from effopd.objectives.projection import Head
 from effopd.objectives.token_checks import check_positive
 from effopd.rollouts.rollout import Rollout, total_tokens
+
+LIKELIEST = 16
+"""Tokens that student and teacher are compared in; a quarter of the vocabulary where it is less."""
+LOOKED_AT, SPARSE = 16, 64
+"""Health is that of every 64th token, or of 16 tokens of an update that has fewer than 1024."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +94,8 @@ class FullVocabularyLearner(Learner):
         in_target = self._reference is not None  # which divides the teacher's logits alone
         self._temperature = 1.0 if in_target else objective.teacher_temperature
         self._rollouts: Sequence[Rollout] = ()
+        self._health_B5: Tensor | None = None
+        self._updated, self._seen = False, 0
 
     def prepare(self, batch: Batch) -> int:
         """See `Learner.prepare`.
@@ -91,6 +105,7 @@ class FullVocabularyLearner(Learner):
         batch is not read again.
         """
         self._rollouts, teachers = batch.rollouts, self._teachers
+        self._health_B5, self._updated, self._seen = None, False, 0
         limits: Any = {"batch_tokens": self._scoring_tokens}
         before = teachers.tokens_read
         teachers.hold(batch.rollouts)
@@ -101,6 +116,14 @@ class FullVocabularyLearner(Learner):
         # What there was no room for is read in every pass.
         again = self._passes * teachers.unread(batch.rollouts)
         return teachers.tokens_read - before + again
+
+    def after_update(self) -> None:
+        """See `Learner.after_update`; the student has moved away from what wrote the answers."""
+        self._updated = True
+
+    def metrics(self) -> Mapping[str, Any]:
+        """Health of the step's first update, see `health_row`; nothing without a distribution."""
+        return {} if self._health_B5 is None else health_row(self._health_B5)
 
     def release(self) -> None:
         """See `Learner.release`."""
@@ -123,6 +146,8 @@ class FullVocabularyLearner(Learner):
         }
         if self._objective.divergence == "reverse" and self._reference is None:
             sums["reverse_kl"] = divergence
+        else:
+            sums["divergence"] = divergence
         return Contribution(loss=loss, sums=sums, inputs=inputs)
 
     def _divergence(self, name: str, rollouts: Sequence[Rollout], tokens: int) -> FusedDivergence:
@@ -130,6 +155,8 @@ class FullVocabularyLearner(Learner):
         target = self._target(name, rollouts)  # before the student's activations take the memory
         ours = self._student.states([r.sample for r in rollouts])
         target = on_device(target, ours.hidden_ND.device)
+        if not self._updated and isinstance(target, Head):
+            self._examine(ours, target, max(1, min(SPARSE, tokens // LOOKED_AT)))
         return fused_divergence(
             ours.hidden_ND,
             self._student.head_weight_VD,
@@ -144,6 +171,23 @@ class FullVocabularyLearner(Learner):
             teacher_temperature=self._temperature,
             normalizer=tokens,
         )
+
+    def _examine(self, ours: PackedStates, target: Head, every: int) -> None:
+        """Adds the health of one micro-batch to that of the step."""
+        weight_VD = self._student.head_weight_VD
+        student = Head(ours.hidden_ND, weight_VD, self._student.head_bias_V, self._student.head_cap)
+        sums_B5 = health_sums(
+            student,
+            target,
+            ours.lengths,
+            k=max(1, min(LIKELIEST, len(weight_VD) // 4)),
+            every=every,
+            first=-self._seen % every,
+            teacher_temperature=self._temperature,
+        )
+        self._seen += len(ours.hidden_ND)
+        before = self._health_B5
+        self._health_B5 = sums_B5 if before is None else before.to(sums_B5.device) + sums_B5
 
     @torch.no_grad()
     def _target(self, name: str, rollouts: Sequence[Rollout]) -> Head:

@@ -6,7 +6,7 @@ Legend: N completion tokens of one micro-batch, rollouts one after the other.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -117,7 +117,7 @@ class Learner(ABC):
     def discard(self) -> None:  # noqa: B027
         """Called when an update is given up: drops gradients of whatever else learns."""
 
-    def metrics(self) -> Mapping[str, float]:
+    def metrics(self) -> Mapping[str, Any]:
         """More fields of the step's metrics row."""
         return {}
 

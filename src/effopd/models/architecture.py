@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForImageTextToText,
     PreTrainedConfig,
 )  # fmt: skip
+from transformers.utils import logging as transformers_logging
 
 from effopd.errors import ConfigError, EffopdError
 from effopd.models.directory import read_config
@@ -162,7 +163,10 @@ def explained(path: str) -> Iterator[None]:
     """Turns whatever transformers raises on a model inside into ConfigError that names it.
 
     Damaged files and sizes that do not fit are errors of any class, a bare Exception included.
+    Bars of progress are not shown.
     """
+    shows = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
     try:
         yield
     except EffopdError:
@@ -171,3 +175,6 @@ def explained(path: str) -> Iterator[None]:
         if "trust_remote_code" in str(error):
             raise ConfigError(f"{path} needs code of its own, which effopd never runs") from error
         raise ConfigError(f"cannot load {path}: {error or type(error).__name__}") from error
+    finally:
+        if shows:
+            transformers_logging.enable_progress_bar()

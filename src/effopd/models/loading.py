@@ -191,7 +191,8 @@ def _find(settings: ModelSettings, *, weights: bool) -> Path:
     if (directory / ADAPTER_CONFIG).is_file():
         raise ConfigError(
             f"{path} is an adapter: merge it into its base model and save that, or give the base "
-            "and train on from the adapter (student.lora.adapter)"
+            "as path and this directory as lora.adapter, from which a student trains on and with "
+            "which a teacher or a reference scores"
         )
     if not (directory / CONFIG).exists():
         instead = "" if any(directory.glob("*.safetensors")) else f"; {contents_instead(directory)}"

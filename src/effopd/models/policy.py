@@ -207,21 +207,26 @@ class Policy:
             factors, cap = logit_factors(config), logit_cap(config)
         training = model.training
         model.eval()
-        amplify: Any = None
+        strength = _AMPLIFICATION
+
+        def amplified(head: Any, inputs: Any, logits: Tensor) -> Tensor:
+            nonlocal strength
+            if cap is not None:
+                strength = 2 * cap / logits.abs().max().item()
+            return strength * logits.float()
+
+        amplify = self._head.register_forward_hook(amplified)
         try:
             with self.during():
                 ids_BT = torch.arange(4, device=self.device)[None] % self.vocabulary_size
                 attention_BT = torch.ones_like(ids_BT)
-                found = self._head(self._forward(ids_BT, attention_BT)).float()
-                strength = _AMPLIFICATION if cap is None else 2 * cap / found.abs().max().item()
-                amplify = self._head.register_forward_hook(
-                    lambda head, inputs, logits: strength * logits.float()
-                )
+                # The whole model first: sharded ones are set up by that.
                 expected = model(input_ids=ids_BT, attention_mask=attention_BT).logits.float()
+                amplify.remove()
+                found = self._head(self._forward(ids_BT, attention_BT)).float()
                 tolerance = head_tolerance(self._head.weight)
         finally:
-            if amplify is not None:
-                amplify.remove()
+            amplify.remove()
             model.train(training)
         # The nearest of what the settings may mean has to be the model's own logits.
         nearest, factor, bound = math.inf, 1.0, cap

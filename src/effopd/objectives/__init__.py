@@ -22,7 +22,7 @@ from effopd.objectives.fused_kl import (
     fused_divergence,
     token_divergences,
 )
-from effopd.objectives.health import HEALTH, health_sums
+from effopd.objectives.health import HEALTH, health_row, health_sums
 from effopd.objectives.policy_gradient import (
     Aggregation,
     ClippedSurrogate,
@@ -58,6 +58,7 @@ __all__ = [
     "fused_divergence",
     "gae",
     "group_advantages",
+    "health_row",
     "health_sums",
     "importance_weights",
     "informative_groups",

@@ -3,7 +3,9 @@
 Axes: N tokens, V vocabulary, K likeliest tokens, C sampled tokens, B = 10 deciles of an answer.
 """
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -26,7 +28,10 @@ def health_sums(
     lengths: Sequence[int],
     *,
     k: int = 16,
+    every: int = 1,
+    first: int = 0,
     at_most: int = 32,
+    teacher_temperature: float = 1.0,
     matmul_precision: MatmulPrecision | None = "highest",
 ) -> Float[Tensor, "10 5"]:
     """Sums over tokens of what `HEALTH` names, one row a decile of the answers' positions.
@@ -36,15 +41,18 @@ def health_sums(
     (log q - log p)` over those, p and q renormalised on them; at most 0, and 0 where none is
     shared. The entropies are in nats, over the whole vocabulary.
 
-    Looks at every n-th token, n the smallest that leaves `at_most`, so that a micro-batch of any
-    size costs at most two products of `at_most` rows. The same tokens are looked at every time.
+    Looks at every n-th token, n at least `every` and so that `at_most` are left: a micro-batch of
+    any size costs at most two products of `at_most` rows. No random numbers are drawn.
 
     Args:
         student: Hidden states [N, D] and head.
         teacher: Hidden states [N, E] of the same tokens, and head, on the same device.
         lengths: Tokens of each answer; sums to N.
         k: Likeliest tokens of each that are compared; the vocabulary's size where that is less.
+        every: Distance of tokens that are looked at, at least 1.
+        first: The first of them, so that a distance goes on from micro-batch to micro-batch.
         at_most: Tokens that are looked at.
+        teacher_temperature: Divides the teacher's logits, above 0.
         matmul_precision: Of fp32 products, see `fused_divergence`.
 
     Raises:
@@ -65,10 +73,9 @@ def health_sums(
             "counts."
         )
     dtype, device = accumulation_dtype(student.hidden_ND), student.hidden_ND.device
-    chosen = slice(0, tokens, max(1, -(-tokens // at_most)))
-    log_p_CV, log_q_CV = (
-        _log_probs(head, chosen, dtype, matmul_precision) for head in (student, teacher)
-    )
+    chosen = slice(first, tokens, max(1, every, -(-tokens // at_most)))
+    log_p_CV = _log_probs(student, chosen, dtype, 1.0, matmul_precision)
+    log_q_CV = _log_probs(teacher, chosen, dtype, teacher_temperature, matmul_precision)
     count = min(k, log_p_CV.shape[1])
     ours_CK, theirs_CK = (log_CV.topk(count).indices for log_CV in (log_p_CV, log_q_CV))
     shared_CK = (ours_CK[:, :, None] == theirs_CK[:, None]).any(-1)
@@ -88,6 +95,28 @@ def health_sums(
     return sums_B5.index_add_(0, _deciles(lengths)[chosen].to(device), torch.stack(columns, 1))
 
 
+def health_row(sums_B5: Float[Tensor, "10 5"]) -> dict[str, Any]:
+    """Means of what `health_sums` added up, as fields of `metrics.jsonl`; None where no token was.
+
+    "overlap", "overlap_advantage" (nats) and "entropy_gap" (the student's entropy minus the
+    teacher's, nats) over all tokens; "overlap_by_decile" and "entropy_gap_by_decile", ten each.
+    """
+    tokens, overlap, advantage, ours, theirs = sums_B5.sum(0).tolist()
+    deciles = sums_B5.tolist()
+    return {
+        "overlap": _ratio(overlap, tokens),
+        "overlap_advantage": _ratio(advantage, tokens),
+        "entropy_gap": _ratio(ours - theirs, tokens),
+        "overlap_by_decile": [_ratio(row[1], row[0]) for row in deciles],
+        "entropy_gap_by_decile": [_ratio(row[3] - row[4], row[0]) for row in deciles],
+    }
+
+
+def _ratio(total: float, count: float) -> float | None:
+    """A mean; None of nothing, or where it is not finite."""
+    return total / count if count and math.isfinite(total) else None
+
+
 def _deciles(lengths: Sequence[int]) -> Int[Tensor, "N"]:
     """The tenth of its answer that each token lies in, 0 to 9."""
     parts = [torch.arange(length) * DECILES // max(1, length) for length in lengths]
@@ -95,12 +124,16 @@ def _deciles(lengths: Sequence[int]) -> Int[Tensor, "N"]:
 
 
 def _log_probs(
-    head: Head, chosen: slice, dtype: torch.dtype, precision: MatmulPrecision | None
+    head: Head,
+    chosen: slice,
+    dtype: torch.dtype,
+    temperature: float,
+    precision: MatmulPrecision | None,
 ) -> Float[Tensor, "C V"]:
     """Log-probabilities of the chosen tokens over the vocabulary."""
     few = head._replace(hidden_ND=head.hidden_ND[chosen])
     tile_CV = torch.empty(
         len(few.hidden_ND), len(head.weight_VD), dtype=dtype, device=head.hidden_ND.device
     )
-    project_(tile_CV, slice(0, len(tile_CV)), few, 1.0, precision)
+    project_(tile_CV, slice(0, len(tile_CV)), few, temperature, precision)
     return torch.log_softmax(tile_CV, -1)

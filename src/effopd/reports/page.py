@@ -23,7 +23,13 @@ from effopd.reports.rollouts import divergence_limit, rollout_rows
 from effopd.reports.series import base_accuracy, plain, trials
 from effopd.reports.summary import PERCENTS, SettingRow, notes, teacher_of, unique
 from effopd.reports.tables import format_lr, format_percent, format_ratio
-from effopd.reports.timeline import foresight_figure, search_figure, search_sentence
+from effopd.reports.timeline import (
+    HEALTH_AXES,
+    foresight_figure,
+    health_figure,
+    search_figure,
+    search_sentence,
+)
 
 Json = dict[str, Any]
 
@@ -120,6 +126,7 @@ def _plan(comparison: Comparison) -> tuple[Json, Json]:
     )
     plan = {"label": "Plan", "color": "", "facts": "", "text": comparison.plan}
     values = {"table_notes": [against], "searches": [], "watched": False, "kl_limit": 0}
+    values["examined"] = False
     return values | {"runs": [plan]}, {"samples": []}
 
 
@@ -136,6 +143,10 @@ def _run_by_run(comparison: Comparison, figures: dict[str, list[Json]]) -> tuple
     watched = any(run.monitor for run in runs)
     if watched:
         figures["foresight"] = [{"when": {}, "figure": foresight_figure(runs)}]
+    examined = any(row.get("overlap") is not None for run in runs for row in run.metrics)
+    if examined:
+        for quantity in HEALTH_AXES:
+            figures[quantity] = [{"when": {}, "figure": health_figure(runs, quantity)}]
     limit, negative = divergence_limit(runs)
     samples, settings = list[Json](), list[Json]()
     for index, (run, style) in enumerate(zip(runs, styles, strict=True)):
@@ -150,6 +161,7 @@ def _run_by_run(comparison: Comparison, figures: dict[str, list[Json]]) -> tuple
         settings.append({"label": style.label, "color": style.color, **shown})
     values: Json = {"table_notes": notes(runs), "searches": searches, "watched": watched}
     values |= {"runs": settings, "kl_limit": limit if samples else 0}
+    values["examined"] = examined
     return values, {"samples": samples, "kl_limit": limit, "kl_negative": negative}
 
 

@@ -13,6 +13,12 @@ from effopd.reports.tables import format_cost, format_percent
 MOST_JUMPS = 8
 """Accepted jumps listed one by one in a sentence."""
 
+HEALTH_AXES: dict[str, tuple[str, Figure]] = {
+    "overlap": ("overlap of the likeliest tokens", {"range": [0, 1.05], "tickformat": ".0%"}),
+    "entropy_gap": ("entropy, student minus teacher (nats)", {}),
+}
+"""Title and vertical axis of each figure of a distillation's health."""
+
 _EDGE = {"color": "rgba(120,120,120,0.9)", "width": 1}
 _MARKERS: dict[str, Figure] = {
     "incumbent": {"symbol": "line-ew-open", "size": 14, "line": {"width": 2}},
@@ -158,3 +164,27 @@ def foresight_figure(runs: Sequence[Run]) -> Figure:
         rings += [ring(lost, style)] if lost else []
     layout = base_layout("steps", "cosine of successive displacements", range=[-1.05, 1.05])
     return {"data": curves + rings, "layout": layout}
+
+
+def health_figure(runs: Sequence[Run], quantity: str) -> Figure:
+    """A quantity of `HEALTH_AXES` of every training step; runs that know none have no curve.
+
+    Where a point is pointed at, it says the quantity by tenths of the answers' length.
+    """
+    curves = []
+    for run, style in zip(runs, run_styles(runs), strict=True):
+        points, hovers = [], []
+        for row in run.metrics:
+            if (value := number(row, quantity, run)) is None:
+                continue
+            step, tenths = required(row, "step", run), row.get(f"{quantity}_by_decile")
+            lines = [f"<b>{plotly_text(style.label)}</b>, step {step:g}"]
+            lines.append(f"{quantity.replace('_', ' ')} {value:.3g}")
+            if isinstance(tenths, list):
+                texts = ["-" if tenth is None else f"{tenth:.2g}" for tenth in tenths]
+                lines.append(plotly_text(f"by tenths {' '.join(texts)}"))
+            points.append((step, value))
+            hovers.append("<br>".join(lines))
+        curves += [marked_line(points, hovers, style)] if points else []
+    title, axis = HEALTH_AXES[quantity]
+    return {"data": curves, "layout": base_layout("steps", title, **axis)}

@@ -365,8 +365,11 @@ def _of_adapters(config: Config) -> Iterator[str]:
     if engine != "hf" and adapted:
         yield f"rollouts.engine = {engine!r} takes whole weights, not student.lora's"
     others = [config.teacher, *config.teachers.values(), config.reference]
-    if any(model is not None and model.lora is not None for model in others):
-        yield "lora is for the student: merge the adapter of another model into it"
+    if any(model is not None and model.lora and model.lora.adapter is None for model in others):
+        yield "lora trains the student: of another model, name the adapter to load (lora.adapter)"
+    averages = config.self_teacher is not None and config.self_teacher.weights == "average"
+    if averages and config.teacher is not None and config.teacher.lora is not None:
+        yield "self_teacher averages weights, teacher.lora has factors: merge the adapter"
     if not adapted:
         return
     if config.self_teacher is not None and config.self_teacher.weights == "average":

@@ -27,6 +27,7 @@ from effopd.training.observer import Observer
 from effopd.training.rows import (
     EMPTY_METRICS,
     Row,
+    absorption,
     alarms,
     batch_statistics,
     relative_progress,
@@ -197,7 +198,7 @@ class Trainer:
         """Completes and writes the step's rows."""
         progress = self.progress
         progress.elapsed_s += sum(self._clock.values())
-        metrics = EMPTY_METRICS | row
+        metrics = EMPTY_METRICS | row | absorption(row, self._history)
         for counter in ("train", "validation", "sampled", "teacher"):
             metrics[f"{counter}_tokens"] = getattr(progress, f"{counter}_tokens")
         metrics["skipped_steps"] = progress.skipped_steps

@@ -37,6 +37,11 @@ TRUNCATED_SHARE = 0.5
 ENTROPY_RATIO = 0.1
 KL_RATIO = 5.0
 LENGTH_RATIO = 3.0
+SAME_NATS = 1e-6
+"""A divergence that is 0 within the rounding of fp32 log-probabilities."""
+OVERLAP_RATIO = 0.5
+OVERLAP_STEPS = 3
+TEACHES_NOTHING, OVERLAP_COLLAPSES = "the teacher teaches nothing", "overlap collapses"
 
 
 def batch_statistics(batch: Batch) -> Row:
@@ -68,6 +73,27 @@ def relative_progress(row: Row, history: Sequence[Row]) -> float | None:
     now = row.get("reverse_kl")
     first = known[0] if known else now
     return None if now is None or not first or first <= 0 else 1.0 - now / first
+
+
+def divergence_of(row: Mapping[str, Any]) -> float | None:
+    """The divergence from the target in a metrics row; None where the method has none."""
+    known: float | None = row.get("reverse_kl")
+    return row.get("divergence") if known is None else known
+
+
+def absorption(row: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> Row:
+    """`absorption_rate`, `(d_t - d_{t+1}) / d_t` from the step before to this one.
+
+    What the step before, its search included, took away of the divergence; negative where it grew.
+    No field for a method without a divergence, None where the step before has none above 0.
+
+    Source: absorption rate of arXiv 2604.13016, by steps.
+    """
+    now = divergence_of(row)
+    if now is None:
+        return {}
+    before = divergence_of(history[-1]) if history else None
+    return {"absorption_rate": (before - now) / before if before and before > 0 else None}
 
 
 def trial_row(step: int, index: int, trial: Trial) -> Row:
@@ -113,6 +139,7 @@ def alarms(row: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list
             f"{row['truncated_share']:.0%} of the answers hit the length cap: raise "
             "sampling.max_new_tokens or check for repetition"
         )
+    found += _once(history, [*_taught(row, history), *_shared(row, history)])
     early = history[:EARLY_STEPS]
     if len(early) < EARLY_STEPS:
         return found
@@ -128,6 +155,42 @@ def alarms(row: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list
     if len(whole) == EARLY_STEPS and not 1 / LENGTH_RATIO <= ratio <= LENGTH_RATIO:
         found.append(f"mean length went from {length:.1f} to {row['mean_length']:.1f} tokens")
     return found
+
+
+def _taught(row: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Whether the divergence is 0 within rounding, from the start or from now on."""
+    divergence = divergence_of(row)
+    if divergence is None or abs(divergence) > SAME_NATS:
+        return []
+    if any(divergence_of(past) is not None for past in history):
+        remedy = "the student has come to it: end the run, or take a stronger teacher"
+    else:
+        remedy = (
+            "it answers as the untrained student does: check that teacher.path is another model, "
+            "or give it a prompt of its own with teacher_prompt"
+        )
+    return [f"{TEACHES_NOTHING}, the divergence is {divergence:.1g} nats per token: {remedy}"]
+
+
+def _shared(row: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Whether the overlap of the last steps is below half that of the first ones."""
+    known = [past["overlap"] for past in history if past.get("overlap") is not None]
+    if row.get("overlap") is None or len(known) < EARLY_STEPS + OVERLAP_STEPS - 1:
+        return []
+    level, last = sum(known[:EARLY_STEPS]) / EARLY_STEPS, [*known, row["overlap"]][-OVERLAP_STEPS:]
+    if max(last) >= OVERLAP_RATIO * level:
+        return []
+    return [
+        f"{OVERLAP_COLLAPSES}, student and teacher share {row['overlap']:.0%} of their likeliest "
+        f"tokens where they shared {level:.0%}: go back to an earlier checkpoint with a lower "
+        "optimizer.lr, or shorten answers with train.horizon"
+    ]
+
+
+def _once(history: Sequence[Mapping[str, Any]], found: Sequence[str]) -> list[str]:
+    """Those whose first words no earlier step has said."""
+    said = {text.split(",")[0] for past in history for text in past.get("alarms") or ()}
+    return [text for text in found if text.split(",")[0] not in said]
 
 
 def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
