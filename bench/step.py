@@ -318,7 +318,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", action="store_true", help="one object a line")
     parser.add_argument("--setting", choices=SETTINGS, action="append", help="default: all")
-    parser.add_argument("--mode", choices=MODES, action="append", help="default: both")
+    parser.add_argument("--mode", choices=MODES, action="append", help="default: all")
     parser.add_argument("--precision", choices=PRECISIONS, action="append", help="default: both")
     parser.add_argument("--rounds", type=int, default=2, help="processes a side (default 2)")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
