@@ -4,6 +4,7 @@ Whoever scores has one value for every learned token of the student, whatever th
 where the teacher has nothing to say.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -90,15 +91,21 @@ class AlignedReading:
         Runs that match as a whole are compared with what the policy gave that wrote them. Tokens
         which the student's tokenizer would not cut so are worth little: a text would have the
         teacher's probability once for each way to cut it, and the student would spread over them.
+        For the same reason a token that begins another one is judged with what comes behind it.
         """
         found = transfer(
             self.alignment(rollout),
             torch.tensor(rollout.completion.log_probs, dtype=torch.float64),
             torch.tensor(teacher_values, dtype=torch.float64),
         )
-        for span in self.own.align(rollout.completion.token_ids).spans:
+        ids, written = rollout.completion.token_ids, rollout.completion.log_probs
+        for span in self.own.align(ids).spans:
             if not span.is_equal:
                 found[span.student_start : span.student_stop].clamp_(max=_NEVER)
+        for i in range(len(ids) - 2, -1, -1):
+            behind = float(found[i + 1]) - written[i + 1]
+            if ids[i] in self.own.beginnings and math.isfinite(behind):
+                found[i] += behind
         return tuple(found.tolist())
 
     def alignment(self, rollout: Rollout) -> Alignment:

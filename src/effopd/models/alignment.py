@@ -150,6 +150,13 @@ class Aligner:
         self._is_same = not recuts and student.get_vocab() == teacher.get_vocab()
         self.special = special_pairs(student, teacher, self.student_ends, self.teacher_ends)
 
+    @cached_property
+    def beginnings(self) -> frozenset[int]:
+        """Tokens of the student with which another of its tokens begins."""
+        known = _by_bytes(self.student)
+        starts = {text[:end] for text in known for end in range(1, len(text))}
+        return frozenset(i for text, i in known.items() if text in starts)
+
     def align(self, completion_ids: Sequence[int]) -> Alignment:
         """The answer in the teacher's tokens, and which tokens of both write the same bytes.
 

@@ -52,7 +52,7 @@ from effopd.training.settings import (
     OptimizerSettings,
     TrainSettings,
 )
-from effopd.training.teachers import SelfTeacher
+from effopd.training.teachers import SelfTeacher, alignment_contradictions
 
 Settings = TypeVar("Settings", "Config", EvalConfig)
 
@@ -185,7 +185,8 @@ class Config(BaseModel):
     @model_validator(mode="after")
     def _is_consistent(self) -> "Config":
         contradictions = (
-            _of_models, _of_teacher_server, _of_alignment, _of_adapters, _of_memory, _of_rewards,
+            _of_models, _of_teacher_server, alignment_contradictions, _of_adapters, _of_memory,
+            _of_rewards,
         )  # fmt: skip
         for found in contradictions:
             for sentence in found(self):
@@ -373,21 +374,6 @@ def _of_teacher_server(config: Config) -> Iterator[str]:
             "evaluation.teacher needs a server that writes answers, teacher_server.flavor = "
             "'effopd' scores them: set it to false"
         )
-
-
-def _of_alignment(config: Config) -> Iterator[str]:
-    """Across tokenizers only sampled tokens are compared, in what the student alone wrote."""
-    if config.alignment is None:
-        return
-    only = "alignment compares sampled tokens with local teachers of another tokenizer alone:"
-    if config.teacher_server or config.self_teacher or config.environment:
-        yield f"{only} remove it, or teacher_server, self_teacher and environment"
-    if config.objective.type != "sampled_token":
-        yield f"{only} set objective.type = 'sampled_token', not {config.objective.type!r}"
-    if config.searches and config.validation.type != "accuracy":
-        yield f"{only} set validation.type = 'accuracy', not {config.validation.type!r}"
-    if config.evaluation.divergence and config.evaluation.problems:
-        yield f"{only} set evaluation.divergence = false"
 
 
 def _of_adapters(config: Config) -> Iterator[str]:

@@ -26,7 +26,7 @@ _SETTINGS: Mapping[Effect, str] = {
     """,
     "the run": """
         method preset seed smoke student teacher teachers.* reference self_teacher task
-        code environment prompt teacher_prompt teacher_prompts reference_prompt sampling
+        alignment code environment prompt teacher_prompt teacher_prompts reference_prompt sampling
         rollouts.engine objective train.steps train.prompts_per_step
         train.responses_per_prompt train.updates_per_step train.epochs train.horizon
         train.stop optimizer monitor memory.master_weights search validation

@@ -1,9 +1,9 @@
 """Teachers: whoever scores what the student wrote."""
 
 import copy
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -206,3 +206,18 @@ def _reading(
             f"to {last}: resize its embeddings, or drop the added tokens"
         )
     return MappedReading(tokens=tokens, unknown=teacher.tokenizer.pad_token_id)
+
+
+def alignment_contradictions(config: Any) -> Iterator[str]:
+    """Across tokenizers only sampled tokens are compared, in what the student alone wrote."""
+    if config.alignment is None:
+        return
+    only = "alignment compares sampled tokens with local teachers of another tokenizer alone:"
+    if config.teacher_server or config.self_teacher or config.environment:
+        yield f"{only} remove it, or teacher_server, self_teacher and environment"
+    if config.objective.type != "sampled_token":
+        yield f"{only} set objective.type = 'sampled_token', not {config.objective.type!r}"
+    if config.searches and config.validation.type != "accuracy":
+        yield f"{only} set validation.type = 'accuracy', not {config.validation.type!r}"
+    if config.evaluation.divergence and config.evaluation.problems:
+        yield f"{only} set evaluation.divergence = false"
