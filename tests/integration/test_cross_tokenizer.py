@@ -108,8 +108,8 @@ def test_what_compares_more_than_sampled_tokens_is_refused(
 def test_a_student_in_other_tokens_reaches_its_teacher(tmp_path: Path) -> None:
     """`effopd.train` across tokenizers: at least 90 % of the teacher's accuracy over 512 problems.
 
-    60 steps of 128 prompts, four updates a batch: settings and level were fixed before the first
-    run, which went from 0.26 to 0.54. With equal tokenizers the same settings end at 0.96.
+    60 steps of 128 prompts, four updates a batch. With equal tokenizers the same settings end at
+    0.96.
     """
     world = TinyWorld()
     student = pretrain_merged(world, world.load()), merged_tokenizer(world)

@@ -154,6 +154,7 @@ def test_the_teacher_reads_its_own_tokens_after_its_own_prompt() -> None:
     scores = [q[i, token].item() for i, token in enumerate(read)]
     runs = [(0, 1, 0, 2), (1, 2, 2, 4), (2, 3, 4, 5), (3, 4, 5, 6)]
     expected = alignment_twin.advantages(runs, [-1.0] * 4, scores)
+    expected[2] += expected[3]  # `5` begins `5 ;`: it is judged with what comes behind it
     (values,) = routed_log_probs(teachers, [rollout])
     assert [value + 1.0 for value in values] == pytest.approx(expected, abs=1e-5)
     counts = span_counts(teachers.readings, [("", [rollout])])
@@ -178,7 +179,7 @@ def test_a_cut_that_the_students_tokenizer_would_not_make_is_worth_little() -> N
     *_, teachers = across()
     reading = teachers.readings[""]
     assert reading.values(answer((1,), (whole,)), [-0.5, -0.25]) == pytest.approx((-0.75,))
-    assert reading.values(answer((1,), apart), [-0.5, -0.25]) == pytest.approx((-9.2, -9.2))
+    assert reading.values(answer((1,), apart), [-0.5, -0.25]) == pytest.approx((-17.4, -9.2))
     assert reading.values(answer((1,), apart[:1]), [-0.5]) == pytest.approx((-0.5,))
 
 
