@@ -159,22 +159,30 @@ def parameter_shapes(described: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
 
 
 @contextmanager
+def without_bars() -> Iterator[None]:
+    """No bars of progress of transformers inside."""
+    shows = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shows:
+            transformers_logging.enable_progress_bar()
+
+
+@contextmanager
 def explained(path: str) -> Iterator[None]:
     """Turns whatever transformers raises on a model inside into ConfigError that names it.
 
     Damaged files and sizes that do not fit are errors of any class, a bare Exception included.
     Bars of progress are not shown.
     """
-    shows = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
     try:
-        yield
+        with without_bars():
+            yield
     except EffopdError:
         raise
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise ConfigError(f"{path} needs code of its own, which effopd never runs") from error
         raise ConfigError(f"cannot load {path}: {error or type(error).__name__}") from error
-    finally:
-        if shows:
-            transformers_logging.enable_progress_bar()

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
+from effopd.models.architecture import without_bars
 from effopd.models.checkpoints import write_checkpoint
 from effopd.models.directory import CONFIG, GENERATION, INDEX, SINGLE, find_model, read_config
 from effopd.models.weights import Weights, is_finite, open_weights
@@ -40,7 +41,8 @@ def save_model(model: Any, directory: Path, ends: Sequence[int] = ()) -> None:
     generation_config.json are those of the directory that the model was loaded from, with the
     precision it has now, unless the model is no longer what they describe.
     """
-    model.save_pretrained(directory)
+    with without_bars():
+        model.save_pretrained(directory)
     if (source := _source(model.name_or_path, CONFIG)) is not None:
         _keep_description(model, source, directory)
     _name_ends(directory / GENERATION, ends)

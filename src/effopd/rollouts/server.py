@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from effopd.errors import ConfigError, NonFiniteError, ServerError
+from effopd.models.architecture import without_bars
 from effopd.models.tokenizers import unused_ids
 from effopd.rollouts.engine import Completion, Request, Sampling, check_written, finished
 from effopd.servers.client import Client
@@ -103,7 +104,8 @@ class WeightReload:
         self._syncs += 1
         target = self._directory / f"weights-{self._syncs}"
         shutil.rmtree(target, ignore_errors=True)
-        self._model.save_pretrained(target)
+        with without_bars():
+            self._model.save_pretrained(target)
         for request in self._api.reload_requests(str(target)):
             self._client.control(request, self._client.settings.step_s)
         theirs = score(self._client, self._api, self.probe.token_ids, 1, self._client.deadline())
