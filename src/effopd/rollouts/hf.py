@@ -216,20 +216,20 @@ class SeededSampler(LogitsProcessor):
         log_probs_RV = torch.log_softmax(logits_RV, dim=-1)
         if not torch.isfinite(log_probs_RV.sum(dim=-1)).all():
             raise NonFiniteError("the student's logits are not finite: its weights may hold NaN")
-        if self._unused_U is not None:
+        filters = sampling.top_k or sampling.top_p < 1
+        if self._unused_U is not None and (filters or sampling.temperature == 0):
             logits_RV = logits_RV.index_fill(1, self._unused_U, -torch.inf)
         if sampling.temperature == 0:
             tokens_R = logits_RV.argmax(dim=-1)
         else:
-            probabilities_RV = log_probs_RV.exp()
+            if sampling.top_k:
+                logits_RV = TopKLogitsWarper(sampling.top_k)(input_ids, logits_RV)
+            if sampling.top_p < 1:
+                logits_RV = TopPLogitsWarper(sampling.top_p)(input_ids, logits_RV)
+            # Without a filter the softmax is there already.
+            probabilities_RV = torch.softmax(logits_RV, dim=-1) if filters else log_probs_RV.exp()
             if self._unused_U is not None:
                 probabilities_RV.index_fill_(1, self._unused_U, 0.0)
-            if sampling.top_k or sampling.top_p < 1:
-                if sampling.top_k:
-                    logits_RV = TopKLogitsWarper(sampling.top_k)(input_ids, logits_RV)
-                if sampling.top_p < 1:
-                    logits_RV = TopPLogitsWarper(sampling.top_p)(input_ids, logits_RV)
-                probabilities_RV = torch.softmax(logits_RV, dim=-1)
             tokens_R = inverted(probabilities_RV, self._uniforms_BT[self.rows_R, self.position])
         chosen_R1 = tokens_R[:, None]
         self.tokens_BT[self.rows_R, self.position] = tokens_R
