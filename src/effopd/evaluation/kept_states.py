@@ -86,10 +86,10 @@ class KeptStates:
     def release(self, key: str | None = None) -> None:
         """Drops the states under one model, or all states and answers."""
         if key is None:
-            self._held = {}
-            self._states, self._heads = {}, {}
-        self._states.pop(key or "", None)
-        self._heads.pop(key or "", None)
+            self._held, self._states, self._heads = {}, {}, {}
+        else:
+            self._states.pop(key, None)
+            self._heads.pop(key, None)
 
     def missing(self, key: str, rollouts: Sequence[Rollout]) -> list[int]:
         """Indices of the answers that are not kept under a model."""
@@ -158,10 +158,8 @@ class KeptStates:
         weight_VD, bias_V = policy.head_weight_VD.detach(), policy.head_bias_V
         if key in self._heads and not missing:
             weight_VD, bias_V = self._heads[key]
-        parts = {id(rollout): self._states.get(key, {}).get(id(rollout)) for rollout in rollouts}
         read = self._read(key, policy, [samples[i] for i in missing], keep=False)
-        parts |= zip([id(rollouts[i]) for i in missing], read, strict=True)
-        found = [parts[id(rollout)] for rollout in rollouts]
+        found = self._joined(key, rollouts, missing, read)
         hidden = [part.to(weight_VD.device) for part in found if isinstance(part, Tensor)]
         return Head(torch.cat(hidden), weight_VD, bias_V, policy.head_cap)
 
@@ -173,11 +171,20 @@ class KeptStates:
         samples: Sequence[Sample],
     ) -> list[Tensor | TopK]:
         """What a server says of some answers, one entry each; what is not kept is asked for."""
-        missing, kept = self.missing(key, rollouts), self._states.get(key, {})
-        asked = dict(
-            zip(missing, self._ask(key, teacher, [samples[i] for i in missing]), strict=True)
-        )
-        return [asked[i] if i in asked else kept[id(rollouts[i])] for i in range(len(rollouts))]
+        missing = self.missing(key, rollouts)
+        asked = self._ask(key, teacher, [samples[i] for i in missing])
+        return self._joined(key, rollouts, missing, asked)
+
+    def _joined(
+        self,
+        key: str,
+        rollouts: Sequence[Rollout],
+        missing: Sequence[int],
+        read: Sequence[Tensor | TopK],
+    ) -> list[Tensor | TopK]:
+        """What is kept of some answers, and what was read of those that are missing, in order."""
+        kept, new = self._states.get(key, {}), dict(zip(missing, read, strict=True))
+        return [new[i] if i in new else kept[id(each)] for i, each in enumerate(rollouts)]
 
     def _ask(
         self, key: str, teacher: ServedTeacher, samples: Sequence[Sample]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from effopd.models.policy import Policy, Sample, micro_batches
 from effopd.objectives import check_finite, token_divergences, token_log_probs
 from effopd.objectives.projection import Head
 from effopd.objectives.top_k import TopK, top_k_divergence
+
+Known = TypeVar("Known", Head, TopK)
 
 BATCH_SEQUENCES = 64
 """Sequences in one forward pass, at most."""
@@ -105,12 +108,11 @@ def served_reverse_kl(
 
     Of k likely tokens it is the divergence of the coarsened distributions, a lower bound.
     """
-    device = student.hidden_ND.device
     if isinstance(target, TopK):
         coarse = top_k_divergence(
             student.hidden_ND,
             student.weight_VD,
-            TopK(target.ids_NK.to(device), target.log_probs_NK.to(device)),
+            on_device(target, student.hidden_ND.device),
             bias=student.bias_V,
             cap=student.cap,
         )
@@ -139,10 +141,10 @@ def with_missing(values: Sequence[tuple[float, ...]], known_N: Tensor) -> list[t
     return [tuple(value if next(known) else math.nan for value in row) for row in values]
 
 
-def on_device(head: Head, device: torch.device) -> Head:
-    """Hidden states and head where the student's are."""
-    bias_V = None if head.bias_V is None else head.bias_V.to(device)
-    return Head(head.hidden_ND.to(device), head.weight_VD.to(device), bias_V, head.cap)
+def on_device(target: Known, device: torch.device) -> Known:
+    """What is known of the teacher where the student's states are."""
+    parts: Any = (part.to(device) if isinstance(part, Tensor) else part for part in target)
+    return type(target)(*parts)
 
 
 @contextmanager

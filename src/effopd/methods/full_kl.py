@@ -183,7 +183,7 @@ class FullVocabularyLearner(Learner):
             named = top_k_divergence(
                 hidden_ND,
                 self._student.head_weight_VD,
-                TopK(target.ids_NK.to(device), target.log_probs_NK.to(device)),
+                on_device(target, device),
                 bias=self._student.head_bias_V,
                 cap=self._student.head_cap,
                 divergence=self._objective.divergence,
@@ -218,13 +218,12 @@ class FullVocabularyLearner(Learner):
 
     def _examine(self, ours: PackedStates, target: Head, every: int) -> None:
         """Adds the health of one micro-batch to that of the step."""
-        weight_VD = self._student.head_weight_VD
-        student = Head(ours.hidden_ND, weight_VD, self._student.head_bias_V, self._student.head_cap)
+        student = self._student.head(ours.hidden_ND)
         sums_B5 = health_sums(
             student,
             target,
             ours.lengths,
-            k=max(1, min(LIKELIEST, len(weight_VD) // 4)),
+            k=max(1, min(LIKELIEST, len(student.weight_VD) // 4)),
             every=every,
             first=-self._seen % every,
             teacher_temperature=self._temperature,
