@@ -11,21 +11,19 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from torch.nn.functional import cross_entropy
-from transformers import PreTrainedTokenizerFast
 
 from effopd.data.problem import Problem, Task
 from effopd.data.world import (
-    CHAT_TEMPLATE,
     SPECIAL,
     TinyWorld,
     demonstrations,
+    finished_tokenizer,
     make_model,
     make_tokenizer,
 )
-from effopd.demo.pretrain import BATCH, PEAK_LR, WARMUP_STEPS
+from effopd.demo.pretrain import BATCH, PEAK_LR, WARMUP_STEPS, supervised_update_
 from effopd.evaluation.statistics import mean
 from effopd.rollouts.engine import Sampling
 from effopd.rollouts.hf import HFEngine
@@ -46,18 +44,7 @@ def merged_tokenizer(world: TinyWorld) -> Any:
     # Every space separates but that between a digit and a semicolon.
     between = Regex(r"(?<!\d)\s+|\s+(?!;)")
     inner.pre_tokenizer = pre_tokenizers.Split(between, behavior="removed")
-    inner.post_processor = processors.TemplateProcessing(
-        single="<bos> $A", special_tokens=[("<bos>", vocabulary["<bos>"])]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner,
-        pad_token="<pad>",
-        bos_token="<bos>",
-        eos_token="<eos>",
-        padding_side="left",
-        chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-    )
+    return finished_tokenizer(inner)
 
 
 def merged_model(world: TinyWorld) -> Any:
@@ -121,15 +108,7 @@ def pretrain_merged(world: TinyWorld, task: Task, report: Callable[[str], None] 
     checks = list(task.test[:CHECK_PROBLEMS])
 
     def learn(taught: TinyWorld, lr: float) -> None:
-        ids_BT, labels_BT = merged_demonstrations(taught, BATCH, generator)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        model.train()
-        logits_BTV = model(input_ids=ids_BT, use_cache=False).logits
-        loss = cross_entropy(logits_BTV[:, :-1].flatten(0, 1), labels_BT[:, 1:].flatten())
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+        supervised_update_(model, optimizer, *merged_demonstrations(taught, BATCH, generator), lr)
 
     for step in range(1, world.base_steps + 1):
         learn(clean, PEAK_LR * min(1.0, step / WARMUP_STEPS))

@@ -181,8 +181,13 @@ def make_tokenizer(world: TinyWorld) -> PreTrainedTokenizerFast:
     vocabulary = {word: i for i, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return finished_tokenizer(tokenizer)
+
+
+def finished_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """A tokenizer of words with the world's special tokens and chat template."""
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="<bos> $A", special_tokens=[("<bos>", vocabulary["<bos>"])]
+        single="<bos> $A", special_tokens=[("<bos>", tokenizer.token_to_id("<bos>"))]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from effopd.data.problem import Problem, Task
@@ -68,15 +69,13 @@ def pretrain_base(world: TinyWorld, task: Task, report: Report) -> Any:
     generator = torch.Generator().manual_seed(world.seed)
     clean = replace(world, wrong_step=0.0, direct_answer=0.0)
     checks = list(task.test[:CHECK_PROBLEMS])
-    for step in range(1, world.base_steps + 1):
-        lr = PEAK_LR * min(1.0, step / WARMUP_STEPS)
-        loss = _update(model, optimizer, clean, generator, lr)
-        if step % CHECK_EVERY == 0:
-            right = accuracy(world, model, checks, temperature=0.0)
-            report(f"base: step {step}, loss {loss:.3f}, greedy accuracy {right:.2f}")
-            if right >= world.base_greedy:
-                break
-    else:
+
+    def good_enough(said: str) -> bool:
+        right = accuracy(world, model, checks, temperature=0.0)
+        report(f"base: {said}, greedy accuracy {right:.2f}")
+        return right >= world.base_greedy
+
+    if not _learns(model, optimizer, clean, generator, good_enough):
         raise EffopdError(
             f"the base model did not reach greedy accuracy {world.base_greedy} in "
             f"{world.base_steps} steps: raise base_steps or lower modulus or operations"
@@ -98,17 +97,33 @@ def train_caller(world: TinyWorld, task: Task, base: Any, report: Report) -> Any
     generator = torch.Generator().manual_seed(world.seed)
     clean = replace(world, wrong_step=0.0, direct_answer=0.0)
     checks = list(task.test[:CHECK_PROBLEMS])
-    for step in range(1, world.base_steps + 1):
-        loss = _update(model, optimizer, clean, generator, PEAK_LR * min(1.0, step / WARMUP_STEPS))
-        if step % CHECK_EVERY == 0:
-            right = accuracy(world, model, checks, temperature=1.0)
-            report(f"teacher: step {step}, loss {loss:.3f}, accuracy {right:.2f} with calculator")
-            if right >= world.teacher_accuracy:
-                return model.eval()
+
+    def good_enough(said: str) -> bool:
+        right = accuracy(world, model, checks, temperature=1.0)
+        report(f"teacher: {said}, accuracy {right:.2f} with calculator")
+        return right >= world.teacher_accuracy
+
+    if _learns(model, optimizer, clean, generator, good_enough):
+        return model.eval()
     raise EffopdError(
         f"the teacher did not reach accuracy {world.teacher_accuracy} with the calculator in "
         f"{world.base_steps} steps: raise base_steps"
     )
+
+
+def _learns(
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    world: TinyWorld,
+    generator: torch.Generator,
+    good_enough: Callable[[str], bool],
+) -> bool:
+    """Learns from demonstrations until it is good enough; whether it came to that."""
+    for step in range(1, world.base_steps + 1):
+        loss = _update(model, optimizer, world, generator, PEAK_LR * min(1.0, step / WARMUP_STEPS))
+        if step % CHECK_EVERY == 0 and good_enough(f"step {step}, loss {loss:.3f}"):
+            return True
+    return False
 
 
 def _update(
@@ -124,6 +139,13 @@ def _update(
     ids_BT, labels_BT = demonstrations(world, BATCH, generator, is_careful=is_careful)
     if world.calculator:
         ids_BT, labels_BT = calling(ids_BT, labels_BT, make_tokenizer(world))
+    return supervised_update_(model, optimizer, ids_BT, labels_BT, lr)
+
+
+def supervised_update_(
+    model: Any, optimizer: torch.optim.Optimizer, ids_BT: Tensor, labels_BT: Tensor, lr: float
+) -> float:
+    """One step on given demonstrations; returns the loss."""
     for group in optimizer.param_groups:
         group["lr"] = lr
     model.train()
