@@ -144,8 +144,8 @@ class _StopRequest(StopRequest):
 
 def _do(job: Job) -> bool:
     """Makes the models of a world, or trains a cell; whether it came to its end."""
-    from effopd.data.world import TinyWorld
-    from effopd.demo.cache import world_models
+    from effopd.data.smollm2 import World
+    from effopd.demo.smollm2 import models_of
     from effopd.training.config import make_config
     from effopd.training.run import train
 
@@ -153,8 +153,8 @@ def _do(job: Job) -> bool:
         config = make_config(job.settings)
         if job.kind == "cell":
             return train(config, job.out, stop=_StopRequest()).finished
-        assert isinstance(config.task, TinyWorld)
-        world_models(config.task, lambda text: _process["messages"].put((job.name, text)))
+        assert isinstance(config.task, World)
+        models_of(config.task, lambda text: _process["messages"].put((job.name, text)))
     except (EffopdError, OSError):
         raise
     except Exception:  # the parent gets its text alone

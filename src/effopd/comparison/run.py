@@ -20,7 +20,7 @@ from effopd.workspace import Workspace
 
 if TYPE_CHECKING:
     from effopd.data.dataset import DatasetTask
-    from effopd.data.world import TinyWorld
+    from effopd.data.smollm2 import World
     from effopd.training.config import Config
 
 MOST_LISTED = 12
@@ -253,7 +253,7 @@ def _make_worlds(
     configs: "Mapping[str, Config]",
     stop: StopRequest,
     shown: Progress,
-) -> "dict[TinyWorld | DatasetTask, str]":
+) -> "dict[World | DatasetTask, str]":
     """Makes base and teacher of each tiny world once; the tasks where that failed, and why."""
     jobs: dict[str, Job] = {}
     tasks = {}
@@ -261,7 +261,7 @@ def _make_worlds(
         config = configs[cell.name]
         teacher = config.teacher or config.teachers or config.self_teacher
         brings_models = config.student is not None and teacher
-        if config.task.type == "tiny_world" and not brings_models and config.task not in tasks:
+        if config.task.type != "dataset" and not brings_models and config.task not in tasks:
             name = f"world of {cell.name}"
             tasks[config.task] = name
             jobs[name] = Job(name=name, kind="world", settings=cell.settings)

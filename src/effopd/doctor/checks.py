@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from effopd.data.problem import CountingVerifier, Problem
-from effopd.data.world import TinyWorld
+from effopd.data.smollm2 import World
 from effopd.doctor.preview import render
 from effopd.doctor.sizes import ModelShape, model_config, model_shape
 from effopd.errors import EffopdError, ParameterMismatchError
@@ -315,7 +315,7 @@ def _compared(run: CheckedRun, name: str, student: Any, other: Any) -> Iterator[
 def sandbox(run: CheckedRun) -> Iterator[Finding]:
     """A boundary for programs, shown to hold; offline a recipe may be meant for another machine."""
     task = run.config.task
-    if isinstance(task, TinyWorld) or task.verifier != "code":
+    if isinstance(task, World) or task.verifier != "code":
         return
     settings = run.config.code.sandbox
     if settings.kind in {"url", "none"}:
@@ -333,8 +333,8 @@ def sandbox(run: CheckedRun) -> Iterator[Finding]:
 def problems(run: CheckedRun) -> Iterator[Finding]:
     """The problems as the run would have them: what is left out, and what is there twice."""
     task = run.config.task
-    if isinstance(task, TinyWorld):
-        yield Finding("ok", "problems", "brought by the tiny world")
+    if isinstance(task, World):
+        yield Finding("ok", "problems", f"brought by {task.type}")
         return
     student, sources = run.student, [source for source in (task.train, task.test) if source]
     of_hub = any(source.hub for source in sources)

@@ -125,7 +125,7 @@ def _model(section: Mapping[str, Any], recipe: Path | None, name: str) -> dict[s
 
 def _task(task: Mapping[str, Any]) -> Mapping[str, Any]:
     """Sums, asked and checked as the recipe does, but that programs give way to boxed answers."""
-    if task["type"] == "tiny_world":
+    if task["type"] != "dataset":
         return task
     path = cache_directory() / f"smoke-problems-{_VERSION}.jsonl"
     rows = [{"question": f"What is {i} + {i}?", "answer": str(2 * i)} for i in range(32)]

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicLayer
+from transformers.generation import GenerateDecoderOnlyOutput
 
 from effopd.errors import ConfigError, ParameterMismatchError
 from effopd.models.architecture import CAPS, FACTORS, logit_cap, logit_factors
@@ -23,6 +25,8 @@ from effopd.objectives.projection import Head
 
 T = TypeVar("T")
 
+CACHE = "cache" if "cache" in GenerateDecoderOnlyOutput.__dataclass_fields__ else "past_key_values"
+"""What transformers calls keys and values, from 5.24 on and before."""
 _PADDING_TOKENS = 512
 """About what a pass costs beside its tokens."""
 _AMPLIFICATION = 1e4
@@ -114,6 +118,8 @@ class Policy:
             )
         self.head_rows: tuple[int, ...] | None = None
         self._chosen_rows: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+        # Models that see images keep the positions of their rows beside the cache.
+        self._may_share = not any("rope_deltas" in vars(each) for each in model.modules())
         self.logit_factor, self.head_cap = self._factor_and_cap()
 
     @property
@@ -159,7 +165,7 @@ class Policy:
             attention_BT[row, : len(sequence)] = 1
             learned = True if sample.learned is None else torch.tensor(sample.learned)
             predicts_BT[row, len(sample.prompt_ids) - 1 : len(sequence) - 1] = learned
-        hidden_BTD = self._forward(ids_BT, attention_BT)
+        hidden_BTD = self._forward(ids_BT, attention_BT, self._shared(samples))
         found = [sample.learned_ids for sample in samples]
         return PackedStates(
             self._scaled(hidden_BTD[predicts_BT.to(hidden_BTD.device)]),
@@ -178,15 +184,40 @@ class Policy:
                 "has it"
             )
 
-    def _forward(self, ids_BT: Tensor, attention_BT: Tensor) -> Tensor:
-        """Last hidden states [B, T, D]."""
+    def _shared(self, samples: Sequence[Sample]) -> int:
+        """How many first tokens of the prompts are read once for all samples; 0 reads them all.
+
+        Without gradients alone, and where it saves more than a pass costs. Each sample keeps at
+        least the last token of its prompt, which predicts the answer's first.
+        """
+        if torch.is_grad_enabled() or self.model.training or not self._may_share:
+            return 0
+        prompts = [sample.prompt_ids[:-1] for sample in samples]
+        first, last = min(prompts), max(prompts)  # between them in order, so is the shared start
+        shared = next(
+            (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b),
+            min(len(first), len(last)),
+        )
+        return shared if shared * (len(samples) - 1) >= _PADDING_TOKENS else 0
+
+    def _forward(self, ids_BT: Tensor, attention_BT: Tensor, shared: int = 0) -> Tensor:
+        """Last hidden states [B, T, D]; zeros at the first `shared` tokens, the same in all rows."""
+        ids_BT, attention_BT = ids_BT.to(self.device), attention_BT.to(self.device)
+        given: dict[str, Any] = {"use_cache": False}
         with self.during():
+            if shared:
+                read = self.model.base_model(input_ids=ids_BT[:1, :shared], use_cache=True)
+                cache = getattr(read, CACHE)
+                self._may_share = all(type(layer) is DynamicLayer for layer in cache.layers)
+                if self._may_share:
+                    cache.batch_repeat_interleave(len(ids_BT))
+                    given = {"use_cache": True, CACHE: cache}
+                else:  # such as a recurrent state, or a window that drops what it has passed
+                    shared = 0
             hidden_BTD: Tensor = self.model.base_model(
-                input_ids=ids_BT.to(self.device),
-                attention_mask=attention_BT.to(self.device),
-                use_cache=False,
+                input_ids=ids_BT[:, shared:], attention_mask=attention_BT, **given
             ).last_hidden_state
-        return hidden_BTD
+        return nn.functional.pad(hidden_BTD, (0, 0, shared, 0)) if shared else hidden_BTD
 
     def _rows(self, parameter: Tensor) -> Tensor:
         """The parameter itself where nothing is trimmed: slicing would copy its gradient."""

@@ -6,19 +6,19 @@ from dataclasses import replace
 
 from effopd.data.dataset import DatasetTask
 from effopd.data.problem import Problem, Task, Verifier
-from effopd.data.world import TinyWorld
+from effopd.data.smollm2 import World
 from effopd.errors import ConfigError
 from effopd.rewards.code import CodeChecking, CodeVerifier
 from effopd.rewards.functions import imported_verifier
 from effopd.rewards.math import BoxedAnswer, MathVerifier
 
 
-def verifier_for(task: TinyWorld | DatasetTask, checking: CodeChecking) -> Verifier | None:
+def verifier_for(task: World | DatasetTask, checking: CodeChecking) -> Verifier | None:
     """The verifier of a task, which brings it or names it; None checks nothing.
 
     Close it at the end where it is a `CountingVerifier`.
     """
-    if isinstance(task, TinyWorld):
+    if isinstance(task, World):
         return task.verifier
     match task.verifier:
         case "boxed":

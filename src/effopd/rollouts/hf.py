@@ -8,7 +8,7 @@ random numbers, and no global generator is touched.
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,16 +25,12 @@ from transformers import (
     TopPLogitsWarper,
 )
 from transformers.cache_utils import DynamicLayer
-from transformers.generation import GenerateDecoderOnlyOutput
 
 from effopd.errors import NonFiniteError
-from effopd.models.policy import micro_batches
+from effopd.models.policy import CACHE, micro_batches
 from effopd.models.tokenizers import end_token_ids, unused_ids
 from effopd.rollouts.engine import Completion, Request, Sampling, without_end
 
-_KNOWN = {field.name for field in fields(GenerateDecoderOnlyOutput)}
-_CACHE = "cache" if "cache" in _KNOWN else "past_key_values"
-"""What transformers calls it, from 5.24 on and before."""
 _BLOCK_TOKENS = 512  # of the vocabulary, whose probabilities are summed together
 _FEWEST_TO_SPLIT = 8  # rows, of which half are worth leaving out
 
@@ -111,9 +107,9 @@ class HFEngine:
                     generation_config=_greedy(left),
                     logits_processor=LogitsProcessorList([sampler]),
                     stopping_criteria=StoppingCriteriaList([finish]),
-                    **{_CACHE: cache},
+                    **{CACHE: cache},
                 )
-                cache, ids_RT = getattr(written, _CACHE), written.sequences
+                cache, ids_RT = getattr(written, CACHE), written.sequences
                 new_tokens = ids_RT.shape[1] - attention_RT.shape[1]
                 attention_RT = functional.pad(attention_RT, (0, new_tokens), value=1)
                 going_R = torch.nonzero(finish.lengths_B[sampler.rows_R] > sampler.position)[:, 0]
@@ -159,7 +155,7 @@ class HFEngine:
                 attention_mask=attention_RT[rows_U, :-1],
                 generation_config=_greedy(1),
             ),
-            _CACHE,
+            CACHE,
         )
         if not _can_select(cache):
             return None

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from effopd.data.problem import CountingVerifier, Counts, Problem, Task, Verifier
-from effopd.data.world import TinyWorld
-from effopd.demo.cache import world_models
+from effopd.data.smollm2 import SmolLM2, World
+from effopd.demo.smollm2 import models_of
 from effopd.errors import ConfigError
 from effopd.evaluation.evaluator import EvaluationResult, Evaluator
 from effopd.evaluation.grading import sum_counts
@@ -421,11 +421,21 @@ def _report_prompts(
 
 
 def base_settings(config: Config, report: Callable[[str], None]) -> ModelSettings:
-    """The model that a run starts from; the tiny world brings one, which is made if need be."""
+    """The model that a run starts from; a world brings one, which is made if need be."""
     if config.student is not None:
         return config.student
-    assert isinstance(config.task, TinyWorld)  # Config checked it
-    return ModelSettings(path=str(world_models(config.task, report, teacher=False).base))
+    return _brought(config, str(models_of(_world(config), report, teacher=False).base))
+
+
+def _world(config: Config) -> World:
+    assert isinstance(config.task, World)  # Config checked it
+    return config.task
+
+
+def _brought(config: Config, path: str) -> ModelSettings:
+    """A model that a world brings, in the precision that it asks for."""
+    task = config.task
+    return ModelSettings(path=path, dtype=task.dtype if isinstance(task, SmolLM2) else "float32")
 
 
 def _model_settings(
@@ -436,6 +446,6 @@ def _model_settings(
     if config.teacher is not None:
         named[""] = config.teacher
     brings_teacher = not (named or config.self_teacher or config.teacher_server)
-    if isinstance(config.task, TinyWorld) and brings_teacher:
-        named[""] = ModelSettings(path=str(world_models(config.task, report).teacher))
+    if isinstance(config.task, World) and brings_teacher:
+        named[""] = _brought(config, str(models_of(config.task, report).teacher))
     return base_settings(config, report), named

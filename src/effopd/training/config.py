@@ -28,6 +28,7 @@ from effopd.config.reading import (
     read_recipe,
 )
 from effopd.data.dataset import DatasetTask
+from effopd.data.smollm2 import SmolLM2, World
 from effopd.data.world import TinyWorld
 from effopd.evaluation.config import EvalConfig
 from effopd.evaluation.importance_kl import ImportanceKLValidation
@@ -142,7 +143,7 @@ class Config(BaseModel):
     alignment: AlignmentSettings | None = None
     reference: ModelSettings | None = None
     reference_prompt: TeacherPrompt | None = None
-    task: Annotated[TinyWorld | DatasetTask, Field(discriminator="type")] = TinyWorld()
+    task: Annotated[World | DatasetTask, Field(discriminator="type")] = TinyWorld()
     code: CodeChecking = CodeChecking()
     prompt: PromptTemplate = PromptTemplate()
     sampling: Sampling = Sampling(max_new_tokens=32)
@@ -307,7 +308,7 @@ def _of_models(config: Config) -> Iterator[str]:
     """Every model that is needed is named; the tiny world brings student and teacher."""
     if isinstance(config.task, TinyWorld) and config.task.calculator and not config.environment:
         yield "task.calculator needs environment.name = 'effopd.data.world:Calculator'"
-    if config.task.type != "tiny_world":
+    if not isinstance(config.task, World):
         if config.student is None:
             yield f"task.type = {config.task.type!r} needs student.path"
         local = config.teacher or config.teachers or config.self_teacher
@@ -410,7 +411,8 @@ def _of_memory(config: Config) -> Iterator[str]:
     own = config.self_teacher
     if config.memory.teacher_offload and own is not None and own.weights != "base":
         yield "memory.teacher_offload is for teachers that stay as they are"
-    dtype = config.student.dtype if config.student is not None else "float32"
+    brought = config.task.dtype if isinstance(config.task, SmolLM2) else "float32"
+    dtype = config.student.dtype if config.student is not None else brought
     masters = config.memory.master_weights
     if dtype == "float16" and config.student is not None and config.student.lora is None:
         # AdamW's eps of 1e-8 is 0 in float16, and so are squares of most gradients
@@ -437,7 +439,7 @@ def _of_memory(config: Config) -> Iterator[str]:
 
 def _of_rewards(config: Config) -> Iterator[str]:
     """What looks at rewards or accuracies needs someone who checks answers."""
-    if isinstance(config.task, TinyWorld) or config.task.verifier != "none":
+    if isinstance(config.task, World) or config.task.verifier != "none":
         return
     if config.searches and config.validation.type == "accuracy":
         yield "validation.type = 'accuracy' needs task.verifier; use validation.type = 'teacher_kl'"
