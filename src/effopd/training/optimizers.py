@@ -187,15 +187,15 @@ class MuonAndAdamW(torch.optim.Optimizer):
         momentum: float = 0.95,
         **muon: Any,
     ) -> None:
-        if not hasattr(torch.optim, "Muon"):
+        if getattr(torch.optim, "Muon", None) is None:
             raise ConfigError("optimizer.type = 'muon' needs PyTorch 2.9 or newer")
         matrices, others = parameters
         super().__init__([*matrices, *others], {"lr": lr})
         both: Any = {"lr": lr, "weight_decay": weight_decay}
-        muon = {"adjust_lr_fn": "match_rms_adamw", "momentum": momentum} | muon
+        own: Any = {"adjust_lr_fn": "match_rms_adamw", "momentum": momentum} | muon
         self._parts: list[torch.optim.Optimizer] = []
         if matrices:
-            self._parts.append(torch.optim.Muon(matrices, **both, **muon))
+            self._parts.append(torch.optim.Muon(matrices, **both, **own))
         if others:
             self._parts.append(torch.optim.AdamW(others, betas=betas, eps=eps, **both))
         self.param_groups = [group for part in self._parts for group in part.param_groups]
