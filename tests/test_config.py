@@ -284,8 +284,8 @@ def test_every_mistake_is_reported() -> None:
         ("optimizer.lr=fast", "optimizer.lr must be a valid number, got 'fast'"),
         ("optimizer.lr.x=3", "optimizer.lr must be a valid number, got {'x': 3}"),
         ("optimiser.lr=3", "unknown setting optimiser; did you mean 'optimizer'?"),
-        ("optimizer..lr=3", "unknown setting optimizer.; [optimizer] has betas, clip_norm, decay, "
-         "eps, lr, warmup_steps, weight_decay"),
+        ("optimizer..lr=3", "unknown setting optimizer.; [optimizer] of type 'adamw' has "
+         "betas, clip_norm, decay, eps, lr, options, warmup_steps, weight_decay"),
     ],
 )  # fmt: skip
 def test_message_of_an_override(override: str, message: str) -> None:

@@ -231,7 +231,7 @@ def _checked_section(raw: Mapping[str, Any], cls: Any, section: str, mistakes: l
                 found[key][own] = _checked_section(item, members[0], f"{name}.{own}.", mistakes)
         else:
             types = [getattr(member, "type", None) for member in members]
-            kind = value.get("type") if None not in types else None
+            kind = value.get("type") if len(types) > 1 and None not in types else types[0]
             if kind in types:
                 member = members[types.index(kind)]
                 found[key] = _checked_section(value, member, f"{name}.", mistakes)

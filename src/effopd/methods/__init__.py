@@ -3,6 +3,7 @@
 To add one, write a class of settings and a learner, and `register` it (docs/methods.md).
 """
 
+from effopd.methods.fixed_negative import FixedNegative
 from effopd.methods.full_kl import FullVocabularyKL
 from effopd.methods.objective import (
     Batch,
@@ -18,6 +19,6 @@ from effopd.methods.policy_gradient import PolicyGradient
 from effopd.methods.registry import register
 
 __all__ = [
-    "Batch", "Contribution", "ExOPD", "FullVocabularyKL", "Learner", "Objective", "PolicyGradient",
-    "Portion", "Resources", "SampledTokenOPD", "policy_log_probs", "register",
+    "Batch", "Contribution", "ExOPD", "FixedNegative", "FullVocabularyKL", "Learner", "Objective",
+    "PolicyGradient", "Portion", "Resources", "SampledTokenOPD", "policy_log_probs", "register",
 ]  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeVar
 from effopd.errors import ConfigError
 from effopd.evaluation.importance_kl import ImportanceKLValidation
 from effopd.evaluation.validators import AccuracyValidation, TeacherKLValidation
+from effopd.methods.fixed_negative import FixedNegative
 from effopd.methods.full_kl import FullVocabularyKL
 from effopd.methods.objective import Objective
 from effopd.methods.opd import ExOPD, SampledTokenOPD
@@ -20,7 +21,7 @@ Preset = Literal["default", "paper", "release"]
 Sections = Mapping[str, Any]
 ObjectiveType = TypeVar("ObjectiveType", bound=type[Objective])
 
-Objective.choices.extend([SampledTokenOPD, ExOPD, FullVocabularyKL, PolicyGradient])
+Objective.choices.extend([SampledTokenOPD, ExOPD, FullVocabularyKL, FixedNegative, PolicyGradient])
 
 EFFOPD_SEARCH = Search(
     schedule=EveryN(n=1),
@@ -75,6 +76,9 @@ METHODS = {
     ),
     "alphaopd": _jump(Search.alphaopd()),
     "expo": _jump(Search.expo()),
+    "first_update": _jump(Search.first_update()),
+    "fixed_alpha": _jump(Search.fixed_alpha()),
+    "fixed_negative": Method(lambda *_: {"objective": FixedNegative()}),
     "grpo": _rewarded(lambda _: PolicyGradient.grpo()),
     "dapo": _rewarded(PolicyGradient.dapo),
     "ppo": _rewarded(lambda _: PolicyGradient.ppo()),

@@ -1,12 +1,12 @@
 """The settings of the search, and the published ones by name."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from effopd.errors import ConfigError
 from effopd.search.direction import AlphaPLS, Direction, SinceAccepted, SinceBase, SinceRaw
 from effopd.search.scales import GeometricScales, LadderScales, Scales
-from effopd.search.schedule import AtSteps, PowersOfTwo, Schedule
+from effopd.search.schedule import AtSteps, EveryN, PowersOfTwo, Schedule
 from effopd.search.validation import AcceptRule, AtLeast, LengthGuard, Strict, Unconditional
 
 
@@ -97,8 +97,25 @@ class Search:
         return cls._jump(at_step, 2.0, direction=AlphaPLS(), parameters="matrices")
 
     @classmethod
+    def first_update(cls, alpha: float = 8.0) -> "Search":
+        """Once, after step 1: `base + alpha (tip - base)` of all tensors, unseen.
+
+        A control: what the direction of the first update alone is worth.
+        """
+        return cls._jump(1, alpha, direction=SinceBase(), parameters="all")
+
+    @classmethod
+    def fixed_alpha(cls, n: int = 4, alpha: float = 3.0) -> "Search":
+        """Every n steps, `anchor + alpha (tip - anchor)` since the last jump, unseen.
+
+        A control: what validation adds. 3 is the first scale that arXiv 2605.11739 tries.
+        """
+        jump = cls._jump(n, alpha, direction=SinceAccepted(), parameters="attention_mlp")
+        return replace(jump, schedule=EveryN(n=n))
+
+    @classmethod
     def _jump(
-        cls, at_step: int, scale: float, *, direction: SinceBase | AlphaPLS, parameters: str
+        cls, at_step: int, scale: float, *, direction: Direction, parameters: str
     ) -> "Search":
         """One fixed extrapolation without validation."""
         return cls(

@@ -4,6 +4,7 @@ Every section is the settings object of the thing it configures; nothing is desc
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -44,13 +45,14 @@ from effopd.rollouts.prompts import PromptTemplate, TeacherPrompt
 from effopd.rollouts.settings import RolloutSettings
 from effopd.search.extrapolator import Search
 from effopd.servers.settings import ServerSettings
+from effopd.training.averages import AverageSettings
+from effopd.training.optimizers import OptimizerSettings, optimizer_contradictions
 from effopd.training.settings import (
     CheckpointSettings,
     EvaluationSettings,
     LoopSettings,
     MemorySettings,
     MonitorSettings,
-    OptimizerSettings,
     TrainSettings,
 )
 from effopd.training.teachers import SelfTeacher, alignment_contradictions
@@ -114,7 +116,8 @@ class Config(BaseModel):
         environment: What replies to the student, which then goes on: a tool, say (docs/turns.md).
         objective: What is minimised.
         train: How much.
-        optimizer: AdamW and its learning rate.
+        optimizer: What moves the weights, and its learning rate.
+        average: What is evaluated and saved in place of the last weights.
         evaluation: Held-out evaluation.
         checkpoint: When to save.
         monitor: What watches the weights.
@@ -152,6 +155,7 @@ class Config(BaseModel):
     objective: Annotated[Objective, PlainValidator(_registered)] = FullVocabularyKL()
     train: TrainSettings = TrainSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
+    average: AverageSettings = AverageSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     monitor: MonitorSettings = MonitorSettings()
@@ -187,7 +191,7 @@ class Config(BaseModel):
     def _is_consistent(self) -> "Config":
         contradictions = (
             _of_models, _of_teacher_server, alignment_contradictions, _of_adapters, _of_memory,
-            _of_rewards,
+            _of_rewards, optimizer_contradictions,
         )  # fmt: skip
         for found in contradictions:
             for sentence in found(self):
@@ -219,7 +223,8 @@ class Config(BaseModel):
         """Whether bfloat16 weights are trained by updates too small for them, without masters."""
         student = self.student
         low = student is not None and student.dtype == "bfloat16" and student.lora is None
-        return low and not self.memory.master_weights and self.optimizer.lr < 1e-4
+        small = self.optimizer.lr < 1e-4 or self.optimizer.type == "prodigy"
+        return low and not self.memory.master_weights and small
 
     @property
     def needs_teacher(self) -> bool:
@@ -241,15 +246,8 @@ class Config(BaseModel):
     @property
     def loop(self) -> LoopSettings:
         """The settings of the training loop."""
-        return LoopSettings(
-            seed=self.seed,
-            train=self.train,
-            optimizer=self.optimizer,
-            evaluation=self.evaluation,
-            checkpoint=self.checkpoint,
-            monitor=self.monitor,
-            memory=self.memory,
-        )
+        names = [each.name for each in fields(LoopSettings)]
+        return LoopSettings(**{name: getattr(self, name) for name in names})
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:

@@ -140,8 +140,9 @@ class Trainer:
         # Search along the displacement.
         if self.batch_rollouts is None:
             row |= self._timed("search_s", self._search, progress.step, row)
-        if self.average is not None:
-            self.average.update_()
+        for average in (self.average, self.updater.average):
+            if average is not None:
+                average.update_()
         self._finish(row)
 
     def _skip(self, reason: str) -> Row:
@@ -216,7 +217,12 @@ class Trainer:
         settings, step = self.settings.evaluation, self.progress.step
         if self._evaluate_student is None or not settings.is_due(step, self.settings.train.steps):
             return
-        evaluation = self._evaluate_student()
+        with self.updater.averaged_():
+            if self.updater.is_averaged:
+                self.engine.sync_weights()
+            evaluation = self._evaluate_student()
+        if self.updater.is_averaged:
+            self.engine.sync_weights()
         self._write_evaluation("student", evaluation)
         for row in rollout_rows(evaluation, settings.recorded, self.student.tokenizer):
             self.run_directory.write("rollouts", {"step": step, **row})
@@ -249,6 +255,9 @@ class Trainer:
             optimizer=self.updater.optimizer,
             moved=self.updater.moved,
             masters=self.updater.masters,
+            trained=self.updater,
+            weight_average=self.updater.average,
+            averaged=self.updater.averaged_,
             extrapolator=self.extrapolator,
             learner=self.learner,
             average=self.average,

@@ -8,47 +8,8 @@ from typing import Any, Literal
 from effopd.errors import ConfigError
 from effopd.evaluation.kept_states import DEFAULT_GB
 from effopd.records import reaches
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerSettings:
-    """AdamW and its learning-rate schedule.
-
-    Attributes:
-        lr: Peak learning rate.
-        betas: Decay rates of the moments.
-        eps: Added to the root of the second moment.
-        weight_decay: Decoupled weight decay.
-        warmup_steps: Steps of linear warm-up.
-        decay: Shape after warm-up: "none" stays at the peak, "linear" falls to 0 at the last step.
-        clip_norm: Largest gradient norm; larger gradients are scaled down.
-    """
-
-    lr: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    warmup_steps: int = 0
-    decay: Literal["none", "linear"] = "none"
-    clip_norm: float = 1.0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "betas", tuple(self.betas))
-        for name in ("lr", "eps", "clip_norm"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise ConfigError(f"optimizer.{name} must be positive, got {getattr(self, name)}")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise ConfigError(f"optimizer.weight_decay must be >= 0, got {self.weight_decay}")
-        if self.warmup_steps < 0:
-            raise ConfigError(f"optimizer.warmup_steps must be >= 0, got {self.warmup_steps}")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ConfigError(f"optimizer.betas must be two numbers in [0, 1), got {self.betas}")
-
-    def lr_at(self, step: int, steps: int) -> float:
-        """Learning rate of update `step` (1 is the first) of `steps`."""
-        warm = min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
-        left = 1.0 if self.decay == "none" else (steps + 1 - step) / steps
-        return self.lr * min(warm, left)
+from effopd.training.averages import AverageSettings
+from effopd.training.optimizers import OptimizerSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,6 +263,7 @@ class LoopSettings:
     seed: int = 0
     train: TrainSettings = TrainSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
+    average: AverageSettings = AverageSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     monitor: MonitorSettings = MonitorSettings()

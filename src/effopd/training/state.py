@@ -6,12 +6,15 @@ for a part of it. The folder holds `optimizer.safetensors`, and where they exist
 `masters.safetensors` (of a student in low precision), the state of the search (see
 `effopd.training.search_checkpoint`), `learner.safetensors` (a critic, or how teachers behind
 servers scored a fixed text), `average.safetensors` (a teacher that follows the student) and
-`monitor.safetensors`. Of a student with adapters the Hugging Face directory is that of the adapter,
-in PEFT's format. No random state: every random number is a function of seed and step.
+`monitor.safetensors`; where the model is an average of weights, `trained.safetensors` has the last
+ones (unless masters do) and `weight_average.safetensors` what it is made of. Of a student with
+adapters the Hugging Face directory is that of the adapter, in PEFT's format. No random state: every
+random number is a function of seed and step.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +30,7 @@ from effopd.models.lora import load_adapters_, save_adapters, trains_adapters
 from effopd.models.policy import Policy
 from effopd.models.saving import save_model, save_tokenizer
 from effopd.search.extrapolator import Extrapolator
+from effopd.training.optimizers import load_optimizer_, save_optimizer
 from effopd.training.search_checkpoint import (
     read_search,
     restore_search,
@@ -73,7 +77,11 @@ class Stateful(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Saved:
-    """The live objects a checkpoint is made of; `moved` is what the optimizer moves, by name."""
+    """The live objects a checkpoint is made of; `moved` is what the optimizer moves, by name.
+
+    Inside `averaged` the policy has the weights that the model directory is to hold; `trained` are
+    then the others.
+    """
 
     policy: Policy
     optimizer: torch.optim.Optimizer
@@ -83,13 +91,16 @@ class Saved:
     average: Stateful | None
     monitor: Stateful | None
     masters: Stateful | None = None
+    trained: Stateful | None = None
+    weight_average: Stateful | None = None
+    averaged: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @property
     def others(self) -> dict[str, Stateful]:
-        """File name -> what has tensors of its own."""
-        names = ("masters", "learner", "average", "monitor")
+        """File name -> what may have tensors of its own."""
+        names = ("masters", "learner", "average", "monitor", "trained", "weight_average")
         found = ((name, getattr(self, name)) for name in names)
-        return {name: part for name, part in found if part is not None and part.state()}
+        return {name: part for name, part in found if part is not None}
 
 
 def save_state(directory: Path, saved: Saved, progress: Progress) -> None:
@@ -102,23 +113,20 @@ def save_state(directory: Path, saved: Saved, progress: Progress) -> None:
                 "a new run (--out) with a smaller optimizer.lr, or from an earlier checkpoint of "
                 "this one (student.path)."
             )
-    if trains_adapters(policy.model):
-        save_adapters(policy.model, directory)
-    else:
-        save_model(policy.model, directory, policy.end_ids)
+    with saved.averaged():
+        if trains_adapters(policy.model):
+            save_adapters(policy.model, directory)
+        else:
+            save_model(policy.model, directory, policy.end_ids)
     save_tokenizer(policy.tokenizer, directory)
     folder = directory / FOLDER
     folder.mkdir()
-    moments = {
-        f"{name}/{key}": value.contiguous()
-        for name, parameter in saved.moved.items()
-        for key, value in saved.optimizer.state.get(parameter, {}).items()
-    }
-    save_file(moments, folder / "optimizer.safetensors")
+    save_optimizer(folder / "optimizer.safetensors", saved.optimizer, saved.moved)
     if saved.extrapolator is not None:
         save_search(search_file(folder), saved.extrapolator)
     for name, part in saved.others.items():
-        save_file(part.state(), folder / f"{name}.safetensors")
+        if tensors := part.state():
+            save_file(tensors, folder / f"{name}.safetensors")
     state = {"version": VERSION, "progress": asdict(progress)}
     (directory / "trainer_state.json").write_text(json.dumps(state, sort_keys=True))
 
@@ -137,18 +145,11 @@ def load_state(directory: Path, saved: Saved) -> Progress:
         load_adapters_(policy.model, directory)
     else:
         _load_model(policy.model, directory)
-    saved.optimizer.state.clear()
-    for key, tensor in load_tensors(directory, "optimizer").items():
-        name, _, entry = key.rpartition("/")
-        parameter = saved.moved.get(name)
-        if parameter is None or (entry != "step" and tensor.shape != parameter.shape):
-            raise CheckpointError(
-                f"the optimizer state does not fit the model: {key} of shape {tuple(tensor.shape)}"
-            )
-        placed = tensor if entry == "step" else tensor.to(parameter.device)
-        saved.optimizer.state.setdefault(parameter, {})[entry] = placed
+    folder = directory / FOLDER
+    load_optimizer_(folder / "optimizer.safetensors", saved.optimizer, saved.moved)
     for name, part in saved.others.items():
-        part.load_state(load_tensors(directory, name))
+        if part.state() or (folder / f"{name}.safetensors").is_file():
+            part.load_state(load_tensors(directory, name))
     if extrapolator is not None:  # last: it looks at the weights that it moves
         restore_search(extrapolator, read_search(search), search)
     return Progress(**state["progress"])

@@ -7,7 +7,8 @@ weights are the masters rounded once.
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
@@ -27,6 +28,8 @@ from effopd.search.factors import Factors
 from effopd.search.line_search import OnTrial
 from effopd.search.selection import select_parameters
 from effopd.search.validation import Validator
+from effopd.training.averages import WeightAverage
+from effopd.training.optimizers import make_optimizer
 from effopd.training.rows import Row
 from effopd.training.settings import LoopSettings
 
@@ -73,7 +76,7 @@ class Masters:
 
 
 class Updater:
-    """AdamW on the trainable parameters of the student, or on their float32 masters."""
+    """An optimizer of the student's trainable parameters, or of their float32 masters."""
 
     def __init__(self, student: Policy, learner: Learner, settings: LoopSettings) -> None:
         self._student, self._learner, self._settings = student, learner, settings
@@ -84,12 +87,57 @@ class Updater:
             self.masters = Masters(self.live, "cpu" if memory.offload_optimizer else None)
         self.moved: dict[str, Tensor] = dict(self.masters.tensors if self.masters else self.live)
         """What the optimizer moves: the trainable parameters, or their masters; by name."""
-        self.optimizer = torch.optim.AdamW(
-            self.moved.values(),
-            betas=settings.optimizer.betas,
-            eps=settings.optimizer.eps,
-            weight_decay=settings.optimizer.weight_decay,
-        )
+        self.optimizer = make_optimizer(settings.optimizer, self.moved)
+        self.average: WeightAverage | None = None
+        if settings.average.is_active:
+            self.average = WeightAverage(self.moved, settings.average)
+
+    @property
+    def is_averaged(self) -> bool:
+        """Whether the weights that are evaluated are others than those that are trained."""
+        return self.average is not None or callable(getattr(self.optimizer, "eval", None))
+
+    @contextmanager
+    def averaged_(self) -> Iterator[None]:
+        """Gives the student the average of its weights, where it has one, inside the block.
+
+        That of `self.average`, or what an optimizer with `eval` puts in place. Afterwards all
+        weights are back bit for bit, so that training does not depend on evaluations.
+        """
+        if not self.is_averaged:
+            yield
+            return
+        changed = {id(p): p for p in self.live.values()}
+        if self.average is None:
+            changed |= {id(tensor): tensor for tensor in self.moved.values()}
+        with torch.no_grad():
+            kept = {key: tensor.detach().clone() for key, tensor in changed.items()}
+            if self.average is None:
+                self.optimizer.eval()  # type: ignore[attr-defined]
+            for name, tensor in (self.average.tensors() if self.average else self.moved).items():
+                if self.live[name] is not tensor:
+                    self.live[name].copy_(tensor)
+        try:
+            yield
+        finally:
+            if self.average is None:
+                self.optimizer.train()  # type: ignore[attr-defined]
+            with torch.no_grad():
+                for key, tensor in changed.items():
+                    tensor.copy_(kept[key])
+
+    def state(self) -> dict[str, Tensor]:
+        """The trained weights, where a checkpoint's model is an average and nothing else has them.
+
+        References, by name.
+        """
+        if self.masters is not None or not self.is_averaged:
+            return {}
+        return {name: parameter.detach() for name, parameter in self.live.items()}
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restores `state()`."""
+        restore_(self.state(), tensors, "trained weights")
 
     def set_lr_(self, step: int, factor: float = 1.0) -> float:
         """Sets and returns the learning rate of a step: that of the schedule times `factor`."""
@@ -109,7 +157,9 @@ class Updater:
         ]
         self._learner.release()
         names = dict.fromkeys(name for update in updates for name in update)
-        return {name: mean([update[name] for update in updates]) for name in names}
+        row = {name: mean([update[name] for update in updates]) for name in names}
+        estimate = self.optimizer.param_groups[0].get("d")  # of the distance, which sets the rate
+        return row if estimate is None else row | {"optimizer_d": float(estimate)}
 
     def _one_update_(self, rollouts: Sequence[Rollout], indices: Sequence[int]) -> Row:
         """Accumulates the gradient over micro-batches and takes one clipped optimizer step.
