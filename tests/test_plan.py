@@ -135,7 +135,7 @@ def test_names_of_learning_rates(lr: float, name: str) -> None:
         ("seeds", [True], "seeds.0 must be a valid integer, got True"),
         ("seeds", [], "seeds must be a list that is not empty, got []"),
         ("seeds", [1, 1], "seeds names 1 twice: keep one"),
-        ("lrs", [0.0], "lrs must be numbers between 0 and 1, got [0.0]"),
+        ("lrs", [0.0], "lrs must be numbers above 0 and at most 1, got [0.0]"),
         ("lrs", [1e-4, 0.0001], "lrs names 1e-04 twice: keep one"),
         ("methods.opd.lrs", [3e-4], "methods.opd.lrs: 0.0003 is not in the plan, which has 0.0001"),
         ("methods.opd.seeds", [], "methods.opd.seeds must be a list that is not empty, got []"),

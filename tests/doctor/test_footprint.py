@@ -26,6 +26,7 @@ from effopd.doctor.footprint import (
 )
 from effopd.doctor.sizes import model_shape
 from effopd.models.gpus import Gpu
+from effopd.training.optimizers import OptimizerSettings, kept_numbers, make_optimizer
 
 SHAPE = model_shape(
     {
@@ -86,7 +87,24 @@ def test_trained_bytes_are_those_of_adamw(dtype: torch.dtype) -> None:
     assert trained_bytes(100, weights.itemsize) == Bytes(device=held)
 
 
+@pytest.mark.parametrize("name", ["adamw", "prodigy", "schedule_free", "muon", "soap"])
+def test_numbers_that_optimizers_keep_are_those_that_they_hold(name: str) -> None:
+    shapes = {"a.weight": (6, 4), "b.weight": (5,), "lm_head.weight": (8, 4)}
+    moved = {n: torch.ones(shape, requires_grad=True) for n, shape in shapes.items()}
+    settings = OptimizerSettings(type=name)
+    optimizer = make_optimizer(settings, moved)
+    for tensor in moved.values():
+        tensor.grad = torch.ones_like(tensor)
+    optimizer.step()
+    held = [v for state in optimizer.state.values() for v in state.values()]
+    flat = [t for v in held for t in (v if isinstance(v, list) else [v])]
+    numbers = sum(t.numel() for t in flat if isinstance(t, torch.Tensor) and t.ndim)
+    assert kept_numbers(settings, shapes) == numbers
+
+
 CLOSED_FORMS = [
+    (trained_bytes(10, 2, masters=True, kept=40), Bytes(device=260)),
+    (trained_bytes(10, 4, kept=40), Bytes(device=240)),
     (trained_bytes(10, 2, masters=True), Bytes(device=180)),
     (trained_bytes(10, 2, masters=True, offload=True), Bytes(device=20, host=160)),
     (search_bytes(10, 2, masters=False, on_device=False), Bytes(host=40)),

@@ -52,6 +52,31 @@ SLOW = [(0, 0.1), (4, 0.5), (8, 0.81)]
 NEVER = [(0, 0.1), (4, 0.2), (8, 0.3)]
 
 
+def test_the_second_measure_is_the_share_of_the_divergence_that_is_gone():
+    near = cell(FAST)
+    for row, nats in zip(near.run.evals, (0.5, 0.051, 0.05), strict=False):
+        row["reverse_kl"] = nats
+    (row,) = setting_rows([near])
+    assert (row["median_tokens_to_90_kl"], row["reached_90_kl"]) == (80, 1)
+    assert (row["median_tokens_to_90"], row["median_tokens_at_end"]) == (40, 80)
+    (unknown,) = setting_rows([cell(FAST)])
+    assert (unknown["median_tokens_to_90_kl"], unknown["reached_90_kl"]) == (None, 0)
+
+
+def test_tuning_costs_all_other_rates_to_their_own_end():
+    swept = [cell(FAST, lr=1e-4), cell(SLOW, lr=1e-3), cell(NEVER[:2], lr=1e-2)]
+    rows = comparison_summary([*swept, cell(FAST, method="once")])["rows"]
+    found = {(r["method"], r["lr"]): r["tuned_tokens_to_90"] for r in rows}
+    assert found == {
+        ("opd", 1e-4): 40 + 80 + 40, ("opd", 1e-3): 80 + 80 + 40, ("opd", 1e-2): None,
+        ("once", 1e-4): 40,
+    }  # fmt: skip
+    assert rows[0]["tuned_passes_to_90"] is None  # not recorded
+    (best,) = [r for r in comparison_summary([*swept, cell(FAST, method="once")])["best"]
+               if r["method"] == "once"]  # fmt: skip
+    assert (best["ratio_tokens_to_90"], best["ratio_tuned_tokens_to_90"]) == (1.0, 4.0)
+
+
 def test_medians_and_extremes_by_hand():
     (row,) = setting_rows(seeds([FAST, SLOW, FAST, FAST, SLOW]))
     assert (row["seeds"], row["steps"], row["horizon"], row["teacher_accuracy"]) == (5, 8, 8, 0.9)

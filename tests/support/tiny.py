@@ -142,7 +142,7 @@ def outcome(run: Path) -> Outcome:
     """Content of the last checkpoint and of the records."""
     last = list_checkpoints(run / "checkpoints")[0]
     state = json.loads((last / "trainer_state.json").read_text())
-    dropped = {"elapsed_s", "offsets"}
+    dropped = {"elapsed_s", "cpu_s", "offsets"}
     counters = {k: v for k, v in state["progress"].items() if k not in dropped}
     return Outcome(
         files={path.name: sha256(path) for path in sorted(last.rglob("*.safetensors"))},

@@ -474,6 +474,31 @@ def test_any_refused_operation_leaves_a_run_that_can_be_resumed(
 # Numbers ------------------------------------------------------------------------------------------
 
 
+def test_student_passes_are_what_it_reads_in_updates(models: Path, tmp_path: Path) -> None:
+    """Three times prompt and answer in each of two epochs; evaluations and writing are free."""
+    settings = {"method": "opd", "train.epochs": 2, "train.steps": 3}
+    config = tiny_config(models, settings)
+    trainer, run = trainer_of(config, tmp_path)
+    seen = []
+    collect = trainer.collector.collect
+
+    class Collector:
+        writer = trainer.collector.writer
+
+        def collect(self, step: int) -> Batch:
+            batch = collect(step)
+            seen.append(sum(rollout.sample.length for rollout in batch.rollouts))
+            return batch
+
+    trainer.collector = Collector()  # type: ignore[assignment]
+    trainer.run(StopRequest())
+    run.close()
+    counted = [row["student_passes"] for row in metrics_of(tmp_path)]
+    assert counted == [3 * 2 * sum(seen[: i + 1]) for i in range(3)]
+    evaluations = {r["step"]: r["student_passes"] for r in read_jsonl(tmp_path / "evals.jsonl")}
+    assert (evaluations[0], evaluations[3]) == (0, counted[-1])
+
+
 def test_counters_add_up(models: Path, tmp_path: Path) -> None:
     train_tiny(tiny_config(models), tmp_path)
     rows, trials = metrics_of(tmp_path), search_rows(tmp_path)
@@ -485,7 +510,10 @@ def test_counters_add_up(models: Path, tmp_path: Path) -> None:
     sampled = [row["mean_length"] * 16 for row in rows]
     assert [row["train_tokens"] for row in rows] == [sum(sampled[: i + 1]) for i in range(8)]
     timing = read_jsonl(tmp_path / "timing.jsonl")
-    spent = [sum(v for k, v in row.items() if k.endswith("_s") and k[0] != "e") for row in timing]
+    clocks = {"elapsed_s", "cpu_s"}
+    spent = [sum(v for k, v in r.items() if k.endswith("_s") and k not in clocks) for r in timing]
+    assert timing[0]["cpu_s"] > 0
+    assert [r["cpu_s"] for r in timing] == sorted(r["cpu_s"] for r in timing)
     for i, row in enumerate(timing):
         assert math.isclose(row["elapsed_s"], sum(spent[: i + 1]), rel_tol=1e-9)
 

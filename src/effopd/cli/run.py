@@ -160,4 +160,4 @@ def step_line(metrics: Row, timing: Row, steps: int, left_s: float) -> str:
 
 def step_seconds(timing: Row) -> float:
     """Wall time of one step, evaluation and checkpoint excluded."""
-    return sum(v for k, v in timing.items() if k.endswith("_s") and k != "elapsed_s")
+    return sum(v for k, v in timing.items() if k.endswith("_s") and k not in {"elapsed_s", "cpu_s"})

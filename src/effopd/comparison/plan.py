@@ -74,8 +74,8 @@ class Plan:
                     f"{key}: {name!r} cannot be a name: use at most 60 letters, digits, dots, "
                     "dashes and underscores, a letter or digit first"
                 )
-        if not all(0 < lr < 1 for lr in self.lrs):
-            raise ConfigError(f"lrs must be numbers between 0 and 1, got {list(self.lrs)}")
+        if not all(0 < lr <= 1 for lr in self.lrs):  # 1 is Prodigy's
+            raise ConfigError(f"lrs must be numbers above 0 and at most 1, got {list(self.lrs)}")
         written = {"seeds": [str(s) for s in self.seeds], "lrs": [rate_name(r) for r in self.lrs]}
         for key, values in written.items():
             if not values:

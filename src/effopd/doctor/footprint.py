@@ -33,12 +33,17 @@ class Bytes:
 
 
 def trained_bytes(
-    parameters: int, element_bytes: int, *, masters: bool = False, offload: bool = False
-) -> Bytes:
-    """Weights, gradients and the two moments; with `masters` these are float32 beside weights."""
+    parameters: int, element_bytes: int, *, masters: bool = False, offload: bool = False,
+    kept: int | None = None,
+) -> Bytes:  # fmt: skip
+    """Weights, gradients and what the optimizer keeps; with `masters` float32 beside weights.
+
+    `kept` are the optimizer's numbers, AdamW's two moments by default.
+    """
+    kept = 2 * parameters if kept is None else kept
     if not masters:
-        return Bytes(device=4 * element_bytes * parameters)
-    kept = 16 * parameters
+        return Bytes(device=element_bytes * (2 * parameters + kept))
+    kept = 4 * (2 * parameters + kept)
     weights = Bytes(device=element_bytes * parameters)
     return weights + (Bytes(host=kept) if offload else Bytes(device=kept))
 

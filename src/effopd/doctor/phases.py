@@ -15,6 +15,7 @@ from effopd.evaluation.served_teacher import LIKELY_BYTES
 from effopd.models.gpus import Gpu
 from effopd.models.loading import ModelSettings
 from effopd.training.config import Config
+from effopd.training.optimizers import kept_numbers
 
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _ENGINE_BYTES = 2 * 10**9
@@ -155,12 +156,14 @@ class Estimate(Sized):
         return found
 
     def checkpoint_bytes(self) -> int:
-        """One checkpoint: weights, masters, moments, and what the search remembers."""
+        """One checkpoint: weights, masters, averages, moments, and what the search remembers."""
         (trained, element), masters = self._trained, self.config.memory.master_weights
         precise = 4 if masters else element
         remembered = 2 * precise * bool(self.config.searches)
         critic = 3 * self._critic_bytes // 4
-        return trained * (element + 4 * masters + 2 * precise + remembered) + critic
+        held = trained * (element + 4 * masters + remembered) + precise * self._optimizer_numbers
+        last = 0 if masters or not self._average_bytes else trained * element
+        return held + self._average_bytes + last + critic
 
     # What stays from phase to phase -------------------------------------------------------------
 
@@ -181,6 +184,21 @@ class Estimate(Sized):
         """Whether teachers have a device of their own, which is not judged."""
         return self.config.teacher_device not in {None, self.config.device}
 
+    @cached_property
+    def _optimizer_numbers(self) -> int:
+        """Of adapters, whose shapes are not told apart, as many a parameter as of the model."""
+        trained, whole = self._trained[0], self.shape.parameters
+        kept = kept_numbers(self.config.optimizer, self.shape.tensors)
+        return kept if trained == whole else round(trained * kept / whole)
+
+    @property
+    def _average_bytes(self) -> int:
+        """The average of weights: one copy in float32, or the points of its window."""
+        trained, element = self._trained
+        average = self.config.average
+        precise = 4 if self.config.memory.master_weights else element
+        return trained * (precise * average.window + max(4, precise) * bool(average.decay))
+
     @property
     def _critic_bytes(self) -> int:
         """Weights, gradients and moments of PPO's critic, in the student's precision."""
@@ -192,8 +210,11 @@ class Estimate(Sized):
         memory, (trained, element) = self.config.memory, self._trained
         masters = memory.master_weights
         kept = footprint.trained_bytes(
-            trained, element, masters=masters, offload=memory.offload_optimizer
-        )
+            trained, element, masters=masters, offload=memory.offload_optimizer,
+            kept=self._optimizer_numbers,
+        )  # fmt: skip
+        average = self._average_bytes
+        kept += Bytes(host=average) if memory.offload_optimizer else Bytes(device=average)
         kept += Bytes(device=footprint.CONTEXT_BYTES + self._critic_bytes)
         if self.student.lora is not None:
             kept += Bytes(device=self.shape.parameters * self._element)

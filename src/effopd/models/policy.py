@@ -85,6 +85,8 @@ class Policy:
             first. It may be entered within itself.
 
     Attributes:
+        passes: Tokens that it has read so far in `states`, those with gradient three times: a
+            backward pass costs two forward passes.
         head_rows: Of a frozen model, the rows of its head in the order of another's tokens; None is
             the first `vocabulary_size`. They are copied once.
         logit_factor: That constant. Hidden states and the head's bias are multiplied by it, so that
@@ -108,6 +110,7 @@ class Policy:
         self.model = model
         self.tokenizer = tokenizer
         self.during = during
+        self.passes = 0
         self._head = model.get_output_embeddings()
         rows = self._head.weight.shape[0]
         self.vocabulary_size = rows if vocabulary_size is None else vocabulary_size
@@ -165,7 +168,10 @@ class Policy:
             attention_BT[row, : len(sequence)] = 1
             learned = True if sample.learned is None else torch.tensor(sample.learned)
             predicts_BT[row, len(sample.prompt_ids) - 1 : len(sequence) - 1] = learned
-        hidden_BTD = self._forward(ids_BT, attention_BT, self._shared(samples))
+        shared = self._shared(samples)
+        hidden_BTD = self._forward(ids_BT, attention_BT, shared)
+        read = sum(map(len, sequences)) - shared * (len(samples) - 1)
+        self.passes += (3 if hidden_BTD.requires_grad else 1) * read
         found = [sample.learned_ids for sample in samples]
         return PackedStates(
             self._scaled(hidden_BTD[predicts_BT.to(hidden_BTD.device)]),

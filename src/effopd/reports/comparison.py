@@ -15,6 +15,7 @@ from effopd.reports.series import plain, unique_labels
 from effopd.reports.style import Style, method_styles, rate_styles, run_styles
 from effopd.reports.summary import (
     BASELINE,
+    CLOSER,
     COSTS,
     PERCENTS,
     Cell,
@@ -54,6 +55,10 @@ METHOD_NOTES = (
 )
 """What a reader of the tables must know."""
 
+_COST_NAMES = {
+    "tokens": "sampled tokens", "teacher_tokens": "teacher tokens", "passes": "student passes",
+    "seconds": "seconds", "cpu": "CPU seconds",
+}  # fmt: skip
 _THING = {"steps": "steps", "tokens": "sampled tokens", "seconds": "time"}
 
 
@@ -392,8 +397,9 @@ def markdown_report(comparison: Comparison) -> str:
         for lr in sorted({row["lr"] for row in rows}):
             table = _markdown_rows(comparison.rows(world, lr))
             text += f"\n### At learning rate {format_lr(lr)}\n\n{table}"
-        best = _markdown_rows(comparison.rows(world, BEST))
-        text += f"\n### Each at its best learning rate\n\n{best}"
+        best = comparison.rows(world, BEST)
+        text += f"\n### Each at its best learning rate\n\n{_markdown_rows(best)}"
+        text += f"\n### What it costs to get there\n\n{_markdown_costs(best)}"
         spreads = [row for row in comparison.summary["robustness"] if row["world"] == world]
         if spreads:
             lines = [["method", "learning rates", "at 90%", "best", "worst / best steps to 90%"]]
@@ -408,6 +414,20 @@ def markdown_report(comparison: Comparison) -> str:
                 text += f"\n### {escape_markdown(figure)}\n\n{_markdown_rows(variants)}"
     notes = (*METHOD_NOTES, *comparison.notes)
     return text + "".join(f"\n{escape_markdown(note)}\n" for note in notes)
+
+
+def _markdown_costs(rows: Sequence[SettingRow]) -> str:
+    """Costs to 90% of the teacher's accuracy and of the divergence, tuning left out and counted."""
+    header = ["method", "learning rate", "way", "tuning", *_COST_NAMES.values()]
+    lines = [header]
+    for row in rows:
+        for share, way in ((90, "90% accuracy"), (CLOSER, "90% divergence")):
+            name = [row["method"], format_lr(row["lr"]), way]
+            costs = [format_cost(cost, row[f"median_{cost}_to_{share}"]) for cost in _COST_NAMES]
+            lines.append([*name, "free", *costs])
+            costs = [format_cost(cost, row.get(f"tuned_{cost}_to_{share}")) for cost in _COST_NAMES]
+            lines.append([*name, "counted", *costs])
+    return markdown_table(lines)
 
 
 def _markdown_rows(rows: Sequence[SettingRow]) -> str:

@@ -14,7 +14,9 @@ class Evaluation:
     step: float
     sampled_tokens: float | None
     teacher_tokens: float | None
+    student_passes: float | None
     elapsed_s: float | None
+    cpu_s: float | None
     accuracy: float | None
     accuracy_se: float | None
     reverse_kl: float | None
@@ -38,15 +40,25 @@ class Trial:
 
 def evaluations(run: Run) -> list[Evaluation]:
     """Evaluations of the student in order of steps."""
-    elapsed = {required(row, "step", run): number(row, "elapsed_s", run) for row in run.timing}
-    elapsed.setdefault(0, 0.0)
-    measured = ("sampled_tokens", "teacher_tokens", "accuracy", "accuracy_se", "reverse_kl")
+    clocks = {
+        name: {0.0: 0.0} | {required(r, "step", run): number(r, name, run) for r in run.timing}
+        for name in ("elapsed_s", "cpu_s")
+    }
+    measured = (
+        "sampled_tokens",
+        "teacher_tokens",
+        "student_passes",
+        "accuracy",
+        "accuracy_se",
+        "reverse_kl",
+    )
     points = []
     for row in run.evals:
         if row.get("model") == "student":
             step = required(row, "step", run)
             found = {name: number(row, name, run) for name in measured}
-            points.append(Evaluation(step=step, elapsed_s=elapsed.get(step), **found))
+            found |= {name: clock.get(step) for name, clock in clocks.items()}
+            points.append(Evaluation(step=step, **found))
     return sorted(points, key=lambda point: point.step)
 
 

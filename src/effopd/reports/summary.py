@@ -26,9 +26,12 @@ PERCENTS = (80, 90, 95, 99)
 
 FIELD = {
     "steps": "step", "tokens": "sampled_tokens", "teacher_tokens": "teacher_tokens",
-    "seconds": "elapsed_s",
+    "passes": "student_passes", "seconds": "elapsed_s", "cpu": "cpu_s",
 }  # fmt: skip
 """What reaching a share can cost -> field of `Evaluation` that holds it."""
+
+CLOSER = "90_kl"
+"""Name of the second measure: 90% of the reverse KL from the teacher are gone."""
 
 COSTS = ("steps", "tokens", "seconds")
 """Those in the summary of one run."""
@@ -80,6 +83,14 @@ def first_at(
 ) -> Evaluation | None:
     """The first of `points` at `percent` % of the teacher's accuracy; None if there is none."""
     return next((p for p in points if reaches(p.accuracy, percent / 100, teacher)), None)
+
+
+def first_closer(points: Sequence[Evaluation], percent: int) -> Evaluation | None:
+    """The first at which `1 - D / D_0` is `percent` %, D the reverse KL and D_0 that of step 0."""
+    known = [(point, point.reverse_kl) for point in points if point.reverse_kl is not None]
+    start = known[0][1] if known and known[0][0].step == 0 else 0.0
+    limit = (1 - percent / 100) * start + 1e-12
+    return next((point for point, nats in known if start > 0 and nats <= limit), None)
 
 
 def comparison(runs: Sequence[Run]) -> dict[str, Any]:
@@ -174,6 +185,7 @@ def comparison_summary(cells: Sequence[Cell]) -> dict[str, Any]:
     """Content of `summary.json` of a comparison; docs/compare.md describes it."""
     rows = setting_rows(cells)
     base = baseline_method(cells)
+    rows = [row | tuned_columns(row, rows) for row in rows]
     best = best_rows(rows)
     best = [row | ratio_columns(row, row_of(best, row, base)) for row in best]
     rows = [row | ratio_columns(row, row_of(rows, row, base, same_lr=True)) for row in rows]
@@ -195,8 +207,16 @@ def setting_rows(cells: Sequence[Cell]) -> list[SettingRow]:
                 "seeds": len(chosen), "steps": max(map(_last_step, chosen)), "horizon": horizon,
                 "teacher_accuracy": teacher,
             }  # fmt: skip
-            for percent in PERCENTS:
-                firsts = [first_at(curve, percent, teacher) for curve in curves]
+            whole = [evaluations(cell.run) for cell in chosen]
+            reached: dict[int | str, list[Evaluation | None]] = {
+                percent: [first_at(curve, percent, teacher) for curve in curves]
+                for percent in PERCENTS
+            }
+            reached[CLOSER] = [first_closer(curve, 90) for curve in whole]
+            for cost, name in FIELD.items():
+                ends = [getattr(curve[-1], name) if curve else None for curve in whole]
+                row |= _spread(f"{cost}_at_end", ends, worst=math.inf)
+            for percent, firsts in reached.items():
                 row[f"reached_{percent}"] = sum(first is not None for first in firsts)
                 for cost, name in FIELD.items():
                     values = [getattr(first, name, None) for first in firsts]
@@ -238,6 +258,23 @@ def best_rows(rows: Sequence[SettingRow]) -> list[SettingRow]:
         min((row for row in main if (row["world"], row["method"]) == group), key=badness)
         for group in groups
     ]
+
+
+def tuned_columns(row: SettingRow, rows: Sequence[SettingRow]) -> SettingRow:
+    """`tuned_COST_to_90`: what it cost to get there with all other rates tried to their own end.
+
+    Medians; None where a part is not known, and the plain cost where there is one rate.
+    """
+    same = [(r["world"], r["method"]) == (row["world"], row["method"]) for r in rows]
+    others = [r for r, is_same in zip(rows, same, strict=True) if is_same and r["lr"] != row["lr"]]
+    found: SettingRow = {}
+    for cost in FIELD:
+        spent = [other[f"median_{cost}_at_end"] for other in others]
+        for share in (90, CLOSER):
+            own = row[f"median_{cost}_to_{share}"]
+            is_known = own is not None and None not in spent
+            found[f"tuned_{cost}_to_{share}"] = own + sum(spent) if is_known else None
+    return found
 
 
 def robustness(rows: Sequence[SettingRow]) -> list[dict[str, Any]]:
@@ -324,7 +361,10 @@ def ratio_columns(row: SettingRow, baseline: Mapping[str, Any] | None) -> Settin
     """How many times less than the baseline, at the medians; None where that cannot be said."""
     other = {} if baseline is None or baseline["method"] == row["method"] else baseline
     found: SettingRow = {}
-    for name in (f"{cost}_to_{percent}" for cost in FIELD for percent in PERCENTS):
-        own, plain = row[f"median_{name}"], other.get(f"median_{name}")
+    shares = (*PERCENTS, CLOSER)
+    names = [(f"median_{c}_to_{p}", f"{c}_to_{p}") for c in FIELD for p in shares]
+    names += [(f"tuned_{c}_to_{p}", f"tuned_{c}_to_{p}") for c in FIELD for p in (90, CLOSER)]
+    for key, name in names:
+        own, plain = row.get(key), other.get(key)
         found[f"ratio_{name}"] = plain / own if plain and own else None
     return found

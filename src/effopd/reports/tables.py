@@ -51,10 +51,10 @@ def csv_text(rows: Iterable[Sequence[object]]) -> str:
 
 
 def format_cost(cost: str, value: float | None) -> str:
-    """A number of "steps", "tokens" or "seconds" in at most six characters or so."""
+    """A number of steps, tokens or seconds in at most six characters or so."""
     if value is None:
         return "–"
-    if cost == "seconds":
+    if cost in {"seconds", "cpu"}:
         return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
     for size, unit in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
         if value >= size:

@@ -112,6 +112,7 @@ class Trainer:
         """One batch of rollouts with its updates, a search if due, and the rows."""
         progress = self.progress
         progress.step += 1
+        passes, cpu_s = self.student.passes, time.process_time()
         self._clock = dict.fromkeys(PHASES, 0.0)
         row: Row = {"step": progress.step}
         try:
@@ -143,6 +144,8 @@ class Trainer:
         for average in (self.average, self.updater.average):
             if average is not None:
                 average.update_()
+        progress.student_passes += self.student.passes - passes
+        progress.cpu_s += time.process_time() - cpu_s
         self._finish(row)
 
     def _skip(self, reason: str) -> Row:
@@ -202,11 +205,13 @@ class Trainer:
         metrics = EMPTY_METRICS | row | absorption(row, self._history)
         for counter in ("train", "validation", "sampled", "teacher"):
             metrics[f"{counter}_tokens"] = getattr(progress, f"{counter}_tokens")
+        metrics["student_passes"] = progress.student_passes
         metrics["skipped_steps"] = progress.skipped_steps
         metrics["alarms"] = alarms(metrics, self._history) if metrics["mean_length"] else []
         for alarm in metrics["alarms"]:
             self.observer.on_message(f"step {progress.step}: {alarm}")
-        timing = {"step": progress.step, "elapsed_s": progress.elapsed_s, **self._clock}
+        timing = {"step": progress.step, "elapsed_s": progress.elapsed_s, "cpu_s": progress.cpu_s}
+        timing |= self._clock
         self._history.append(metrics)
         self.run_directory.write("metrics", metrics)
         self.run_directory.write("timing", timing)
@@ -231,6 +236,7 @@ class Trainer:
         row = {"step": self.progress.step, "model": model, **evaluation.row()}
         row["sampled_tokens"] = self.progress.sampled_tokens
         row["teacher_tokens"] = self.progress.teacher_tokens
+        row["student_passes"] = self.progress.student_passes
         self.run_directory.write("evals", row)
         self.observer.on_evaluation(row)
 

@@ -36,9 +36,7 @@ OPTIMIZERS = {
     "soap": "pytorch_optimizer.optimizer.soap:SOAP",
 }
 """Name -> class; others are named by `package.module:Class`."""
-NUMBERS = {"adamw": 2, "prodigy": 4, "schedule_free": 2, "muon": 2, "soap": 4}
-"""Numbers that an optimizer keeps of each parameter, at most; SOAP's are those of square matrices,
-whose two sides have a factor and a basis each: 2 + 2 (m / n + n / m) of one of m x n."""
+_SOAP_LARGEST = 10_000
 _USUAL_LR = {"prodigy": 1.0}
 
 
@@ -117,6 +115,29 @@ def optimizer_contradictions(config: "Config") -> Iterator[str]:
         yield "optimizer.type = 'schedule_free' is evaluated at an average of its own: drop average"
 
 
+def kept_numbers(settings: OptimizerSettings, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """How many numbers an optimizer keeps of named tensors; two a parameter of an unknown class.
+
+    Muon has one of a hidden matrix. SOAP adds to AdamW's a square factor and its basis for each
+    side of a tensor of two axes or more, up to `max_precondition_dim`.
+    """
+    total = 0
+    for name, shape in shapes.items():
+        numbers = math.prod(shape)
+        total += (1 if settings.type == "muon" and _is_hidden(name, shape) else 2) * numbers
+        if settings.type == "soap" and len(shape) > 1:
+            largest = settings.options.get("max_precondition_dim", _SOAP_LARGEST)
+            total += sum(2 * side * side for side in shape if side <= largest)
+        if settings.type == "prodigy":
+            total += 2 * (numbers // settings.options.get("slice_p", 1))
+    return total
+
+
+def _is_hidden(name: str, shape: Sequence[int]) -> bool:
+    """Whether it is a matrix between hidden states: neither embedding nor head."""
+    return len(shape) == 2 and not (is_embedding(name) or is_head(name))
+
+
 def make_optimizer(
     settings: OptimizerSettings, moved: Mapping[str, Tensor]
 ) -> torch.optim.Optimizer:
@@ -143,10 +164,8 @@ def make_optimizer(
     arguments = {each: getattr(settings, each) for each in known if each in accepted}
     parameters: Any = list(moved.values())
     if name == "muon":  # embedding and head are no maps between hidden states
-        inner = {n for n, t in moved.items() if t.ndim == 2 and not is_embedding(n)}
-        inner = {n for n in inner if not is_head(n)}
         parameters = [
-            [tensor for n, tensor in moved.items() if (n in inner) is hidden]
+            [tensor for n, tensor in moved.items() if _is_hidden(n, tensor.shape) is hidden]
             for hidden in (True, False)
         ]
     try:

@@ -38,7 +38,7 @@ from effopd.training.search_checkpoint import (
     search_file,
 )
 
-VERSION = 4
+VERSION = 5
 FOLDER = "trainer"
 
 
@@ -47,16 +47,20 @@ class Progress:
     """Counters of a run; cumulative since step 0, steps whose update was skipped included.
 
     `train_tokens` and `validation_tokens` were sampled by the student, `teacher_tokens` scored by
-    the teacher; `offsets` are the bytes of each log that belong to this state.
+    the teacher; `student_passes` are tokens that the student read, three times with a gradient and
+    without what it wrote; `cpu_s` are seconds of this process; `offsets` are the bytes of each log
+    that belong to this state.
     """
 
     step: int = 0
     train_tokens: int = 0
     validation_tokens: int = 0
     teacher_tokens: int = 0
+    student_passes: int = 0
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
     elapsed_s: float = 0.0
+    cpu_s: float = 0.0
     offsets: dict[str, int] = field(default_factory=dict)
 
     @property
