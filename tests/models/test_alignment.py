@@ -19,7 +19,6 @@ from effopd.models.alignment import (
     Span,
     SpanCounts,
     align,
-    shared_tokens,
     transfer,
 )
 from effopd.models.token_bytes import TokenBytes, token_ends
@@ -178,7 +177,6 @@ def test_equal_tokenizers_align_token_by_token() -> None:
     found = align(COARSE, COARSE, ids)
     assert found.teacher_ids == ids
     assert found.spans == tuple(Span(i, i + 1, i, i + 1, True) for i in range(len(ids)))
-    assert found.positions == (list(range(len(ids))), list(range(len(ids))))
 
 
 def test_a_known_answer() -> None:
@@ -191,7 +189,6 @@ def test_a_known_answer() -> None:
         (0, 1, 0, 1, True), (1, 2, 1, 3, False), (2, 3, 3, 4, True), (3, 4, 4, 5, True),
     ]  # fmt: skip
     assert found.counts == SpanCounts(equal=3, run=1)
-    assert found.positions == ([0, 1, 2, 3], [0, 1, 3, 4])
     assert found.counts.shares == {
         "equal_token_share": 0.75, "run_token_share": 0.25, "unscored_token_share": 0.0,
     }  # fmt: skip
@@ -223,7 +220,6 @@ def test_special_tokens_inside_an_answer_are_paired_by_name_or_not_scored() -> N
     none = align(COARSE, KINDS["pieces"], answer)
     assert none.counts.unscored == 1
     assert none.spans[len(none.spans) // 2].is_scored is False
-    assert len(none.positions[0]) == len(none.spans) - 1
 
 
 def test_an_answer_of_an_end_alone_and_of_nothing() -> None:
@@ -277,19 +273,3 @@ def test_too_few_equal_tokens_are_refused_with_the_figures() -> None:
     AlignmentSettings(least_equal=0.2).check(counts, "the teacher")
     with pytest.raises(ConfigError, match=r"least_equal must be in \[0, 1\], got 1.5"):
         AlignmentSettings(least_equal=1.5)
-
-
-@pytest.mark.parametrize("pair", [("coarse", "fine"), ("pieces", "coarse"), ("fine", "unigram")])
-def test_shared_tokens_write_the_same_bytes(pair: tuple[str, str]) -> None:
-    aligner = ALIGNERS.get(pair) or Aligner(KINDS[pair[0]], KINDS[pair[1]])
-    ours, theirs = shared_tokens(aligner)
-    assert len({*ours}) == len({*theirs}) == len(ours) == len(theirs)
-    texts = [
-        (aligner.student.of(i), aligner.teacher.of(j)) for i, j in zip(ours, theirs, strict=True)
-    ]
-    ordinary = [text for text in texts if text[0]]
-    assert all(one == other for one, other in ordinary)
-    ids = {aligner.student.of(i) for i in aligner.student.tokenizer.get_vocab().values()} - {b""}
-    known = {aligner.teacher.of(i) for i in aligner.teacher.tokenizer.get_vocab().values()}
-    assert {text for text, _ in ordinary} == ids & known
-    assert (aligner.student_ends[0], aligner.teacher_ends[0]) in {*zip(ours, theirs, strict=True)}

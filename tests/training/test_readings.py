@@ -8,12 +8,14 @@ from tests.fakes import WORLD, policy_writer, tiny_policy
 from tests.reference import alignment_twin
 from tests.reference.kl_twin import log_probs_TV
 from tests.support.chat import SIZE, chat_model, chat_tokenizer
+from tests.support.learning import batch
 from tests.support.merged_world import merged_model, merged_tokenizer
 
 from effopd.data.problem import Problem
 from effopd.errors import ConfigError, ParameterMismatchError
 from effopd.evaluation.readings import AlignedReading, MappedReading, span_counts
 from effopd.evaluation.routing import OwnPrompt, Teachers, routed_log_probs, routed_reverse_kl
+from effopd.methods import FullVocabularyKL, Portion, Resources
 from effopd.models.alignment import Aligner, AlignmentSettings
 from effopd.models.policy import Policy
 from effopd.rollouts.engine import Completion
@@ -135,7 +137,9 @@ def across(least_equal: float = 0.5) -> tuple[Policy, Policy, Teachers]:
 
 def test_another_tokenizer_is_refused_without_the_section_for_it() -> None:
     student = Policy(merged_model(WORLD), merged_tokenizer(WORLD))
-    with pytest.raises(ParameterMismatchError, match=r"set \[alignment\], objective.type = 'sam"):
+    with pytest.raises(
+        ParameterMismatchError, match=r"To learn across tokenizers set \[alignment\]"
+    ):
         align_vocabularies(student, {"x": tiny_policy(1)}, readers=READERS)
 
 
@@ -189,6 +193,60 @@ def test_what_an_environment_wrote_is_not_aligned() -> None:
     written = replace(rollout.completion, learned=(True, False))
     with pytest.raises(ConfigError, match="that an environment wrote are not aligned"):
         teachers.sample_for("", replace(rollout, completion=written))
+
+
+def test_distributions_are_compared_over_what_both_can_tell_apart() -> None:
+    """`3 ;` has the product of the teacher's `3` and `;`, and `3` what is left of `3`."""
+    student, teacher, teachers = across(0.0)
+    own, theirs = student.tokenizer, teacher.tokenizer
+    text = "3 ; 6 ; 5"
+    tokens = own(text, add_special_tokens=False)["input_ids"] + [own.eos_token_id]
+    rollout = answer(PromptTemplate(chat=True).encode(own, PROBLEMS[0]), tokens)
+    q = log_probs_TV(teacher.model, teachers.sample_for("", rollout), len(theirs)).exp()
+    p = log_probs_TV(student.model, rollout.sample, len(own)).exp()
+    expected = []
+    for place, at, path in ((0, 0, 2), (1, 2, 2), (2, 4, 1), (3, 5, 0)):
+        pairs = []
+        for name, i in theirs.get_vocab().items():
+            same, longer = own.convert_tokens_to_ids(name), f"{name} ;"
+            joined = own.get_vocab().get(longer)
+            whole = p[place, same] + (0 if joined is None else p[place, joined])
+            written = tokens[place] in {same, joined}
+            if path and joined is not None and written:
+                onward = q[at, i] * q[at + 1, theirs.convert_tokens_to_ids(";")]
+                pairs += [(p[place, joined], onward), (p[place, same], q[at, i] - onward)]
+            else:
+                pairs.append((whole, q[at, i]))
+        expected.append(sum((a * (a / b).log()).item() for a, b in pairs))
+    (found,) = routed_reverse_kl(student, teachers, [rollout])
+    assert found == pytest.approx(expected, rel=1e-3)
+    # The loss and its metrics are of the same values.
+    learner = FullVocabularyKL().learner(Resources(student=student, teachers=teachers))
+    assert learner.prepare(batch([rollout])) == 6
+    part = learner.contribution([0], Portion(sequences=1, tokens=4))
+    assert part.loss.item() == pytest.approx(sum(expected) / 4, rel=1e-3)
+    assert float(part.sums["reverse_kl"]) == pytest.approx(sum(expected), rel=1e-3)
+    assert float(part.known["reverse_kl"]) == 4
+    assert learner.metrics() == {
+        "equal_token_share": 0.5, "run_token_share": 0.5, "unscored_token_share": 0.0,
+        "compared_token_share": 1.0, "teacher_covered": pytest.approx(1.0),
+    }  # fmt: skip
+
+
+def test_equal_tokenizers_have_the_same_divergence_when_aligned() -> None:
+    student, teacher = tiny_policy(0), tiny_policy(1)
+    rollouts = policy_writer(student).answer(PROBLEMS, range(5))
+    reading = AlignedReading(
+        aligner=Aligner(student.tokenizer, teacher.tokenizer),
+        settings=AlignmentSettings(least_equal=1.0),
+        name="x",
+        own=Aligner(student.tokenizer, student.tokenizer, recuts=True),
+    )
+    own = OwnPrompt.of(policy_writer(student).template, teacher)
+    aligned = Teachers(policies={"": teacher}, prompts={"": own}, readings={"": reading})
+    whole = routed_reverse_kl(student, Teachers.single(teacher), rollouts)
+    for row, expected in zip(routed_reverse_kl(student, aligned, rollouts), whole, strict=True):
+        assert row == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
 def test_equal_tokenizers_are_scored_the_same_bit_for_bit_when_aligned() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from effopd.models.policy import Policy, Sample, micro_batches
 from effopd.objectives import check_finite, token_divergences, token_log_probs
+from effopd.objectives.common_vocabulary import Classes, Places, common_divergence
 from effopd.objectives.projection import Head
 from effopd.objectives.top_k import TopK, top_k_divergence
 
@@ -122,6 +123,27 @@ def served_reverse_kl(
         known_N = known_rows(target)
         values = reverse_kl_of(student, without_missing(target), samples, teacher_temperature)
     return with_missing(values, known_N)
+
+
+@torch.no_grad()
+def common_reverse_kl(
+    student: Head,
+    teacher: Head,
+    compared: tuple[Places, Classes],
+    samples: Sequence[Sample],
+    teacher_temperature: float = 1.0,
+) -> list[tuple[float, ...]]:
+    """`reverse_kl_of` across tokenizers, see `common_divergence`; NaN where nothing is compared."""
+    found = common_divergence(
+        student.hidden_ND,
+        student.weight_VD,
+        on_device(teacher, student.hidden_ND.device),
+        *compared,
+        bias=student.bias_V,
+        cap=student.cap,
+        teacher_temperature=teacher_temperature,
+    )
+    return with_missing(_per_sample("divergence", found.per_token_N, samples), found.known_N)
 
 
 def known_rows(head: Head) -> Tensor:

@@ -7,13 +7,17 @@ where the teacher has nothing to say.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from effopd.errors import ConfigError
 from effopd.models.alignment import Aligner, Alignment, AlignmentSettings, SpanCounts, transfer
+from effopd.models.common_vocabulary import compared_places, vocabulary_classes
 from effopd.models.policy import Sample
 from effopd.models.token_map import TokenMap
+from effopd.objectives.common_vocabulary import Classes, Places
 from effopd.rollouts.rollout import Rollout
 
 _NEVER = -9.2
@@ -74,6 +78,8 @@ class AlignedReading:
     name: str
     own: Aligner
     _known: dict[tuple[int, ...], Alignment] = field(default_factory=dict, compare=False)
+    _cut_again: dict[tuple[int, ...], Alignment] = field(default_factory=dict, compare=False)
+    _classes: dict[tuple[Any, ...], Classes] = field(default_factory=dict, compare=False)
 
     def sample(self, rollout: Rollout, prompt_ids: tuple[int, ...] | None) -> Sample:
         """The teacher's own tokens of the answer; its prompt has to be one of its own."""
@@ -99,7 +105,7 @@ class AlignedReading:
             torch.tensor(teacher_values, dtype=torch.float64),
         )
         ids, written = rollout.completion.token_ids, rollout.completion.log_probs
-        for span in self.own.align(ids).spans:
+        for span in self._recut(rollout).spans:
             if not span.is_equal:
                 found[span.student_start : span.student_stop].clamp_(max=_NEVER)
         for i in range(len(ids) - 2, -1, -1):
@@ -108,6 +114,25 @@ class AlignedReading:
                 found[i] += behind
         return tuple(found.tolist())
 
+    def compared(
+        self, rollouts: Sequence[Rollout], student_VD: Tensor, teacher_WE: Tensor
+    ) -> tuple[Places, Classes]:
+        """Where the next tokens of both can be compared, and as what (`common_divergence`).
+
+        Takes the rows of both heads. The classes are on the student's device, the places on the
+        CPU.
+        """
+        rows, device = (len(student_VD), len(teacher_WE)), student_VD.device
+        if (*rows, device) not in self._classes:
+            found = vocabulary_classes(self.aligner, *rows)
+            self._classes[*rows, device] = found.to(device)
+        classes = self._classes[*rows, device]
+        answers = [
+            (each.completion.token_ids, self.alignment(each), self._recut(each))
+            for each in rollouts
+        ]
+        return compared_places(classes, answers), classes
+
     def alignment(self, rollout: Rollout) -> Alignment:
         """Spans of an answer; refuses one that an environment has written parts of."""
         if rollout.sample.learned is not None:
@@ -115,12 +140,22 @@ class AlignedReading:
                 f"{self.name} has another tokenizer, and answers with parts that an environment "
                 "wrote are not aligned: use a teacher with the student's tokenizer"
             )
+        return self._aligned(self.aligner, self._known, rollout)
+
+    def _recut(self, rollout: Rollout) -> Alignment:
+        """Spans of an answer and of what the student's tokenizer makes of its text."""
+        return self._aligned(self.own, self._cut_again, rollout)
+
+    @staticmethod
+    def _aligned(
+        aligner: Aligner, known: dict[tuple[int, ...], Alignment], rollout: Rollout
+    ) -> Alignment:
         ids = rollout.completion.token_ids
-        if ids not in self._known:
-            if len(self._known) >= _REMEMBERED:
-                self._known.clear()
-            self._known[ids] = self.aligner.align(ids)
-        return self._known[ids]
+        if ids not in known:
+            if len(known) >= _REMEMBERED:
+                known.clear()
+            known[ids] = aligner.align(ids)
+        return known[ids]
 
 
 Reading = MappedReading | AlignedReading

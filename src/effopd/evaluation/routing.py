@@ -20,6 +20,7 @@ from effopd.evaluation.kept_states import (
 from effopd.evaluation.logprobs import (
     BATCH_SEQUENCES,
     BATCH_TOKENS,
+    common_reverse_kl,
     known_rows,
     log_probs_of,
     reverse_kl_of,
@@ -27,7 +28,7 @@ from effopd.evaluation.logprobs import (
     with_missing,
     without_missing,
 )
-from effopd.evaluation.readings import Reading
+from effopd.evaluation.readings import AlignedReading, Reading
 from effopd.evaluation.served_teacher import ServedTeacher
 from effopd.models.architecture import position_limit
 from effopd.models.policy import Policy, Sample, micro_batches
@@ -180,7 +181,7 @@ class Teachers:
     def unread(self, rollouts: Sequence[Rollout]) -> int:
         """Tokens of answers whose states are not kept."""
         return sum(
-            rollouts[indices[i]].completion.sampled_tokens
+            len(self.sample_for(name, rollouts[indices[i]]).learned_ids)
             for name, _, indices in self.split_dense(rollouts)
             for i in self.kept.missing(teacher_key(name), [rollouts[j] for j in indices])
         )
@@ -295,8 +296,9 @@ def routed_reverse_kl(
     """`completion_reverse_kl` of each rollout to its own teacher, in the rollouts' order.
 
     States that are kept in `teachers.kept`, the teachers' and the student's, are not made again.
-    NaN where a server did not say what the teacher holds; a lower bound where it names k tokens
-    (`top_k_divergence`).
+    NaN where a server did not say what the teacher holds, or a teacher of another tokenizer has not
+    read the same text; a lower bound where a server names k tokens (`top_k_divergence`) or tokens
+    differ (`common_divergence`).
     """
     found: dict[int, tuple[float, ...]] = {}
     for name, teacher, indices in teachers.split_dense(rollouts):
@@ -317,7 +319,12 @@ def routed_reverse_kl(
                 ours = teachers.kept.head(STUDENT, student, part, samples)
                 theirs = teachers.target(name, part)
                 assert isinstance(theirs, Head)  # it is local
-                values = reverse_kl_of(ours, theirs, samples, teacher_temperature)
+                reading = teachers.readings.get(name)
+                if isinstance(reading, AlignedReading):
+                    compared = reading.compared(part, ours.weight_VD, theirs.weight_VD)
+                    values = common_reverse_kl(ours, theirs, compared, samples, teacher_temperature)
+                else:
+                    values = reverse_kl_of(ours, theirs, samples, teacher_temperature)
                 found.update(zip([indices[place] for place in places], values, strict=True))
     return [found[i] for i in range(len(rollouts))]
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from effopd.errors import ConfigError
 from effopd.evaluation.kept_states import REFERENCE, Target
 from effopd.evaluation.logprobs import known_rows, on_device
+from effopd.evaluation.readings import AlignedReading, span_counts
 from effopd.methods.objective import (
     Batch,
     Contribution,
@@ -20,13 +21,14 @@ from effopd.methods.objective import (
     Tensors,
 )
 from effopd.methods.opd import check_reward_scale
-from effopd.models.policy import PackedStates
+from effopd.models.policy import PackedStates, Policy
 from effopd.objectives import (
     Divergence,
     fused_divergence,
     health_row,
     health_sums,
 )
+from effopd.objectives.common_vocabulary import common_divergence
 from effopd.objectives.fused_kl import check_divergence
 from effopd.objectives.projection import Head
 from effopd.objectives.token_checks import check_positive
@@ -100,6 +102,7 @@ class FullVocabularyLearner(Learner):
         self._health_B5: Tensor | None = None
         self._updated, self._seen = False, 0
         self._covered: list[tuple[Tensor, Tensor]] = []  # sums, and of how many tokens
+        self._shares: dict[str, float] = {}  # of tokens, by how they go with the teacher's
 
     def prepare(self, batch: Batch) -> int:
         """See `Learner.prepare`.
@@ -111,6 +114,12 @@ class FullVocabularyLearner(Learner):
         self._rollouts, teachers = batch.rollouts, self._teachers
         self._health_B5, self._updated, self._seen = None, False, 0
         self._covered = []
+        answers = [
+            (name, [batch.rollouts[i] for i in indices])
+            for name, _, indices in teachers.split(batch.rollouts)
+        ]
+        spans = span_counts(teachers.readings, answers)
+        self._shares = {} if spans is None else spans.shares | self._compared(answers)
         limits: Any = {"batch_tokens": self._scoring_tokens}
         before = teachers.tokens_read
         teachers.hold(batch.rollouts)
@@ -122,6 +131,22 @@ class FullVocabularyLearner(Learner):
         again = self._passes * teachers.unread(batch.rollouts)
         return teachers.tokens_read - before + again
 
+    def _compared(self, answers: Sequence[tuple[str, Sequence[Rollout]]]) -> dict[str, float]:
+        """Share of tokens that are compared with a teacher of another tokenizer; may refuse it."""
+        compared, tokens = 0, 0
+        for name, rollouts in answers:
+            reading, teacher = self._teachers.readings.get(name), self._teachers.policies[name]
+            if isinstance(reading, AlignedReading) and isinstance(teacher, Policy):
+                places, _ = reading.compared(
+                    rollouts, *(p.head_weight_VD for p in (self._student, teacher))
+                )
+                own = total_tokens(rollouts)
+                reading.settings.check_share(
+                    "are compared", len(places.student_N) / max(1, own), reading.name
+                )
+                compared, tokens = compared + len(places.student_N), tokens + own
+        return {"compared_token_share": compared / max(1, tokens)}
+
     def after_update(self) -> None:
         """See `Learner.after_update`; the student has moved away from what wrote the answers."""
         self._updated = True
@@ -132,6 +157,7 @@ class FullVocabularyLearner(Learner):
         `teacher_covered`: share of the teacher's mass on the tokens that a server named.
         """
         found = {} if self._health_B5 is None else health_row(self._health_B5)
+        found |= self._shares
         if self._covered:
             covered, known = (sum(map(float, each)) for each in zip(*self._covered, strict=True))
             found["teacher_covered"] = covered / max(1.0, known)
@@ -153,12 +179,14 @@ class FullVocabularyLearner(Learner):
         """See `Learner.contribution`."""
         rollouts = [self._rollouts[i] for i in indices]
         loss, divergence = torch.zeros(()), torch.zeros((), dtype=torch.float64)
+        known: Tensor | float = 0.0
         inputs: Tensors = {}
         for name, _, members in self._teachers.split_dense(rollouts):
-            own, per_token_N = self._divergence(
+            own, per_token_N, count = self._divergence(
                 name, [rollouts[i] for i in members], portion.tokens
             )
             loss = own + loss.to(own.device)
+            known = known + count
             divergence = per_token_N.sum().double() + divergence.to(own.device)
             inputs[f"divergence from the teacher {name}".rstrip()] = per_token_N
         count = total_tokens(rollouts)
@@ -166,16 +194,15 @@ class FullVocabularyLearner(Learner):
             "importance_mean": float(count),
             "importance_capped_share": 0.0,
         }
-        if self._objective.divergence == "reverse" and self._reference is None:
-            sums["reverse_kl"] = divergence
-        else:
-            sums["divergence"] = divergence
-        return Contribution(loss=loss, sums=sums, inputs=inputs)
+        is_reverse = self._objective.divergence == "reverse" and self._reference is None
+        measured = "reverse_kl" if is_reverse else "divergence"
+        sums[measured] = divergence
+        return Contribution(loss=loss, sums=sums, inputs=inputs, known={measured: known})
 
     def _divergence(
         self, name: str, rollouts: Sequence[Rollout], tokens: int
-    ) -> tuple[Tensor, Tensor]:
-        """Loss of answers that one teacher scores, and what it has of each token it knows of."""
+    ) -> tuple[Tensor, Tensor, Tensor | float]:
+        """Loss of answers that one teacher scores, divergences, and of how many tokens."""
         target = self._target(name, rollouts)  # before the student's activations take the memory
         ours = self._student.states([r.sample for r in rollouts])
         hidden_ND, device = ours.hidden_ND, ours.hidden_ND.device
@@ -191,12 +218,30 @@ class FullVocabularyLearner(Learner):
                 normalizer=tokens,
             )
             self._covered.append((named.covered_N.sum(), named.known_N.sum()))
-            return named.loss, named.per_token_N
+            return named.loss, named.per_token_N, named.known_N.sum()
         target = on_device(target, device)
+        reading = self._teachers.readings.get(name)
+        if isinstance(reading, AlignedReading):
+            own_head = self._student.head(hidden_ND)
+            found = common_divergence(
+                hidden_ND,
+                own_head.weight_VD,
+                target,
+                *reading.compared(rollouts, own_head.weight_VD, target.weight_VD),
+                bias=own_head.bias_V,
+                cap=own_head.cap,
+                divergence=self._objective.divergence,
+                beta=self._objective.beta,
+                teacher_temperature=self._temperature,
+                normalizer=tokens,
+            )
+            self._covered.append((found.covered_N.sum(), found.known_N.sum()))
+            return found.loss, found.per_token_N, found.known_N.sum()
+        count: Tensor | float = len(hidden_ND)
         if name in self._teachers.served and not bool((known_N := known_rows(target)).all()):
             if not bool(known_N.any()):
-                return hidden_ND.sum() * 0.0, torch.zeros(0, device=device)
-            hidden_ND = hidden_ND[known_N]
+                return hidden_ND.sum() * 0.0, torch.zeros(0, device=device), 0.0
+            hidden_ND, count = hidden_ND[known_N], known_N.sum()
             target = target._replace(hidden_ND=target.hidden_ND[known_N])
         elif not self._updated:
             self._examine(ours, target, max(1, min(SPARSE, tokens // LOOKED_AT)))
@@ -214,7 +259,7 @@ class FullVocabularyLearner(Learner):
             teacher_temperature=self._temperature,
             normalizer=tokens,
         )
-        return whole.loss, whole.per_token_N
+        return whole.loss, whole.per_token_N, count
 
     def _examine(self, ours: PackedStates, target: Head, every: int) -> None:
         """Adds the health of one micro-batch to that of the step."""

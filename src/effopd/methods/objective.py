@@ -60,11 +60,13 @@ class Contribution:
         sums: Sums over its tokens of what the metrics report per token, by name; left on the device
             until the update is done.
         inputs: What the loss was computed from, [N] each; looked at where it is not finite.
+        known: How many tokens a sum is over, where that may be fewer than all.
     """
 
     loss: Tensor
     sums: Mapping[str, Tensor | float] = field(default_factory=dict)
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
+    known: Mapping[str, Tensor | float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -116,7 +116,7 @@ class SampledTokenLearner(Learner):
         self._rollouts: Sequence[Rollout] = ()
         self._teacher_scores: TokenScores = ()
         self._reference_scores: TokenScores = ()
-        self._known_share, self._metrics = 1.0, dict[str, float]()
+        self._metrics = dict[str, float]()
 
     def prepare(self, batch: Batch) -> int:
         """See `Learner.prepare`.
@@ -153,7 +153,6 @@ class SampledTokenLearner(Learner):
             raise NonFiniteError(f"the teacher gives no value for any of {tokens} tokens")
         if missing:
             self._metrics["teacher_missing"] = float(missing)
-        self._known_share = (tokens - missing) / tokens
         # A teacher with another tokenizer has read other tokens.
         readings = self._teachers.readings
         return sum(
@@ -177,17 +176,18 @@ class SampledTokenLearner(Learner):
             advantages_N = exopd_advantages(current_N, teacher_N, reference_N, scale)
         else:
             advantages_N = opd_advantages(current_N, teacher_N)
-        gaps_N = current_N - teacher_N
+        gaps_N, known = current_N - teacher_N, dict[str, Tensor | float]()
         if "teacher_missing" in self._metrics:
             # Nothing is learned from a missing token; the mean divergence is that of the others.
             is_known_N = ~teacher_N.isnan()
             advantages_N = torch.where(is_known_N, advantages_N, 0.0)
-            gaps_N = torch.where(is_known_N, gaps_N, 0.0) / self._known_share
+            gaps_N = torch.where(is_known_N, gaps_N, 0.0)
+            known = {"reverse_kl": is_known_N.sum()}
             inputs["teacher"] = teacher_N.masked_fill(~is_known_N, 0.0)
         weights_N = importance_weights(current_N, engine_N, self._cap)
         loss = sampled_token_loss(log_probs_N, advantages_N, weights_N, portion.tokens)
         sums = {"reverse_kl": gaps_N.sum()} | weight_sums(weights_N, self._cap)
-        return Contribution(loss=loss, sums=sums, inputs=inputs)
+        return Contribution(loss=loss, sums=sums, inputs=inputs, known=known)
 
     def metrics(self) -> Mapping[str, float]:
         """Shares of tokens by how they are scored across tokenizers, and how many are missing."""

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from effopd.errors import ConfigError, ParameterMismatchError
-from effopd.models.token_bytes import TokenBytes, readable, token_ends
+from effopd.models.token_bytes import TokenBytes, token_ends
 from effopd.models.tokenizers import default_ends, special_ids
 
 
@@ -44,15 +44,6 @@ class Alignment:
 
     teacher_ids: tuple[int, ...]
     spans: tuple[Span, ...]
-
-    @property
-    def positions(self) -> tuple[list[int], list[int]]:
-        """Student and teacher tokens before which both have read the same bytes.
-
-        A dense divergence can compare the next-token distributions there.
-        """
-        scored = [span for span in self.spans if span.is_scored]
-        return [s.student_start for s in scored], [s.teacher_start for s in scored]
 
     @property
     def counts(self) -> "SpanCounts":
@@ -110,13 +101,20 @@ class AlignmentSettings:
     def check(self, counts: SpanCounts, name: str) -> None:
         """Refuses a teacher, called `name`, whose tokens match too few of the student's."""
         shares = counts.shares
-        if shares["equal_token_share"] < self.least_equal:
+        self.check_share(
+            f"have a token of the same bytes ({shares['run_token_share']:.0%} are in runs that "
+            f"match as a whole, {shares['unscored_token_share']:.0%} have no counterpart)",
+            shares["equal_token_share"],
+            name,
+        )
+
+    def check_share(self, what: str, share: float, name: str) -> None:
+        """Refuses a teacher of which too few of the student's tokens are compared."""
+        if share < self.least_equal:
             raise ParameterMismatchError(
-                f"the tokenizers of student and {name} cut answers too differently: "
-                f"{shares['equal_token_share']:.0%} of the student's tokens have a token of the "
-                f"same bytes, {shares['run_token_share']:.0%} are in runs that match as a whole, "
-                f"{shares['unscored_token_share']:.0%} have no counterpart; least_equal = "
-                f"{self.least_equal:g}. Choose a teacher with a closer tokenizer, or lower it"
+                f"the tokenizers of student and {name} cut answers too differently: {share:.0%} "
+                f"of the student's tokens {what}, least_equal = {self.least_equal:g}. Choose a "
+                "teacher with a closer tokenizer, or lower it"
             )
 
 
@@ -153,7 +151,7 @@ class Aligner:
     @cached_property
     def beginnings(self) -> frozenset[int]:
         """Tokens of the student with which another of its tokens begins."""
-        known = _by_bytes(self.student)
+        known = by_bytes(self.student)
         starts = {text[:end] for text in known for end in range(1, len(text))}
         return frozenset(i for text, i in known.items() if text in starts)
 
@@ -197,7 +195,7 @@ class Aligner:
     def _text(self, ids: tuple[int, ...]) -> tuple[list[int], list[Span]]:
         """The teacher's tokens of a text without special tokens, and the spans."""
         ours = self.student.pieces(ids)
-        cut, theirs = self._cut(b"".join(ours))
+        cut, theirs = self.teacher.cut(b"".join(ours))
         if not cut:  # an empty text: nothing that the teacher could score
             return [], [Span(0, len(ids), 0, 0, False)]
         ends = token_ends(ours, b"".join(theirs))
@@ -206,32 +204,6 @@ class Aligner:
             Span(a, b, c, d, (b - a, d - c) == (1, 1) and ours[a] == theirs[c])
             for a, b, c, d in found
         ]
-
-    def _cut(self, text: bytes) -> tuple[list[int], list[bytes]]:
-        """The teacher's own tokens of a text and their bytes; invalid UTF-8 byte by byte."""
-        cut, pieces = list[int](), list[bytes]()
-        for part in readable(text):
-            if isinstance(part, str):
-                found = self.teacher.tokenizer(
-                    part, add_special_tokens=False, split_special_tokens=True
-                )["input_ids"]
-                written = self.teacher.pieces(found)
-                # A tokenizer that puts a space before every text has added one.
-                if b"".join(written) == b" " + part.encode():
-                    i = next(i for i, piece in enumerate(written) if piece)
-                    written[i] = written[i][1:]
-            else:
-                single = self._byte_tokens.get(part)
-                found, written = ([], []) if single is None else ([single], [part])
-            cut += found
-            pieces += written
-        return cut, pieces
-
-    @cached_property
-    def _byte_tokens(self) -> dict[bytes, int]:
-        """The teacher's tokens of a single byte."""
-        ids = self.teacher.tokenizer.get_vocab().values()
-        return {text: i for i in ids if len(text := self.teacher.of(i)) == 1}
 
 
 def align(
@@ -269,24 +241,7 @@ def transfer(
     return values_N
 
 
-def shared_tokens(aligner: Aligner) -> tuple[list[int], list[int]]:
-    """Ids of the student and of the teacher that write the same bytes, end tokens by role last.
-
-    Each id occurs once. Over these and one bucket for all others, next-token distributions of two
-    tokenizers can be compared where their prefixes align (`Alignment.positions`).
-    """
-    ours, theirs = _by_bytes(aligner.student), _by_bytes(aligner.teacher)
-    pairs = [(i, theirs[text]) for text, i in ours.items() if text in theirs]
-    taken = {j for _, j in pairs}
-    known = {i for i, _ in pairs}
-    for one, other in aligner.special.items():
-        if one not in known and other not in taken:
-            pairs.append((one, other))
-            taken.add(other)
-    return [i for i, _ in pairs], [j for _, j in pairs]
-
-
-def _by_bytes(tokens: TokenBytes) -> dict[bytes, int]:
+def by_bytes(tokens: TokenBytes) -> dict[bytes, int]:
     """Bytes -> id of the token that writes them, one that is no fallback where there are two."""
     ids = sorted(tokens.tokenizer.get_vocab().values(), key=lambda i: (tokens.is_fallback(i), i))
     found: dict[bytes, int] = {}

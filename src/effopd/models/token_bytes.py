@@ -6,6 +6,7 @@ Known are byte-level BPE, SentencePiece in Hugging Face's form, and whole words 
 import json
 import unicodedata
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import accumulate
 from typing import Any, Literal
 
@@ -80,6 +81,31 @@ class TokenBytes:
         if first is not None and (self._is_words or self._strips_first_space):
             found[first] = found[first].removeprefix(b" ")
         return found
+
+    def cut(self, text: bytes) -> tuple[list[int], list[bytes]]:
+        """The tokenizer's tokens of a text and their bytes; invalid UTF-8 byte by byte."""
+        cut, pieces = list[int](), list[bytes]()
+        for part in readable(text):
+            if isinstance(part, str):
+                found = self.tokenizer(part, add_special_tokens=False, split_special_tokens=True)
+                written = self.pieces(found["input_ids"])
+                # A tokenizer that puts a space before every text has added one.
+                if b"".join(written) == b" " + part.encode():
+                    i = next(i for i, piece in enumerate(written) if piece)
+                    written[i] = written[i][1:]
+                cut += found["input_ids"]
+            else:
+                single = self._byte_tokens.get(part)
+                written = [] if single is None else [part]
+                cut += [] if single is None else [single]
+            pieces += written
+        return cut, pieces
+
+    @cached_property
+    def _byte_tokens(self) -> dict[bytes, int]:
+        """The tokens of a single byte."""
+        ids = self.tokenizer.get_vocab().values()
+        return {text: i for i in ids if len(text := self.of(i)) == 1}
 
     def is_fallback(self, token_id: int) -> bool:
         """Whether the token is a byte that SentencePiece writes for want of a piece."""

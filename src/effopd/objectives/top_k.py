@@ -28,7 +28,7 @@ from effopd.objectives.fused_kl import (
 from effopd.objectives.projection import Head, accumulation_dtype, check_head
 from effopd.precision import MatmulPrecision
 
-_ABSENT = -1e30
+ABSENT = -1e30
 """Log-probability of a column that takes no part, on both sides: finite, so that 0 * it is 0."""
 
 
@@ -128,7 +128,7 @@ def top_k_divergence(
         coarse_CK1 = torch.cat([logits_CK, (largest_C + rest_C.log())[:, None]], 1)
         taking_part_CK1 = torch.cat([named_CK, teacher.rest_N[chunk, None]], 1)
         coarse_CK1 = coarse_CK1.masked_fill(~taking_part_CK1, -torch.inf).log_softmax(-1)
-        coarse_CK1.masked_fill_(~taking_part_CK1, _ABSENT)
+        coarse_CK1.masked_fill_(~taking_part_CK1, ABSENT)
         values_C = kernel(coarse_CK1, teacher.log_probs_NK1[chunk].to(coarse_CK1))
         coarse_CK1.masked_fill_(~taking_part_CK1, 0.0)
         # Its gradient: of a named logit as it is, of the rest in proportion to its probabilities.
@@ -174,7 +174,7 @@ def _coarsened(target: TopK, vocabulary: int) -> _Coarsened:
         torch.where(named_NK, ids_NK, 0),
         named_NK,
         rest_N,
-        log_probs_NK1.masked_fill(absent_NK1, _ABSENT),
+        log_probs_NK1.masked_fill(absent_NK1, ABSENT),
         known_N,
         covered_N.to(target.log_probs_NK.dtype),
     )

@@ -102,7 +102,7 @@ class Config(BaseModel):
             starts as `teacher` or as the untrained student, or what they are (docs/teachers.md).
         teacher_prompt: What teachers read before an answer; the student's prompt by default.
         teacher_prompts: The same for teachers by name; they go before `teacher_prompt`.
-        alignment: Lets teachers have another tokenizer than the student, for the objective
+        alignment: Lets teachers have another tokenizer than the student, for "full_kl" and
             "sampled_token"; without it such a run is refused (docs/tokenizers.md).
         reference: What ExOPD moves away from, and what the KL term of GRPO holds on to: the
             untrained student by default; the teacher's own base for ExOPD's base correction.

@@ -193,8 +193,7 @@ def _reading(
     except ParameterMismatchError as error:
         if alignment is None:
             raise ParameterMismatchError(
-                f"{refused or error} To learn across tokenizers set [alignment], objective.type = "
-                "'sampled_token', validation.type = 'accuracy' and evaluation.divergence = false "
+                f"{refused or error} To learn across tokenizers set [alignment] "
                 "(docs/tokenizers.md)."
             ) from error
         aligner = Aligner(*pair, student_ends=ends[0], teacher_ends=ends[1])
@@ -209,15 +208,33 @@ def _reading(
 
 
 def alignment_contradictions(config: Any) -> Iterator[str]:
-    """Across tokenizers only sampled tokens are compared, in what the student alone wrote."""
+    """What is not learned across tokenizers, and why."""
     if config.alignment is None:
         return
-    only = "alignment compares sampled tokens with local teachers of another tokenizer alone:"
-    if config.teacher_server or config.self_teacher or config.environment:
-        yield f"{only} remove it, or teacher_server, self_teacher and environment"
-    if config.objective.type != "sampled_token":
-        yield f"{only} set objective.type = 'sampled_token', not {config.objective.type!r}"
-    if config.searches and config.validation.type != "accuracy":
-        yield f"{only} set validation.type = 'accuracy', not {config.validation.type!r}"
-    if config.evaluation.divergence and config.evaluation.problems:
-        yield f"{only} set evaluation.divergence = false"
+    objective = config.objective
+    if config.teacher_server:
+        yield (
+            "alignment needs the teacher's tokenizer, and a server is asked in the student's "
+            "tokens: name a local [teacher], or remove [alignment]"
+        )
+    if config.self_teacher:
+        yield (
+            "alignment is for another tokenizer than the student's, which self_teacher has: remove "
+            "it"
+        )
+    if config.environment:
+        yield (
+            "alignment aligns answers that the student wrote as a whole, and environment writes "
+            "parts of them: keep one"
+        )
+    if objective.type not in {"sampled_token", "full_kl"}:
+        yield (
+            "alignment brings a teacher's values to the student's tokens beside the student's own, "
+            "which other objectives weigh otherwise: set objective.type = 'full_kl' or "
+            f"'sampled_token', not {objective.type!r}"
+        )
+    if objective.needs_vocabulary and objective.reward_scale != 1.0:
+        yield (
+            "alignment leaves no logits that could be mixed with those of a reference: set "
+            f"objective.reward_scale = 1, not {objective.reward_scale:g}"
+        )

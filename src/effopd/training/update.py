@@ -188,10 +188,11 @@ class Updater:
             cause = f". {non_finite_cause(broken[0].inputs)}" if broken else ""
             raise NonFiniteError(f"loss {loss} and gradient norm {norm} must be finite{cause}")
         names = dict.fromkeys(name for part in parts for name in part.sums)
-        means = {
-            name: sum(float(part.sums.get(name, 0.0)) for part in parts) / portion.tokens
-            for name in names
-        }
+        means = {}
+        for name in names:
+            known = [float(part.known[name]) for part in parts if name in part.known]
+            tokens = max(1.0, sum(known)) if known else portion.tokens
+            means[name] = sum(float(part.sums.get(name, 0.0)) for part in parts) / tokens
         self.optimizer.step()
         if self.masters is not None:
             self.masters.publish_()
