@@ -53,6 +53,7 @@ from effopd.training.settings import (
     TrainSettings,
 )
 from effopd.training.teachers import SelfTeacher, alignment_contradictions
+from effopd.training.tracking import TrackingSettings
 
 Settings = TypeVar("Settings", "Config", EvalConfig)
 
@@ -118,6 +119,7 @@ class Config(BaseModel):
         checkpoint: When to save.
         monitor: What watches the weights.
         memory: What is kept in which precision and where.
+        tracking: Experiment trackers that follow the run (docs/trackers.md).
         search: The search.
         validation: How the search scores candidates.
     """
@@ -155,6 +157,7 @@ class Config(BaseModel):
     checkpoint: CheckpointSettings = CheckpointSettings()
     monitor: MonitorSettings = MonitorSettings()
     memory: MemorySettings = MemorySettings()
+    tracking: TrackingSettings = TrackingSettings()
     search: Search = EFFOPD_SEARCH
     validation: Annotated[
         AccuracyValidation | TeacherKLValidation | ImportanceKLValidation,
@@ -240,15 +243,8 @@ class Config(BaseModel):
     @property
     def loop(self) -> LoopSettings:
         """The settings of the training loop."""
-        return LoopSettings(
-            seed=self.seed,
-            train=self.train,
-            optimizer=self.optimizer,
-            evaluation=self.evaluation,
-            checkpoint=self.checkpoint,
-            monitor=self.monitor,
-            memory=self.memory,
-        )
+        names = LoopSettings.__dataclass_fields__
+        return LoopSettings(**{name: getattr(self, name) for name in names})
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
@@ -445,3 +441,8 @@ def _of_rewards(config: Config) -> Iterator[str]:
         yield f"objective.type = {config.objective.type!r} learns from rewards: set task.verifier"
     if config.train.stop.is_active:
         yield "train.stop looks at accuracies: set task.verifier"
+    if config.checkpoint.keep_best and not config.evaluation.divergence:
+        yield (
+            "checkpoint.keep_best looks at accuracies, or at divergences without them: set "
+            "task.verifier or evaluation.divergence"
+        )
