@@ -260,17 +260,11 @@ def test_settings() -> None:
 # The real ones ------------------------------------------------------------------------------------
 
 
-def killed_and_resumed(config: Any, out: Path, *, noted: str = "") -> None:
-    """A run that is killed in step 4, past its checkpoint of step 2, and continued.
-
-    Where one is named, only once it is noted that this tracker has step 3.
-    """
-
-    def has_step_3() -> bool:
-        return json.loads((out / FILE).read_text())["sent"].get(noted, {}).get("metrics") == [3, 0]
+def killed_and_resumed(config: Any, out: Path, once: Callable[[], bool] = lambda: True) -> None:
+    """A run that is killed in step 4, past its checkpoint of step 2, and continued."""
 
     def on_trial(step: int, index: int, trial: Trial) -> None:
-        while step == 4 and noted and not has_step_3():
+        while step == 4 and not once():
             time.sleep(0.001)
         if step == 4:
             kill_me()
@@ -336,12 +330,21 @@ def test_wandb_has_a_killed_run_as_one(
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    killed_and_resumed(tracked(models, to=["wandb"], project="sums"), tmp_path, noted="wandb")
+
+    def logged() -> list[int]:
+        parts = sorted((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+        rows = [row for part in parts for row in wandb_rows(part)]
+        return [row["step"] for row in rows if "train/loss" in row]
+
+    def is_written() -> bool:
+        noted = json.loads((tmp_path / FILE).read_text())["sent"].get("wandb", {})
+        return noted.get("metrics") == [3, 0] and logged() == [1, 2, 3]
+
+    killed_and_resumed(tracked(models, to=["wandb"], project="sums"), tmp_path, is_written)
     id_ = json.loads((tmp_path / FILE).read_text())["id"]
-    parts = sorted((tmp_path / "wandb").glob("offline-run-*"))
-    assert [path.name.rsplit("-")[-1] for path in parts] == [id_, id_]
-    rows = [row for path in parts for row in wandb_rows(path / f"run-{id_}.wandb")]
-    assert [row["step"] for row in rows if "train/loss" in row] == [1, 2, 3, 4]
+    parts = sorted(path.name for path in (tmp_path / "wandb").glob("offline-run-*"))
+    assert [name.rsplit("-")[-1] for name in parts] == [id_, id_]
+    assert logged() == [1, 2, 3, 4]
 
 
 def wandb_rows(path: Path) -> list[dict[str, Any]]:

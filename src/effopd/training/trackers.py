@@ -119,7 +119,8 @@ class _Wandb(Tracker):
         self._run = wandb.init(
             project=tracked.project, name=tracked.name, id=tracked.id, resume="allow",
             config={**tracked.config}, dir=str(tracked.run),
-            settings=wandb.Settings(console="off"),
+            # Written every second: a process that is killed loses no more.
+            settings=wandb.Settings(console="off", x_transaction_log_flush_interval=1.0),
         )  # fmt: skip
         # Its own steps may not go back, and records of one step come at different times.
         self._run.define_metric("step", hidden=True)
