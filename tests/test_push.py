@@ -1,5 +1,6 @@
 """A checkpoint as a repository: it loads and generates, and the card says what was measured."""
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable
@@ -190,8 +191,11 @@ def test_a_step_may_be_chosen(run: Path, tmp_path: Path, no_pictures: None) -> N
 
 def test_the_best_that_was_kept_is_taken(run: Path) -> None:
     records = load_run(run)
-    best = records.best_checkpoint
-    assert hub._checkpoint(records, None) == (best or run / "checkpoints" / "step-00004")
+    evals = [row | {"accuracy": float(row["step"] == 2)} for row in records.evals]
+    records = dataclasses.replace(records, evals=evals)
+    assert hub._checkpoint(records, None, best=True).name == "step-00002"
+    assert hub._checkpoint(records, None, best=False).name == "step-00004"
+    assert hub._checkpoint(records, 4, best=True).name == "step-00004"
 
 
 def test_refusals(run: Path, tmp_path: Path) -> None:

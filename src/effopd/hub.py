@@ -85,7 +85,7 @@ def push_to_hub(
     directory = Path(run)
     config = config_of_run(directory)
     records = load_run(directory)
-    checkpoint = _checkpoint(records, step)
+    checkpoint = _checkpoint(records, step, best=config.checkpoint.keep_best)
     verify_checkpoint(checkpoint)
 
     def fill(folder: Path, name: str, copy: Callable[[Path, Path], object]) -> None:
@@ -111,7 +111,7 @@ def push_to_hub(
 def upload(folder: Path, repo: str, *, private: bool, message: str) -> str:
     """Makes a repository on the Hub if need be, and uploads a folder to it; its address."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import HFValidationError, HTTPError
 
     api = HfApi()
     try:
@@ -125,7 +125,7 @@ def upload(folder: Path, repo: str, *, private: bool, message: str) -> str:
         raise
     except HFValidationError as error:
         raise ConfigError(f"{repo} is no name of a repository: {error}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPError) as error:
         raise ServerError(
             f"cannot upload to {repo}: {error}. Log in with `hf auth login`, or write the folder "
             "with --to and upload it later."
@@ -133,8 +133,8 @@ def upload(folder: Path, repo: str, *, private: bool, message: str) -> str:
     return str(address)
 
 
-def _checkpoint(run: Run, step: int | None) -> Path:
-    """The checkpoint of a step; the best that was kept, else the newest, for None."""
+def _checkpoint(run: Run, step: int | None, *, best: bool) -> Path:
+    """The checkpoint of a step; for None the newest, or the best where it was kept."""
     parent = run.directory / "checkpoints"
     found = list_checkpoints(parent)
     if not found:
@@ -142,7 +142,7 @@ def _checkpoint(run: Run, step: int | None) -> Path:
         hint = f"; it is a checkpoint of {whole}" if whole else ""
         raise ConfigError(f"{run.directory} has no checkpoint{hint}: train it first")
     if step is None:
-        return run.best_checkpoint or found[0]
+        return (run.best_checkpoint if best else None) or found[0]
     path = checkpoint_path(parent, step)
     if path not in found:
         known = ", ".join(str(checkpoint_step(each)) for each in reversed(found))
@@ -362,7 +362,8 @@ def interval_text(row: Row) -> str:
     mean, error, n = row["accuracy"], row["accuracy_se"], row["n"]
     if mean is None:
         return "-"
-    right, ends = round(mean * n), None
+    right = round(mean * n)
+    ends: tuple[float, float] | None = None
     spread = math.sqrt(mean * (1 - mean) / (n - 1)) if n > 1 else None
     if error is not None and spread is not None and math.isclose(error, spread, abs_tol=1e-9):
         ends = average([[1.0]] * right + [[0.0]] * (n - right)).interval
