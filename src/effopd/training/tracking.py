@@ -216,19 +216,20 @@ class Tracking:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Lets the trackers take what is left, for `wait_s` at most."""
+        """Lets the trackers take what is left, for `wait_s` at most; a second Ctrl-C ends at once."""
+        wait_s = 0.0 if isinstance(error, KeyboardInterrupt) else self.settings.wait_s
         for follower in self._followers:
             follower.over.set()
             follower.woken.set()
-        until = time.monotonic() + self.settings.wait_s
+        until = time.monotonic() + wait_s
         for follower in self._followers:
             follower.thread.join(max(0.0, until - time.monotonic()))
         self._report()
         for follower in self._followers:
             if follower.thread.is_alive():
                 self._say(
-                    f"{follower.kind} has not taken every row {self.settings.wait_s:g} s after the "
-                    "end (tracking.wait_s): the records have them all"
+                    f"{follower.kind} has not taken every row {wait_s:g} s after the end "
+                    "(tracking.wait_s): the records have them all"
                 )
 
     def _wake(self) -> None:
