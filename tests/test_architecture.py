@@ -22,7 +22,9 @@ _BELOW_EVALUATION = {
 _BELOW_TRAINING = _BELOW_EVALUATION | {"evaluation", "methods"}
 _BELOW_BUILD = _BELOW_TRAINING | {"training", "demo"}
 _BELOW_ANALYSIS = _BELOW_BUILD | {"reports", "figures", "training/build", "training/run"}
-_BELOW_CLI = _BELOW_ANALYSIS | {"evaluation/benchmarks", "analysis", "comparison", "doctor"}
+_BELOW_CLI = _BELOW_ANALYSIS | {
+    "evaluation/benchmarks", "analysis", "comparison", "doctor", "hub",
+}  # fmt: skip
 
 MAY_IMPORT = {
     "__init__": _BELOW_CLI,
@@ -53,6 +55,7 @@ MAY_IMPORT = {
     "analysis": _BELOW_ANALYSIS,
     "comparison": _BELOW_ANALYSIS,
     "doctor": _BELOW_ANALYSIS | {"comparison"},
+    "hub": _BELOW_ANALYSIS,
     "cli": _BELOW_CLI | {"__init__"},
 }
 """Package, or part of one that is a layer of its own -> the others it may import.

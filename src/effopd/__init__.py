@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from effopd.analysis.sweeps import intervene
     from effopd.comparison.run import Comparison, compare
     from effopd.evaluation.benchmarks.run import Evaluation, evaluate
+    from effopd.hub import push_to_hub
     from effopd.models.loading import ModelSettings, load_model
     from effopd.models.updates import open_update
     from effopd.records import Run, load_run
@@ -51,6 +52,7 @@ _NAMES = {
     "analysis.sweeps": "intervene",
     "comparison.run": "Comparison compare",
     "evaluation.benchmarks.run": "Evaluation evaluate",
+    "hub": "push_to_hub",
     "models.loading": "ModelSettings load_model",
     "models.updates": "open_update",
     "records": "Run load_run",
@@ -75,7 +77,7 @@ __all__ = [
     "Observer", "PairedMargin", "PastSearch", "PowersOfTwo", "Run", "Score", "Search",
     "SearchResult", "SinceAccepted", "SinceBase", "SinceRaw", "Strict", "Unconditional",
     "analyze", "compare", "evaluate", "figures", "intervene", "load_model", "load_run",
-    "open_update", "select_parameters", "train",
+    "open_update", "push_to_hub", "select_parameters", "train",
 ]  # fmt: skip
 
 

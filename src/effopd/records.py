@@ -9,7 +9,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -175,14 +175,7 @@ def write_json_atomic(path: Path | str, value: object) -> None:
 
 
 def read_json(path: Path | str) -> Row:
-    """The JSON object in a file that `write_json_atomic` wrote.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The object; its numbers are finite and its `schema` is this version's.
-    """
+    """The object in a JSON file; its numbers are finite and its `schema` is this version's."""
     return _from_json(_read_bytes(Path(path)), str(path))
 
 
@@ -223,6 +216,12 @@ class Run:
     def checkpoint(self) -> Path | None:
         """The newest checkpoint, a model directory; None before the first."""
         return next(iter(list_checkpoints(self.directory / "checkpoints")), None)
+
+    @property
+    def best_checkpoint(self) -> Path | None:
+        """That of the best evaluation; None where there is none, or it was not kept."""
+        path = checkpoint_path(self.directory / "checkpoints", best_step(self.evals) or 0)
+        return path if path.is_dir() else None
 
     def to_pandas(self, name: str = "metrics") -> Any:
         """One of the records as a `pandas.DataFrame`: "metrics", "timing", "search", "evals" ..."""
@@ -307,6 +306,24 @@ def reaches(accuracy: float | None, share: float, teacher: float | None) -> bool
     if accuracy is None or teacher is None:
         return False
     return accuracy >= share * teacher - 1e-12
+
+
+def best_step(evals: Sequence[Row]) -> int | None:
+    """The step of the best row of `evals.jsonl` of a trained student, the first of equals.
+
+    Best is the highest accuracy, of equal ones the lowest divergence; without accuracies the latter
+    alone; None where neither was measured.
+    """
+
+    def goodness(row: Row) -> tuple[float, ...]:
+        kl, low = row["reverse_kl"], -math.inf
+        return tuple(
+            low if v is None else v for v in (row["accuracy"], None if kl is None else -kl)
+        )
+
+    student = [row for row in evals if row["model"] == "student" and row["step"] > 0]
+    best = max((row for row in student if max(goodness(row)) > -math.inf), key=goodness, default={})
+    return best.get("step")
 
 
 _VISIBLE = (

@@ -297,12 +297,6 @@ def test_the_command_estimates_a_model(tmp_path: Path) -> None:
     assert math.isclose(one("4B").step_s / 60, 8.71, abs_tol=0.005)
 
 
-def test_the_old_command_names_the_new_one() -> None:
-    result = CliRunner().invoke(app, ["plan", "4B", "gpus=64", "--json"])
-    assert result.exit_code == 2
-    assert result.stderr == "error: effopd plan MODEL is effopd doctor MODEL --gpus N now\n"
-
-
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "no such model": (["nowhere.json"], "no model directory at nowhere.json"),
     "unknown key": (["train.step=8"], "unknown setting train.step; did you mean 'steps'"),

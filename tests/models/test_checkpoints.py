@@ -80,6 +80,12 @@ def test_an_existing_checkpoint_is_replaced(checkpoint: Path) -> None:
     verify_checkpoint(checkpoint)
 
 
+def test_a_checkpoint_may_be_kept_besides_the_newest(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2, 3, 4)
+    prune(tmp_path, 2, [checkpoint_path(tmp_path, 1)])
+    assert steps_in(tmp_path) == [4, 3, 1]
+
+
 def test_checkpoints_are_ordered_by_number_and_other_names_ignored(tmp_path: Path) -> None:
     save(tmp_path, 8, 99_999, 100_000)
     for stranger in ("step-x", "step-00009.bak", "step-", ".writing-step-00010"):

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from effopd.errors import ConfigError
+from effopd.training.config import make_config
 from effopd.training.settings import (
     CheckpointSettings,
     EvaluationSettings,
@@ -44,6 +45,19 @@ def test_evaluations_are_due_at_both_ends_at_first_steps_and_periodically() -> N
 def test_checkpoint_settings_are_positive(bad: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="at least 1"):
         CheckpointSettings(**bad)
+
+
+def test_the_best_checkpoint_needs_evaluations() -> None:
+    with pytest.raises(ConfigError, match="keep_best looks at evaluations"):
+        LoopSettings(
+            checkpoint=CheckpointSettings(keep_best=True), evaluation=EvaluationSettings(problems=0)
+        )
+    silent = {"type": "dataset", "verifier": "none", "train": {"path": "x"}}
+    models = {"student": {"path": "s"}, "teacher": {"path": "t"}, "task": silent}
+    kept = models | {"checkpoint": {"keep_best": True}}
+    assert make_config(kept).checkpoint.keep_best
+    with pytest.raises(ConfigError, match="keep_best looks at accuracies, or at divergences"):
+        make_config(kept | {"evaluation": {"divergence": False}})
 
 
 @pytest.mark.parametrize(

@@ -312,6 +312,27 @@ def extrapolate(
         write_points(anchor, tip, scale, out, select=select)
 
 
+@app.command()
+def push(
+    run: Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN")],
+    repo: Annotated[str | None, typer.Option(help="Repository to upload to, me/model.")] = None,
+    to: Annotated[Path | None, typer.Option(help="Directory to write to instead.")] = None,
+    step: Annotated[
+        int | None, typer.Option(help="Checkpoint; the best that was kept, else the newest.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a private repository.")] = False,
+    license: Annotated[str | None, typer.Option(help="Licence, such as apache-2.0.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="Repository of the student.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Upload a checkpoint with a model card to the Hugging Face Hub, or write it to a directory."""
+    with errors(debug):
+        from effopd.hub import push_to_hub
+
+        print(push_to_hub(run, repo, to=to, step=step, private=private, license=license,
+                          base_model=base_model))  # fmt: skip
+
+
 @app.command(name="theory")
 def local_theory(
     run: Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN")],
@@ -401,13 +422,6 @@ def serve_teacher(
             print(display_text(text), flush=True)
 
         serve(model, settings, dtype=dtype, device=device, report=report)
-
-
-@app.command(hidden=True, context_settings={"ignore_unknown_options": True})
-def plan(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
-    """Renamed: effopd doctor MODEL --gpus N."""
-    print("error: effopd plan MODEL is effopd doctor MODEL --gpus N now", file=sys.stderr)
-    raise typer.Exit(2)
 
 
 @data.command()

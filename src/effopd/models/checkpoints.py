@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +94,8 @@ def newest_good(parent: Path) -> tuple[Path | None, list[str]]:
     return None, problems
 
 
-def prune(parent: Path, keep: int) -> None:
-    """Deletes all but the newest `keep` checkpoints, and leftovers of interrupted writes.
+def prune(parent: Path, keep: int, also: Collection[Path] = ()) -> None:
+    """Deletes all but the newest `keep` checkpoints and `also`, and leftovers of writes.
 
     Nothing is deleted unless one of those kept verifies. A directory that cannot be deleted is
     tried again the next time.
@@ -106,6 +106,8 @@ def prune(parent: Path, keep: int) -> None:
     good, _ = newest_good(parent)
     if good in directories[:keep]:
         for directory in directories[keep:]:
+            if directory in also:
+                continue
             shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -45,7 +45,7 @@ def save_model(model: Any, directory: Path, ends: Sequence[int] = ()) -> None:
         model.save_pretrained(directory)
     if (source := _source(model.name_or_path, CONFIG)) is not None:
         _keep_description(model, source, directory)
-    _name_ends(directory / GENERATION, ends)
+    name_ends(directory / GENERATION, ends)
 
 
 def _keep_description(model: Any, source: Path, directory: Path) -> None:
@@ -71,7 +71,7 @@ def _keep_description(model: Any, source: Path, directory: Path) -> None:
         shutil.copyfile(source / GENERATION, directory / GENERATION)
 
 
-def _name_ends(path: Path, ends: Sequence[int]) -> None:
+def name_ends(path: Path, ends: Sequence[int]) -> None:
     """Adds the missing ones of `ends` to `eos_token_id`; a file with all of them stays as it is."""
     raw = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     named = raw.get("eos_token_id")

@@ -53,8 +53,8 @@ _SETTINGS: Mapping[Effect, str] = {
         rollouts.server.tolerance_nats rollouts.server.missing_retries
         rollouts.server.missing_share rollouts.server.top_k code.sandbox.processes
         rollouts.weights_directory rollouts.vllm.sleep rollouts.vllm.tolerance_nats
-        train.max_skipped_steps checkpoint.every checkpoint.keep memory.anchor_device
-        memory.teacher_offload memory.teacher_states_device
+        train.max_skipped_steps checkpoint.every checkpoint.keep checkpoint.keep_best
+        memory.anchor_device memory.teacher_offload memory.teacher_states_device tracking
     """,
 }
 

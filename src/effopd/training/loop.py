@@ -16,7 +16,7 @@ from effopd.evaluation.rollout_sources import TrainingBatchRollouts
 from effopd.methods import Learner
 from effopd.models.checkpoints import prune, write_checkpoint
 from effopd.models.policy import Policy
-from effopd.records import checkpoint_path
+from effopd.records import best_step, checkpoint_path
 from effopd.search.extrapolator import Search
 from effopd.search.line_search import SearchResult
 from effopd.search.scales import Trial
@@ -100,7 +100,7 @@ class Trainer:
             self._evaluate()
             reason = self._end()
             due = self.progress.step % self.settings.checkpoint.every == 0
-            if stop or due or reason is not None:
+            if stop or due or reason is not None or self._best() == self.progress.step:
                 self._save()
                 if stop:  # inside: a signal after the first check must not skip the save
                     break
@@ -252,7 +252,14 @@ class Trainer:
         parent = self.run_directory.checkpoints
         path = checkpoint_path(parent, self.progress.step)
         write_checkpoint(path, lambda new: save_state(new, self._saved(), self.progress))
-        prune(parent, self.settings.checkpoint.keep)
+        best = self._best()
+        also = () if best is None else (checkpoint_path(parent, best),)
+        prune(parent, self.settings.checkpoint.keep, also)
+
+    def _best(self) -> int | None:
+        """The step of the best evaluation so far, where its checkpoint is kept."""
+        kept = self.settings.checkpoint.keep_best
+        return best_step(self.run_directory.rows("evals")) if kept else None
 
     def _saved(self) -> Saved:
         """What a checkpoint holds."""

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from effopd.config.reading import raw_of, read, to_toml
+from effopd.config.reading import raw_of, read, settings_of, to_toml
 from effopd.data.dataset import DatasetTask
 from effopd.data.problem import Verifier, is_path
 from effopd.errors import CheckpointError, ConfigError
@@ -26,6 +26,7 @@ from effopd.training.observer import Observer, joined
 from effopd.training.rows import counts_record
 from effopd.training.run_directory import RunDirectory, recorded_date
 from effopd.training.signals import StopRequest
+from effopd.training.tracking import Tracking
 
 
 def config_of_run(run: Path, overrides: Sequence[str] = ()) -> Config:
@@ -101,6 +102,7 @@ def train(
     config, observer = placed(config), joined(callbacks)
     run = RunDirectory(Path(out))
     try:
+        tracking = Tracking(config.tracking, run.path, config.name, observer.on_message)
         changed = _allowed_changes(run, config)
         if (finished := _finished(run, config)) is not None:
             observer.on_message(
@@ -114,8 +116,8 @@ def train(
                 f"bfloat16 weights round updates of {config.optimizer.lr:g} away: set "
                 "memory.master_weights = true"
             )
-        with closing(build_parts(dated, observer.on_message, given)) as parts:
-            trainer = build_trainer(parts, run, observer)
+        with closing(build_parts(dated, observer.on_message, given)) as parts, tracking:
+            trainer = build_trainer(parts, run, joined([*callbacks, tracking.observer]))
             for line in changed:
                 observer.on_message(f"goes on with {line}")
             trainer.resume()
@@ -126,6 +128,7 @@ def train(
             info |= {"end_tokens": {name_of(token): token for token in student.end_ids}}
             info |= {"attention": str(student.model.config._attn_implementation)}
             run.describe(to_toml(config), info, trainer.progress.step, changed)
+            tracking.start(settings_of(raw_of(config)))
             trainer.run(StopRequest() if stop is None else stop)
     finally:
         run.close()

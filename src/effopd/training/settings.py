@@ -220,10 +220,14 @@ class CheckpointSettings:
     Attributes:
         every: Steps between checkpoints; the last step and an interrupted one are saved too.
         keep: Newest checkpoints kept.
+        keep_best: Save after an evaluation that is the best so far, and keep that checkpoint
+            besides the newest. Best is the highest accuracy, of equal ones the lowest divergence;
+            without a verifier the lowest divergence.
     """
 
     every: int = 16
     keep: int = 2
+    keep_best: bool = False
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.keep < 1:
@@ -273,6 +277,10 @@ class LoopSettings:
         stop, evaluation = self.train.stop, self.evaluation
         if stop.is_active and evaluation.problems == 0:
             raise ConfigError("train.stop looks at evaluations: set evaluation.problems above 0")
+        if self.checkpoint.keep_best and evaluation.problems == 0:
+            raise ConfigError(
+                "checkpoint.keep_best looks at evaluations: set evaluation.problems above 0"
+            )
         if stop.target > 0 and not evaluation.teacher:
             raise ConfigError(
                 "train.stop.target is a share of the teacher's accuracy: set evaluation.teacher"

@@ -40,6 +40,7 @@ from effopd.training.search_checkpoint import (
 
 VERSION = 5
 FOLDER = "trainer"
+STATE = "trainer_state.json"
 
 
 @dataclass
@@ -132,7 +133,7 @@ def save_state(directory: Path, saved: Saved, progress: Progress) -> None:
         if tensors := part.state():
             save_file(tensors, folder / f"{name}.safetensors")
     state = {"version": VERSION, "progress": asdict(progress)}
-    (directory / "trainer_state.json").write_text(json.dumps(state, sort_keys=True))
+    (directory / STATE).write_text(json.dumps(state, sort_keys=True))
 
 
 def load_state(directory: Path, saved: Saved) -> Progress:
@@ -161,7 +162,7 @@ def load_state(directory: Path, saved: Saved) -> Progress:
 
 def _read_state(directory: Path) -> dict[str, Any]:
     """Content of `trainer_state.json`, of the version known here."""
-    path = directory / "trainer_state.json"
+    path = directory / STATE
     try:
         state: dict[str, Any] = json.loads(path.read_text())
         version, counters = state["version"], set(state["progress"])
