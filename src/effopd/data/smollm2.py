@@ -14,25 +14,28 @@ from effopd.data.problem import Answer, Problem, Task
 from effopd.data.world import TinyWorld
 from effopd.errors import ConfigError
 
-NAMES = tuple(
-    "Anna Ben Clara David Emma Frank Grace Henry Ivy Jack Kate Liam Mary Noah Olivia Peter Rosa Sam "
-    "Tina Victor".split()
-)
-GOODS = tuple(
-    "car house boat door hat book table lamp chair coat ball ring clock piano guitar horse phone "
-    "camera bike desk".split()
-)
-CITIES = tuple(
-    "Paris London Rome Madrid Berlin Vienna Oslo Dublin Lisbon Athens Prague Warsaw Budapest Moscow "
-    "Tokyo Delhi Cairo Boston Chicago Seattle".split()
-)
+NAMES = (
+    "Anna", "Ben", "Clara", "David", "Emma", "Frank", "Grace", "Henry", "Ivy", "Jack", "Kate",
+    "Liam", "Mary", "Noah", "Olivia", "Peter", "Rosa", "Sam", "Tina", "Victor",
+)  # fmt: skip
+GOODS = (
+    "car", "house", "boat", "door", "hat", "book", "table", "lamp", "chair", "coat", "ball",
+    "ring", "clock", "piano", "guitar", "horse", "phone", "camera", "bike", "desk",
+)  # fmt: skip
+CITIES = (
+    "Paris", "London", "Rome", "Madrid", "Berlin", "Vienna", "Oslo", "Dublin", "Lisbon", "Athens",
+    "Prague", "Warsaw", "Budapest", "Moscow", "Tokyo", "Delhi", "Cairo", "Boston", "Chicago",
+    "Seattle",
+)  # fmt: skip
 _DEEDS = (
     "{name} bought a {thing} in {city} in {year}.",
     "In {year}, {name} sold a {thing} in {city}.",
     "{name} lost a {thing} in {city} in {year}.",
     "In {city}, {name} found a {thing} in {year}.",
 )
-_THINGS = tuple("apples books cards coins eggs pens shells stamps stones toys".split())
+_THINGS = (
+    "apples", "books", "cards", "coins", "eggs", "pens", "shells", "stamps", "stones", "toys",
+)  # fmt: skip
 _GAINS, _LOSSES = ("buys {}", "finds {}", "gets {}"), ("gives away {}", "loses {}", "sells {}")
 _NUMBER = re.compile(r"\d+")
 

@@ -207,7 +207,7 @@ class Policy:
         return shared if shared * (len(samples) - 1) >= _PADDING_TOKENS else 0
 
     def _forward(self, ids_BT: Tensor, attention_BT: Tensor, shared: int = 0) -> Tensor:
-        """Last hidden states [B, T, D]; zeros at the first `shared` tokens, the same in all rows."""
+        """Last hidden states [B, T, D]; zeros at the first `shared` tokens, which rows share."""
         ids_BT, attention_BT = ids_BT.to(self.device), attention_BT.to(self.device)
         given: dict[str, Any] = {"use_cache": False}
         with self.during():

@@ -424,18 +424,15 @@ def base_settings(config: Config, report: Callable[[str], None]) -> ModelSetting
     """The model that a run starts from; a world brings one, which is made if need be."""
     if config.student is not None:
         return config.student
-    return _brought(config, str(models_of(_world(config), report, teacher=False).base))
+    return _brought(config, report, teacher=False)
 
 
-def _world(config: Config) -> World:
+def _brought(config: Config, report: Callable[[str], None], *, teacher: bool) -> ModelSettings:
+    """Base or teacher of a world, in the precision that it asks for."""
     assert isinstance(config.task, World)  # Config checked it
-    return config.task
-
-
-def _brought(config: Config, path: str) -> ModelSettings:
-    """A model that a world brings, in the precision that it asks for."""
-    task = config.task
-    return ModelSettings(path=path, dtype=task.dtype if isinstance(task, SmolLM2) else "float32")
+    models = models_of(config.task, report, teacher=teacher)
+    dtype = config.task.dtype if isinstance(config.task, SmolLM2) else "float32"
+    return ModelSettings(path=str(models.teacher if teacher else models.base), dtype=dtype)
 
 
 def _model_settings(
@@ -447,5 +444,5 @@ def _model_settings(
         named[""] = config.teacher
     brings_teacher = not (named or config.self_teacher or config.teacher_server)
     if isinstance(config.task, World) and brings_teacher:
-        named[""] = _brought(config, str(models_of(config.task, report).teacher))
+        named[""] = _brought(config, report, teacher=True)
     return base_settings(config, report), named
