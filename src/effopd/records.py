@@ -136,6 +136,11 @@ def read_jsonl(path: Path | str) -> list[Row]:
     return rows
 
 
+def finished_rows(data: bytes, path: Path, before: int = 0) -> list[Row]:
+    """Rows of whole lines of a file, behind `before` others; checked as by `read_jsonl`."""
+    return [_from_json(line, f"{path}, line {before + n}") for n, line, _ in _lines(data)]
+
+
 def write_text_atomic(path: Path | str, text: str) -> None:
     """Replace a file in one step: a reader sees the old text or the new one, never a part.
 

@@ -7,7 +7,7 @@ import pytest
 from effopd.errors import RecordError
 from effopd.reports.page import write_report
 from effopd.reports.style import run_styles
-from effopd.reports.timeline import health_figure
+from effopd.reports.timeline import step_figure
 
 
 def row(step, overlap, gap):
@@ -25,13 +25,13 @@ def examined(make_run):
 def test_the_curves_hold_the_numbers_of_the_records(examined, make_run):
     runs = [make_run("opd", [(0, 0.1, 0, 0)]), examined]
     for quantity, heights in {"overlap": [0.25, 0.75], "entropy_gap": [0.5, -0.125]}.items():
-        figure = health_figure(runs, quantity)
+        figure = step_figure(runs, quantity)
         go.Figure(figure)  # raises on an unknown property
         json.dumps(figure, allow_nan=False)
         (curve,) = figure["data"]
         assert (curve["x"], curve["y"]) == ([1, 3], heights)
         assert curve["line"]["color"] == run_styles(runs)[1].color
-    assert health_figure(runs, "overlap")["data"][0]["hovertext"][1].split("<br>") == [
+    assert step_figure(runs, "overlap")["data"][0]["hovertext"][1].split("<br>") == [
         "<b>effopd</b>, step 3",
         "overlap 0.75",
         "by tenths 0.75 - 0.5 0.5 0.5 0.5 0.5 0.5 0.5 0.5",
@@ -54,4 +54,4 @@ def test_a_page_of_runs_without_it_has_no_such_section(make_run, tmp_path):
 
 def test_a_row_that_is_no_number_is_refused(examined):
     with pytest.raises(RecordError, match="overlap at step 5 is 'x', expected a number"):
-        health_figure([replace(examined, metrics=[{"step": 5, "overlap": "x"}])], "overlap")
+        step_figure([replace(examined, metrics=[{"step": 5, "overlap": "x"}])], "overlap")

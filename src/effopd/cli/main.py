@@ -156,6 +156,22 @@ def report(
 
 
 @app.command()
+def watch(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Run directories, or directories of them.", metavar="RUN..."),
+    ],
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8765,
+    debug: Debug = False,
+) -> None:
+    """Follow runs while they train: the page of `effopd report` in a browser, until stopped."""
+    with errors(debug):
+        from effopd.reports.live import watch as follow
+
+        follow(runs, port=port, report=lambda text: print(display_text(text), flush=True))
+
+
+@app.command()
 def compare(
     plan: Annotated[Path, typer.Argument(help="Plan, a TOML file.", metavar="PLAN.toml")],
     out: Annotated[

@@ -22,10 +22,23 @@ def write_page(
     data: Mapping[str, object],
     scripts: Sequence[str],
 ) -> None:
-    """Fills a template of this package and writes it as one file, about 5 MB, in one step.
+    """Fills a template of this package and writes it as one file, about 5 MB, in one step."""
+    write_text_atomic(path, rendered_page(template, values, data, scripts))
 
-    A content security policy lets no script run but plotly.js and `scripts`, and nothing be loaded.
-    Values are made visible and escaped where they are put, unless they are `Markup`.
+
+def rendered_page(
+    template: str,
+    values: Mapping[str, Any],
+    data: Mapping[str, object],
+    scripts: Sequence[str],
+    *,
+    asks: bool = False,
+) -> str:
+    """A template of this package, filled, with plotly.js, `scripts` and their data inside.
+
+    A content security policy lets no script run but plotly.js and `scripts`, and nothing be loaded;
+    with `asks`, scripts may ask the server that the page came from. Values are made visible and
+    escaped where they are put, unless they are `Markup`.
     """
     try:
         from plotly.offline import get_plotlyjs
@@ -48,17 +61,18 @@ def write_page(
         finalize=lambda value: display_text(value) if type(value) is str else value,
     )
     # plotly.js writes style elements and attributes, and exports pictures as data and blobs.
-    page = environment.get_template(template).render(
+    page: str = environment.get_template(template).render(
         values,
         policy=(
             f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
             "img-src data: blob:; base-uri 'none'; form-action 'none'"
+            + ("; connect-src 'self'" if asks else "")
         ),
         style=Markup(resource("page.css")),
         data={name: Markup(embedded(value)) for name, value in data.items()},
         scripts=[Markup(source) for source in sources],
     )
-    write_text_atomic(path, page)
+    return page
 
 
 def embedded(value: object) -> str:

@@ -30,6 +30,7 @@ function themed(layout, node, printing) {
   return {
     ...layout,
     autosize: !printing,
+    uirevision: [layout.xaxis, layout.yaxis].map((each) => each.title.text).join(), // a zoom outlives new data
     ...(printing && { width: PAPER.width, height: node.clientHeight }),
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
@@ -97,5 +98,6 @@ function downloadCsv() {
 }
 
 show();
-for (const node of document.querySelectorAll("[data-pick]")) node.addEventListener("change", show);
-at("csv")?.addEventListener("click", downloadCsv);
+// Listened to at the document, since parts of a live page are exchanged.
+document.addEventListener("change", (event) => event.target.closest("[data-pick]") && show());
+document.addEventListener("click", (event) => event.target.closest("#csv") && downloadCsv());

@@ -25,10 +25,13 @@ from effopd.reports.summary import PERCENTS, SettingRow, notes, teacher_of, uniq
 from effopd.reports.tables import format_lr, format_percent, format_ratio
 from effopd.reports.timeline import (
     HEALTH_AXES,
+    MOST_ALARMS,
+    STEP_AXES,
+    alarms,
     foresight_figure,
-    health_figure,
     search_figure,
     search_sentence,
+    step_figure,
 )
 
 Json = dict[str, Any]
@@ -126,7 +129,7 @@ def _plan(comparison: Comparison) -> tuple[Json, Json]:
     )
     plan = {"label": "Plan", "color": "", "facts": "", "text": comparison.plan}
     values = {"table_notes": [against], "searches": [], "watched": False, "kl_limit": 0}
-    values["examined"] = False
+    values |= {"examined": False, "quantities": [], "alarms": []}
     return values | {"runs": [plan]}, {"samples": []}
 
 
@@ -146,7 +149,17 @@ def _run_by_run(comparison: Comparison, figures: dict[str, list[Json]]) -> tuple
     examined = any(row.get("overlap") is not None for run in runs for row in run.metrics)
     if examined:
         for quantity in HEALTH_AXES:
-            figures[quantity] = [{"when": {}, "figure": health_figure(runs, quantity)}]
+            figures[quantity] = [{"when": {}, "figure": step_figure(runs, quantity)}]
+    quantities = [
+        name
+        for name in STEP_AXES
+        if any(row.get(name) is not None for r in runs for row in r.metrics)
+    ]
+    if quantities:
+        figures["quantity"] = [
+            {"when": {"quantity": name}, "figure": step_figure(runs, name)} for name in quantities
+        ]
+    said = alarms(runs)
     limit, negative = divergence_limit(runs)
     samples, settings = list[Json](), list[Json]()
     for index, (run, style) in enumerate(zip(runs, styles, strict=True)):
@@ -161,7 +174,8 @@ def _run_by_run(comparison: Comparison, figures: dict[str, list[Json]]) -> tuple
         settings.append({"label": style.label, "color": style.color, **shown})
     values: Json = {"table_notes": notes(runs), "searches": searches, "watched": watched}
     values |= {"runs": settings, "kl_limit": limit if samples else 0}
-    values["examined"] = examined
+    values |= {"examined": examined, "quantities": [(n, STEP_AXES[n][0]) for n in quantities]}
+    values |= {"alarms": said[:MOST_ALARMS], "alarms_left_out": max(0, len(said) - MOST_ALARMS)}
     return values, {"samples": samples, "kl_limit": limit, "kl_negative": negative}
 
 

@@ -4,7 +4,7 @@
 const parsed = new Map(); // run index -> rows, read when first looked at
 
 function rows(index) {
-  if (!parsed.has(index)) parsed.set(index, JSON.parse(at(`rollouts-${index}`).textContent));
+  if (!parsed.has(index)) parsed.set(index, JSON.parse(at(`rollouts-${index}`)?.textContent ?? "[]"));
   return parsed.get(index);
 }
 
@@ -135,9 +135,12 @@ function showList() {
   else at("sample").replaceChildren(element("p", { class: "note" }, "No sample matches."));
 }
 
+function knownSteps() {
+  return [...new Set(rows(at("pick-run").value).map((row) => row.step))].sort((a, b) => a - b);
+}
+
 function showSteps() {
-  const known = [...new Set(rows(at("pick-run").value).map((row) => row.step))].sort((a, b) => a - b);
-  fill(at("pick-step"), known);
+  fill(at("pick-step"), knownSteps());
   showList();
 }
 
@@ -147,13 +150,18 @@ function fillLegend() {
   const scale = element("i", { "aria-hidden": "true" });
   scale.style.background = `linear-gradient(to right, ${stops.join(", ")})`;
   const word = (text) => element("span", {}, text);
-  at("kl-legend").append(word("KL per token:"), word(String(low)), scale, word(`${data.kl_limit} nats or more`));
+  at("kl-legend").replaceChildren(word("KL per token:"), word(String(low)), scale, word(`${data.kl_limit} nats or more`));
 }
 
-const [labels, indices] = [data.samples.map((run) => run.label), data.samples.map((run) => run.index)];
-fill(at("pick-run"), indices, labels);
-at("pick-run").selectedIndex = labels.length - 1;
-fillLegend();
-showSteps();
-at("pick-run").addEventListener("change", showSteps);
-for (const id of ["pick-step", "pick-filter", "pick-order"]) at(id).addEventListener("change", showList);
+function startViewer(listen = true) {
+  const [labels, indices] = [data.samples.map((run) => run.label), data.samples.map((run) => run.index)];
+  fill(at("pick-run"), indices, labels);
+  at("pick-run").selectedIndex = labels.length - 1;
+  fillLegend();
+  showSteps();
+  if (!listen) return;
+  at("pick-run").addEventListener("change", showSteps);
+  for (const id of ["pick-step", "pick-filter", "pick-order"]) at(id).addEventListener("change", showList);
+}
+
+if (at("viewer")) startViewer();

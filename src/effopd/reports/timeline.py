@@ -6,7 +6,7 @@ from statistics import median
 
 from effopd.records import Run
 from effopd.reports.figures import Figure, base_layout, marked_line, plotly_text, ring
-from effopd.reports.series import Trial, evaluations, number, required, trials
+from effopd.reports.series import Trial, evaluations, number, plain, required, trials
 from effopd.reports.style import BETTER, NEUTRAL, WORSE, blended, run_styles
 from effopd.reports.tables import format_cost, format_percent
 
@@ -18,6 +18,23 @@ HEALTH_AXES: dict[str, tuple[str, Figure]] = {
     "entropy_gap": ("entropy, student minus teacher (nats)", {}),
 }
 """Title and vertical axis of each figure of a distillation's health."""
+
+STEP_AXES: dict[str, tuple[str, Figure]] = {
+    "reverse_kl": ("reverse KL (nats)", {}),
+    "reward": ("mean reward", {}),
+    "loss": ("loss", {}),
+    "mean_length": ("tokens in an answer", {"rangemode": "tozero"}),
+    "truncated_share": ("share of truncated answers", {"range": [0, 1.05], "tickformat": ".0%"}),
+    "entropy": ("entropy of the student (nats)", {}),
+    "grad_norm": ("norm of the gradient", {"rangemode": "tozero"}),
+    "lr": ("learning rate", {"tickformat": ".1e"}),
+}
+"""Title and vertical axis of the quantities of a training step that a page offers."""
+
+MOST_POINTS = 500
+"""Steps of a curve of every training step; of longer runs, evenly spaced ones are drawn."""
+
+MOST_ALARMS = 20
 
 _EDGE = {"color": "rgba(120,120,120,0.9)", "width": 1}
 _MARKERS: dict[str, Figure] = {
@@ -166,17 +183,18 @@ def foresight_figure(runs: Sequence[Run]) -> Figure:
     return {"data": curves + rings, "layout": layout}
 
 
-def health_figure(runs: Sequence[Run], quantity: str) -> Figure:
-    """A quantity of `HEALTH_AXES` of every training step; runs that know none have no curve.
+def step_figure(runs: Sequence[Run], quantity: str) -> Figure:
+    """A quantity of `STEP_AXES` or `HEALTH_AXES` of every training step; no curve where unknown.
 
-    Where a point is pointed at, it says the quantity by tenths of the answers' length.
+    Where a point is pointed at, it says the quantity by tenths of the answers' length if recorded.
     """
     curves = []
     for run, style in zip(runs, run_styles(runs), strict=True):
         points, hovers = [], []
-        for row in run.metrics:
-            if (value := number(row, quantity, run)) is None:
-                continue
+        known = [row for row in run.metrics if number(row, quantity, run) is not None]
+        stride = math.ceil(len(known) / MOST_POINTS)
+        for row in known[(len(known) - 1) % stride :: stride] if known else []:  # the last one too
+            value = required(row, quantity, run)
             step, tenths = required(row, "step", run), row.get(f"{quantity}_by_decile")
             lines = [f"<b>{plotly_text(style.label)}</b>, step {step:g}"]
             lines.append(f"{quantity.replace('_', ' ')} {value:.3g}")
@@ -186,5 +204,19 @@ def health_figure(runs: Sequence[Run], quantity: str) -> Figure:
             points.append((step, value))
             hovers.append("<br>".join(lines))
         curves += [marked_line(points, hovers, style)] if points else []
-    title, axis = HEALTH_AXES[quantity]
+    title, axis = (HEALTH_AXES | STEP_AXES)[quantity]
     return {"data": curves, "layout": base_layout("steps", title, **axis)}
+
+
+def alarms(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """What runs gave alarm about, the latest step first: look, label, step and text of each."""
+    found: list[tuple[float, dict[str, str]]] = []
+    for run, style in zip(runs, run_styles(runs), strict=True):
+        for row in [*run.metrics, *run.monitor]:
+            said = row.get("alarms")
+            texts = [str(text) for text in said] if isinstance(said, list) else []
+            texts += [f"update skipped: {row['skipped']}"] if row.get("skipped") else []
+            step = required(row, "step", run) if texts else 0.0
+            look = {"label": style.label, "color": style.color, "step": f"{step:g}"}
+            found += [(step, look | {"text": plain(text)}) for text in texts]
+    return [alarm for _, alarm in sorted(found, key=lambda each: -each[0])]
