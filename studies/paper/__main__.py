@@ -1,11 +1,12 @@
-"""`python -m studies.paper [--out DIR] [--page FILE] [--quick]`, from the repository's root."""
+"""`python -m studies.paper`, from the repository's root; `--help` lists the options."""
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from studies.paper.reproduce import reproduce
-from studies.paper.study import Study, quick_study
+from studies.paper.study import Study, long_study, quick_study
 
 from effopd.errors import EffopdError
 
@@ -17,9 +18,15 @@ if __name__ == "__main__":
     )
     parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), help="runs, records")
     parser.add_argument("--page", type=Path, default=Path("docs/reproduction.md"), help="Markdown")
-    parser.add_argument("--quick", action="store_true", help="minutes; verdicts mean little")
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument("--quick", action="store_true", help="minutes; verdicts mean little")
+    sizes.add_argument("--long", action="store_true", help="hours: smaller rate, more updates")
+    parser.add_argument(
+        "--sizes", type=int, nargs="*", default=[], help="hidden widths for figure 8; hours each"
+    )
     asked = parser.parse_args()
+    make = quick_study if asked.quick else long_study if asked.long else lambda out: Study(out=out)
     try:
-        reproduce(quick_study(asked.out) if asked.quick else Study(out=asked.out), asked.page)
+        reproduce(replace(make(asked.out), sizes=tuple(asked.sizes)), asked.page)
     except EffopdError as error:
         sys.exit(f"error: {error}")

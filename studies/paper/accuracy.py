@@ -4,9 +4,10 @@ Each takes a scene and gives a record of plain numbers; `claims.py` reads them.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
-from studies.paper.study import BOTH, METHODS, Scene
+from studies.paper.study import ALGORITHMS, BOTH, Scene
 
 from effopd.analysis.interventions import (
     EmbeddingReplacement,
@@ -19,8 +20,7 @@ from effopd.analysis.ranks import BottomRank, TopRank
 from effopd.linalg.singular_values import tail_singular_values
 from effopd.models.layout import matrices, places
 from effopd.models.updates import Update, read_place
-from effopd.records import Row, load_run
-from effopd.reports.series import evaluations
+from effopd.records import Row
 
 SCALES = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
 TOP_SHARES = (0.01, 0.05, 0.1, 0.25, 0.5)
@@ -32,19 +32,32 @@ BASE = WholeScaling(scale=0.0)
 FULL = WholeScaling(scale=1.0)
 
 
-def progress(scene: Scene) -> Row:
-    """Norm and accuracy of every checkpoint (2b, 9)."""
+def progress(scene: Scene, methods: Sequence[str] = BOTH) -> Row:
+    """Norm and accuracy of every checkpoint (2b)."""
     record: Row = {}
-    for method in METHODS:
-        run = load_run(scene.study.run(method, scene.seed))
-        accuracies = {point.step: point.accuracy for point in evaluations(run)}
-        steps = list(scene.study.checkpoint_steps)
+    for method in methods:
+        found = scene.accuracies(method)
         record[method] = {
-            "steps": steps,
-            "norm": [update_norm(scene.update(method, step)) for step in steps],
-            "accuracy": [accuracies[step] for step in steps],
+            "steps": [*found],
+            "norm": [update_norm(scene.update(method, step)) for step in found],
+            "accuracy": [*found.values()],
         }
     return record
+
+
+def algorithms(scene: Scene) -> Row:
+    """The same of DAPO and PPO and of the distillations from them (9)."""
+    return progress(scene, ALGORITHMS)
+
+
+def sizes(scene: Scene) -> Row:
+    """`scaling` of the other sizes of the study, by hidden width (8)."""
+    return {
+        "sizes": {
+            str(hidden): scaling(Scene(scene.study.of_size(hidden), scene.seed))
+            for hidden in scene.study.sizes
+        }
+    }
 
 
 def scaling(scene: Scene) -> Row:
@@ -90,6 +103,10 @@ def windows(scene: Scene) -> Row:
                 scene.accuracy(update, window)
                 for window in sliding_windows(layers, block=block, half_width=HALF_WIDTH)
             ]
+        found["single"] = [
+            scene.accuracy(update, layer)
+            for layer in sliding_windows(layers, block="mlp", half_width=0)
+        ]
         record[method] = found
     return record
 
@@ -121,26 +138,30 @@ def ranks(scene: Scene) -> Row:
             "full": scene.accuracy(update, FULL),
             "top": tops,
             "bottom": bottoms,
-            "tail_norm": tail_norm(update),
+            **tail(update),
         }
+    as_good = scene.step_as_good("grpo", "opd")
+    record["matched"] = {"step": as_good, **tail(scene.update("grpo", as_good))}
     return record
 
 
-def tail_norm(update: Update) -> float:
-    """Frobenius norm of the last half of the singular components of all matrices."""
-    norms = []
+def tail(update: Update) -> Row:
+    """Frobenius norm of the last half of the singular components of all matrices, and its share."""
+    tails, wholes = [], []
     for place in matrices(places(update.shapes)):
-        p = min(place.shape)
-        tail = tail_singular_values(read_place(update, place), p - p // 2)
-        norms.append(torch.linalg.vector_norm(tail).item())
-    return math.hypot(*norms)
+        matrix, p = read_place(update, place), min(place.shape)
+        last = tail_singular_values(matrix, p - p // 2)
+        tails.append(torch.linalg.vector_norm(last).item())
+        wholes.append(torch.linalg.vector_norm(matrix).item())
+    found, whole = math.hypot(*tails), math.hypot(*wholes)
+    return {"tail_norm": found, "tail_share": found / whole}
 
 
 def rescaling(scene: Scene) -> Row:
     """The early checkpoint with larger norms, module by module (5c, 14)."""
     record: Row = {"base": scene.accuracy(scene.update("opd"), BASE)}
     for method in BOTH:
-        early, last = scene.update(method, scene.study.early_step), scene.update(method)
+        early, last = scene.early(method), scene.update(method)
         final = module_norms(last)
         found = {
             str(beta): scene.accuracy_and_kl(early, NormScaling(final=final, beta=beta))
@@ -153,4 +174,13 @@ def rescaling(scene: Scene) -> Row:
             "rescaled": found["1.0"][0],
             "final": scene.accuracy(last, FULL),
         }
+    # How early a checkpoint may be: each at the final norms.
+    final = module_norms(scene.update("opd"))
+    steps = scene.study.moment_steps("opd", scene.seed)
+    record["course"] = {
+        "steps": steps,
+        "rescaled": [
+            scene.accuracy(scene.update("opd", step), NormScaling(final=final)) for step in steps
+        ],
+    }
     return record

@@ -14,9 +14,13 @@ from effopd.reports.style import Style
 METHODS = {
     "grpo": Style(label="GRPO", color="#C44E52", symbol="circle", dash="solid"),
     "dapo": Style(label="DAPO", color="#DD8452", symbol="circle", dash="solid"),
+    "ppo": Style(label="PPO", color="#8172B3", symbol="circle", dash="solid"),
     "opd": Style(label="OPD", color="#55A868", symbol="circle", dash="solid"),
+    "opd_dapo": Style(label="OPD of DAPO", color="#55A868", symbol="square", dash="dash"),
+    "opd_ppo": Style(label="OPD of PPO", color="#55A868", symbol="diamond", dash="dot"),
 }
 BOTH = ("grpo", "opd")
+ALGORITHMS = ("dapo", "opd_dapo", "ppo", "opd_ppo")
 
 _SIZE = (5.2, 3.8)
 
@@ -59,27 +63,32 @@ def norms(measurements: Measurements) -> list[Figure]:
         return lines
 
     axes = ("norm of the update", "accuracy")
-    scaled, saved = clouds("scaling", BOTH), clouds("progress", list(METHODS))
-    return [
-        panel(scaled, "2a: final update, scaled", *axes),
-        panel(saved, "2b, 9: checkpoints", *axes),
+    panels = [
+        panel(clouds("scaling", BOTH), "2a: final update, scaled", *axes),
+        panel(clouds("progress", BOTH), "2b: checkpoints", *axes),
     ]
+    if "algorithms" in measurements:
+        panels.append(panel(clouds("algorithms", ALGORITHMS), "9: each with its own", *axes))
+    return panels
 
 
 def windows(measurements: Measurements) -> list[Figure]:
     records = measurements["windows"]
     layers = range(1, len(records[0]["opd"]["norms"]["mlp"]) + 1)
-    norms, gained = [], []
+    norms, gained, alone = [], [], []
     for method in BOTH:
         for block in ("mlp", "attention"):
             heights = mean_series([record[method]["norms"][block] for record in records])
             norms.append(line(zip(layers, heights, strict=True), method, block))
             heights = mean_series([record[method][block] for record in records])
             gained.append(line(zip(layers, heights, strict=True), method, block))
+        heights = mean_series([record[method]["single"] for record in records])
+        alone.append(line(zip(layers, heights, strict=True), method, "mlp"))
     title = "3b, 10b: updates of a window alone"
     return [
         panel(norms, "3b: norm of the update", "layer", "Frobenius norm"),
         panel(gained, title, "centre of the window", "accuracy"),
+        panel(alone, "updates of a single layer alone", "layer", "accuracy"),
     ]
 
 
@@ -111,10 +120,10 @@ def ranks(measurements: Measurements) -> list[Figure]:
 
 def subspaces(measurements: Measurements) -> list[Figure]:
     records, cosines, paths = measurements["geometry"], [], []
-    for method in METHODS:
+    for method in BOTH:
         steps = records[0][method]["steps"]
         heights = mean_series([record[method]["cosine_to_final"] for record in records])
-        places = [100 * step / steps[-1] for step in steps]
+        places = [100 * (i + 1) / len(steps) for i in range(len(steps))]
         cosines.append(line(zip(places, heights, strict=True), method))
         paths.append(line(records[0][method]["points"], method))
     title = f"5a: leading vector of {records[0]['pictured']}"
@@ -148,9 +157,13 @@ def heat_maps(measurements: Measurements) -> list[Figure]:
 def rescaling(measurements: Measurements) -> list[Figure]:
     records = measurements["rescaling"]
     kl = "KL to the teacher, nats a token"
+    steps = records[0]["course"]["steps"]
+    heights = mean_series([record["course"]["rescaled"] for record in records])
+    course = [line(zip([100 * s / steps[-1] for s in steps], heights, strict=True), "opd")]
     return [
         panel(over_keys(records, "accuracy", 1), "14a: rescaled early", "beta", "accuracy"),
         panel(over_keys(records, "kl", 1), "14b", "beta", kl),
+        panel(course, "5c: each checkpoint at the final norms", "% of training", "accuracy"),
     ]
 
 

@@ -1,14 +1,16 @@
 """Measurements that need no evaluation: Table 1, figures 5a, 5b, 11 to 13, 15 to 28, Table 3."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 
 import torch
-from studies.paper.study import METHODS, Scene
+from studies.paper.study import BOTH, Scene
 from torch import Tensor
 
-from effopd.analysis.embeddings import embedding_shift
+from effopd.analysis.embeddings import embedding_shift, state_shift
+from effopd.analysis.run_theory import frozen_loss, write_text
 from effopd.analysis.series import Checkpoint
 from effopd.analysis.spectra import spectral_metrics
 from effopd.analysis.subspaces import subspace_series
@@ -19,8 +21,11 @@ from effopd.analysis.tables import (
     noise_columns,
     table_1_rows,
 )
+from effopd.analysis.theory import SAMPLED_CONTEXTS, estimator_covariances
 from effopd.analysis.trajectories import explained_variance_ratio, leading_trajectory, pca_points
 from effopd.models.layout import Place, matrices, places
+from effopd.models.loading import load_model
+from effopd.models.policy import Policy
 from effopd.models.updates import Update, read_place
 from effopd.records import Row
 
@@ -36,10 +41,11 @@ def geometry(scene: Scene) -> Row:
     pictured = next(place for place in modules if place.projection == "down" and place.layer == 2)
     record: Row = {"projections": projections, "pictured": pictured.label}
     paths: list[Tensor] = []
-    for method in METHODS:
-        updates = [scene.update(method, step) for step in scene.study.checkpoint_steps]
+    for method in BOTH:
+        steps = scene.study.moment_steps(method, scene.seed)
+        updates = [scene.update(method, step) for step in steps]
         record[method] = {"table1": table_1(updates[-1], modules)}
-        record[method] |= _over_time(updates, modules, list(scene.study.checkpoint_steps))
+        record[method] |= _over_time(updates, modules, steps)
         series = (read_place(update, pictured) for update in updates)
         points = leading_trajectory(series).points_Td
         mirrored = paths and float(points[0] @ paths[0][0]) < 0  # a direction has no sign
@@ -49,8 +55,11 @@ def geometry(scene: Scene) -> Row:
             record[method][key] = fmean(list(values.values()))
             record[method][f"{key}_map"] = _map(values, projections)
     plane = pca_points(torch.cat(paths)).split([len(path) for path in paths])
-    for method, own in zip(METHODS, plane, strict=True):
+    for method, own in zip(BOTH, plane, strict=True):
         record[method]["points"] = own.tolist()
+    as_good = scene.step_as_good("grpo", "opd")
+    record["matched"] = {"step": as_good}
+    record["matched"]["table1"] = table_1(scene.update("grpo", as_good), modules)
     return record
 
 
@@ -87,6 +96,7 @@ def _over_time(updates: Sequence[Update], modules: Sequence[Place], steps: list[
         "steps": steps,
         "cosine_to_final": means,
         "early_cosine": fmean(early),
+        "falls": sum(max(0.0, before - after) for before, after in pairwise(means)),
         "first_last_by_place": first_last,
         "evr_by_place": evr,
         "path": fmean(paths),
@@ -99,17 +109,39 @@ def path_length(vectors_Td: Tensor) -> float:
 
 
 def shift(scene: Scene) -> Row:
-    """Mean cosine of token embeddings to the base's, over the tokens of its answers (Table 3)."""
+    """Cosines to the base's of last hidden states and of embeddings, on its answers (Table 3)."""
     parts = scene.parts
     evaluation = parts.evaluate_student()
     ids = torch.tensor([t for r in evaluation.rollouts for t in r.completion.token_ids])
     record: Row = {}
-    for method in METHODS:
+    for method in BOTH:
         update = scene.update(method)
+        tuned = Policy(load_model(scene.settings_of(method)), parts.student.tokenizer)
+        states = state_shift(parts.student, tuned, [r.sample for r in evaluation.rollouts])
         name = next(p.name for p in places(update.shapes) if p.block == "embedding")
         row = embedding_shift(update.read_base(name), update.read_tuned(name), ids)
-        record[method] = {"embedding_cosine": row["mean_cosine"]}
+        record[method] = {
+            "state_cosine": states.row["mean_cosine"],
+            "embedding_cosine": row["mean_cosine"],
+        }
     return record
+
+
+CONTEXTS = 512
+
+
+def estimators(scene: Scene) -> Row:
+    """Spread of single-context gradients at the base: reward against distillation (F.5)."""
+    text = write_text(scene.parts, CONTEXTS, print)
+    loss = frozen_loss(scene.parts, text)
+    generator = torch.Generator().manual_seed(scene.seed)
+    chosen = torch.randperm(loss.contexts, generator=generator)[:SAMPLED_CONTEXTS].tolist()
+    assert text.advantages is not None  # the tiny world checks answers
+    found = estimator_covariances(loss, chosen, [text.advantages[i] for i in chosen])
+    return {
+        name: {**row, "relative_trace": row["trace"] / max(row["mean_norm"] ** 2, 1e-300)}
+        for name, row in found["estimators"].items()
+    }
 
 
 def _map(values: dict[Place, float], projections: Sequence[str]) -> list[list[float]]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from studies.paper.quantities import largest_fall
 from studies.paper.study import Study
 
 from effopd.comparison.plan import PlannedCell, load_plan
@@ -20,9 +21,11 @@ MIDDLE_LR = 3e-4
 TITLES = {
     "opd": "vanilla OPD, lr 3e-4",
     "opd_best": "vanilla OPD at its best lr",
+    "opd_large": "vanilla OPD at the largest lr",
     "exopd": "ExOPD",
     "alphaopd": "AlphaOPD",
-    "paper": "EffOPD, the paper's",
+    "paper": "EffOPD, the paper's text",
+    "release": "EffOPD, the released code",
     "effopd": "EffOPD, effopd's default",
 }
 
@@ -40,21 +43,25 @@ def compare_methods(study: Study) -> None:
 
 
 def methods_record(study: Study, seed: int) -> Row:
-    """Steps and seconds to 90% of the teacher, by method; the horizon counts where not reached."""
+    """What each method took to 90% of the teacher; the horizon counts where not reached.
+
+    `accepted` counts searches that moved the weights; `calm` is minus the largest fall below the
+    best accuracy so far.
+    """
     cells = _cells(study, seed, "sharpen")
     record: Row = {"titles": TITLES}
-    for name in ("opd", "exopd", "alphaopd", "paper", "effopd"):
+    for name in ("opd", "exopd", "alphaopd", "paper", "release", "effopd"):
         record[name] = _cost(study, _one(cells, name, MIDDLE_LR))
-    record["opd_best"] = min(
-        (_cost(study, cell) for cell in cells if cell.method == "opd"),
-        key=lambda cost: (cost["steps"], cost["seconds"]),
-    )
-    record["sweep"] = [
-        {"method": cell.method, "lr": cell.lr, **_cost(study, cell)}
-        for cell in cells
-        if cell.method in {"opd", "paper"}
-    ]
+    vanilla = sorted((cell for cell in cells if cell.method == "opd"), key=lambda cell: cell.lr)
+    costs = [_cost(study, cell) for cell in vanilla]
+    record["opd_best"] = min(costs, key=lambda cost: (cost["steps"], cost["seconds"]))
+    record["opd_large"] = costs[-1]
     return record
+
+
+def has_difficulty(study: Study, seed: int) -> bool:
+    """Whether the plan has both runs of figure 7b with this seed."""
+    return len([c for c in _cells(study, seed, "mixed") if c.method.startswith("paper-")]) == 2
 
 
 def difficulty_record(study: Study, seed: int) -> Row:
@@ -80,9 +87,15 @@ def _cost(study: Study, cell: PlannedCell) -> Row:
     points = [point for point in evaluations(run) if point.accuracy is not None]
     reached = first_at(points, PERCENT, teacher_accuracy([run]))
     last = reached or points[-1]
+    accuracies = [point.accuracy for point in points if point.accuracy is not None]
+    scales = [row["accepted_scale"] for row in run.metrics if row["accepted_scale"] is not None]
     return {
         "steps": last.step,
         "seconds": last.elapsed_s,
         "tokens": last.sampled_tokens,
         "reached": reached is not None,
+        "accepted": sum(scale != 1.0 for scale in scales),
+        "final": accuracies[-1],
+        "best": max(accuracies),
+        "calm": -largest_fall(accuracies),
     }

@@ -7,20 +7,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from studies.paper.claims import CLAIMS, Claim
+from studies.paper.claim import Claim
+from studies.paper.claims import CLAIMS
+from studies.paper.quantities import Untested
 
 from effopd.errors import RecordError
 from effopd.records import Row, write_text_atomic
 
-Verdict = Literal["reproduced", "not", "opposite"]
+Verdict = Literal["reproduced", "direction", "not", "opposite", "untested"]
 
 Measurements = Mapping[str, Sequence[Row]]
 """Name of a measurement -> its records, one a seed."""
 
+SCHEMA = 2
+"""Of measurements; raised whenever their fields change."""
+
 _SHOWN: dict[Verdict, str] = {
     "reproduced": "reproduced",
+    "direction": "direction reproduced, size not",
     "not": "not reproduced",
     "opposite": "**opposite**",
+    "untested": "not tested",
 }
 
 _T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -55,10 +62,13 @@ def interval(values: Sequence[float]) -> Interval:
     return Interval(mean=mean, low=mean - half, high=mean + half, n=n)
 
 
-def verdict(found: Interval, neutral: float = 0.0) -> Verdict:
-    """What the whole interval says of the claim that the quantity is above `neutral`."""
+def verdict(found: Interval, neutral: float = 0.0, size: float | None = None) -> Verdict:
+    """What the whole interval says of the claim that the quantity is above `neutral`.
+
+    With the paper's `size`, an interval that lies wholly below it has the direction alone.
+    """
     if found.low > neutral:
-        return "reproduced"
+        return "direction" if size is not None and found.high < size else "reproduced"
     return "opposite" if found.high < neutral else "not"
 
 
@@ -68,9 +78,15 @@ def load_measurements(directory: Path) -> Measurements:
     files = sorted((directory / "measurements").glob("*/seed-*.json"), key=_order)
     for file in files:
         try:
-            found.setdefault(file.parent.name, []).append(json.loads(file.read_text("utf-8")))
+            row = json.loads(file.read_text("utf-8"))
         except ValueError as error:
             raise RecordError(f"{file} is damaged ({error}): delete it and measure again") from None
+        if row.get("schema") != SCHEMA:
+            raise RecordError(
+                f"{file} has schema {row.get('schema')}, this version reads {SCHEMA}: delete the "
+                "directory of measurements, or choose another --out"
+            )
+        found.setdefault(file.parent.name, []).append(row)
     if not found:
         raise RecordError(f"{directory} holds no measurements: run `make reproduce` first")
     return found
@@ -80,17 +96,52 @@ def _order(file: Path) -> tuple[str, int]:
     return file.parent.name, int(file.stem.removeprefix("seed-"))
 
 
-def judge(claim: Claim, measurements: Measurements) -> tuple[Interval | None, Verdict]:
-    """A claim's number over seeds and the verdict; no interval where a seed has no number."""
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """A claim with its verdict, its interval over seeds and its mean on each base.
+
+    `reason` says why nothing was tested; there is no interval then.
+    """
+
+    claim: Claim
+    verdict: Verdict
+    interval: Interval | None = None
+    by_base: tuple[float, ...] = ()
+    reason: str = ""
+
+    @property
+    def seeds_to_settle(self) -> int | None:
+        """Seeds with which an interval of this spread and mean would not hold the neutral value."""
+        found = self.interval
+        if self.verdict != "not" or found is None or found.n < 2:
+            return None
+        distance = abs(found.mean - self.claim.neutral)
+        deviation = (found.high - found.mean) * math.sqrt(found.n) / _T_975[found.n - 2]
+        return None if distance == 0 else max(3, math.ceil((2 * deviation / distance) ** 2) + 1)
+
+
+def judge(claim: Claim, measurements: Measurements) -> Judged:
+    """The verdict over seeds; none where in one of them the thing under test did not happen."""
     records = measurements.get(claim.measurement)
     if not records:
-        raise RecordError(f"figure {claim.figure} needs the measurement {claim.measurement!r}")
-    values = [claim.statistic(record) for record in records]
-    defined = [value for value in values if value is not None]
-    if len(defined) < len(values):
-        return None, "not"
-    found = interval(defined)
-    return found, verdict(found, claim.neutral)
+        return Judged(claim=claim, verdict="untested", reason="not measured in this study")
+    values: list[float] = []
+    by_base: dict[int, list[float]] = {}
+    reasons: list[str] = []
+    for record in records:
+        number = claim.statistic(record)
+        if isinstance(number, Untested):
+            reasons.append(number.reason)
+            continue
+        values.append(number)
+        by_base.setdefault(record.get("base_model", 0), []).append(number)
+    if reasons:
+        reason = f"{len(reasons)} of {len(records)} seeds: {reasons[0]}"
+        return Judged(claim=claim, verdict="untested", reason=reason)
+    found = interval(values)
+    means = tuple(math.fsum(each) / len(each) for _, each in sorted(by_base.items()))
+    decided = verdict(found, claim.neutral, claim.size)
+    return Judged(claim=claim, verdict=decided, interval=found, by_base=means)
 
 
 def write_reproduction(
@@ -101,20 +152,19 @@ def write_reproduction(
     figures: Sequence[tuple[Path, str]],
     claims: Iterable[Claim] = CLAIMS,
 ) -> dict[Verdict, int]:
-    """Writes the page in Markdown."""
-    counts: dict[Verdict, int] = {"reproduced": 0, "not": 0, "opposite": 0}
-    rows = []
-    for claim in claims:
-        found, decided = judge(claim, measurements)
-        counts[decided] += 1
-        rows.append(_row(claim, found, decided))
+    """Writes the page in Markdown; counts the verdicts, other readings of a claim left out."""
+    judged = [judge(claim, measurements) for claim in claims]
+    counts: dict[Verdict, int] = dict.fromkeys(_SHOWN, 0)
+    for each in judged:
+        counts[each.verdict] += not each.claim.second
     text = "\n".join(
         [
             _HEAD.format(setup=setup, total=sum(counts.values()), **counts),
-            "| figure | claim | paper | quantity | claimed | ours | verdict |",
-            "|---|---|---|---|---|---|---|",
-            *rows,
+            "| figure | claim | paper | quantity | claimed | ours | by base | verdict |",
+            "|---|---|---|---|---|---|---|---|",
+            *map(_row, judged),
             "",
+            *_settling(judged),
             _numbers(measurements),
             *(f"![{caption}]({path.relative_to(page.parent)})\n" for path, caption in figures),
             _FOOT,
@@ -124,37 +174,58 @@ def write_reproduction(
     return counts
 
 
-def _row(claim: Claim, found: Interval | None, decided: Verdict) -> str:
+def _row(judged: Judged) -> str:
+    claim, found = judged.claim, judged.interval
     digits = 1 if found is not None and abs(found.mean) >= 10 else 3
+    size = "" if claim.size is None else f", paper {claim.size:.3g}"
     cells = [
         claim.figure,
-        claim.text,
+        f"*other reading:* {claim.text}" if claim.second else claim.text,
         claim.paper,
         claim.quantity,
-        f"> {claim.neutral:g}",
-        "undefined" if found is None else found.text(digits),
-        _SHOWN[decided],
+        f"> {claim.neutral:g}{size}",
+        judged.reason if found is None else found.text(digits),
+        ", ".join(f"{mean:.{digits}f}" for mean in judged.by_base),
+        _SHOWN[judged.verdict],
     ]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _settling(judged: Sequence[Judged]) -> list[str]:
+    """The experiment for every claim that is not reproduced."""
+    lines = []
+    for each in judged:
+        if each.claim.second or each.verdict in {"reproduced", "direction"}:
+            continue
+        seeds = each.seeds_to_settle
+        more = f"about {seeds} seeds at this spread; " if seeds else ""
+        verdict_ = _SHOWN[each.verdict].strip("*")
+        lines.append(
+            f"- Figure {each.claim.figure}, {each.claim.text} ({verdict_}): {more}"
+            f"{each.claim.settled_by}."
+        )
+    return ["## What would settle the rest", "", *lines, ""] if lines else []
 
 
 def _numbers(measurements: Measurements) -> str:
     """The plain values behind the verdicts, means over seeds."""
     lines = ["## Values", "", "Means over seeds.", ""]
-    lines += ["| Table 1 | GRPO | DAPO | OPD |", "|---|---|---|---|"]
+    lines += ["| Table 1 | GRPO | GRPO as accurate as OPD | OPD |", "|---|---|---|---|"]
     geometry = measurements["geometry"]
     for name in geometry[0]["opd"]["table1"]:
-        values = [_over(geometry, method, "table1", name) for method in ("grpo", "dapo", "opd")]
+        values = [_over(geometry, method, "table1", name) for method in ("grpo", "matched", "opd")]
         lines.append(f"| {name.replace('_', ' ')} | " + " | ".join(values) + " |")
     lines += ["", "| accuracy | GRPO | OPD |", "|---|---|---|"]
     for title, name, keys in _ACCURACIES:
         values = [_over(measurements[name], method, *keys) for method in ("grpo", "opd")]
         lines.append(f"| {title} | " + " | ".join(values) + " |")
     methods = measurements["methods"]
-    lines += ["", "| Figures 6 and 7 | steps to 90% | seconds to 90% |", "|---|---|---|"]
+    columns = {"steps": "steps to 90%", "seconds": "seconds to 90%"}
+    columns |= {"final": "final accuracy", "accepted": "searches that moved"}
+    lines += ["", f"| Figures 6 and 7 | {' | '.join(columns.values())} |", "|---|---|---|---|---|"]
     for name in methods[0]["titles"]:
-        steps, seconds = (_over(methods, name, cost) for cost in ("steps", "seconds"))
-        lines.append(f"| {methods[0]['titles'][name]} | {steps} | {seconds} |")
+        cells = [_over(methods, name, column) for column in columns]
+        lines.append(f"| {methods[0]['titles'][name]} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])
 
 
@@ -185,9 +256,13 @@ _HEAD = """# Reproduction in the tiny world
 {setup}
 
 Every claim is a quantity that the claim says is above a value. Its 95% interval over training
-seeds (Student's t) decides: wholly above is *reproduced*, wholly below is *opposite*, else *not
-reproduced*: the seeds leave it open. Of {total} claims {reproduced} are reproduced, {not} are not,
-{opposite} came out opposite. `make reproduce` makes this page; the numbers come from
+seeds (Student's t; seeds start from different bases, so it is one over both) decides: wholly above
+is *reproduced*, wholly below is *opposite*, else *not reproduced*: the seeds leave it open. Where
+the paper gives a size, an interval above the value and wholly below the size is *direction
+reproduced, size not*. A claim is *not tested* where in one of the seeds the thing under test did
+not happen. Of {total} claims {reproduced} are reproduced, {direction} in direction alone, {not} are
+not, {opposite} came out opposite, {untested} were not tested; other readings of a claim are shown
+and not counted. `make reproduce` makes this page; the numbers come from
 `runs/reproduce/measurements/`.
 """
 
@@ -199,11 +274,12 @@ _FOOT = """## What a model of this size can and cannot show
 - Matrices have 48 to 256 columns, so one per cent of the rank is one or two directions: Table 1 is
   compared at 5% too, and an effective rank has little room.
 - With six layers a sliding window of half-width one covers half of the model. Windows at the ends
-  are cut short; the inverted U is judged on whole windows only.
-- RL and OPD take equally many updates of equal learning rate and batch size here. Adam's steps are
-  of nearly equal length whatever the gradient, so the norm of an update measures how consistent its
-  steps are. The paper does not say how many updates its RL runs took.
-- All seeds start from one base model: intervals are over training, not over bases or tasks.
+  are cut short, as the paper's are; that alone can bend a curve down at both ends, so whole windows
+  are judged beside them.
+- The paper trains reinforcement learning to saturation and distillation for three epochs. Adam's
+  steps are of nearly equal length whatever the gradient, so a norm measures how many steps were
+  taken and how consistent they are; a claim about spectra or tails is therefore shown again for the
+  checkpoint of reinforcement learning that is as accurate as distillation's last one.
 - A teacher that is far better than sampling, but not better than greedy decoding, leaves OPD little
-  to do in the beginning; the paper's models differ from their teachers in kind.
+  to do in the beginning; the second base is not yet right when greedy.
 """

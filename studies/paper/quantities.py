@@ -1,10 +1,12 @@
 """Numbers that the claims are about, each from the record of one seed.
 
-A number that a record leaves undefined is None: a share of no gain, curves that do not overlap.
+A number that a record cannot give is `Untested`: a share of no gain, curves that do not overlap, a
+search that never moved anything.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
 from typing import Any
@@ -13,30 +15,60 @@ from effopd.errors import RecordError
 from effopd.records import Row
 
 
-def at_equal_norm(record: Row) -> float | None:
+@dataclass(frozen=True)
+class Untested:
+    """Why what a claim is about did not happen."""
+
+    reason: str
+
+
+Number = float | Untested
+
+
+# Norms and accuracies -----------------------------------------------------------------------------
+
+
+def at_equal_norm(record: Row) -> Number:
     """Mean accuracy of OPD minus RL where both curves of accuracy against norm exist."""
     curves = {name: sorted(_points(record[name])) for name in ("grpo", "opd")}
     low = max(curve[0][0] for curve in curves.values())
     high = min(curve[-1][0] for curve in curves.values())
     if not low < high:
-        return None
+        return Untested("the norms of the two updates do not overlap")
     places = [low + (high - low) * (i + 0.5) / 10 for i in range(10)]
     return fmean(
-        [
-            interpolated(curves["opd"], place) - interpolated(curves["grpo"], place)
-            for place in places
-        ]
+        interpolated(curves["opd"], place) - interpolated(curves["grpo"], place) for place in places
     )
 
 
-def norm_saving(record: Row, other: str, level: float) -> float:
+def at_every_size(record: Row) -> Number:
+    """The least of `at_equal_norm` over sizes."""
+    found = [at_equal_norm(each) for each in record["sizes"].values()]
+    missing = [value for value in found if isinstance(value, Untested)]
+    return (
+        missing[0] if missing else min(value for value in found if not isinstance(value, Untested))
+    )
+
+
+def norm_saving(record: Row, other: str, level: float, ours: str = "opd") -> float:
     """`log(norm of other / of OPD)` where each first has a share of the lower final accuracy."""
-    asked = level * min(record["opd"]["accuracy"][-1], record[other]["accuracy"][-1])
+    asked = level * min(record[ours]["accuracy"][-1], record[other]["accuracy"][-1])
     norms = []
-    for name in (other, "opd"):
+    for name in (other, ours):
         curve = zip(record[name]["norm"], record[name]["accuracy"], strict=True)
         norms.append(next(norm for norm, accuracy in curve if accuracy >= asked))
     return math.log(norms[0] / norms[1])
+
+
+def final_norm_saving(record: Row) -> Number:
+    """`log(norm of RL / of OPD)` at the end, where OPD is within 0.05 of RL's accuracy."""
+    gap = record["grpo"]["accuracy"][-1] - record["opd"]["accuracy"][-1]
+    if gap > 0.05:
+        return Untested(f"OPD ends {gap:.2f} below RL, which is not comparable accuracy")
+    return math.log(record["grpo"]["norm"][-1] / record["opd"]["norm"][-1])
+
+
+# Modules ------------------------------------------------------------------------------------------
 
 
 def edge_excess(record: Row) -> float:
@@ -58,58 +90,122 @@ def mlp_over_attention(record: Row, name: str) -> float:
     return fmean(record[name]["mlp"]) - fmean(record[name]["attention"])
 
 
-def middle_over_edges(record: Row, name: str) -> float | None:
-    """Accuracy of MLP windows that are whole, the central ones minus the outermost two."""
-    whole = [
-        a for a, is_whole in zip(record[name]["mlp"], record["is_whole"], strict=True) if is_whole
-    ]
-    if len(whole) < 3:
-        return None
-    return fmean(whole[1:-1]) - fmean([whole[0], whole[-1]])
+def middle_over_edges(record: Row, name: str, *, only_whole: bool = False) -> Number:
+    """Accuracy of the central MLP windows minus those around the first and the last layer.
+
+    The central ones are the middle two, or the middle one of an odd number. Windows are cut at the
+    edges, as equation 10 has it; `only_whole` leaves the cut ones out, and takes as central all but
+    the outermost two.
+    """
+    heights = record[name]["mlp"]
+    if only_whole:
+        heights = [h for h, whole in zip(heights, record["is_whole"], strict=True) if whole]
+    if len(heights) < 3:
+        return Untested("fewer than three windows")
+    half = (len(heights) - 1) // 2
+    central = heights[1:-1] if only_whole else heights[half : len(heights) - half]
+    return fmean(central) - fmean([heights[0], heights[-1]])
 
 
-def kept(record: Row, name: str, part: float) -> float | None:
+def sensitivity_correlation(record: Row) -> Number:
+    """Pearson correlation of RL's and OPD's accuracies over all windows of both blocks."""
+    first, second = (record[name]["mlp"] + record[name]["attention"] for name in ("grpo", "opd"))
+    means = fmean(first), fmean(second)
+    pairs = [(a - means[0], b - means[1]) for a, b in zip(first, second, strict=True)]
+    sizes = math.sqrt(sum(a * a for a, _ in pairs) * sum(b * b for _, b in pairs))
+    return sum(a * b for a, b in pairs) / sizes if sizes else Untested("no window matters")
+
+
+# Parts of the update ------------------------------------------------------------------------------
+
+
+def kept(record: Row, name: str, part: float) -> Number:
     """Share of the accuracy gained by the whole update that a part of it gives."""
     return share(part - record["base"], record[name]["full"] - record["base"])
 
 
-def more_kept(record: Row, top: str) -> float | None:
-    """`kept` of the leading part: OPD minus RL."""
-    ours, theirs = (kept(record, name, record[name]["top"][top]) for name in ("opd", "grpo"))
-    return None if ours is None or theirs is None else ours - theirs
+def over_ranks(record: Row) -> list[float]:
+    """Accuracy of OPD minus RL for the leading part of each rank, both at one norm."""
+    return [record["opd"]["top"][rank] - value for rank, value in record["grpo"]["top"].items()]
 
 
-def recovered(record: Row, name: str) -> float | None:
-    """Share of the final gain that the early checkpoint gives once it has the final norms."""
+def log_of(record: Row, first: str, second: str) -> Number:
+    """Logarithm of the number at one path over that at another."""
+    one, other = _at(record, first), _at(record, second)
+    return math.log(one / other) if one > 0 < other else Untested("one of them is zero")
+
+
+# Rescaled checkpoints -----------------------------------------------------------------------------
+
+
+def recovered(record: Row, name: str) -> Number:
+    """Share of the final accuracy that the early checkpoint has once it has the final norms."""
+    return share(record[name]["rescaled"], record[name]["final"])
+
+
+def recovered_gain(record: Row, name: str) -> Number:
+    """Share of the final gain over the base, the stricter reading."""
     found, base = record[name], record["base"]
     return share(found["rescaled"] - base, found["final"] - base)
 
 
-def sooner(record: Row, one: str, other: str, cost: str = "steps") -> float | None:
+def flatness(record: Row) -> float:
+    """How much less than 0.05 accuracy differs between beta = 0.8 and 1.2."""
+    plateau = [record["opd"]["accuracy"][beta] for beta in ("0.8", "1.0", "1.2")]
+    return 0.05 - (max(plateau) - min(plateau))
+
+
+# Methods ------------------------------------------------------------------------------------------
+
+SEARCHING = ("paper", "release", "effopd", "easy", "hard")
+"""Rows whose method searches: they say nothing of a search that accepted no candidate."""
+
+
+def sooner(record: Row, one: str, other: str, cost: str = "steps") -> Number:
     """`log(cost of other / cost of one)` to a level.
 
     A run that did not get there counts with its whole length, which errs towards no difference.
-    None where neither got there, or one had it from the start.
     """
+    for name in (one, other):
+        if name in SEARCHING and record[name]["accepted"] == 0:
+            return Untested(f"the search of {name} accepted no candidate")
     if not (record[one]["reached"] or record[other]["reached"]):
-        return None
+        return Untested(f"neither {one} nor {other} got there")
     ours, theirs = record[one][cost], record[other][cost]
-    return math.log(theirs / ours) if ours > 0 and theirs > 0 else None
+    return math.log(theirs / ours) if ours > 0 < theirs else Untested("it was there from the start")
 
 
-def alike_within_2(record: Row) -> float | None:
-    """How much less than a factor of 2 easy and hard validation differ in steps, as a log.
-
-    None where one of them did not get there, or either had it from the start.
-    """
+def alike_within_2(record: Row) -> Number:
+    """How much less than a factor of 2 easy and hard validation differ in steps, as a log."""
+    for name in ("easy", "hard"):
+        if not record[name]["reached"]:
+            return Untested(f"the run with {name} validation did not get there")
     found = sooner(record, "easy", "hard")
-    both = record["easy"]["reached"] and record["hard"]["reached"]
-    return math.log(2) - abs(found) if both and found is not None else None
+    return found if isinstance(found, Untested) else math.log(2) - abs(found)
 
 
-def share(part: float, whole: float) -> float | None:
-    """`part / whole`; None where the whole is no gain at all."""
-    return part / whole if whole > 0 else None
+def of_search(record: Row, one: str, key: str, other: str) -> Number:
+    """A number of a searching method minus that of another method."""
+    if record[one]["accepted"] == 0:
+        return Untested(f"the search of {one} accepted no candidate")
+    return float(record[one][key] - record[other][key])
+
+
+def largest_fall(accuracies: Sequence[float]) -> float:
+    """How far accuracy falls below its best so far, at most."""
+    best, fall = -math.inf, 0.0
+    for accuracy in accuracies:
+        best = max(best, accuracy)
+        fall = max(fall, best - accuracy)
+    return fall
+
+
+# Arithmetic ---------------------------------------------------------------------------------------
+
+
+def share(part: float, whole: float) -> Number:
+    """`part / whole`."""
+    return part / whole if whole > 0 else Untested("there is no gain to have a share of")
 
 
 def _points(series: Row) -> list[tuple[float, float]]:

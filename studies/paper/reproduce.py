@@ -7,10 +7,18 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 from studies.paper import accuracy, geometry, methods
-from studies.paper.claims import CLAIMS
 from studies.paper.figures import write_reproduction_pngs
-from studies.paper.page import load_measurements, write_reproduction
-from studies.paper.study import METHODS, REWARDED, Scene, Study, train_run, worlds
+from studies.paper.page import SCHEMA, load_measurements, write_reproduction
+from studies.paper.study import (
+    ALGORITHMS,
+    REWARDED,
+    TEACHER_OF,
+    Scene,
+    Study,
+    minutes,
+    train_run,
+    worlds,
+)
 from transformers.utils import logging
 
 from effopd.data.world import TinyWorld, make_model
@@ -23,10 +31,12 @@ Unit = tuple[Study, str, int]
 """Study, what to do, seed (of a world: its place)."""
 
 SETUP = """A Qwen3 model of {parameters} parameters ({layers} layers) is taught modular arithmetic
-from noisy demonstrations: it samples badly what it knows. GRPO and DAPO sharpen it; OPD distils
-each GRPO run's last checkpoint into the same base. All take {steps} updates of {answers} answers
-at learning rate {lr:g}, with {n} seeds. Accuracy is over {problems} held-out problems, {passes}
-sampled answers each."""
+from noisy demonstrations: it samples badly what it knows. {n} seeds start from {bases} bases in
+turn: {which}. GRPO (with {k} seeds DAPO and PPO too) sharpens the base with {prompts} prompts of
+{responses} answers a step, until the mean reward of five steps has not risen for five steps, at
+most {rl_steps} steps. OPD distils the last checkpoint of each such run into the same base: {steps}
+updates of {answers} answers. The learning rate is {lr:g}. Accuracy is over {problems} held-out
+problems, {passes} sampled answers each."""
 
 
 def reproduce(study: Study, page: Path) -> None:
@@ -35,31 +45,31 @@ def reproduce(study: Study, page: Path) -> None:
     Figures go to `assets/reproduction` beside the page.
     """
     _hide_progress()
+    print(f"at most about {minutes(study, WORKERS):.0f} minutes on {WORKERS} cores, from nothing")
     # Models of the worlds, reinforcement learning, distillation from it, the comparison.
-    _in_parallel(_make_world, [(study, "world", i) for i in range(len(worlds(study)))])
-    for stage in (REWARDED, [name for name in METHODS if name not in REWARDED]):
-        _in_parallel(_train_one, [(study, name, seed) for name in stage for seed in study.seeds])
+    studies = [study, *map(study.of_size, study.sizes)]
+    made = [(each, "world", i) for each in studies for i in range(len(worlds(each)))]
+    _in_parallel(_make_world, made)
+    for stage in (REWARDED, tuple(TEACHER_OF)):
+        units = [(each, n, seed) for each in studies for seed in study.seeds for n in stage]
+        _in_parallel(_train_one, [u for u in units if u[1] in u[0].methods(u[2])])
     methods.compare_methods(study)
 
-    units = [(study, name, seed) for name in measures(study) for seed in study.seeds]
+    units = [(study, name, seed) for seed in study.seeds for name in measures(study, seed)]
     _in_parallel(_measure_one, [u for u in units if not study.measurement(*u[1:]).is_file()])
     measurements = load_measurements(study.out)
 
-    claims = [claim for claim in CLAIMS if claim.measurement in measurements]
     counts = write_reproduction(
         measurements,
         page,
         setup=_setup(study),
         figures=write_reproduction_pngs(measurements, page.parent / "assets" / "reproduction"),
-        claims=claims,
     )
-    if left := len(CLAIMS) - len(claims):
-        print(f"{left} claims were not measured in this variant")
     print(f"{page}: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
 
 
-def measures(study: Study) -> dict[str, Callable[[Scene], Row]]:
-    """Name of each measurement -> what takes it from a scene."""
+def measures(study: Study, seed: int) -> dict[str, Callable[[Scene], Row]]:
+    """Name of each measurement of a seed -> what takes it from a scene."""
     found: dict[str, Callable[[Scene], Row]] = {
         "ranks": accuracy.ranks,
         "windows": accuracy.windows,
@@ -69,9 +79,14 @@ def measures(study: Study) -> dict[str, Callable[[Scene], Row]]:
         "geometry": geometry.geometry,
         "progress": accuracy.progress,
         "shift": geometry.shift,
+        "estimators": geometry.estimators,
         "methods": lambda scene: methods.methods_record(scene.study, scene.seed),
     }
-    if not study.quick:
+    if ALGORITHMS[0] in study.methods(seed):
+        found["algorithms"] = accuracy.algorithms
+    if study.sizes:
+        found["sizes"] = accuracy.sizes
+    if methods.has_difficulty(study, seed):
         found["difficulty"] = lambda scene: methods.difficulty_record(scene.study, scene.seed)
     return found
 
@@ -79,7 +94,8 @@ def measures(study: Study) -> dict[str, Callable[[Scene], Row]]:
 def _make_world(unit: Unit) -> str:
     """Base and teacher of a world; cached ones are taken."""
     study, _, index = unit
-    world_models(worlds(study)[index], print)
+    world, teacher = worlds(study)[index]
+    world_models(world, print, teacher=teacher)
     return f"made the models of world {index + 1}"
 
 
@@ -91,8 +107,9 @@ def _train_one(unit: Unit) -> str:
 
 def _measure_one(unit: Unit) -> str:
     study, name, seed = unit
-    record = measures(study)[name](Scene(study, seed))
-    write_json_atomic(study.measurement(name, seed), {"schema": 1, **record})
+    record = measures(study, seed)[name](Scene(study, seed))
+    about = {"schema": SCHEMA, "base_model": study.base_of(seed)}
+    write_json_atomic(study.measurement(name, seed), about | record)
     return f"measured {name}, seed {seed}"
 
 
@@ -115,15 +132,25 @@ def _in_parallel(function: Callable[[Unit], str], units: Iterable[Unit]) -> None
 
 
 def _setup(study: Study) -> str:
-    world = TinyWorld(**study.world)
-    count = sum(parameter.numel() for parameter in make_model(world).parameters())
+    first = TinyWorld(**study.bases[0])
+    count = sum(parameter.numel() for parameter in make_model(first).parameters())
+    which = [
+        f"right in {TinyWorld(**base).base_greedy:.0%} of the cases when greedy"
+        for base in study.bases
+    ]
     return SETUP.format(
         parameters=f"{count / 1e6:.2f} M",
-        layers=world.layers,
+        layers=first.layers,
+        n=len(study.seeds),
+        bases=len(study.bases),
+        which=", ".join(which),
+        k=min(study.algorithm_seeds, len(study.seeds)),
+        prompts=study.rl_prompts,
+        responses=study.responses,
+        rl_steps=study.rl_steps,
         steps=study.steps,
         answers=study.answers,
         lr=study.lr,
-        n=len(study.seeds),
         problems=study.problems,
         passes=study.passes,
     )

@@ -1,7 +1,7 @@
 """What the study trains and measures, where it keeps it, and one seed's models."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,65 +13,111 @@ from effopd.data.world import TinyWorld
 from effopd.demo.cache import world_models
 from effopd.errors import ConfigError, EffopdError, NonFiniteError
 from effopd.evaluation.routing import Teachers
+from effopd.models.loading import ModelSettings
 from effopd.models.updates import Update, open_update
-from effopd.records import Row, checkpoint_path
+from effopd.records import Row, checkpoint_path, checkpoint_step, list_checkpoints, load_run
+from effopd.reports.series import evaluations
 from effopd.training.build import Parts, build_parts
 from effopd.training.config import Config, make_config
 from effopd.training.run import train
 from effopd.training.signals import stop_on_signals
 
-REWARDED = ("grpo", "dapo")
-"""Methods that learn from rewards; the first one's last checkpoint is the teacher of `opd`."""
+REWARDED = ("grpo", "dapo", "ppo")
+"""Methods that learn from rewards."""
 
-METHODS = (*REWARDED, "opd")
+TEACHER_OF = {"opd": "grpo", "opd_dapo": "dapo", "opd_ppo": "ppo"}
+"""Distillations, and the run whose last checkpoint each learns from."""
+
+BOTH = ("grpo", "opd")
+"""Reinforcement learning and the distillation from its result: what most figures compare."""
+
+ALGORITHMS = ("dapo", "ppo", "opd_dapo", "opd_ppo")
+"""What figure 9 takes in addition."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """Sizes of a reproduction.
 
-    All methods take the same number of updates with the same learning rate on batches of the same
-    size, so that a smaller update is not one of fewer or shorter steps.
+    Reinforcement learning has the shape of the paper's batches, few prompts with 16 answers each,
+    and goes on until its batch reward has not risen for five steps; every distillation learns from
+    the last checkpoint of its own teacher's run, for a fixed number of steps.
 
     Attributes:
         out: Directory of its runs and measurements.
-        seeds: Training seeds; base model and problems are the same for all.
-        steps: Updates of every run.
+        seeds: Training seeds; each starts from one of the bases, in turn.
+        bases: Settings of the tiny world, one for each base model.
+        algorithm_seeds: Seeds that DAPO and PPO are trained with too; the first ones.
+        sizes: Hidden widths that figure 8 compares in addition; hours each.
+        rl_steps: Updates of reinforcement learning, at most.
+        rl_prompts: Prompts of its batches.
+        responses: Answers to each of them.
+        steps: Updates of a distillation.
+        answers: Answers in a batch of a distillation, each to a prompt of its own.
         save_every: Updates between checkpoints.
+        moments: Places in the course of a run, equally far apart, that paths are compared at.
         lr: Learning rate of every run.
-        answers: Answers in a batch.
         problems: Held-out problems of every evaluation.
         passes: Sampled answers to each of them.
-        world: Settings of the tiny world.
         plan: Comparison whose runs are figures 6 and 7, in the recipes directory.
         quick: Whether the plan's quick section applies.
     """
 
     out: Path
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    steps: int = 32
-    save_every: int = 4
-    lr: float = 3e-4
+    bases: tuple[Mapping[str, Any], ...] = (
+        {"layers": 6},
+        {"layers": 6, "seed": 1, "base_greedy": 0.6},
+    )
+    algorithm_seeds: int = 3
+    sizes: tuple[int, ...] = ()
+    rl_steps: int = 120
+    rl_prompts: int = 8
+    responses: int = 16
+    steps: int = 40
     answers: int = 256
+    save_every: int = 4
+    moments: int = 10
+    lr: float = 3e-4
     problems: int = 256
     passes: int = 2
-    world: Mapping[str, Any] = field(default_factory=lambda: {"layers": 6})
     plan: Path = Path("recipes/compare-paper.toml")
     quick: bool = False
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ConfigError(f"seeds must be distinct and at least one, got {self.seeds}")
-        if self.steps < 2 * self.save_every or self.save_every < 1:
-            raise ConfigError(
-                f"steps must be at least two checkpoints, got steps = {self.steps} with "
-                f"save_every = {self.save_every}"
-            )
+        if not self.bases:
+            raise ConfigError("bases must name at least one base model")
+        for name in ("steps", "rl_steps"):
+            if getattr(self, name) < 2 * self.save_every or self.save_every < 1:
+                raise ConfigError(
+                    f"{name} must be at least two checkpoints, got {name} = {getattr(self, name)} "
+                    f"with save_every = {self.save_every}"
+                )
 
-    @property
-    def early_step(self) -> int:
-        """The checkpoint nearest to a tenth of the training, as in the paper's figure 5c."""
-        return max(self.save_every, round(self.steps / 10 / self.save_every) * self.save_every)
+    def base_of(self, seed: int) -> int:
+        """Which of the bases a seed starts from."""
+        return self.seeds.index(seed) % len(self.bases)
+
+    def world(self, seed: int) -> TinyWorld:
+        """The world of a seed's base."""
+        return TinyWorld(**self.bases[self.base_of(seed)])
+
+    def methods(self, seed: int) -> tuple[str, ...]:
+        """What is trained with a seed, teachers first."""
+        chosen = {*BOTH, *(ALGORITHMS if seed in self.seeds[: self.algorithm_seeds] else ())}
+        return tuple(name for name in (*REWARDED, *TEACHER_OF) if name in chosen)
+
+    def of_size(self, hidden: int) -> "Study":
+        """The same study with another width, without figure 9, in a directory of its own."""
+        return replace(
+            self,
+            out=self.out / f"hidden-{hidden}",
+            bases=tuple({**base, "hidden": hidden} for base in self.bases),
+            algorithm_seeds=0,
+            sizes=(),
+        )
 
     def run(self, method: str, seed: int) -> Path:
         """Directory of a run."""
@@ -81,71 +127,133 @@ class Study:
         """Directory of a checkpoint of a run."""
         return checkpoint_path(self.run(method, seed) / "checkpoints", step)
 
+    def saved_steps(self, method: str, seed: int) -> list[int]:
+        """Steps at which a run was saved, ascending; the last one is where it ended."""
+        found = list_checkpoints(self.run(method, seed) / "checkpoints")
+        return sorted(checkpoint_step(directory) for directory in found)
+
+    def moment_steps(self, method: str, seed: int) -> list[int]:
+        """The checkpoints nearest to equal parts of a run: as many for short runs as for long ones.
+
+        A run of fewer checkpoints than moments has some of them twice.
+        """
+        saved = self.saved_steps(method, seed)
+        wanted = [saved[-1] * (i + 1) / self.moments for i in range(self.moments)]
+        return [min(saved, key=lambda step: abs(step - place)) for place in wanted]
+
     def measurement(self, name: str, seed: int) -> Path:
         """File of what was measured with one seed."""
         return self.out / "measurements" / name / f"seed-{seed}.json"
-
-    @property
-    def checkpoint_steps(self) -> range:
-        """Steps at which every run was saved."""
-        return range(self.save_every, self.steps + 1, self.save_every)
 
 
 def quick_study(out: Path) -> Study:
     """A reproduction in minutes: two seeds, short runs, few problems; its verdicts mean little."""
     return Study(
-        out=out, seeds=(0, 1), steps=8, save_every=2, problems=64, passes=1, world={}, quick=True
+        out=out,
+        seeds=(0, 1),
+        bases=({},),
+        algorithm_seeds=2,
+        rl_steps=8,
+        steps=8,
+        save_every=2,
+        moments=4,
+        problems=64,
+        passes=1,
+        quick=True,
     )
 
 
-RESPONSES = 8
-"""Answers to one prompt in reinforcement learning; distillation writes one."""
+def long_study(out: Path) -> Study:
+    """Two hours on two cores: a smaller rate and more updates, which figure 5c asks for."""
+    return Study(out=out, lr=1e-4, rl_steps=480, steps=96, save_every=8)
 
 
-def base_directory(study: Study) -> Path:
-    """The base model that all runs start from; trained unless it is cached."""
-    return world_models(TinyWorld(**study.world), print).base
+ANSWER_S, EVALUATED_S, WORLD_S = 0.011, 0.0024, 220.0
+"""Seconds of one core: a training answer, an evaluated one, the base of a world; at 0.61 M
+parameters, from 451 s of 160 steps of 128 answers and 64 of 256 on an AMD EPYC."""
+INTERVENTIONS, REST_S = 99, 90.0
+"""Evaluations of changed models with one seed, and seconds of what needs none."""
 
 
-def worlds(study: Study) -> list[TinyWorld]:
-    """The worlds of the study and of its comparison, each once."""
+def minutes(study: Study, workers: int = 2) -> float:
+    """About how long a reproduction takes from nothing, every run as long as it may be."""
+    seconds = WORLD_S * len(worlds(study))
+    evaluation = EVALUATED_S * study.problems
+    for seed in study.seeds:
+        for method in study.methods(seed):
+            steps, answers = study.steps, study.answers
+            if method in REWARDED:
+                steps, answers = study.rl_steps, study.rl_prompts * study.responses
+            seconds += steps * (answers * ANSWER_S + evaluation / study.save_every)
+        seconds += INTERVENTIONS * study.passes * evaluation + REST_S
+    for cell in load_plan(study.plan, quick=study.quick).cells():
+        train = make_config(cell.settings).train
+        expected = EXPECTED_STEPS.get(cell.method, train.steps)
+        seconds += min(expected, train.steps) * train.prompts_per_step * train.epochs * ANSWER_S
+    return seconds / workers / 60
+
+
+EXPECTED_STEPS = {"effopd": 4, "exopd": 20, "alphaopd": 20}
+"""Where runs that end near their teacher's accuracy end, by docs/search.md."""
+
+
+def base_directory(world: TinyWorld) -> Path:
+    """The base model that a seed's runs start from; trained unless it is cached."""
+    return world_models(world, print, teacher=False).base
+
+
+def worlds(study: Study) -> list[tuple[TinyWorld, bool]]:
+    """The worlds of the study and of its comparison, and whether their teacher is needed."""
     cells = load_plan(study.plan, quick=study.quick).cells()
     tasks = [make_config(cell.settings).task for cell in cells]
-    found = [TinyWorld(**study.world), *(task for task in tasks if isinstance(task, TinyWorld))]
-    return list(dict.fromkeys(found))
+    compared = dict.fromkeys(task for task in tasks if isinstance(task, TinyWorld))
+    own = dict.fromkeys(study.world(seed) for seed in study.seeds)
+    return [*((task, True) for task in compared), *((w, False) for w in own if w not in compared)]
 
 
 def run_settings(study: Study, method: str, seed: int) -> Config:
     """Settings of one run.
 
     Distillation takes the objective of the paper's code, the sampled token's log-ratio, and its
-    teacher is the run of reinforcement learning with the same seed.
+    teacher is the run of reinforcement learning with the same seed, from the same base.
     """
     rewarded = method in REWARDED
+    train: dict[str, Any] = {
+        "steps": study.steps,
+        "prompts_per_step": study.answers,
+        "rollout_batch": study.answers,
+    }
+    if rewarded:
+        train = {
+            "steps": study.rl_steps,
+            "prompts_per_step": study.rl_prompts,
+            "responses_per_prompt": study.responses,
+            "rollout_batch": study.rl_prompts * study.responses,
+            "stop": {"reward_patience": 5, "reward_window": 5},
+        }
     settings: dict[str, Any] = {
-        "method": method,
+        "method": method if rewarded else "opd",
         "seed": seed,
         "device": "cpu",
-        "task": {"type": "tiny_world", **study.world},
+        "task": {"type": "tiny_world", **study.bases[study.base_of(seed)]},
         "optimizer": {"lr": study.lr},
-        "train": {
-            "steps": study.steps,
-            "prompts_per_step": study.answers // RESPONSES if rewarded else study.answers,
-            "responses_per_prompt": RESPONSES if rewarded else 1,
-            "rollout_batch": study.answers,
-        },
+        "train": train,
         "evaluation": {
             "every": study.save_every,
             "first": [],
             "problems": study.problems,
             "recorded": 0,
             "teacher": not rewarded,
+            "divergence": False,
         },
-        "checkpoint": {"every": study.save_every, "keep": study.steps},
+        "checkpoint": {"every": study.save_every, "keep": max(study.steps, study.rl_steps)},
     }
     if not rewarded:
-        teacher = study.checkpoint(REWARDED[0], seed, study.steps)
-        settings["teacher"] = {"path": str(teacher)}
+        source = TEACHER_OF[method]
+        last = study.saved_steps(source, seed)
+        if not last:
+            raise EffopdError(f"{study.run(source, seed)} has no checkpoint to distil: train it")
+        settings["teacher"] = {"path": str(study.checkpoint(source, seed, last[-1]))}
         settings["objective"] = {"type": "sampled_token"}
     return make_config(settings)
 
@@ -157,10 +265,6 @@ def train_run(study: Study, method: str, seed: int) -> None:
         finished = train(run_settings(study, method, seed), out, stop=stop).finished
     if not finished:
         raise EffopdError(f"{out} was stopped and saved: run the same command to go on")
-
-
-BOTH = ("grpo", "opd")
-"""Reinforcement learning and the distillation from its result."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +282,7 @@ class Scene:
     @cached_property
     def base(self) -> Path:
         """Directory of the base model."""
-        return base_directory(self.study)
+        return base_directory(self.study.world(self.seed))
 
     @cached_property
     def parts(self) -> Parts:
@@ -187,8 +291,30 @@ class Scene:
 
     def update(self, method: str, step: int | None = None) -> Update:
         """The update of a checkpoint, the last one by default."""
-        directory = self.study.checkpoint(method, self.seed, step or self.study.steps)
-        return open_update(self.base, directory)
+        last = step or self.study.saved_steps(method, self.seed)[-1]
+        return open_update(self.base, self.study.checkpoint(method, self.seed, last))
+
+    def settings_of(self, method: str) -> ModelSettings:
+        """The last model of a run."""
+        last = self.study.saved_steps(method, self.seed)[-1]
+        return ModelSettings(path=str(self.study.checkpoint(method, self.seed, last)))
+
+    def early(self, method: str) -> Update:
+        """The update of the checkpoint nearest to a tenth of the run."""
+        saved = self.study.saved_steps(method, self.seed)
+        return self.update(method, min(saved, key=lambda step: abs(step - saved[-1] / 10)))
+
+    def accuracies(self, method: str) -> dict[int, float]:
+        """Step -> accuracy of every checkpoint, as the run evaluated it."""
+        run = load_run(self.study.run(method, self.seed))
+        found = {p.step: p.accuracy for p in evaluations(run) if p.accuracy is not None}
+        return {step: found[step] for step in self.study.saved_steps(method, self.seed)}
+
+    def step_as_good(self, method: str, as_good_as: str) -> int:
+        """The first checkpoint with the final accuracy of another run; the last one if none has."""
+        asked = [*self.accuracies(as_good_as).values()][-1]
+        found = self.accuracies(method)
+        return next((step for step, value in found.items() if value >= asked), max(found))
 
     def accuracy(self, update: Update, intervention: Intervention) -> float:
         """Mean accuracy of the changed model over passes."""

@@ -34,6 +34,7 @@ from effopd.training.collect import Collector
 from effopd.training.config import Config
 from effopd.training.loop import Trainer
 from effopd.training.monitor import Monitor
+from effopd.training.rows import batch_statistics
 from effopd.training.run_directory import LOGS
 from effopd.training.teachers import StudentAverage
 
@@ -493,6 +494,23 @@ def test_a_run_killed_between_its_last_save_and_its_end_is_over(
     assert (done, messages) == (True, ["resuming from step-00002"])
     assert finished(tmp_path) == {"step": 2, "reason": "accuracy 0.950 is 90% of the teacher's"}
     assert outcome(tmp_path) == before
+
+
+@pytest.mark.parametrize("every", [0, 2, 4])
+def test_a_run_that_its_rewards_end_is_evaluated_where_it_ends(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    rewards = iter([0.1, 0.4, 0.2, 0.3, 0.4, 0.9])
+    scripted = lambda batch: {**batch_statistics(batch), "reward": next(rewards)}  # noqa: E731
+    monkeypatch.setattr("effopd.training.loop.batch_statistics", scripted)
+    settings = GROUPS | {"method": "grpo", "objective": {}, "checkpoint.every": 99}
+    settings |= {"evaluation.every": every, "evaluation.first": []}
+    config = tiny_config(models, settings | {"train.stop": {"reward_patience": 3}})
+    assert train_tiny(config, tmp_path)[0]
+    assert finished(tmp_path) == {"step": 5, "reason": "no better reward in 3 steps"}
+    evaluated = [r["step"] for r in read_jsonl(tmp_path / "evals.jsonl") if r["model"] == "student"]
+    assert evaluated == {0: [0, 5], 2: [0, 2, 4, 5], 4: [0, 4, 5]}[every]
+    assert list_checkpoints(tmp_path / "checkpoints")[0].name == "step-00005"
 
 
 def test_a_stopped_run_is_not_finished(models: Path, tmp_path: Path) -> None:

@@ -10,11 +10,20 @@ from typing import Any
 import pytest
 from studies.paper import accuracy, geometry, reproduce
 from studies.paper.reproduce import measures
-from studies.paper.study import BOTH, Scene, Study, train_run
+from studies.paper.study import (
+    BOTH,
+    TEACHER_OF,
+    Scene,
+    Study,
+    minutes,
+    quick_study,
+    run_settings,
+    train_run,
+)
 
 from effopd.analysis.modules import update_norm
 from effopd.data.world import TinyWorld, make_model, make_tokenizer
-from effopd.errors import ConfigError
+from effopd.errors import ConfigError, EffopdError
 from effopd.models.layout import matrices, places
 
 WORLD = {
@@ -47,6 +56,8 @@ settings = { method = "effopd", preset = "paper", validation = { prompts = 4 } }
 settings = { method = "exopd", objective = { type = "exopd" } }
 [methods.alphaopd]
 settings = { method = "alphaopd", search = { schedule = { steps = [2] } } }
+[methods.release]
+settings = { method = "effopd", preset = "release", validation = { prompts = 4 } }
 [methods.effopd]
 settings = { method = "effopd", validation = { prompts = 4 } }
 [quick]
@@ -64,12 +75,16 @@ def study_in(directory: Path) -> Study:
     return Study(
         out=directory / "out",
         seeds=(1,),
+        bases=(WORLD,),
+        rl_steps=4,
+        rl_prompts=4,
+        responses=4,
         steps=4,
         save_every=2,
+        moments=2,
         answers=16,
         problems=16,
         passes=1,
-        world=WORLD,
         plan=plan,
         quick=True,
     )
@@ -99,10 +114,25 @@ def test_measurements_agree_with_each_other(trained: Scene) -> None:
         whole = scaled[method]["accuracy"][-1]
         assert whole == replaced[method]["full"] == ranked[method]["full"]
         assert 0 < ranked[method]["tail_norm"] < norm
+        assert 0 < ranked[method]["tail_share"] < 1
         modules = matrices(places(update.shapes))
         table = geometry.table_1(update, modules)
         assert 0 < table["top_1_ratio"] < table["top_5_ratio"] < 1
     assert replaced["base"] == ranked["base"]
+    assert ranked["matched"]["step"] in trained.study.saved_steps("grpo", 1)
+
+
+def test_states_and_gradients_are_measured_at_the_base(trained: Scene) -> None:
+    shifted = geometry.shift(trained)
+    for method in BOTH:
+        assert 0.5 < shifted[method]["state_cosine"] < 1
+        assert 0.5 < shifted[method]["embedding_cosine"] <= 1
+    found = geometry.estimators(trained)
+    assert found.keys() == {"opd", "sampled_opd", "rl"}
+    for row in found.values():
+        assert row["trace"] >= 0
+    # The sampled token's gradients have the expectation of the whole vocabulary's, and spread more.
+    assert found["sampled_opd"]["trace"] > found["opd"]["trace"] > 0
 
 
 def one_by_one(function: Callable[[Any], str], units: Iterable[Any]) -> None:
@@ -122,7 +152,7 @@ def test_everything_is_trained_measured_and_written_once(
     written = {
         path: path.stat().st_mtime_ns for path in study.out.rglob("*.json*") if path.is_file()
     }
-    assert all(study.measurement(n, s).is_file() for n in measures(study) for s in study.seeds)
+    assert all(study.measurement(n, s).is_file() for s in study.seeds for n in measures(study, s))
     for picture in ("norms", "windows", "ranks", "subspaces", "heat-maps", "rescaling", "methods"):
         file = page.parent / "assets" / "reproduction" / f"{picture}.png"
         assert file.read_bytes().startswith(b"\x89PNG")
@@ -156,12 +186,72 @@ def test_units_run_in_processes_of_one_thread_until_one_fails(
 def test_a_study_checks_itself(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="distinct"):
         Study(out=tmp_path, seeds=(0, 0))
-    with pytest.raises(ConfigError, match="two checkpoints"):
+    with pytest.raises(ConfigError, match=r"steps must be at least two checkpoints"):
         Study(out=tmp_path, steps=4, save_every=4)
+    with pytest.raises(ConfigError, match="rl_steps must be at least two checkpoints"):
+        Study(out=tmp_path, rl_steps=4, save_every=4)
+    with pytest.raises(ConfigError, match="bases"):
+        Study(out=tmp_path, bases=())
 
 
-@pytest.mark.parametrize(("steps", "every", "early"), [(40, 4, 4), (40, 2, 4), (8, 2, 2)])
-def test_the_early_checkpoint_is_a_tenth_of_the_way(
-    tmp_path: Path, steps: int, every: int, early: int
+def saved(study: Study, method: str, steps: Iterable[int]) -> None:
+    for step in steps:
+        study.checkpoint(method, 0, step).mkdir(parents=True)
+
+
+@pytest.mark.parametrize(
+    ("steps", "moments"),
+    [
+        (range(4, 41, 4), [4, 8, 12, 16, 20, 24, 28, 32, 36, 40]),
+        ([*range(4, 117, 4), 118], [12, 24, 36, 48, 60, 72, 84, 96, 108, 118]),
+        ([4, 8, 11], [4, 4, 4, 4, 4, 8, 8, 8, 11, 11]),  # too few: some twice
+    ],
+)
+def test_runs_of_any_length_are_compared_at_equal_parts(
+    tmp_path: Path, steps: Iterable[int], moments: list[int]
 ) -> None:
-    assert Study(out=tmp_path, steps=steps, save_every=every).early_step == early
+    study = Study(out=tmp_path)
+    saved(study, "grpo", steps)
+    found = study.moment_steps("grpo", 0)
+    assert len(found) == 10
+    assert found[-1] == moments[-1]
+    assert found == pytest.approx(moments, abs=4)
+
+
+def test_every_distillation_learns_from_its_own_teacher(tmp_path: Path) -> None:
+    study = Study(out=tmp_path)
+    assert study.methods(0) == ("grpo", "dapo", "ppo", "opd", "opd_dapo", "opd_ppo")
+    assert study.methods(4) == ("grpo", "opd")
+    for method, source in TEACHER_OF.items():
+        with pytest.raises(EffopdError, match=f"{source}.* has no checkpoint to distil"):
+            run_settings(study, method, 0)
+        saved(study, source, [4, 8, 11])
+        config = run_settings(study, method, 0)
+        assert config.method == "opd"
+        assert config.teacher is not None
+        assert config.teacher.path == str(study.checkpoint(source, 0, 11))
+
+
+def test_reinforcement_learning_has_the_shape_and_the_end_of_the_papers(tmp_path: Path) -> None:
+    for method in ("grpo", "dapo", "ppo"):
+        train = run_settings(Study(out=tmp_path), method, 1).train
+        assert (train.prompts_per_step, train.responses_per_prompt) == (8, 16)
+        assert (train.stop.reward_patience, train.stop.reward_window) == (5, 5)
+        assert not train.stop.reads_evaluations
+
+
+def test_seeds_start_from_different_bases(tmp_path: Path) -> None:
+    study = Study(out=tmp_path)
+    assert len(study.seeds) == 5
+    assert [study.base_of(seed) for seed in study.seeds] == [0, 1, 0, 1, 0]
+    assert study.world(0) != study.world(1)
+    assert run_settings(study, "grpo", 1).task == study.world(1)
+    wide = study.of_size(192)
+    assert (wide.world(0).hidden, wide.out) == (192, tmp_path / "hidden-192")
+    assert wide.methods(0) == ("grpo", "opd")
+
+
+def test_the_plan_fits_into_an_hour(tmp_path: Path) -> None:
+    """By costs of a step that were measured; every run as long as it may be."""
+    assert minutes(quick_study(tmp_path)) < 15 < minutes(Study(out=tmp_path)) <= 60
+    assert minutes(Study(out=tmp_path), workers=1) == 2 * minutes(Study(out=tmp_path))

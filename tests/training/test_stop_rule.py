@@ -67,6 +67,36 @@ def test_target(
     assert (StopRule(target=target).reason(rows(accuracies, teacher)) is not None) == ends
 
 
+@pytest.mark.parametrize(
+    ("rewards", "patience", "window", "ends"),
+    [
+        ([], 5, 1, False),
+        ([0.5] * 5, 5, 1, False),
+        ([0.5] * 6, 5, 1, True),  # a new best must be higher
+        ([0.5, 0.1, 0.2, 0.3, 0.4, 0.5], 5, 1, True),
+        ([0.5, 0.1, 0.2, 0.3, 0.4, 0.51], 5, 1, False),
+        ([0.5, 0.51, 0.1, 0.1, 0.1, 0.1], 5, 1, False),  # the best is four steps old
+        ([0.5, 0.51, 0.1, 0.1, 0.1, 0.1, 0.1], 5, 1, True),
+        ([0.5, None, 0.4, None], 1, 1, True),  # a skipped step has no reward and is not counted
+        ([0.5, None, None], 1, 1, False),
+        # Means of two: 0.3, 0.35, 0.35, 0.45; alone the second step would be the best.
+        ([0.1, 0.5, 0.2, 0.5, 0.4], 3, 1, True),
+        ([0.1, 0.5, 0.2, 0.5, 0.4], 3, 2, False),
+        ([0.4, 0.5, 0.2, 0.5, 0.3], 3, 2, True),
+        ([0.4, 0.4], 1, 2, False),
+        ([0.5] * 99, 0, 1, False),
+    ],
+)
+def test_patience_with_the_rewards_of_steps(
+    rewards: list[float | None], patience: int, window: int, ends: bool
+) -> None:
+    rule = StopRule(reward_patience=patience, reward_window=window)
+    each = ", each the mean of 2 steps" if window == 2 else ""
+    expected = f"no better reward in {patience} steps{each}" if ends else None
+    assert rule.reason([], [{"reward": reward} for reward in rewards]) == expected
+    assert rule.reason(rows([0.5] * 99)) is None  # accuracies do not count
+
+
 def test_the_target_is_named() -> None:
     reason = StopRule(target=0.95, patience=1).reason(rows([0.5, 0.875], [0.9]))
     assert reason == "accuracy 0.875 is 95% of the teacher's"
@@ -76,6 +106,8 @@ def test_a_rule_without_numbers_is_not_active() -> None:
     assert not StopRule().is_active
     assert StopRule(patience=1).is_active
     assert StopRule(target=0.5).is_active
+    assert StopRule(reward_patience=1).is_active
+    assert not StopRule(reward_patience=1).reads_evaluations
     assert StopRule().reason(rows([0.5] * 9, [0.1])) is None
 
 
@@ -84,4 +116,10 @@ def test_a_rule_without_numbers_is_not_active() -> None:
 )
 def test_impossible_rules_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"train.stop needs patience >= 0 and target >= 0"):
+        StopRule(**bad)
+
+
+@pytest.mark.parametrize("bad", [{"reward_patience": -1}, {"reward_window": 0}])
+def test_impossible_rules_of_rewards_are_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"needs reward_patience >= 0 and reward_window >= 1"):
         StopRule(**bad)

@@ -134,7 +134,9 @@ def reasons(refused: Sequence[str], config: Config, steps_done: int) -> list[str
             )
         elif config.train.steps < steps_done:
             found.append(f"{steps_done} steps are done: train.steps cannot be less.")
-    if config.train.stop.is_active and any(line.startswith("evaluation.") for line in refused):
+    if config.train.stop.reads_evaluations and any(
+        line.startswith("evaluation.") for line in refused
+    ):
         found.append("train.stop ends this run by its evaluations: they stay as they are.")
     return found
 
@@ -145,7 +147,7 @@ def _effect(name: str, config: Config, after: Any, steps_done: int) -> Effect | 
         return "no number" if isinstance(after, int) and after >= steps_done else "the run"
     if name.startswith("monitor.") and not config.monitor.every:
         return "what is measured and recorded"  # it may be turned off on the way
-    decides = name.startswith("evaluation.") and config.train.stop.is_active
+    decides = name.startswith("evaluation.") and config.train.stop.reads_evaluations
     return "the run" if decides and name != "evaluation.recorded" else effect_of(name)
 
 

@@ -156,13 +156,15 @@ def _of_memory(config: "Config") -> Iterator[str]:
 
 def _of_rewards(config: "Config") -> Iterator[str]:
     """What looks at rewards or accuracies needs someone who checks answers."""
+    if config.train.stop.reward_patience and not config.objective.needs_rewards:
+        yield "train.stop.reward_patience looks at rewards, which this objective does not have"
     if isinstance(config.task, World) or config.task.verifier != "none":
         return
     if config.searches and config.validation.type == "accuracy":
         yield "validation.type = 'accuracy' needs task.verifier; use validation.type = 'teacher_kl'"
     if config.objective.needs_rewards:
         yield f"objective.type = {config.objective.type!r} learns from rewards: set task.verifier"
-    if config.train.stop.is_active:
+    if config.train.stop.reads_evaluations:
         yield "train.stop looks at accuracies: set task.verifier"
     if config.checkpoint.keep_best and not config.evaluation.divergence:
         yield (

@@ -99,6 +99,8 @@ class Trainer:
             self._step()
             self._evaluate()
             reason = self._end()
+            if reason is not None:
+                self._evaluate(ended=True)
             due = self.progress.step % self.settings.checkpoint.every == 0
             if stop or due or reason is not None or self._best() == self.progress.step:
                 self._save()
@@ -217,10 +219,14 @@ class Trainer:
         self.run_directory.write("timing", timing)
         self.observer.on_step(metrics, timing)
 
-    def _evaluate(self) -> None:
-        """Evaluates the student on the test problems if that is due."""
+    def _evaluate(self, *, ended: bool = False) -> None:
+        """Evaluates the student on the test problems if that is due, or a last time if it was not.
+
+        A run ends between evaluations where its rewards end it.
+        """
         settings, step = self.settings.evaluation, self.progress.step
-        if self._evaluate_student is None or not settings.is_due(step, self.settings.train.steps):
+        due = settings.is_due(step, self.settings.train.steps)
+        if self._evaluate_student is None or settings.problems == 0 or due == ended:
             return
         with self.updater.averaged_():
             if self.updater.is_averaged:
@@ -245,7 +251,9 @@ class Trainer:
         if self.progress.step >= self.settings.train.steps:
             return LAST_STEP
         rule = self.settings.train.stop
-        return rule.reason(self.run_directory.rows("evals")) if rule.is_active else None
+        if not rule.is_active:
+            return None
+        return rule.reason(self.run_directory.rows("evals"), self._history)
 
     def _save(self) -> None:
         self.progress.offsets = self.run_directory.offsets()

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Literal
 
 from effopd.errors import ConfigError
@@ -95,17 +96,25 @@ class Horizon:
 
 @dataclass(frozen=True, kw_only=True)
 class StopRule:
-    """When a run ends before its last step; looked at after each evaluation.
+    """When a run ends before its last step; looked at after each step and evaluation.
 
     Attributes:
         patience: Evaluations in a row without a new best accuracy; 0 never stops for that.
         target: Share of the teacher's accuracy that ends the run once reached; 0 never does.
+        reward_patience: Steps in a row without a new best mean reward of the step's answers; 0
+            never stops for that.
+        reward_window: Steps whose mean counts as the reward of the last of them; small batches need
+            several.
 
-    Source: patience 5 is how arXiv 2605.11739, appendix E, ends its reinforcement learning.
+    Source: reward_patience 5 is how arXiv 2605.11739, appendix D.2, ends its reinforcement
+    learning: the average reward of a batch has not risen for five steps. Its batches have 512
+    answers, and it does not mention a window.
     """
 
     patience: int = 0
     target: float = 0.0
+    reward_patience: int = 0
+    reward_window: int = 1
 
     def __post_init__(self) -> None:
         if self.patience < 0 or not (math.isfinite(self.target) and self.target >= 0):
@@ -113,14 +122,34 @@ class StopRule:
                 f"train.stop needs patience >= 0 and target >= 0, got {self.patience} and "
                 f"{self.target}"
             )
+        if self.reward_patience < 0 or self.reward_window < 1:
+            raise ConfigError(
+                "train.stop needs reward_patience >= 0 and reward_window >= 1, got "
+                f"{self.reward_patience} and {self.reward_window}"
+            )
+
+    @property
+    def reads_evaluations(self) -> bool:
+        """Whether evaluations can end a run."""
+        return self.patience > 0 or self.target > 0
 
     @property
     def is_active(self) -> bool:
         """Whether the rule can end a run."""
-        return self.patience > 0 or self.target > 0
+        return self.reads_evaluations or self.reward_patience > 0
 
-    def reason(self, evaluations: Sequence[Mapping[str, Any]]) -> str | None:
-        """What ends a run after these rows of `evals.jsonl`; None to go on."""
+    def reason(
+        self,
+        evaluations: Sequence[Mapping[str, Any]],
+        metrics: Sequence[Mapping[str, Any]] = (),
+    ) -> str | None:
+        """What ends a run after these rows of `evals.jsonl` and `metrics.jsonl`; None to go on."""
+        rewards = [r["reward"] for r in metrics if r["reward"] is not None]
+        width, waited = self.reward_window, self.reward_patience
+        means = [fmean(rewards[i : i + width]) for i in range(len(rewards) - width + 1)]
+        if 0 < waited < len(means) and max(means[-waited:]) <= max(means[:-waited]):
+            of = f", each the mean of {width} steps" if width > 1 else ""
+            return f"no better reward in {waited} steps{of}"
         student, teacher = (
             [r["accuracy"] for r in evaluations if r["model"] == model]
             for model in ("student", "teacher")
@@ -275,7 +304,7 @@ class LoopSettings:
 
     def __post_init__(self) -> None:
         stop, evaluation = self.train.stop, self.evaluation
-        if stop.is_active and evaluation.problems == 0:
+        if stop.reads_evaluations and evaluation.problems == 0:
             raise ConfigError("train.stop looks at evaluations: set evaluation.problems above 0")
         if self.checkpoint.keep_best and evaluation.problems == 0:
             raise ConfigError(
