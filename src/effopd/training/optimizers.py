@@ -24,6 +24,7 @@ from effopd.data.problem import imported, is_path
 from effopd.errors import CheckpointError, ConfigError
 from effopd.models.names import is_head
 from effopd.models.weights import is_embedding
+from effopd.search.slope import SlopeSettings
 
 if TYPE_CHECKING:
     from effopd.training.config import Config
@@ -59,6 +60,8 @@ class OptimizerSettings:
         decay: Shape after warm-up: "none" stays at the peak; "linear" and "cosine" fall to 0 at the
             last step.
         clip_norm: Largest gradient norm; larger gradients are scaled down.
+        slope: Multiplies the scheduled rate of "adamw" by what the slopes of the loss say, so that
+            the rate need not be known (docs/search.md); None leaves it as it is.
     """
 
     type: str = "adamw"
@@ -70,6 +73,7 @@ class OptimizerSettings:
     warmup_steps: int = 0
     decay: Literal["none", "linear", "cosine"] = "none"
     clip_norm: float = 1.0
+    slope: SlopeSettings | None = None
 
     def __post_init__(self) -> None:
         if self.type not in OPTIMIZERS and not is_path(self.type):
@@ -78,6 +82,8 @@ class OptimizerSettings:
                 f"optimizer.type must be {', '.join(others)}, {last} or 'package.module:Class', "
                 f"got {self.type!r}"
             )
+        if self.slope is not None and self.type != "adamw":
+            raise ConfigError(f"optimizer.slope knows the steps of 'adamw', not of {self.type!r}")
         object.__setattr__(self, "betas", tuple(self.betas))
         if self.lr is None:
             object.__setattr__(self, "lr", _USUAL_LR.get(self.type, 1e-4))
@@ -104,6 +110,10 @@ class OptimizerSettings:
 
 def optimizer_contradictions(config: "Config") -> Iterator[str]:
     """What the points of an optimizer cannot be used for."""
+    if config.optimizer.slope is not None and config.searches:
+        yield (
+            "optimizer.slope and a search both set the rate: use it with method = 'slope' or 'opd'"
+        )
     if config.optimizer.type != "schedule_free":
         return
     if config.searches:

@@ -27,6 +27,7 @@ from effopd.search.extrapolator import Extrapolator, Search
 from effopd.search.factors import Factors
 from effopd.search.line_search import OnTrial
 from effopd.search.selection import select_parameters
+from effopd.search.slope import SlopeRate
 from effopd.search.validation import Validator
 from effopd.training.averages import WeightAverage
 from effopd.training.optimizers import make_optimizer
@@ -88,6 +89,8 @@ class Updater:
         self.moved: dict[str, Tensor] = dict(self.masters.tensors if self.masters else self.live)
         """What the optimizer moves: the trainable parameters, or their masters; by name."""
         self.optimizer = make_optimizer(settings.optimizer, self.moved)
+        slope = settings.optimizer.slope
+        self._slope = SlopeRate(self.optimizer, slope) if slope is not None else None
         self.average: WeightAverage | None = None
         if settings.average.is_active:
             self.average = WeightAverage(self.moved, settings.average)
@@ -158,6 +161,8 @@ class Updater:
         self._learner.release()
         names = dict.fromkeys(name for update in updates for name in update)
         row = {name: mean([update[name] for update in updates]) for name in names}
+        if self._slope is not None:
+            row["lr"] = updates[-1]["lr"]
         estimate = self.optimizer.param_groups[0].get("d")  # of the distance, which sets the rate
         return row if estimate is None else row | {"optimizer_d": float(estimate)}
 
@@ -193,7 +198,13 @@ class Updater:
             known = [float(part.known[name]) for part in parts if name in part.known]
             tokens = max(1.0, sum(known)) if known else portion.tokens
             means[name] = sum(float(part.sums.get(name, 0.0)) for part in parts) / tokens
+        # The rate of this very update follows the slopes, which are those of whole gradients.
+        if self._slope is not None:
+            rate = self._slope.before_step_(min(1.0, clip_norm / (norm + 1e-6)))
         self.optimizer.step()
+        if self._slope is not None:
+            self._slope.after_step_()
+            means["lr"] = rate
         if self.masters is not None:
             self.masters.publish_()
         self._learner.after_update()
