@@ -61,14 +61,15 @@ def smollm2_models(
     """
     cache = cache or cache_directory()
     cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / "smollm2.lock"):
-        digest = hashlib.blake2b(world.gguf.encode(), digest_size=6).hexdigest()
-        name = "smollm2-135m-q4" if not world.gguf else f"gguf-{digest}"
-        base = cache / name
+    digest = hashlib.blake2b(world.gguf.encode(), digest_size=6).hexdigest()
+    name = "smollm2-135m-q4" if not world.gguf else f"gguf-{digest}"
+    base = cache / name
+    with FileLock(cache / "smollm2-base.lock"):
         ensure(base, report, lambda to: convert(gguf_file(world, cache, report), to))
-        if world.task == "records" or not teacher:
-            return WorldModels(base=base, teacher=base)
-        sums = cache / f"{name}-sums-{_teacher_key(world)}"
+    if world.task == "records" or not teacher:
+        return WorldModels(base=base, teacher=base)
+    sums = cache / f"{name}-sums-{_teacher_key(world)}"
+    with FileLock(cache / "smollm2-sums.lock"):
         ensure(sums, report, lambda to: train_teacher(world, base, to, report))
     return WorldModels(base=base, teacher=sums)
 
