@@ -2,7 +2,11 @@
 
 import numpy as np
 
-FIELDS = {"steps": "step", "tokens": "sampled_tokens", "teacher_tokens": "teacher_tokens"}
+FIELDS = {
+    "steps": "step", "tokens": "sampled_tokens", "teacher_tokens": "teacher_tokens",
+    "passes": "student_passes",
+}  # fmt: skip
+CLOCKS = {"seconds": "elapsed_s", "cpu": "cpu_s"}
 
 
 def student_rows(run):
@@ -10,17 +14,18 @@ def student_rows(run):
     return sorted(rows, key=lambda row: row["step"])
 
 
-def seconds_at(run, step):
-    return 0.0 if step == 0 else next(r["elapsed_s"] for r in run.timing if r["step"] == step)
+def seconds_at(run, step, clock):
+    return 0.0 if step == 0 else next(r[clock] for r in run.timing if r["step"] == step)
 
 
 def costs(run, percent, teacher):
-    """Steps, tokens, teacher tokens and seconds to a share of the teacher; infinite if never."""
+    """Steps, tokens, passes and seconds to a share of the teacher; infinite if never."""
     for row in student_rows(run):
         if row["accuracy"] >= percent / 100 * teacher - 1e-12:
             found = {cost: float(row[field]) for cost, field in FIELDS.items()}
-            return found | {"seconds": seconds_at(run, row["step"])}
-    return dict.fromkeys([*FIELDS, "seconds"], np.inf)
+            clocks = {cost: seconds_at(run, row["step"], c) for cost, c in CLOCKS.items()}
+            return found | clocks
+    return dict.fromkeys([*FIELDS, *CLOCKS], np.inf)
 
 
 def area(run, horizon):

@@ -26,14 +26,16 @@ TEACHER = 0.9
 
 
 def run_of(points, *, method="opd", lr=1e-4, teacher=TEACHER):
-    """A run from (step, accuracy); a step samples 10 tokens, scores 11, and takes 2 seconds."""
+    """A run from (step, accuracy); of a step 10 tokens, 11 scored, 60 passes, 2 s, 3 CPU s."""
     evals = [
         {"step": step, "model": "student", "accuracy": accuracy, "sampled_tokens": 10 * step,
-         "teacher_tokens": 11 * step}
+         "teacher_tokens": 11 * step, "student_passes": 60 * step}
         for step, accuracy in points
     ]  # fmt: skip
     evals.append({"step": 0, "model": "teacher", "accuracy": teacher})
-    timing = [{"step": step, "elapsed_s": 2.0 * step} for step, _ in points if step]
+    timing = [
+        {"step": step, "elapsed_s": 2.0 * step, "cpu_s": 3.0 * step} for step, _ in points if step
+    ]
     info = {"label": method, "method": method, "lr": lr}
     return Run(directory=Path(method), label=method, info=info, evals=evals, timing=timing)
 
@@ -71,7 +73,11 @@ def test_tuning_costs_all_other_rates_to_their_own_end():
         ("opd", 1e-4): 40 + 80 + 40, ("opd", 1e-3): 80 + 80 + 40, ("opd", 1e-2): None,
         ("once", 1e-4): 40,
     }  # fmt: skip
-    assert rows[0]["tuned_passes_to_90"] is None  # not recorded
+    assert rows[0]["tuned_passes_to_90"] == 6 * 160
+    assert rows[0]["tuned_cpu_to_90"] == 3.0 * 16
+    del swept[1].run.evals[-2]["student_passes"]  # not recorded
+    assert setting_rows(swept)[1]["median_passes_at_end"] is None
+    assert comparison_summary(swept)["rows"][0]["tuned_passes_to_90"] is None
     (best,) = [r for r in comparison_summary([*swept, cell(FAST, method="once")])["best"]
                if r["method"] == "once"]  # fmt: skip
     assert (best["ratio_tokens_to_90"], best["ratio_tuned_tokens_to_90"]) == (1.0, 4.0)

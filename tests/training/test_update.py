@@ -36,6 +36,32 @@ def settings_of(updates: int, epochs: int, micro_batch_tokens: int) -> LoopSetti
     )
 
 
+class Portions(Learner):
+    """Notes how many answers each micro-batch has."""
+
+    def __init__(self, student: Policy) -> None:
+        self._learner = FullVocabularyKL().learner(Resources(student=student, teachers=TEACHERS))
+        self.sizes: list[int] = []
+
+    def prepare(self, batch: Batch) -> int:
+        return self._learner.prepare(batch)
+
+    def contribution(self, indices: Sequence[int], portion: Portion) -> Contribution:
+        self.sizes.append(len(indices))
+        return self._learner.contribution(indices, portion)
+
+
+def test_micro_batches_have_as_many_answers_as_is_set() -> None:
+    student = tiny_policy(0)
+    learner = Portions(student)
+    learner.prepare(batch(ANSWERS))
+    settings = settings_of(1, 1, 999)
+    train = replace(settings.train, micro_batch_sequences=3)
+    Updater(student, learner, replace(settings, train=train)).update_(ANSWERS, 1)
+    assert sum(learner.sizes) == len(ANSWERS)
+    assert max(learner.sizes) == 3
+
+
 class Counted(Learner):
     """Passes everything on and counts updates; may spoil the loss."""
 

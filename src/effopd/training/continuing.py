@@ -37,7 +37,7 @@ _SETTINGS: Mapping[Effect, str] = {
         reference.attention teacher_server.model teacher_server.url teacher_server.flavor
         teacher_server.concurrency rollouts.server.model rollouts.server.url
         rollouts.server.flavor rollouts.server.concurrency rollouts.vllm.gpu_memory
-        rollouts.vllm.eager train.micro_batch_tokens train.rollout_batch
+        rollouts.vllm.eager train.micro_batch_tokens train.micro_batch_sequences train.rollout_batch
         memory.offload_optimizer memory.scoring_tokens memory.generation_tokens
         memory.teacher_states_gb
     """,

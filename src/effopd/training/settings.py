@@ -175,6 +175,8 @@ class TrainSettings:
             split into; above 1 they are shuffled.
         epochs: Passes over the rollouts of a step.
         micro_batch_tokens: Prompt and completion tokens (padding included) per forward pass.
+        micro_batch_sequences: Answers per forward pass, at most; 0 leaves it to
+            `micro_batch_tokens`.
         rollout_batch: Sequences generated together.
         max_skipped_steps: Updates skipped in a row (non-finite loss or gradient) before the run
             stops with an error.
@@ -188,6 +190,7 @@ class TrainSettings:
     updates_per_step: int = 1
     epochs: int = 1
     micro_batch_tokens: int = 16384
+    micro_batch_sequences: int = 0
     rollout_batch: int = 128
     max_skipped_steps: int = 3
     horizon: Horizon = Horizon()
@@ -205,8 +208,9 @@ class TrainSettings:
                 f"train.updates_per_step = {self.updates_per_step} is more than a step's "
                 f"{self.prompts_per_step * self.responses_per_prompt} answers"
             )
-        if self.max_skipped_steps < 0:
-            raise ConfigError(f"train.max_skipped_steps must be >= 0, got {self.max_skipped_steps}")
+        for name in ("max_skipped_steps", "micro_batch_sequences"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"train.{name} must be >= 0, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -177,8 +178,10 @@ class Updater:
         self.optimizer.zero_grad(set_to_none=True)
         self._student.model.train()
         parts: list[Contribution] = []
-        limit = self._settings.train.micro_batch_tokens
-        for places in sorted_micro_batches(lengths, tokens=limit):
+        train = self._settings.train
+        limits: Any = {"tokens": train.micro_batch_tokens}
+        limits["sequences"] = train.micro_batch_sequences or None
+        for places in sorted_micro_batches(lengths, **limits):
             part = self._learner.contribution([indices[i] for i in places], portion)
             part.loss.backward()
             parts.append(part)
