@@ -216,7 +216,7 @@ class Tracking:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Lets the trackers take what is left, for `wait_s` at most; after Ctrl-C not at all."""
+        """Lets the trackers take the rest, for `wait_s` at most; a second Ctrl-C does not wait."""
         wait_s = 0.0 if isinstance(error, KeyboardInterrupt) else self.settings.wait_s
         for follower in self._followers:
             follower.over.set()
