@@ -4,6 +4,13 @@ Each is also a standard-library class, so callers may catch either. A message sa
 what was expected and what to do about it.
 """
 
+TROUBLESHOOTING = "docs/troubleshooting.md"
+
+
+def see(section: str) -> str:
+    """The end of a message that sends its reader to a section of the troubleshooting page."""
+    return f" (see {TROUBLESHOOTING}#{section})"
+
 
 class EffopdError(Exception):
     """Root of the family: `except EffopdError` catches what effopd raises on purpose."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
 
-from effopd.errors import ParameterMismatchError
+from effopd.errors import ParameterMismatchError, see
 from effopd.models.directory import GENERATION, read_config, read_object
 
 TEMPLATE_ERRORS = (
@@ -59,7 +59,7 @@ def end_token_remarks(tokenizer: Any, ends: tuple[int, ...]) -> Iterator[str]:
         yield (
             f"answers end with {token_names(tokenizer, ordinary)}, which the tokenizer has as "
             "ordinary text: if that is not meant, correct eos_token_id in generation_config.json "
-            "and config.json"
+            f"and config.json{see('end-tokens')}"
         )
 
 
@@ -92,7 +92,7 @@ def ends_remark(
     )
     return (
         f"{said}: none ends both, so that {name} expects no answer to end where the student's do; "
-        f"{remedy}"
+        f"{remedy}{see('end-tokens')}"
     )
 
 
@@ -182,6 +182,7 @@ def shared_vocabulary(student: Any, other: Any, name: str) -> SharedVocabulary:
             f"student and {name} have different tokenizers: {len(differ)} of {len(ours)} tokens "
             f"have other ids ({others}), so that a token-wise comparison would be meaningless. "
             + remedy
+            + see("tokenizer-mismatch")
         )
     alone = our_tokens.keys() ^ their_tokens.keys()
     size = min(alone)
@@ -195,13 +196,13 @@ def shared_vocabulary(student: Any, other: Any, name: str) -> SharedVocabulary:
         raise ParameterMismatchError(
             f"student and {name} have different tokenizers, though shared ids agree: {lists}; "
             "only added tokens behind all shared ones may differ. Choose a teacher of the "
-            "student's family."
+            "student's family." + see("tokenizer-mismatch")
         )
     if student.eos_token_id >= size:
         raise ParameterMismatchError(
             f"{name} does not know {student.eos_token!r}, with which the student ends its answers "
             f"({lists}): choose a teacher that has it, or give the student's tokenizer another "
-            "eos_token"
+            "eos_token" + see("end-tokens")
         )
     remark = (
         f"{lists}: these tokens are left out of every comparison, and the student cannot write "

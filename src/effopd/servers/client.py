@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 
 import httpx2
 
-from effopd.errors import EffopdError, NonFiniteError, ServerError
+from effopd.errors import EffopdError, NonFiniteError, ServerError, see
 from effopd.servers.settings import ServerSettings
 
 LONGEST_WAIT_S = 30.0
@@ -123,6 +123,7 @@ class Client:
                 raise ServerError(
                     f"{self}: the {deadline.seconds:g} s of a step (step_s) are over"
                     + (f"; the last failure: {failure}" if failure else "")
+                    + see("teacher-server")
                 ) from None
             try:
                 if failure is not None and before_retry is not None:
@@ -139,7 +140,7 @@ class Client:
         message = f"{self}: {self.settings.retries + 1} tries failed, the last: {failure}"
         if isinstance(failure, IncompleteAnswerError):
             raise NonFiniteError(message)
-        raise ServerError(message)
+        raise ServerError(message + see("teacher-server"))
 
     def ask_once(self, request: ServerRequest, read: Callable[[Any], T], deadline: Deadline) -> T:
         """What `read` makes of the answer to one request; both may fail transiently."""

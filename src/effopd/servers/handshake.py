@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, NoReturn
 
-from effopd.errors import ConfigError, ParameterMismatchError, ServerError
+from effopd.errors import ConfigError, ParameterMismatchError, ServerError, see
 from effopd.servers.client import Client, Deadline, ServerRequest
 from effopd.servers.dialects import Api, SGLangApi, TokenIds, VLLMApi, field
 from effopd.servers.hidden_states import TEACHER, EffopdApi
@@ -49,7 +49,7 @@ def verify_server(
     names = [str(model.get("id")) for model in listed if isinstance(model, dict)]
     if client.settings.model not in names:
         served = ascii(", ".join(names)[:300])
-        raise ServerError(f"{client} is not served; served are {served}")
+        raise ServerError(f"{client} is not served; served are {served}{see('teacher-server')}")
     # 2. Its tokenizer is the student's, and whole answers fit.
     # The text that is compared uses the whole vocabulary.
     size = min(vocabulary_size, len(tokenizer))
@@ -64,7 +64,7 @@ def verify_server(
         raise ServerError(
             f"{client} takes {context} tokens, prompt and answer may have {longest}"
             f"{' and one more is written' * writes}: start it with a longer context, or lower "
-            "prompt.max_tokens or sampling.max_new_tokens"
+            "prompt.max_tokens or sampling.max_new_tokens" + see("teacher-server")
         )
     if isinstance(api, EffopdApi):
         described = client.ask(ServerRequest(path=TEACHER), api.read_description, deadline)

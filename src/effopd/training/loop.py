@@ -33,6 +33,7 @@ from effopd.training.rows import (
     relative_progress,
     rollout_rows,
     trial_row,
+    with_advice,
 )
 from effopd.training.run_directory import RunDirectory
 from effopd.training.settings import LoopSettings
@@ -177,7 +178,7 @@ class Trainer:
         if row is not None:
             self.run_directory.write("monitor", row)
             for alarm in row["alarms"]:
-                self.observer.on_message(f"step {step}: {alarm}")
+                self.observer.on_message(f"step {step}: {with_advice(alarm)}")
 
     def _search(self, updates: int, last: Row) -> Row:
         """Searches if it is due after so many updates; its field of the metrics row."""
@@ -211,7 +212,7 @@ class Trainer:
         metrics["skipped_steps"] = progress.skipped_steps
         metrics["alarms"] = alarms(metrics, self._history) if metrics["mean_length"] else []
         for alarm in metrics["alarms"]:
-            self.observer.on_message(f"step {progress.step}: {alarm}")
+            self.observer.on_message(f"step {progress.step}: {with_advice(alarm)}")
         timing = {"step": progress.step, "elapsed_s": progress.elapsed_s, "cpu_s": progress.cpu_s}
         timing |= self._clock
         self._history.append(metrics)

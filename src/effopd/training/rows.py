@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from effopd.data.problem import Task
+from effopd.errors import see
 from effopd.evaluation.evaluator import EvaluationResult
 from effopd.methods import Batch
 from effopd.rollouts.rollout import (
@@ -42,6 +43,16 @@ SAME_NATS = 1e-6
 OVERLAP_RATIO = 0.5
 OVERLAP_STEPS = 3
 TEACHES_NOTHING, OVERLAP_COLLAPSES = "the teacher teaches nothing", "overlap collapses"
+ADVICE = {
+    "hit the length cap": see("truncated-answers"),
+    "mean length went": see("truncated-answers"),
+    TEACHES_NOTHING: see("flat-accuracy"),
+    "entropy collapsed": see("divergence-up"),
+    "reverse KL rose": see("divergence-up"),
+    OVERLAP_COLLAPSES: see("divergence-up"),
+    "foresight is lost": see("divergence-up"),
+}
+"""Words of an alarm -> where to read on; said with it, and not recorded."""
 
 
 def batch_statistics(batch: Batch) -> Row:
@@ -162,6 +173,11 @@ def alarms(row: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list
     if len(whole) == EARLY_STEPS and not 1 / LENGTH_RATIO <= ratio <= LENGTH_RATIO:
         found.append(f"mean length went from {length:.1f} to {row['mean_length']:.1f} tokens")
     return found
+
+
+def with_advice(alarm: str) -> str:
+    """An alarm as it is said: with the section that says what to do."""
+    return alarm + next((where for words, where in ADVICE.items() if words in alarm), "")
 
 
 def _taught(row: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list[str]:

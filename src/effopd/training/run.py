@@ -9,10 +9,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from effopd.config.reading import raw_of, read, settings_of, to_toml
 from effopd.data.dataset import DatasetTask
 from effopd.data.problem import Verifier, is_path
-from effopd.errors import CheckpointError, ConfigError
+from effopd.errors import CheckpointError, ConfigError, see
 from effopd.models.checkpoints import verify_checkpoint
 from effopd.records import Run, checkpoint_path, load_run, run_of_checkpoint
 from effopd.rewards.functions import Reward, as_verifier
@@ -130,6 +132,12 @@ def train(
             run.describe(to_toml(config), info, trainer.progress.step, changed)
             tracking.start(settings_of(raw_of(config)))
             trainer.run(StopRequest() if stop is None else stop)
+    except torch.OutOfMemoryError as error:
+        error.add_note(
+            f"The run fits no longer: `effopd doctor {run.path}/config.toml --gpu auto` names the "
+            f"settings that make it fit; the same command goes on{see('out-of-memory')}"
+        )
+        raise
     finally:
         run.close()
     return load_run(run.path)
