@@ -40,10 +40,9 @@ class Trial:
 
 def evaluations(run: Run) -> list[Evaluation]:
     """Evaluations of the student in order of steps."""
-    clocks = {
-        name: {0.0: 0.0} | {required(r, "step", run): number(r, name, run) for r in run.timing}
-        for name in ("elapsed_s", "cpu_s")
-    }
+    clocks: dict[str, dict[float, float | None]] = {"elapsed_s": {0: 0.0}, "cpu_s": {0: 0.0}}
+    for name, clock in clocks.items():
+        clock |= {required(row, "step", run): number(row, name, run) for row in run.timing}
     measured = (
         "sampled_tokens",
         "teacher_tokens",
