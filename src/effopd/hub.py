@@ -206,7 +206,7 @@ def _write_card(
     versions = run.info.get("versions", {})
     card = ModelCard.from_template(
         _metadata(run, config, step, repo, student, teacher, data, license, is_adapter=is_adapter),
-        template_str=files("effopd").joinpath("model_card.md").read_text("utf-8"),
+        template_str=files("effopd").joinpath("model_card.jinja").read_text("utf-8"),
         title=repo.split("/")[-1],
         repo=repo,
         site=SITE,

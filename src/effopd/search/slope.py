@@ -11,6 +11,7 @@ a rate of its own; the parabola through two slopes is the secant step of a line 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -169,15 +170,16 @@ def slopes(optimizer: torch.optim.Optimizer) -> tuple[float, float]:
 
 
 def _slopes_of(
-    optimizer: torch.optim.Optimizer, group: dict, parameter: Tensor
+    optimizer: torch.optim.Optimizer, group: dict[str, Any], parameter: Tensor
 ) -> Iterator[Tensor]:
     """(last step's slope, coming step's) of one tensor, float64 [2], piece by piece."""
     state, (b1, b2), eps = optimizer.state.get(parameter, {}), group["betas"], group["eps"]
     steps = float(state["step"]) if state else 0.0
+    assert parameter.grad is not None
     flat = [_local(parameter.grad)]
     flat += [_local(state[name]) for name in ("exp_avg", "exp_avg_sq")] if state else []
     size = _CHUNK_CPU if flat[0].device.type == "cpu" else _CHUNK
-    for g, *moments in zip(*(each.split(size) for each in flat), strict=True):
+    for g, *moments in zip(*(torch.split(each, size) for each in flat), strict=True):
         g = g.float()
         mean, square = moments or (torch.zeros_like(g), torch.zeros_like(g))
         found = []
