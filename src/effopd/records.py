@@ -404,8 +404,7 @@ def _from_json(data: bytes, where: str) -> Row:
 
 def _finite(text: str) -> float:
     """The number `text` stands for; ValueError for NaN, Infinity and 1e400."""
-    number = float(text)
-    if not math.isfinite(number):
+    if not math.isfinite(number := float(text)):
         raise ValueError(f"{text} is not a finite number")
     return number
 

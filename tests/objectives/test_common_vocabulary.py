@@ -161,7 +161,7 @@ def test_with_a_class_for_every_token_it_is_the_whole_divergence(kind: str, beta
 def test_tokens_outside_the_places_have_no_weight_and_the_tail_is_not_covered() -> None:
     """Rows without a counterpart are one outcome of both; the others are not compared."""
     m, places, classes = given(5)
-    tail = classes.count - 1
+    tail = classes.size - 1
     apart = classes._replace(
         student_V=classes.student_V.clone().index_fill_(0, torch.tensor([OURS.index("d")]), tail),
         teacher_W=classes.teacher_W.masked_fill(classes.teacher_W == classes.student_V[3], tail),

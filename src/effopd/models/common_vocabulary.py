@@ -20,12 +20,22 @@ Cut = tuple[int, ...]
 
 
 def vocabulary_classes(aligner: Aligner, student_rows: int, teacher_rows: int) -> Classes:
-    """How the rows of two heads go together; reads every token of both once."""
+    """How the rows of two heads go together; reads every token of both once.
+
+    Args:
+        aligner: Tokenizers of student and teacher.
+        student_rows: Rows of the student's head; those without a token are in the tail.
+        teacher_rows: The same of the teacher.
+
+    Returns:
+        Classes on the CPU, for `common_divergence`.
+    """
     ours, theirs = by_bytes(aligner.student), by_bytes(aligner.teacher)
     pairs, cuts = list[tuple[int, int]](aligner.special.items()), dict[Cut, int]()
     first = dict[bytes, int]()  # token of the teacher with which a text begins
     for text, token in ours.items():
-        if cut := cut_of(aligner.teacher, theirs, text):
+        cut = cut_of(aligner.teacher, theirs, text)
+        if cut and token < student_rows and max(cut) < teacher_rows:  # rows may be fewer
             first[text] = cut[0]
             cuts.setdefault(cut, token)
     for token in aligner.student.tokenizer.get_vocab().values():
@@ -33,8 +43,8 @@ def vocabulary_classes(aligner: Aligner, student_rows: int, teacher_rows: int) -
             pairs.append((token, other))
     begun = {text: cut_of(aligner.student, ours, text) for text in theirs}
     for token in aligner.teacher.tokenizer.get_vocab().values():
-        if cut := begun.get(aligner.teacher.of(token)):
-            pairs.append((cut[0], token))
+        if start := begun.get(aligner.teacher.of(token)):
+            pairs.append((start[0], token))
     pairs = [pair for pair in pairs if pair[0] < student_rows and pair[1] < teacher_rows]
     # Tokens that are paired, directly or through others, are one class.
     nodes = list(range(student_rows + teacher_rows))
@@ -97,7 +107,7 @@ def compared_places(
     class than the teacher's token: the cut depends on what stands behind.
     """
     ours, theirs = classes.student_V.tolist(), classes.teacher_W.tolist()
-    members = torch.bincount(classes.student_V, minlength=classes.count).tolist()
+    members = torch.bincount(classes.student_V, minlength=classes.size).tolist()
     begins = classes.one_more.starts.diff().tolist()
     rows, read = list[tuple[int, int, int, int]](), list[int]()
     first = 0
@@ -108,11 +118,12 @@ def compared_places(
             is_alike = own_class == theirs[alignment.teacher_ids[begin]]
             if not is_alike and start in usual:
                 continue
-            is_whole = is_alike and stop - start == 1 and own_class < classes.count - 1
+            is_whole = is_alike and stop - start == 1 and own_class < classes.size - 1
             is_told = end < len(alignment.teacher_ids) or not begins[token]
             is_split = is_whole and is_told and members[own_class] > 1
             rows.append((first + start, len(read) + begin, token, end - begin if is_split else 0))
         first += len(ids)
         read += alignment.teacher_ids
-    columns = torch.tensor(rows, dtype=torch.int64).reshape(-1, 4).unbind(1)
-    return Places(*columns, torch.tensor(read, dtype=torch.int64))
+    found_N4 = torch.tensor(rows, dtype=torch.int64).reshape(-1, 4)
+    student_N, teacher_N, written_N, path_N = found_N4.unbind(1)
+    return Places(student_N, teacher_N, written_N, path_N, torch.tensor(read, dtype=torch.int64))

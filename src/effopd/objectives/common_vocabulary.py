@@ -65,9 +65,9 @@ class Classes(NamedTuple):
     """How the tokens of student and teacher go together.
 
     Attributes:
-        student_V: Class of each row of the student's head, below `count`; the tail is the last.
+        student_V: Class of each row of the student's head, below `size`; the tail is the last.
         teacher_W: The same of the teacher.
-        count: Classes, the tail included.
+        size: Classes, the tail included.
         one_more: For each token of the student, its tokens that the teacher writes as that one and
             one token more.
         longer: The same with two tokens more, or above.
@@ -76,7 +76,7 @@ class Classes(NamedTuple):
 
     student_V: Int[Tensor, "V"]
     teacher_W: Int[Tensor, "W"]
-    count: int
+    size: int
     one_more: Ragged
     longer: Ragged
     next_tokens: Ragged
@@ -84,7 +84,7 @@ class Classes(NamedTuple):
     def to(self, device: torch.device) -> "Classes":
         """The same on a device."""
         lists = (each.to(device) for each in (self.one_more, self.longer, self.next_tokens))
-        return Classes(self.student_V.to(device), self.teacher_W.to(device), self.count, *lists)
+        return Classes(self.student_V.to(device), self.teacher_W.to(device), self.size, *lists)
 
 
 class Places(NamedTuple):
@@ -176,7 +176,7 @@ def common_divergence(
     furthest_N = last_N.tolist()
     places = Places(*(part.to(device) for part in places))
     dtype = accumulation_dtype(hidden_ND, weight_VD)
-    members_G1 = torch.bincount(classes.student_V, minlength=classes.count)
+    members_G1 = torch.bincount(classes.student_V, minlength=classes.size)
     covered = torch.zeros(len(hidden_ND), dtype=dtype, device=device)
 
     def evaluate(student_CV: Tensor, scratch_CV: Sequence[Tensor], chunk: slice) -> Tensor:
@@ -186,11 +186,16 @@ def common_divergence(
         )
         project_(log_q_BW, rows, teacher, teacher_temperature, matmul_precision)
         torch.log_softmax(log_q_BW, -1, out=log_q_BW)
-        part = Places(*(each[chunk] for each in places[:4]), places.teacher_ids_M[rows])
-        part = part._replace(teacher_N=part.teacher_N - rows.start)
+        part = Places(
+            places.student_N[chunk],
+            places.teacher_N[chunk] - rows.start,
+            places.written_N[chunk],
+            places.path_N[chunk],
+            places.teacher_ids_M[rows],
+        )
         split = _split(part, classes)
         log_q_CG, present_CG = _teacher(log_q_BW, part, classes, members_G1, split)
-        tail_C = log_q_CG[:, classes.count - 1].exp()
+        tail_C = log_q_CG[:, classes.size - 1].exp()
         covered[part.student_N] = 1.0 - tail_C
         return _compared(student_CV, scratch_CV[0], log_q_CG, present_CG, classes, split, kernel)
 
@@ -213,13 +218,13 @@ def _split(part: Places, classes: Classes) -> _Split:
     written_S = part.written_N[rows_S]
     itself = torch.arange(len(rows_S), device=rows_S.device), written_S
     longer, one_more = (each.of_rows(written_S) for each in (classes.longer, classes.one_more))
-    alike = torch.full_like(torch.cat([itself[1], longer[1]]), classes.count)
+    alike = torch.full_like(torch.cat([itself[1], longer[1]]), classes.size)
     return _Split(
         rows_S,
         written_S,
         torch.cat([rows_S[row] for row, _ in (itself, longer, one_more)]),
         torch.cat([ids for _, ids in (itself, longer, one_more)]),
-        torch.cat([alike, torch.full_like(one_more[1], classes.count + 1)]),
+        torch.cat([alike, torch.full_like(one_more[1], classes.size + 1)]),
     )
 
 
@@ -234,10 +239,10 @@ def _teacher(
     path_B = log_q_BW.gather(1, part.teacher_ids_M[:, None])[:, 0].double()
     before_B = torch.cat([path_B.new_zeros(1), path_B.cumsum(0)])
     q_BW = log_q_BW.exp_()
-    q_CG = q_BW.new_zeros((len(part.teacher_N), classes.count + 2))
+    q_CG = q_BW.new_zeros((len(part.teacher_N), classes.size + 2))
     q_CG.index_add_(1, classes.teacher_W, q_BW[part.teacher_N])
     present_CG = torch.zeros_like(q_CG, dtype=torch.bool)
-    present_CG[:, : classes.count] = members_G1 > 0
+    present_CG[:, : classes.size] = members_G1 > 0
     least, smallest = torch.finfo(q_CG.dtype).eps, torch.finfo(q_CG.dtype).tiny
     if len(split.rows_S):
         rows_S, written_S = split.rows_S, split.written_S
@@ -251,11 +256,11 @@ def _teacher(
         own_S, one_more_S = classes.student_V[written_S], classes.one_more.lengths(written_S)
         rest_S = (q_CG[rows_S, own_S] - token_S).clamp(min=least)
         others_S = members_G1[own_S] - 1 - one_more_S - classes.longer.lengths(written_S)
-        q_CG[rows_S, classes.count] = alone_S + torch.where(others_S > 0, 0.0, rest_S)
-        q_CG[rows_S, classes.count + 1] = token_S * onward_S
+        q_CG[rows_S, classes.size] = alone_S + torch.where(others_S > 0, 0.0, rest_S)
+        q_CG[rows_S, classes.size + 1] = token_S * onward_S
         q_CG[rows_S, own_S] = rest_S
-        present_CG[rows_S, classes.count] = True
-        present_CG[rows_S, classes.count + 1] = one_more_S > 0
+        present_CG[rows_S, classes.size] = True
+        present_CG[rows_S, classes.size + 1] = one_more_S > 0
         present_CG[rows_S, own_S] = others_S > 0
     return q_CG.clamp_(min=smallest).log_(), present_CG
 

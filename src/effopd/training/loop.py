@@ -43,6 +43,7 @@ from effopd.training.teachers import StudentAverage
 from effopd.training.update import Updater, extrapolator_of
 
 PHASES = ("rollout_s", "teacher_s", "update_s", "monitor_s", "search_s")
+COSTS = ("sampled_tokens", "teacher_tokens", "student_passes")
 LAST_STEP = "last step"
 
 
@@ -206,10 +207,8 @@ class Trainer:
         progress = self.progress
         progress.elapsed_s += sum(self._clock.values())
         metrics = EMPTY_METRICS | row | absorption(row, self._history)
-        for counter in ("train", "validation", "sampled", "teacher"):
-            metrics[f"{counter}_tokens"] = getattr(progress, f"{counter}_tokens")
-        metrics["student_passes"] = progress.student_passes
-        metrics["skipped_steps"] = progress.skipped_steps
+        counters = (*COSTS, "train_tokens", "validation_tokens", "skipped_steps")
+        metrics |= {name: getattr(progress, name) for name in counters}
         metrics["alarms"] = alarms(metrics, self._history) if metrics["mean_length"] else []
         for alarm in metrics["alarms"]:
             self.observer.on_message(f"step {progress.step}: {with_advice(alarm)}")
@@ -221,29 +220,20 @@ class Trainer:
         self.observer.on_step(metrics, timing)
 
     def _evaluate(self, *, ended: bool = False) -> None:
-        """Evaluates the student on the test problems if that is due, or a last time if it was not.
-
-        A run ends between evaluations where its rewards end it.
-        """
+        """Evaluates the student on the test problems if that is due, or at the end if it was not."""
         settings, step = self.settings.evaluation, self.progress.step
         due = settings.is_due(step, self.settings.train.steps)
         if self._evaluate_student is None or settings.problems == 0 or due == ended:
             return
-        with self.updater.averaged_():
-            if self.updater.is_averaged:
-                self.engine.sync_weights()
+        with self.updater.averaged_(self.engine.sync_weights):
             evaluation = self._evaluate_student()
-        if self.updater.is_averaged:
-            self.engine.sync_weights()
         self._write_evaluation("student", evaluation)
         for row in rollout_rows(evaluation, settings.recorded, self.student.tokenizer):
             self.run_directory.write("rollouts", {"step": step, **row})
 
     def _write_evaluation(self, model: str, evaluation: EvaluationResult) -> None:
         row = {"step": self.progress.step, "model": model, **evaluation.row()}
-        row["sampled_tokens"] = self.progress.sampled_tokens
-        row["teacher_tokens"] = self.progress.teacher_tokens
-        row["student_passes"] = self.progress.student_passes
+        row |= {name: getattr(self.progress, name) for name in COSTS}
         self.run_directory.write("evals", row)
         self.observer.on_evaluation(row)
 
@@ -252,9 +242,8 @@ class Trainer:
         if self.progress.step >= self.settings.train.steps:
             return LAST_STEP
         rule = self.settings.train.stop
-        if not rule.is_active:
-            return None
-        return rule.reason(self.run_directory.rows("evals"), self._history)
+        evaluations = self.run_directory.rows("evals") if rule.is_active else []
+        return rule.reason(evaluations, self._history) if rule.is_active else None
 
     def _save(self) -> None:
         self.progress.offsets = self.run_directory.offsets()

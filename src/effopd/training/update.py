@@ -7,7 +7,7 @@ weights are the masters rounded once.
 
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -102,11 +102,12 @@ class Updater:
         return self.average is not None or callable(getattr(self.optimizer, "eval", None))
 
     @contextmanager
-    def averaged_(self) -> Iterator[None]:
+    def averaged_(self, moved: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Gives the student the average of its weights, where it has one, inside the block.
 
         That of `self.average`, or what an optimizer with `eval` puts in place. Afterwards all
-        weights are back bit for bit, so that training does not depend on evaluations.
+        weights are back bit for bit, so that training does not depend on evaluations. Whenever
+        this changes weights, `moved` is called.
         """
         if not self.is_averaged:
             yield
@@ -121,6 +122,7 @@ class Updater:
             for name, tensor in (self.average.tensors() if self.average else self.moved).items():
                 if self.live[name] is not tensor:
                     self.live[name].copy_(tensor)
+        moved()
         try:
             yield
         finally:
@@ -129,6 +131,7 @@ class Updater:
             with torch.no_grad():
                 for key, tensor in changed.items():
                     tensor.copy_(kept[key])
+            moved()
 
     def state(self) -> dict[str, Tensor]:
         """The trained weights, where a checkpoint's model is an average and nothing else has them.
