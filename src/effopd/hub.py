@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from effopd.config.reading import to_toml
+from effopd.data.smollm2 import SmolLM2
 from effopd.data.world import TinyWorld
 from effopd.errors import ConfigError, ServerError
 from effopd.evaluation.statistics import Z_95, average
@@ -310,6 +311,8 @@ def _data(config: Config) -> str:
     """Where the problems come from."""
     if isinstance(config.task, TinyWorld):
         return "chains of modular arithmetic, made by effopd"
+    if isinstance(config.task, SmolLM2):
+        return f"{config.task.task} of effopd's SmolLM2 world, made by effopd"
     path = config.task.train.path
     return path if "in memory" in path else _named(path)
 
@@ -337,7 +340,7 @@ def _results(run: Run, step: int) -> list[Mapping[str, Any]]:
     """The untrained student, the one that is pushed, and the teacher, as far as they are known."""
     named = (("before training", "student", 0), ("this model", "student", step),
              ("teacher", "teacher", 0))  # fmt: skip
-    found = []
+    found: list[Mapping[str, Any]] = []
     for name, model, at in named:
         row = _evaluation(run, model, at)
         if row is None:

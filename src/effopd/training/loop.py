@@ -220,7 +220,7 @@ class Trainer:
         self.observer.on_step(metrics, timing)
 
     def _evaluate(self, *, ended: bool = False) -> None:
-        """Evaluates the student on the test problems if that is due, or at the end if it was not."""
+        """Evaluates the student on test problems if that is due, or at the end if it was not."""
         settings, step = self.settings.evaluation, self.progress.step
         due = settings.is_due(step, self.settings.train.steps)
         if self._evaluate_student is None or settings.problems == 0 or due == ended:
