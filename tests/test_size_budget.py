@@ -10,7 +10,8 @@ LOOP = "training/loop.py"
 LONGEST_LOOP = 300
 SMALL = 120
 ENTRY_POINTS = {
-    "cli.main", "evaluation.inspect_tasks", "figures", "integrations.verl.main", "rewards.worker",
+    "cli.main", "evaluation.inspect_tasks", "figures", "integrations.slope",
+    "integrations.verl.main", "rewards.worker",
 }  # fmt: skip
 """Modules that are started, or imported by users, by name."""
 ALONE = {

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from effopd.search.schedule import AtSteps, EveryN, PowersOfTwo
     from effopd.search.selection import select_parameters
     from effopd.search.settings import Search
+    from effopd.search.slope import SlopeRate, SlopeSettings
     from effopd.search.validation import (
         AtLeast,
         Draw,
@@ -64,6 +65,7 @@ _NAMES = {
     "search.schedule": "AtSteps EveryN PowersOfTwo",
     "search.selection": "select_parameters",
     "search.settings": "Search",
+    "search.slope": "SlopeRate SlopeSettings",
     "search.validation": "AtLeast Draw LengthGuard PairedMargin Score Strict Unconditional",
     "training.config": "Config",
     "training.observer": "Observer",
@@ -75,7 +77,8 @@ __all__ = [
     "AlphaPLS", "Analysis", "AtLeast", "AtSteps", "Comparison", "Config", "Draw", "Evaluation",
     "EveryN", "Extrapolator", "GeometricScales", "LadderScales", "LengthGuard", "ModelSettings",
     "Observer", "PairedMargin", "PastSearch", "PowersOfTwo", "Run", "Score", "Search",
-    "SearchResult", "SinceAccepted", "SinceBase", "SinceRaw", "Strict", "Unconditional",
+    "SearchResult", "SinceAccepted", "SinceBase", "SinceRaw", "SlopeRate",
+    "SlopeSettings", "Strict", "Unconditional",
     "analyze", "compare", "evaluate", "figures", "intervene", "load_model", "load_run",
     "open_update", "push_to_hub", "select_parameters", "train",
 ]  # fmt: skip

@@ -100,6 +100,10 @@ class SlopeRate:
         """What the scheduled rate is multiplied by."""
         return float(self._optimizer.param_groups[0].get(_FACTOR, 1.0))
 
+    def is_of(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether it sets the rates of this very optimizer."""
+        return self._optimizer is optimizer
+
     @torch.no_grad()
     def before_step_(self, clipped: float = 1.0) -> float:
         """Reads the slopes off the gradients and sets the rates of the coming step.
