@@ -147,7 +147,9 @@ def test_the_seed_decides_every_bit(models: Path, finished: Path, tmp_path: Path
 
 # A search that accepts nothing is invisible -------------------------------------------------------
 
-COUNTERS = {"accepted_scale", "validation_tokens", "sampled_tokens", "teacher_tokens"}
+COUNTERS = {
+    "accepted_scale", "validation_tokens", "sampled_tokens", "teacher_tokens", "student_passes",
+}  # fmt: skip
 
 
 def without_counters(run: Path) -> list[Raw]:

@@ -84,7 +84,8 @@ class Config(BaseModel):
     Attributes:
         label: Name in reports; the method's name by default.
         method: What is compared: "opd" distils without a search, "effopd" with one; "exopd" goes
-            past the teacher; "alphaopd" and "expo" are other accelerators; "grpo",
+            past the teacher; "alphaopd" and "expo" are other accelerators;
+            "first_update", "fixed_alpha" and "fixed_negative" are controls; "grpo",
             "dapo", "ppo" and "dr_grpo" learn from rewards (docs/methods.md).
         preset: Where `search`, `validation` and `objective` start from: "default" measured best,
             "paper" the paper to the letter, "release" the released code (docs/presets.md).
