@@ -126,7 +126,7 @@ def test_what_is_not_learned_across_tokenizers_is_refused(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("objective", "steps"), [("sampled_token", 60), ("full_kl", 30)])
+@pytest.mark.parametrize(("objective", "steps"), [("sampled_token", 60), ("full_kl", 24)])
 def test_a_student_in_other_tokens_reaches_its_teacher(
     tmp_path: Path, objective: str, steps: int
 ) -> None:

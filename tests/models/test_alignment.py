@@ -206,7 +206,7 @@ def test_half_a_character_goes_to_byte_tokens() -> None:
     # A teacher that has no such tokens scores the text around it.
     without = pieces(120)
     tokens = Aligner(COARSE, without)
-    tokens._byte_tokens.clear()
+    tokens.teacher._byte_tokens.clear()
     assert_partition(tokens.align(ids), 3)
 
 

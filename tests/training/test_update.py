@@ -157,3 +157,24 @@ def test_parameters_that_are_frozen_stay() -> None:
     before = embedding.clone()
     Updater(student, learner_of(student), settings_of(2, 1, 99)).update_(ANSWERS, 1)
     assert torch.equal(embedding, before)
+
+
+class Partly(Counted):
+    """Knows a divergence of 2 of one token in each answer, and nothing of the others."""
+
+    def contribution(self, indices: Sequence[int], portion: Portion) -> Contribution:
+        found = super().contribution(indices, portion)
+        sums = {"reverse_kl": 2.0 * len(indices), "others": float(portion.tokens)}
+        known = {"reverse_kl": torch.tensor(len(indices))}
+        return replace(found, sums=sums, known=known)
+
+
+def test_a_mean_is_over_the_tokens_that_are_known() -> None:
+    student = tiny_policy(0)
+    learner = Partly(student, 1.0)
+    learner.prepare(batch(ANSWERS))
+    row = Updater(student, learner, settings_of(1, 1, 64)).update_(ANSWERS, STEP)
+    assert row["reverse_kl"] == 2.0
+    # Of every micro-batch, over all tokens.
+    assert row["others"] > 1.0
+    assert row["others"] == int(row["others"])

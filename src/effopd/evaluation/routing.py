@@ -297,8 +297,8 @@ def routed_reverse_kl(
 
     States that are kept in `teachers.kept`, the teachers' and the student's, are not made again.
     NaN where a server did not say what the teacher holds, or a teacher of another tokenizer has not
-    read the same text; a lower bound where a server names k tokens (`top_k_divergence`) or tokens
-    differ (`common_divergence`).
+    read the same text; a lower bound where a server names k tokens (`top_k_divergence`), and over
+    classes of tokens where these differ (`common_divergence`).
     """
     found: dict[int, tuple[float, ...]] = {}
     for name, teacher, indices in teachers.split_dense(rollouts):

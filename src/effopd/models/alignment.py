@@ -102,8 +102,8 @@ class AlignmentSettings:
         """Refuses a teacher, called `name`, whose tokens match too few of the student's."""
         shares = counts.shares
         self.check_share(
-            f"have a token of the same bytes ({shares['run_token_share']:.0%} are in runs that "
-            f"match as a whole, {shares['unscored_token_share']:.0%} have no counterpart)",
+            f"have a token of the same bytes, {shares['run_token_share']:.0%} are in runs that "
+            f"match as a whole, {shares['unscored_token_share']:.0%} have no counterpart",
             shares["equal_token_share"],
             name,
         )
@@ -113,7 +113,7 @@ class AlignmentSettings:
         if share < self.least_equal:
             raise ParameterMismatchError(
                 f"the tokenizers of student and {name} cut answers too differently: {share:.0%} "
-                f"of the student's tokens {what}, least_equal = {self.least_equal:g}. Choose a "
+                f"of the student's tokens {what}; least_equal = {self.least_equal:g}. Choose a "
                 "teacher with a closer tokenizer, or lower it"
             )
 

@@ -171,16 +171,15 @@ def common_divergence(
     kernel = tile_divergence(divergence, beta)
     device = hidden_ND.device
     # Where a chunk's rows of the teacher begin and end is asked for on the host.
-    reach = places.teacher_N + places.path_N
-    first_N, last_N = places.teacher_N.tolist(), reach.clamp(max=len(teacher.hidden_ND) - 1)
-    furthest_N = last_N.tolist()
+    reach_N = (places.teacher_N + places.path_N).clamp(max=len(teacher.hidden_ND) - 1)
+    first_N, last_N = places.teacher_N.tolist(), reach_N.tolist()
     places = Places(*(part.to(device) for part in places))
     dtype = accumulation_dtype(hidden_ND, weight_VD)
     members_G1 = torch.bincount(classes.student_V, minlength=classes.size)
     covered = torch.zeros(len(hidden_ND), dtype=dtype, device=device)
 
     def evaluate(student_CV: Tensor, scratch_CV: Sequence[Tensor], chunk: slice) -> Tensor:
-        rows = slice(first_N[chunk.start], max(furthest_N[chunk]) + 1)
+        rows = slice(first_N[chunk.start], max(last_N[chunk]) + 1)
         log_q_BW = torch.empty(
             (rows.stop - rows.start, len(classes.teacher_W)), dtype=dtype, device=device
         )
