@@ -59,7 +59,7 @@ def test_without_arguments_the_commands_are_listed() -> None:
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ("demo", ["Train a tiny student with and without the search", "--out", "--seed"]),
+        ("demo", ["Train a small student with and without the search", "--out", "--model"]),
         ("train", ["Train as a recipe says", "RUN.toml", "--out", "--print-config"]),
         ("eval", ["Evaluate a model on benchmarks", "MODEL", "--bench", "--step", "--problems"]),
         ("report", ["Draw one or several runs", "RUN...", "--out"]),

@@ -1,5 +1,6 @@
 """The tasks of SmolLM2, and how its file becomes a model, on a random tiny Llama."""
 
+import json
 import re
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from effopd.cli.run import smollm2_settings
+from effopd.cli.run import run_demo, smollm2_settings
+from effopd.config.reading import merged
 from effopd.data.problem import Answer, Problem
 from effopd.data.smollm2 import RecordVerifier, SmolLM2, SumVerifier
 from effopd.demo import smollm2
@@ -98,7 +100,7 @@ def test_sizes_are_checked(size: dict[str, int]) -> None:
 SIZES: dict[str, Any] = {
     "vocab_size": 260, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
-    "max_position_embeddings": 512, "tie_word_embeddings": True, "bos_token_id": 258,
+    "max_position_embeddings": 1024, "tie_word_embeddings": True, "bos_token_id": 258,
     "eos_token_id": 259, "pad_token_id": 259, "rms_norm_eps": 1e-5,
 }  # fmt: skip
 CHAT = (
@@ -295,6 +297,45 @@ def test_another_pair_takes_the_place_of_the_model(monkeypatch: pytest.MonkeyPat
     own = make_config({"method": "opd", **smollm2_settings(gguf=None, student=None, teacher=None)})
     assert own.student is None
     assert own.self_teacher is not None
+
+
+def test_the_demo_runs_from_a_file_and_prints_its_table(
+    written: tuple[Path, LlamaForCausalLM],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("EFFOPD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("effopd.cli.run.has_bfloat16", lambda: True)
+    short = {"train": {"steps": 1, "prompts_per_step": 2}, "evaluation": {"problems": 2}}
+    monkeypatch.setattr("effopd.cli.run.RECORDS", merged(RECORDS, short))
+    methods = {"opd": {"method": "opd"}, "again": {"method": "opd", "train": {"epochs": 2}}}
+    monkeypatch.setattr("effopd.cli.run.SMOLLM2_METHODS", methods)
+    assert run_demo(tmp_path / "demo", 0, "smollm2", gguf=written[0])
+    said = capsys.readouterr().out
+    assert "again" in said
+    assert f"report: {tmp_path / 'demo' / 'report.html'}" in said
+    for method in methods:
+        row = (tmp_path / "demo" / method / "metrics.jsonl").read_text("utf-8").splitlines()
+        assert json.loads(row[0])["reverse_kl"] > 0  # the teacher reads examples
+    settings = load_config(tmp_path / "demo" / "opd" / "config.toml")
+    assert settings.task == SmolLM2(dtype="bfloat16", gguf=str(written[0]))
+    assert settings.memory.master_weights
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "why"),
+    [
+        ("large", {}, "--model must be tiny or smollm2, got 'large'"),
+        ("tiny", {"student": "a"}, "--student is for --model smollm2"),
+        ("tiny", {"gguf": Path("a.gguf")}, "--gguf is for --model smollm2"),
+    ],
+)
+def test_options_of_the_demo_are_checked(
+    model: str, given: dict[str, Any], why: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=why):
+        run_demo(tmp_path, 0, model, **given)
 
 
 def test_masters_need_a_student_in_low_precision() -> None:
