@@ -47,7 +47,8 @@ def finished(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def messages_of(out: Path) -> list[str]:
     """What a run says when nothing happens: its alarms."""
-    return [f"step {row['step']}: {alarm}" for row in metrics_of(out) for alarm in row["alarms"]]
+    said = rows_of_a_run.with_advice
+    return [f"step {row['step']}: {said(a)}" for row in metrics_of(out) for a in row["alarms"]]
 
 
 # Equality -----------------------------------------------------------------------------------------

@@ -147,7 +147,8 @@ def test_a_teacher_with_other_ends_is_told_by_name() -> None:
     assert align_vocabularies(base, {"x": teacher}).remarks == [
         "answers of the student end with '<|endoftext|>', those of x with '<|im_end|>': none ends "
         "both, so that x expects no answer to end where the student's do; add 2 ('<|im_end|>') to "
-        "eos_token_id in the student's generation_config.json"
+        "eos_token_id in the student's generation_config.json (see "
+        "docs/troubleshooting.md#end-tokens)"
     ]
 
 
