@@ -42,6 +42,7 @@ def recipe(models: Path, settings: Raw) -> list[str]:
     """A run of four steps as `key=value`."""
     world = ("hidden", "layers", "operations", "train_problems", "test_problems")
     whole: Raw = {
+        "method": "effopd",
         "seed": 3,
         "device": "cpu",
         "student.path": str(models / "student"),

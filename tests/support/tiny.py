@@ -60,6 +60,7 @@ def tiny_config(models: Path, settings: Mapping[str, Any] | None = None) -> Conf
     """
     world = ("type", "hidden", "layers", "operations", "train_problems", "test_problems")
     raw: Raw = {
+        "method": "effopd",
         "seed": 3,
         "device": "cpu",
         "student": {"path": str(models / "student")},

@@ -76,6 +76,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "opd": {"method": "opd"},
     "paper": {"method": "effopd", "preset": "paper", "train": {"steps": 36}},
     "effopd": {"method": "effopd", "train": {"steps": 12}},
+    "slope": {"method": "slope", "train": {"steps": 8}},
     "opd_best_lr": {"method": "opd", "optimizer": {"lr": 1e-3}, "train": {"steps": 12}},
     "opd_reuse_best_lr": {
         "method": "opd",
@@ -127,7 +128,7 @@ def run_demo(
 
 SMOLLM2_METHODS: dict[str, dict[str, Any]] = {
     "opd": {"method": "opd"},
-    "effopd": {"method": "effopd", "train": {"steps": 8}},
+    "slope": {"method": "slope", "train": {"steps": 8}},
 }
 """At the learning rate at which vanilla OPD is fast in this task (docs/real-model.md)."""
 

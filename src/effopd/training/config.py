@@ -83,8 +83,8 @@ class Config(BaseModel):
 
     Attributes:
         label: Name in reports; the method's name by default.
-        method: What is compared: "opd" distils without a search, "effopd" with one; "exopd" goes
-            past the teacher; "alphaopd" and "expo" are other accelerators;
+        method: What is compared: "slope" distils in small updates whose rate follows the slopes of
+            the loss; "opd" plainly; "effopd" with a search; "exopd" goes past the teacher; "alphaopd" and "expo" are other accelerators;
             "first_update", "fixed_alpha" and "fixed_negative" are controls; "grpo",
             "dapo", "ppo" and "dr_grpo" learn from rewards (docs/methods.md).
         preset: Where `search`, `validation` and `objective` start from: "default" measured best,
@@ -132,7 +132,7 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     label: str = ""
-    method: Annotated[str, BeforeValidator(_known_method)] = "effopd"
+    method: Annotated[str, BeforeValidator(_known_method)] = "slope"
     preset: Preset = "default"
     seed: int = 0
     device: str = "auto"
