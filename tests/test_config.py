@@ -60,8 +60,10 @@ def test_presets_are_the_published_settings(preset: str) -> None:
     assert config.objective == SampledTokenOPD()
     assert config.train.epochs == 1
     changed = ("preset", "search", "validation", "objective", "train")
-    same = {name: getattr(Config(), name) for name in changed}
-    assert config.model_copy(update=same) == Config()
+    searched = Config.of("effopd")
+    assert config.method == "effopd"
+    same = {name: getattr(searched, name) for name in changed}
+    assert config.model_copy(update=same) == searched
 
 
 def test_settings_win_over_their_preset() -> None:
@@ -122,8 +124,9 @@ def test_input_is_left_as_it_is() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "name"),
-    [({}, "effopd"), ({"method": "opd"}, "opd"), ({"preset": "paper"}, "paper"),
-     ({"preset": "paper", "method": "opd"}, "opd"), ({"label": "mine"}, "mine")],
+    [({}, "slope"), ({"method": "effopd"}, "effopd"), ({"method": "opd"}, "opd"),
+     ({"preset": "paper"}, "paper"), ({"preset": "paper", "method": "opd"}, "opd"),
+     ({"label": "mine"}, "mine")],
     ids=str,
 )  # fmt: skip
 def test_names_in_reports(settings: dict[str, Any], name: str) -> None:
@@ -285,7 +288,7 @@ def test_every_mistake_is_reported() -> None:
         ("optimizer.lr.x=3", "optimizer.lr must be a valid number, got {'x': 3}"),
         ("optimiser.lr=3", "unknown setting optimiser; did you mean 'optimizer'?"),
         ("optimizer..lr=3", "unknown setting optimizer.; [optimizer] of type 'adamw' has "
-         "betas, clip_norm, decay, eps, lr, options, warmup_steps, weight_decay"),
+         "betas, clip_norm, decay, eps, lr, options, slope, warmup_steps, weight_decay"),
     ],
 )  # fmt: skip
 def test_message_of_an_override(override: str, message: str) -> None:

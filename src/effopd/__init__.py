@@ -2,7 +2,7 @@
 
     import effopd
 
-    config = effopd.Config.of("effopd")
+    config = effopd.Config.of("slope")
     run = effopd.train(config, "runs/mine", model=..., teacher=..., problems=...)
 
 Train with `train`, plug `Extrapolator` into a loop of your own, compare methods with `compare`,

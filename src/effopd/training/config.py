@@ -83,10 +83,10 @@ class Config(BaseModel):
 
     Attributes:
         label: Name in reports; the method's name by default.
-        method: What is compared: "slope" distils in small updates whose rate follows the slopes of
-            the loss; "opd" plainly; "effopd" with a search; "exopd" goes past the teacher; "alphaopd" and "expo" are other accelerators;
-            "first_update", "fixed_alpha" and "fixed_negative" are controls; "grpo",
-            "dapo", "ppo" and "dr_grpo" learn from rewards (docs/methods.md).
+        method: What is compared: "slope" distils in small updates, at a rate that follows the
+            slopes of the loss, "opd" plainly, "effopd" with a search; others are controls, other
+            accelerators, or learn from rewards (docs/methods.md). "effopd" by default with one of
+            the published presets, else "slope".
         preset: Where `search`, `validation` and `objective` start from: "default" measured best,
             "paper" the paper to the letter, "release" the released code (docs/presets.md).
         seed: Seed of prompts, sampling and validation sets.
@@ -287,6 +287,8 @@ def _expanded(raw: Raw) -> Raw:
     The only place that expands them; wrong values are reported later.
     """
     defaults = {name: field.default for name, field in Config.model_fields.items()}
+    if raw.get("preset") in ("paper", "release"):
+        defaults["method"] = "effopd"
     section = raw.get("sampling")
     cap = section.get("max_new_tokens") if isinstance(section, Mapping) else None
     longest = cap if isinstance(cap, int) and cap > 0 else defaults["sampling"].max_new_tokens
@@ -295,4 +297,11 @@ def _expanded(raw: Raw) -> Raw:
         str(raw.get("preset", defaults["preset"])),
         longest,
     )
-    return merged(merged(raw_of(defaults), raw_of(chosen)), raw)
+    whole = merged(merged(raw_of(defaults), raw_of(chosen)), raw)
+    # A small batch has fewer answers than the method's updates of one: it takes one update each.
+    train, own = whole["train"], raw.get("train", {})
+    if isinstance(train, dict) and isinstance(own, Mapping) and "updates_per_step" not in own:
+        prompts, responses = train.get("prompts_per_step"), train.get("responses_per_prompt")
+        if type(prompts) is int and type(responses) is int and min(prompts, responses) > 0:
+            train["updates_per_step"] = min(train["updates_per_step"], prompts * responses)
+    return whole

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
 def contradictions(config: "Config") -> Iterator[str]:
     """Everything that is wrong with the sections together."""
-    if config.method == "slope" and config.preset != "default":
-        yield f"preset = {config.preset!r} is a search: set method = 'effopd' too"
     for found in (
         _of_models, _of_teacher_server, alignment_contradictions, _of_adapters, _of_memory,
         _of_rewards, optimizer_contradictions,
