@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from effopd.data.smollm2 import SmolLM2
 from effopd.errors import ConfigError
 from effopd.evaluation.kept_states import KeptStates, teacher_key
 from effopd.evaluation.routing import Teacher
@@ -198,7 +199,8 @@ def started_from(config: Config, directory: Path) -> Config:
 
     The directory may be a checkpoint of a student with adapters, which holds those alone.
     """
-    original = config.student or ModelSettings(path=str(directory))
+    brought = config.task.dtype if isinstance(config.task, SmolLM2) else "float32"
+    original = config.student or ModelSettings(path=str(directory), dtype=brought)
     if original.lora is not None and (directory / ADAPTER_CONFIG).is_file():
         lora = replace(original.lora, adapter=str(directory))
         student = replace(original, lora=lora)
