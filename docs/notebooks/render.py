@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ def pages(notebook: Path, uri: str) -> dict[str, str | bytes]:
                 picture = f"{name}-{len(found) + 1}.png"
                 found[f"{uri.rpartition('/')[0]}/{picture}"] = base64.b64decode(shown["image/png"])
                 texts.append(f"![The figure that the cell above draws]({picture})")
+            elif "text/html" in shown:
+                texts.append(table("".join(shown["text/html"])))
             elif "text/plain" in shown:
                 texts.append(fenced("".join(shown["text/plain"])))
             elif "text" in output:
@@ -47,3 +50,8 @@ def pages(notebook: Path, uri: str) -> dict[str, str | bytes]:
 def fenced(text: str) -> str:
     """Text as a block that keeps its columns."""
     return f"```text\n{text.rstrip()}\n```"
+
+
+def table(markup: str) -> str:
+    """The table of a data frame, without its style sheet, so that the page's own holds."""
+    return re.sub(r"<style.*?</style>|</?div>|\s*\n\s*| border=\"1\"", "", markup, flags=re.DOTALL)
