@@ -24,16 +24,13 @@ def test_every_notebook_is_run() -> None:
 def test_a_notebook_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     monkeypatch.setenv("EFFOPD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)  # kernel and client meet at a path that is relative to it
     notebook: Any = nbformat.read(ROOT / f"{name}.ipynb", as_version=4)
     last = f"import json\nprint(json.dumps({LAST[name]}))"
     notebook.cells.append(nbformat.v4.new_code_cell(last))
-    manager = nbclient.NotebookClient(
-        notebook, timeout=None, resources={"metadata": {"path": str(tmp_path)}}
-    ).create_kernel_manager()
-    manager.transport = "ipc"  # no port is opened
-    nbclient.NotebookClient(
-        notebook, km=manager, timeout=None, resources={"metadata": {"path": str(tmp_path)}}
-    ).execute()
+    client = nbclient.NotebookClient(notebook, timeout=None)
+    client.create_kernel_manager().transport = "ipc"  # no port is opened
+    client.execute()
     before, after, whole = json.loads(notebook.cells[-1].outputs[0].text)
     assert whole
     assert after < before if name == "understand" else after > before

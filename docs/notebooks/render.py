@@ -54,4 +54,5 @@ def fenced(text: str) -> str:
 
 def table(markup: str) -> str:
     """The table of a data frame, without its style sheet, so that the page's own holds."""
-    return re.sub(r"<style.*?</style>|</?div>|\s*\n\s*| border=\"1\"", "", markup, flags=re.DOTALL)
+    drop = r"<style.*?</style>|</?div>|\s*\n\s*| border=\"1\"| class=\"\w+\""
+    return re.sub(drop, "", markup, flags=re.DOTALL)
