@@ -157,6 +157,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
         "sampling": {"max_new_tokens": 4},
         "train": {"steps": 3, "prompts_per_step": 4},
         "evaluation": {"every": 3, "first": [], "problems": 2},
+        "method": "effopd",
         "search": {"schedule": {"type": "at_steps", "steps": [2]}},
         "validation": {"type": "teacher_kl", "prompts": 4},
     }
@@ -351,6 +352,6 @@ def test_the_demo_compares_searches_under_one_objective() -> None:
     from effopd.training.config import make_config
 
     configs = {label: make_config(COMMON | settings) for label, settings in METHODS.items()}
-    assert {config.method for config in configs.values()} == {"opd", "effopd"}
+    assert {config.method for config in configs.values()} == {"opd", "effopd", "slope"}
     assert {type(config.task) for config in configs.values()} == {TinyWorld}
     assert {config.objective for config in configs.values()} == {configs["opd"].objective}

@@ -203,13 +203,16 @@ class After(StopRequest):
 
 
 def assert_the_same_comparison(out: Path, whole: Path) -> None:
-    """In all but the seconds."""
+    """In all but the seconds, also those of a processor."""
 
     def of(directory: Path) -> Any:
         summary = json.loads((directory / "summary.json").read_text())
         rows = {name: found for name, found in summary.items() if isinstance(found, list)}
         return {
-            name: [{k: v for k, v in row.items() if "seconds" not in k} for row in found]
+            name: [
+                {k: v for k, v in row.items() if "seconds" not in k and "cpu" not in k}
+                for row in found
+            ]
             for name, found in rows.items()
         } | {name: found for name, found in summary.items() if name not in rows}
 

@@ -173,7 +173,7 @@ def test_intervals(row: dict[str, Any], text: str) -> None:
 
 def test_names_of_models() -> None:
     assert hub._named("Qwen/Qwen3-4B") == "Qwen/Qwen3-4B"
-    assert hub._named("/home/me/models/mine") == "mine"
+    assert hub._named("/srv/models/mine") == "mine"
     assert hub._repository("mine") is None
     assert hub._repository("Qwen/Qwen3-4B") == "Qwen/Qwen3-4B"
 

@@ -95,7 +95,6 @@ def test_a_card_that_is_too_small(recipe: Path) -> None:
         "writing",
         "scoring",
         "update",
-        "one trial of the search",
         "evaluation of the teacher",
     }
 

@@ -31,7 +31,7 @@ from effopd.rollouts.hf import SeededSampler
 from effopd.search.line_search import LineSearch
 from effopd.search.ray import Ray
 from effopd.search.validation import Draw
-from effopd.training import loop, state
+from effopd.training import loop, optimizers
 from effopd.training import run as assemble
 from effopd.training.collect import Collector
 from effopd.training.config import Config
@@ -326,7 +326,7 @@ SIGNALS = {
     "SIGUSR1 in an update": (signal.SIGUSR1, Updater, "update_", 3, 3),
     "SIGTERM in generation": (signal.SIGTERM, SeededSampler, "__call__", 30, None),
     "SIGINT in the scoring of a candidate": (signal.SIGINT, Ray, "move_to_", 3, 1),
-    "SIGINT in a save": (signal.SIGINT, state, "save_file", 1, 2),
+    "SIGINT in a save": (signal.SIGINT, optimizers, "save_file", 1, 2),
 }
 """Signal, where, at which call, and the step that is the last before the stop."""
 
@@ -385,7 +385,7 @@ def test_a_second_ctrl_c_in_a_save_leaves_no_half_of_it(
         os.kill(os.getpid(), signal.SIGINT)
 
     def body() -> None:
-        at(pytest.MonkeyPatch(), state, "save_file", 2, twice)  # in the second checkpoint
+        at(pytest.MonkeyPatch(), optimizers, "save_file", 2, twice)  # in the second checkpoint
         app(command(config, tmp_path))
 
     assert processes.run(body) == 130

@@ -144,6 +144,9 @@ def report(
         report_runs(runs, out or runs[0] / "report.html")
 
 
+app.command()(around.watch)
+
+
 @app.command()
 def compare(
     plan: Annotated[Path, typer.Argument(help="Plan, a TOML file.", metavar="PLAN.toml")],
@@ -301,6 +304,9 @@ def extrapolate(
         write_points(anchor, tip, scale, out, select=select)
 
 
+app.command()(around.push)
+
+
 @app.command(name="theory")
 def local_theory(
     run: Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN")],
@@ -319,8 +325,6 @@ def local_theory(
         print(f"\n{theory_text(found)}\n\nwritten to {out}")
 
 
-app.command()(around.watch)
-app.command()(around.push)
 app.command()(around.doctor)
 app.command(name="serve-teacher")(around.serve_teacher)
 data = typer.Typer(
