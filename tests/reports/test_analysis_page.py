@@ -359,7 +359,7 @@ def test_the_page_opens_without_a_complaint_and_shows_the_tables(page, analysis)
 def test_another_choice_draws_another_figure(page, analysis):
     page.evaluate(
         "(() => { const s = document.querySelector('select'); s.value = '3';"
-        " s.dispatchEvent(new Event('change')); })()"
+        " s.dispatchEvent(new Event('change', {bubbles: true})); })()"
     )
     cosines = norm_figure(analysis, "step_cosine", "")["data"]
     assert page.evaluate(DRAWN)[0] == [trace["y"] for trace in cosines]

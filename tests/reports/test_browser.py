@@ -28,7 +28,7 @@ def page(browser, report):
 def pick(browser, name, value):
     browser.evaluate(
         f"(() => {{ const s = document.getElementById({name!r}); s.value = {str(value)!r}; "
-        "s.dispatchEvent(new Event('change')); })()"
+        "s.dispatchEvent(new Event('change', {bubbles: true})); })()"
     )
 
 

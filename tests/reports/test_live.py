@@ -291,7 +291,7 @@ def test_a_browser_follows_a_run_and_keeps_what_the_reader_chose(browser, visit,
     # Chosen steps stay chosen, and a part that appears later finds its place.
     browser.evaluate(
         "(() => { const s = document.getElementById('pick-step'); s.value = '16';"
-        "s.dispatchEvent(new Event('change')); })()"
+        "s.dispatchEvent(new Event('change', {bubbles: true})); })()"
     )
     with JsonlWriter(directory / "rollouts.jsonl") as writer:
         writer.write({"step": 49, "completion": "x", "prompt": "y"})

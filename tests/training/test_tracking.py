@@ -80,7 +80,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
 
 
 def tracked(models: Path, **settings: Any) -> Any:
-    more = {f"tracking.{name}": value for name, value in settings.items()}
+    more = {f"tracking.{name}": value for name, value in ({"wait_s": 600.0} | settings).items()}
     return tiny_config(models, SETTINGS | {"tracking.to": ["trackio"]} | more)
 
 
