@@ -148,9 +148,9 @@ class _TensorBoard(Tracker):
         # everything from there on is sent again.
         first = sent["metrics"][0] if "metrics" in sent else 0
         self.sent = dict.fromkeys(LOGS, (first - 1, WHOLE)) if sent else {}
-        self._writer = SummaryWriter(
-            str(tracked.run / "tensorboard"), purge_step=first if sent else None
-        )
+        folder = tracked.run / "tensorboard"
+        begun = bool(sent) or folder.exists()  # a kill may come before what was written is noted
+        self._writer = SummaryWriter(str(folder), purge_step=first if begun else None)
         if not first:
             lines = (f"    {name} = {value}" for name, value in tracked.config.items())
             self._writer.add_text("config", "\n".join(lines), 0)
