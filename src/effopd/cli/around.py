@@ -11,6 +11,11 @@ from effopd.cli import Debug, Overrides, Recipe, errors
 from effopd.records import display_text
 
 
+def _say(text: str) -> None:
+    """A line of a server, at once."""
+    print(display_text(text), flush=True)
+
+
 def doctor(
     target: Annotated[
         Path, typer.Argument(help="Recipe, plan, or with --gpus a model.", metavar="RUN.toml")
@@ -75,7 +80,7 @@ def watch(
     with errors(debug):
         from effopd.reports.live import watch as follow
 
-        follow(runs, port=port, report=lambda text: print(display_text(text), flush=True))
+        follow(runs, port=port, report=_say)
 
 
 def serve_teacher(
@@ -108,10 +113,7 @@ def serve_teacher(
             max_tokens=max_tokens, batch_tokens=batch_tokens, waiting=waiting,
         )  # fmt: skip
 
-        def report(text: str) -> None:
-            print(display_text(text), flush=True)
-
-        serve(model, settings, dtype=dtype, device=device, report=report)
+        serve(model, settings, dtype=dtype, device=device, report=_say)
 
 
 def push(

@@ -166,7 +166,7 @@ class Updater:
         names = dict.fromkeys(name for update in updates for name in update)
         row = {name: mean([update[name] for update in updates]) for name in names}
         if self._slope is not None:
-            row["lr"] = updates[-1]["lr"]
+            row["lr"] = self.optimizer.param_groups[0]["lr"] * self._slope.factor  # of the last
         estimate = self.optimizer.param_groups[0].get("d")  # of the distance, which sets the rate
         return row if estimate is None else row | {"optimizer_d": float(estimate)}
 
@@ -206,11 +206,10 @@ class Updater:
             means[name] = sum(float(part.sums.get(name, 0.0)) for part in parts) / tokens
         # The rate of this very update follows the slopes, which are those of whole gradients.
         if self._slope is not None:
-            rate = self._slope.before_step_(min(1.0, clip_norm / (norm + 1e-6)))
+            self._slope.before_step_(min(1.0, clip_norm / (norm + 1e-6)))
         self.optimizer.step()
         if self._slope is not None:
             self._slope.after_step_()
-            means["lr"] = rate
         if self.masters is not None:
             self.masters.publish_()
         self._learner.after_update()
