@@ -4,11 +4,14 @@ import json
 import os
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from filelock import FileLock, Timeout
 
 from effopd.comparison.plan import Plan, PlannedCell, load_plan, parent_of
 from effopd.comparison.pool import Job, Outcome, Pool
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 
 MOST_LISTED = 12
 """Runs named one by one in a message."""
+ORPHANS_S = 30.0
+"""How long the processes of a comparison that was killed are waited for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +109,7 @@ def compare(
         if not all(map(ledger.is_settled, cells)):
             configs = _resolve(cells, out, ledger)
             left = [cell for cell in cells if not is_finished(out / cell.name)]
+            _outlive_orphans(out, left)
             most = min(workers or os.cpu_count() or 1, len(left) or 1)
             asked = StopRequest() if stop is None else stop  # false until it is asked
             outcomes = _train(out, left, configs, ledger, most, display, asked)
@@ -204,6 +210,18 @@ def _resolve(cells: Sequence[PlannedCell], out: Path, ledger: Ledger) -> "dict[s
         )
     ledger.enter(cells, {name: to_toml(config) for name, config in configs.items()})
     return configs
+
+
+def _outlive_orphans(out: Path, cells: Sequence[PlannedCell]) -> None:
+    """Waits for the runs of a comparison that was killed: its processes end a moment after it.
+
+    A run that something else writes to fails later, with a message.
+    """
+    for cell in cells:
+        lock = out / cell.name / "run.lock"
+        if lock.is_file():
+            with suppress(Timeout), FileLock(lock, timeout=ORPHANS_S):
+                pass
 
 
 def _train(
