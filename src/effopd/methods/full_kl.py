@@ -88,6 +88,8 @@ class FullVocabularyLearner(Learner):
     token: the objective `lambda log(q / r) - KL(p || r)` is `-KL(p || target)` up to a constant.
     """
 
+    has_value = True
+
     def __init__(self, objective: FullVocabularyKL, resources: Resources) -> None:
         assert resources.teachers is not None
         assert resources.reference is not None or not objective.needs_reference

@@ -100,7 +100,13 @@ class Resources:
 
 
 class Learner(ABC):
-    """One objective, ready to be applied to a student."""
+    """One objective, ready to be applied to a student.
+
+    Attributes:
+        has_value: Whether the loss is what is minimised, and not only a means to its gradient.
+    """
+
+    has_value: ClassVar[bool] = False
 
     @abstractmethod
     def prepare(self, batch: Batch) -> int:

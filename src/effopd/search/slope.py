@@ -9,7 +9,6 @@ a rate of its own; the parabola through two slopes is the secant step of a line 
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +19,10 @@ from torch.distributed.tensor import DTensor, Shard
 from effopd.errors import ConfigError, NonFiniteError
 
 _FACTOR, *_REST = ("slope_factor", "slope_rate", "slope_last", "slope_start", "slope_tip")
-_CHUNK_CPU, _CHUNK = 1 << 17, 1 << 24
-"""Numbers read at a time: what fits a cache, or what keeps a GPU busy."""
+_READ, _PIECE = 1 << 23, 512
+"""About how many weights the slopes are read from, in how long pieces."""
+_SHORTEST, _LONGEST = 1 / 16, 4.0
+"""How much a trial changes the rate at most; slopes far from the minimum are not those nearby."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,25 +31,21 @@ class SlopeSettings:
 
     Attributes:
         memory: Share of the running means of the slopes that stays at each update, in [0, 1).
-        power: The rate is multiplied by a power of the estimate, in (0, 1].
-        least: Smallest estimate that is believed, in (0, 1]: of an update that went too far.
-        most: Largest one, at least 1; also taken where no curvature is seen.
+        power: At most this power of 2 multiplies or divides the rate at an update, above 0.
+        trials: How often the first update is tried anew at another rate, at most, at least 0.
     """
 
     memory: float = 0.5
     power: float = 0.5
-    least: float = 0.5
-    most: float = 2.0
+    trials: int = 10
 
     def __post_init__(self) -> None:
         if not 0 <= self.memory < 1:
             raise ConfigError(f"slope.memory must be in [0, 1), got {self.memory}")
-        if not 0 < self.power <= 1:
-            raise ConfigError(f"slope.power must be in (0, 1], got {self.power}")
-        if not 0 < self.least <= 1 <= self.most < math.inf:
-            raise ConfigError(
-                f"slope needs 0 < least <= 1 <= most, got {self.least} and {self.most}"
-            )
+        if not 0 < self.power < math.inf:
+            raise ConfigError(f"slope.power must be positive, got {self.power}")
+        if self.trials < 0:
+            raise ConfigError(f"slope.trials must be at least 0, got {self.trials}")
 
 
 class SlopeRate:
@@ -57,17 +54,27 @@ class SlopeRate:
     ```python
     rate = SlopeRate(optimizer)
     for batch in batches:  # best: several small updates of each batch of answers
-        loss(batch).backward()
-        rate.before_step_()
+        value = loss(batch)
+        value.backward()
+        rate.before_step_(value.item())
         optimizer.step()
         rate.after_step_()
         optimizer.zero_grad()
+        while rate.tries:  # at the first update alone
+            value = loss(batch)  # of the same answers
+            value.backward()
+            rate.try_again_(value.item())
+            optimizer.zero_grad()
     ```
 
     With `a` the slope of an update at its start (its own gradient) and `b` that at its tip (the
-    next gradient), both times the update's rate, and A, B their running means, the minimum of the
-    parabola along an update is at `s = A / (A - B)` of its length. The rate becomes
-    `rate * clip(s, least, most) ** power`.
+    next gradient), both times the update's rate, and A, B their running means, the rate becomes
+    `rate * 2 ** (power * clip(B / A, -1, 1))`: it rests where updates end at the minimum along
+    their own direction, and noise of mean 0 at the tip does not move it.
+
+    At the first update nothing is known, and from far too large a rate it would do harm. So it is
+    tried: as long as its own minimum, by the slopes of the same answers at both ends, is not
+    between half and twice its length, the update is made as long as that says.
 
     What it remembers is five numbers in the optimizer's first group, so that whoever saves and
     restores the optimizer has them.
@@ -94,6 +101,8 @@ class SlopeRate:
             raise ConfigError("the slope rate knows AdamW without amsgrad and maximize")
         self._optimizer, self.settings = optimizer, settings or SlopeSettings()
         self._scheduled: list[float] = []
+        self._trials = 0  # left
+        self._first_loss = 0.0
 
     @property
     def factor(self) -> float:
@@ -105,10 +114,12 @@ class SlopeRate:
         return self._optimizer is optimizer
 
     @torch.no_grad()
-    def before_step_(self, clipped: float = 1.0) -> float:
+    def before_step_(self, loss: float | None = None, clipped: float = 1.0) -> float:
         """Reads the slopes off the gradients and sets the rates of the coming step.
 
         Args:
+            loss: Of the answers at hand, where it is what is minimised; a surrogate whose gradient
+                alone counts has none, and the first update is not tried.
             clipped: What the gradients have been multiplied by since the backward pass, in (0, 1].
 
         Returns:
@@ -123,10 +134,13 @@ class SlopeRate:
             raise NonFiniteError(f"slopes {tip} and {start} must be finite")
         factor = self.factor
         last_rate, last_start, before, after = (group.get(name, 0.0) for name in _REST)
+        self._trials = 0 if last_rate or loss is None else own.trials
+        self._first_loss = loss or 0.0
         if last_rate:  # the gradient at hand was taken at the tip of the last update
             before = own.memory * before + (1 - own.memory) * last_rate * last_start
             after = own.memory * after + (1 - own.memory) * last_rate * tip
-            factor *= min(max(minimum(before, after), own.least), own.most) ** own.power
+            share = after / before if before < 0 else -1.0
+            factor *= 2 ** (own.power * min(max(share, -1.0), 1.0))
         self._scheduled = [each["lr"] for each in self._optimizer.param_groups]
         for each in self._optimizer.param_groups:
             each["lr"] *= factor
@@ -140,6 +154,44 @@ class SlopeRate:
         for group, lr in zip(self._optimizer.param_groups, self._scheduled, strict=True):
             group["lr"] = lr
 
+    @property
+    def tries(self) -> bool:
+        """Whether the first update is to be tried: gradients of its own answers are wanted."""
+        return self._trials > 0
+
+    @torch.no_grad()
+    def try_again_(self, loss: float, clipped: float = 1.0) -> None:
+        """Makes the first update longer or shorter, by the gradients of its answers at its tip.
+
+        Args:
+            loss: Of the same answers now; where it has risen, the update is shortened.
+            clipped: As in `before_step_`.
+
+        Raises:
+            NonFiniteError: The slope is not finite; nothing has changed.
+        """
+        group = self._optimizer.param_groups[0]
+        tip = slopes(self._optimizer)[0] / clipped
+        if not math.isfinite(tip):
+            raise NonFiniteError(f"slope {tip} must be finite")
+        share = minimum(group["slope_last"], tip)
+        if not loss <= self._first_loss:
+            share = min(share, 1 / _LONGEST)
+        self._trials = 0 if 0.5 <= share <= 2 else self._trials - 1
+        share = min(max(share, _SHORTEST), _LONGEST)
+        for each, lr in zip(self._optimizer.param_groups, self._scheduled, strict=True):
+            old, new = lr * self.factor, lr * self.factor * share
+            decay = each["weight_decay"] if each["decoupled_weight_decay"] else 0.0
+            for parameter in each["params"]:
+                if state := self._optimizer.state.get(parameter):
+                    weights = _local(parameter)
+                    mean, square = (_local(state[name]) for name in ("exp_avg", "exp_avg_sq"))
+                    step = _direction(each, mean, square, float(state["step"]))
+                    weights.add_(step, alpha=old).mul_((1 - decay * new) / (1 - decay * old))
+                    weights.sub_(step, alpha=new)
+        group["slope_factor"] *= share
+        group["slope_rate"] *= share
+
 
 def minimum(start: float, tip: float) -> float:
     """Where the parabola with these slopes at 0 and 1 has its minimum; inf, or 0, without one."""
@@ -152,18 +204,20 @@ def slopes(optimizer: torch.optim.Optimizer) -> tuple[float, float]:
     """Slopes of the loss along AdamW's last and coming steps, each at a rate of 1.
 
     From the gradients as they are and the moments before the coming step, in one reading of them.
-    Before the first step the former is 0. Of sharded tensors the sum over all shards; every rank
-    calls it.
+    Before the first step the former is 0. A large model is sampled, evenly in every tensor. Of
+    sharded tensors the sum over all shards; every rank calls it.
     """
+    groups = optimizer.param_groups
+    there = [(group, p) for group in groups for p in group["params"] if p.grad is not None]
+    every = max(1, sum(parameter.numel() for _, parameter in there) // _READ)
     whole: list[Tensor] = []
     shards: list[Tensor] = []
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                is_sharded = isinstance(parameter, DTensor) and any(
-                    isinstance(placement, Shard) for placement in parameter.placements
-                )
-                (shards if is_sharded else whole).extend(_slopes_of(optimizer, group, parameter))
+    for group, parameter in there:
+        is_sharded = isinstance(parameter, DTensor) and any(
+            isinstance(placement, Shard) for placement in parameter.placements
+        )
+        state = optimizer.state.get(parameter, {})
+        (shards if is_sharded else whole).append(_slopes_of(parameter, state, group, every))
     sums = torch.stack(whole).sum(0) if whole else torch.zeros(2, dtype=torch.float64)
     if shards:
         shared = torch.stack(shards).sum(0)
@@ -174,29 +228,38 @@ def slopes(optimizer: torch.optim.Optimizer) -> tuple[float, float]:
 
 
 def _slopes_of(
-    optimizer: torch.optim.Optimizer, group: dict[str, Any], parameter: Tensor
-) -> Iterator[Tensor]:
-    """(last step's slope, coming step's) of one tensor, float64 [2], piece by piece."""
-    state, (b1, b2), eps = optimizer.state.get(parameter, {}), group["betas"], group["eps"]
-    steps = float(state["step"]) if state else 0.0
+    parameter: Tensor, state: dict[str, Any], group: dict[str, Any], every: int
+) -> Tensor:
+    """(last step's slope, coming step's) of one tensor, float64 [2], from one in `every` pieces."""
     assert parameter.grad is not None
-    flat = [_local(parameter.grad)]
-    flat += [_local(state[name]) for name in ("exp_avg", "exp_avg_sq")] if state else []
-    size = _CHUNK_CPU if flat[0].device.type == "cpu" else _CHUNK
-    for g, *moments in zip(*(torch.split(each, size) for each in flat), strict=True):
-        g = g.float()
-        mean, square = moments or (torch.zeros_like(g), torch.zeros_like(g))
-        found = []
-        for t in (steps, steps + 1):
-            if t > steps:  # the moments that the coming step will have
-                mean = mean.lerp(g, 1 - b1)
-                square = (square * b2).addcmul_(g, g, value=1 - b2)
-            if t == 0:
-                found.append(torch.zeros((), dtype=torch.float64, device=g.device))
-                continue
-            step = mean / square.sqrt().div_(math.sqrt(1 - b2**t)).add_(eps)
-            found.append(torch.dot(step, g).double() / -(1 - b1**t))
-        yield torch.stack(found)
+    g = _sampled(parameter.grad, every).float()
+    b1, b2 = group["betas"]
+    mean, square, steps, last = torch.zeros_like(g), torch.zeros_like(g), 0.0, torch.zeros_like(g)
+    if state:
+        mean, square = (_sampled(state[name], every) for name in ("exp_avg", "exp_avg_sq"))
+        steps = float(state["step"])
+        last = _direction(group, mean, square, steps)
+    # The moments that the coming step will have.
+    mean, square = mean.lerp(g, 1 - b1), (square * b2).addcmul_(g, g, value=1 - b2)
+    coming = _direction(group, mean, square, steps + 1)
+    found = torch.stack([-(step * g).sum(dtype=torch.float64) for step in (last, coming)])
+    return found * (_local(parameter).numel() / max(1, g.numel()))
+
+
+def _direction(group: dict[str, Any], mean: Tensor, square: Tensor, steps: float) -> Tensor:
+    """Minus AdamW's step at a rate of 1, from its moments after `steps` steps."""
+    b1, b2 = group["betas"]
+    divisor = square.sqrt().div_(math.sqrt(1 - b2**steps)).add_(group["eps"]).mul_(1 - b1**steps)
+    return mean / divisor
+
+
+def _sampled(tensor: Tensor, every: int) -> Tensor:
+    """One in `every` pieces of a tensor, or of this rank's part of one."""
+    flat = _local(tensor)
+    rows = flat.numel() // (every * _PIECE)
+    if every == 1 or rows == 0:
+        return flat
+    return flat[: rows * every * _PIECE].view(rows, every * _PIECE)[:, :_PIECE]
 
 
 def _local(tensor: Tensor) -> Tensor:

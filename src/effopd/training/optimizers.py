@@ -171,7 +171,9 @@ def make_optimizer(
     cls = imported(OPTIMIZERS.get(name, name), "optimizer.type", "name a class of optimizers")
     accepted = inspect.signature(cls).parameters
     known = ("lr", "betas", "eps", "weight_decay")
-    arguments = {each: getattr(settings, each) for each in known if each in accepted}
+    arguments: Any = {each: getattr(settings, each) for each in known if each in accepted}
+    if name == "adamw" and all(tensor.device.type == "cpu" for tensor in moved.values()):
+        arguments["fused"] = True  # a third of the time; on a GPU the default is as good
     parameters: Any = list(moved.values())
     if name == "muon":  # embedding and head are no maps between hidden states
         parameters = [

@@ -171,10 +171,29 @@ class Updater:
         return row if estimate is None else row | {"optimizer_d": float(estimate)}
 
     def _one_update_(self, rollouts: Sequence[Rollout], indices: Sequence[int]) -> Row:
-        """Accumulates the gradient over micro-batches and takes one clipped optimizer step.
+        """One clipped optimizer step; loss, gradient norm before clipping and means of tokens."""
+        row, clipped = self._gradient_(rollouts, indices)
+        # The rate of this very update follows the slopes, which are those of whole gradients.
+        if self._slope is not None:
+            value = row["loss"] if self._learner.has_value else None
+            self._slope.before_step_(value, clipped)
+        self.optimizer.step()
+        self._publish_()
+        if self._slope is not None:
+            self._slope.after_step_()
+            while self._slope.tries:  # the first update of a run finds its rate
+                again, clipped = self._gradient_(rollouts, indices)
+                self._slope.try_again_(again["loss"], clipped)
+                self._publish_()
+        self._learner.after_update()
+        return row
 
-        Returns loss, gradient norm before clipping, and the means of its tokens.
-        """
+    def _publish_(self) -> None:
+        if self.masters is not None:
+            self.masters.publish_()
+
+    def _gradient_(self, rollouts: Sequence[Rollout], indices: Sequence[int]) -> tuple[Row, float]:
+        """Accumulates the gradient over micro-batches; the row, and what clipping multiplied by."""
         members = [rollouts[i] for i in indices]
         portion = Portion(sequences=len(members), tokens=total_tokens(members))
         lengths = [rollout.sample.length for rollout in members]
@@ -204,16 +223,8 @@ class Updater:
             known = [float(part.known[name]) for part in parts if name in part.known]
             tokens = max(1.0, sum(known)) if known else portion.tokens
             means[name] = sum(float(part.sums.get(name, 0.0)) for part in parts) / tokens
-        # The rate of this very update follows the slopes, which are those of whole gradients.
-        if self._slope is not None:
-            self._slope.before_step_(min(1.0, clip_norm / (norm + 1e-6)))
-        self.optimizer.step()
-        if self._slope is not None:
-            self._slope.after_step_()
-        if self.masters is not None:
-            self.masters.publish_()
-        self._learner.after_update()
-        return {"loss": loss, "grad_norm": norm, **means}
+        row = {"loss": loss, "grad_norm": norm, **means}
+        return row, min(1.0, clip_norm / (norm + 1e-6))
 
     def discard(self) -> None:
         """Gives up an update: no gradients stay behind."""
