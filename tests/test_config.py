@@ -133,6 +133,18 @@ def test_names_in_reports(settings: dict[str, Any], name: str) -> None:
     assert make_config(settings).name == name
 
 
+def test_the_slope_method_goes_over_sampled_tokens_once() -> None:
+    assert Config.of("slope").train.epochs == 2
+    assert Config.of("slope", objective={"type": "sampled_token"}).train.epochs == 1
+    mine = Config.of("slope", objective={"type": "sampled_token"}, train={"epochs": 3})
+    assert mine.train.epochs == 3
+
+
+def test_the_slope_method_learns_from_no_rewards() -> None:
+    with pytest.raises(ConfigError, match="optimizer.slope follows a divergence"):
+        Config.of("grpo", optimizer={"slope": {}})
+
+
 # Overrides ----------------------------------------------------------------------------------------
 
 OVERRIDES = [

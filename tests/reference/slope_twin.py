@@ -17,13 +17,8 @@ def followed(
         if moved is not None:
             before = (before + slope) / 2
             after = (after + float(gradient @ moved)) / 2
-            if before >= 0:
-                ratio = 0.5
-            elif after <= before:
-                ratio = 2.0
-            else:
-                ratio = min(max(before / (before - after), 0.5), 2.0)
-            factor *= ratio**0.5
+            share = after / before if before < 0 else -1.0
+            factor *= 2 ** (min(max(share, -1.0), 1.0) / 2)
         rates.append(lr * factor)
         at = weights.detach().clone()
         optimizer.param_groups[0]["lr"] = rates[-1]

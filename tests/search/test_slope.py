@@ -27,10 +27,7 @@ def random_gradients(steps: int, size: int) -> list[Tensor]:
     return [drift + torch.randn(size, generator=generator) for _ in range(steps)]
 
 
-def test_rates_and_weights_are_those_of_measured_displacements(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(module, "_CHUNK_CPU", 7)  # several pieces, the last one shorter
+def test_rates_and_weights_are_those_of_measured_displacements() -> None:
     parts = [torch.randn(4, 5, generator=torch.Generator().manual_seed(1)), torch.zeros(11)]
     gradients = random_gradients(12, 31)
     lrs = [1e-3 * (1 - i / 24) for i in range(12)]
@@ -58,7 +55,7 @@ def test_what_clipping_took_from_the_gradient_is_given_back_to_its_slope() -> No
         follower, found = SlopeRate(optimizer), []
         for i, gradient in enumerate(random_gradients(8, 6)):
             weights.grad = gradient * clip(i)
-            found.append(follower.before_step_(clip(i)))
+            found.append(follower.before_step_(clipped=clip(i)))
             optimizer.step()
             follower.after_step_()
         return found
@@ -91,26 +88,111 @@ def test_before_the_first_step_only_the_coming_step_has_a_slope() -> None:
     assert start == pytest.approx(-2.5)  # Adam's first step is minus the sign
 
 
-@pytest.mark.parametrize("lr", [1e-6, 1e-4, 1e-2, 1.0])
-def test_from_any_rate_a_noisy_quadratic_is_solved(lr: float) -> None:
+def test_a_large_model_is_sampled_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_READ", 2**14)
+    generator = torch.Generator().manual_seed(2)
+    large, small = torch.zeros(400, 512, requires_grad=True), torch.zeros(100, requires_grad=True)
+    optimizer = adamw(large, small)
+    for _ in range(2):
+        large.grad = 1 + torch.randn(400, 512, generator=generator)
+        small.grad = 1 + torch.randn(100, generator=generator)
+        read = slopes(optimizer)
+        optimizer.step()
+    monkeypatch.setattr(module, "_READ", 2**40)
+    optimizer.load_state_dict(optimizer.state_dict())
+    sampled = slopes(optimizer)
+    assert slopes(optimizer) == sampled  # all of it, the same again
+    monkeypatch.setattr(module, "_READ", 2**14)
+    assert slopes(optimizer) == pytest.approx(sampled, rel=0.02)
+    assert slopes(optimizer) != sampled
+    assert read[1] < 0
+
+
+def quadratic(lr: float, noise: float, trials: int) -> tuple[float, list[float]]:
+    """Loss after 300 noisy steps on a badly scaled quadratic as a share of the first; the rates."""
     generator = torch.Generator().manual_seed(0)
     curvature = torch.logspace(-1, 1, 50)
     goal = torch.randn(50, generator=generator)
     weights = torch.zeros(50, requires_grad=True)
     optimizer = adamw(weights, lr=lr)
-    rate = SlopeRate(optimizer)
+    rate = SlopeRate(optimizer, SlopeSettings(trials=trials))
 
     def loss() -> float:
         return float((curvature * (weights.detach() - goal) ** 2).sum() / 2)
 
-    first = loss()
+    first, rates = loss(), []
     for _ in range(300):
-        noise = 0.3 * torch.randn(50, generator=generator)
-        weights.grad = curvature * (weights.detach() - goal) + noise
-        rate.before_step_()
+        drawn = noise * torch.randn(50, generator=generator)
+        weights.grad = curvature * (weights.detach() - goal) + drawn
+        rates.append(rate.before_step_(loss()))
         optimizer.step()
         rate.after_step_()
-    assert loss() < 0.05 * first
+        while rate.tries:
+            weights.grad = curvature * (weights.detach() - goal) + drawn
+            rate.try_again_(loss())
+        rates[-1] = lr * rate.factor
+    return loss() / first, rates
+
+
+@pytest.mark.parametrize("lr", [1e-6, 1e-4, 1e-2, 1.0])
+@pytest.mark.parametrize("trials", [0, 10])
+def test_from_any_rate_a_noisy_quadratic_is_solved(lr: float, trials: int) -> None:
+    assert quadratic(lr, 0.3, trials)[0] < 0.05
+
+
+def test_the_first_update_finds_one_rate_wherever_it_starts() -> None:
+    firsts = [quadratic(lr, 0.0, 10)[1][0] for lr in (1e-5, 1e-3, 1e-1, 10.0)]
+    assert max(firsts) < 4 * min(firsts)
+
+
+def test_a_first_update_that_was_tried_is_one_of_its_last_rate() -> None:
+    """Weights, moments and what is remembered are as if it had been taken at that rate."""
+
+    def first(lr: float, trials: int) -> tuple[Tensor, torch.optim.AdamW, float]:
+        weights = torch.tensor([3.0, -2.0, 0.5], requires_grad=True)
+        optimizer = torch.optim.AdamW([weights], lr=lr, betas=BETAS, weight_decay=0.1)
+        rate = SlopeRate(optimizer, SlopeSettings(trials=trials))
+        weights.grad = weights.detach().clone()  # of half its square
+        rate.before_step_(float(weights.detach().square().sum() / 2))
+        optimizer.step()
+        rate.after_step_()
+        while rate.tries:
+            weights.grad = weights.detach().clone()
+            rate.try_again_(float(weights.detach().square().sum() / 2))
+        return weights.detach(), optimizer, rate.factor
+
+    tried, optimizer, factor = first(20.0, 10)
+    assert factor < 0.5
+    plain, other, _ = first(20.0 * factor, 0)
+    assert tried == pytest.approx(plain, abs=1e-4)
+    group, same = optimizer.param_groups[0], other.param_groups[0]
+    assert group["slope_rate"] == pytest.approx(same["slope_rate"])
+    assert group["slope_last"] == same["slope_last"]
+    assert group["lr"] == 20.0
+
+
+def test_where_the_loss_rose_the_first_update_is_shortened_whatever_its_slope() -> None:
+    weights = torch.zeros(3, requires_grad=True)
+    optimizer = adamw(weights, lr=1.0)
+    rate = SlopeRate(optimizer)
+    weights.grad = torch.ones(3)
+    rate.before_step_(1.0)
+    optimizer.step()
+    rate.after_step_()
+    rate.try_again_(2.0)  # downhill at the tip as well
+    assert rate.factor == 0.25
+    assert weights.detach() == pytest.approx(torch.full((3,), -0.25))
+    rate.try_again_(0.5)
+    assert rate.factor == 1.0
+    assert rate.tries
+
+
+def test_without_a_value_nothing_is_tried() -> None:
+    weights = torch.zeros(3, requires_grad=True)
+    rate = SlopeRate(adamw(weights))
+    weights.grad = torch.ones(3)
+    rate.before_step_()
+    assert not rate.tries
 
 
 def test_an_optimizer_that_is_saved_and_restored_goes_on_alike() -> None:
@@ -156,7 +238,7 @@ def test_other_optimizers_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "said"),
-    [({"memory": 1.0}, "memory"), ({"power": 0.0}, "power"), ({"least": 2.0}, "least")],
+    [({"memory": 1.0}, "memory"), ({"power": 0.0}, "power"), ({"trials": -1}, "trials")],
 )
 def test_settings_are_checked(settings: dict[str, float], said: str) -> None:
     with pytest.raises(ConfigError, match=said):

@@ -114,6 +114,11 @@ def optimizer_contradictions(config: "Config") -> Iterator[str]:
         yield (
             "optimizer.slope and a search both set the rate: use it with method = 'slope' or 'opd'"
         )
+    if config.optimizer.slope is not None and config.objective.needs_rewards:
+        yield (
+            "optimizer.slope follows a divergence from a teacher, and rewards have no slope that "
+            "one batch shows: leave it out"
+        )
     if config.optimizer.type != "schedule_free":
         return
     if config.searches:
