@@ -141,7 +141,7 @@ def test_the_slope_method_goes_over_sampled_tokens_once() -> None:
 
 
 def test_the_slope_method_learns_from_no_rewards() -> None:
-    with pytest.raises(ConfigError, match="optimizer.slope follows a divergence"):
+    with pytest.raises(ConfigError, match=r"optimizer\.slope follows a divergence"):
         Config.of("grpo", optimizer={"slope": {}})
 
 

@@ -299,3 +299,44 @@ def copied(tmp_path: Path) -> Callable[[Path], Path]:
         return tmp_path
 
     return copy
+
+
+# Slopes in the place of a search ------------------------------------------------------------------
+
+DENSE = {
+    "distillation.distillation_loss.loss_mode": "forward_kl_topk",
+    "distillation.distillation_loss.topk": 4,
+    "distillation.teacher_models.teacher_model.inference.name": "sglang",
+    "distillation.distillation_loss.use_policy_gradient": False,
+    "actor_rollout_ref.actor.ppo_mini_batch_size": 4,
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": 2,
+}
+
+
+def test_the_rate_follows_slopes_and_goes_on_from_a_checkpoint(world: Path, tmp_path: Path) -> None:
+    """What is remembered is in verl's own optimizer checkpoint, alike on all ranks."""
+
+    def remembered(out: Path, step: int) -> dict[str, float]:
+        found = []
+        for rank in range(RANKS):
+            folder = out / "checkpoints" / f"global_step_{step}" / "actor"
+            state = torch.load(
+                folder / f"optim_world_size_{RANKS}_rank_{rank}.pt", weights_only=False
+            )
+            group = state["param_groups"][0]
+            found.append({key: group[key] for key in group if key.startswith("slope_")})
+        assert found[0] == found[1]
+        return found[0]
+
+    def run(out: Path, steps: int) -> None:
+        launch(world, out, overrides(steps, slope="{}") | DENSE | {"trainer.save_freq": 1})
+
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    run(whole, 2)
+    run(resumed, 1)
+    before = remembered(resumed, 1)
+    run(resumed, 2)
+    assert before == remembered(whole, 1)
+    assert before["slope_factor"] != 1.0
+    assert remembered(resumed, 2) == remembered(whole, 2) != before
+    assert not (whole / "checkpoints" / "search.jsonl").exists()

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from effopd import AlphaPLS, Search
+from effopd import AlphaPLS, Search, SlopeSettings
 from effopd.errors import ConfigError
 from effopd.integrations.verl.settings import PluginSettings, RewardValidation, ServedKLValidation
 from effopd.integrations.verl.support import check_supported, lookup
@@ -128,6 +128,26 @@ def test_all_problems_are_named_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         check_supported(config, REWARD)
     assert len(str(caught.value).splitlines()) == 2
+
+
+LOSS = "distillation__distillation_loss"
+DENSE = {f"{LOSS}__loss_mode": "forward_kl_topk", f"{LOSS}__use_policy_gradient": False}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("distillation__enabled", False),
+        (f"{LOSS}__loss_mode", "k1"),
+        (f"{LOSS}__use_policy_gradient", True),
+        (f"{ACTOR}__optim__optimizer", "Muon"),
+    ],
+)
+def test_slopes_need_a_dense_loss_and_adamw(key: str, value: Any) -> None:
+    settings = PluginSettings(slope=SlopeSettings())
+    check_supported(configuration(**DENSE), settings)
+    with pytest.raises(ConfigError, match=key.replace("__", r"\.")):
+        check_supported(configuration(**(DENSE | {key: value})), settings)
 
 
 def test_lookup_of_an_absent_key_is_none() -> None:

@@ -27,7 +27,8 @@ def _replica() -> type:
 
 
 PlatformRegistry.register("cpu")(PlatformCPU)
-RolloutReplicaRegistry.register(ENGINE, _replica)
+for name in (ENGINE, "sglang"):  # verl asks a teacher for several tokens under known names alone
+    RolloutReplicaRegistry.register(name, _replica)
 _ROLLOUT_REGISTRY[ENGINE, "async"] = "verl_rig.rollout.HFAdapter"
 
 from verl.workers.engine import EngineRegistry, FSDPEngineWithLMHead  # needs the platform

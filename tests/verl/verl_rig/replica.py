@@ -69,8 +69,8 @@ class HFServer:
     ) -> TokenOutput:
         if self.is_asleep:
             raise RuntimeError("a request reached a server that is asleep")
-        if sampling_params.get("prompt_logprobs") is not None:
-            return self._score(list(prompt_ids))
+        if (likeliest := sampling_params.get("prompt_logprobs")) is not None:
+            return self._score(list(prompt_ids), likeliest)
         self._write_weights()
         tokens, log_probs = self._sample(list(prompt_ids), sampling_params)
         self._write_request(list(prompt_ids), tokens, sampling_params)
@@ -85,13 +85,21 @@ class HFServer:
         with torch.no_grad():
             return self.model(torch.tensor([ids])).logits[0].float()
 
-    def _score(self, ids: list[int]) -> TokenOutput:
-        """As vLLM's prompt_logprobs in verl: row i scores token i + 1, the last row is a zero."""
-        scores = self._logits(ids).log_softmax(-1)
-        rows = [[scores[i, token].item()] for i, token in enumerate(ids[1:])]
+    def _score(self, ids: list[int], likeliest: int) -> TokenOutput:
+        """As vLLM's prompt_logprobs in verl: row i scores token i + 1, the last row is zeros.
+
+        0 scores the token itself, k the k likeliest in its place.
+        """
+        scores = self._logits(ids).log_softmax(-1)[:-1]
+        if likeliest:
+            log_probs, tokens = scores.topk(likeliest)
+        else:
+            tokens = torch.tensor(ids[1:])[:, None]
+            log_probs = scores.gather(-1, tokens)
+        last = [0] * max(likeliest, 1)
         fields = {
-            "prompt_ids": [[token] for token in ids[1:]] + [[0]],
-            "prompt_logprobs": [*rows, [0.0]],
+            "prompt_ids": [*tokens.tolist(), last],
+            "prompt_logprobs": [*log_probs.tolist(), [float(zero) for zero in last]],
             "global_steps": None,
         }
         return TokenOutput(token_ids=[0], stop_reason="completed", extra_fields=fields)

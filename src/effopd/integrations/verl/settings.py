@@ -10,6 +10,7 @@ from typing import Any, Literal
 from effopd.config.reading import merged, raw_of, read
 from effopd.errors import ConfigError
 from effopd.search.settings import Search
+from effopd.search.slope import SlopeSettings
 from effopd.search.validation import PairedMargin
 
 Preset = Literal["default", "paper", "release"]
@@ -74,12 +75,14 @@ class PluginSettings:
         seed: Decides validation prompts and the seeds they are answered with.
         search: The search.
         validation: How candidates are scored.
+        slope: In the place of the search, the actor's rate follows the slopes of its loss.
     """
 
     preset: Preset = "default"
     seed: int = 0
     search: Search = Search(accept=PairedMargin(z=1.65))
     validation: Validation = ServedKLValidation()
+    slope: SlopeSettings | None = None
 
 
 def read_settings(raw: Mapping[str, Any] | None) -> PluginSettings:

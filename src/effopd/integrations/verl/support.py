@@ -80,6 +80,18 @@ TEACHER: tuple[tuple[str, Condition, str], ...] = (
 """The same where the teacher scores: the estimate of the divergence is unbiased for samples of the
 student itself, scored token by token."""
 
+LOSS = "distillation.distillation_loss"
+DENSE: tuple[tuple[str, Condition, str], ...] = (
+    ("distillation.enabled", bool, "effopd.slope follows a divergence from a teacher: set it"),
+    (f"{LOSS}.loss_mode", lambda value: "topk" in str(value),
+     "effopd.slope follows a loss over many tokens of the vocabulary: set it to 'forward_kl_topk'"),
+    (f"{LOSS}.use_policy_gradient", off,
+     "effopd.slope follows the divergence itself, not a surrogate: set it to False"),
+    (f"{ACTOR}.optim.optimizer", one_of(None, "AdamW", "Adam"),
+     "effopd.slope knows the steps of AdamW: set it to 'AdamW'"),
+)  # fmt: skip
+"""The same where the rate follows slopes in the place of a search."""
+
 
 def check_supported(config: Mapping[str, Any], settings: PluginSettings) -> None:
     """Refuses what the plug-in does not support."""
@@ -89,6 +101,15 @@ def check_supported(config: Mapping[str, Any], settings: PluginSettings) -> None
         if not is_met(value := lookup(config, key))
     ]
     search, validation, reward = settings.search, settings.validation, "reward.reward_model"
+    if settings.slope is not None:
+        problems += [
+            f"{key} = {value!r}: {remedy}"
+            for key, is_met, remedy in DENSE
+            if not is_met(value := lookup(config, key))
+        ]
+        if problems:
+            raise ConfigError("\n".join(problems))
+        return
     if isinstance(search.direction, AlphaPLS):
         problems.append(
             "effopd.search.direction = 'alpha_pls' regresses on progress, which verl does not "

@@ -67,6 +67,8 @@ class SearchingTrainer(PPOTrainerSync):
     def _load_checkpoint(self) -> None:
         """Prepares the search at the initial weights, then resumes where there is a checkpoint."""
         self.actor_rollout_wg.prepare_search(self._settings.search)
+        if self._settings.slope is not None:
+            self.actor_rollout_wg.follow_slopes(self._settings.slope)
         super()._load_checkpoint()
         self._validation = QuietValidation(self, self._settings)
         record = Path(self.config.trainer.default_local_dir) / "search.jsonl"
@@ -86,6 +88,8 @@ class SearchingTrainer(PPOTrainerSync):
 
     def _search(self) -> SearchResult | None:
         """One search of all ranks; None where none is due."""
+        if self._settings.slope is not None:
+            return None
         workers = self.actor_rollout_wg
         step = agreed(workers.search_start(self.global_steps))
         while isinstance(step, Draw):

@@ -13,6 +13,7 @@ from effopd.search.extrapolator import Extrapolator, RaySearch
 from effopd.search.line_search import SearchResult
 from effopd.search.selection import select_parameters
 from effopd.search.settings import Search
+from effopd.search.slope import SlopeRate, SlopeSettings
 from effopd.search.validation import Draw, Score
 from effopd.training.search_checkpoint import (
     read_search,
@@ -40,6 +41,14 @@ class SearchingWorker(ActorRolloutRefWorker):
         module = self.actor.engine.module
         check_sharded_masters(module, search.parameters)
         self._extrapolator = Extrapolator(module, search=search, device="cpu")
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def follow_slopes(self, settings: SlopeSettings) -> None:
+        """Has the actor's rate follow the slopes; what it remembers is in verl's checkpoints."""
+        optimizer = self.actor.engine.optimizer
+        rate = SlopeRate(optimizer, settings)
+        optimizer.register_step_pre_hook(lambda *_: rate.before_step_() and None)
+        optimizer.register_step_post_hook(lambda *_: rate.after_step_())
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def search_start(self, step: int) -> Step:
