@@ -139,7 +139,7 @@ def test_hidden_states_are_counted_where_they_are_kept() -> None:
 
 @pytest.mark.parametrize(
     ("server", "token_bytes"),
-    [({"top_k": 20}, 12 * 20), ({"flavor": "effopd"}, 4 * 2560), ({"flavor": "effopd"}, 0)],
+    [({"top_k": 20}, 12 * 20 + 8), ({"flavor": "effopd"}, 4 * 2560), ({"flavor": "effopd"}, 0)],
 )
 def test_what_a_served_teacher_says_is_counted_alike(
     server: dict[str, Any], token_bytes: int

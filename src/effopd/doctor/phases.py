@@ -11,7 +11,7 @@ from functools import cached_property
 from effopd.doctor import footprint
 from effopd.doctor.footprint import Bytes
 from effopd.doctor.sizes import ModelShape
-from effopd.evaluation.served_teacher import LIKELY_BYTES
+from effopd.evaluation.served_teacher import likely_bytes
 from effopd.models.gpus import Gpu
 from effopd.models.loading import ModelSettings
 from effopd.training.config import Config
@@ -264,7 +264,7 @@ class Estimate(Sized):
         server = self.config.teacher_server
         if self.served_width is not None:
             return math.prod(self.served_width)
-        return LIKELY_BYTES * server.top_k if server is not None else 0
+        return likely_bytes(server.top_k) if server is not None and server.top_k else 0
 
     def _arriving(self, shape: ModelShape, element: int) -> int:
         """Bytes of an offloaded teacher that come for a pass: all but the head."""
