@@ -19,6 +19,7 @@ from effopd.servers.settings import ServerSettings
 
 T = TypeVar("T")
 
+
 def likely_bytes(k: int) -> int:
     """Of one token of `LikelyTokens`: k ids in int64 and values in float32, one in float64."""
     return 12 * k + 8
