@@ -81,6 +81,15 @@ def test_a_served_teachers_width_is_what_it_says_or_unknown(recipe: Path, tmp_pa
     assert "is unknown (it did not answer)" in said()[-1]
 
 
+def test_a_teacher_that_moves_with_the_student_is_warned_of() -> None:
+    recipe = PAPER.with_name("tiny-prompt-distillation.toml")
+    for weights, warned in (("base", False), ("current", True)):
+        findings = check_file(recipe, [f"self_teacher.weights={weights}"], offline=True).findings
+        said = [(each.level, each.remedy) for each in findings if each.check == "self_teacher"]
+        assert bool(said) == warned
+        assert all("weights = 'base'" in remedy for _, remedy in said)
+
+
 def test_a_sound_run_has_no_problem(recipe: Path) -> None:
     findings = found(recipe, gpu="80GB")
     assert problems(findings) == []

@@ -34,6 +34,7 @@ from effopd.servers.client import Client, ServerRequest
 from effopd.servers.hidden_states import TEACHER, EffopdApi
 from effopd.training.build import check_teacher_prompts, load_problems, prompt_of
 from effopd.training.config import Config
+from effopd.training.teachers import MOVES_WITH_STUDENT
 
 Level = Literal["ok", "warning", "problem"]
 
@@ -331,6 +332,14 @@ def _compared(run: CheckedRun, name: str, student: Any, other: Any) -> Iterator[
         yield Finding("warning", "chat template", text, remedy)
 
 
+def self_teacher(run: CheckedRun) -> Iterator[Finding]:
+    """A teacher that moves with the student."""
+    own = run.config.self_teacher
+    if own is not None and own.weights == "current":
+        text, remedy = MOVES_WITH_STUDENT.split(": ")
+        yield Finding("warning", "self_teacher", text, remedy)
+
+
 # Problems, and who checks and serves --------------------------------------------------------------
 
 
@@ -416,5 +425,7 @@ def servers(run: CheckedRun) -> Iterator[Finding]:
 
 
 Check = Callable[[CheckedRun], Iterator[Finding]]
-CHECKS: tuple[Check, ...] = (devices, models, tokenizers, sandbox, problems, servers)
+CHECKS: tuple[Check, ...] = (
+    devices, models, tokenizers, self_teacher, sandbox, problems, servers,
+)  # fmt: skip
 """In the order in which a run would meet what they look at; memory comes last."""

@@ -41,12 +41,12 @@ from effopd.training.engines import (
     compares_vocabularies,
     engine_of,
     kept_states,
+    own_teacher,
     policy_from,
     reference_of,
     scoring_policy,
     served_teacher,
     student_engine,
-    untrained,
 )
 from effopd.training.teachers import StudentAverage, align_vocabularies, frozen, frozen_copy
 
@@ -257,7 +257,7 @@ def build_parts(config: Config, report: Callable[[str], None], given: Given = Gi
         teachers = {"": teachers.get("") or frozen_copy(student)}
         average = StudentAverage(teachers[""], student, own.decay, kept.release)
     elif own is not None:
-        teachers = {"": student if own.weights == "current" else untrained(config, student)}
+        teachers = {"": own_teacher(config, own, student, report)}
     everyone: dict[str, Teacher] = {**teachers, **({"": served} if served else {})}
     verifier = given.verifier or verifier_for(config.task, config.code)
     task = load_problems(config, student.tokenizer, verifier, report, given.task)

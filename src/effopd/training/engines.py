@@ -25,7 +25,7 @@ from effopd.rollouts.vllm import VLLMEngine, open_vllm
 from effopd.servers.client import Client
 from effopd.servers.handshake import Identity, api_of, verify_server
 from effopd.training.config import Config
-from effopd.training.teachers import frozen, frozen_copy
+from effopd.training.teachers import MOVES_WITH_STUDENT, SelfTeacher, frozen, frozen_copy
 
 
 def served_teacher(
@@ -180,6 +180,16 @@ def untrained(config: Config, student: Policy) -> Policy:
         copied = copy.deepcopy(student.model).cpu()
         return _offloaded(copied, student.tokenizer, config.teacher_device or config.device, size)
     return frozen_copy(student)
+
+
+def own_teacher(
+    config: Config, own: SelfTeacher, student: Policy, report: Callable[[str], None]
+) -> Policy:
+    """The student itself, with a warning, or as it is before the first step."""
+    if own.weights == "base":
+        return untrained(config, student)
+    report(f"warning: {MOVES_WITH_STUDENT}")
+    return student
 
 
 def kept_states(config: Config, student: Policy, report: Callable[[str], None]) -> KeptStates:
