@@ -85,7 +85,19 @@ def test_a_run_across_tokenizers_resumes_exactly(
                 "teacher_server": {"url": "http://127.0.0.1:1", "model": "t", "top_k": 4},
                 "evaluation": {"teacher": False},
             },
-            "a server is asked in the student's tokens",
+            "set alignment.tokenizer to its directory or repository",
+        ),
+        (
+            {
+                "alignment": {"tokenizer": "t"},
+                "teacher_server": {"url": "http://127.0.0.1:1", "model": "t", "top_k": 4},
+                "evaluation": {"teacher": False, "divergence": True, "problems": 4},
+            },
+            "compares the sampled tokens alone: set objective.type = 'sampled_token'",
+        ),
+        (
+            {"alignment": {"tokenizer": "t"}},
+            "a local teacher brings its own",
         ),
     ],
 )
