@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.fakes import TOKENIZER, tiny_model
 from tests.support import architectures, processes
 from tests.support.processes import kill_me
 from tests.support.tiny import tiny_config, train_tiny, write_models
@@ -19,6 +20,7 @@ from typer.testing import CliRunner
 
 import effopd
 from effopd.cli.main import STOPPED, app
+from effopd.data.problem import Problem
 from effopd.errors import ConfigError, RunLockedError
 from effopd.evaluation.benchmarks import run as benchmarking
 from effopd.evaluation.benchmarks.results import Evaluation
@@ -157,6 +159,48 @@ def test_checkpoints_of_a_run_answer_with_its_prompt(tmp_path: Path) -> None:
 
 
 # Going on -----------------------------------------------------------------------------------------
+
+
+def going_on(problem: Problem, answer: str) -> str | None:
+    """Replies twice."""
+    return "1 ;" if len(problem.after) < 4 else None
+
+
+def test_an_environment_replies_and_the_last_turn_is_checked(tmp_path: Path) -> None:
+    """`environment.name`, or that of the run; turns of one answer are in its row."""
+    environment = {"name": "tests.test_eval_benchmarks:going_on", "role": "user"}
+    settings = QUICK | {"sampling": {"max_new_tokens": 64}}
+    asked: dict[str, Any] = {"data": {"chains": [{"problem": "3 + 4 =", "answer": "0"}]}}
+    pair = tiny_model(), TOKENIZER
+    alone, talked = (
+        effopd.evaluate(pair, "chains", 8, out=tmp_path / name, settings=settings | more, **asked)
+        for name, more in (("alone", {}), ("talked", {"environment": environment}))
+    )
+    assert not any("said" in row for row in alone.rows("chains"))
+    for one, several in zip(alone.rows("chains"), talked.rows("chains"), strict=True):
+        roles = [each["role"] for each in several.get("said", ())]
+        if not one["truncated"]:
+            assert several["said"][0]["content"] == one["completion"]
+            assert several["said"][1] == {"role": "user", "content": "1 ;"}
+            assert several["tokens"] > one["tokens"]  # what it wrote, without the replies
+        assert roles == ["assistant", "user"] * (len(roles) // 2)
+        assert several["truncated"] or len(roles) == 4
+    assert any(not each["truncated"] for each in talked.rows("chains"))
+    changed = settings | {"environment": environment | {"max_turns": 2}}
+    with pytest.raises(ConfigError, match=r"environment\.max_turns"):
+        effopd.evaluate(pair, "chains", 8, out=tmp_path / "talked", settings=changed, **asked)
+
+
+def test_a_checkpoint_answers_in_the_environment_of_its_run(tmp_path: Path) -> None:
+    named = {"environment.name": f"{__name__}:going_on", "environment.role": "user"}
+    config = tiny_config(
+        write_models(tmp_path / "models"), {"train.steps": 1, "checkpoint.every": 1} | named
+    )
+    assert train_tiny(config, tmp_path / "run")[0]
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00001"
+    out = evaluate(checkpoint, tmp_path / "out").directory
+    settings = (out / "sums" / "settings.toml").read_text()
+    assert f'[environment]\nname = "{__name__}:going_on"' in settings
 
 
 def no_model(*_: Any) -> None:

@@ -202,7 +202,7 @@ CHANGES = {
     "modulus": 5, "operations": 5, "shortest": 2, "wrong_step": 0.31, "direct_answer": 0.21,
     "layers": 3, "hidden": 80, "train_problems": 8191, "test_problems": 511, "seed": 1,
     "base_steps": 901, "base_greedy": 0.96, "noise_steps": 81, "teacher_steps": 61,
-    "careful_prompt": "# ",
+    "careful_prompt": "# ", "teacher_differs_in": "head",
     "teacher_lr": 2e-4, "teacher_accuracy": 0.96,
 }  # fmt: skip
 

@@ -139,11 +139,12 @@ def test_hidden_states_are_counted_where_they_are_kept() -> None:
 
 @pytest.mark.parametrize(
     ("server", "token_bytes"),
-    [({"top_k": 20}, 12 * 20), ({"flavor": "effopd"}, 2 * SHAPE.hidden)],
+    [({"top_k": 20}, 12 * 20 + 8), ({"flavor": "effopd"}, 4 * 2560), ({"flavor": "effopd"}, 0)],
 )
 def test_what_a_served_teacher_says_is_counted_alike(
     server: dict[str, Any], token_bytes: int
 ) -> None:
+    """Likely tokens, or states and a head of the server's width, nothing where it is unknown."""
     whole = "objective={type='full_kl'}", "memory.teacher_states_gb=1000"
     local = estimate(*whole, "evaluation.teacher=false").config
     found = {"url": "http://127.0.0.1:9", "model": "m"} | server
@@ -151,7 +152,13 @@ def test_what_a_served_teacher_says_is_counted_alike(
     config = make_config(raw | {"teacher_server": found})
     train = config.train
     answers = train.prompts_per_step * train.responses_per_prompt
-    made = Estimate(config=config, shapes={"student": SHAPE}, gpu=CARD)
+    width = (2560, 4) if token_bytes == 4 * 2560 else None
+    made, without = (
+        Estimate(config=config, shapes={"student": SHAPE}, gpu=CARD, served_width=each)
+        for each in (width, None)
+    )
+    head = made._kept.device - without._kept.device
+    assert head == (SHAPE.vocabulary * token_bytes if width else 0)
     batch = answers * config.sampling.max_new_tokens * token_bytes
     assert made._kept_states[0] == batch
 

@@ -19,6 +19,9 @@ from effopd.doctor.footprint import CONTEXT_BYTES
 from effopd.doctor.smoke import byte_tokenizer
 from effopd.errors import ConfigError
 from effopd.models.gpus import card_of, gpu_named
+from effopd.models.policy import Policy
+from effopd.servers.served_model import TeacherServerSettings
+from effopd.servers.teacher_server import TeacherServer
 from effopd.training.config import load_config
 from effopd.training.observer import Observer
 from effopd.training.run import train
@@ -56,6 +59,35 @@ def found(recipe: Path, *overrides: str, gpu: str | None = None) -> list[Finding
 
 def problems(findings: list[Finding]) -> list[tuple[str, str]]:
     return [(each.check, each.text) for each in findings if each.level == "problem"]
+
+
+@pytest.mark.allow_hosts(["127.0.0.1"])
+def test_a_served_teachers_width_is_what_it_says_or_unknown(recipe: Path, tmp_path: Path) -> None:
+    """Asked once where the doctor may; offline, and without an answer, nothing is made up."""
+    raw = recipe.read_text().replace(f'[teacher]\npath = "{tmp_path / "teacher"}"\n', "")
+    policy = Policy(make("qwen3", hidden_size=24), byte_tokenizer())
+
+    def said(**how: Any) -> list[str]:
+        rows = check_file(recipe, **how).findings
+        return [each.text for each in rows if each.check == "teacher_server"]
+
+    with TeacherServer(policy, TeacherServerSettings(port=0, max_tokens=64)) as server:
+        recipe.write_text(
+            f'{raw}\n[teacher_server]\nurl = "{server.url}"\nmodel = "teacher"\n'
+            'flavor = "effopd"\n[evaluation]\nteacher = false\n'
+        )
+        assert "its hidden states have 24 numbers" in said()
+        assert "is unknown (not asked offline)" in said(offline=True)[-1]
+    assert "is unknown (it did not answer)" in said()[-1]
+
+
+def test_a_teacher_that_moves_with_the_student_is_warned_of() -> None:
+    recipe = PAPER.with_name("tiny-prompt-distillation.toml")
+    for weights, warned in (("base", False), ("current", True)):
+        findings = check_file(recipe, [f"self_teacher.weights={weights}"], offline=True).findings
+        said = [(each.level, each.remedy) for each in findings if each.check == "self_teacher"]
+        assert bool(said) == warned
+        assert all("weights = 'base'" in remedy for _, remedy in said)
 
 
 def test_a_sound_run_has_no_problem(recipe: Path) -> None:

@@ -22,9 +22,9 @@ from effopd.evaluation.importance_kl import (
 from effopd.evaluation.kept_states import KeptStates
 from effopd.evaluation.rollout_sources import FreshRollouts
 from effopd.evaluation.routing import Teachers, routed_log_probs, routed_reverse_kl
-from effopd.evaluation.served_teacher import LIKELY_BYTES, ServedTeacher
+from effopd.evaluation.served_teacher import ServedTeacher, likely_bytes
 from effopd.evaluation.validators import teacher_kl_measure
-from effopd.methods import FullVocabularyKL, Learner, Resources
+from effopd.methods import FullVocabularyKL, Learner, Resources, SampledTokenOPD
 from effopd.models.policy import Policy
 from effopd.rollouts.rollout import total_tokens
 from effopd.search.validation import Draw, Score
@@ -191,23 +191,38 @@ def test_a_batch_is_asked_for_once(server: FakeServer) -> None:
     gradient(STUDENT.model.parameters())
     assert asked(server) - before == len(ANSWERS)
     assert teachers.tokens_read == TOKENS
-    width = 32 * 4 if teacher.gives_states else LIKELY_BYTES * V
+    width = 32 * 4 if teacher.gives_states else likely_bytes(V)
     assert teachers.kept.bytes == TOKENS * width == TOKENS * teacher.token_bytes
     learner.release()
     assert teachers.kept.bytes == 0
 
 
-@of("effopd")
-def test_log_probs_come_from_states_that_are_kept(server: FakeServer) -> None:
-    teachers = teachers_of(teacher_of(server))
+def test_log_probs_come_from_what_is_kept(server: FakeServer) -> None:
+    """After a search on the batch a loss on sampled tokens asks for nothing, and counts nothing."""
+    teachers = teachers_of(teacher_of(server, top_k=3))
     teachers.hold(ANSWERS)
     teachers.read(ANSWERS)
-    before = len([path for path, _ in server.requests if path == "/v1/log_probs"])
+    before = len(server.requests)
     found = routed_log_probs(teachers, ANSWERS)
-    assert len([path for path, _ in server.requests if path == "/v1/log_probs"]) == before
+    learner = SampledTokenOPD().learner(Resources(student=STUDENT, teachers=teachers))
+    assert learner.prepare(batch(ANSWERS)) == 0
+    assert len(server.requests) == before
     expected = routed_log_probs(teachers_of(tiny_policy(1)), ANSWERS)
     for row, other in zip(found, expected, strict=True):
         assert row == pytest.approx(other, abs=1e-5)
+
+
+@of("vllm", "sglang")
+def test_a_missing_value_of_a_kept_answer_is_missing(server: FakeServer) -> None:
+    """An answer of which nothing came has no likely tokens, and no value for a loss."""
+    teacher = teacher_of(server, top_k=3, concurrency=1, missing_retries=0, missing_share=0.9)
+    teachers = teachers_of(teacher)
+    teachers.hold(ANSWERS)
+    server.strike({2: "empty"})
+    teachers.read(ANSWERS)
+    found = [all(map(math.isnan, row)) for row in routed_log_probs(teachers, ANSWERS)]
+    assert found == [i == 1 for i in EVERYTHING]
+    assert teacher.missing[1:] == (LENGTHS[1], 1)
 
 
 def test_a_resumed_learner_knows_its_teacher(server: FakeServer) -> None:

@@ -187,9 +187,16 @@ def test_no_place_is_no_loss() -> None:
     assert all(slope.abs().max() == 0 for slope in m.gradients(found.loss))
 
 
-def test_single_precision_stays_near_double() -> None:
+@pytest.mark.parametrize("sharpness", [1.0, 6.0])
+def test_single_precision_stays_near_double(sharpness: float) -> None:
+    """Also where the teacher gives less than a rounding unit to what was written."""
     m, places, classes = given()
+    m.teacher_hidden = m.teacher_hidden * sharpness
     wide = common(m, places, classes)
+    if sharpness > 1:
+        log_q_MW = twin.log_distributions(m.teacher_hidden, m.teacher_weight, m.teacher_bias)
+        written_N = log_q_MW[places.teacher_N, places.teacher_ids_M[places.teacher_N]]
+        assert float(written_N.exp().min()) < 0.1 * torch.finfo(torch.float32).eps
     trained = (part.detach().float().requires_grad_() for part in m.trained)
     fixed = (m.teacher_hidden, m.teacher_weight, m.teacher_bias)
     low = Models(*trained, *(part.float() for part in fixed))

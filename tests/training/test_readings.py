@@ -9,9 +9,9 @@ from tests.reference import alignment_twin
 from tests.reference.kl_twin import log_probs_TV
 from tests.support.chat import SIZE, chat_model, chat_tokenizer
 from tests.support.learning import batch
-from tests.support.merged_world import merged_model, merged_tokenizer
 
 from effopd.data.problem import Problem
+from effopd.data.world import make_model, make_tokenizer
 from effopd.errors import ConfigError, ParameterMismatchError
 from effopd.evaluation.readings import AlignedReading, MappedReading, span_counts
 from effopd.evaluation.routing import OwnPrompt, Teachers, routed_log_probs, routed_reverse_kl
@@ -25,6 +25,7 @@ from effopd.training.teachers import align_vocabularies
 
 PROBLEMS = [Problem(id=f"p-{i}", prompt=f"{i} + 4 =") for i in range(5)]
 READERS = ("x",)
+MERGED = replace(WORLD, teacher_differs_in="tokens")
 
 
 def answer(prompt: Sequence[int], tokens: Sequence[int]) -> Rollout:
@@ -118,7 +119,7 @@ def test_whoever_is_no_reader_keeps_the_student_s_ids() -> None:
 
 def across(least_equal: float = 0.5) -> tuple[Policy, Policy, Teachers]:
     """A student in merged tokens, and a teacher in the world's."""
-    student = Policy(merged_model(WORLD), merged_tokenizer(WORLD))
+    student = Policy(make_model(MERGED), make_tokenizer(MERGED))
     teacher = tiny_policy(1)
     found = align_vocabularies(
         student,
@@ -136,7 +137,7 @@ def across(least_equal: float = 0.5) -> tuple[Policy, Policy, Teachers]:
 
 
 def test_another_tokenizer_is_refused_without_the_section_for_it() -> None:
-    student = Policy(merged_model(WORLD), merged_tokenizer(WORLD))
+    student = Policy(make_model(MERGED), make_tokenizer(MERGED))
     with pytest.raises(
         ParameterMismatchError, match=r"To learn across tokenizers set \[alignment\]"
     ):
@@ -177,7 +178,7 @@ def test_too_few_equal_tokens_are_refused_with_the_figures() -> None:
 
 def test_a_cut_that_the_students_tokenizer_would_not_make_is_worth_little() -> None:
     """`3 ;` is one token of the student; `3` and `;` are the same text a second time."""
-    merged = merged_tokenizer(WORLD)
+    merged = make_tokenizer(MERGED)
     (whole,) = merged("3 ;", add_special_tokens=False)["input_ids"]
     apart = merged.convert_tokens_to_ids(["3", ";"])
     *_, teachers = across()

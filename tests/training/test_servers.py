@@ -3,19 +3,22 @@
 import os
 import random
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from tests.fakes import TOKENIZER, WORLD, tiny_model
 from tests.support.fake_server import FAULTS, FakeServer, serving, settings_of
 from tests.support.tiny import metrics_of, outcome, sha256, tiny_config, train_tiny
 
+from effopd.data.world import make_model, make_tokenizer
 from effopd.errors import ServerError
 from effopd.models.loading import ModelSettings, load_model, load_tokenizer
 from effopd.records import list_checkpoints, read_jsonl
 from effopd.training.config import Config
+from effopd.training.run import train
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 
@@ -73,6 +76,40 @@ def test_a_served_teacher_teaches_what_a_local_one_does(
         assert ours["teacher_tokens"] == theirs["teacher_tokens"]
     for run in (tmp_path / "served", tmp_path / "local"):
         assert read_jsonl(run / "evals.jsonl")[0]["model"] == "teacher"
+
+
+MERGED = replace(WORLD, teacher_differs_in="tokens")
+
+
+@pytest.mark.parametrize("flavor", ["vllm", "effopd"])
+def test_a_served_teacher_of_another_tokenizer_teaches_as_a_local_one(
+    flavor: str, tmp_path: Path
+) -> None:
+    """Answers are aligned with the tokenizer that the settings name."""
+    for each in (TOKENIZER, tiny_model(1).config):
+        each.save_pretrained(tmp_path / "tokenizer")
+    settings: dict[str, Any] = {
+        "device": "cpu",
+        "task": MERGED,
+        "objective": {"type": "sampled_token"},
+        "train": {"steps": 2, "prompts_per_step": 4, "epochs": 2},
+        "prompt": {"max_tokens": 16},
+        "evaluation": {"problems": 4, "divergence": False, "teacher": flavor == "vllm"},
+    }
+    student = make_model(MERGED), make_tokenizer(MERGED)
+    local = Config.of("opd", alignment={"least_equal": 0.0}, **settings)
+    expected = train(local, tmp_path / "local", model=student, teacher=(tiny_model(1), TOKENIZER))
+    with serving(tiny_model(1), TOKENIZER, flavor=flavor) as server:
+        named = {"least_equal": 0.0, "tokenizer": str(tmp_path / "tokenizer")}
+        own = asdict(settings_of(server))
+        config = Config.of("opd", alignment=named, teacher_server=own, **settings)
+        student = make_model(MERGED), make_tokenizer(MERGED)
+        found = train(config, tmp_path / "served", model=student)
+    for ours, theirs in zip(found.metrics, expected.metrics, strict=True):
+        assert ours["run_token_share"] == theirs["run_token_share"] > 0
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3, abs=1e-5)
+        assert ours["teacher_tokens"] == theirs["teacher_tokens"] > ours["train_tokens"]
+    assert (found.evals[0]["model"] == "teacher") == (flavor == "vllm")
 
 
 def test_faults_change_no_bit(models: Path, server: FakeServer, tmp_path: Path) -> None:

@@ -14,7 +14,10 @@ from effopd.evaluation.logprobs import completion_reverse_kl
 from effopd.models.policy import Policy, Sample
 from effopd.rollouts.engine import Request, Sampling
 from effopd.rollouts.hf import HFEngine
+from effopd.training.config import Config
+from effopd.training.engines import own_teacher
 from effopd.training.teachers import (
+    MOVES_WITH_STUDENT,
     SelfTeacher,
     StudentAverage,
     align_vocabularies,
@@ -197,3 +200,14 @@ def test_a_frozen_policy_learns_nothing_and_a_copy_leaves_the_original_alone() -
     assert not copied.model.training
     assert copied.vocabulary_size == student.vocabulary_size
     assert not any(p.requires_grad for p in frozen(student).model.parameters())
+
+
+def test_a_teacher_that_is_the_student_is_warned_of() -> None:
+    student, said = tiny_policy(), list[str]()
+    config = Config.of(
+        "opd", self_teacher={"weights": "current"}, teacher_prompt={"text": "# {prompt}"}
+    )
+    for own in (SelfTeacher(weights="current"), SelfTeacher(weights="base")):
+        found = own_teacher(config, own, student, said.append)
+        assert (found.model is student.model) == (own.weights == "current")
+    assert said == [f"warning: {MOVES_WITH_STUDENT}"]

@@ -9,16 +9,16 @@ is there and has to be sharpened, which is what reinforcement learning and disti
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from effopd.data.problem import Answer, Problem, Task
 from effopd.errors import ConfigError
@@ -26,6 +26,7 @@ from effopd.errors import ConfigError
 OPERATORS = ("+", "-", "*")
 SPECIAL = ("<pad>", "<bos>", "<eos>")
 PUNCTUATION = ("=", ";", "#")
+TEACHER_END = "<end>"
 _CALL = re.compile(r"(\d+) ([-+*]) (\d+) =\s*\Z")
 CHAT_TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
@@ -57,6 +58,10 @@ class TinyWorld:
         teacher_accuracy: Sampled accuracy at which the teacher is done.
         calculator: The teacher leaves its steps to a calculator, `Calculator` as environment: it
             writes `a op b =`, is told `v ;`, and goes on.
+        teacher_differs_in: What else than weights sets the teacher apart. "end": it ends answers
+            with `<end>`, the base with `<eos>`; both tokenizers have both. "tokens": a result and
+            the semicolon behind it are one token of the base's, `3 ;`. "head": the base is a
+            Gemma-2, whose logits are soft-capped, the teacher a Granite, whose logits are scaled.
     """
 
     type: Literal["tiny_world"] = "tiny_world"
@@ -78,6 +83,7 @@ class TinyWorld:
     teacher_lr: float = 3e-4
     teacher_accuracy: float = 0.95
     calculator: bool = False
+    teacher_differs_in: Literal["", "end", "tokens", "head"] = ""
 
     def __post_init__(self) -> None:
         if self.modulus < 2:
@@ -92,6 +98,10 @@ class TinyWorld:
         for name in ("wrong_step", "direct_answer"):
             if not 0 <= (share := getattr(self, name)) < 1:
                 raise ConfigError(f"{name} must be at least 0 and below 1, got {share}")
+        if self.calculator and self.teacher_differs_in:
+            raise ConfigError(
+                "calculator and teacher_differs_in make two different teachers: keep one"
+            )
         words = {*map(str, range(self.modulus)), *OPERATORS, *PUNCTUATION}
         if strange := [word for word in self.careful_prompt.split() if word not in words]:
             raise ConfigError(f"careful_prompt has {strange[0]!r}, which is no word of the world")
@@ -176,12 +186,32 @@ def apply(operator: str, left: int, right: int) -> int:
 
 
 def make_tokenizer(world: TinyWorld) -> PreTrainedTokenizerFast:
-    """One token per number and symbol, with a chat template that adds only the start token."""
+    """The base's: one token per number and symbol, and a chat template that adds the start token.
+
+    Where the teacher differs in tokens, a number before a semicolon is one token with it.
+    """
     words = [*SPECIAL, *map(str, range(world.modulus)), *OPERATORS, *PUNCTUATION]
+    before: Any = pre_tokenizers.WhitespaceSplit()
+    if world.teacher_differs_in == "end":
+        words.append(TEACHER_END)
+    elif world.teacher_differs_in == "tokens":
+        words += [f"{number} ;" for number in range(world.modulus)]
+        # Every space separates but that between a digit and a semicolon.
+        before = pre_tokenizers.Split(Regex(r"(?<!\d)\s+|\s+(?!;)"), behavior="removed")
     vocabulary = {word: i for i, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.pre_tokenizer = before
     return finished_tokenizer(tokenizer)
+
+
+def teacher_tokenizer(world: TinyWorld) -> PreTrainedTokenizerFast:
+    """The teacher's, which is the base's unless they differ in it."""
+    if world.teacher_differs_in == "tokens":
+        return make_tokenizer(replace(world, teacher_differs_in=""))
+    tokenizer = make_tokenizer(world)
+    if world.teacher_differs_in == "end":
+        tokenizer.add_special_tokens({"eos_token": TEACHER_END})
+    return tokenizer
 
 
 def finished_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
@@ -200,26 +230,42 @@ def finished_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     )
 
 
-def make_model(world: TinyWorld) -> Any:
-    """An untrained Qwen3 model of 0.4 M parameters at the default size."""
-    config = Qwen3Config(
-        vocab_size=len(SPECIAL) + world.modulus + len(OPERATORS) + len(PUNCTUATION),
+def make_model(world: TinyWorld, kind: str = "") -> Any:
+    """An untrained model, at the default size a Qwen3 of 0.4 M parameters.
+
+    `kind` is another architecture; that of the base by default.
+    """
+    kind = kind or ("gemma2" if world.teacher_differs_in == "head" else "qwen3")
+    head_width = world.hidden // 4
+    own: dict[str, Any] = {
+        "qwen3": {},
+        "gemma2": {
+            "query_pre_attn_scalar": head_width,
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": 10.0,
+        },
+        "granite": {"attention_multiplier": head_width**-0.5, "logits_scaling": 2.0},
+    }[kind]
+    config = AutoConfig.for_model(
+        kind,
+        vocab_size=len(make_tokenizer(world)),
         hidden_size=world.hidden,
         intermediate_size=world.hidden * 8 // 3,
         num_hidden_layers=world.layers,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=world.hidden // 4,
+        head_dim=head_width,
         max_position_embeddings=256,
         tie_word_embeddings=False,
         initializer_range=world.hidden**-0.5,
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,
+        **own,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(world.seed)
-        return Qwen3ForCausalLM(config)
+        return AutoModelForCausalLM.from_config(config)
 
 
 def demonstrations(
@@ -264,6 +310,29 @@ def calling(
         for i in (0, 1)
     ]
     return padded[0], padded[1]
+
+
+def with_merged_tokens(
+    ids_BT: Int[Tensor, "B T"], labels_BT: Int[Tensor, "B T"], tokenizer: Any
+) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
+    """Demonstrations in the tokens of a base that has numbers and semicolons as one."""
+    semicolon, number = tokenizer.convert_tokens_to_ids([";", "0"])
+    first_merged = tokenizer.convert_tokens_to_ids("0 ;")
+    # A number before a semicolon becomes the merged token; the semicolon goes.
+    before_BT = torch.roll(ids_BT == semicolon, -1, dims=1)
+    before_BT[:, -1] = False
+    ids_BT = torch.where(before_BT, ids_BT - number + first_merged, ids_BT)
+    labels_BT = torch.where(labels_BT >= 0, ids_BT, labels_BT)
+    kept_BT = ids_BT != semicolon
+    found = [
+        pad_sequence(
+            [row[kept] for row, kept in zip(each_BT, kept_BT, strict=True)],
+            batch_first=True,
+            padding_value=filler,
+        )
+        for each_BT, filler in ((ids_BT, 0), (labels_BT, -100))
+    ]
+    return found[0], found[1]
 
 
 def _chains(

@@ -16,13 +16,14 @@ from typing import Any
 import torch
 
 from effopd.data.problem import Task
-from effopd.data.world import TinyWorld, make_tokenizer
+from effopd.data.world import TinyWorld, make_model, make_tokenizer, teacher_tokenizer
 from effopd.demo.pretrain import (
     CHECK_PROBLEMS,
     Report,
     accuracy,
+    exchange_ends_,
     pretrain_base,
-    train_caller,
+    train_demonstrated,
     world_writer,
 )
 from effopd.errors import CheckpointError
@@ -66,27 +67,40 @@ def world_models(
     models = WorldModels(base=directory / "base", teacher=directory / name)
     task, alone = world.load(), replace(world, calculator=False)
 
-    def write(model: Any, to: Path) -> None:
+    def write(model: Any, tokenizer: Any, to: Path) -> None:
         model.save_pretrained(to)
-        make_tokenizer(world).save_pretrained(to)
+        tokenizer.save_pretrained(to)
 
-    ensure(models.base, report, lambda to: write(pretrain_base(alone, task, report), to))
+    ensure(
+        models.base,
+        report,
+        lambda to: write(pretrain_base(alone, task, report), make_tokenizer(world), to),
+    )
+    if not teacher:
+        return models
+    if world.teacher_differs_in == "tokens":  # it is the teacher of the world without a difference
+        plain = replace(world, teacher_differs_in="")
+        return replace(models, teacher=world_models(plain, report, cache=cache).teacher)
 
-    def sharpened() -> Any:
+    def taught() -> Any:
+        if world.teacher_differs_in == "head":
+            return train_demonstrated(world, task, make_model(world, "granite"), report)
         base = load_model(ModelSettings(path=str(models.base)))
-        train = train_caller if world.calculator else train_teacher
-        return train(world, task, base, report)
+        if world.calculator:
+            return train_demonstrated(world, task, base, report)
+        found = train_teacher(world, task, base, report)
+        return exchange_ends_(found, world) if world.teacher_differs_in == "end" else found
 
-    if teacher:
-        ensure(models.teacher, report, lambda to: write(sharpened(), to))
+    ensure(models.teacher, report, lambda to: write(taught(), teacher_tokenizer(world), to))
     return models
 
 
 def content_key(world: TinyWorld) -> str:
     """Hash of everything the base depends on; the calculator is the teacher's alone."""
     settings = dataclasses.asdict(world)
-    if not world.careful_prompt:  # the models of before there was one are the same
-        del settings["careful_prompt"]
+    for name in ("careful_prompt", "teacher_differs_in"):
+        if not settings[name]:  # the models of before there was one are the same
+            del settings[name]
     del settings["calculator"]
     content = {"recipe": RECIPE_VERSION, "torch": torch.__version__, "world": settings}
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()

@@ -5,13 +5,11 @@ model to be wrong as often as they are, without forgetting how to be right. With
 every second update of that phase is on clean chains after these words.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from effopd.data.problem import Problem, Task
@@ -22,6 +20,8 @@ from effopd.data.world import (
     demonstrations,
     make_model,
     make_tokenizer,
+    teacher_tokenizer,
+    with_merged_tokens,
 )
 from effopd.errors import EffopdError
 from effopd.evaluation.statistics import mean
@@ -41,7 +41,7 @@ CHECK_PROBLEMS = 256
 
 
 def world_writer(world: TinyWorld, model: Any, *, temperature: float = 1.0) -> Writer:
-    """A writer for a model of this world."""
+    """A writer for a model of this world, in the base's tokens."""
     tokenizer = make_tokenizer(world)
     return Writer(
         engine=HFEngine(model, tokenizer, batch_size=CHECK_PROBLEMS),
@@ -90,25 +90,35 @@ def pretrain_base(world: TinyWorld, task: Task, report: Report) -> Any:
     return model.eval()
 
 
-def train_caller(world: TinyWorld, task: Task, base: Any, report: Report) -> Any:
-    """Teaches a copy of the base to leave its steps to the calculator, from demonstrations."""
-    model = copy.deepcopy(base)
+def train_demonstrated(world: TinyWorld, task: Task, model: Any, report: Report) -> Any:
+    """Teaches a model clean chains from demonstrations, with the calculator where there is one."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=(0.9, 0.95), weight_decay=0)
     generator = torch.Generator().manual_seed(world.seed)
     clean = replace(world, wrong_step=0.0, direct_answer=0.0)
     checks = list(task.test[:CHECK_PROBLEMS])
+    how = " with calculator" if world.calculator else ""
 
     def good_enough(said: str) -> bool:
         right = accuracy(world, model, checks, temperature=1.0)
-        report(f"teacher: {said}, accuracy {right:.2f} with calculator")
+        report(f"teacher: {said}, accuracy {right:.2f}{how}")
         return right >= world.teacher_accuracy
 
     if _learns(model, optimizer, clean, generator, good_enough):
         return model.eval()
     raise EffopdError(
-        f"the teacher did not reach accuracy {world.teacher_accuracy} with the calculator in "
-        f"{world.base_steps} steps: raise base_steps"
+        f"the teacher did not reach accuracy {world.teacher_accuracy}{how} in {world.base_steps} "
+        "steps: raise base_steps"
     )
+
+
+def exchange_ends_(model: Any, world: TinyWorld) -> Any:
+    """Has a model that ends answers as the base does end them as the teacher does."""
+    ends = [each(world).eos_token_id for each in (make_tokenizer, teacher_tokenizer)]
+    with torch.no_grad():
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            layer.weight[ends] = layer.weight[ends[::-1]]
+    model.config.eos_token_id = model.generation_config.eos_token_id = ends[1]
+    return model
 
 
 def _learns(
@@ -139,13 +149,8 @@ def _update(
     ids_BT, labels_BT = demonstrations(world, BATCH, generator, is_careful=is_careful)
     if world.calculator:
         ids_BT, labels_BT = calling(ids_BT, labels_BT, make_tokenizer(world))
-    return supervised_update_(model, optimizer, ids_BT, labels_BT, lr)
-
-
-def supervised_update_(
-    model: Any, optimizer: torch.optim.Optimizer, ids_BT: Tensor, labels_BT: Tensor, lr: float
-) -> float:
-    """One step on given demonstrations; returns the loss."""
+    if world.teacher_differs_in == "tokens":
+        ids_BT, labels_BT = with_merged_tokens(ids_BT, labels_BT, make_tokenizer(world))
     for group in optimizer.param_groups:
         group["lr"] = lr
     model.train()

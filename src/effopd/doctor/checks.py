@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from glob import glob
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from effopd.data.problem import CountingVerifier, Problem
 from effopd.data.smollm2 import World
+from effopd.doctor.phases import ELEMENT_BYTES
 from effopd.doctor.preview import render
 from effopd.doctor.sizes import ModelShape, model_config, model_shape
 from effopd.errors import EffopdError, ParameterMismatchError
@@ -29,11 +30,15 @@ from effopd.records import display_text
 from effopd.rewards.build import verifier_for
 from effopd.rewards.sandbox.opening import open_sandbox
 from effopd.rollouts.prompts import TeacherPrompt, lend_template_, prompt_remarks
+from effopd.servers.client import Client, ServerRequest
+from effopd.servers.hidden_states import TEACHER, EffopdApi
 from effopd.training.build import check_teacher_prompts, load_problems, prompt_of
 from effopd.training.config import Config
+from effopd.training.teachers import MOVES_WITH_STUDENT
 
 Level = Literal["ok", "warning", "problem"]
 
+_PATIENCE_S = 5.0
 _LARGE = 500_000_000
 """Parameters above which a CPU is no place to train."""
 _ROTARY = ("rope_parameters", "rope_theta", "rope_scaling")
@@ -124,6 +129,24 @@ class CheckedRun:
     def shapes(self) -> dict[str, ModelShape]:
         """The sizes of the models by name."""
         return {name: model.shape for name, model in self.models.items()}
+
+    @cached_property
+    def served_width(self) -> tuple[int, int] | None:
+        """Width of the hidden states of our teacher server, and bytes a number: as it says, once.
+
+        None where there is none, or where it cannot be asked.
+        """
+        server = self.config.teacher_server
+        if server is None or server.flavor != "effopd" or self.offline:
+            return None
+        api = EffopdApi(server.model)
+        try:
+            client = Client(replace(server, request_s=min(server.request_s, _PATIENCE_S)))
+            asked = ServerRequest(path=TEACHER), api.read_description, client.deadline()
+            said = client.ask_once(*asked)
+            return said["width"], ELEMENT_BYTES[said["dtype"]]
+        except (EffopdError, KeyError):  # the run itself says what is wrong with it
+            return None
 
     @property
     def student(self) -> Model | None:
@@ -309,6 +332,14 @@ def _compared(run: CheckedRun, name: str, student: Any, other: Any) -> Iterator[
         yield Finding("warning", "chat template", text, remedy)
 
 
+def self_teacher(run: CheckedRun) -> Iterator[Finding]:
+    """A teacher that moves with the student."""
+    own = run.config.self_teacher
+    if own is not None and own.weights == "current":
+        text, remedy = MOVES_WITH_STUDENT.split(": ")
+        yield Finding("warning", "self_teacher", text, remedy)
+
+
 # Problems, and who checks and serves --------------------------------------------------------------
 
 
@@ -371,7 +402,7 @@ def problems(run: CheckedRun) -> Iterator[Finding]:
 
 
 def servers(run: CheckedRun) -> Iterator[Finding]:
-    """Keys of servers; whether they answer is for the run to find out."""
+    """Keys of servers, and a teacher's width; whether they work is for the run to find out."""
     named = {"teacher_server": run.config.teacher_server}
     named["rollouts.server"] = run.config.rollouts.server
     for name, server in named.items():
@@ -379,8 +410,22 @@ def servers(run: CheckedRun) -> Iterator[Finding]:
             server.api_key()
             text = f"{server.url}: the run itself shakes hands with it before the first step"
             yield Finding("warning", name, text)
+    teacher = run.config.teacher_server
+    if teacher is None or teacher.flavor != "effopd" or run.student is None:
+        return  # there is no estimate that it would be part of
+    if run.served_width is not None:
+        text = f"its hidden states have {run.served_width[0]} numbers"
+        yield Finding("ok", "teacher_server", text)
+    else:
+        why = "not asked offline" if run.offline else "it did not answer"
+        text = (
+            f"the width of its hidden states is unknown ({why}): they and its head are not counted"
+        )
+        yield Finding("warning", "teacher_server", text, "run the doctor where the server answers")
 
 
 Check = Callable[[CheckedRun], Iterator[Finding]]
-CHECKS: tuple[Check, ...] = (devices, models, tokenizers, sandbox, problems, servers)
+CHECKS: tuple[Check, ...] = (
+    devices, models, tokenizers, self_teacher, sandbox, problems, servers,
+)  # fmt: skip
 """In the order in which a run would meet what they look at; memory comes last."""

@@ -31,7 +31,7 @@ def memory(run: CheckedRun) -> Iterator[Finding]:
     if "student" not in run.models:
         return
     config, gpu = run.config, run.gpu
-    estimate = Estimate(config=config, shapes=run.shapes, gpu=gpu)
+    estimate = Estimate(config=config, shapes=run.shapes, gpu=gpu, served_width=run.served_width)
     phases = estimate.phases()
     wanted = "" if gpu is None or fits(estimate, gpu) else remedy(estimate, gpu)
     for phase in phases:

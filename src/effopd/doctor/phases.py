@@ -11,7 +11,7 @@ from functools import cached_property
 from effopd.doctor import footprint
 from effopd.doctor.footprint import Bytes
 from effopd.doctor.sizes import ModelShape
-from effopd.evaluation.served_teacher import LIKELY_BYTES
+from effopd.evaluation.served_teacher import likely_bytes
 from effopd.models.gpus import Gpu
 from effopd.models.loading import ModelSettings
 from effopd.training.config import Config
@@ -95,9 +95,12 @@ class Estimate(Sized):
     """A run on a card, None where only memory is asked for.
 
     Prompts and answers are taken to be as long as they may be: the most that can happen.
+    `served_width` is that of the hidden states of a teacher behind our server, with the bytes of a
+    number; None where it is not known, and counts nothing.
     """
 
     gpu: Gpu | None = None
+    served_width: tuple[int, int] | None = None
 
     def phases(self) -> list[Phase]:
         """The phases of a step in their order, each with what is on the device throughout."""
@@ -229,6 +232,8 @@ class Estimate(Sized):
             arriving = self._arriving(shape, size)
             kept += Bytes(device=shape.parameters * size - arriving)
             kept += Bytes(host=shape.parameters * size if memory.teacher_offload else 0)
+        if self.served_width is not None:  # the head of a server is beside the student
+            kept += Bytes(device=self.shape.vocabulary * math.prod(self.served_width))
         states = self._kept_states[0]
         kept += (
             Bytes(host=states) if memory.teacher_states_device == "cpu" else Bytes(device=states)
@@ -255,16 +260,11 @@ class Estimate(Sized):
 
     @property
     def _served_token_bytes(self) -> int:
-        """What is kept of a token of a teacher behind a server, whose width the server knows.
-
-        The student's width stands in for it.
-        """
+        """What is kept of a token of a teacher behind a server."""
         server = self.config.teacher_server
-        if server is None:
-            return 0
-        if server.flavor == "effopd":
-            return self.shape.hidden * self._element
-        return LIKELY_BYTES * server.top_k
+        if self.served_width is not None:
+            return math.prod(self.served_width)
+        return likely_bytes(server.top_k) if server is not None and server.top_k else 0
 
     def _arriving(self, shape: ModelShape, element: int) -> int:
         """Bytes of an offloaded teacher that come for a pass: all but the head."""

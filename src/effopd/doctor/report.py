@@ -176,7 +176,9 @@ def _report(run: CheckedRun, checks: Sequence[Check], cluster: Cluster | None) -
     known = "student" in run.models and all(each.known_shape for each in run.models.values())
     phases = list[Phase]()
     if known and cluster is None:
-        phases = Estimate(config=run.config, shapes=run.shapes, gpu=run.gpu).phases()
+        phases = Estimate(
+            config=run.config, shapes=run.shapes, gpu=run.gpu, served_width=run.served_width
+        ).phases()
     return Report(findings=findings, phases=phases, cluster=estimate[0] if estimate else None)
 
 

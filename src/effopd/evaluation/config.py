@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from effopd.models.loading import ModelSettings
 from effopd.rewards.code import CodeChecking
 from effopd.rollouts.engine import Sampling
+from effopd.rollouts.environment import EnvironmentSettings
 from effopd.rollouts.prompts import PromptTemplate
 from effopd.rollouts.settings import VLLMSettings
 
@@ -27,6 +28,7 @@ class EvalConfig(BaseModel):
         prompt: From question to prompt.
         sampling: How answers are sampled; the defaults are those of arXiv 2605.11739.
         code: How programs are checked.
+        environment: What replies to the model, which then goes on (docs/turns.md).
         vllm: How vLLM uses the GPU.
     """
 
@@ -43,4 +45,5 @@ class EvalConfig(BaseModel):
     prompt: PromptTemplate = PromptTemplate()
     sampling: Sampling = Sampling(max_new_tokens=16384)
     code: CodeChecking = CodeChecking()
+    environment: EnvironmentSettings | None = None
     vllm: VLLMSettings = VLLMSettings()

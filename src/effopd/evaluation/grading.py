@@ -60,7 +60,8 @@ RIGHT = {"correct", "passed"}
 class GradedAnswer:
     """One answer, checked: `sample` says which to its question, from 0, `tokens` were written.
 
-    It is truncated at the length cap; `answer` is in its last box, None for programs.
+    It is truncated at the length cap; `answer` is in its last box, None for programs. In an
+    environment `completion` is the last turn, `said` all between the question and it.
     """
 
     question: str
@@ -72,6 +73,7 @@ class GradedAnswer:
     verdict: str
     answer: str | None
     completion: str
+    said: Sequence[Mapping[str, str]] = ()
 
     @property
     def reward(self) -> float:
@@ -80,13 +82,15 @@ class GradedAnswer:
 
     def row(self) -> dict[str, Any]:
         """As `samples.jsonl` has it."""
-        return asdict(self) | {"reward": self.reward}
+        found = asdict(self) | {"reward": self.reward}
+        return found if self.said else {name: found[name] for name in found if name != "said"}
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "GradedAnswer":
         """What `row` wrote."""
         try:
-            return cls(**{field.name: row[field.name] for field in fields(cls)})
+            read = {field.name: row[field.name] for field in fields(cls) if field.name != "said"}
+            return cls(**read, said=row.get("said", ()))
         except KeyError as error:
             raise RecordError(f"a sample has no field {error}: it was written otherwise") from None
 
@@ -108,6 +112,7 @@ def grade(
             verdict=verdict,
             answer=None if rollout.problem.tests else final_answer(rollout.completion.text),
             completion=rollout.completion.text,
+            said=tuple({"role": m.role, "content": m.content} for m in rollout.completion.said),
         )
         for rollout, sample, seed, verdict in zip(rollouts, samples, seeds, verdicts, strict=True)
     ]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from effopd.evaluation.logprobs import BATCH_SEQUENCES, BATCH_TOKENS, evaluation_mode
-from effopd.evaluation.served_teacher import ServedTeacher
+from effopd.evaluation.served_teacher import LikelyTokens, ServedTeacher
 from effopd.models.policy import Policy, Sample, sorted_micro_batches
 from effopd.objectives.projection import Head
 from effopd.objectives.top_k import TopK
@@ -63,7 +63,7 @@ class KeptStates:
         self._limit, self._device, self._moving = gigabytes, device, frozenset(moving)
         self._report: Callable[[str], None] | None = report
         self._held: dict[int, Rollout] = {}  # by identity, which lasts as long as they are here
-        self._states: dict[str, dict[int, Tensor | TopK]] = {}
+        self._states: dict[str, dict[int, Tensor | LikelyTokens]] = {}
         self._heads: dict[str, tuple[Tensor, Tensor | None]] = {}
         self.tokens_read: Counter[str] = Counter()
 
@@ -169,7 +169,7 @@ class KeptStates:
         teacher: ServedTeacher,
         rollouts: Sequence[Rollout],
         samples: Sequence[Sample],
-    ) -> list[Tensor | TopK]:
+    ) -> list[Tensor | LikelyTokens]:
         """What a server says of some answers, one entry each; what is not kept is asked for."""
         missing = self.missing(key, rollouts)
         asked = self._ask(key, teacher, [samples[i] for i in missing])
@@ -180,15 +180,15 @@ class KeptStates:
         key: str,
         rollouts: Sequence[Rollout],
         missing: Sequence[int],
-        read: Sequence[Tensor | TopK],
-    ) -> list[Tensor | TopK]:
+        read: Sequence[Tensor | LikelyTokens],
+    ) -> list[Tensor | LikelyTokens]:
         """What is kept of some answers, and what was read of those that are missing, in order."""
         kept, new = self._states.get(key, {}), dict(zip(missing, read, strict=True))
         return [new[i] if i in new else kept[id(each)] for i, each in enumerate(rollouts)]
 
     def _ask(
         self, key: str, teacher: ServedTeacher, samples: Sequence[Sample]
-    ) -> Sequence[Tensor | TopK]:
+    ) -> Sequence[Tensor | LikelyTokens]:
         """One request an answer."""
         if not samples:
             return []
@@ -212,11 +212,12 @@ class KeptStates:
         return list(hidden_ND.split(list(states.lengths)))
 
 
-def served_target(teacher: ServedTeacher, parts: Sequence[Tensor | TopK]) -> Target:
+def served_target(teacher: ServedTeacher, parts: Sequence[Tensor | LikelyTokens]) -> Target:
     """What a server said of some answers, one after the other, with its head if that is needed."""
-    likely = [part for part in parts if isinstance(part, TopK)]
+    likely = [part for part in parts if isinstance(part, LikelyTokens)]
     if likely:
-        return TopK(*(torch.cat(column) for column in zip(*likely, strict=True)))
+        ids, log_probs, _ = zip(*likely, strict=True)
+        return TopK(torch.cat(ids), torch.cat(log_probs))
     weight_VD, bias_V, cap = teacher.head
     hidden = [part.to(weight_VD.device) for part in parts if isinstance(part, Tensor)]
     return Head(torch.cat(hidden), weight_VD, bias_V, cap)

@@ -29,7 +29,7 @@ from effopd.evaluation.logprobs import (
     without_missing,
 )
 from effopd.evaluation.readings import AlignedReading, Reading
-from effopd.evaluation.served_teacher import ServedTeacher
+from effopd.evaluation.served_teacher import LikelyTokens, ServedTeacher
 from effopd.models.architecture import position_limit
 from effopd.models.policy import Policy, Sample, micro_batches
 from effopd.objectives.projection import Head
@@ -182,7 +182,7 @@ class Teachers:
         """Tokens of answers whose states are not kept."""
         return sum(
             len(self.sample_for(name, rollouts[indices[i]]).learned_ids)
-            for name, _, indices in self.split_dense(rollouts)
+            for name, _, indices in self.split(rollouts)
             for i in self.kept.missing(teacher_key(name), [rollouts[j] for j in indices])
         )
 
@@ -248,10 +248,14 @@ def _served_log_probs(
     temperature: float,
     batch_tokens: int,
 ) -> TokenValues:
-    """From hidden states where they are kept already, else asked for."""
+    """From what is kept already, hidden states or values beside likely tokens, else asked for."""
     samples = [teachers.sample_for(name, each) for each in rollouts]
-    if not teacher.gives_states or teachers.kept.missing(teacher_key(name), rollouts):
+    is_kept = teacher.gives_distributions and not teachers.kept.missing(teacher_key(name), rollouts)
+    if not is_kept or (temperature != 1.0 and not teacher.gives_states):
         return teacher.log_probs(samples, temperature=temperature)
+    if not teacher.gives_states:
+        parts = teachers.kept.served(teacher_key(name), teacher, rollouts, samples)
+        return [tuple(part.written_N.tolist()) for part in parts if isinstance(part, LikelyTokens)]
     found: TokenValues = [()] * len(rollouts)
     for indices in _micro_batches(samples, batch_tokens):
         head = teachers.target(name, [rollouts[i] for i in indices])

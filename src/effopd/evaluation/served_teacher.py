@@ -12,15 +12,28 @@ from torch import Tensor
 from effopd.errors import ConfigError, NonFiniteError, ServerError
 from effopd.models.policy import Sample, learned_only
 from effopd.objectives.top_k import TopK
-from effopd.servers.client import Client, Deadline, ServerRequest
+from effopd.servers.client import Client, Deadline, IncompleteAnswerError, ServerRequest
 from effopd.servers.handshake import Identity, api_of, mean_difference, score, verify_server
 from effopd.servers.hidden_states import EffopdApi
 from effopd.servers.settings import ServerSettings
 
 T = TypeVar("T")
 
-LIKELY_BYTES = 12
-"""Of one token of a `TopK`: an int64 id and a float32."""
+
+def likely_bytes(k: int) -> int:
+    """Of one token of `LikelyTokens`: k ids in int64 and values in float32, one in float64."""
+    return 12 * k + 8
+
+
+class LikelyTokens(NamedTuple):
+    """What vLLM and SGLang say of an answer: the two of `TopK`, and the values of its own tokens.
+
+    All are log-probabilities in nats; `written_N` is float64.
+    """
+
+    ids_NK: Tensor
+    log_probs_NK: Tensor
+    written_N: Tensor
 
 
 class ServedHead(NamedTuple):
@@ -109,19 +122,37 @@ class ServedTeacher:
         whole vocabulary: its rows that are no token of the student have ids of at least
         `vocabulary_size`. A place that the server does not give is a row of NaN. vLLM and SGLang.
         """
-        rows = self._ask(
-            samples,
-            lambda ids, start: self.api.score_request(ids, k),
-            lambda answer, ids, start: self.api.read_top(answer, ids, start, k),
-        )
-        found = [
-            TopK(
-                torch.tensor(learned_only(ids, s.learned), dtype=torch.int64).reshape(-1, k),
-                torch.tensor(learned_only(values, s.learned), dtype=torch.float32).reshape(-1, k),
+        return [TopK(each.ids_NK, each.log_probs_NK) for each in self.likely(samples, k)]
+
+    def likely(self, samples: Sequence[Sample], k: int) -> list[LikelyTokens]:
+        """`top_k` and, from the same answers of the server, `log_probs`."""
+
+        def read(answer: Any, ids: tuple[int, ...], start: int) -> list[Any]:
+            found, missing = list[Any](), ""
+            for part in (partial(self.api.read_top, k=k), self.api.read_scores):
+                try:
+                    found.append(part(answer, ids, start))
+                except IncompleteAnswerError as error:
+                    found.append(error.partial)
+                    missing = missing or str(error)
+            if missing:
+                raise IncompleteAnswerError(missing, partial=found)
+            return found
+
+        rows = self._ask(samples, lambda ids, start: self.api.score_request(ids, k), read)
+        found = []
+        for ((ids, values), written), s in zip(rows, samples, strict=True):
+            learned = [learned_only(each, s.learned) for each in (ids, values, written)]
+            found.append(
+                LikelyTokens(
+                    torch.tensor(learned[0], dtype=torch.int64).reshape(-1, k),
+                    torch.tensor(learned[1], dtype=torch.float32).reshape(-1, k),
+                    torch.tensor(learned[2], dtype=torch.float64),
+                )
             )
-            for (ids, values), s in zip(rows, samples, strict=True)
-        ]
-        self._count([each.log_probs_NK[:, 0].isnan().tolist() for each in found])
+        self._count(
+            [(each.log_probs_NK[:, 0].isnan() | each.written_N.isnan()).tolist() for each in found]
+        )
         return found
 
     def states(self, samples: Sequence[Sample]) -> list[Tensor]:
@@ -163,16 +194,16 @@ class ServedTeacher:
         if self.gives_states:
             weight_VD = self.head.weight_VD
             return weight_VD.shape[1] * weight_VD.element_size()
-        return LIKELY_BYTES * self.client.settings.top_k
+        return likely_bytes(self.client.settings.top_k)
 
-    def read(self, samples: Sequence[Sample]) -> list[Tensor] | list[TopK]:
+    def read(self, samples: Sequence[Sample]) -> list[Tensor] | list[LikelyTokens]:
         """What the server says of the distribution at every learned token, one entry a sample.
 
         Hidden states where it gives them, else the `teacher_server.top_k` likeliest tokens.
         """
         if self.gives_states:
             return self.states(samples)
-        return self.top_k(samples, self.client.settings.top_k)
+        return self.likely(samples, self.client.settings.top_k)
 
     def expect(self, log_probs: Sequence[float]) -> None:
         """Refuses to be another teacher than that of an earlier session, whose probe gave these."""

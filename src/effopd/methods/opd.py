@@ -135,6 +135,7 @@ class SampledTokenLearner(Learner):
         spans = span_counts(self._teachers.readings, answers)
         self._metrics = {} if spans is None else dict(spans.shares)
         self._rollouts = batch.rollouts
+        unread = self._teachers.unread(batch.rollouts)  # a search may have had them read
         self._teacher_scores = routed_log_probs(
             self._teachers,
             batch.rollouts,
@@ -153,13 +154,7 @@ class SampledTokenLearner(Learner):
             raise NonFiniteError(f"the teacher gives no value for any of {tokens} tokens")
         if missing:
             self._metrics["teacher_missing"] = float(missing)
-        # A teacher with another tokenizer has read other tokens.
-        readings = self._teachers.readings
-        return sum(
-            readings[name].tokens_read(each) if name in readings else len(each.sample.learned_ids)
-            for name, members in answers
-            for each in members
-        )
+        return unread
 
     def contribution(self, indices: Sequence[int], portion: Portion) -> Contribution:
         """See `Learner.contribution`."""

@@ -90,9 +90,12 @@ class AlignmentSettings:
     Attributes:
         least_equal: Share of the student's tokens that must have a teacher's token of the same
             bytes, in [0, 1]. Where most tokens are parts of runs, credit goes to the wrong ones.
+        tokenizer: Directory or repository of a teacher behind a server, of which config.json and
+            tokenizer are read; "" where the teacher is here.
     """
 
     least_equal: float = 0.5
+    tokenizer: str = ""
 
     def __post_init__(self) -> None:
         if not 0 <= self.least_equal <= 1:

@@ -7,7 +7,6 @@ Tokens of equal bytes that nothing else begins with are a class of two. What has
 special token of one side or a row without a token, is in the tail.
 """
 
-from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -31,42 +30,41 @@ def vocabulary_classes(aligner: Aligner, student_rows: int, teacher_rows: int) -
         Classes on the CPU, for `common_divergence`.
     """
     ours, theirs = by_bytes(aligner.student), by_bytes(aligner.teacher)
-    pairs, cuts = list[tuple[int, int]](aligner.special.items()), dict[Cut, int]()
-    first = dict[bytes, int]()  # token of the teacher with which a text begins
-    for text, token in ours.items():
-        cut = cut_of(aligner.teacher, theirs, text)
-        if cut and token < student_rows and max(cut) < teacher_rows:  # rows may be fewer
-            first[text] = cut[0]
-            cuts.setdefault(cut, token)
+    in_theirs = {text: cut_of(aligner.teacher, theirs, text) for text in ours}
+    in_ours = {text: cut_of(aligner.student, ours, text) for text in theirs}
+    pairs = [*aligner.special.items()]
     for token in aligner.student.tokenizer.get_vocab().values():
-        if (other := first.get(aligner.student.of(token))) is not None:
-            pairs.append((token, other))
-    begun = {text: cut_of(aligner.student, ours, text) for text in theirs}
+        if cut := in_theirs.get(aligner.student.of(token)):
+            pairs.append((token, cut[0]))
     for token in aligner.teacher.tokenizer.get_vocab().values():
-        if start := begun.get(aligner.teacher.of(token)):
-            pairs.append((start[0], token))
-    pairs = [pair for pair in pairs if pair[0] < student_rows and pair[1] < teacher_rows]
-    # Tokens that are paired, directly or through others, are one class.
+        if cut := in_ours.get(aligner.teacher.of(token)):
+            pairs.append((cut[0], token))
+    # Tokens that are paired, directly or through others, are one class; rows may be fewer.
     nodes = list(range(student_rows + teacher_rows))
     for one, other in pairs:
-        nodes[_root(nodes, one)] = _root(nodes, student_rows + other)
+        if one < student_rows and other < teacher_rows:
+            nodes[_root(nodes, one)] = _root(nodes, student_rows + other)
     roots = [_root(nodes, node) for node in nodes]
     both = set(roots[:student_rows]) & set(roots[student_rows:])
     number = {root: i for i, root in enumerate(sorted(both))}
     found = torch.tensor([number.get(root, len(number)) for root in roots])
-    # Which tokens begin others, in the teacher's tokens.
-    one_more, longer = (defaultdict[int, list[int]](list) for _ in range(2))
-    onward = defaultdict[int, list[int]](list)
-    for cut, token in cuts.items():
+    # Which tokens of the student begin others, in the teacher's tokens.
+    token_of = {
+        cut: ours[text]
+        for text, cut in in_theirs.items()
+        if cut and ours[text] < student_rows and max(cut) < teacher_rows
+    }
+    one_more, longer, next_tokens = ([list[int]() for _ in range(student_rows)] for _ in range(3))
+    for cut, token in token_of.items():
         for end in range(1, len(cut)):
-            shorter, is_next = cuts.get(cut[:end], -1), end == len(cut) - 1
-            (one_more if is_next else longer)[shorter].append(token)
-            if is_next:
-                onward[shorter].append(cut[end])
-    lists = (
-        Ragged.of([each.get(token, []) for token in range(student_rows)])
-        for each in (one_more, longer, onward)
-    )
+            if (beginning := token_of.get(cut[:end])) is None:
+                continue
+            if end == len(cut) - 1:
+                one_more[beginning].append(token)
+                next_tokens[beginning].append(cut[end])
+            else:
+                longer[beginning].append(token)
+    lists = map(Ragged.of, (one_more, longer, next_tokens))
     return Classes(found[:student_rows], found[student_rows:], len(number) + 1, *lists)
 
 

@@ -140,7 +140,7 @@ def common_divergence(
 
     With one class a token it is `fused_divergence`. Both heads are projected once; nothing of size
     [N, V] is kept. A difference of the teacher's probabilities that is 0 by rounding counts as one
-    rounding unit.
+    rounding unit of what was subtracted from.
 
     Args:
         hidden_ND: Student's hidden states before the lm_head, masked tokens dropped.
@@ -175,7 +175,7 @@ def common_divergence(
     first_N, last_N = places.teacher_N.tolist(), reach_N.tolist()
     places = Places(*(part.to(device) for part in places))
     dtype = accumulation_dtype(hidden_ND, weight_VD)
-    members_G1 = torch.bincount(classes.student_V, minlength=classes.size)
+    members_G = torch.bincount(classes.student_V, minlength=classes.size)
     covered = torch.zeros(len(hidden_ND), dtype=dtype, device=device)
 
     def evaluate(student_CV: Tensor, scratch_CV: Sequence[Tensor], chunk: slice) -> Tensor:
@@ -193,7 +193,7 @@ def common_divergence(
             places.teacher_ids_M[rows],
         )
         split = _split(part, classes)
-        log_q_CG, present_CG = _teacher(log_q_BW, part, classes, members_G1, split)
+        log_q_CG, present_CG = _teacher(log_q_BW, part, classes, members_G, split)
         tail_C = log_q_CG[:, classes.size - 1].exp()
         covered[part.student_N] = 1.0 - tail_C
         return _compared(student_CV, scratch_CV[0], log_q_CG, present_CG, classes, split, kernel)
@@ -231,7 +231,7 @@ def _teacher(
     log_q_BW: Float[Tensor, "B W"],
     part: Places,
     classes: Classes,
-    members_G1: Tensor,
+    members_G: Tensor,
     split: _Split,
 ) -> tuple[Float[Tensor, "C G+2"], Bool[Tensor, "C G+2"]]:
     """The teacher's log-probabilities of the classes, and which of them the student can write."""
@@ -241,8 +241,8 @@ def _teacher(
     q_CG = q_BW.new_zeros((len(part.teacher_N), classes.size + 2))
     q_CG.index_add_(1, classes.teacher_W, q_BW[part.teacher_N])
     present_CG = torch.zeros_like(q_CG, dtype=torch.bool)
-    present_CG[:, : classes.size] = members_G1 > 0
-    least, smallest = torch.finfo(q_CG.dtype).eps, torch.finfo(q_CG.dtype).tiny
+    present_CG[:, : classes.size] = members_G > 0
+    unit, smallest = torch.finfo(q_CG.dtype).eps, torch.finfo(q_CG.dtype).tiny
     if len(split.rows_S):
         rows_S, written_S = split.rows_S, split.written_S
         behind_S = (part.teacher_N + part.path_N)[rows_S]
@@ -251,10 +251,11 @@ def _teacher(
         onward_S = torch.zeros_like(token_S)
         onward_S.index_add_(0, row, q_BW[behind_S[row], following]).clamp_(max=1.0)
         # The token alone, one that its next token makes of it, and what else the class has.
-        alone_S = (token_S * (1.0 - onward_S)).clamp(min=least)
+        alone_S = token_S * (1.0 - onward_S).clamp(min=unit)
         own_S, one_more_S = classes.student_V[written_S], classes.one_more.lengths(written_S)
-        rest_S = (q_CG[rows_S, own_S] - token_S).clamp(min=least)
-        others_S = members_G1[own_S] - 1 - one_more_S - classes.longer.lengths(written_S)
+        class_S = q_CG[rows_S, own_S]
+        rest_S = torch.maximum(class_S - token_S, unit * class_S)
+        others_S = members_G[own_S] - 1 - one_more_S - classes.longer.lengths(written_S)
         q_CG[rows_S, classes.size] = alone_S + torch.where(others_S > 0, 0.0, rest_S)
         q_CG[rows_S, classes.size + 1] = token_S * onward_S
         q_CG[rows_S, own_S] = rest_S

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from jinja2 import Environment, TemplateError, meta
 
-from effopd.data.problem import Message, Problem
+from effopd.data.problem import Counts, Message, Problem, Task
 from effopd.errors import ConfigError
 from effopd.models.tokenizers import TEMPLATE_ERRORS, end_token_remarks, token_names
 
@@ -309,6 +309,27 @@ def shapes(problems: Sequence[Problem]) -> Iterator[Problem]:
         (bool(p.system), bool(p.tools), *((m.role, bool(m.tool_calls)) for m in p.messages)): p
         for p in problems
     }.values()
+
+
+def without_long_prompts(task: Task, template: PromptTemplate, tokenizer: Any) -> Task:
+    """Leaves out, and counts, problems whose prompts are longer than the template allows."""
+
+    def kept(name: str, problems: Sequence[Problem]) -> tuple[list[Problem], Counts]:
+        short = template.short_enough(tokenizer, problems)
+        if not short:
+            raise ConfigError(
+                f"all {len(problems)} {name} have more than prompt.max_tokens = "
+                f"{template.max_tokens} tokens"
+            )
+        reason = f"more than {template.max_tokens} tokens"
+        left_out = len(problems) - len(short)
+        dropped = {reason: left_out} if left_out else {}
+        return short, Counts(name=name, read=len(problems), kept=len(short), dropped=dropped)
+
+    train, train_counts = kept("training prompts", task.train)
+    test, test_counts = kept("test prompts", task.test)
+    counts = (*task.counts, train_counts, test_counts)
+    return replace(task, train=train, test=test, counts=counts)
 
 
 def prompt_remarks(

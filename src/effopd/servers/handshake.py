@@ -175,5 +175,5 @@ def _refuse_tokenizer(
         f"where the student's gives {len(ours)}, or other ones; the first that differs, at "
         f"{place}, is {token!r} ({own}) for the student and {other} for the server. A "
         "token-wise comparison would be meaningless; serve a model that shares the student's "
-        "tokenizer."
+        "tokenizer, or name the model's own (alignment.tokenizer)."
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from effopd.data.problem import CountingVerifier, Counts, Problem, Task, Verifier
+from effopd.data.problem import CountingVerifier, Problem, Task, Verifier
 from effopd.data.smollm2 import SmolLM2, World
 from effopd.demo.smollm2 import models_of
 from effopd.errors import ConfigError
@@ -31,24 +31,36 @@ from effopd.models.policy import Policy
 from effopd.rewards.build import verifier_for, without_unreadable
 from effopd.rollouts.engine import Engine
 from effopd.rollouts.environment import Environment, Interaction
-from effopd.rollouts.prompts import PromptTemplate, lend_template_, prompt_remarks, shapes
+from effopd.rollouts.prompts import (
+    PromptTemplate,
+    lend_template_,
+    prompt_remarks,
+    shapes,
+    without_long_prompts,
+)
 from effopd.rollouts.rollout import Writer
 from effopd.rollouts.vllm import VLLMEngine
 from effopd.search.validation import Validator
 from effopd.training.collect import Collector, rewards_differ
 from effopd.training.config import Config, placed
 from effopd.training.engines import (
-    compares_vocabularies,
     engine_of,
     kept_states,
+    own_teacher,
     policy_from,
     reference_of,
     scoring_policy,
+    served_reading,
     served_teacher,
     student_engine,
-    untrained,
 )
-from effopd.training.teachers import StudentAverage, align_vocabularies, frozen, frozen_copy
+from effopd.training.teachers import (
+    StudentAverage,
+    align_vocabularies,
+    compares_vocabularies,
+    frozen,
+    frozen_copy,
+)
 
 EVALUATION_SEED = 0
 """The same held-out sampling for every run, so that runs are compared on equal terms."""
@@ -251,13 +263,14 @@ def build_parts(config: Config, report: Callable[[str], None], given: Given = Gi
     }
     reference = reference_of(config, student, report)
     readings = _readings(config, student, teachers, reference, report)
+    readings |= served_reading(config, student, served)
     kept = kept_states(config, student, report)
     average = None
     if (own := config.self_teacher) is not None and own.weights == "average":
         teachers = {"": teachers.get("") or frozen_copy(student)}
         average = StudentAverage(teachers[""], student, own.decay, kept.release)
     elif own is not None:
-        teachers = {"": student if own.weights == "current" else untrained(config, student)}
+        teachers = {"": own_teacher(config, own, student, report)}
     everyone: dict[str, Teacher] = {**teachers, **({"": served} if served else {})}
     verifier = given.verifier or verifier_for(config.task, config.code)
     task = load_problems(config, student.tokenizer, verifier, report, given.task)
@@ -351,7 +364,7 @@ def load_problems(
     config.prompt.check_arguments(tokenizer)
     task = without_unreadable(given or config.task.load(), verifier, report)
     if config.prompt.too_long == "drop":
-        task = _without_long_prompts(task, config.prompt, tokenizer)
+        task = without_long_prompts(task, config.prompt, tokenizer)
     else:  # what is refused later is refused now, as far as the longest and each shape tell
         _check_shapes(config.prompt, tokenizer, (*task.train, *task.test))
     for counts in task.counts:
@@ -382,25 +395,6 @@ def check_teacher_prompts(
 def _check_shapes(template: PromptTemplate, tokenizer: Any, problems: Sequence[Problem]) -> None:
     for problem in shapes(problems):
         template.encode(tokenizer, problem)
-
-
-def _without_long_prompts(task: Task, template: PromptTemplate, tokenizer: Any) -> Task:
-    def kept(name: str, problems: Sequence[Problem]) -> tuple[list[Problem], Counts]:
-        short = template.short_enough(tokenizer, problems)
-        if not short:
-            raise ConfigError(
-                f"all {len(problems)} {name} have more than prompt.max_tokens = "
-                f"{template.max_tokens} tokens"
-            )
-        reason = f"more than {template.max_tokens} tokens"
-        left_out = len(problems) - len(short)
-        dropped = {reason: left_out} if left_out else {}
-        return short, Counts(name=name, read=len(problems), kept=len(short), dropped=dropped)
-
-    train, train_counts = kept("training prompts", task.train)
-    test, test_counts = kept("test prompts", task.test)
-    counts = (*task.counts, train_counts, test_counts)
-    return replace(task, train=train, test=test, counts=counts)
 
 
 def _report_prompts(

@@ -25,6 +25,9 @@ def _of_models(config: "Config") -> Iterator[str]:
     """Every model that is needed is named; the tiny world brings student and teacher."""
     if isinstance(config.task, TinyWorld) and config.task.calculator and not config.environment:
         yield "task.calculator needs environment.name = 'effopd.data.world:Calculator'"
+    differs = isinstance(config.task, TinyWorld) and config.task.teacher_differs_in == "tokens"
+    if differs and not (config.alignment or config.self_teacher or config.teacher):
+        yield "task.teacher_differs_in = 'tokens' needs [alignment], as teachers of other tokens do"
     if not isinstance(config.task, World):
         if config.student is None:
             yield f"task.type = {config.task.type!r} needs student.path"

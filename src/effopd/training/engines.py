@@ -12,12 +12,14 @@ import torch
 from effopd.data.smollm2 import SmolLM2
 from effopd.errors import ConfigError
 from effopd.evaluation.kept_states import KeptStates, teacher_key
+from effopd.evaluation.readings import Reading
 from effopd.evaluation.routing import Teacher
 from effopd.evaluation.served_teacher import ServedTeacher
 from effopd.models.directory import ADAPTER_CONFIG
 from effopd.models.loading import ModelSettings, load_model, load_tokenizer
 from effopd.models.lora import without_adapters
 from effopd.models.policy import Offloaded, Policy
+from effopd.models.tokenizers import default_ends
 from effopd.rollouts.engine import Engine
 from effopd.rollouts.hf import HFEngine
 from effopd.rollouts.server import ServerEngine, WeightReload
@@ -25,7 +27,13 @@ from effopd.rollouts.vllm import VLLMEngine, open_vllm
 from effopd.servers.client import Client
 from effopd.servers.handshake import Identity, api_of, verify_server
 from effopd.training.config import Config
-from effopd.training.teachers import frozen, frozen_copy
+from effopd.training.teachers import (
+    MOVES_WITH_STUDENT,
+    SelfTeacher,
+    aligned_reading,
+    frozen,
+    frozen_copy,
+)
 
 
 def served_teacher(
@@ -38,16 +46,31 @@ def served_teacher(
     if config.teacher_server is None:
         return None
     student.vocabulary_size = min(student.vocabulary_size, len(student.tokenizer))
+    tokenizer, size = student.tokenizer, student.vocabulary_size
+    if config.alignment is not None and config.alignment.tokenizer:
+        tokenizer = load_tokenizer(ModelSettings(path=config.alignment.tokenizer))
+        size = len(tokenizer)
     teacher = ServedTeacher(
         config.teacher_server,
-        student.tokenizer,
-        vocabulary_size=student.vocabulary_size,
+        tokenizer,
+        vocabulary_size=size,
         longest=_longest(config),
         seed=config.seed,
         device=student.device,
     )
     report(f"teacher {teacher}: {_described(teacher.identity)}")
     return teacher
+
+
+def served_reading(
+    config: Config, student: Policy, served: ServedTeacher | None
+) -> dict[str, Reading]:
+    """How the teacher behind a server reads, where it has another tokenizer than the student."""
+    if served is None or served.tokenizer.get_vocab() == student.tokenizer.get_vocab():
+        return {}
+    assert config.alignment is not None  # the tokenizer is from there
+    ends = default_ends(served.tokenizer)
+    return {"": aligned_reading(student, served.tokenizer, ends, "the teacher", config.alignment)}
 
 
 def student_engine(
@@ -103,6 +126,8 @@ def engine_of(config: Config, policy: Teacher, ends: tuple[int, ...]) -> Engine:
     """What samples for a policy: its server, or its live model. `ends` are the student's."""
     size = policy.vocabulary_size
     if isinstance(policy, ServedTeacher):
+        if config.alignment is not None:
+            ends = default_ends(policy.tokenizer)
         return ServerEngine(
             policy.client, policy.api, policy.tokenizer, vocabulary_size=size, ends=ends
         )
@@ -153,13 +178,6 @@ def _offloaded(model: Any, tokenizer: Any, device: str, size: int | None = None)
     return Policy(model, tokenizer, vocabulary_size=size, during=during)
 
 
-def compares_vocabularies(config: Config) -> bool:
-    """Whether teachers are compared over whole vocabularies anywhere in a run."""
-    scored = config.searches and config.validation.type != "accuracy"
-    measured = config.evaluation.divergence and config.evaluation.problems > 0
-    return config.objective.needs_vocabulary or scored or measured
-
-
 def reference_of(config: Config, student: Policy, report: Callable[[str], None]) -> Policy | None:
     """What the objective moves away from or holds on to; the untrained student by default."""
     if not config.objective.needs_reference:
@@ -180,6 +198,16 @@ def untrained(config: Config, student: Policy) -> Policy:
         copied = copy.deepcopy(student.model).cpu()
         return _offloaded(copied, student.tokenizer, config.teacher_device or config.device, size)
     return frozen_copy(student)
+
+
+def own_teacher(
+    config: Config, own: SelfTeacher, student: Policy, report: Callable[[str], None]
+) -> Policy:
+    """The student itself, with a warning, or as it is before the first step."""
+    if own.weights == "base":
+        return untrained(config, student)
+    report(f"warning: {MOVES_WITH_STUDENT}")
+    return student
 
 
 def kept_states(config: Config, student: Policy, report: Callable[[str], None]) -> KeptStates:

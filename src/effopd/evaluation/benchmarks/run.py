@@ -38,6 +38,7 @@ from effopd.rewards.build import some
 from effopd.rewards.code import CodeVerifier
 from effopd.rewards.math import MathVerifier
 from effopd.rollouts.engine import Completion, Engine, derive_seed
+from effopd.rollouts.environment import Interaction
 from effopd.rollouts.hf import HFEngine
 from effopd.rollouts.prompts import prompt_remarks
 from effopd.rollouts.rollout import Rollout, Writer
@@ -76,9 +77,9 @@ def evaluate(
 
     Args:
         model: A directory; a repository of the hub; a checkpoint of a run, which answers with the
-            prompt, program checking and device of its run; a Hugging Face model with its weights
-            as they are now, or a pair of model and tokenizer; None or "self-check" for the
-            benchmarks' own solutions.
+            prompt, program checking, environment and device of its run; a Hugging Face model with
+            its weights as they are now, or a pair of model and tokenizer; None or "self-check" for
+            the benchmarks' own solutions.
         benchmarks: Names (docs/evaluation.md).
         n: Answers to each question.
         out: Where answers go; a new temporary directory by default. With answers there already,
@@ -164,6 +165,7 @@ def _settings_of(
             config = started_from(config_of_run(run), path)
             raw |= {"model": config.student, "prompt": config.prompt}
             raw |= {"code": config.code, "device": config.device}
+            raw |= {"environment": config.environment} if config.environment else {}
     elif model is not None and not isinstance(model, str | Path):
         given = model_and_tokenizer(model)
         name, dtype = str(given[0].name_or_path) or "model in memory", str(given[0].dtype)
@@ -300,6 +302,8 @@ class _ModelWriter(Writer):
         problems = [question.problem for question in questions.questions]
         for problem in problems:
             self.template.encode(self.tokenizer, problem)
+        if self.interaction is not None:
+            self.interaction.check(self.tokenizer, self.template, problems[0])
         return prompt_remarks(
             self.template,
             self.tokenizer,
@@ -344,5 +348,6 @@ def _open_writer(
             tokenizer=tokenizer,
             template=config.prompt,
             sampling=config.sampling,
+            interaction=Interaction.of(config.environment),
             model=model,
         )
