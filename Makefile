@@ -12,7 +12,7 @@ SEED := $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all fuzz test-verl check docs reproduce bench clean
+.PHONY: help demo test test-all fuzz test-verl check docs dist reproduce bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ check: .venv/.installed ## Lint, formatting, types, documentation
 
 docs: .venv/.installed ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict
+
+dist: ## Build wheel and sdist into dist/ and check them in an empty environment; needs the network
+	PYTHON=$(PYTHON) .ci/dist
 
 reproduce: .venv/.installed ## Every figure and table of the paper in the tiny world, into docs/reproduction.md
 	$(BIN)/python -m studies.paper

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from effopd.training.observer import Observer
     from effopd.training.run import train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _NAMES = {
     "figures": "",

@@ -169,10 +169,6 @@ def write_text_atomic(path: Path | str, text: str) -> None:
 def write_json_atomic(path: Path | str, value: object) -> None:
     """Replace a JSON file in one step, indented by two spaces.
 
-    Args:
-        path: The file to write.
-        value: JSON values only.
-
     Raises:
         RecordError: If a value is NaN, infinite, or not a JSON value.
     """
@@ -313,18 +309,22 @@ def reaches(accuracy: float | None, share: float, teacher: float | None) -> bool
     return accuracy >= share * teacher - 1e-12
 
 
+def quality(row: Mapping[str, Any]) -> float | None:
+    """What an evaluation is judged by: the metric of the user, if there is one, or the accuracy."""
+    value: float | None = row.get("metric", row["accuracy"])
+    return value
+
+
 def best_step(evals: Sequence[Row]) -> int | None:
     """The step of the best row of `evals.jsonl` of a trained student, the first of equals.
 
-    Best is the highest accuracy, of equal ones the lowest divergence; without accuracies the latter
+    Best is the highest quality, of equal ones the lowest divergence; without qualities the latter
     alone; None where neither was measured.
     """
 
-    def goodness(row: Row) -> tuple[float, ...]:
-        kl, low = row["reverse_kl"], -math.inf
-        return tuple(
-            low if v is None else v for v in (row["accuracy"], None if kl is None else -kl)
-        )
+    def goodness(row: Row) -> list[float]:
+        kl = row["reverse_kl"]
+        return [-math.inf if v is None else v for v in (quality(row), kl and -kl)]
 
     student = [row for row in evals if row["model"] == "student" and row["step"] > 0]
     best = max((row for row in student if max(goodness(row)) > -math.inf), key=goodness, default={})

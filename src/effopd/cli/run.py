@@ -184,6 +184,8 @@ def shown(name: str, steps: int, display: Display | None = None) -> Iterator[Obs
             line = f"step {row['step']:>3}  evaluation of the {row['model']}"
             if row["accuracy"] is not None:
                 line += f"  accuracy {row['accuracy']:.3f}"
+            if "metric" in row:
+                line += f"  metric {row['metric']:.4g}"
             if row["reverse_kl"] is not None:
                 line += f"  KL to teacher {row['reverse_kl']:.4f} nats"
             say(line)

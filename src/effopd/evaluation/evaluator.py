@@ -1,12 +1,13 @@
 """Held-out evaluation of a policy."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from effopd.data.problem import Problem, Verifier
-from effopd.evaluation.grading import Verdicts, judge
+from effopd.data.problem import Answer, Problem, Verifier, imported
+from effopd.errors import ConfigError
+from effopd.evaluation.grading import Verdicts, judge, sum_counts
 from effopd.evaluation.logprobs import BATCH_TOKENS
 from effopd.evaluation.routing import Teachers, routed_reverse_kl
 from effopd.evaluation.statistics import mean
@@ -21,6 +22,20 @@ from effopd.rollouts.rollout import (
 )
 from effopd.search.validation import standard_error
 
+Metric = Callable[[Sequence[Answer]], float]
+"""All answers to the test problems -> one number; higher is better."""
+
+
+def imported_metric(path: str) -> Metric | None:
+    """The function that `evaluation.metric` names; None for ""."""
+    if not path:
+        return None
+    hint = "name a function (answers) -> number"
+    found = imported(path, "evaluation.metric", hint)
+    if not callable(found):
+        raise ConfigError(f"evaluation.metric = {path!r} is {found!r:.80}: {hint}")
+    return found
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationResult:
@@ -28,13 +43,14 @@ class EvaluationResult:
 
     `rewards` are in [0, 1], () without a verifier; `kl_nats` has the reverse KL of each token to
     its teacher, NaN where a server does not say, () without teachers; `verdicts` are None where a
-    verifier only gives rewards.
+    verifier only gives rewards. `metric` is asked about all answers at once.
     """
 
     rollouts: tuple[Rollout, ...]
     rewards: tuple[float, ...]
     kl_nats: tuple[tuple[float, ...], ...]
     verdicts: Verdicts | None = None
+    metric: Metric | None = None
 
     def row(self) -> dict[str, Any]:
         """The statistics an `evals.jsonl` row holds."""
@@ -49,7 +65,32 @@ class EvaluationResult:
             "n": len(self.rollouts),
             "verdicts": self.verdicts,
             **environment_statistics(self.rollouts),
+            **({"metric": self._measured(self.metric)} if self.metric else {}),
         }
+
+    def _measured(self, metric: Metric) -> float:
+        value: object = metric([rollout.answer for rollout in self.rollouts])
+        try:
+            number = float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise ConfigError(
+                f"evaluation.metric gave {value!r:.80} for {len(self.rollouts)} answers: return "
+                "one finite number, the higher the better"
+            )
+        return number
+
+
+def joined(results: Sequence[EvaluationResult], metric: Metric | None) -> EvaluationResult:
+    """Answers of several teachers as one result, without divergences."""
+    return EvaluationResult(
+        rollouts=tuple(rollout for each in results for rollout in each.rollouts),
+        rewards=tuple(reward for each in results for reward in each.rewards),
+        kl_nats=(),
+        verdicts=sum_counts([each.verdicts for each in results]),
+        metric=metric,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +105,7 @@ class Evaluator:
     verifier: Verifier | None
     seed: int
     batch_tokens: int = BATCH_TOKENS
+    metric: Metric | None = None
 
     def evaluate(
         self, writer: Writer, *, student: Policy | None = None, teachers: Teachers | None = None
@@ -82,4 +124,5 @@ class Evaluator:
             rewards=judgement.rewards,
             kl_nats=tuple(divergences),
             verdicts=judgement.verdicts,
+            metric=self.metric,
         )

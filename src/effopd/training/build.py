@@ -11,8 +11,7 @@ from effopd.data.problem import CountingVerifier, Problem, Task, Verifier
 from effopd.data.smollm2 import SmolLM2, World
 from effopd.demo.smollm2 import models_of
 from effopd.errors import ConfigError
-from effopd.evaluation.evaluator import EvaluationResult, Evaluator
-from effopd.evaluation.grading import sum_counts
+from effopd.evaluation.evaluator import EvaluationResult, Evaluator, Metric, imported_metric, joined
 from effopd.evaluation.importance_kl import ImportanceKLValidation, ImportanceWeightedKLValidator
 from effopd.evaluation.kept_states import KeptStates
 from effopd.evaluation.readings import AlignedReading, Reading
@@ -83,6 +82,7 @@ class Parts:
     average: StudentAverage | None
     engine: Engine | None = None
     interaction: Interaction | None = None
+    metric: Metric | None = None
 
     def close(self) -> None:
         """Ends the verifier's processes, and gives back the engine's memory."""
@@ -110,6 +110,7 @@ class Parts:
             verifier=self.verifier,
             seed=EVALUATION_SEED,
             batch_tokens=self.config.memory.scoring_tokens,
+            metric=self.metric,
         )
 
     def evaluate_student(self) -> EvaluationResult:
@@ -133,12 +134,7 @@ class Parts:
                     self.interaction.check(policy.tokenizer, template, own[0])
                 writer = self.writer(policy, template)
                 found.append(replace(evaluator, problems=own).evaluate(writer))
-        return EvaluationResult(
-            rollouts=tuple(rollout for each in found for rollout in each.rollouts),
-            rewards=tuple(reward for each in found for reward in each.rewards),
-            kl_nats=(),
-            verdicts=sum_counts([each.verdicts for each in found]),
-        )
+        return joined(found, self.metric)
 
     def learner(self) -> Learner:
         """The objective, applied to this student and its teachers."""
@@ -250,6 +246,7 @@ def build_parts(config: Config, report: Callable[[str], None], given: Given = Gi
     """Loads task and models; trains the tiny world's models if they are not cached."""
     config = placed(config)
     torch.set_num_threads(config.threads)
+    metric = imported_metric(config.evaluation.metric)
     student_settings, teacher_settings = _model_settings(config, report)
     student = given.student or policy_from(student_settings, config.device, report)
     served = served_teacher(config, student, report)
@@ -294,6 +291,7 @@ def build_parts(config: Config, report: Callable[[str], None], given: Given = Gi
         average=average,
         engine=student_engine(config, student, student_settings.path, report),
         interaction=interaction,
+        metric=metric,
     )
 
 

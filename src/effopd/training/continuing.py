@@ -27,7 +27,7 @@ _SETTINGS: Mapping[Effect, str] = {
     "the run": """
         method preset seed smoke student teacher teachers.* reference self_teacher task
         alignment code environment prompt teacher_prompt teacher_prompts reference_prompt sampling
-        rollouts.engine objective train.steps train.prompts_per_step
+        evaluation.metric rollouts.engine objective train.steps train.prompts_per_step
         train.responses_per_prompt train.updates_per_step train.epochs train.horizon
         train.stop optimizer average monitor memory.master_weights search validation
         teacher_server.top_k

@@ -167,9 +167,10 @@ def _of_rewards(config: "Config") -> Iterator[str]:
         yield "validation.type = 'accuracy' needs task.verifier; use validation.type = 'teacher_kl'"
     if config.objective.needs_rewards:
         yield f"objective.type = {config.objective.type!r} learns from rewards: set task.verifier"
-    if config.train.stop.reads_evaluations:
+    metric, stop = config.evaluation.metric, config.train.stop
+    if stop.target or (stop.patience and not metric):
         yield "train.stop looks at accuracies: set task.verifier"
-    if config.checkpoint.keep_best and not config.evaluation.divergence:
+    if config.checkpoint.keep_best and not config.evaluation.divergence and not metric:
         yield (
             "checkpoint.keep_best looks at accuracies, or at divergences without them: set "
             "task.verifier or evaluation.divergence"

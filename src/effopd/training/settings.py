@@ -1,6 +1,7 @@
 """Settings of the loop."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -8,7 +9,7 @@ from typing import Any, Literal
 
 from effopd.errors import ConfigError
 from effopd.evaluation.kept_states import DEFAULT_GB
-from effopd.records import reaches
+from effopd.records import quality, reaches
 from effopd.training.averages import AverageSettings
 from effopd.training.optimizers import OptimizerSettings
 
@@ -99,7 +100,8 @@ class StopRule:
     """When a run ends before its last step; looked at after each step and evaluation.
 
     Attributes:
-        patience: Evaluations in a row without a new best accuracy; 0 never stops for that.
+        patience: Evaluations in a row without a new best accuracy, or `evaluation.metric`; 0 never
+            stops for that.
         target: Share of the teacher's accuracy that ends the run once reached; 0 never does.
         reward_patience: Steps in a row without a new best mean reward of the step's answers; 0
             never stops for that.
@@ -157,9 +159,12 @@ class StopRule:
         student = [accuracy for accuracy in student if accuracy is not None]
         if student and teacher and self.target and reaches(student[-1], self.target, teacher[0]):
             return f"accuracy {student[-1]:.3f} is {self.target:.0%} of the teacher's"
-        recent = student[-self.patience :] if 0 < self.patience < len(student) else []
-        if recent and max(recent) <= max(student[: -self.patience]):
-            return f"no better accuracy in {self.patience} evaluations"
+        judged = [quality(row) for row in evaluations if row["model"] == "student"]
+        known = [value for value in judged if value is not None]
+        recent = known[-self.patience :] if 0 < self.patience < len(known) else []
+        if recent and max(recent) <= max(known[: -self.patience]):
+            what = "metric" if "metric" in evaluations[-1] else "accuracy"
+            return f"no better {what} in {self.patience} evaluations"
         return None
 
 
@@ -225,6 +230,8 @@ class EvaluationSettings:
         teacher: Evaluate the teacher once, before the first step.
         divergence: Measure the student's reverse KL to its teachers too; about as much work again
             as writing the answers.
+        metric: A function of the answers, `package.module:function`, whose number is recorded and
+            takes the place of accuracy in `train.stop.patience` and `checkpoint.keep_best`.
     """
 
     every: int = 4
@@ -233,9 +240,14 @@ class EvaluationSettings:
     recorded: int = 4
     teacher: bool = True
     divergence: bool = True
+    metric: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "first", tuple(self.first))
+        if self.metric and not re.fullmatch(r"[\w.]+:[\w.]+", self.metric):
+            raise ConfigError(
+                f"evaluation.metric must name a 'package.module:function', got {self.metric!r}"
+            )
         for name in ("every", "problems", "recorded"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"evaluation.{name} must be >= 0, got {getattr(self, name)}")
@@ -254,8 +266,8 @@ class CheckpointSettings:
         every: Steps between checkpoints; the last step and an interrupted one are saved too.
         keep: Newest checkpoints kept.
         keep_best: Save after an evaluation that is the best so far, and keep that checkpoint
-            besides the newest. Best is the highest accuracy, of equal ones the lowest divergence;
-            without a verifier the lowest divergence.
+            besides the newest. Best is the highest accuracy, or `evaluation.metric`, of equal ones
+            the lowest divergence; without a verifier the lowest divergence.
     """
 
     every: int = 16
