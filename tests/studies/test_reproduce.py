@@ -24,7 +24,7 @@ from studies.paper.study import (
 from effopd.analysis.modules import update_norm
 from effopd.data.world import TinyWorld, make_model, make_tokenizer
 from effopd.errors import ConfigError, EffopdError
-from effopd.models.layout import matrices, places
+from effopd.models.layout import matrices, module_tensors
 
 WORLD = {
     "hidden": 32,
@@ -115,7 +115,7 @@ def test_measurements_agree_with_each_other(trained: Scene) -> None:
         assert whole == replaced[method]["full"] == ranked[method]["full"]
         assert 0 < ranked[method]["tail_norm"] < norm
         assert 0 < ranked[method]["tail_share"] < 1
-        modules = matrices(places(update.shapes))
+        modules = matrices(module_tensors(update.shapes))
         table = geometry.table_1(update, modules)
         assert 0 < table["top_1_ratio"] < table["top_5_ratio"] < 1
     assert replaced["base"] == ranked["base"]
