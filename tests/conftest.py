@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+THREADS = int(os.environ["OMP_NUM_THREADS"])
 
 FUZZ_CPU_S = 90.0  # of a process, after which `make fuzz` begins no other test
 
@@ -56,6 +56,7 @@ def _same_seed() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+    torch.set_num_threads(THREADS)  # whatever the settings of a run before asked for
     torch.use_deterministic_algorithms(True)
 
 
