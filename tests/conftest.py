@@ -1,5 +1,6 @@
 """Every test runs offline, on one thread and from the same seed."""
 
+import gc
 import os
 import random
 import time
@@ -15,6 +16,8 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+gc.disable()  # until the tests are collected: nothing of what is imported is garbage
 
 THREADS = int(os.environ["OMP_NUM_THREADS"])
 
@@ -38,6 +41,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Fuzzing takes its tests in an order of its own, so that each has its turn some time."""
     if settings.get_current_profile_name() == "fuzz":
         random.Random(str(config.getoption("--hypothesis-seed"))).shuffle(items)
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # looked through by no collection while tests run
+    gc.enable()
 
 
 def pytest_runtest_setup() -> None:
