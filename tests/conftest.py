@@ -17,6 +17,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+os.fsync = lambda descriptor: None  # a killed process loses nothing that it wrote
 gc.disable()  # until the tests are collected: nothing of what is imported is garbage
 
 THREADS = int(os.environ["OMP_NUM_THREADS"])

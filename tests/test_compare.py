@@ -73,7 +73,6 @@ class Here:
 def _one_process() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comparison, "Pool", Here)
-        patch.setattr(os, "fsync", lambda descriptor: None)
         yield
 
 

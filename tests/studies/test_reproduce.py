@@ -96,7 +96,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterable[Scene]:
     directory = tmp_path_factory.mktemp("study")
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("EFFOPD_CACHE", str(directory / "cache"))
-        patched.setattr("os.fsync", lambda descriptor: None)
         study = study_in(directory)
         for method in BOTH:
             train_run(study, method, 1)
