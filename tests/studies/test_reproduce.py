@@ -34,7 +34,7 @@ WORLD = {
     "train_problems": 20,
     "test_problems": 16,
     "base_greedy": 0.0,
-    "noise_steps": 60,
+    "noise_steps": 10,
     "teacher_steps": 1,
 }
 PLAN = """
@@ -82,8 +82,8 @@ def study_in(directory: Path) -> Study:
         steps=4,
         save_every=2,
         moments=2,
-        answers=16,
-        problems=16,
+        answers=8,
+        problems=8,
         passes=1,
         plan=plan,
         quick=True,
@@ -102,7 +102,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterable[Scene]:
         yield Scene(study, 1)
 
 
-def test_measurements_agree_with_each_other(trained: Scene) -> None:
+def test_measurements_agree_with_each_other(
+    trained: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = {"SCALES": (0.5, 1.0), "TOP_SHARES": (0.5,), "BOTTOM_SHARES": (0.5,)}
+    for name, values in few.items():
+        monkeypatch.setattr(accuracy, name, values)
     measured = (accuracy.scaling, accuracy.embeddings, accuracy.ranks)
     scaled, replaced, ranked = (measure(trained) for measure in measured)
     for method in BOTH:
