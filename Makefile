@@ -6,6 +6,7 @@ BENCH := .venv-bench/bin
 VERL := .venv-verl/bin
 PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 export NO_MKDOCS_2_WARNING := 1
+unexport PYTHONDONTWRITEBYTECODE # what pytest makes of the tests is kept for its next start
 
 ifndef SEED
 SEED := $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')

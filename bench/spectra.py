@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from effopd.analysis.spectra import spectral_metrics
-from effopd.analysis.updates import place_statistics
-from effopd.models.layout import matrices, places
-from effopd.models.updates import PairUpdate, read_place
+from effopd.analysis.updates import module_statistics
+from effopd.models.layout import matrices, module_tensors
+from effopd.models.updates import PairUpdate, read_module
 from effopd.models.weights import open_weights
 
 PRECISIONS = ["highest", "medium"]
@@ -204,10 +204,10 @@ def by_ours(directory: Path) -> Measured:
     base, tuned = (open_weights(directory / name) for name in ("base", "tuned"))
     update = PairUpdate(base, tuned)
     found = {}
-    for place in matrices(places(update.shapes)):
-        statistics = place_statistics(update, place)
-        metrics = spectral_metrics(read_place(update, place))
-        found[place.name] = asdict(metrics) | {"relative_norm": statistics.relative_norm}
+    for module in matrices(module_tensors(update.shapes)):
+        statistics = module_statistics(update, module)
+        metrics = spectral_metrics(read_module(update, module))
+        found[module.name] = asdict(metrics) | {"relative_norm": statistics.relative_norm}
     return found
 
 

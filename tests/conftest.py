@@ -1,5 +1,6 @@
 """Every test runs offline, on one thread and from the same seed."""
 
+import gc
 import os
 import random
 import time
@@ -16,7 +17,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+os.fsync = lambda descriptor: None  # a killed process loses nothing that it wrote
+gc.disable()  # until the tests are collected: nothing of what is imported is garbage
+
+THREADS = int(os.environ["OMP_NUM_THREADS"])
 
 FUZZ_CPU_S = 90.0  # of a process, after which `make fuzz` begins no other test
 
@@ -40,6 +44,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         random.Random(str(config.getoption("--hypothesis-seed"))).shuffle(items)
 
 
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # looked through by no collection while tests run
+    gc.enable()
+
+
 def pytest_runtest_setup() -> None:
     if settings.get_current_profile_name() == "fuzz" and time.process_time() > FUZZ_CPU_S:
         pytest.skip(f"the {FUZZ_CPU_S:g} CPU s of fuzzing are over")
@@ -56,6 +66,7 @@ def _same_seed() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+    torch.set_num_threads(THREADS)  # whatever the settings of a run before asked for
     torch.use_deterministic_algorithms(True)
 
 

@@ -27,7 +27,7 @@ from effopd.errors import (
     RecordError,
     RunLockedError,
 )
-from effopd.models.layout import Place, matrices, places
+from effopd.models.layout import ModuleTensor, matrices, module_tensors
 from effopd.models.weights import open_weights
 from effopd.progress import Display, Progress
 from effopd.records import read_jsonl
@@ -87,12 +87,12 @@ def update(series: Path, step: int, tensor: str) -> Tensor:
     return (tuned.float() - base.float()).double()
 
 
-def series_places(series: Path) -> list[Place]:
-    return places(open_weights(series / "base").shapes)
+def series_modules(series: Path) -> list[ModuleTensor]:
+    return module_tensors(open_weights(series / "base").shapes)
 
 
-def moving(series: Path) -> list[Place]:
-    return [place for place in matrices(series_places(series)) if STILL not in place.name]
+def moving(series: Path) -> list[ModuleTensor]:
+    return [module for module in matrices(series_modules(series)) if STILL not in module.name]
 
 
 def of(rows: Table, **equal: Cell) -> Table:
@@ -133,9 +133,9 @@ def test_table_1_is_the_mean_over_the_matrices_that_moved(series: Path, analysis
 def test_a_final_model_may_be_outside_the_series(series: Path, analysis: Analysis) -> None:
     base, early, last = (series / name for name in ("base", label(50), label(1000)))
     rows = effopd.analyze(base, early, "subspaces", final=last).tables["subspaces"]
-    for place in moving(series):
-        row = one(rows, place=place.label)
-        same = one(analysis.tables["subspaces"], checkpoint=label(50), place=place.label)
+    for module in moving(series):
+        row = one(rows, place=module.label)
+        same = one(analysis.tables["subspaces"], checkpoint=label(50), place=module.label)
         expected = pytest.approx(same["final_subspace_cosine"], rel=1e-6)
         assert row["final_subspace_cosine"] == expected
         assert row["final_cosine_1"] < 0.9999
@@ -143,7 +143,7 @@ def test_a_final_model_may_be_outside_the_series(series: Path, analysis: Analysi
 
 def test_what_never_moved_is_listed_and_nothing_is_nan(series: Path, analysis: Analysis) -> None:
     tables = analysis.tables
-    still = [place.label for place in series_places(series) if STILL in place.name]
+    still = [module.label for module in series_modules(series) if STILL in module.name]
     assert [row["place"] for row in tables["never_moved"]] == still
     for name in still:
         row = one(tables["spectra"], checkpoint=label(50), place=name)
@@ -244,7 +244,7 @@ def test_a_killed_analysis_goes_on_without_measuring_again(
     path.write_bytes(path.read_bytes()[:-20])  # the last line was being written
     finished = read_jsonl(path)
     found = analyzed(series, what, out=tmp_path, workers=1)
-    wanted = len(matrices(series_places(series))) * (len(STEPS) if what == "spectra" else 1)
+    wanted = len(matrices(series_modules(series))) * (len(STEPS) if what == "spectra" else 1)
     rows = read_jsonl(path)
     assert rows[:4] == finished
     assert len(rows) == len({(row["place"], row["checkpoint"]) for row in rows}) == wanted
@@ -324,7 +324,7 @@ def test_an_adapter_has_the_rank_of_its_factors(series: Path, tmp_path: Path) ->
     assert row["rank"] == 2
     assert row["spectral_norm"] == pytest.approx(values[0].item(), rel=1e-6)
     assert one(tables["table1"], matrices=1)["step"] is None
-    assert len(tables["never_moved"]) == len(series_places(series)) - 1
+    assert len(tables["never_moved"]) == len(series_modules(series)) - 1
 
 
 def test_a_run_brings_its_base_and_all_its_checkpoints(tmp_path: Path) -> None:

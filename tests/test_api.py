@@ -43,8 +43,9 @@ def test_train_from_python(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     steps: list[int] = []
+    threads = torch.get_num_threads()
     run = effopd.train(
-        effopd.Config.of("opd", **SMALL),
+        effopd.Config.of("opd", **SMALL, threads=threads + 1),
         tmp_path / "run",
         model=models / "student",
         teacher=str(models / "teacher"),
@@ -56,7 +57,7 @@ def test_train_from_python(
     assert steps == [1, 2]
     assert len(run.to_pandas("metrics")) == 2
     assert run.checkpoint == tmp_path / "run" / "checkpoints" / "step-00002"
-    assert capsys.readouterr().out == ""
+    assert (capsys.readouterr().out, torch.get_num_threads()) == ("", threads)
 
 
 def test_model_objects_are_trained_in_place_and_a_teacher_stays(

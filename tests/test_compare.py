@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import tomli_w
+from tests.support import processes
 from tests.support.tiny import WORLD, outcome
 from typer.testing import CliRunner
 
@@ -73,7 +74,6 @@ class Here:
 def _one_process() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comparison, "Pool", Here)
-        patch.setattr(os, "fsync", lambda descriptor: None)
         yield
 
 
@@ -117,10 +117,6 @@ def write_plan(directory: Path, plan: dict[str, Any]) -> Path:
     file = directory / "plan.toml"
     file.write_text(tomli_w.dumps(plan), encoding="utf-8")
     return file
-
-
-def command(plan: Path, out: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "effopd.cli.main", "compare", str(plan), "--out", str(out), *more]
 
 
 def in_process(*arguments: str | Path) -> Any:
@@ -174,10 +170,8 @@ def test_finished_runs_are_skipped_without_loading_torch(
     out, _ = undisturbed
     before = {run: (run.stat().st_mtime_ns, run.read_bytes()) for run in out.rglob("*.jsonl")}
     summary = (out / "summary.json").read_bytes()
-    words = command(path, out)
-    finished = subprocess.run(
-        [words[0], "-X", "importtime", *words[1:]], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-X", "importtime", "-m", "effopd.cli.main", "compare", path]
+    finished = subprocess.run([*command, "--out", out], capture_output=True, text=True, check=False)
     assert finished.returncode == 0
     assert "torch" not in {
         line.rsplit("|")[-1].strip().split(".")[0] for line in finished.stderr.splitlines()
@@ -246,15 +240,17 @@ def test_the_command_is_killed_and_goes_on_to_the_same_end(
     """Processes train, a signal comes once the first of them has a step; this process goes on."""
     whole, _ = undisturbed
     out, log = tmp_path / "out", tmp_path / "log"
-    with open(log, "w") as file:
-        child = subprocess.Popen(
-            command(path, out, "--workers", "1"), stdout=file, stderr=subprocess.STDOUT
-        )
-        while not any(rows.stat().st_size for rows in out.rglob("metrics.jsonl")):
-            assert child.poll() is None, log.read_text()
-            time.sleep(0.02)
-        os.kill(child.pid, number)
-        assert child.wait() == status, log.read_text()
+
+    def body() -> None:
+        pytest.MonkeyPatch().setattr(comparison, "Pool", Pool)
+        app(["compare", str(path), "--out", str(out), "--workers", "1"])
+
+    child = processes.fork(body, log)
+    while not any(rows.stat().st_size for rows in out.rglob("metrics.jsonl")):
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), log.read_text()
+        time.sleep(0.02)
+    os.kill(child, number)
+    assert processes.wait(child) == status, log.read_text()
     hint = f"stopped and saved; go on with: effopd compare {path} --out {out} --workers 1"
     assert (hint in log.read_text()) is (number == signal.SIGTERM)
     assert not (out / "summary.json").exists()

@@ -1,42 +1,45 @@
 """What gets imported when: `import effopd` and `effopd --help` must stay light."""
 
-import os
+import json
 import subprocess
 import sys
 
-import pytest
 from tests.support.commands import commands
 
-HEAVY = {"transformers", "trl", "verl", "vllm", "pydantic", "matplotlib", "plotly"}
+HEAVY = {"torch", "transformers", "trl", "verl", "vllm", "pydantic", "matplotlib", "plotly"}
 COMMANDS = [[], *(name.split() for name in commands())]
+AFTER_EACH_HELP = """
+from effopd.cli.main import app
+for command in COMMANDS:
+    assert app([*command, "--help"], standalone_mode=False) == 0
+    loaded(" ".join(command))
+"""
+PROGRAM = f"""
+import json, sys
+COMMANDS, HEAVY = {COMMANDS!r}, {HEAVY!r}
+def loaded(by):
+    heavy = sorted(HEAVY & {{name.partition(".")[0] for name in sys.modules}})
+    print(json.dumps([by, heavy]), file=sys.stderr)
+"""
 
 
-def imported_by(*arguments: str) -> set[str]:
-    """Top-level modules that `python ARGUMENTS` imports, listed by the interpreter itself."""
-    finished = subprocess.run(
-        [sys.executable, "-X", "importtime", *arguments],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"COLUMNS": "100"},
-        check=False,
-    )
-    lines = finished.stderr.splitlines()
-    other = [line for line in lines if not line.startswith("import time:")]
-    assert finished.returncode == 0, "\n".join(other)
-    names = [line.rsplit("|", maxsplit=1)[-1].strip() for line in lines if line not in other]
-    return {name.split(".", maxsplit=1)[0] for name in names}
+def heavy_after(code: str) -> dict[str, list[str]]:
+    """What of `HEAVY` a new process has imported at each call of `loaded`, by its argument."""
+    command = [sys.executable, "-c", PROGRAM + code]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    return dict(json.loads(line) for line in finished.stderr.splitlines())
 
 
 def test_import_is_light() -> None:
-    assert sorted(imported_by("-c", "import effopd") & HEAVY) == []
+    assert heavy_after("import effopd\nloaded('effopd')") == {"effopd": []}
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command) or "effopd")
-def test_help_does_without_torch(command: list[str]) -> None:
-    modules = imported_by("-m", "effopd.cli.main", *command, "--help")
-    assert "typer" in modules
-    heavy = {"torch", *HEAVY} - {"pydantic"}  # Typer converts arguments with it
-    assert sorted(modules & heavy) == []
+def test_help_does_without_torch() -> None:
+    found = heavy_after(AFTER_EACH_HELP)
+    assert found.pop("") == []
+    # Typer converts the arguments of a command with pydantic.
+    assert found == {name: ["pydantic"] for name in commands()}
 
 
 def test_public_names_exist_and_are_documented() -> None:

@@ -25,11 +25,6 @@ pytest.importorskip("math_verify")
 UNREADABLE = r"A \cup B \{"
 
 
-@pytest.fixture(autouse=True)
-def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
-
-
 def problems(*answers: str) -> list[Problem]:
     return [Problem(id=f"p-{i}", prompt="?", answer=answer) for i, answer in enumerate(answers)]
 

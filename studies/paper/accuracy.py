@@ -18,8 +18,8 @@ from effopd.analysis.interventions import (
 from effopd.analysis.modules import layer_count, module_norms, update_norm
 from effopd.analysis.ranks import BottomRank, TopRank
 from effopd.linalg.singular_values import tail_singular_values
-from effopd.models.layout import matrices, places
-from effopd.models.updates import Update, read_place
+from effopd.models.layout import matrices, module_tensors
+from effopd.models.updates import Update, read_module
 from effopd.records import Row
 
 SCALES = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
@@ -113,11 +113,11 @@ def windows(scene: Scene) -> Row:
 
 def layer_norms(update: Update, layers: int) -> dict[str, list[float]]:
     """Frobenius norm of each layer's update, by block."""
-    norms, found = module_norms(update), places(update.shapes)
+    norms, found = module_norms(update), module_tensors(update.shapes)
 
     def norm(block: str, layer: int) -> float:
-        inside = [place for place in found if (place.block, place.layer) == (block, layer)]
-        return math.hypot(*(norms[place.label] for place in inside))
+        inside = [module for module in found if (module.block, module.layer) == (block, layer)]
+        return math.hypot(*(norms[module.label] for module in inside))
 
     return {b: [norm(b, layer) for layer in range(layers)] for b in ("mlp", "attention")}
 
@@ -126,8 +126,8 @@ def ranks(scene: Scene) -> Row:
     """Accuracy of leading parts, all at the norm of OPD's matrices, and of last parts (4a, 4b)."""
     opd = scene.update("opd")
     record: Row = {"base": scene.accuracy(opd, BASE)}
-    norms, found = module_norms(opd), matrices(places(opd.shapes))
-    whole = math.hypot(*(norms[place.label] for place in found))
+    norms, found = module_norms(opd), matrices(module_tensors(opd.shapes))
+    whole = math.hypot(*(norms[module.label] for module in found))
     for method in BOTH:
         update = scene.update(method)
         tops = {
@@ -148,8 +148,8 @@ def ranks(scene: Scene) -> Row:
 def tail(update: Update) -> Row:
     """Frobenius norm of the last half of the singular components of all matrices, and its share."""
     tails, wholes = [], []
-    for place in matrices(places(update.shapes)):
-        matrix, p = read_place(update, place), min(place.shape)
+    for module in matrices(module_tensors(update.shapes)):
+        matrix, p = read_module(update, module), min(module.shape)
         last = tail_singular_values(matrix, p - p // 2)
         tails.append(torch.linalg.vector_norm(last).item())
         wholes.append(torch.linalg.vector_norm(matrix).item())

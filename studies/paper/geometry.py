@@ -23,10 +23,10 @@ from effopd.analysis.tables import (
 )
 from effopd.analysis.theory import SAMPLED_CONTEXTS, estimator_covariances
 from effopd.analysis.trajectories import explained_variance_ratio, leading_trajectory, pca_points
-from effopd.models.layout import Place, matrices, places
+from effopd.models.layout import ModuleTensor, matrices, module_tensors
 from effopd.models.loading import load_model
 from effopd.models.policy import Policy
-from effopd.models.updates import Update, read_place
+from effopd.models.updates import Update, read_module
 from effopd.records import Row
 
 EARLY_SHARE = 0.3
@@ -35,10 +35,12 @@ EARLY_SHARE = 0.3
 
 def geometry(scene: Scene) -> Row:
     """Spectra of the final update and directions over checkpoints, by method."""
-    found = places(scene.update("opd").shapes)
+    found = module_tensors(scene.update("opd").shapes)
     modules = matrices(found)
-    projections = list(dict.fromkeys(place.projection for place in modules))
-    pictured = next(place for place in modules if place.projection == "down" and place.layer == 2)
+    projections = list(dict.fromkeys(module.projection for module in modules))
+    pictured = next(
+        module for module in modules if module.projection == "down" and module.layer == 2
+    )
     record: Row = {"projections": projections, "pictured": pictured.label}
     paths: list[Tensor] = []
     for method in BOTH:
@@ -46,12 +48,12 @@ def geometry(scene: Scene) -> Row:
         updates = [scene.update(method, step) for step in steps]
         record[method] = {"table1": table_1(updates[-1], modules)}
         record[method] |= _over_time(updates, modules, steps)
-        series = (read_place(update, pictured) for update in updates)
+        series = (read_module(update, pictured) for update in updates)
         points = leading_trajectory(series).points_Td
         mirrored = paths and float(points[0] @ paths[0][0]) < 0  # a direction has no sign
         paths.append(-points if mirrored else points)
         for key in ("first_last", "evr"):
-            values: dict[Place, float] = record[method].pop(f"{key}_by_place")
+            values: dict[ModuleTensor, float] = record[method].pop(f"{key}_by_module")
             record[method][key] = fmean(list(values.values()))
             record[method][f"{key}_map"] = _map(values, projections)
     plane = pca_points(torch.cat(paths)).split([len(path) for path in paths])
@@ -63,31 +65,31 @@ def geometry(scene: Scene) -> Row:
     return record
 
 
-def table_1(update: Update, modules: Sequence[Place]) -> Row:
+def table_1(update: Update, modules: Sequence[ModuleTensor]) -> Row:
     """Means over all attention and MLP matrices that moved."""
     moment = Checkpoint(label="final", step=None, directory=Path())
-    found = [spectral_metrics(read_place(update, place), top=TOP) for place in modules]
+    found = [spectral_metrics(read_module(update, module), top=TOP) for module in modules]
     rows = [moment.columns | metric_columns(each) | noise_columns(each) for each in found]
     (means,) = table_1_rows([moment], rows)
     return {name: means[name] for name in TABLE_1}
 
 
-def _over_time(updates: Sequence[Update], modules: Sequence[Place], steps: list[int]) -> Row:
+def _over_time(updates: Sequence[Update], modules: Sequence[ModuleTensor], steps: list[int]) -> Row:
     """Directions of every module that had moved at every checkpoint, against the last ones."""
     cosines: list[list[float]] = [[] for _ in updates]
     first_last, evr, paths = {}, {}, []
-    for place in modules:
-        series = [read_place(update, place) for update in updates]
+    for module in modules:
+        series = [read_module(update, module) for update in updates]
         found = [row.to_final for row in subspace_series(series, series[-1])]
         agreements = [agreement for agreement in found if agreement is not None]
         if len(agreements) < len(updates):
             continue
         for row, agreement in zip(cosines, agreements, strict=True):
             row.append(agreement.mean_subspace_cosine)
-        first_last[place] = agreements[0].direction_cosines[0]
+        first_last[module] = agreements[0].direction_cosines[0]
         vectors_Td = leading_trajectory(series).points_Td
         if (ratio := explained_variance_ratio(vectors_Td)) is not None:
-            evr[place] = ratio
+            evr[module] = ratio
         paths.append(path_length(vectors_Td))
     means = [fmean(row) for row in cosines]
     last_early = max(steps[0], EARLY_SHARE * steps[-1])
@@ -97,8 +99,8 @@ def _over_time(updates: Sequence[Update], modules: Sequence[Place], steps: list[
         "cosine_to_final": means,
         "early_cosine": fmean(early),
         "falls": sum(max(0.0, before - after) for before, after in pairwise(means)),
-        "first_last_by_place": first_last,
-        "evr_by_place": evr,
+        "first_last_by_module": first_last,
+        "evr_by_module": evr,
         "path": fmean(paths),
     }
 
@@ -118,7 +120,7 @@ def shift(scene: Scene) -> Row:
         update = scene.update(method)
         tuned = Policy(load_model(scene.settings_of(method)), parts.student.tokenizer)
         states = state_shift(parts.student, tuned, [r.sample for r in evaluation.rollouts])
-        name = next(p.name for p in places(update.shapes) if p.block == "embedding")
+        name = next(p.name for p in module_tensors(update.shapes) if p.block == "embedding")
         row = embedding_shift(update.read_base(name), update.read_tuned(name), ids)
         record[method] = {
             "state_cosine": states.row["mean_cosine"],
@@ -144,10 +146,10 @@ def estimators(scene: Scene) -> Row:
     }
 
 
-def _map(values: dict[Place, float], projections: Sequence[str]) -> list[list[float]]:
+def _map(values: dict[ModuleTensor, float], projections: Sequence[str]) -> list[list[float]]:
     """Projections by layers."""
-    layers = 1 + max(place.layer or 0 for place in values)
+    layers = 1 + max(module.layer or 0 for module in values)
     rows = [[0.0] * layers for _ in projections]
-    for place, value in values.items():
-        rows[projections.index(place.projection)][place.layer or 0] = value
+    for module, value in values.items():
+        rows[projections.index(module.projection)][module.layer or 0] = value
     return rows

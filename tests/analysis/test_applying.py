@@ -11,7 +11,7 @@ from torch import Tensor
 
 from effopd.analysis.applying import Footprint, intervened, write_intervened
 from effopd.analysis.interventions import EmbeddingReplacement, NormScaling, WholeScaling
-from effopd.analysis.modules import tensor_places
+from effopd.analysis.modules import tensor_modules
 from effopd.errors import NonFiniteError, ParameterMismatchError
 from effopd.models.checkpoints import verify_checkpoint
 from effopd.models.loading import ModelSettings, load_model
@@ -108,7 +108,7 @@ def test_every_expert_that_never_moved_is_counted() -> None:
     tuned[names[1]][:2] = 2
     update = pair(base, tuned)
     footprint = Footprint()
-    for name, found in tensor_places(update).items():
+    for name, found in tensor_modules(update).items():
         footprint.add(update, name, tuned[name], found)
     assert (footprint.changed, footprint.never_moved) == (2, 2 * 2 + 1)
 

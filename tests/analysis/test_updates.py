@@ -12,15 +12,15 @@ from effopd.analysis import updates as module
 from effopd.analysis.updates import (
     PathGeometry,
     grouped,
+    module_statistics,
     path_geometry,
-    place_statistics,
     summed_paths,
     summed_statistics,
     update_statistics,
 )
 from effopd.errors import NonFiniteError
-from effopd.models.layout import Place, places
-from effopd.models.updates import PairUpdate, read_place
+from effopd.models.layout import ModuleTensor, module_tensors
+from effopd.models.updates import PairUpdate, read_module
 from effopd.models.weights import MemoryWeights
 
 SHAPES = {
@@ -91,7 +91,9 @@ def test_one_tensor_against_the_twin(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_place_is_measured_parts_of_tensors_too() -> None:
     found = update(BASE, TUNED)
-    rows = {place.label: vars(place_statistics(found, place)) for place in places(SHAPES)}
+    rows = {
+        module.label: vars(module_statistics(found, module)) for module in module_tensors(SHAPES)
+    }
     assert len(rows) == 6 + 3 * 3  # gate, up and down of each expert
     for name in SHAPES:
         if "experts" not in name:
@@ -119,7 +121,7 @@ def test_sums_are_those_of_the_parts_as_one_vector(
     grouping: str, group: tuple[str | int | None, ...], parts: list[str]
 ) -> None:
     moved = update(BASE, TUNED)
-    rows = ((place, place_statistics(moved, place)) for place in places(SHAPES))
+    rows = ((module, module_statistics(moved, module)) for module in module_tensors(SHAPES))
     found = grouped(rows, grouping)[group]  # type: ignore[arg-type]
     assert vars(summed_statistics(found)) == expected(flat(BASE, *parts), flat(TUNED, *parts))
 
@@ -141,18 +143,18 @@ def test_statistics_refuse_what_is_wrong() -> None:
 POINTS = [BASE, TUNED, moved(TUNED, 2), moved(moved(TUNED, 2), 3), moved(BASE, 4)]
 
 
-def paths() -> list[tuple[Place, PathGeometry]]:
+def paths() -> list[tuple[ModuleTensor, PathGeometry]]:
     series = [update(BASE, point) for point in POINTS[1:]]
     return [
-        (place, path_geometry(read_place(each, place) for each in series))
-        for place in places(SHAPES)
+        (module, path_geometry(read_module(each, module) for each in series))
+        for module in module_tensors(SHAPES)
     ]
 
 
 @pytest.mark.parametrize("parts", [[""], ["layers.0"], ["q_proj"]])
 def test_paths_against_the_twin(parts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PIECE", 5)
-    chosen = [path for place, path in paths() if any(part in place.name for part in parts)]
+    chosen = [path for module, path in paths() if any(part in module.name for part in parts)]
     found = summed_paths(chosen)
     wanted = twin.path([{"all": flat(point, *parts)} for point in POINTS])
     assert found.step_norms == pytest.approx(wanted["step_norms"], rel=1e-5)

@@ -1,6 +1,7 @@
 """The tasks of SmolLM2, and how its file becomes a model, on a random tiny Llama."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -307,6 +308,7 @@ def test_the_demo_runs_from_a_file_and_prints_its_table(
 ) -> None:
     monkeypatch.setenv("EFFOPD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("effopd.cli.run.has_bfloat16", lambda: True)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0})
     short = {"train": {"steps": 1, "prompts_per_step": 2}, "evaluation": {"problems": 2}}
     monkeypatch.setattr("effopd.cli.run.RECORDS", merged(RECORDS, short))
     methods = {"opd": {"method": "opd"}, "again": {"method": "opd", "train": {"epochs": 2}}}

@@ -187,10 +187,7 @@ def test_what_is_left_out_is_said_and_recorded(tmp_path: Path, models: Path) -> 
     assert counts_record(Task(train=[], test=[])) == {}
 
 
-def test_a_run_records_the_counts(
-    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+def test_a_run_records_the_counts(tmp_path: Path, models: Path) -> None:
     task = dataset(tmp_path, *[f"{i % 7} + {i // 7} =" for i in range(20)], "0 + 0 =")
     config = tiny_config(models, {"task": task, "method": "opd", "train.steps": 2})
     finished, messages = train_tiny(config, tmp_path / "run")

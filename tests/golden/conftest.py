@@ -1,6 +1,5 @@
 """Rewards of an untrained student, which is never right: a digest of its answer."""
 
-import os
 import zlib
 from collections.abc import Sequence
 
@@ -16,5 +15,4 @@ def _reward(self: ChainVerifier, answers: Sequence[Answer]) -> list[float]:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     monkeypatch.setattr(ChainVerifier, "rewards", _reward)

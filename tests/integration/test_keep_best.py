@@ -1,6 +1,5 @@
 """The checkpoint of the best evaluation stays besides the newest, and changes nothing else."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,6 @@ def test_best_step(rows: Sequence[Row], best: int | None) -> None:
 @pytest.fixture(autouse=True)
 def _accuracies(monkeypatch: pytest.MonkeyPatch) -> None:
     """Evaluations have the accuracies above, in their order."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     real = EvaluationResult.row
 
     def changed(result: EvaluationResult) -> Row:

@@ -40,12 +40,6 @@ from effopd.training.run_directory import LOGS, RunDirectory
 from effopd.training.update import Updater
 
 
-@pytest.fixture(autouse=True)
-def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A killed process loses nothing it handed to the operating system."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     models = write_models(tmp_path_factory.mktemp("models"))

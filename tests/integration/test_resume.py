@@ -32,11 +32,6 @@ from effopd.training.run_directory import LOGS, RunDirectory
 from effopd.training.signals import StopRequest
 
 
-@pytest.fixture(autouse=True)
-def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
 @pytest.fixture(scope="module")
 def finished(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An undisturbed run of the default preset; copy it before changing it."""

@@ -1,7 +1,6 @@
 """A run goes on with settings that do not change it, and says which ones they are."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,6 @@ from effopd.errors import ConfigError
 from effopd.records import read_jsonl
 
 ADAPTERS: Raw = {"student.lora": {"r": 2, "alpha": 4.0}, "search.parameters": "all"}
-
-
-@pytest.fixture(autouse=True)
-def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Runs of every kind: interrupted ones equal undisturbed ones, and stop rules end them for good."""
 
 import json
-import os
 import re
 import signal
 import zlib
@@ -49,7 +48,6 @@ def scripted(self: ChainVerifier, answers: Sequence[Answer]) -> list[float]:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     monkeypatch.setattr(ChainVerifier, "rewards", scripted)
 
 

@@ -27,12 +27,16 @@ class Echo:
 
 SETTINGS: dict[str, Any] = {
     "environment": {"name": ECHO, "max_turns": 4},
-    "sampling.max_new_tokens": 24,
+    "sampling.max_new_tokens": 16,
     "sampling.stop": ["="],
     "validation.type": "teacher_kl",
+    "validation.prompts": 8,
     "evaluation.problems": 4,
     "evaluation.recorded": 4,
+    "train.steps": 4,
+    "train.prompts_per_step": 8,
     "train.micro_batch_tokens": 512,
+    "checkpoint.every": 2,
 }
 
 
@@ -52,16 +56,14 @@ def test_a_run_in_an_environment_resumes_exactly(
         masked = {i for start, end in row["masked"] for i in range(start, end)}
         assert {i for i, nats in enumerate(row["kl_nats"]) if nats is None} == masked
         assert len(row["tokens"]) == len(row["kl_nats"])
-    short = tiny_config(models, SETTINGS | {"objective": {"type": objective}, "train.steps": 4})
-    train_tiny(short, halves)
+    assert not train_tiny(config, halves, stop_after=2)[0]
     assert train_tiny(config, halves)[0]
     assert outcome(halves) == outcome(whole)
 
 
 def test_an_object_takes_the_place_of_the_name(models: Path, tmp_path: Path) -> None:
-    bare = tiny_config(
-        models, {key: value for key, value in SETTINGS.items() if key != "environment"}
-    )
+    named = {key: value for key, value in SETTINGS.items() if key != "environment"}
+    bare = tiny_config(models, named | {"train.steps": 1})
     run = train(bare, tmp_path / "given", environment=Echo())
     text = (tmp_path / "given" / "config.toml").read_text()
     assert f'name = "{ECHO}"' in text

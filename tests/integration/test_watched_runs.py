@@ -1,7 +1,6 @@
 """A run with the monitor on: what it records, and that it changes nothing."""
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -27,11 +26,6 @@ from effopd.training.signals import StopRequest
 
 WATCH = {"every": 1, "patience": 2}
 PLAIN = {"method": "opd", "train.steps": 5, "checkpoint.every": 1, "checkpoint.keep": 99}
-
-
-@pytest.fixture(autouse=True)
-def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 def rows_of(run: Path) -> list[Raw]:

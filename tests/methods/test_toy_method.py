@@ -17,7 +17,7 @@ from effopd.config.reading import raw_of, to_toml
 from effopd.data.problem import Problem
 from effopd.errors import ConfigError
 from effopd.methods import Objective, register
-from effopd.methods.registry import METHODS
+from effopd.methods.registry import METHODS, import_installed
 from effopd.rewards.functions import as_verifier
 from effopd.training.build import Given, build_parts
 from effopd.training.config import load_config
@@ -116,6 +116,29 @@ def test_it_may_be_registered_anew_as_in_a_notebook(toy: Any) -> None:
     before = [*Objective.choices]
     assert register(toy.RewardWeighted) is toy.RewardWeighted
     assert before == Objective.choices
+
+
+@pytest.mark.parametrize("name", ["elsewhere", "broken"])
+def test_an_installed_package_registers_its_objective(
+    name: str, tmp_path: Path, toy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Path(toy.__file__).read_text("utf-8").replace("reward_weighted", "weighted_elsewhere")
+    first = "import nowhere_at_all\n" if name == "broken" else ""
+    (tmp_path / f"{name}.py").write_text(first + source)
+    about = tmp_path / "some_objectives-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: some-objectives\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(f"[effopd.objectives]\nweighted = {name}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    if name == "broken":
+        wanted = "objective 'weighted' of some-objectives cannot be imported: .*nowhere_at_all"
+        with pytest.raises(ConfigError, match=wanted):
+            import_installed()
+    else:
+        import_installed()
+        import_installed()  # registered once, imported once
+        found = effopd.Config.of("opd", objective={"type": "weighted_elsewhere"}).objective
+        assert (type(found).__module__, found.type) == ("elsewhere", "weighted_elsewhere")
 
 
 def test_the_documentation_shows_this_file(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,11 +35,6 @@ def fill(directory: Path) -> None:
         (directory / name).write_bytes(content)
 
 
-@pytest.fixture(autouse=True)
-def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     directory = checkpoint_path(tmp_path, 8)

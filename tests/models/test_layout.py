@@ -1,4 +1,4 @@
-"""Every tensor of every family has its place; fused and batched ones are split where they are."""
+"""What each tensor of every family is; fused and batched ones are split where they are."""
 
 from collections import Counter
 from pathlib import Path
@@ -12,11 +12,11 @@ from torch import Tensor
 from effopd.errors import ConfigError, ParameterMismatchError
 from effopd.models.layout import (
     Heads,
-    Place,
+    ModuleTensor,
     heads_of,
     matrices,
-    place_of,
-    places,
+    module_of,
+    module_tensors,
     read_heads,
 )
 from effopd.models.weights import open_weights
@@ -28,8 +28,8 @@ def shapes_of(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def live_places(family: str) -> list[Place]:
-    return places(shapes_of(family_model(family).state_dict()), HEADS)
+def live_modules(family: str) -> list[ModuleTensor]:
+    return module_tensors(shapes_of(family_model(family).state_dict()), HEADS)
 
 
 # Names --------------------------------------------------------------------------------------------
@@ -79,9 +79,9 @@ NAMES = [
 def test_role_by_name(
     name: str, layer: int | None, block: Any, projection: str, expert: int | None
 ) -> None:
-    place = place_of(name)
-    assert (place.layer, place.block, place.projection) == (layer, block, projection)
-    assert (place.expert, place.name, place.label) == (expert, name, name)
+    module = module_of(name)
+    assert (module.layer, module.block, module.projection) == (layer, block, projection)
+    assert (module.expert, module.name, module.label) == (expert, name, name)
 
 
 # Whole models -------------------------------------------------------------------------------------
@@ -89,37 +89,37 @@ def test_role_by_name(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_places_tile_the_model(family: str) -> None:
-    """Every element of every tensor is at exactly one place; none is of unknown kind."""
+    """Every element of every tensor is in exactly one module; none is of unknown kind."""
     tensors = {n: torch.zeros_like(t) for n, t in family_model(family).state_dict().items()}
-    found = places(shapes_of(tensors), HEADS)
-    for place in found:
-        whole = tensors[place.name]
-        part = whole[place.expert] if place.batched else whole
-        part = part if place.rows is None else part[slice(*place.rows)]
-        assert place.shape == tuple(part.shape)
+    found = module_tensors(shapes_of(tensors), HEADS)
+    for module in found:
+        whole = tensors[module.name]
+        part = whole[module.expert] if module.batched else whole
+        part = part if module.rows is None else part[slice(*module.rows)]
+        assert module.shape == tuple(part.shape)
         part += 1
     for name, tensor in tensors.items():
         assert bool((tensor == 1).all()), name
-    assert {place.block for place in found} == {"embedding", "attention", "mlp", "norm", "head"}
-    assert len({place.label for place in found}) == len(found)
+    assert {module.block for module in found} == {"embedding", "attention", "mlp", "norm", "head"}
+    assert len({module.label for module in found}) == len(found)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_places_of_the_saved_model(family: str, tmp_path: Path) -> None:
     weights = open_weights(save_family(tmp_path, family))
-    found = places(weights.shapes, read_heads(tmp_path))
-    assert {place.name for place in found} == set(weights.shapes)
-    assert "other" not in {place.block for place in found}
+    found = module_tensors(weights.shapes, read_heads(tmp_path))
+    assert {module.name for module in found} == set(weights.shapes)
+    assert "other" not in {module.block for module in found}
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral", "gemma2", "phi3"])
 def test_dense_families_have_seven_matrices_a_layer(family: str) -> None:
-    found = matrices(live_places(family))
+    found = matrices(live_modules(family))
     expected = {
         "q": (16, 16), "k": (8, 16), "v": (8, 16), "o": (16, 16),
         "gate": (24, 16), "up": (24, 16), "down": (16, 24),
     }  # fmt: skip
-    listed = [(place.layer, place.projection, place.shape) for place in found]
+    listed = [(module.layer, module.projection, module.shape) for module in found]
     assert listed == [(layer, *item) for layer in (0, 1) for item in expected.items()]
 
 
@@ -132,7 +132,7 @@ def test_layer_order() -> None:
         "model.layers.2.mlp.experts.9.up_proj.weight",
         "model.layers.2.mlp.experts.9.down_proj.weight",
     ]  # fmt: skip
-    assert [place.name for place in places(dict.fromkeys(names, (4, 4)))] == [
+    assert [module.name for module in module_tensors(dict.fromkeys(names, (4, 4)))] == [
         "model.embed_tokens.weight",
         "model.layers.2.self_attn.q_proj.weight",
         "model.layers.2.self_attn.k_proj.weight",
@@ -157,9 +157,9 @@ def test_fused_rows_are_those_the_model_uses() -> None:
     for layer in model.model.layers:
         layer.self_attn.o_proj.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with torch.no_grad():
-        for place in live_places("phi3"):
-            if place.projection == "v" and place.rows:
-                model.state_dict()[place.name][slice(*place.rows)] = 0
+        for module in live_modules("phi3"):
+            if module.projection == "v" and module.rows:
+                model.state_dict()[module.name][slice(*module.rows)] = 0
         model(torch.tensor([[3, 4, 5]]))
     assert len(seen) == 2
     assert all(not inputs.any() for inputs in seen)
@@ -167,21 +167,25 @@ def test_fused_rows_are_those_the_model_uses() -> None:
 
 def test_without_head_counts_a_fused_projection_stays_whole() -> None:
     shapes = shapes_of(family_model("phi3").state_dict())
-    fused = [place for place in places(shapes) if place.block == "attention" and place.layer == 0]
-    assert [(place.projection, place.rows) for place in fused] == [("qkv", None), ("o", None)]
+    fused = [
+        module
+        for module in module_tensors(shapes)
+        if module.block == "attention" and module.layer == 0
+    ]
+    assert [(module.projection, module.rows) for module in fused] == [("qkv", None), ("o", None)]
 
 
 def test_head_counts_of_another_model() -> None:
     shapes = {"model.layers.0.self_attn.qkv_proj.weight": (32, 16)}
     with pytest.raises(ParameterMismatchError, match="has 32 rows, but 4 query and 2 x 4 key"):
-        places(shapes, Heads(query=4, key_value=4, width=4))
+        module_tensors(shapes, Heads(query=4, key_value=4, width=4))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
 def test_rows_that_are_no_run_are_not_split(family: str) -> None:
-    found = matrices(live_places(family))
-    assert Counter(place.projection for place in found) == {"qkv": 2, "o": 2, "up": 2, "down": 2}
-    assert not any(place.rows for place in found)
+    found = matrices(live_modules(family))
+    assert Counter(module.projection for module in found) == {"qkv": 2, "o": 2, "up": 2, "down": 2}
+    assert not any(module.rows for module in found)
 
 
 # Experts ------------------------------------------------------------------------------------------
@@ -193,23 +197,25 @@ def test_batched_experts_are_those_of_the_tensor_per_expert(tmp_path: Path) -> N
     model.save_pretrained(tmp_path)
     weights = open_weights(tmp_path)
 
-    def key(place: Place) -> tuple[Any, ...]:
-        return place.layer, place.projection, place.expert
+    def key(module: ModuleTensor) -> tuple[Any, ...]:
+        return module.layer, module.projection, module.expert
 
-    live = {key(p): p for p in matrices(live_places("qwen3_moe"))}
-    saved = {key(p): p for p in matrices(places(weights.shapes))}
+    live = {key(p): p for p in matrices(live_modules("qwen3_moe"))}
+    saved = {key(p): p for p in matrices(module_tensors(weights.shapes))}
     assert live.keys() == saved.keys()
     assert sum(expert is not None for _, _, expert in live) == 2 * 3 * 3
-    for where, place in live.items():
-        part = model.state_dict()[place.name]
-        part = part[place.expert] if place.batched else part
-        part = part[slice(*place.rows)] if place.rows else part
+    for where, module in live.items():
+        part = model.state_dict()[module.name]
+        part = part[module.expert] if module.batched else part
+        part = part[slice(*module.rows)] if module.rows else part
         assert torch.equal(part, weights.read(saved[where].name)), where
 
 
 def test_interleaved_gate_and_up_stay_one_matrix() -> None:
-    found = [place for place in live_places("gpt_oss") if place.expert == 1 and place.layer == 0]
-    assert [(place.projection, place.shape) for place in found] == [
+    found = [
+        module for module in live_modules("gpt_oss") if module.expert == 1 and module.layer == 0
+    ]
+    assert [(module.projection, module.shape) for module in found] == [
         ("gate_up", (16, 48)), ("gate_up", (48,)), ("down", (24, 16)), ("down", (16,))
     ]  # fmt: skip
 
@@ -218,9 +224,9 @@ def test_gate_and_up_that_do_not_fit_their_down_projection_stay_one_matrix() -> 
     mlp = "model.layers.0.mlp."
     for rows, found in ((48, ["gate", "up"]), (40, ["gate_up"])):
         shapes = {f"{mlp}gate_up_proj.weight": (rows, 16), f"{mlp}down_proj.weight": (16, 24)}
-        assert [place.projection for place in places(shapes)] == [*found, "down"]
-    alone = places({f"{mlp}gate_up_proj.weight": (48, 16)})
-    assert [place.projection for place in alone] == ["gate_up"]
+        assert [module.projection for module in module_tensors(shapes)] == [*found, "down"]
+    alone = module_tensors({f"{mlp}gate_up_proj.weight": (48, 16)})
+    assert [module.projection for module in alone] == ["gate_up"]
 
 
 # Heads --------------------------------------------------------------------------------------------

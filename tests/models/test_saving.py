@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,6 @@ from effopd.models.updates import PairUpdate
 from effopd.models.weights import MemoryWeights, open_weights
 
 UP = "model.layers.1.mlp.up_proj.weight"
-
-
-@pytest.fixture(autouse=True)
-def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 def unchanged(name: str, tensor: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
 from effopd.models.checkpoints import write_checkpoint
-from effopd.models.layout import places, read_heads
-from effopd.models.updates import AdapterUpdate, PairUpdate, Update, open_update, read_place
+from effopd.models.layout import module_tensors, read_heads
+from effopd.models.updates import AdapterUpdate, PairUpdate, Update, open_update, read_module
 from effopd.models.weights import MemoryWeights, Weights, open_weights
 
 
@@ -110,14 +110,14 @@ def test_a_model_that_diverged(value: float, spoiled: int) -> None:
 def test_places_are_parts_of_the_whole_update(family: str, tmp_path: Path) -> None:
     base, tuned = saved_pair(tmp_path, family, dtype=torch.bfloat16)
     update = open_update(base, tuned)
-    found = places(update.shapes, read_heads(base))
+    found = module_tensors(update.shapes, read_heads(base))
     squares = 0.0
-    for place in found:
-        whole = update.read(place.name)
-        whole = whole[place.expert] if place.batched else whole
-        part = read_place(update, place)
-        assert torch.equal(part, whole if place.rows is None else whole[slice(*place.rows)])
-        assert tuple(part.shape) == place.shape
+    for module in found:
+        whole = update.read(module.name)
+        whole = whole[module.expert] if module.batched else whole
+        part = read_module(update, module)
+        assert torch.equal(part, whole if module.rows is None else whole[slice(*module.rows)])
+        assert tuple(part.shape) == module.shape
         squares += float(part.double().square().sum())
     total = sum(float(update.read(name).double().square().sum()) for name in update.shapes)
     assert squares == pytest.approx(total, rel=1e-12)
@@ -136,9 +136,9 @@ def test_only_the_rows_of_a_place_are_read() -> None:
             return tensor
 
     update = PairUpdate(base, Recorded(MemoryWeights(model), live))
-    found = {place.label: place for place in places(update.shapes)}
-    read_place(update, found["model.layers.0.mlp.experts.down_proj[2]"])
-    read_place(update, found["model.layers.0.mlp.gate_up_proj.weight#up"])
+    found = {module.label: module for module in module_tensors(update.shapes)}
+    read_module(update, found["model.layers.0.mlp.experts.down_proj[2]"])
+    read_module(update, found["model.layers.0.mlp.gate_up_proj.weight#up"])
     assert asked == [(1, 24, 16), (24, 16)]
 
 
@@ -167,7 +167,7 @@ def test_at_most_two_stored_tensors_are_alive(
     make: Callable[[Path], tuple[Update, CountedWeights]], tmp_path: Path
 ) -> None:
     update, counted = make(tmp_path)
-    kept = [read_place(update, place) for place in places(update.shapes)]
+    kept = [read_module(update, module) for module in module_tensors(update.shapes)]
     assert len(kept) > 10  # keeping the updates keeps none of the tensors they came from
     assert 1 <= counted.most <= 2
 

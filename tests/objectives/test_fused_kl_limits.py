@@ -17,7 +17,7 @@ from effopd.objectives import fused_divergence
 
 def test_vocabularies_must_agree() -> None:
     m = models()
-    with pytest.raises(ParameterMismatchError, match=r"11 rows.*10.*trim_rows"):
+    with pytest.raises(ParameterMismatchError, match=r"11 rows.*10.*aligned_vocabulary_size"):
         fused_divergence(
             m.student_hidden, m.student_weight, m.teacher_hidden, m.teacher_weight[:10]
         )

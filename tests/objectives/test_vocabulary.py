@@ -3,7 +3,7 @@ import torch
 from tests.reference import objectives_twin as twin
 
 from effopd.errors import ParameterMismatchError
-from effopd.objectives import aligned_vocabulary_size, fused_divergence, trim_rows
+from effopd.objectives import aligned_vocabulary_size, fused_divergence
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_trimmed_head_equals_logits_without_the_padding() -> None:
     )
     weight.requires_grad_()
     size = aligned_vocabulary_size(8, 6, 6)
-    result = fused_divergence(hidden, trim_rows(weight, size), teacher_hidden, teacher_weight)
+    result = fused_divergence(hidden, weight[:size], teacher_hidden, teacher_weight)
     log_p = (hidden @ weight.T)[:, :6].log_softmax(-1)
     expected = twin.kl(log_p, twin.log_distributions(teacher_hidden, teacher_weight))
     assert torch.allclose(result.per_token_N, expected, atol=1e-12)
@@ -43,16 +43,3 @@ def test_trimmed_head_equals_logits_without_the_padding() -> None:
     )
     assert torch.allclose(found, wanted, atol=1e-12)
     assert found[6:].abs().max() == 0
-
-
-def test_trimming_copies_nothing() -> None:
-    weight = torch.randn(8, 3)
-    assert trim_rows(weight, 8) is weight
-    assert trim_rows(weight, 6).data_ptr() == weight.data_ptr()
-    assert torch.equal(trim_rows(weight[:, 0], 6), weight[:6, 0])
-
-
-@pytest.mark.parametrize("size", [0, 9])
-def test_more_rows_than_there_are(size: int) -> None:
-    with pytest.raises(ParameterMismatchError, match=f"keep {size} of 8"):
-        trim_rows(torch.zeros(8, 3), size)

@@ -5,9 +5,8 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,8 +16,10 @@ from typing import Any
 import pytest
 import torch
 from tests.fakes import TOKENIZER, tiny_model, tiny_policy
+from tests.support import processes
 from tests.support.learning import rollouts
 
+from effopd.cli.main import app
 from effopd.errors import ConfigError, ServerError
 from effopd.evaluation.logprobs import completion_log_probs
 from effopd.evaluation.served_teacher import ServedTeacher
@@ -330,26 +331,27 @@ def test_wrong_settings_are_refused(changes: dict[str, Any], message: str) -> No
 
 
 def test_the_command_serves_until_it_is_asked_to_stop(tmp_path: Path) -> None:
-    model = tiny_model(1)
+    model, output = tiny_model(1), tmp_path / "said"
     model.save_pretrained(tmp_path)
     TOKENIZER.save_pretrained(tmp_path)
-    command = [sys.executable, "-m", "effopd.cli.main", "serve-teacher", str(tmp_path)]
     options = ["--port", "0", "--dtype", "float32", "--device", "cpu", "--key-env", "TEACHER_KEY"]
-    process = subprocess.Popen(
-        command + options,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"TEACHER_KEY": KEY},
-    )
-    assert process.stdout is not None
-    said = process.stdout.readline()
+
+    def body() -> None:
+        os.environ["TEACHER_KEY"] = KEY
+        app(["serve-teacher", str(tmp_path), *options])
+
+    child = processes.fork(body, output)
+    while not output.exists() or not output.read_text().endswith("\n"):
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), output.read_text()
+        time.sleep(0.001)
+    said = output.read_text()
     url = next(word.rstrip(",") for word in said.split() if word.startswith("http://"))
     host, port = url.removeprefix("http://").split(":")
     connection = http.client.HTTPConnection(host, int(port))
     connection.request("GET", TEACHER, headers={"Authorization": f"Bearer {KEY}"})
     found = json.loads(connection.getresponse().read())
-    process.send_signal(signal.SIGTERM)
-    rest, _ = process.communicate()
-    assert (process.returncode, rest) == (0, "stopping: what waits is answered\n")
+    os.kill(child, signal.SIGTERM)
+    assert processes.wait(child) == 0
+    assert output.read_text() == f"{said}stopping: what waits is answered\n"
     assert found["fingerprint"] == fingerprint_of(tiny_policy(1))
     assert KEY not in said

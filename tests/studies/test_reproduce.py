@@ -24,7 +24,7 @@ from studies.paper.study import (
 from effopd.analysis.modules import update_norm
 from effopd.data.world import TinyWorld, make_model, make_tokenizer
 from effopd.errors import ConfigError, EffopdError
-from effopd.models.layout import matrices, places
+from effopd.models.layout import matrices, module_tensors
 
 WORLD = {
     "hidden": 32,
@@ -34,7 +34,7 @@ WORLD = {
     "train_problems": 20,
     "test_problems": 16,
     "base_greedy": 0.0,
-    "noise_steps": 60,
+    "noise_steps": 10,
     "teacher_steps": 1,
 }
 PLAN = """
@@ -82,8 +82,8 @@ def study_in(directory: Path) -> Study:
         steps=4,
         save_every=2,
         moments=2,
-        answers=16,
-        problems=16,
+        answers=8,
+        problems=8,
         passes=1,
         plan=plan,
         quick=True,
@@ -96,14 +96,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterable[Scene]:
     directory = tmp_path_factory.mktemp("study")
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("EFFOPD_CACHE", str(directory / "cache"))
-        patched.setattr("os.fsync", lambda descriptor: None)
         study = study_in(directory)
         for method in BOTH:
             train_run(study, method, 1)
         yield Scene(study, 1)
 
 
-def test_measurements_agree_with_each_other(trained: Scene) -> None:
+def test_measurements_agree_with_each_other(
+    trained: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = {"SCALES": (0.5, 1.0), "TOP_SHARES": (0.5,), "BOTTOM_SHARES": (0.5,)}
+    for name, values in few.items():
+        monkeypatch.setattr(accuracy, name, values)
     measured = (accuracy.scaling, accuracy.embeddings, accuracy.ranks)
     scaled, replaced, ranked = (measure(trained) for measure in measured)
     for method in BOTH:
@@ -115,7 +119,7 @@ def test_measurements_agree_with_each_other(trained: Scene) -> None:
         assert whole == replaced[method]["full"] == ranked[method]["full"]
         assert 0 < ranked[method]["tail_norm"] < norm
         assert 0 < ranked[method]["tail_share"] < 1
-        modules = matrices(places(update.shapes))
+        modules = matrices(module_tensors(update.shapes))
         table = geometry.table_1(update, modules)
         assert 0 < table["top_1_ratio"] < table["top_5_ratio"] < 1
     assert replaced["base"] == ranked["base"]

@@ -34,11 +34,6 @@ from effopd.training.signals import StopRequest
 NAN = float("nan")
 
 
-@pytest.fixture(autouse=True)
-def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
 Meddle = Callable[[Trainer], None]
 
 

@@ -125,11 +125,6 @@ def test_the_example_of_four_billion_parameters() -> None:
 # Results ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(autouse=True)
-def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
-
-
 METHODS: dict[str, Raw] = {
     "full_kl": {"objective": {"type": "full_kl", "reward_scale": 1.25}, "train.epochs": 2},
     "sampled_token": {"validation": {"type": "importance_kl", "prompts": 8}},

@@ -14,11 +14,6 @@ from effopd.records import checkpoint_path, read_jsonl
 from effopd.training.run_directory import LOGS, RunDirectory
 
 
-@pytest.fixture(autouse=True)
-def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
 def with_steps(path: Path, steps: int) -> dict[str, int]:
     """Writes one metrics row a step and two evaluations; returns the offsets."""
     run = RunDirectory(path)

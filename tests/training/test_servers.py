@@ -1,6 +1,5 @@
 """K9: runs with a teacher and an engine behind servers, undisturbed, disturbed and resumed."""
 
-import os
 import random
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -27,8 +26,7 @@ QUICK = [fault for fault in FAULTS if fault not in {"stall", "slow body", "resta
 
 
 @pytest.fixture(autouse=True)
-def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+def _key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEACHER_KEY", SECRET)
 
 

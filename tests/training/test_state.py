@@ -1,7 +1,6 @@
 """What a checkpoint restores, what it refuses, and that others can read it."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,6 @@ from effopd.training.state import Progress, Saved, load_state, save_state
 from effopd.training.teachers import StudentAverage, frozen_copy
 
 PROGRESS = Progress(step=3, train_tokens=7, offsets={"metrics": 12})
-
-
-@pytest.fixture(autouse=True)
-def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 def mixture_of_experts() -> Policy:

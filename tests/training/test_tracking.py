@@ -1,7 +1,6 @@
 """Trackers follow a run: every row once, whatever is killed; whatever fails, the run goes on."""
 
 import json
-import os
 import signal
 import struct
 import sys
@@ -27,11 +26,6 @@ from effopd.training.trackers import Sent, Tracked, completion_of, scalars_of
 from effopd.training.tracking import FILE, Tail, TrackingSettings
 
 SETTINGS = {"train.steps": 4, "checkpoint.every": 2, "evaluation.every": 2}
-
-
-@pytest.fixture(autouse=True)
-def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 class Fake:

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from effopd.analysis.modules import Changed, norm, part, tensor_places
+from effopd.analysis.modules import Changed, norm, part, tensor_modules
 from effopd.errors import ParameterMismatchError
-from effopd.models.layout import Place
+from effopd.models.layout import ModuleTensor
 from effopd.models.names import counterparts, extra
 from effopd.models.saving import write_model
 from effopd.models.updates import Update
@@ -30,7 +30,9 @@ class Footprint:
     at_base: int = 0
     never_moved: int = 0
 
-    def add(self, update: Update, name: str, found: Tensor, modules: Iterable[Place]) -> None:
+    def add(
+        self, update: Update, name: str, found: Tensor, modules: Iterable[ModuleTensor]
+    ) -> None:
         """Counts one tensor, and the modules in it."""
         base, tuned = update.read_base(name), update.read_tuned(name)
         self.never_moved += sum(torch.equal(part(base, p), part(tuned, p)) for p in modules)
@@ -50,7 +52,7 @@ def intervened(model: nn.Module, changed: Changed) -> Iterator[Footprint]:
     (`Engine.sync_weights`) inside and afterwards.
     """
     saved: list[tuple[Tensor, Tensor]] = []
-    footprint, modules = Footprint(), tensor_places(changed.update)
+    footprint, modules = Footprint(), tensor_modules(changed.update)
     try:
         for live, names in _live_tensors(model, changed.shapes):
             found, *others = (changed.read(name) for name in names)
@@ -72,7 +74,7 @@ def intervened(model: nn.Module, changed: Changed) -> Iterator[Footprint]:
 
 def write_intervened(directory: Path, source: Path, changed: Changed) -> Footprint:
     """Writes the changed weights as a model directory; a few tensors are in memory at a time."""
-    footprint, modules = Footprint(), tensor_places(changed.update)
+    footprint, modules = Footprint(), tensor_modules(changed.update)
 
     def write(name: str, base: Tensor) -> Tensor:
         if name not in changed.shapes:

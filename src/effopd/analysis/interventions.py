@@ -27,11 +27,11 @@ from effopd.analysis.modules import (
     norm,
     part,
     point,
-    tensor_places,
+    tensor_modules,
     update_norm,
 )
 from effopd.errors import ConfigError, ParameterMismatchError
-from effopd.models.layout import Heads, Place
+from effopd.models.layout import Heads, ModuleTensor
 from effopd.models.updates import Update
 
 EMBEDDINGS = {"embeddings": {"embedding"}, "head": {"head"}, "both": {"embedding", "head"}}
@@ -135,16 +135,16 @@ class NormScaling(Intervention):
         if not isinstance(self.final, Mapping):
             scale = factor(update_norm(update), self.final)
             return WholeScaling(scale=scale).apply(update, heads)
-        final, by_tensor = self.final, tensor_places(update, heads)
+        final, by_tensor = self.final, tensor_modules(update, heads)
         check_labels("final", final, (p for found in by_tensor.values() for p in found))
 
         def compute(name: str) -> Tensor:
             base, tuned = endpoints(update, name)
             out = base.clone()
-            for place in by_tensor[name]:
-                start, end = part(base, place), part(tuned, place)
-                scale = factor(norm(end - start), final[place.label])
-                part(out, place).copy_(point(start, end, scale))
+            for module in by_tensor[name]:
+                start, end = part(base, module), part(tuned, module)
+                scale = factor(norm(end - start), final[module.label])
+                part(out, module).copy_(point(start, end, scale))
             return out
 
         return Changed(update=update, compute=compute)
@@ -207,7 +207,7 @@ class SlidingWindow(Intervention):
             raise ParameterMismatchError(
                 f"centre {self.centre} is no layer of this model: it has layers 1 to {count}"
             )
-        # Layers of places count from 0.
+        # Layers of modules count from 0.
         window = range(self.centre - 1 - self.half_width, self.centre + self.half_width)
         return _mixture(update, {self.block}, lambda p: p.block == self.block and p.layer in window)
 
@@ -264,7 +264,7 @@ class BlockSwap(Intervention):
         return _mixture(
             update,
             set(self.blocks),
-            lambda place: place.block in self.blocks,
+            lambda module: module.block in self.blocks,
             lambda name: (endpoints(update, name)[1], endpoints(self.donor, name)[1]),
         )
 
@@ -272,12 +272,12 @@ class BlockSwap(Intervention):
 def _mixture(
     update: Update,
     blocks: set[str],
-    takes: Callable[[Place], bool],
+    takes: Callable[[ModuleTensor], bool],
     ends: Callable[[str], tuple[Tensor, Tensor]] | None = None,
 ) -> Changed:
     """Places that `takes` names are the second end's, all others the first's: base and tuned."""
-    by_tensor = tensor_places(update)
-    present = {place.block for found in by_tensor.values() for place in found}
+    by_tensor = tensor_modules(update)
+    present = {module.block for found in by_tensor.values() for module in found}
     if present.isdisjoint(blocks):
         tied = "; its head is tied to the embeddings" if blocks == {"head"} else ""
         raise ParameterMismatchError(
@@ -287,12 +287,12 @@ def _mixture(
 
     def compute(name: str) -> Tensor:
         below, above = endpoints(update, name) if ends is None else ends(name)
-        taken = [place for place in by_tensor[name] if takes(place)]
+        taken = [module for module in by_tensor[name] if takes(module)]
         if len(taken) == len(by_tensor[name]):
             return above
         out = below.clone()
-        for place in taken:
-            part(out, place).copy_(part(above, place))
+        for module in taken:
+            part(out, module).copy_(part(above, module))
         return out
 
     return Changed(update=update, compute=compute)

@@ -1,6 +1,6 @@
-"""What an analysis measures, place by place, and the tables that come of it.
+"""What an analysis measures, module by module, and the tables that come of it.
 
-A unit of work reads one place (a tensor, a part of a fused one, or an expert): of one checkpoint,
+A unit of work reads one module (a tensor, a part of a fused one, or an expert): of one checkpoint,
 or of all of them one after the other. Its record is JSON, so that it can be kept and read again.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor
 
-from effopd.analysis.modules import place_factors
+from effopd.analysis.modules import module_factors
 from effopd.analysis.series import Inputs
 from effopd.analysis.spectra import metrics_of, spectral_metrics
 from effopd.analysis.subspaces import DIRECTIONS, direction_rows, subspace_columns, subspace_series
@@ -23,8 +23,8 @@ from effopd.analysis.tables import (
     Rows,
     map_rows,
     metric_columns,
+    module_columns,
     noise_columns,
-    place_columns,
     subspace_by_count_rows,
     subspace_progress_rows,
     table_1_rows,
@@ -41,19 +41,19 @@ from effopd.analysis.updates import (
     PathGeometry,
     UpdateStatistics,
     grouped,
+    module_statistics,
     path_geometry,
-    place_statistics,
     summed_paths,
     summed_statistics,
 )
 from effopd.errors import NonFiniteError
 from effopd.linalg.singular_values import product_svd
-from effopd.models.layout import Place, matrices, places, read_heads
-from effopd.models.updates import read_place
+from effopd.models.layout import ModuleTensor, matrices, module_tensors, read_heads
+from effopd.models.updates import read_module
 from effopd.records import Row
 
 Unit = tuple[str, str | None]
-"""Label of a place, and of a checkpoint; None for all checkpoints."""
+"""Label of a module, and of a checkpoint; None for all checkpoints."""
 Records = Mapping[Unit, Row]
 Tables = dict[str, Rows]
 SUMS: tuple[Grouping, ...] = ("whole", "block", "layer", "layer and block", "projection")
@@ -71,8 +71,8 @@ class CheckpointSeries:
             for name, shape in self.final.shapes.items()
             if all(name in update.shapes for update in self.updates)
         }
-        found = places(shapes, read_heads(inputs.base))
-        self.places = {place.label: place for place in found if math.prod(place.shape) > 0}
+        found = module_tensors(shapes, read_heads(inputs.base))
+        self.modules = {module.label: module for module in found if math.prod(module.shape) > 0}
         self.checkpoints = inputs.checkpoints
         self.update_of = {c.label: u for c, u in zip(self.checkpoints, self.updates, strict=True)}
         self.draws_tsne = importlib.util.find_spec("sklearn") is not None
@@ -85,11 +85,11 @@ class CheckpointSeries:
         except NonFiniteError as error:
             raise NonFiniteError(f"checkpoint {checkpoint}: {error}") from None
 
-    def along(self, place: Place) -> Iterator[Tensor]:
-        """The update at a place at every checkpoint, read when asked for."""
+    def along(self, module: ModuleTensor) -> Iterator[Tensor]:
+        """The update of a module at every checkpoint, read when asked for."""
         for checkpoint, update in zip(self.checkpoints, self.updates, strict=True):
             with self.naming(checkpoint.label):
-                found = read_place(update, place).to(self.device)
+                found = read_module(update, module).to(self.device)
             yield found
 
 
@@ -100,9 +100,9 @@ class Measurement(ABC):
     matrices_only: bool = True  # of attention and MLP
 
     def units(self, series: CheckpointSeries) -> list[Unit]:
-        """All units, place by place, so that neighbours read the same pages of the base."""
-        chosen = series.places.values()
-        names = [place.label for place in (matrices(chosen) if self.matrices_only else chosen)]
+        """All units, module by module, so that neighbours read the same pages of the base."""
+        chosen = series.modules.values()
+        names = [module.label for module in (matrices(chosen) if self.matrices_only else chosen)]
         labels = [None] if self.whole_series else [each.label for each in series.checkpoints]
         return [(name, label) for name in names for label in labels]
 
@@ -116,33 +116,35 @@ class Measurement(ABC):
 
 
 class Norms(Measurement):
-    """How far places moved and by which path: `norms`, their sums, and `never_moved`."""
+    """How far modules moved and by which path: `norms`, their sums, and `never_moved`."""
 
     matrices_only = False
 
     def measure(self, series: CheckpointSeries, unit: Unit) -> Row:
         """Fields of `UpdateStatistics` at every checkpoint, and of `PathGeometry`."""
-        place, statistics = series.places[unit[0]], []
+        module, statistics = series.modules[unit[0]], []
         for checkpoint, update in zip(series.checkpoints, series.updates, strict=True):
             with series.naming(checkpoint.label):
-                statistics.append(asdict(place_statistics(update, place)))
-        path = path_geometry(read_place(update, place) for update in series.updates)
+                statistics.append(asdict(module_statistics(update, module)))
+        path = path_geometry(read_module(update, module) for update in series.updates)
         return {"statistics": statistics, "path": asdict(path)}
 
     def tabulate(self, series: CheckpointSeries, records: Records) -> Tables:
-        """Rows of places, of parts of the model, and of what is zero at every checkpoint."""
-        statistics: list[list[tuple[Place, UpdateStatistics]]] = [[] for _ in series.checkpoints]
+        """Rows of modules, of parts of the model, and of what is zero at every checkpoint."""
+        statistics: list[list[tuple[ModuleTensor, UpdateStatistics]]] = [
+            [] for _ in series.checkpoints
+        ]
         paths = []
         for (label, _), record in records.items():
-            place = series.places[label]
+            module = series.modules[label]
             for at, found in zip(statistics, record["statistics"], strict=True):
-                at.append((place, UpdateStatistics(**found)))
+                at.append((module, UpdateStatistics(**found)))
             path = {name: tuple(values) for name, values in record["path"].items()}
-            paths.append((place, PathGeometry(**path)))
+            paths.append((module, PathGeometry(**path)))
         norms: Rows = [
-            checkpoint.columns | place_columns(place) | _norms(found, path, t)
+            checkpoint.columns | module_columns(module) | _norms(found, path, t)
             for t, checkpoint in enumerate(series.checkpoints)
-            for (place, found), (_, path) in zip(statistics[t], paths, strict=True)
+            for (module, found), (_, path) in zip(statistics[t], paths, strict=True)
         ]
         sums: Rows = []
         for grouping in SUMS:
@@ -189,12 +191,12 @@ class Spectra(Measurement):
         """Spectral metrics; of an adapter from its factors, as the product is rounded."""
         label, checkpoint = unit
         assert checkpoint is not None
-        place, update = series.places[label], series.update_of[checkpoint]
-        m, n = place.shape
+        module, update = series.modules[label], series.update_of[checkpoint]
+        m, n = module.shape
         with series.naming(checkpoint):
-            factors = place_factors(update, place)
+            factors = module_factors(update, module)
             if factors is None:
-                update_mn = read_place(update, place).to(series.device)
+                update_mn = read_module(update, module).to(series.device)
                 found = spectral_metrics(update_mn, top=TOP)
             else:
                 values_k = product_svd(*(factor.to(series.device) for factor in factors))[1]
@@ -205,7 +207,7 @@ class Spectra(Measurement):
     def tabulate(self, series: CheckpointSeries, records: Records) -> Tables:
         """Rows checkpoint by checkpoint."""
         rows = [
-            checkpoint.columns | place_columns(series.places[label]) | record
+            checkpoint.columns | module_columns(series.modules[label]) | record
             for checkpoint in series.checkpoints
             for (label, at), record in records.items()
             if at == checkpoint.label
@@ -218,13 +220,13 @@ class Subspaces(Measurement):
 
     def measure(self, series: CheckpointSeries, unit: Unit) -> Row:
         """For every checkpoint the columns of its row, and those of each direction."""
-        place = series.places[unit[0]]
+        module = series.modules[unit[0]]
         with series.naming(series.inputs.final.label):
-            final_mn = read_place(series.final, place).to(series.device)
+            final_mn = read_module(series.final, module).to(series.device)
         return {
             "checkpoints": [
                 {"columns": subspace_columns(row), "directions": list(direction_rows(row))}
-                for row in subspace_series(series.along(place), final_mn, DIRECTIONS)
+                for row in subspace_series(series.along(module), final_mn, DIRECTIONS)
             ]
         }
 
@@ -235,7 +237,7 @@ class Subspaces(Measurement):
         for t, checkpoint in enumerate(series.checkpoints):
             for (label, _), record in records.items():
                 found = record["checkpoints"][t]
-                where = checkpoint.columns | place_columns(series.places[label])
+                where = checkpoint.columns | module_columns(series.modules[label])
                 rows.append(where | found["columns"])
                 directions += [where | direction for direction in found["directions"]]
         return {
@@ -252,7 +254,7 @@ class Trajectories(Measurement):
 
     def measure(self, series: CheckpointSeries, unit: Unit) -> Row:
         """Share of variance in two dimensions, and coordinates in pictures by their kind."""
-        path = leading_trajectory(series.along(series.places[unit[0]]))
+        path = leading_trajectory(series.along(series.modules[unit[0]]))
         pictures = {} if path.never_moved else {"pca": pca_points(path.points_Td).tolist()}
         if series.draws_tsne and len(path.indices) >= LEAST_POINTS:
             pictures["tsne"] = tsne_points(path.points_Td).tolist()
@@ -269,7 +271,7 @@ class Trajectories(Measurement):
         rows: Rows = []
         points: Rows = []
         for (label, _), record in records.items():
-            where, moved = place_columns(series.places[label]), record["moved"]
+            where, moved = module_columns(series.modules[label]), record["moved"]
             numbers = {name: record[name] for name in ("explained_variance_ratio", "smallest_gap")}
             rows.append(where | {"checkpoints_moved": len(moved)} | numbers)
             for kind, coordinates in record["pictures"].items():

@@ -1,7 +1,7 @@
 """The modules of an update: their tensors, their norms, and how a change of each makes a tensor.
 
-A module is a `Place`: a tensor, one part of a fused tensor, or one expert. Arithmetic is in fp32,
-or in float64 where a tensor is stored so.
+A module is a `ModuleTensor`: a tensor, one part of a fused tensor, or one expert. Arithmetic is in
+fp32, or in float64 where a tensor is stored so.
 """
 
 import math
@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from effopd.errors import ConfigError, NonFiniteError, ParameterMismatchError
-from effopd.models.layout import Block, Heads, Place, places
+from effopd.models.layout import Block, Heads, ModuleTensor, module_tensors
 from effopd.models.updates import AdapterUpdate, Update, wide_dtype
 from effopd.models.weights import Weights, is_finite
 from effopd.search.ray import interpolate_
 
 Norms = float | Mapping[str, float]
-"""Frobenius norm of the whole update, or of each module by `Place.label`."""
+"""Frobenius norm of the whole update, or of each module by `ModuleTensor.label`."""
 BLOCKS: tuple[str, ...] = get_args(Block)
-"""What `Place.block` may be."""
+"""What `ModuleTensor.block` may be."""
 
 
 def endpoints(update: Update, name: str) -> tuple[Tensor, Tensor]:
@@ -37,36 +37,38 @@ def point(base: Tensor, tuned: Tensor, scale: float) -> Tensor:
     return out
 
 
-def part(tensor: Tensor, place: Place) -> Tensor:
-    """The view of a place's tensor that is the place."""
-    found = tensor[place.expert] if place.batched else tensor
-    return found if place.rows is None else found[slice(*place.rows)]
+def part(tensor: Tensor, module: ModuleTensor) -> Tensor:
+    """The view of a whole tensor that is the module."""
+    found = tensor[module.expert] if module.batched else tensor
+    return found if module.rows is None else found[slice(*module.rows)]
 
 
-def place_factors(update: Update, place: Place) -> tuple[Tensor, Tensor] | None:
-    """Factors `[m, r]` and `[r, n]` of the update at a place; None where it is none of low rank.
+def module_factors(update: Update, module: ModuleTensor) -> tuple[Tensor, Tensor] | None:
+    """Factors `[m, r]` and `[r, n]` of the update of a module; None where it is none of low rank.
 
     Their product rounded to fp32 would have another rank.
     """
-    if place.batched or not isinstance(update, AdapterUpdate):
+    if module.batched or not isinstance(update, AdapterUpdate):
         return None
-    factors = update.factors(place.name)
-    if factors is None or place.rows is None:
+    factors = update.factors(module.name)
+    if factors is None or module.rows is None:
         return factors
-    return factors[0][slice(*place.rows)], factors[1]
+    return factors[0][slice(*module.rows)], factors[1]
 
 
-def tensor_places(update: Update, heads: Heads | None = None) -> dict[str, list[Place]]:
-    """The places of every floating-point tensor by its name."""
-    found: dict[str, list[Place]] = {}
-    for place in places(update.shapes, heads):
-        found.setdefault(place.name, []).append(place)
+def tensor_modules(update: Update, heads: Heads | None = None) -> dict[str, list[ModuleTensor]]:
+    """The modules of every floating-point tensor by its name."""
+    found: dict[str, list[ModuleTensor]] = {}
+    for module in module_tensors(update.shapes, heads):
+        found.setdefault(module.name, []).append(module)
     return {n: each for n, each in found.items() if update.read_base(n).is_floating_point()}
 
 
 def layer_count(update: Update) -> int:
     """Layers of the model."""
-    return 1 + max((p.layer for p in places(update.shapes) if p.layer is not None), default=-1)
+    return 1 + max(
+        (p.layer for p in module_tensors(update.shapes) if p.layer is not None), default=-1
+    )
 
 
 def norm(tensor: Tensor) -> float:
@@ -77,9 +79,9 @@ def norm(tensor: Tensor) -> float:
 def module_norms(update: Update, heads: Heads | None = None) -> dict[str, float]:
     """Frobenius norm of the update of every module by its label; one tensor at a time."""
     found: dict[str, float] = {}
-    for name, in_tensor in tensor_places(update, heads).items():
+    for name, in_tensor in tensor_modules(update, heads).items():
         tensor = update.read(name)
-        found |= {place.label: norm(part(tensor, place)) for place in in_tensor}
+        found |= {module.label: norm(part(tensor, module)) for module in in_tensor}
     return found
 
 
@@ -120,9 +122,9 @@ def check_norms(name: str, norms: Norms) -> None:
             raise ConfigError(f"{name}: the norm of {label} must be at least 0, got {value}")
 
 
-def check_labels(name: str, norms: Mapping[str, float], found: Iterable[Place]) -> None:
-    """There is a norm for every place."""
-    missing = [place.label for place in found if place.label not in norms]
+def check_labels(name: str, norms: Mapping[str, float], found: Iterable[ModuleTensor]) -> None:
+    """There is a norm for every module."""
+    missing = [module.label for module in found if module.label not in norms]
     if missing:
         raise ParameterMismatchError(
             f"{name} has no norm of {missing[0]} ({len(missing)} such modules in all): take the "

@@ -20,10 +20,10 @@ from effopd.analysis.modules import (
     check_labels,
     check_norms,
     endpoints,
+    module_factors,
     norm,
     part,
-    place_factors,
-    tensor_places,
+    tensor_modules,
 )
 from effopd.analysis.spectra import check_shares, share_count
 from effopd.errors import ParameterMismatchError
@@ -33,8 +33,8 @@ from effopd.linalg.singular_values import (
     product_svd,
     smallest_is_not_zero,
 )
-from effopd.models.layout import Heads, Place, matrices
-from effopd.models.updates import Update, read_place
+from effopd.models.layout import Heads, ModuleTensor, matrices
+from effopd.models.updates import Update, read_module
 
 Others = Literal["base", "tuned"]
 End = Literal["top", "bottom"]
@@ -56,20 +56,20 @@ class _RankPart(Intervention):
         check_choice("others", self.others, ("base", "tuned"))
 
     def _changed(
-        self, update: Update, found: list[Place], keep: Callable[[Place], Tensor]
+        self, update: Update, found: list[ModuleTensor], keep: Callable[[ModuleTensor], Tensor]
     ) -> Changed:
         """The base plus what `keep` gives for each matrix."""
-        by_tensor: dict[str, list[Place]] = {}
-        for place in found:
-            by_tensor.setdefault(place.name, []).append(place)
+        by_tensor: dict[str, list[ModuleTensor]] = {}
+        for module in found:
+            by_tensor.setdefault(module.name, []).append(module)
 
         def compute(name: str) -> Tensor:
             base, tuned = endpoints(update, name)
             if name not in by_tensor:
                 return base if self.others == "base" else tuned
             out = base.to(torch.float64, copy=True)
-            for place in by_tensor[name]:
-                part(out, place).add_(keep(place))
+            for module in by_tensor[name]:
+                part(out, module).add_(keep(module))
             return out
 
         return Changed(update=update, compute=compute)
@@ -105,21 +105,21 @@ class TopRank(_RankPart):
 
         A norm of all matrices together decomposes each of them twice.
         """
-        found, asked = _matrix_places(update, heads), self.norm
+        found, asked = _matrix_modules(update, heads), self.norm
         if isinstance(asked, Mapping):
             check_labels("norm", asked, found)
         scale = 1.0
         if isinstance(asked, float | int):
-            parts = (kept_part(update, place, self.share, "top") for place in found)
+            parts = (kept_part(update, module, self.share, "top") for module in found)
             whole = math.hypot(*map(norm, parts))
             scale = asked / whole if whole > 0 else 1.0
 
-        def keep(place: Place) -> Tensor:
-            kept = kept_part(update, place, self.share, "top")
+        def keep(module: ModuleTensor) -> Tensor:
+            kept = kept_part(update, module, self.share, "top")
             if not isinstance(asked, Mapping):
                 return kept.mul_(scale)
             length = norm(kept)
-            return kept.mul_(asked[place.label] / length) if length > 0 else kept
+            return kept.mul_(asked[module.label] / length) if length > 0 else kept
 
         return self._changed(update, found, keep)
 
@@ -135,19 +135,21 @@ class BottomRank(_RankPart):
 
     def apply(self, update: Update, heads: Heads | None = None) -> Changed:
         """The base with the kept part of the update."""
-        found = _matrix_places(update, heads)
+        found = _matrix_modules(update, heads)
         return self._changed(update, found, lambda p: kept_part(update, p, self.share, "bottom"))
 
 
-def kept_part(update: Update, place: Place, share: float, end: End) -> Float64[Tensor, "m n"]:
+def kept_part(
+    update: Update, module: ModuleTensor, share: float, end: End
+) -> Float64[Tensor, "m n"]:
     """`components` of the update of one matrix; from its factors where the update has them.
 
     The product of factors `[m, r]` and `[r, n]`, of rank r at most such as a LoRA adapter's, has
     full rank once it is rounded to fp32, and most of its components are rounding.
     """
-    factors = place_factors(update, place)
+    factors = module_factors(update, module)
     if factors is None:
-        return components(read_place(update, place), share, end)
+        return components(read_module(update, module), share, end)
     left_mk, values_k, right_nk = product_svd(*factors)
     kept = _kept(share, end, numerical_rank(values_k, (len(left_mk), len(right_nk))))
     return (left_mk[:, kept] * values_k[kept]) @ right_nk[:, kept].T
@@ -179,9 +181,9 @@ def _kept(share: float, end: End, rank: int) -> slice:
     return slice(0, k) if end == "top" else slice(rank - k, rank)
 
 
-def _matrix_places(update: Update, heads: Heads | None) -> list[Place]:
+def _matrix_modules(update: Update, heads: Heads | None) -> list[ModuleTensor]:
     """The matrices of attention and MLP, at least one."""
-    found = matrices(place for each in tensor_places(update, heads).values() for place in each)
+    found = matrices(module for each in tensor_modules(update, heads).values() for module in each)
     if not found:
         raise ParameterMismatchError(
             "the model has no attention or MLP matrix whose name is known, for example "

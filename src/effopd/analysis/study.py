@@ -187,15 +187,15 @@ def _measure(
             display.say(f"{name}: {len(stale)} rows of an older format are measured again")
         waiting = [unit for unit in units if unit not in journal.rows]
         with display.progress(name, len(units), done=len(units) - len(waiting)) as progress:
-            for (place, checkpoint), found in _finishing(series, measurement, waiting, workers):
-                journal.add({"place": place, "checkpoint": checkpoint, "found": found})
+            for (module, checkpoint), found in _finishing(series, measurement, waiting, workers):
+                journal.add({"place": module, "checkpoint": checkpoint, "found": found})
                 progress.advance()
         records: Records = {unit: journal.rows[unit]["found"] for unit in units}
     tables = measurement.tabulate(series, records)
     for table, rows in tables.items():
         write_table(out / "tables", table, rows)
     if "never_moved" in tables:
-        display.say(f"{len(tables['never_moved'])} of {len(series.places)} places never moved")
+        display.say(f"{len(tables['never_moved'])} of {len(series.modules)} modules never moved")
 
 
 def _finishing(

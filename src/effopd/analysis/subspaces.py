@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from effopd.linalg.leading import TOLERANCE, Directions, leading_directions
+from effopd.linalg.leading import Directions, leading_directions
 
 DIRECTIONS = 20
 """Directions that are compared, as in figure 5b."""
@@ -125,21 +125,19 @@ def subspace_series(
     updates_mn: Iterable[Float[Tensor, "m n"]],
     final_mn: Float[Tensor, "m n"],
     k: int = DIRECTIONS,
-    *,
-    tolerance: float = TOLERANCE,
 ) -> Iterator[SubspaceRow]:
     """Leading directions of one tensor along a run, against the final and the previous ones.
 
     Updates are taken one by one; of those before only the directions of the final and the
     previous one stay. Each search starts from the directions of its neighbour.
     """
-    final = leading_directions(final_mn, k, tolerance=tolerance)
+    final = leading_directions(final_mn, k)
     del final_mn  # it may be as large as the update in hand
     previous: Directions | None = None
     neighbour = final
     for stored_mn in updates_mn:
         update_mn = stored_mn.double()
-        own = leading_directions(update_mn, k, start=neighbour.V_nk, tolerance=tolerance)
+        own = leading_directions(update_mn, k, start=neighbour.V_nk)
         yield SubspaceRow(
             own=own,
             to_final=agreement(own, final, update_mn),

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from effopd.analysis.series import Checkpoint
 from effopd.analysis.spectra import SpectralMetrics, noise_metrics
-from effopd.models.layout import Place
+from effopd.models.layout import ModuleTensor
 
 Cell = str | int | float | None
 Row = dict[str, Cell]
@@ -23,11 +23,11 @@ NO_COLUMNS = {"shape", "top_ratios"}
 AGREEMENTS = ("cosine_1", "direction_cosine", "subspace_cosine", "captured_norm")
 
 
-def place_columns(place: Place) -> Row:
-    """What a place is, as columns."""
+def module_columns(module: ModuleTensor) -> Row:
+    """What a module is, as columns."""
     names = "layer", "block", "projection", "expert"
-    columns = {name: getattr(place, name) for name in names}
-    return {"place": place.label, **columns, "shape": " x ".join(map(str, place.shape))}
+    columns = {name: getattr(module, name) for name in names}
+    return {"place": module.label, **columns, "shape": " x ".join(map(str, module.shape))}
 
 
 _noise = lru_cache(maxsize=256)(noise_metrics)
@@ -80,9 +80,9 @@ def subspace_progress_rows(
     names = [f"{end}_{name}" for end in ("final", "previous") for name in AGREEMENTS]
     return [
         checkpoint.columns
-        | {"progress": place / counted[-1]}
+        | {"progress": at / counted[-1]}
         | _means([row for row in subspaces if row["checkpoint"] == checkpoint.label], names)
-        for checkpoint, place in zip(series, counted, strict=True)
+        for checkpoint, at in zip(series, counted, strict=True)
     ]
 
 

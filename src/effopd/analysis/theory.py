@@ -24,7 +24,7 @@ from effopd.analysis.quadratic import ContextBatch, FrozenLoss, fisher_product
 from effopd.errors import ConfigError
 from effopd.linalg.krylov import OnStep, krylov_space, leading_eigenpairs
 from effopd.linalg.singular_values import above_rounding
-from effopd.models.layout import place_of
+from effopd.models.layout import module_of
 from effopd.precision import float32_products
 from effopd.records import Row
 
@@ -219,9 +219,9 @@ class Comparison:
         rows = []
         moved = None if last_P is None else self.loss.space.tensors(last_P)
         for name, push in self.loss.space.tensors(self.drive_P).items():
-            place = place_of(name)
-            row: Row = {"name": name, "layer": place.layer, "block": place.block}
-            row |= {"projection": place.projection, "parameters": push.numel()}
+            module = module_of(name)
+            row: Row = {"name": name, "layer": module.layer, "block": module.block}
+            row |= {"projection": module.projection, "parameters": push.numel()}
             row |= {"drive_norm": float(push.norm()), "drive_share": _share(push, self.drive_P)}
             if moved is not None and last_P is not None:
                 update = moved[name]

@@ -12,7 +12,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from effopd.errors import ConfigError, MissingExtraError
-from effopd.linalg.leading import TOLERANCE, leading_directions
+from effopd.linalg.leading import leading_directions
 
 LEAST_POINTS = 4
 """Fewest points that a t-SNE picture arranges: perplexity 1 needs three neighbours."""
@@ -43,14 +43,12 @@ class Trajectory:
         return not self.indices
 
 
-def leading_trajectory(
-    updates_mn: Iterable[Float[Tensor, "m n"]], *, tolerance: float = TOLERANCE
-) -> Trajectory:
+def leading_trajectory(updates_mn: Iterable[Float[Tensor, "m n"]]) -> Trajectory:
     """First left direction of a tensor's update at each checkpoint, one update at a time."""
     moved: dict[int, tuple[Tensor, float]] = {}
     start = None
     for index, update_mn in enumerate(updates_mn):
-        found = leading_directions(update_mn, 1, start=start, tolerance=tolerance)
+        found = leading_directions(update_mn, 1, start=start)
         if not found.never_moved:
             start = found.V_nk
             moved[index] = found.U_mk[:, 0], float(found.relative_gaps_k[0])
@@ -128,7 +126,7 @@ def _principal(points_Td: Tensor) -> tuple[Tensor, Tensor]:
     return values, vectors.flip(1)
 
 
-def tsne_points(points_Td: Float[Tensor, "T d"], *, seed: int = 0) -> Float64[Tensor, "T 2"]:
+def tsne_points(points_Td: Float[Tensor, "T d"]) -> Float64[Tensor, "T 2"]:
     """Places in a plane where near points stay near, by t-SNE from the principal components.
 
     Distances in the picture, and between groups, have no unit. The path of several runs, one below
@@ -161,7 +159,7 @@ def tsne_points(points_Td: Float[Tensor, "T d"], *, seed: int = 0) -> Float64[Te
         init=(coordinates[:, :2] * (1e-4 / spread)).cpu().numpy(),
         method="exact",
         learning_rate=max(1.0, count / POINTS_A_RATE),
-        random_state=seed,
+        random_state=0,
     )
     found = method.fit_transform((coordinates / spread).cpu().numpy())
     return torch.from_numpy(found).double()

@@ -1,7 +1,7 @@
-"""How far training moved the weights: per place, summed over parts of the model, and along a path.
+"""How far training moved weights: per module, summed over parts of the model, and along a path.
 
-Read place by place; squares and products are summed in float64, in pieces. Norms of disjoint parts
-add in squares, so that every sum over layers, blocks or projections follows from the places alone.
+Read module by module; squares and products are summed in float64, in pieces. Norms of disjoint
+parts add in squares, so that every sum over layers, blocks or projections follows from the modules.
 """
 
 import itertools
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from effopd.errors import NonFiniteError
-from effopd.models.layout import Place
-from effopd.models.updates import Update, read_at, read_place
+from effopd.models.layout import ModuleTensor
+from effopd.models.updates import Update, read_at, read_module
 
 PIECE = 2**20
 """Elements that are widened to float64 at a time."""
@@ -23,18 +23,18 @@ PIECE = 2**20
 Part = TypeVar("Part")
 Grouping = Literal["layer", "block", "layer and block", "projection", "whole"]
 Group = tuple[str | int | None, ...]
-_GROUPS: dict[Grouping, Callable[[Place], Group]] = {
-    "layer": lambda place: (place.layer,),
-    "block": lambda place: (place.block,),
-    "layer and block": lambda place: (place.layer, place.block),
-    "projection": lambda place: (place.projection,),
-    "whole": lambda place: (),
+_GROUPS: dict[Grouping, Callable[[ModuleTensor], Group]] = {
+    "layer": lambda module: (module.layer,),
+    "block": lambda module: (module.block,),
+    "layer and block": lambda module: (module.layer, module.block),
+    "projection": lambda module: (module.projection,),
+    "whole": lambda module: (),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateStatistics:
-    """How far one place, or several together, moved.
+    """How far one module, or several together, moved.
 
     `bf16_unchanged_share` is that of the elements whose value rounded to bf16 stays the same.
     """
@@ -70,10 +70,10 @@ def update_statistics(update: Tensor, base: Tensor, tuned: Tensor) -> UpdateStat
     )
 
 
-def place_statistics(update: Update, place: Place) -> UpdateStatistics:
-    """`update_statistics` of one place."""
-    base, tuned = read_at(update.read_base, place), read_at(update.read_tuned, place)
-    return update_statistics(read_place(update, place), base, tuned)
+def module_statistics(update: Update, module: ModuleTensor) -> UpdateStatistics:
+    """`update_statistics` of one module."""
+    base, tuned = read_at(update.read_base, module), read_at(update.read_tuned, module)
+    return update_statistics(read_module(update, module), base, tuned)
 
 
 def summed_statistics(parts: Iterable[UpdateStatistics]) -> UpdateStatistics:
@@ -163,11 +163,13 @@ def summed_paths(parts: Iterable[PathGeometry]) -> PathGeometry:
     return PathGeometry(**dict(zip(names, totals, strict=True)))
 
 
-def grouped(rows: Iterable[tuple[Place, Part]], grouping: Grouping) -> Mapping[Group, list[Part]]:
+def grouped(
+    rows: Iterable[tuple[ModuleTensor, Part]], grouping: Grouping
+) -> Mapping[Group, list[Part]]:
     """Rows that belong together, to be summed by `summed_statistics` or `summed_paths`."""
     groups: dict[Group, list[Part]] = {}
-    for place, part in rows:
-        groups.setdefault(_GROUPS[grouping](place), []).append(part)
+    for module, part in rows:
+        groups.setdefault(_GROUPS[grouping](module), []).append(part)
     return groups
 
 

@@ -221,7 +221,7 @@ def analyze(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Measure what training changed, place by place: tables, figures and a page. Resumes."""
+    """Measure what training changed, module by module: tables, figures and a page. Resumes."""
     with errors(debug):
         from effopd.analysis.study import analyze as run
         from effopd.progress import Terminal

@@ -16,9 +16,11 @@ from effopd.methods.objective import (
 )
 from effopd.methods.opd import ExOPD, SampledTokenOPD
 from effopd.methods.policy_gradient import PolicyGradient
-from effopd.methods.registry import register
+from effopd.methods.registry import import_installed, register
 
 __all__ = [
     "Batch", "Contribution", "ExOPD", "FixedNegative", "FullVocabularyKL", "Learner", "Objective",
     "PolicyGradient", "Portion", "Resources", "SampledTokenOPD", "policy_log_probs", "register",
 ]  # fmt: skip
+
+import_installed()

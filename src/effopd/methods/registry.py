@@ -1,7 +1,9 @@
 """The only list of objectives and methods: what `objective.type` and `method` may name."""
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from typing import Any, Literal, TypeVar
 
 from effopd.errors import ConfigError
@@ -126,6 +128,21 @@ def register(objective: ObjectiveType) -> ObjectiveType:
     Objective.choices[:] = [*others, objective]
     METHODS[name] = Method(lambda *_: {"objective": {"type": name}})
     return objective
+
+
+def import_installed() -> None:
+    """Imports the modules that installed packages name in the group `effopd.objectives`."""
+    for each in entry_points(group="effopd.objectives"):
+        if each.module in sys.modules:  # it imported effopd, and registers by itself
+            continue
+        try:
+            each.load()
+        except Exception as error:  # whatever a module does when it is imported
+            package = each.dist.name if each.dist else "another package"
+            raise ConfigError(
+                f"the objective {each.name!r} of {package} cannot be imported: "
+                f"{type(error).__name__}: {error}; mend or uninstall {package}"
+            ) from error
 
 
 def _is_same(one: type, other: type) -> bool:

@@ -99,14 +99,14 @@ def looks_local(path: str) -> bool:
     )
 
 
-def no_such_directory(path: str | Path, wanted: str = "model directory") -> str:
-    """Says why a path is no directory of the kind that is wanted, and what is near it."""
+def no_such_directory(path: str | Path) -> str:
+    """Says why a path is no model directory, and what is near it."""
     found = Path(path).expanduser()
     if url := _URL.match(str(path)):
         instead = f"give the path alone, {unquote(url[2])}" if url[1] == "file" else "download it"
         if hub := _HUB.match(str(path)):
             instead = f"give the repository's name alone, {hub[1]}"
-        return f"{path} is an address, not a {wanted}: {instead}"
+        return f"{path} is an address, not a model directory: {instead}"
     if found.suffix == ".gguf":
         return f"{path} is no model directory. {_GGUF}"
     if found.is_file():
@@ -120,7 +120,7 @@ def no_such_directory(path: str | Path, wanted: str = "model directory") -> str:
         beside = []
     close = difflib.get_close_matches(found.name, beside, n=3)
     near = " or ".join(str(found.parent / name) for name in close)
-    return f"no {wanted} at {path}" + (f" (did you mean {near}?)" if near else "")
+    return f"no model directory at {path}" + (f" (did you mean {near}?)" if near else "")
 
 
 def contents_instead(directory: Path) -> str:

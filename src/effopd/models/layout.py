@@ -62,7 +62,7 @@ class Heads:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class ModuleTensor:
     """A tensor, or the part of one that acts as a matrix of its own, and what it is.
 
     `projection` is q, k, v, o, gate, up, down, router, embed, head or norm; qkv or gate_up where a
@@ -76,7 +76,7 @@ class Place:
     rows: tuple[int, int] | None = None  # first and past-the-last, of a part of a fused tensor
     expert: int | None = None  # from 0
     batched: bool = False  # the tensor has a first axis over experts, of which this is one entry
-    shape: tuple[int, ...] = ()  # of what is at the place; () when only the name was known
+    shape: tuple[int, ...] = ()  # of what it is; () when only the name was known
 
     @property
     def label(self) -> str:
@@ -85,7 +85,7 @@ class Place:
         return f"{self.name}{expert}" + (f"#{self.projection}" if self.rows else "")
 
 
-def place_of(name: str) -> Place:
+def module_of(name: str) -> ModuleTensor:
     """What a whole tensor is; block "other" when the name is of no known kind."""
     layer, expert = _LAYER.search(name), _EXPERT.search(name)
     # The module is told by its own name, else by those that it is in.
@@ -101,7 +101,7 @@ def place_of(name: str) -> Place:
     elif not _MLP.isdisjoint(parents):
         known = {**dict.fromkeys(_OUTPUTS, "down"), "gate": "router"}
         block, projection = "mlp", known.get(last, last.removesuffix("_proj"))
-    return Place(
+    return ModuleTensor(
         name=name,
         layer=int(layer[1]) if layer else None,
         block=block,
@@ -110,16 +110,18 @@ def place_of(name: str) -> Place:
     )
 
 
-def places(shapes: Mapping[str, tuple[int, ...]], heads: Heads | None = None) -> list[Place]:
-    """Every place of a model in layer order; fused and batched tensors in their parts."""
-    found: list[Place] = []
+def module_tensors(
+    shapes: Mapping[str, tuple[int, ...]], heads: Heads | None = None
+) -> list[ModuleTensor]:
+    """Every module of a model in layer order; fused and batched tensors in their parts."""
+    found: list[ModuleTensor] = []
     for name, shape in shapes.items():
-        # A tensor with a first axis over experts is one place for each of them.
-        experts = [replace(place_of(name), shape=shape)]
+        # A tensor with a first axis over experts is one module for each of them.
+        experts = [replace(module_of(name), shape=shape)]
         if _BATCHED.search(name) and shape:
-            one = replace(place_of(name), shape=shape[1:], batched=True)
+            one = replace(module_of(name), shape=shape[1:], batched=True)
             experts = [replace(one, expert=expert) for expert in range(shape[0])]
-        # A fused projection is one place for each of its parts.
+        # A fused projection is one module for each of its parts.
         rows = _fused_rows(experts[0], shapes, heads) if experts else {}
         for each in experts:
             for part, (first, last) in rows.items():
@@ -129,17 +131,17 @@ def places(shapes: Mapping[str, tuple[int, ...]], heads: Heads | None = None) ->
     return sorted(found, key=_order)
 
 
-def matrices(places: Iterable[Place]) -> list[Place]:
-    """The two-dimensional places of attention and MLP blocks, which Table 1 averages over.
+def matrices(modules: Iterable[ModuleTensor]) -> list[ModuleTensor]:
+    """The two-dimensional modules of attention and MLP blocks, which Table 1 averages over.
 
     Routers are none of them.
     """
     return [
-        place
-        for place in places
-        if place.block in ("attention", "mlp")
-        and place.projection != "router"
-        and len(place.shape) == 2
+        module
+        for module in modules
+        if module.block in ("attention", "mlp")
+        and module.projection != "router"
+        and len(module.shape) == 2
     ]
 
 
@@ -162,24 +164,24 @@ def read_heads(directory: Path) -> Heads | None:
 
 
 def _fused_rows(
-    place: Place, shapes: Mapping[str, tuple[int, ...]], heads: Heads | None
+    module: ModuleTensor, shapes: Mapping[str, tuple[int, ...]], heads: Heads | None
 ) -> dict[str, tuple[int, int]]:
     """Projection -> its rows; empty where the tensor is one projection or cannot be split."""
-    shape = place.shape
-    if shape and place.projection == "gate_up":
+    shape = module.shape
+    if shape and module.projection == "gate_up":
         # Gate and up are the halves of the output rows where `down` has half as many columns; some
         # models store `[in, out]` or interleave the two, and theirs stay one matrix.
-        weight = re.sub(r"\.bias$", ".weight", place.name).removesuffix("_bias")
+        weight = re.sub(r"\.bias$", ".weight", module.name).removesuffix("_bias")
         fused, down = shapes.get(weight), shapes.get(weight.replace("gate_up_proj", "down_proj"))
         if fused is None or down is None or min(len(fused), len(down)) < 2:
             return {}
         half = shape[0] // 2
         return {"gate": (0, half), "up": (half, 2 * half)} if fused[-2] == 2 * down[-1] else {}
-    if shape and place.projection == "qkv" and "qkv_proj" in place.name and heads is not None:
+    if shape and module.projection == "qkv" and "qkv_proj" in module.name and heads is not None:
         query, key_value = heads.query * heads.width, heads.key_value * heads.width
         if shape[0] != query + 2 * key_value:
             raise ParameterMismatchError(
-                f"{place.name} has {shape[0]} rows, but {heads.query} query and "
+                f"{module.name} has {shape[0]} rows, but {heads.query} query and "
                 f"2 x {heads.key_value} key and value heads of {heads.width} rows make "
                 f"{query + 2 * key_value}: config.json and weights belong to different models"
             )
@@ -188,10 +190,10 @@ def _fused_rows(
     return {}
 
 
-def _order(place: Place) -> tuple[int, int, int, int, str]:
+def _order(module: ModuleTensor) -> tuple[int, int, int, int, str]:
     """Embedding, layers by number, then the final norm and the head."""
-    outside = -1 if place.block == "embedding" else 1 << 30
-    layer = outside if place.layer is None else place.layer
-    projection = [*_PROJECTION_ORDER, place.projection].index(place.projection)
-    expert = -1 if place.expert is None else place.expert
-    return layer, _BLOCK_ORDER.index(place.block), expert, projection, place.name
+    outside = -1 if module.block == "embedding" else 1 << 30
+    layer = outside if module.layer is None else module.layer
+    projection = [*_PROJECTION_ORDER, module.projection].index(module.projection)
+    expert = -1 if module.expert is None else module.expert
+    return layer, _BLOCK_ORDER.index(module.block), expert, projection, module.name

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from effopd.errors import CheckpointError, ConfigError, NonFiniteError, ParameterMismatchError
 from effopd.models.directory import ADAPTER_CONFIG, ADAPTER_WEIGHTS, find_model, read_config
-from effopd.models.layout import Place, place_of
+from effopd.models.layout import ModuleTensor, module_of
 from effopd.models.lora import read_lora_settings
 from effopd.models.names import by_reason, counterparts, draft_layers, extra, is_head, unwrapped
 from effopd.models.weights import (
@@ -230,17 +230,17 @@ def say_left_out(update: Update, say: Callable[[str], None], where: str = "") ->
         say(f"{where}{len(names)} tensors not compared, {why} ({shown})")
 
 
-def read_place(update: Update, place: Place) -> Tensor:
-    """The update at a place, `[m, n]` for a matrix; of a fused or batched tensor only that part."""
-    return read_at(update.read, place)
+def read_module(update: Update, module: ModuleTensor) -> Tensor:
+    """A module's update, `[m, n]` for a matrix; of a fused or batched tensor only that part."""
+    return read_at(update.read, module)
 
 
-def read_at(read: Callable[[str, tuple[int, int] | None], Tensor], place: Place) -> Tensor:
+def read_at(read: Callable[[str, tuple[int, int] | None], Tensor], module: ModuleTensor) -> Tensor:
     """The same of anything that is read by name and rows, such as `Update.read_base`."""
-    if place.batched and place.expert is not None:
-        whole = read(place.name, (place.expert, place.expert + 1))[0]
-        return whole if place.rows is None else whole[place.rows[0] : place.rows[1]]
-    return read(place.name, place.rows)
+    if module.batched and module.expert is not None:
+        whole = read(module.name, (module.expert, module.expert + 1))[0]
+        return whole if module.rows is None else whole[module.rows[0] : module.rows[1]]
+    return read(module.name, module.rows)
 
 
 def _subtract(name: str, tuned: Tensor, base: Tensor) -> Tensor:
@@ -327,7 +327,7 @@ def _difference(missing: Mapping[str, list[str]], base: Weights, tuned: Weights)
     ]
     depths = []
     for weights in (base, tuned):
-        layers = (place_of(name).layer for name in weights.shapes if extra(name) is None)
+        layers = (module_of(name).layer for name in weights.shapes if extra(name) is None)
         depths.append(1 + max((layer for layer in layers if layer is not None), default=-1))
     if depths[0] != depths[1]:
         found.append(f"the base has {depths[0]} layers and the tuned model {depths[1]}")

@@ -31,7 +31,7 @@ from effopd.objectives.policy_gradient import (
     k3_divergence,
     token_weights,
 )
-from effopd.objectives.projection import aligned_vocabulary_size, trim_rows
+from effopd.objectives.projection import aligned_vocabulary_size
 from effopd.objectives.token_checks import check_finite, non_finite_cause
 from effopd.objectives.token_logprobs import TokenLogProbs, token_log_probs
 from effopd.objectives.top_k import TopK, TopKDivergence, top_k_divergence
@@ -71,6 +71,5 @@ __all__ = [
     "token_log_probs",
     "token_weights",
     "top_k_divergence",
-    "trim_rows",
     "whiten",
 ]  # fmt: skip

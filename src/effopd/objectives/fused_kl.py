@@ -124,7 +124,7 @@ def fused_divergence(
         raise ParameterMismatchError(
             f"the student's lm_head has {student_weight_VD.shape[0]} rows and the teacher's "
             f"{teacher_weight_VE.shape[0]}; expected equal vocabularies. If the tokenizers agree, "
-            "trim both with trim_rows(weight, aligned_vocabulary_size(...))."
+            "keep the first aligned_vocabulary_size(...) rows of both."
         )
     if student_hidden_ND.shape[0] != teacher_hidden_NE.shape[0]:
         raise ParameterMismatchError(

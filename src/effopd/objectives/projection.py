@@ -52,21 +52,6 @@ def aligned_vocabulary_size(student_rows: int, teacher_rows: int, tokenizer_size
     return rows
 
 
-def trim_rows(weight_VD: Float[Tensor, "V ..."], size: int) -> Float[Tensor, "rows ..."]:
-    """The first `size` rows of an lm_head's weight or bias; a view, through which gradients flow.
-
-    Raises:
-        ParameterMismatchError: If there are fewer rows than asked for.
-    """
-    rows = weight_VD.shape[0]
-    if not 0 < size <= rows:
-        raise ParameterMismatchError(
-            f"cannot keep {size} of {rows} vocabulary rows; expected 1 to {rows}. Ask "
-            "aligned_vocabulary_size for a count that both models have."
-        )
-    return weight_VD if size == rows else weight_VD[:size]
-
-
 def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
     """float64 if any of the tensors is, else float32."""
     wide = any(tensor.dtype == torch.float64 for tensor in tensors)

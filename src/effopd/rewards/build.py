@@ -70,7 +70,7 @@ _PROSE = re.compile(r"(?<!\\)\b[A-Za-z]{3,}\b\W*\s\S")
 """A word before something else: a sentence, whose text no box repeats."""
 
 
-def some(names: Sequence[str], most: int = 20) -> str:
+def some(names: Sequence[str]) -> str:
     """Names for people, not all of very many."""
-    shown = ", ".join(names[:most])
-    return f"{shown}, ..." if len(names) > most else shown
+    shown = ", ".join(names[:20])
+    return f"{shown}, ..." if len(names) > 20 else shown

@@ -69,9 +69,9 @@ def train(
 ) -> Run:
     """Trains, or continues a run that was interrupted; leaves a finished one alone.
 
-    Prints nothing and installs no signal handler. What is given here takes the place of what the
-    settings name, and is given again to continue: a run is continued exactly where models,
-    problems, reward and environment are the same.
+    Prints nothing, installs no signal handler, and leaves PyTorch as many threads as before. What
+    is given here takes the place of what the settings name, and is given again to continue: a run
+    is continued exactly where models, problems, reward and environment are the same.
 
     Args:
         config: Settings, a mapping of them, or a recipe.
@@ -102,7 +102,7 @@ def train(
         config = make_config(config)
     config, given = _with_objects(config, model, teacher, problems, reward, environment)
     config, observer = placed(config), joined(callbacks)
-    run = RunDirectory(Path(out))
+    run, threads = RunDirectory(Path(out)), torch.get_num_threads()
     try:
         tracking = Tracking(config.tracking, run.path, config.name, observer.on_message)
         changed = _allowed_changes(run, config)
@@ -140,6 +140,7 @@ def train(
         raise
     finally:
         run.close()
+        torch.set_num_threads(threads)
     return load_run(run.path)
 
 
