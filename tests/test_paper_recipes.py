@@ -64,7 +64,7 @@ def test_two_steps_of_a_smoke_test(
 
 
 def test_sizes_are_those_that_names_promise() -> None:
-    billions = {"1.5b": 1.78, "4b": 4.02, "8b": 8.19}
+    billions = {"1.5b": 1.78, "4b": 4.02, "7b": 7.62, "8b": 8.19, "14b": 14.77}
     shapes = json.loads((PAPER / "shapes.json").read_text())
     for path in RECIPES:
         config = load_config(path)
@@ -73,7 +73,10 @@ def test_sizes_are_those_that_names_promise() -> None:
         size = path.stem.split("-")[1]
         assert shape.parameters / 1e9 == pytest.approx(billions[size], abs=0.01)
         if config.teacher is not None:
-            assert model_shape(shapes[config.teacher.path], path) == shape
+            teacher = model_shape(shapes[config.teacher.path], path)
+            larger = path.stem.partition("-teacher-")[2]
+            assert teacher.parameters / 1e9 == pytest.approx(billions[larger or size], abs=0.01)
+            assert larger or teacher == shape
 
 
 def config_of(name: str, *overrides: str) -> Config:
@@ -84,6 +87,7 @@ def test_distillation_has_the_numbers_of_appendix_d() -> None:
     for path in DISTILLING:
         config = load_config(path)
         assert (config.optimizer.lr, config.optimizer.warmup_steps) == (1e-6, 0)
+        assert (config.optimizer.betas, config.optimizer.weight_decay) == ((0.9, 0.999), 0.01)
         assert (config.prompt.max_tokens, config.sampling.max_new_tokens) == (2048, 16_384)
         assert (config.train.prompts_per_step, config.train.responses_per_prompt) == (1024, 1)
         assert config.objective == SampledTokenOPD()
@@ -97,7 +101,8 @@ def test_teachers_have_the_numbers_of_appendix_d() -> None:
         assert (config.objective.kl_coefficient, config.objective.clip_high) == (kl, high)
         assert config.train.prompts_per_step * config.train.responses_per_prompt == 512
         assert config.sampling.max_new_tokens == 20_480
-        assert config.train.stop.patience == 5
+        assert (config.train.stop.reward_patience, config.train.stop.patience) == (5, 0)
+        assert (config.optimizer.betas, config.optimizer.weight_decay) == ((0.9, 0.999), 0.01)
 
 
 def test_a_recipe_extends_one_in_its_directory(tmp_path: Path) -> None:
