@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from studies.paper.claim import Claim
-from studies.paper.claims import CLAIMS
+from studies.paper.claims import CLAIMS, Claim
 from studies.paper.quantities import Untested
 
 from effopd.errors import RecordError
@@ -220,7 +219,9 @@ def _numbers(measurements: Measurements) -> str:
     for title, name, keys in _ACCURACIES:
         values = [_over(measurements[name], method, *keys) for method in ("grpo", "opd")]
         lines.append(f"| {title} | " + " | ".join(values) + " |")
-    methods = measurements["methods"]
+    methods = measurements.get("methods")
+    if not methods:
+        return "\n".join([*lines, ""])
     columns = {"steps": "steps to 90%", "seconds": "seconds to 90%"}
     columns |= {"final": "final accuracy", "accepted": "searches that moved"}
     lines += ["", f"| Figures 6 and 7 | {' | '.join(columns.values())} |", "|---|---|---|---|---|"]

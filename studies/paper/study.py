@@ -41,7 +41,7 @@ class Study:
     """Sizes of a reproduction.
 
     Reinforcement learning has the shape of the paper's batches, few prompts with 16 answers each,
-    and goes on until its batch reward has not risen for five steps; every distillation learns from
+    and goes on until its batch reward has not risen for some steps; every distillation learns from
     the last checkpoint of its own teacher's run, for a fixed number of steps.
 
     Attributes:
@@ -51,6 +51,7 @@ class Study:
         algorithm_seeds: Seeds that DAPO and PPO are trained with too; the first ones.
         sizes: Hidden widths that figure 8 compares in addition; hours each.
         rl_steps: Updates of reinforcement learning, at most.
+        patience: Steps without a better reward, each the mean of five, that end it; the paper's 5.
         rl_prompts: Prompts of its batches.
         responses: Answers to each of them.
         steps: Updates of a distillation.
@@ -73,6 +74,7 @@ class Study:
     algorithm_seeds: int = 3
     sizes: tuple[int, ...] = ()
     rl_steps: int = 120
+    patience: int = 5
     rl_prompts: int = 8
     responses: int = 16
     steps: int = 40
@@ -248,7 +250,7 @@ def run_settings(study: Study, method: str, seed: int) -> Config:
             "prompts_per_step": study.rl_prompts,
             "responses_per_prompt": study.responses,
             "rollout_batch": study.rl_prompts * study.responses,
-            "stop": {"reward_patience": 5, "reward_window": 5},
+            "stop": {"reward_patience": study.patience, "reward_window": 5},
         }
     settings: dict[str, Any] = {
         "method": method if rewarded else "opd",

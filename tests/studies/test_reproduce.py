@@ -237,6 +237,8 @@ def test_reinforcement_learning_has_the_shape_and_the_end_of_the_papers(tmp_path
         assert (train.prompts_per_step, train.responses_per_prompt) == (8, 16)
         assert (train.stop.reward_patience, train.stop.reward_window) == (5, 5)
         assert not train.stop.reads_evaluations
+    patient = run_settings(Study(out=tmp_path, patience=20), "grpo", 1).train
+    assert patient.stop.reward_patience == 20
 
 
 def test_seeds_start_from_different_bases(tmp_path: Path) -> None:
