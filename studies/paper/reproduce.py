@@ -28,9 +28,9 @@ from effopd.records import Row, write_json_atomic
 Unit = tuple[Study, str, int]
 """Study, what to do, seed (of a world: its place)."""
 
-SETUP = """A Qwen3 model of {parameters} parameters ({layers} layers) is taught modular arithmetic from noisy
-demonstrations: it samples badly what it knows. {n} seeds start from {bases} bases in turn:
-{which}. GRPO (with {k} seeds DAPO and PPO too) sharpens the base with {prompts} prompts of
+SETUP = """A Qwen3 model of {parameters} parameters ({layers} layers) is taught modular arithmetic
+from noisy demonstrations: it samples badly what it knows. {n} seeds start from {bases} bases in
+turn: {which}. GRPO (with {k} seeds DAPO and PPO too) sharpens the base with {prompts} prompts of
 {responses} answers a step, until the mean reward of five steps has not risen for {patience}
 steps, at most {rl_steps} steps. OPD distils the last checkpoint of each such run into the same
 base: {steps} updates of {answers} answers. The learning rate is {lr:g}. Accuracy is over
