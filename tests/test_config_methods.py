@@ -12,6 +12,7 @@ from effopd.errors import ConfigError
 from effopd.methods import ExOPD, FullVocabularyKL, PolicyGradient
 from effopd.methods.registry import METHODS as KNOWN
 from effopd.models.loading import ModelSettings
+from effopd.search.settings import Search
 from effopd.training.config import Config, load_config, make_config
 from effopd.training.settings import Horizon, StopRule, TrainSettings
 from effopd.training.teachers import SelfTeacher
@@ -138,3 +139,13 @@ def test_teachers_have_names_of_their_own(tmp_path: Path) -> None:
         own = {"teachers": {"math": {"path": "m"}}, "self_teacher": {}}[named]
         without = {key: value for key, value in JSONL.items() if key != "teacher"}
         assert make_config(without | {named: own}).teacher is None
+
+
+def test_the_published_and_the_default_search_have_names() -> None:
+    for preset, search in (
+        ("default", Search.effopd()),
+        ("paper", Search.paper()),
+        ("release", Search.release()),
+    ):
+        assert make_config({"preset": preset}).search == search
+    assert len({Search.effopd(), Search.paper(), Search.release(), Search()}) == 4

@@ -162,6 +162,21 @@ def test_wrong_plans_say_what_to_do(key: str, value: Any, message: str) -> None:
     assert str(caught.value).startswith(message)
 
 
+def test_a_world_takes_over_a_recipe_beside_the_plan(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text("[train]\nsteps = 3\nprompts_per_step = 7\n")
+    (tmp_path / "small.toml").write_text('extends = "base.toml"\n[sampling]\ntop_p = 0.5\n')
+    plan = tmp_path / "plan.toml"
+    plan.write_text(tomli_w.dumps(changed("worlds.one.extends", "small.toml")))
+    cell = load_plan(plan).cells()[0]
+    # Above what the plan has in common, below what the world says itself.
+    assert cell.settings["train"] == {"steps": 9, "prompts_per_step": 7}
+    assert cell.settings["sampling"] == {"top_p": 0.5}
+    assert "extends" not in cell.settings
+    plan.write_text(tomli_w.dumps(changed("worlds.one.extends", "../small.toml")))
+    with pytest.raises(ConfigError, match="extends must name a TOML file in the same directory"):
+        load_plan(plan)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [(b"\xff", "is not UTF-8"), (b"a = ", "is not TOML"), (None, "No such file or directory")],

@@ -20,7 +20,7 @@ from effopd.search.schedule import PowersOfTwo
 from effopd.training.config import Config, load_config, make_config
 
 FILES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
-PLANS = [path for path in FILES if path.stem.startswith("compare-")]
+PLANS = sorted(FILES[0].parent.rglob("compare-*.toml"))
 RECIPES = [path for path in FILES if path not in PLANS]
 QWEN = next(path for path in RECIPES if path.stem == "qwen3-4b-deepmath-effopd")
 
@@ -67,7 +67,7 @@ def test_a_recipe_passes_the_doctor_on_the_machine_it_names(path: Path) -> None:
     assert f", {header['host']} GB on the host" in said["writing"]
 
 
-PAPER = [path for path in RUNNING if path.parent.stem == "paper"]
+PAPER = [path for path in RUNNING if path.parent.stem == "paper" and path not in PLANS]
 OTHERS = [
     (path, change)
     for path in PAPER

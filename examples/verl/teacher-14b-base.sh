@@ -5,7 +5,7 @@ set -euo pipefail
 
 export METHOD=dapo
 export STUDENT=${STUDENT:-Qwen/Qwen3-14B-Base}
-export TRAIN=${TRAIN:-data/deepmath/train.parquet}
+export TRAIN=${TRAIN:-[data/deepmath/train.parquet,data/math_12k/train.parquet]}
 export VAL=${VAL:-data/aime24/test.parquet}
 export OUT=${OUT:-runs/verl-teacher-14b-base}
 export NODES=${NODES:-4} GPUS=${GPUS:-8} STUDENT_TP=${STUDENT_TP:-1}

@@ -11,10 +11,11 @@ wrote. Nothing here imports torch; plotly is not needed, matplotlib only by `sav
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from effopd.errors import RecordError
-from effopd.records import Run, load_run
+from effopd.records import Run, checkpoint_step, load_run, read_json
 from effopd.reports.analysis import load_analysis
 from effopd.reports.analysis_page import analysis_figures
 from effopd.reports.comparison import Comparison
@@ -29,7 +30,7 @@ Runs = Sequence[Run | Path | str] | Mapping[str, Sequence[Run | Path | str]]
 """Runs one by one, or name of a setting -> its seeds."""
 
 
-def accuracy(runs: Runs, against: str = "steps") -> Figure:
+def accuracy(runs: Runs, against: str = "steps", benchmark: str = "") -> Figure:
     """Accuracy of the student against what training cost, with the level of the teacher.
 
     A run has a band of one standard error and a ring at its first evaluation at 90% of the
@@ -38,14 +39,21 @@ def accuracy(runs: Runs, against: str = "steps") -> Figure:
     Args:
         runs: Runs against the same teacher, or lists of seeds by name.
         against: "steps", "tokens", "teacher_tokens" or "seconds", validation included.
+        benchmark: Draw the checkpoints that `effopd eval --run RUN --bench NAME` evaluated, in the
+            place of the run's own test problems and without the teacher. Costs other than steps
+            are known where the run was evaluated too.
 
     Returns:
         A plotly figure; accuracies are fractions in [0, 1].
 
     Raises:
-        RecordError: There is no run, one cannot be read, or `against` is none of these.
+        RecordError: There is no run, one cannot be read or was not evaluated on the benchmark, or
+            `against` is none of these.
     """
     comparison = _comparison(runs, against)
+    if benchmark:
+        cells = [replace(cell, run=_on_benchmark(cell.run, benchmark)) for cell in comparison.cells]
+        comparison = replace(comparison, cells=cells)
     curves = comparison.curves(comparison.rows(""))
     return accuracy_figure(curves, against, teacher_accuracy(comparison.runs))
 
@@ -97,6 +105,22 @@ def _comparison(runs: Runs, against: str) -> Comparison:
         seeds = {name: [_loaded(run) for run in each] for name, each in runs.items()}
         return Comparison.of_settings(seeds)
     return Comparison.of_runs([_loaded(run) for run in runs], "figure")
+
+
+def _on_benchmark(run: Run, name: str) -> Run:
+    """The run with the accuracies of its checkpoints on a benchmark as its only evaluations."""
+    own = {row.get("step"): row for row in run.evals if row.get("model") == "student"}
+    rows = []
+    for summary in (run.directory / "benchmarks").glob(f"step-*/{name}/summary.json"):
+        step, average = checkpoint_step(summary.parents[1]), read_json(summary)["avg"]
+        found = {"accuracy": average["mean"], "accuracy_se": average["standard_error"]}
+        rows.append({**own.get(step, {}), "model": "student", "step": step, **found})
+    if not rows:
+        raise RecordError(
+            f"{run.directory} was not evaluated on {name}: run effopd eval --run {run.directory} "
+            f"--bench {name}"
+        )
+    return replace(run, evals=rows)
 
 
 def _loaded(run: Run | Path | str) -> Run:

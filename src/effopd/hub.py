@@ -313,8 +313,9 @@ def _data(config: Config) -> str:
         return "chains of modular arithmetic, made by effopd"
     if isinstance(config.task, SmolLM2):
         return f"{config.task.task} of effopd's SmolLM2 world, made by effopd"
-    path = config.task.train.path
-    return path if "in memory" in path else _named(path)
+    trained = (config.task.train, *config.task.more)
+    paths = [source.repo or source.path for source in trained]
+    return ", ".join(path if "in memory" in path else _named(path) for path in paths)
 
 
 def _licence(license: str | None, student: str, teacher: str, data: str) -> str:

@@ -24,9 +24,16 @@ if __name__ == "__main__":
     parser.add_argument(
         "--sizes", type=int, nargs="*", default=[], help="hidden widths for figure 8; hours each"
     )
+    parser.add_argument("--seeds", type=int, metavar="N", help="only the first N seeds")
+    parser.add_argument(
+        "--patience", type=int, default=5, help="steps without a better reward that end RL (5)"
+    )
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread (2)")
     asked = parser.parse_args()
     make = quick_study if asked.quick else long_study if asked.long else lambda out: Study(out=out)
     try:
-        reproduce(replace(make(asked.out), sizes=tuple(asked.sizes)), asked.page)
+        study = replace(make(asked.out), sizes=tuple(asked.sizes), patience=asked.patience)
+        study = replace(study, seeds=study.seeds[: asked.seeds])
+        reproduce(study, asked.page, asked.workers)
     except EffopdError as error:
         sys.exit(f"error: {error}")

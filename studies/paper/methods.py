@@ -7,7 +7,7 @@ from pathlib import Path
 from studies.paper.quantities import largest_fall
 from studies.paper.study import Study
 
-from effopd.comparison.plan import PlannedCell, load_plan
+from effopd.comparison.plan import PlannedCell
 from effopd.comparison.run import compare
 from effopd.errors import EffopdError
 from effopd.progress import Terminal
@@ -30,14 +30,17 @@ TITLES = {
 }
 
 
-def compare_methods(study: Study) -> None:
-    """Trains what the plan names and is not trained yet.
+def compare_methods(study: Study, workers: int) -> None:
+    """Trains what the plan names and is not trained yet, so many runs at a time.
 
     Raises:
         EffopdError: A run failed, or the comparison was asked to stop.
     """
     out = study.out / "methods"
-    ending = compare(study.plan, out, workers=2, quick=study.quick, display=Terminal()).ending
+    compared = compare(
+        study.comparison(), out, workers=workers, quick=study.quick, display=Terminal()
+    )
+    ending = compared.ending
     if ending != "finished":
         raise EffopdError(f"{out}: the comparison {ending}; run the same command to go on")
 
@@ -74,8 +77,7 @@ def difficulty_record(study: Study, seed: int) -> Row:
 
 
 def _cells(study: Study, seed: int, world: str) -> list[PlannedCell]:
-    cells = load_plan(study.plan, quick=study.quick).cells()
-    return [cell for cell in cells if cell.seed == seed and cell.world == world]
+    return [cell for cell in study.cells() if cell.seed == seed and cell.world == world]
 
 
 def _one(cells: Sequence[PlannedCell], method: str, lr: float) -> PlannedCell:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from studies.paper.claim import Claim
-from studies.paper.claims import CLAIMS
+from studies.paper.claims import CLAIMS, Claim
 from studies.paper.quantities import Untested
 
 from effopd.errors import RecordError
@@ -159,7 +158,8 @@ def write_reproduction(
         counts[each.verdict] += not each.claim.second
     text = "\n".join(
         [
-            _HEAD.format(setup=setup, total=sum(counts.values()), **counts),
+            _METHOD.read_text("utf-8")
+            + _HEAD.format(setup=setup, total=sum(counts.values()), **counts),
             "| figure | claim | paper | quantity | claimed | ours | by base | verdict |",
             "|---|---|---|---|---|---|---|---|",
             *map(_row, judged),
@@ -219,7 +219,9 @@ def _numbers(measurements: Measurements) -> str:
     for title, name, keys in _ACCURACIES:
         values = [_over(measurements[name], method, *keys) for method in ("grpo", "opd")]
         lines.append(f"| {title} | " + " | ".join(values) + " |")
-    methods = measurements["methods"]
+    methods = measurements.get("methods")
+    if not methods:
+        return "\n".join([*lines, ""])
     columns = {"steps": "steps to 90%", "seconds": "seconds to 90%"}
     columns |= {"final": "final accuracy", "accepted": "searches that moved"}
     lines += ["", f"| Figures 6 and 7 | {' | '.join(columns.values())} |", "|---|---|---|---|---|"]
@@ -251,18 +253,15 @@ def _over(records: Sequence[Row], *keys: str) -> str:
     return f"{mean:.3g}" if abs(mean) < 1000 else f"{mean:.0f}"
 
 
-_HEAD = """# Reproduction in the tiny world
+_METHOD = Path(__file__).with_name("method.md")
+"""How runs are trained and claims judged; the page begins with it."""
+
+_HEAD = """## Results
 
 {setup}
 
-Every claim is a quantity that the claim says is above a value. Its 95% interval over training
-seeds (Student's t; seeds start from different bases, so it is one over both) decides: wholly above
-is *reproduced*, wholly below is *opposite*, else *not reproduced*: the seeds leave it open. Where
-the paper gives a size, an interval above the value and wholly below the size is *direction
-reproduced, size not*. A claim is *not tested* where in one of the seeds the thing under test did
-not happen. Of {total} claims {reproduced} are reproduced, {direction} in direction alone, {not} are
-not, {opposite} came out opposite, {untested} were not tested; other readings of a claim are shown
-and not counted. `make reproduce` makes this page; the numbers come from
+Of {total} claims {reproduced} are reproduced, {direction} in direction alone, {not} are not,
+{opposite} came out opposite, {untested} were not tested. The numbers come from
 `runs/reproduce/measurements/`.
 """
 

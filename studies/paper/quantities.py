@@ -1,12 +1,13 @@
 """Numbers that the claims are about, each from the record of one seed.
 
 A number that a record cannot give is `Untested`: a share of no gain, curves that do not overlap, a
-search that never moved anything.
+search that never moved anything. `claims.md` names the functions; a path is such as `opd/kl/0.8`.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import pairwise
 from statistics import fmean
 from typing import Any
@@ -50,9 +51,9 @@ def at_every_size(record: Row) -> Number:
     )
 
 
-def norm_saving(record: Row, other: str, level: float, ours: str = "opd") -> float:
-    """`log(norm of other / of OPD)` where each first has a share of the lower final accuracy."""
-    asked = level * min(record[ours]["accuracy"][-1], record[other]["accuracy"][-1])
+def norm_saving(record: Row, other: str, ours: str) -> float:
+    """`log(norm of other / of ours)` where each first has 80% of the lower final accuracy."""
+    asked = 0.8 * min(record[ours]["accuracy"][-1], record[other]["accuracy"][-1])
     norms = []
     for name in (other, ours):
         curve = zip(record[name]["norm"], record[name]["accuracy"], strict=True)
@@ -90,14 +91,14 @@ def mlp_over_attention(record: Row, name: str) -> float:
     return fmean(record[name]["mlp"]) - fmean(record[name]["attention"])
 
 
-def middle_over_edges(record: Row, name: str, *, only_whole: bool = False) -> Number:
+def middle_over_edges(record: Row, name: str, which: str = "cut") -> Number:
     """Accuracy of the central MLP windows minus those around the first and the last layer.
 
     The central ones are the middle two, or the middle one of an odd number. Windows are cut at the
-    edges, as equation 10 has it; `only_whole` leaves the cut ones out, and takes as central all but
-    the outermost two.
+    edges, as equation 10 has it; "whole" leaves the cut ones out, and takes as central all but the
+    outermost two.
     """
-    heights = record[name]["mlp"]
+    heights, only_whole = record[name]["mlp"], which == "whole"
     if only_whole:
         heights = [h for h, whole in zip(heights, record["is_whole"], strict=True) if whole]
     if len(heights) < 3:
@@ -119,34 +120,23 @@ def sensitivity_correlation(record: Row) -> Number:
 # Parts of the update ------------------------------------------------------------------------------
 
 
-def kept(record: Row, name: str, part: float) -> Number:
+def kept(record: Row, name: str, part: str, whole: str = "full") -> Number:
     """Share of the accuracy gained by the whole update that a part of it gives."""
-    return share(part - record["base"], record[name]["full"] - record["base"])
+    return _share(record[name][part] - record["base"], record[name][whole] - record["base"])
 
 
-def over_ranks(record: Row) -> list[float]:
-    """Accuracy of OPD minus RL for the leading part of each rank, both at one norm."""
+def mean_over_ranks(record: Row) -> float:
+    """Accuracy of OPD minus RL for the leading part of each rank, both at one norm: the mean."""
+    return fmean(_over_ranks(record))
+
+
+def least_over_ranks(record: Row) -> float:
+    """The same at the worst rank."""
+    return min(_over_ranks(record))
+
+
+def _over_ranks(record: Row) -> list[float]:
     return [record["opd"]["top"][rank] - value for rank, value in record["grpo"]["top"].items()]
-
-
-def log_of(record: Row, first: str, second: str) -> Number:
-    """Logarithm of the number at one path over that at another."""
-    one, other = _at(record, first), _at(record, second)
-    return math.log(one / other) if one > 0 < other else Untested("one of them is zero")
-
-
-# Rescaled checkpoints -----------------------------------------------------------------------------
-
-
-def recovered(record: Row, name: str) -> Number:
-    """Share of the final accuracy that the early checkpoint has once it has the final norms."""
-    return share(record[name]["rescaled"], record[name]["final"])
-
-
-def recovered_gain(record: Row, name: str) -> Number:
-    """Share of the final gain over the base, the stricter reading."""
-    found, base = record[name], record["base"]
-    return share(found["rescaled"] - base, found["final"] - base)
 
 
 def flatness(record: Row) -> float:
@@ -203,8 +193,23 @@ def largest_fall(accuracies: Sequence[float]) -> float:
 # Arithmetic ---------------------------------------------------------------------------------------
 
 
-def share(part: float, whole: float) -> Number:
-    """`part / whole`."""
+def minus(record: Row, one: str, other: str, unit: str = "1") -> float:
+    """The number at one path minus that at another, times `unit`."""
+    return float(unit) * (_at(record, one) - _at(record, other))
+
+
+def log_of(record: Row, one: str, other: str) -> Number:
+    """Logarithm of the number at one path over that at another."""
+    first, second = _at(record, one), _at(record, other)
+    return math.log(first / second) if first > 0 < second else Untested("one of them is zero")
+
+
+def share_of(record: Row, part: str, whole: str) -> Number:
+    """The number at one path over that at another."""
+    return _share(_at(record, part), _at(record, whole))
+
+
+def _share(part: float, whole: float) -> Number:
     return part / whole if whole > 0 else Untested("there is no gain to have a share of")
 
 
@@ -220,13 +225,6 @@ def interpolated(points: Sequence[tuple[float, float]], place: float) -> float:
     raise RecordError(f"{place} is not between {points[0][0]} and {points[-1][0]}")
 
 
-def difference(record: Row, path: str, more: str, less: str) -> float:
-    """The number at `path` of one method minus that of another."""
-    return _at(record[more], path) - _at(record[less], path)
-
-
-def _at(record: Mapping[str, Any], path: str) -> float:
-    value: Any = record
-    for key in path.split("."):
-        value = value[key]
-    return float(value)
+def _at(record: Row, path: str) -> float:
+    found: Any = reduce(lambda value, key: value[key], path.split("/"), record)
+    return float(found)

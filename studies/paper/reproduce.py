@@ -25,38 +25,38 @@ from effopd.data.world import TinyWorld, make_model
 from effopd.demo.cache import world_models
 from effopd.records import Row, write_json_atomic
 
-WORKERS = 2
-
 Unit = tuple[Study, str, int]
 """Study, what to do, seed (of a world: its place)."""
 
 SETUP = """A Qwen3 model of {parameters} parameters ({layers} layers) is taught modular arithmetic
 from noisy demonstrations: it samples badly what it knows. {n} seeds start from {bases} bases in
 turn: {which}. GRPO (with {k} seeds DAPO and PPO too) sharpens the base with {prompts} prompts of
-{responses} answers a step, until the mean reward of five steps has not risen for five steps, at
-most {rl_steps} steps. OPD distils the last checkpoint of each such run into the same base: {steps}
-updates of {answers} answers. The learning rate is {lr:g}. Accuracy is over {problems} held-out
-problems, {passes} sampled answers each."""
+{responses} answers a step, until the mean reward of five steps has not risen for {patience}
+steps, at most {rl_steps} steps. OPD distils the last checkpoint of each such run into the same
+base: {steps} updates of {answers} answers. The learning rate is {lr:g}. Accuracy is over
+{problems} held-out problems, {passes} sampled answers each."""
 
 
-def reproduce(study: Study, page: Path) -> None:
+def reproduce(study: Study, page: Path, workers: int = 2) -> None:
     """Trains and measures what is missing below `study.out`, then writes page and figures.
 
     Figures go to `assets/reproduction` beside the page.
     """
     _hide_progress()
-    print(f"at most about {minutes(study, WORKERS):.0f} minutes on {WORKERS} cores, from nothing")
+    print(f"at most about {minutes(study, workers):.0f} minutes on {workers} cores, from nothing")
     # Models of the worlds, reinforcement learning, distillation from it, the comparison.
     studies = [study, *map(study.of_size, study.sizes)]
     made = [(each, "world", i) for each in studies for i in range(len(worlds(each)))]
-    _in_parallel(_make_world, made)
+    _in_parallel(_make_world, made, workers)
     for stage in (REWARDED, tuple(TEACHER_OF)):
         units = [(each, n, seed) for each in studies for seed in study.seeds for n in stage]
-        _in_parallel(_train_one, [u for u in units if u[1] in u[0].methods(u[2])])
-    methods.compare_methods(study)
+        chosen = [u for u in units if u[1] in u[0].methods(u[2])]
+        _in_parallel(_train_one, chosen, workers)
+    methods.compare_methods(study, workers)
 
     units = [(study, name, seed) for seed in study.seeds for name in measures(study, seed)]
-    _in_parallel(_measure_one, [u for u in units if not study.measurement(*u[1:]).is_file()])
+    missing = [unit for unit in units if not study.measurement(*unit[1:]).is_file()]
+    _in_parallel(_measure_one, missing, workers)
     measurements = load_measurements(study.out)
 
     counts = write_reproduction(
@@ -118,11 +118,11 @@ def _hide_progress() -> None:
     logging.disable_progress_bar()
 
 
-def _in_parallel(function: Callable[[Unit], str], units: Iterable[Unit]) -> None:
+def _in_parallel(function: Callable[[Unit], str], units: Iterable[Unit], workers: int) -> None:
     """Runs units in processes of one thread each; the first failure ends the command."""
     os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the processes
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(WORKERS, mp_context=context, initializer=_hide_progress)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_hide_progress)
     try:
         running: list[Future[str]] = [pool.submit(function, unit) for unit in units]
         for count, future in enumerate(as_completed(running), start=1):
@@ -148,6 +148,7 @@ def _setup(study: Study) -> str:
         prompts=study.rl_prompts,
         responses=study.responses,
         rl_steps=study.rl_steps,
+        patience=study.patience,
         steps=study.steps,
         answers=study.answers,
         lr=study.lr,

@@ -1,5 +1,6 @@
 """What the study trains and measures, where it keeps it, and one seed's models."""
 
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -8,7 +9,7 @@ from typing import Any
 
 from effopd.analysis.interventions import Intervention
 from effopd.analysis.sweeps import Case, Passes, evaluate_interventions
-from effopd.comparison.plan import load_plan
+from effopd.comparison.plan import PlannedCell, load_plan
 from effopd.data.world import TinyWorld
 from effopd.demo.cache import world_models
 from effopd.errors import ConfigError, EffopdError, NonFiniteError
@@ -40,7 +41,7 @@ class Study:
     """Sizes of a reproduction.
 
     Reinforcement learning has the shape of the paper's batches, few prompts with 16 answers each,
-    and goes on until its batch reward has not risen for five steps; every distillation learns from
+    and goes on until its batch reward has not risen for some steps; every distillation learns from
     the last checkpoint of its own teacher's run, for a fixed number of steps.
 
     Attributes:
@@ -50,6 +51,7 @@ class Study:
         algorithm_seeds: Seeds that DAPO and PPO are trained with too; the first ones.
         sizes: Hidden widths that figure 8 compares in addition; hours each.
         rl_steps: Updates of reinforcement learning, at most.
+        patience: Steps without a better reward, each the mean of five, that end it; the paper's 5.
         rl_prompts: Prompts of its batches.
         responses: Answers to each of them.
         steps: Updates of a distillation.
@@ -72,6 +74,7 @@ class Study:
     algorithm_seeds: int = 3
     sizes: tuple[int, ...] = ()
     rl_steps: int = 120
+    patience: int = 5
     rl_prompts: int = 8
     responses: int = 16
     steps: int = 40
@@ -141,6 +144,25 @@ class Study:
         wanted = [saved[-1] * (i + 1) / self.moments for i in range(self.moments)]
         return [min(saved, key=lambda step: abs(step - place)) for place in wanted]
 
+    def cells(self) -> list[PlannedCell]:
+        """Runs of figures 6 and 7."""
+        return load_plan(self.comparison(), quick=self.quick).cells()
+
+    def comparison(self) -> Row:
+        """Content of the plan, with the seeds of the study alone."""
+
+        def narrowed(section: Row) -> Row:
+            return {
+                key: [seed for seed in value if seed in self.seeds]
+                if key == "seeds"
+                else narrowed(value)
+                if isinstance(value, dict)
+                else value
+                for key, value in section.items()
+            }
+
+        return narrowed(tomllib.loads(self.plan.read_text("utf-8")))
+
     def measurement(self, name: str, seed: int) -> Path:
         """File of what was measured with one seed."""
         return self.out / "measurements" / name / f"seed-{seed}.json"
@@ -186,7 +208,7 @@ def minutes(study: Study, workers: int = 2) -> float:
                 steps, answers = study.rl_steps, study.rl_prompts * study.responses
             seconds += steps * (answers * ANSWER_S + evaluation / study.save_every)
         seconds += INTERVENTIONS * study.passes * evaluation + REST_S
-    for cell in load_plan(study.plan, quick=study.quick).cells():
+    for cell in study.cells():
         train = make_config(cell.settings).train
         expected = EXPECTED_STEPS.get(cell.method, train.steps)
         seconds += min(expected, train.steps) * train.prompts_per_step * train.epochs * ANSWER_S
@@ -204,8 +226,7 @@ def base_directory(world: TinyWorld) -> Path:
 
 def worlds(study: Study) -> list[tuple[TinyWorld, bool]]:
     """The worlds of the study and of its comparison, and whether their teacher is needed."""
-    cells = load_plan(study.plan, quick=study.quick).cells()
-    tasks = [make_config(cell.settings).task for cell in cells]
+    tasks = [make_config(cell.settings).task for cell in study.cells()]
     compared = dict.fromkeys(task for task in tasks if isinstance(task, TinyWorld))
     own = dict.fromkeys(study.world(seed) for seed in study.seeds)
     return [*((task, True) for task in compared), *((w, False) for w in own if w not in compared)]
@@ -229,7 +250,7 @@ def run_settings(study: Study, method: str, seed: int) -> Config:
             "prompts_per_step": study.rl_prompts,
             "responses_per_prompt": study.responses,
             "rollout_batch": study.rl_prompts * study.responses,
-            "stop": {"reward_patience": 5, "reward_window": 5},
+            "stop": {"reward_patience": study.patience, "reward_window": 5},
         }
     settings: dict[str, Any] = {
         "method": method if rewarded else "opd",

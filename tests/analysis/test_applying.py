@@ -1,5 +1,6 @@
 """Changed weights in a live model for a while, and in a new checkpoint."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,21 @@ from tests.reference.core_twin import bits
 from torch import Tensor
 
 from effopd.analysis.applying import Footprint, intervened, write_intervened
-from effopd.analysis.interventions import EmbeddingReplacement, NormScaling, WholeScaling
-from effopd.analysis.modules import tensor_modules
+from effopd.analysis.interventions import (
+    BlockSwap,
+    EmbeddingReplacement,
+    Intervention,
+    NormScaling,
+    SlidingWindow,
+    WholeScaling,
+)
+from effopd.analysis.modules import module_norms, tensor_modules
+from effopd.analysis.ranks import BottomRank, TopRank
 from effopd.errors import NonFiniteError, ParameterMismatchError
 from effopd.models.checkpoints import verify_checkpoint
 from effopd.models.loading import ModelSettings, load_model
 from effopd.models.updates import PairUpdate, open_update
-from effopd.models.weights import MemoryWeights, open_weights
+from effopd.models.weights import MemoryWeights, SafetensorsWeights, open_weights
 
 Point = dict[str, Tensor]
 
@@ -169,3 +178,61 @@ def test_a_written_model_is_the_model_in_memory(tmp_path: Path, dtype: torch.dty
     loaded = load_model(ModelSettings(path=str(tmp_path / "out")))
     assert all_bits(point_of(loaded.to(dtype))) == all_bits(inside)
     assert (tmp_path / "out" / "tokenizer.json").is_file()
+
+
+# Reading ------------------------------------------------------------------------------------------
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, str]]:
+    """Directory and name of every tensor that is read from a file from now on."""
+    reads: Counter[tuple[str, str]] = Counter()
+    read = SafetensorsWeights._read
+
+    def counting(self: SafetensorsWeights, name: str, rows: tuple[int, int] | None) -> Tensor:
+        reads[self._stored[name].file.parent.name, name] += 1
+        return read(self, name, rows)
+
+    monkeypatch.setattr(SafetensorsWeights, "_read", counting)
+    return reads
+
+
+@pytest.mark.parametrize("written", [False, True])
+@pytest.mark.parametrize(
+    "kind", ["scale", "norm", "embeddings", "window", "swap", "top_rank", "bottom_rank"]
+)
+def test_every_tensor_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, written: bool
+) -> None:
+    base, tuned, donor = (save(tmp_path / n, i) for i, n in enumerate(("base", "tuned", "donor")))
+    update, other = open_update(base, tuned), open_update(base, donor)
+    made: dict[str, Intervention] = {
+        "scale": WholeScaling(scale=0.5),
+        "norm": NormScaling(final=module_norms(other)),
+        "embeddings": EmbeddingReplacement(part="embeddings"),
+        "window": SlidingWindow(centre=1, half_width=0),
+        "swap": BlockSwap(donor=other, blocks=("mlp",)),
+        "top_rank": TopRank(share=0.5),
+        "bottom_rank": BottomRank(share=0.5),
+    }
+    reads = counted(monkeypatch)
+    changed = made[kind].apply(update)
+    assert not reads  # nothing is read before a tensor is asked for
+    if written:
+        write_intervened(tmp_path / "out", base, changed)
+    else:
+        with intervened(tiny_model(2), changed):
+            pass
+    sides = ("base", "tuned", "donor") if kind == "swap" else ("base", "tuned")
+    assert reads == {(side, name): 1 for side in sides for name in update.shapes}
+
+
+def test_what_is_held_is_what_would_be_read(tmp_path: Path) -> None:
+    update = open_update(save(tmp_path / "base", 0), save(tmp_path / "tuned", 1))
+    name = "model.embed_tokens.weight"
+    plain = update.read_base(name), update.read_tuned(name), update.read(name, (1, 3))
+    with update.holding():
+        for _ in range(2):
+            assert torch.equal(update.read(name, (1, 3)), plain[2])
+            assert torch.equal(update.read_base(name), plain[0])
+            assert torch.equal(update.read_tuned(name), plain[1])
+    assert update.base_dtype(name) == plain[0].dtype

@@ -45,6 +45,28 @@ def test_the_last_problems_that_pass_are_held_out(tmp_path: Path) -> None:
     assert task.counts == (Counts(name=path, read=14, kept=7, dropped=dropped),)
 
 
+def test_sources_are_mixed_after_holding_out(tmp_path: Path) -> None:
+    more = [{"p": f"m{i}", "a": i} for i in range(2)] + [{"p": "q1", "a": 1}, {"p": "q3", "a": 3}]
+    spec = DatasetSpec(
+        path=jsonl(tmp_path / "y.jsonl", *more), prompt_field="p", answer_field="a", log_base="10"
+    )
+    first = DatasetSpec(path=jsonl(tmp_path / "x.jsonl", *numbered(4)))
+    task = DatasetTask(train=first, more=(spec,), test_size=1).load()
+    # What was there before is left out, held out or not.
+    assert [p.prompt for p in task.train] == ["q0", "q1", "q2", "m0", "m1"]
+    assert [p.prompt for p in task.test] == ["q3"]
+    assert [p.rules.log_base for p in task.train] == ["e"] * 3 + ["10"] * 2
+    assert [(c.kept, dict(c.dropped)) for c in task.counts] == [
+        (4, {}),
+        (2, {"the prompt of an earlier row": 2}),
+    ]
+    assert refusal(DatasetTask(train=first, more=(first,), test_size=1)).startswith("no problems")
+    with pytest.raises(ConfigError, match="needs programs with tests"):
+        DatasetTask(
+            train=DatasetSpec(path="z.jsonl", tests_form="evalplus"), more=(spec,), verifier="code"
+        )
+
+
 def test_test_problems_are_not_filtered_and_not_trained_on(tmp_path: Path) -> None:
     train = DatasetSpec(path=jsonl(tmp_path / "x.jsonl", *numbered(6)), level_field="hard")
     test_path = jsonl(tmp_path / "y.jsonl", {"p": "q4", "a": "z"}, {"p": "q4", "a": "z"}, {"p": 1})

@@ -6,8 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from studies.paper.claim import Claim
-from studies.paper.claims import CLAIMS
+from studies.paper.claims import CLAIMS, Claim
 from studies.paper.page import judge
 from studies.paper.quantities import (
     Untested,
@@ -18,13 +17,13 @@ from studies.paper.quantities import (
     interpolated,
     kept,
     largest_fall,
+    least_over_ranks,
+    mean_over_ranks,
     middle_over_edges,
     mlp_over_attention,
     norm_saving,
-    over_ranks,
-    recovered,
-    recovered_gain,
     sensitivity_correlation,
+    share_of,
     sooner,
 )
 
@@ -56,7 +55,7 @@ def test_the_saved_norm_is_taken_at_the_first_checkpoint_that_is_good_enough() -
         "opd": curve([1.0, 3.0, 4.0], [0.2, 0.9, 0.9]),
     }
     # 80% of 0.9 is 0.72: RL has it at 6, OPD at 3
-    assert norm_saving(record, "grpo", 0.8) == pytest.approx(math.log(2))
+    assert norm_saving(record, "grpo", "opd") == pytest.approx(math.log(2))
 
 
 def test_final_norms_are_compared_at_comparable_accuracy_alone() -> None:
@@ -80,7 +79,7 @@ def test_windows_are_cut_at_the_edges_or_whole() -> None:
     found = {"mlp": [0.598, 0.688, 0.629, 0.605, 0.574, 0.461], "attention": [0.1] * 6}
     record: Record = {"opd": found, "is_whole": [False, True, True, True, True, False]}
     assert middle_over_edges(record, "opd") == pytest.approx(0.617 - 0.5295)
-    assert middle_over_edges(record, "opd", only_whole=True) == pytest.approx(0.617 - 0.631)
+    assert middle_over_edges(record, "opd", "whole") == pytest.approx(0.617 - 0.631)
     assert mlp_over_attention(record, "opd") == pytest.approx(0.5925 - 0.1)
     odd = {"opd": {"mlp": [0.1, 0.2, 0.9, 0.4, 0.3]}}
     assert middle_over_edges(odd, "opd") == pytest.approx(0.9 - 0.2)
@@ -101,14 +100,14 @@ def test_sensitivities_are_correlated_over_both_blocks() -> None:
 def test_shares_of_a_gain_and_of_the_performance() -> None:
     ranks: Record = {
         "base": 0.2,
-        "opd": {"full": 0.6, "top": {"0.05": 0.5, "1.0": 0.6}, "rescaled": 0.4, "final": 1.0},
+        "opd": {"full": 0.6, "top": {"0.05": 0.5, "1.0": 0.6}, "part": 0.5, "final": 1.0},
         "grpo": {"full": 0.7, "top": {"0.05": 0.3, "1.0": 0.7}},
     }
-    assert kept(ranks, "opd", 0.5) == pytest.approx(0.75)
-    assert over_ranks(ranks) == pytest.approx([0.2, -0.1])
-    assert recovered(ranks, "opd") == pytest.approx(0.4)
-    assert recovered_gain(ranks, "opd") == pytest.approx(0.25)
-    assert isinstance(kept(ranks | {"base": 0.6}, "opd", 0.5), Untested)
+    assert kept(ranks, "opd", "part") == pytest.approx(0.75)
+    assert kept(ranks, "opd", "part", "final") == pytest.approx(0.375)
+    assert (mean_over_ranks(ranks), least_over_ranks(ranks)) == pytest.approx((0.05, -0.1))
+    assert share_of(ranks, "opd/top/0.05", "opd/final") == pytest.approx(0.5)
+    assert isinstance(kept(ranks | {"base": 0.6}, "opd", "part"), Untested)
 
 
 def ran(steps: int, *, seconds: float = 1.0, reached: bool = True, accepted: int = 1) -> Record:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from studies.paper.claim import Claim
+from studies.paper.claims import Claim
 from studies.paper.page import (
     Interval,
     interval,

@@ -139,7 +139,7 @@ def test_states_and_gradients_are_measured_at_the_base(trained: Scene) -> None:
     assert found["sampled_opd"]["trace"] > found["opd"]["trace"] > 0
 
 
-def one_by_one(function: Callable[[Any], str], units: Iterable[Any]) -> None:
+def one_by_one(function: Callable[[Any], str], units: Iterable[Any], workers: int) -> None:
     """In this process: that of each unit takes longer to start than the unit itself."""
     for unit in units:
         function(unit)
@@ -181,9 +181,8 @@ def test_units_run_in_processes_of_one_thread_until_one_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    monkeypatch.setattr(reproduce, "WORKERS", 1)
     with pytest.raises(TypeError, match="str expected, not int"):
-        reproduce._in_parallel(os.getenv, ["OMP_NUM_THREADS", 3, "HOME"])
+        reproduce._in_parallel(os.getenv, ["OMP_NUM_THREADS", 3, "HOME"], workers=1)
     assert capsys.readouterr().out == "[1/3] 1\n"
 
 
@@ -242,6 +241,8 @@ def test_reinforcement_learning_has_the_shape_and_the_end_of_the_papers(tmp_path
         assert (train.prompts_per_step, train.responses_per_prompt) == (8, 16)
         assert (train.stop.reward_patience, train.stop.reward_window) == (5, 5)
         assert not train.stop.reads_evaluations
+    patient = run_settings(Study(out=tmp_path, patience=20), "grpo", 1).train
+    assert patient.stop.reward_patience == 20
 
 
 def test_seeds_start_from_different_bases(tmp_path: Path) -> None:
@@ -253,6 +254,12 @@ def test_seeds_start_from_different_bases(tmp_path: Path) -> None:
     wide = study.of_size(192)
     assert (wide.world(0).hidden, wide.out) == (192, tmp_path / "hidden-192")
     assert wide.methods(0) == ("grpo", "opd")
+
+
+def test_the_comparison_has_the_seeds_of_the_study(tmp_path: Path) -> None:
+    few, all_seeds = Study(out=tmp_path, seeds=(0, 1)).cells(), Study(out=tmp_path).cells()
+    assert {cell.seed for cell in few} == {0, 1}
+    assert few == [cell for cell in all_seeds if cell.seed < 2]
 
 
 def test_the_plan_fits_into_an_hour(tmp_path: Path) -> None:

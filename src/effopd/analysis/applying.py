@@ -55,13 +55,14 @@ def intervened(model: nn.Module, changed: Changed) -> Iterator[Footprint]:
     footprint, modules = Footprint(), tensor_modules(changed.update)
     try:
         for live, names in _live_tensors(model, changed.shapes):
-            found, *others = (changed.read(name) for name in names)
-            if not all(torch.equal(found, other) for other in others):
-                raise ParameterMismatchError(
-                    f"{' and '.join(names)} are one tensor of the live model, but this "
-                    "intervention gives them different values: untie them, or change both alike"
-                )
-            footprint.add(changed.update, names[0], found, modules.get(names[0], []))
+            with changed.update.holding():  # of the tensor and of those tied to it
+                found, *others = (changed.read(name) for name in names)
+                if not all(torch.equal(found, other) for other in others):
+                    raise ParameterMismatchError(
+                        f"{' and '.join(names)} are one tensor of the live model, but this "
+                        "intervention gives them different values: untie them, or change both alike"
+                    )
+                footprint.add(changed.update, names[0], found, modules.get(names[0], []))
             saved.append((live, live.detach().clone()))
             with torch.no_grad():
                 live.copy_(found)
@@ -79,8 +80,9 @@ def write_intervened(directory: Path, source: Path, changed: Changed) -> Footpri
     def write(name: str, base: Tensor) -> Tensor:
         if name not in changed.shapes:
             return base
-        found = changed.read(name)
-        footprint.add(changed.update, name, found, modules.get(name, []))
+        with changed.update.holding({name: base}):
+            found = changed.read(name)
+            footprint.add(changed.update, name, found, modules.get(name, []))
         return found
 
     write_model(directory, source, write)

@@ -265,7 +265,7 @@ class BlockSwap(Intervention):
             update,
             set(self.blocks),
             lambda module: module.block in self.blocks,
-            lambda name: (endpoints(update, name)[1], endpoints(self.donor, name)[1]),
+            lambda name: (endpoints(update, name)[1], self.donor.read_tuned(name)),
         )
 
 

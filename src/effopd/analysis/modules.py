@@ -61,7 +61,7 @@ def tensor_modules(update: Update, heads: Heads | None = None) -> dict[str, list
     found: dict[str, list[ModuleTensor]] = {}
     for module in module_tensors(update.shapes, heads):
         found.setdefault(module.name, []).append(module)
-    return {n: each for n, each in found.items() if update.read_base(n).is_floating_point()}
+    return {n: each for n, each in found.items() if update.base_dtype(n).is_floating_point}
 
 
 def layer_count(update: Update) -> int:
@@ -101,7 +101,7 @@ class Changed(Weights):
         self.update, self.compute = update, compute
 
     def _dtype(self, name: str) -> torch.dtype:
-        return self.update.read_base(name).dtype
+        return self.update.base_dtype(name)
 
     def _read(self, name: str, rows: tuple[int, int] | None) -> Tensor:
         base = self.update.read_base(name)

@@ -28,7 +28,7 @@ def extrapolate(
         raise ConfigError(f"--scale must be given once for each point, got {', '.join(names)}")
     update = open_update(anchor, tip)
     shapes = update.shapes.items()  # integers never move
-    axes = {n: len(shape) for n, shape in shapes if update.read_base(n).is_floating_point()}
+    axes = {n: len(shape) for n, shape in shapes if update.base_dtype(n).is_floating_point}
     moving = frozenset(selected_names(axes, select))
     source = tip if isinstance(update, PairUpdate) else anchor
     say_left_out(update, print)

@@ -8,7 +8,15 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from effopd.config.reading import INTERNAL, Raw, merged, read, read_toml
+from effopd.config.reading import (
+    INTERNAL,
+    Raw,
+    extended_by,
+    merged,
+    read,
+    read_recipe,
+    read_toml,
+)
 from effopd.errors import ConfigError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
@@ -122,9 +130,15 @@ def rate_name(lr: float) -> str:
 
 
 def load_plan(source: Path | str | Mapping[str, Any], *, quick: bool = False) -> Plan:
-    """A plan from a TOML file or its content; its `[quick]` section is checked, and may apply."""
+    """A plan from a TOML file or its content; its `[quick]` section is checked, and may apply.
+
+    In a file, a world that `extends` a recipe of the same directory has its settings too.
+    """
     raw, text = (source, "") if isinstance(source, Mapping) else read_toml(Path(source))
     plan = read(Plan, raw)
+    if not isinstance(source, Mapping):
+        worlds = {name: _extended(world, Path(source)) for name, world in plan.worlds.items()}
+        plan = replace(plan, worlds=worlds)
     lists = {"seeds": plan.seeds, "lrs": plan.lrs, "worlds": list(plan.worlds)}
     methods = {
         name: _narrowed(method, lists, f"methods.{name}") for name, method in plan.methods.items()
@@ -139,6 +153,14 @@ def load_plan(source: Path | str | Mapping[str, Any], *, quick: bool = False) ->
         name, option = ("the plan", "quick") if mapping else (source, "--quick")
         raise ConfigError(f"{name} has no [quick] section: add one, or leave {option} out")
     return plan
+
+
+def _extended(world: Raw, plan: Path) -> Raw:
+    """Settings of a world over those of the recipe beside the plan that it extends."""
+    if "extends" not in world:
+        return world
+    own = {key: value for key, value in world.items() if key != "extends"}
+    return merged(read_recipe(extended_by(plan, world["extends"])), own)
 
 
 def parent_of(plan: Plan, name: str) -> str | None:

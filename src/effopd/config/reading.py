@@ -141,11 +141,7 @@ def read_recipe(path: Path) -> Raw:
     name = raw.pop("extends", None)
     if name is None:
         return raw
-    if not isinstance(name, str) or PurePath(name).name != name or not name.endswith(".toml"):
-        raise ConfigError(
-            f"{path}: extends must name a TOML file in the same directory, got {name!r:.80}"
-        )
-    base = read_toml(path.parent / name)[0]
+    base = read_toml(extended_by(path, name))[0]
     if "extends" in base:  # what a run does should be read from two files at most
         raise ConfigError(
             f"{path.parent / name} is extended and cannot itself extend {base['extends']!r:.80}: "
@@ -153,6 +149,15 @@ def read_recipe(path: Path) -> Raw:
             "line"
         )
     return merged(base, raw)
+
+
+def extended_by(path: Path, name: Any) -> Path:
+    """The file in the directory of `path` that `extends = name` means."""
+    if not isinstance(name, str) or PurePath(name).name != name or not name.endswith(".toml"):
+        raise ConfigError(
+            f"{path}: extends must name a TOML file in the same directory, got {name!r:.80}"
+        )
+    return path.parent / name
 
 
 def read_toml(path: Path) -> tuple[Raw, str]:

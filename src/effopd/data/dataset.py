@@ -187,7 +187,8 @@ class DatasetTask:
 
     Attributes:
         train: Training problems.
-        test: Test problems; None holds out the last `test_size` training problems.
+        more: More of them, each source with settings of its own; they follow those of `train`.
+        test: Test problems; None holds out the last `test_size` problems of `train`.
         test_size: Problems held out when `test` is None.
         verifier: Who checks answers (docs/rewards.md); problems without what it needs are left
             out.
@@ -196,6 +197,7 @@ class DatasetTask:
 
     type: Literal["dataset"] = "dataset"
     train: DatasetSpec
+    more: tuple[DatasetSpec, ...] = ()
     test: DatasetSpec | None = None
     test_size: int = 256
     verifier: VerifierName = "math"
@@ -205,9 +207,7 @@ class DatasetTask:
         check_verifier(self.verifier)
         if self.test_size < 1:
             raise ConfigError(f"test_size must be at least 1, got {self.test_size}")
-        for spec in (self.train, self.test):
-            if spec is None or self.verifier == "none":
-                continue
+        for spec in self.sources if self.verifier != "none" else ():
             if self.verifier == "code" and not spec.tests_form:
                 raise ConfigError("verifier = 'code' needs programs with tests: set tests_form")
             if self.verifier in {"boxed", "math"} and not spec.answer_field:
@@ -215,6 +215,11 @@ class DatasetTask:
                     f"verifier = {self.verifier!r} needs answer_field; programs are checked by "
                     "'code', nothing by 'none'"
                 )
+
+    @property
+    def sources(self) -> tuple[DatasetSpec, ...]:
+        """All data sets, the test problems last."""
+        return (self.train, *self.more, *([self.test] if self.test else []))
 
     def load(self) -> Task:
         """Reads and filters the problems; too few, or two of one id, are a ConfigError."""
@@ -243,10 +248,12 @@ class DatasetTask:
                     f"test_size = {self.test_size}: give test or lower test_size{left_out}"
                 )
             kept, held_out = kept[: -self.test_size], kept[-self.test_size :]
+        mixed = [self._select(spec, None, checks) for spec in self.more]
+        kept = [*kept, *(each for problems, _ in mixed for each in problems)]
         task = Task(
             train=[each.problem for each in kept],
             test=[each.problem for each in held_out],
-            counts=(counts, *test_counts),
+            counts=(counts, *(counts for _, counts in mixed), *test_counts),
         )
         # ids are made of file names and numbers of rows; files of one name would share them
         ids = Counter(problem.id for problem in (*task.train, *task.test))

@@ -367,12 +367,12 @@ def problems(run: CheckedRun) -> Iterator[Finding]:
     if isinstance(task, World):
         yield Finding("ok", "problems", f"brought by {task.type}")
         return
-    student, sources = run.student, [source for source in (task.train, task.test) if source]
-    of_hub = any(source.hub for source in sources)
+    student = run.student
+    of_hub = any(source.hub for source in task.sources)
     if student is None or student.tokenizer is None or (run.offline and of_hub):
         level: Level = "warning" if run.offline else "problem"
         remedy = "put the file there, or name another in the recipe"
-        for path in (source.path for source in sources if not source.hub):
+        for path in (source.path for source in task.sources if not source.hub):
             if path and not glob(path):
                 yield Finding(level, "problems", f"no file at {path}", remedy)
         text = "not looked at: that takes the student's tokenizer, and the data, on this disk"

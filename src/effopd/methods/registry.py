@@ -15,9 +15,6 @@ from effopd.methods.objective import Objective
 from effopd.methods.opd import ExOPD, SampledTokenOPD
 from effopd.methods.policy_gradient import PolicyGradient
 from effopd.search.extrapolator import Search
-from effopd.search.scales import GeometricScales
-from effopd.search.schedule import EveryN
-from effopd.search.validation import PairedMargin
 
 Preset = Literal["default", "paper", "release"]
 Sections = Mapping[str, Any]
@@ -25,12 +22,7 @@ ObjectiveType = TypeVar("ObjectiveType", bound=type[Objective])
 
 Objective.choices.extend([SampledTokenOPD, ExOPD, FullVocabularyKL, FixedNegative, PolicyGradient])
 
-EFFOPD_SEARCH = Search(
-    schedule=EveryN(n=1),
-    scales=GeometricScales(floor=0.125),
-    accept=PairedMargin(z=1.65),
-    learning_rate="follow",
-)
+EFFOPD_SEARCH = Search.effopd()
 """The search that measured best (docs/search.md)."""
 EFFOPD_VALIDATION = ImportanceKLValidation(source="batch", prompts=64)
 """Scores candidates on the batch that is trained on next, so that a search writes nothing."""

@@ -6,7 +6,8 @@ Legend: m rows and n columns of a tensor, r rank of an adapter.
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -48,6 +49,35 @@ class Update(ABC):
         self, base: Weights, shapes: Mapping[str, tuple[int, ...]], left_out: Mapping[str, str]
     ) -> None:
         self._base, self.shapes, self.left_out = base, shapes, left_out
+        self._held: dict[tuple[str, str], Tensor] | None = None
+
+    @contextmanager
+    def holding(self, bases: Mapping[str, Tensor] | None = None) -> Iterator[None]:
+        """Inside, a tensor of base and tuned model is read once, however often it is asked for.
+
+        All that was read is in memory until the end; `bases` are tensors of the base that are there
+        already. For one thread.
+        """
+        self._held = {("base", name): tensor for name, tensor in (bases or {}).items()}
+        try:
+            yield
+        finally:
+            self._held = None
+
+    def _once(
+        self, side: str, name: str, rows: tuple[int, int] | None, read: Callable[..., Tensor]
+    ) -> Tensor:
+        """Rows of a held tensor; `read(rows)` where nothing is held."""
+        if self._held is None:
+            return read(rows)
+        if (side, name) not in self._held:
+            self._held[side, name] = read(None)
+        return self._held[side, name][slice(*rows) if rows else ...]
+
+    def base_dtype(self, name: str) -> torch.dtype:
+        """The dtype that the base stores a tensor in; reads no numbers."""
+        check_name(name, self.shapes, "the update")
+        return self._base.dtype(name)
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
         """Tuned minus base: float32, or float64 where one of the two is stored so."""
@@ -57,14 +87,16 @@ class Update(ABC):
     def read_base(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
         """The base's tensor in its stored dtype; not to be changed in place."""
         check_name(name, self.shapes, "the update")
-        return self._base.read(name, rows)
+        return self._once("base", name, rows, lambda r: self._base.read(name, r))
 
     def read_tuned(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
         """The tuned tensor as stored; of an adapter base plus update, in the update's dtype.
 
         It is not to be changed in place.
         """
-        return self.read(name, rows).add_(self.read_base(name, rows))
+        return self._once(
+            "tuned", name, rows, lambda r: self.read(name, r).add_(self.read_base(name, r))
+        )
 
     @abstractmethod
     def _read(self, name: str, rows: tuple[int, int] | None) -> Tensor: ...
@@ -85,12 +117,13 @@ class PairUpdate(Update):
         self.base_names = {there: name for name, there in names.items()}
 
     def _read(self, name: str, rows: tuple[int, int] | None) -> Tensor:
-        return _subtract(name, self.read_tuned(name, rows), self._base.read(name, rows))
+        return _subtract(name, self.read_tuned(name, rows), self.read_base(name, rows))
 
     def read_tuned(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
         """The tuned tensor in its stored dtype; not to be changed in place."""
         check_name(name, self.shapes, "the update")
-        return self._tuned.read(self._tuned_names[name], rows)
+        there = self._tuned_names[name]
+        return self._once("tuned", name, rows, lambda r: self._tuned.read(there, r))
 
 
 class AdapterUpdate(Update):
@@ -173,7 +206,7 @@ class AdapterUpdate(Update):
         update = torch.zeros(())
         if name in self._replacing:
             tuned = self._weights.read(self._replacing[name], rows)
-            update = _subtract(name, tuned, self._base.read(name, rows))
+            update = _subtract(name, tuned, self.read_base(name, rows))
         if pair := self._low_rank(name):
             left_mr, right_rn = pair
             with float32_products():

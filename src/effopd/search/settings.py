@@ -7,7 +7,14 @@ from effopd.errors import ConfigError
 from effopd.search.direction import AlphaPLS, Direction, SinceAccepted, SinceBase, SinceRaw
 from effopd.search.scales import GeometricScales, LadderScales, Scales
 from effopd.search.schedule import AtSteps, EveryN, PowersOfTwo, Schedule
-from effopd.search.validation import AcceptRule, AtLeast, LengthGuard, Strict, Unconditional
+from effopd.search.validation import (
+    AcceptRule,
+    AtLeast,
+    LengthGuard,
+    PairedMargin,
+    Strict,
+    Unconditional,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +82,18 @@ class Search:
         return cls(
             schedule=PowersOfTwo(), scales=LadderScales(), direction=SinceAccepted(),
             accept=Strict(), guard=None, parameters="attention_mlp",
+        )  # fmt: skip
+
+    @classmethod
+    def effopd(cls) -> "Search":
+        """What measured best (docs/search.md): every step, both ways, the rate following.
+
+        For a loop that searches between writing a batch and training on it, and a validator that
+        scores on that batch, as `effopd.training.loop` does.
+        """
+        return cls(
+            schedule=EveryN(n=1), scales=GeometricScales(floor=0.125), accept=PairedMargin(z=1.65),
+            learning_rate="follow",
         )  # fmt: skip
 
     @classmethod
