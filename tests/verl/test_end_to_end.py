@@ -4,6 +4,7 @@ Nothing is mocked. What is compared are weights read back from the rollout serve
 first generated with them, and the answers they gave.
 """
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -328,15 +329,16 @@ def test_the_rate_follows_slopes_and_goes_on_from_a_checkpoint(world: Path, tmp_
         assert found[0] == found[1]
         return found[0]
 
-    def run(out: Path, steps: int) -> None:
-        launch(world, out, overrides(steps, slope="{}") | DENSE | {"trainer.save_freq": 1})
+    def run(out: Path) -> None:
+        launch(world, out, overrides(2, slope="{}") | DENSE | {"trainer.save_freq": 1})
 
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    run(whole, 2)
-    run(resumed, 1)
-    before = remembered(resumed, 1)
-    run(resumed, 2)
-    assert before == remembered(whole, 1)
-    assert before["slope_factor"] != 1.0
-    assert remembered(resumed, 2) == remembered(whole, 2) != before
-    assert not (whole / "checkpoints" / "search.jsonl").exists()
+    run(whole)
+    first, second = remembered(whole, 1), remembered(whole, 2)
+    assert first["slope_factor"] != 1.0
+    assert not (whole / "checkpoints" / "search.jsonl").read_text()
+    # As if it had been killed after the first step.
+    shutil.copytree(whole / "checkpoints" / "global_step_1", resumed / "checkpoints/global_step_1")
+    (resumed / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("1")
+    run(resumed)
+    assert remembered(resumed, 2) == second != first
