@@ -285,7 +285,7 @@ def test_a_gguf_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 def test_the_recipe_is_the_demo() -> None:
     recipe = load_config(ROOT / "recipes" / "smollm2-prompt.toml")
-    assert recipe == make_config({"method": "opd", **RECORDS})
+    assert recipe == make_config({"method": "slope", **RECORDS})
 
 
 def test_another_pair_takes_the_place_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
