@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1] / "docs" / "notebooks"
 LAST = {
     "distil": "[run.evals[1]['accuracy'], run.evals[-1]['accuracy'], run.finished]",
     "understand": "[run.evals[1]['reverse_kl'], run.evals[-1]['reverse_kl'], len(found) == 6]",
-    "search": "[0, min(run.evals[-1]['accuracy'] for run in runs.values()), len(runs) == 4]",
+    "search": "[0, min(run.evals[-1]['accuracy'] for run in runs.values()), len(runs) == 5]",
 }
 """Name -> what is looked at when all cells have run: before, after, and whether all is there."""
 

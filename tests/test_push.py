@@ -171,6 +171,25 @@ def test_intervals(row: dict[str, Any], text: str) -> None:
     assert interval_text(row) == text
 
 
+def test_a_card_without_a_teacher_names_none(run: Path, tmp_path: Path, no_pictures: None) -> None:
+    config = effopd.Config.of("grpo", train={"responses_per_prompt": 4})
+    checkpoint = run / "checkpoints" / "step-00004"
+    hub._write_card(tmp_path, load_run(run), config, checkpoint, "me/model", None, None)
+    card = card_of(tmp_path)
+    assert "on answers of its own, without a teacher. These" in card.text
+    said = card.text.split("## Licence")[0]
+    assert not [word for word in ("| teacher | the", "distil", "by the teacher") if word in said]
+    assert card.data.tags == ["effopd", "grpo"]
+
+
+def test_what_a_world_brings_is_named() -> None:
+    config = effopd.Config.of("slope", task={"type": "smollm2", "task": "sums"})
+    student = "SmolLM2-135M-Instruct"
+    assert hub._models(config, None) == (student, f"{student}, taught sums by effopd")
+    tiny = hub._models(effopd.Config.of("slope"), None)
+    assert tiny == ("the tiny world's base model", "the tiny world's teacher")
+
+
 def test_names_of_models() -> None:
     assert hub._named("Qwen/Qwen3-4B") == "Qwen/Qwen3-4B"
     assert hub._named("/srv/models/mine") == "mine"
@@ -207,8 +226,22 @@ def test_refusals(run: Path, tmp_path: Path) -> None:
     (tmp_path / "full" / "file").touch()
     with pytest.raises(ConfigError, match="choose a new or empty directory"):
         push_to_hub(run, to=tmp_path / "full")
+    with pytest.raises(ConfigError, match=r"'model' is no name .* its owner too, as me/model"):
+        push_to_hub(run, "model")
     with pytest.raises(ConfigError, match="it is a checkpoint of"):
         push_to_hub(run / "checkpoints" / "step-00004", to=tmp_path / "out")
+
+
+def test_what_fails_on_the_way_leaves_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*given: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(hub, "_draw_curve", fail)
+    with pytest.raises(OSError, match="no space"):
+        push_to_hub(run, to=tmp_path / "out")
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_a_damaged_checkpoint_is_not_pushed(run: Path, tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ from effopd.training.config import Config
 from effopd.training.run import config_of_run
 from effopd.training.state import STATE
 
+DISTILLED = ["on-policy-distillation", "distillation"]
 SITE = "https://arxiv.org/abs/2605.11739"
 _SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt", ".tiktoken"}
 _FOLDERS = {"additional_chat_templates"}
@@ -83,30 +84,35 @@ def push_to_hub(
     """
     if (repo is None) == (to is None):
         raise ConfigError("push to a repository (repo, --repo) or to a directory (to, --to)")
+    if repo is not None and _repository(repo) is None:
+        raise ConfigError(f"{repo!r} is no name of a repository: give its owner too, as me/model")
+    target = None if to is None else Path(to)
+    if target is not None and target.exists() and not (target.is_dir() and _is_empty(target)):
+        raise ConfigError(f"{target} is there already: choose a new or empty directory (--to)")
     directory = Path(run)
     config = config_of_run(directory)
     records = load_run(directory)
     checkpoint = _checkpoint(records, step, best=config.checkpoint.keep_best)
     verify_checkpoint(checkpoint)
-
-    def fill(folder: Path, name: str, copy: Callable[[Path, Path], object]) -> None:
-        _copy_model(checkpoint, folder, copy)
+    # Beside the checkpoint its weights need no second copy; a directory is whole or not there.
+    beside = directory if target is None else target.absolute().parent
+    beside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".push-", dir=beside) as temporary:
+        folder = Path(temporary) / "model"
+        folder.mkdir()
+        _copy_model(checkpoint, folder, _link if target is None else shutil.copyfile)
         _complete(folder, records, base_model)
+        name = repo or Path(to or "").name
         _write_card(folder, records, config, checkpoint, name, license, base_model)
-
-    if to is not None:
-        target = Path(to)
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise ConfigError(f"{target} is there already: choose a new or empty directory (--to)")
-        target.mkdir(parents=True, exist_ok=True)
-        fill(target, target.name, shutil.copyfile)
-        return str(target)
-    assert repo is not None
-    # Beside the checkpoint its weights need no second copy.
-    with tempfile.TemporaryDirectory(prefix=".push-", dir=directory) as temporary:
-        fill(Path(temporary), repo, _link)
+        if target is not None:
+            os.replace(folder, target)
+            return str(target)
         message = f"Step {checkpoint_step(checkpoint)} of {records.label}, by effopd"
-        return upload(Path(temporary), repo, private=private, message=message)
+        return upload(folder, name, private=private, message=message)
+
+
+def _is_empty(directory: Path) -> bool:
+    return not any(directory.iterdir())
 
 
 def upload(folder: Path, repo: str, *, private: bool, message: str) -> str:
@@ -188,14 +194,9 @@ def _complete(folder: Path, run: Run, base_model: str | None) -> None:
 
 
 def _write_card(
-    folder: Path,
-    run: Run,
-    config: Config,
-    checkpoint: Path,
-    repo: str,
-    license: str | None,
+    folder: Path, run: Run, config: Config, checkpoint: Path, repo: str, license: str | None,
     base_model: str | None,
-) -> None:
+) -> None:  # fmt: skip
     """Writes README.md, recipe.toml and curve.png."""
     from huggingface_hub import ModelCard
 
@@ -237,17 +238,9 @@ def _write_card(
 
 
 def _metadata(
-    run: Run,
-    config: Config,
-    step: int,
-    repo: str,
-    student: str,
-    teacher: str,
-    data: str,
-    license: str | None,
-    *,
-    is_adapter: bool,
-) -> Any:
+    run: Run, config: Config, step: int, repo: str, student: str, teacher: str, data: str,
+    license: str | None, *, is_adapter: bool,
+) -> Any:  # fmt: skip
     """The fields that the Hub reads."""
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -271,7 +264,7 @@ def _metadata(
         license=license,
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag="text-generation",
-        tags=["effopd", "on-policy-distillation", "distillation", config.method_name],
+        tags=["effopd", *DISTILLED * config.needs_teacher, config.method_name],
         model_name=repo.split("/")[-1],
         eval_results=results or None,
     )
@@ -279,8 +272,11 @@ def _metadata(
 
 def _models(config: Config, base_model: str | None) -> tuple[str, str]:
     """Student before training and teacher: repositories, or what can be said of a directory."""
-    tiny = isinstance(config.task, TinyWorld)
-    student = config.student.path if config.student is not None else "the tiny world's base model"
+    base, taught = "the tiny world's base model", "the tiny world's teacher"
+    if isinstance(config.task, SmolLM2):
+        base = config.task.gguf or "SmolLM2-135M-Instruct"
+        taught = f"{_named(base)}, taught {config.task.task} by effopd"
+    student = config.student.path if config.student is not None else base
     if config.self_teacher is not None:
         teacher = f"its own weights ({config.self_teacher.weights})"
     elif config.teacher_server is not None:
@@ -289,7 +285,7 @@ def _models(config: Config, base_model: str | None) -> tuple[str, str]:
         named = [config.teacher, *config.teachers.values()]
         teacher = ", ".join(_named(each.path) for each in named if each is not None)
     else:
-        teacher = "the tiny world's teacher" if tiny and config.needs_teacher else "no teacher"
+        teacher = taught if config.needs_teacher else ""
     return base_model or _named(student), teacher
 
 
@@ -320,9 +316,10 @@ def _data(config: Config) -> str:
 
 def _licence(license: str | None, student: str, teacher: str, data: str) -> str:
     own = f"This model: {license}." if license else "This model: not stated by who uploaded it."
+    scores = f"of the answers and scores of {teacher}, " if teacher else ""
     return (
-        f"{own} The licences of what it was made from hold too: of {student}, of the answers and "
-        f"scores of {teacher}, and of the problems ({data})."
+        f"{own} The licences of what it was made from hold too: of {student}, {scores}and of the "
+        f"problems ({data})."
     )
 
 

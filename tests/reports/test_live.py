@@ -127,6 +127,11 @@ def test_a_damaged_record_is_said_and_not_the_end(server, run):
     assert "metrics.jsonl, line 1: schema None, expected 1" in text
     path.write_bytes(whole)
     assert get(server, "/now")[0] == 200
+    (run[0] / "config.toml").unlink(missing_ok=True)
+    (run[0] / "config.toml").mkdir()  # what nobody foresees is said too
+    status, _, text = get(server, "/now")
+    assert status == 500
+    assert text.startswith("IsADirectoryError: ")
 
 
 def test_a_port_that_is_taken_is_refused(run):

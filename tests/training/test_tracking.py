@@ -172,6 +172,15 @@ def test_steps_that_are_trained_again_are_sent_once(
     assert len({each.id for each in fake.opened}) == 1
 
 
+@pytest.mark.parametrize("text", ["", "[]", '{"id": "x", "sent": {"trackio": [1]}}'])
+def test_a_damaged_note_costs_the_run_nothing(
+    models: Path, tmp_path: Path, fake: Fake, text: str
+) -> None:
+    (tmp_path / FILE).write_text(text)
+    assert train_tiny(tracked(models), tmp_path)[0]
+    assert fake.steps("train/loss") == [1, 2, 3, 4]
+
+
 def test_a_run_that_is_finished_opens_no_tracker(models: Path, tmp_path: Path, fake: Fake) -> None:
     for _ in range(2):
         assert train_tiny(tracked(models), tmp_path)[0]
@@ -321,7 +330,7 @@ def test_tensorboard_has_a_killed_run_as_one(models: Path, tmp_path: Path) -> No
 def test_wandb_has_a_killed_run_as_one(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
 
@@ -335,6 +344,7 @@ def test_wandb_has_a_killed_run_as_one(
         return noted.get("metrics") == [3, 0] and logged() == [1, 2, 3]
 
     killed_and_resumed(tracked(models, to=["wandb"], project="sums"), tmp_path, is_written)
+    wandb.teardown()  # its own process closes the file after `finish` has returned
     id_ = json.loads((tmp_path / FILE).read_text())["id"]
     parts = sorted(path.name for path in (tmp_path / "wandb").glob("offline-run-*"))
     assert [name.rsplit("-")[-1] for name in parts] == [id_, id_]

@@ -132,12 +132,12 @@ class RunFollower:
 
     def progress(self) -> Json:
         """Step, number of steps (None where the settings do not say), and a sentence."""
-        run, steps = self.run, None
+        run = self.run
         try:
-            steps = tomllib.loads(run.config).get("train", {}).get("steps")
-        except (tomllib.TOMLDecodeError, AttributeError):
+            steps = tomllib.loads(run.config)["train"]["steps"]
+        except (tomllib.TOMLDecodeError, LookupError, TypeError):
             steps = None
-        steps = steps if isinstance(steps, int) and not isinstance(steps, bool) else None
+        steps = steps if type(steps) is int else None
         step = number(run.metrics[-1], "step", run) or 0 if run.metrics else 0
         found: Json = {"step": step, "steps": steps}
         if not run.info:
@@ -346,11 +346,10 @@ class _Handler(BaseHTTPRequestHandler):
         except ValueError:
             name = None
         page, path = self.server.page, self.path
-        if name not in OWN_NAMES:
-            self._send(HTTPStatus.FORBIDDEN, "Host is not a name of this machine", "text/plain")
-            return
         try:
-            if path == "/":
+            if name not in OWN_NAMES:
+                self._send(HTTPStatus.FORBIDDEN, "Host is not a name of this machine", "text/plain")
+            elif path == "/":
                 self._send(HTTPStatus.OK, page.page(), "text/html")
             elif path == "/now":
                 found = page.news(self.headers.get("If-None-Match", ""))
@@ -366,6 +365,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send(HTTPStatus.NOT_FOUND, "not a page of effopd watch", "text/plain")
         except RecordError as error:
             self._send(HTTPStatus.SERVICE_UNAVAILABLE, str(error), "text/plain")
+        except Exception as error:  # told to the reader, whose page shows it
+            said = f"{type(error).__name__}: {error}"
+            self._send(HTTPStatus.INTERNAL_SERVER_ERROR, said, "text/plain")
 
     def _send(self, status: HTTPStatus, text: str, kind: str) -> None:
         content = text.encode(errors="replace")

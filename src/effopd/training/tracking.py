@@ -14,7 +14,6 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from effopd.errors import ConfigError, MissingExtraError
@@ -192,30 +191,30 @@ class Tracking:
             return
         try:
             self._state = json.loads((self._run / FILE).read_text("utf-8"))
-            id_, sent = str(self._state["id"]), self._state["sent"]
-        except (OSError, ValueError, KeyError, TypeError):
-            id_, sent = uuid.uuid4().hex[:8], {}
-            self._state = {"schema": SCHEMA, "id": id_, "sent": sent}
+            had = {
+                kind: {
+                    log: (step, place) for log, (step, place) in self._state["sent"][kind].items()
+                }
+                for kind in self._state["sent"]
+            }
+            id_ = str(self._state["id"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or damaged
+            id_, had = uuid.uuid4().hex[:8], {}
+            self._state = {"schema": SCHEMA, "id": id_, "sent": {}}
             write_json_atomic(self._run / FILE, self._state)
         tracked = Tracked(
             run=self._run.absolute(), project=self.settings.project, name=self._name, id=id_,
             config=config,
         )  # fmt: skip
         for kind in self.settings.to:
-            has: Sent = {log: (step, place) for log, (step, place) in sent.get(kind, {}).items()}
-            follower = _Follower(kind, tracked, has, self._note)
+            follower = _Follower(kind, tracked, had.get(kind, {}), self._note)
             self._followers.append(follower)
             follower.thread.start()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
         """Lets the trackers take the rest, for `wait_s` at most; a second Ctrl-C does not wait."""
         wait_s = 0.0 if isinstance(error, KeyboardInterrupt) else self.settings.wait_s
         for follower in self._followers:
