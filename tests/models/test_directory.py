@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.fakes import TOKENIZER, tiny_model
+from tests.fakes import tiny_model
 from tests.support.checkpoints import save_family
 from transformers.utils import logging as transformers_logging
 
@@ -24,20 +24,6 @@ GGUF = "GGUF files hold weights quantized for llama.cpp"
 
 
 # Contents -----------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("models") / "whole"
-    tiny_model().save_pretrained(directory)
-    TOKENIZER.save_pretrained(directory)
-    return directory
-
-
-@pytest.fixture
-def copy(saved: Path, tmp_path: Path) -> Path:
-    """A model directory to damage."""
-    return Path(shutil.copytree(saved, tmp_path / "model"))
 
 
 def refusal(read: Callable[[Path], Any], path: Path) -> str:

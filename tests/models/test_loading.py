@@ -34,20 +34,6 @@ from effopd.training.config import make_config, placed
 transformers_logging.disable_progress_bar()
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("models") / "whole"
-    tiny_model().save_pretrained(directory)
-    TOKENIZER.save_pretrained(directory)
-    return directory
-
-
-@pytest.fixture
-def copy(saved: Path, tmp_path: Path) -> Path:
-    """A model directory to damage."""
-    return Path(shutil.copytree(saved, tmp_path / "model"))
-
-
 def settings(path: Path | str, **more: Any) -> ModelSettings:
     return ModelSettings(path=str(path), **more)
 

@@ -4,7 +4,7 @@
 import textwrap
 
 import pytest
-from tests.support.sandboxes import run_script, sandbox_of
+from tests.support.sandboxes import run_script
 
 from effopd.rewards.sandbox.program import Sandbox
 
@@ -74,11 +74,6 @@ PROGRAMS = {
     "executor that is not shut down": ("from concurrent.futures import ThreadPoolExecutor\nworkers = ThreadPoolExecutor(2); print(workers.submit(pow, 2, 3).result())", b"", b"8\n"),
     "thread that prints last": ("import sys, threading\nsys.setrecursionlimit(10**6)\nthreading.stack_size(2**26)\nf = open(1, 'w')\nthreading.Thread(target=lambda: f.write('6')).start()", b"", b"6"),
 }  # fmt: skip
-
-
-@pytest.fixture(params=["landlock"])
-def sandbox(request: pytest.FixtureRequest) -> Sandbox:
-    return sandbox_of(request.param)
 
 
 @pytest.mark.parametrize(("source", "given", "printed"), PROGRAMS.values(), ids=PROGRAMS)

@@ -32,8 +32,8 @@ FAULTS = (
 )  # fmt: skip
 """Those after which another try brings a good answer."""
 TRICKLE_S = 0.05
-PATIENCE_S = 2.0
-"""Of a client whose server stalls: a hundred times what a good answer takes."""
+PATIENCE_S = 1.0
+"""Of a client whose server stalls: fifty times what a good answer takes."""
 AWAY_S = 0.15
 
 Json = Any

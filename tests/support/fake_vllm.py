@@ -35,8 +35,10 @@ class FakeLLM:
     ) -> list[Any]:
         assert not self.asleep
         self.calls.append(("generate", len(prompts)))
-        pairs = zip(prompts, parameters, strict=True)
-        return [self._one(prompt["prompt_token_ids"], asked) for prompt, asked in pairs]
+        ids = [prompt["prompt_token_ids"] for prompt in prompts]
+        if any("prompt_logprobs" in asked for asked in parameters):
+            return [SimpleNamespace(prompt_logprobs=self._places(row)) for row in ids]
+        return self._written(ids, parameters) if ids else []
 
     def collective_rpc(self, method: Any, args: tuple[Any, ...]) -> list[Any]:
         assert "weights" not in self.asleep
@@ -61,24 +63,30 @@ class FakeLLM:
                 if not self.drops_weights:
                     own[name].copy_(tensor)
 
-    def _one(self, ids: list[int], asked: dict[str, Any]) -> Any:
-        if "prompt_logprobs" in asked:
-            return SimpleNamespace(prompt_logprobs=self._places(ids))
+    def _written(self, ids: list[list[int]], parameters: Sequence[dict[str, Any]]) -> list[Any]:
+        """One batch: the requests of a call differ in prompts and seeds alone."""
+        first = parameters[0]
+        assert all(asked | {"seed": 0} == first | {"seed": 0} for asked in parameters)
         sampling = Sampling(
-            max_new_tokens=asked["max_tokens"],
-            stop=tuple(asked["stop"]),
-            **{key: asked[key] for key in ("temperature", "top_p", "top_k")},
+            max_new_tokens=first["max_tokens"],
+            stop=tuple(first["stop"]),
+            **{key: first[key] for key in ("temperature", "top_p", "top_k")},
         )
-        request = Request(prompt_ids=tuple(ids), seed=asked["seed"])
-        self.model.generation_config.eos_token_id = asked["stop_token_ids"]
-        written = HFEngine(self.model, self.tokenizer).generate([request], sampling)[0]
-        pairs = zip(written.token_ids, written.log_probs, strict=True)
-        one = SimpleNamespace(
-            token_ids=list(written.token_ids),
-            logprobs=[{token: Logprob(value)} for token, value in pairs],
-            finish_reason=written.finish_reason,
-        )
-        return SimpleNamespace(outputs=[one], prompt_logprobs=None)
+        self.model.generation_config.eos_token_id = first["stop_token_ids"]
+        requests = [
+            Request(prompt_ids=tuple(row), seed=asked["seed"])
+            for row, asked in zip(ids, parameters, strict=True)
+        ]
+        found = []
+        for written in HFEngine(self.model, self.tokenizer).generate(requests, sampling):
+            pairs = zip(written.token_ids, written.log_probs, strict=True)
+            one = SimpleNamespace(
+                token_ids=list(written.token_ids),
+                logprobs=[{token: Logprob(value)} for token, value in pairs],
+                finish_reason=written.finish_reason,
+            )
+            found.append(SimpleNamespace(outputs=[one], prompt_logprobs=None))
+        return found
 
     @torch.no_grad()
     def _places(self, ids: list[int]) -> list[Any]:

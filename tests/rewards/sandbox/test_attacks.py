@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.sandboxes import BRIEF, QUICK, run_script, sandbox_of
+from tests.support.sandboxes import BRIEF, QUICK, run_script
 
 from effopd.rewards.sandbox.program import Limits, Outcome, Sandbox
 
@@ -44,11 +44,6 @@ def write(path):
     with open(path, "w") as file:
         file.write("x")
 """
-
-
-@pytest.fixture(params=["landlock"])
-def sandbox(request: pytest.FixtureRequest) -> Sandbox:
-    return sandbox_of(request.param)
 
 
 @pytest.fixture

@@ -53,11 +53,6 @@ SCRIPTS = {
 }  # fmt: skip
 
 
-@pytest.fixture(params=["landlock"])
-def sandbox(request: pytest.FixtureRequest) -> Sandbox:
-    return sandbox_of(request.param)
-
-
 @pytest.mark.parametrize(("source", "given", "printed"), SCRIPTS.values(), ids=SCRIPTS)
 def test_script(sandbox: Sandbox, source: str, given: bytes, printed: bytes) -> None:
     outcome = run_script(sandbox, textwrap.dedent(source), given)

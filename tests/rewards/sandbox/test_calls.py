@@ -14,11 +14,6 @@ from effopd.rewards.sandbox.program import Limits, Outcome, Program, Sandbox, Sa
 from effopd.rewards.sandbox.server_process import Ending, Job, ServerProcess
 
 
-@pytest.fixture(params=["landlock"])
-def sandbox(request: pytest.FixtureRequest) -> Sandbox:
-    return sandbox_of(request.param)
-
-
 @pytest.fixture
 def jobs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many calls each child was given, in order."""
