@@ -12,6 +12,7 @@ from effopd.demo.pretrain import exchange_ends_
 from effopd.errors import ConfigError
 from effopd.evaluation.routing import Teachers, routed_reverse_kl
 from effopd.models.policy import Policy
+from effopd.models.tokenizers import ends_remark
 from effopd.training.config import Config, load_config
 from effopd.training.run import train
 from effopd.training.teachers import align_vocabularies
@@ -28,6 +29,9 @@ def test_an_exchanged_end_is_as_likely_as_the_other_was() -> None:
     found = align_vocabularies(student, {"the teacher": teacher}, readers=["the teacher"])
     assert "'<eos>' (2) of the student is '<end>' (16) of the teacher" in found.remarks[1]
     reading = found.readings["the teacher"]
+    ends = (student.tokenizer, student.end_ids), (teacher.tokenizer, teacher.end_ids)
+    said = ends_remark(*ends[0], *ends[1], "the teacher", exchanges=True)
+    assert said.endswith("those of the teacher with '<end>': the first of both are taken for one")
     teachers = Teachers(policies={"": teacher}, readings={"": reading})
     problems = [Problem(id="p", prompt="3 + 4 =")] * 8
     answers = policy_writer(student, max_new_tokens=32).answer(problems, range(8))

@@ -265,6 +265,7 @@ def tokenizers(run: CheckedRun) -> Iterator[Finding]:
                 model.tokenizer,
                 end_token_ids_in(theirs, model.tokenizer),
                 name,
+                exchanges=_reads_other_tokens(run.config, name),
             )
             if text:
                 yield Finding("warning", "ends of answers", text)
@@ -280,6 +281,11 @@ def tokenizers(run: CheckedRun) -> Iterator[Finding]:
         config.prompt, tokenizer, [_QUESTION], ends=ends, cap=most, positions=None
     ):
         yield Finding("problem" if own.ids[-1] in ends else "warning", "prompt", remark)
+
+
+def _reads_other_tokens(config: Config, name: str) -> bool:
+    """Whether a model is a teacher, which a mapping or an alignment may stand before."""
+    return name.startswith("teacher") and config.self_teacher is None
 
 
 def _other_tokens(
@@ -303,7 +309,7 @@ def _compared(run: CheckedRun, name: str, student: Any, other: Any) -> Iterator[
     try:
         shared = shared_vocabulary(student, other, name if "." in name else f"the {name}")
     except ParameterMismatchError as error:
-        is_teacher = name.startswith("teacher") and run.config.self_teacher is None
+        is_teacher = _reads_other_tokens(run.config, name)
         yield _other_tokens(run.config, name, student, other, error, is_teacher=is_teacher)
         return
     if shared.remark:

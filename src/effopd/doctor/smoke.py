@@ -41,6 +41,7 @@ def smoke_run(config: Config, recipe: Path | None = None) -> Config:
     raw.pop("teacher_device", None)
     if raw.pop("teacher_server", None) is not None:
         raw["teacher"] = {"path": raw.get("student", {}).get("path", "")}
+        raw.get("alignment", {}).pop("tokenizer", None)
     for section, name in ("student", "student"), ("teacher", "teacher"), ("reference", "student"):
         if section in raw:
             raw[section] = _model(raw[section], recipe, name)

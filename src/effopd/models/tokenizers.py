@@ -64,12 +64,19 @@ def end_token_remarks(tokenizer: Any, ends: tuple[int, ...]) -> Iterator[str]:
 
 
 def ends_remark(
-    student: Any, ends: Sequence[int], other: Any, other_ends: Sequence[int], name: str
+    student: Any,
+    ends: Sequence[int],
+    other: Any,
+    other_ends: Sequence[int],
+    name: str,
+    *,
+    exchanges: bool = False,
 ) -> str:
     """How the ends of the student's answers and those of another model differ; "" if they do not.
 
     Compared by name. With an end in common the student is taught to write that one; with none, the
-    other model gives every end of the student's the probability of a token it never writes.
+    other model gives every end of the student's the probability of a token it never writes, unless
+    the first of both are taken for one (`exchanges`).
     """
     ours, theirs = (
         {str(tokenizer.convert_ids_to_tokens(i)): i for i in ids}
@@ -83,6 +90,8 @@ def ends_remark(
     )
     if common := [token for token in ours if token in theirs]:
         return f"{said}: {' and '.join(map(repr, common))} ends both"
+    if exchanges:
+        return f"{said}: the first of both are taken for one"
     missing = next((token for token in theirs if token in student.get_vocab()), None)
     remedy = (
         "give both one chat template"
