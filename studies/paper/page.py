@@ -275,10 +275,10 @@ _FOOT = """## What a model of this size can and cannot show
 - With six layers a sliding window of half-width one covers half of the model. Windows at the ends
   are cut short, as the paper's are; that alone can bend a curve down at both ends, so whole windows
   are judged beside them.
-- The paper trains reinforcement learning to saturation and distillation for three epochs. Adam's
+- The paper's rule ends reinforcement learning before it is saturated here (above). Adam's
   steps are of nearly equal length whatever the gradient, so a norm measures how many steps were
   taken and how consistent they are; a claim about spectra or tails is therefore shown again for the
   checkpoint of reinforcement learning that is as accurate as distillation's last one.
 - A teacher that is far better than sampling, but not better than greedy decoding, leaves OPD little
-  to do in the beginning; the second base is not yet right when greedy.
+  to learn but to sample what it knows; both bases are right when greedy.
 """

@@ -30,11 +30,12 @@ Unit = tuple[Study, str, int]
 
 SETUP = """A Qwen3 model of {parameters} parameters ({layers} layers) is taught modular arithmetic
 from noisy demonstrations: it samples badly what it knows. {n} seeds start from {bases} bases in
-turn: {which}. GRPO (with {k} seeds DAPO and PPO too) sharpens the base with {prompts} prompts of
-{responses} answers a step, until the mean reward of five steps has not risen for {patience}
-steps, at most {rl_steps} steps. OPD distils the last checkpoint of each such run into the same
-base: {steps} updates of {answers} answers. The learning rate is {lr:g}. Accuracy is over
-{problems} held-out problems, {passes} sampled answers each."""
+turn, whose demonstrations are clean until {which} of greedy answers are right. GRPO (with {k}
+seeds DAPO and PPO too) sharpens the base with {prompts} prompts of {responses} answers a step,
+until the mean reward of five steps has not risen for {patience} steps, at most {rl_steps} steps.
+OPD distils the last checkpoint of each such run into the same base: {steps} updates of {answers}
+answers. The learning rate is {lr:g}. Accuracy is over {problems} held-out problems, {passes}
+sampled answers each."""
 
 
 def reproduce(study: Study, page: Path, workers: int = 2) -> None:
@@ -134,16 +135,13 @@ def _in_parallel(function: Callable[[Unit], str], units: Iterable[Unit], workers
 def _setup(study: Study) -> str:
     first = TinyWorld(**study.bases[0])
     count = sum(parameter.numel() for parameter in make_model(first).parameters())
-    which = [
-        f"right in {TinyWorld(**base).base_greedy:.0%} of the cases when greedy"
-        for base in study.bases
-    ]
+    which = [f"{TinyWorld(**base).base_greedy:.0%}" for base in study.bases]
     return SETUP.format(
         parameters=f"{count / 1e6:.2f} M",
         layers=first.layers,
         n=len(study.seeds),
         bases=len(study.bases),
-        which=", ".join(which),
+        which=" and ".join(which),
         k=min(study.algorithm_seeds, len(study.seeds)),
         prompts=study.rl_prompts,
         responses=study.responses,
