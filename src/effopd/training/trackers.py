@@ -5,6 +5,7 @@ have less than it was given, so it says itself what it has where it can.
 """
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,6 +151,11 @@ class _TensorBoard(Tracker):
         self.sent = dict.fromkeys(LOGS, (first - 1, WHOLE)) if sent else {}
         folder = tracked.run / "tensorboard"
         begun = bool(sent) or folder.exists()  # a kill may come before what was written is noted
+        # They read files by name, and names of one second in any order.
+        files = [name.split(".") for name in os.listdir(folder)] if folder.exists() else []
+        last = max((int(name[3]) for name in files if name[3:] and name[3].isdigit()), default=0)
+        while int(time.time()) == last:
+            time.sleep(0.02)
         self._writer = SummaryWriter(str(folder), purge_step=first if begun else None)
         if not first:
             lines = (f"    {name} = {value}" for name, value in tracked.config.items())
