@@ -2,8 +2,8 @@
 
     python bench/readme_figure.py
 
-draws `docs/assets/steps-by-rate.png` from the tables of `docs/search.md`, which `effopd compare
-recipes/compare-tiny.toml` measured.
+draws `docs/assets/steps-by-rate.png` from the tables of `docs/search.md`, which `effopd compare` of
+`recipes/compare-tiny.toml` and `recipes/compare-slopes.toml` measured.
 """
 
 import re
@@ -14,21 +14,12 @@ ROOT = Path(__file__).parents[1]
 PAGE, PICTURE = ROOT / "docs" / "search.md", ROOT / "docs" / "assets" / "steps-by-rate.png"
 MOST_STEPS = 32
 RATES = ("3e-5", "1e-4", "3e-4", "1e-3")
+SLOPE_RATES = ("1e-5", "1e-3", "1e-1")
 METHODS = {
     "opd": ("vanilla OPD", "#8a8f98"),
-    "opd-reuse": ("vanilla OPD, four updates a batch", "#c08a2e"),
-    "effopd": ("effopd", "#2a6fbb"),
+    "effopd": ("the search", "#c08a2e"),
+    "slope": ("effopd, from this rate", "#2a6fbb"),
 }
-MARKERS = {
-    "opd-reuse": {
-        "marker": "D",
-        "markersize": 11,
-        "fillstyle": "none",
-        "linestyle": "",
-        "zorder": 3,
-    }
-}
-"""It has one rate and lies on top of effopd there."""
 
 
 class Steps(NamedTuple):
@@ -47,6 +38,11 @@ def steps_to_90(page: str) -> dict[tuple[str, str, str], Steps]:
             cells = [cell.strip() for cell in line.strip("|").split("|")]
             if len(cells) == 9 and cells[1] in RATES:
                 found[world, cells[0], cells[1]] = _steps(cells[4])
+    for world, table in re.findall(r"^### Slopes in `(\w+)`\n(.*?)(?=^#|\Z)", page, re.M | re.S):
+        for line in table.splitlines():
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            if cells[0] == "slope":
+                found[world, cells[0], cells[1]] = _steps(cells[2])
     return found
 
 
@@ -68,7 +64,7 @@ def draw(steps: dict[tuple[str, str, str], Steps], path: Path) -> None:
         for method, (label, colour) in METHODS.items():
             rows = [
                 (float(rate), steps[key])
-                for rate in RATES
+                for rate in sorted({*RATES, *SLOPE_RATES}, key=float)
                 if (key := (world, method, rate)) in steps
             ]
             if not rows:
@@ -76,7 +72,7 @@ def draw(steps: dict[tuple[str, str, str], Steps], path: Path) -> None:
             rates = [rate for rate, _ in rows]
             panel.plot(
                 rates, [row.median or beyond for _, row in rows], color=colour, label=label,
-                linewidth=2, **MARKERS.get(method, {"marker": "o", "markersize": 6}),
+                linewidth=2, marker="o", markersize=6,
             )  # fmt: skip
             panel.vlines(
                 rates, [row.low or beyond for _, row in rows],
@@ -84,8 +80,8 @@ def draw(steps: dict[tuple[str, str, str], Steps], path: Path) -> None:
             )  # fmt: skip
         panel.axhline(beyond, color="0.6", linestyle=":", linewidth=1)
         panel.text(
-            1.12e-3,
-            beyond * 0.83,
+            1e-1,
+            beyond * 0.9,
             f"not in {MOST_STEPS} steps",
             ha="right",
             va="top",
@@ -94,12 +90,13 @@ def draw(steps: dict[tuple[str, str, str], Steps], path: Path) -> None:
         )
         panel.set(xscale="log", yscale="log", title=f"world {world}", xlabel="learning rate")
         panel.set_yticks([2, 4, 8, 16, 32], labels=["2", "4", "8", "16", "32"])
-        panel.set_xticks([float(rate) for rate in RATES], labels=RATES)
+        ticks = ("1e-5", "1e-4", "1e-3", "1e-2", "1e-1")
+        panel.set_xticks([float(rate) for rate in ticks], labels=ticks)
         panel.minorticks_off()
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("steps to 90% of the teacher")
-    panels[0].legend(fontsize=9, loc="lower left", frameon=False)
+    panels[0].legend(fontsize=9, loc="upper right", bbox_to_anchor=(1, 0.9), frameon=False)
     panels[0].set_ylim(1.3, beyond * 1.15)
     figure.savefig(path, dpi=150, metadata={"Software": None})
 
