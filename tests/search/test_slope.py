@@ -89,23 +89,35 @@ def test_before_the_first_step_only_the_coming_step_has_a_slope() -> None:
 
 
 def test_a_large_model_is_sampled_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_READ", 2**14)
     generator = torch.Generator().manual_seed(2)
     large, small = torch.zeros(400, 512, requires_grad=True), torch.zeros(100, requires_grad=True)
     optimizer = adamw(large, small)
     for _ in range(2):
         large.grad = 1 + torch.randn(400, 512, generator=generator)
         small.grad = 1 + torch.randn(100, generator=generator)
-        read = slopes(optimizer)
         optimizer.step()
-    monkeypatch.setattr(module, "_READ", 2**40)
-    optimizer.load_state_dict(optimizer.state_dict())
-    sampled = slopes(optimizer)
-    assert slopes(optimizer) == sampled  # all of it, the same again
-    monkeypatch.setattr(module, "_READ", 2**14)
-    assert slopes(optimizer) == pytest.approx(sampled, rel=0.02)
-    assert slopes(optimizer) != sampled
-    assert read[1] < 0
+    whole = slopes(optimizer)
+    monkeypatch.setattr(module, "_READ", 2**14)  # a twelfth
+    assert slopes(optimizer) == pytest.approx(whole, rel=0.02)
+    assert slopes(optimizer) != whole
+
+
+@pytest.mark.parametrize("shape", [(8, 4), (32,)])
+def test_weights_of_any_precision_and_layout_are_moved(shape: tuple[int, ...]) -> None:
+    """Without masters the moments are bfloat16 too; a transposed weight is no vector in place."""
+    weights = torch.ones(shape, dtype=torch.bfloat16)
+    weights = (weights.mT if weights.ndim > 1 else weights).requires_grad_()
+    optimizer = adamw(weights, lr=1.0)
+    rate = SlopeRate(optimizer)
+    weights.grad = torch.full_like(weights, 1.0)
+    rate.before_step_(1.0)
+    optimizer.step()
+    rate.after_step_()
+    weights.grad = torch.full_like(weights, -3.0)  # the minimum is at a quarter of the way
+    rate.try_again_(0.5)
+    assert rate.factor == pytest.approx(0.25, rel=1e-2)
+    assert weights.detach().float() == pytest.approx(torch.full(weights.shape, 0.75), abs=0.01)
+    rate.before_step_()
 
 
 def quadratic(lr: float, noise: float, trials: int) -> tuple[float, list[float]]:

@@ -185,7 +185,9 @@ class SlopeRate:
             for parameter in each["params"]:
                 if state := self._optimizer.state.get(parameter):
                     weights = _local(parameter)
-                    mean, square = (_local(state[name]) for name in ("exp_avg", "exp_avg_sq"))
+                    mean, square = (
+                        _local(state[name]).float() for name in ("exp_avg", "exp_avg_sq")
+                    )
                     step = _direction(each, mean, square, float(state["step"]))
                     weights.add_(step, alpha=old).mul_((1 - decay * new) / (1 - decay * old))
                     weights.sub_(step, alpha=new)
@@ -236,7 +238,7 @@ def _slopes_of(
     b1, b2 = group["betas"]
     mean, square, steps, last = torch.zeros_like(g), torch.zeros_like(g), 0.0, torch.zeros_like(g)
     if state:
-        mean, square = (_sampled(state[name], every) for name in ("exp_avg", "exp_avg_sq"))
+        mean, square = (_sampled(state[name], every).float() for name in ("exp_avg", "exp_avg_sq"))
         steps = float(state["step"])
         last = _direction(group, mean, square, steps)
     # The moments that the coming step will have.
@@ -255,7 +257,7 @@ def _direction(group: dict[str, Any], mean: Tensor, square: Tensor, steps: float
 
 def _sampled(tensor: Tensor, every: int) -> Tensor:
     """One in `every` pieces of a tensor, or of this rank's part of one."""
-    flat = _local(tensor)
+    flat = _local(tensor).reshape(-1)
     rows = flat.numel() // (every * _PIECE)
     if every == 1 or rows == 0:
         return flat
@@ -263,5 +265,5 @@ def _sampled(tensor: Tensor, every: int) -> Tensor:
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """A tensor, or this rank's part of one, as a vector."""
-    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).reshape(-1)
+    """A tensor, or this rank's part of one."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
