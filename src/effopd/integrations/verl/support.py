@@ -1,6 +1,6 @@
 """What of verl the plug-in supports: everything else is refused before a process is started."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from operator import not_ as off
 from typing import Any
 
@@ -95,18 +95,10 @@ DENSE: tuple[tuple[str, Condition, str], ...] = (
 
 def check_supported(config: Mapping[str, Any], settings: PluginSettings) -> None:
     """Refuses what the plug-in does not support."""
-    problems = [
-        f"{key} = {value!r} is not supported by effopd: {remedy}"
-        for key, is_met, remedy in REQUIREMENTS
-        if not is_met(value := lookup(config, key))
-    ]
+    problems = _unmet(config, REQUIREMENTS, " is not supported by effopd: {}")
     search, validation, reward = settings.search, settings.validation, "reward.reward_model"
     if settings.slope is not None:
-        problems += [
-            f"{key} = {value!r}: {remedy}"
-            for key, is_met, remedy in DENSE
-            if not is_met(value := lookup(config, key))
-        ]
+        problems += _unmet(config, DENSE, ": {}")
         if problems:
             raise ConfigError("\n".join(problems))
         return
@@ -128,13 +120,22 @@ def check_supported(config: Mapping[str, Any], settings: PluginSettings) -> None
             f"no room for it; set {reward}.enable_resource_pool to True, or use a reward function"
         )
     if isinstance(validation, ServedKLValidation):
-        problems += [
-            f"{key} = {value!r} {remedy}, or score by effopd.validation.type = 'reward'"
-            for key, is_met, remedy in TEACHER
-            if not is_met(value := lookup(config, key))
-        ]
+        ending = " {}, or score by effopd.validation.type = 'reward'"
+        problems += _unmet(config, TEACHER, ending)
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def _unmet(
+    config: Mapping[str, Any], table: Iterable[tuple[str, Condition, str]], ending: str
+) -> list[str]:
+    """A sentence for each key of a table whose value is not supported."""
+    found = ((key, lookup(config, key), is_met, remedy) for key, is_met, remedy in table)
+    return [
+        f"{key} = {value!r}{ending.format(remedy)}"
+        for key, value, is_met, remedy in found
+        if not is_met(value)
+    ]
 
 
 def lookup(config: Mapping[str, Any], key: str) -> Any:
