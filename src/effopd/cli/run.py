@@ -127,7 +127,7 @@ def run_demo(
 
 
 SMOLLM2_METHODS: dict[str, dict[str, Any]] = {
-    "opd": {"method": "opd", "train": {"steps": 16}},
+    "opd": {"method": "opd", "train": {"steps": 16}, "evaluation": {"every": 2}},
     "slope": {"method": "slope", "train": {"steps": 5}, "evaluation": {"first": [1, 2, 3]}},
 }
 """At the learning rate at which vanilla OPD is fast in this task (docs/real-model.md)."""
