@@ -1,5 +1,6 @@
 """Spans of equal bytes by trying every pair of runs, shortest first; and what they are worth."""
 
+import math
 from collections.abc import Sequence
 
 
@@ -33,8 +34,14 @@ def _shortest(
 def advantages(
     runs: Sequence[tuple[int, int, int, int]], ours: Sequence[float], theirs: Sequence[float]
 ) -> list[float]:
-    """Difference of summed log-probabilities on the last token of each run, 0 elsewhere."""
+    """Difference of summed log-probabilities on the last token of each run, 0 elsewhere.
+
+    NaN where the teacher has no token to score.
+    """
     found = [0.0] * len(ours)
     for a, b, c, d in runs:
-        found[b - 1] = sum(theirs[c:d]) - sum(ours[a:b])
+        if c == d:
+            found[a:b] = [math.nan] * (b - a)
+        else:
+            found[b - 1] = sum(theirs[c:d]) - sum(ours[a:b])
     return found
