@@ -317,15 +317,14 @@ DENSE = {
 def test_the_rate_follows_slopes_and_goes_on_from_a_checkpoint(world: Path, tmp_path: Path) -> None:
     """What is remembered is in verl's own optimizer checkpoint, alike on all ranks."""
 
+    def optimizers(out: Path, step: int) -> list[Path]:
+        folder = out / "checkpoints" / f"global_step_{step}" / "actor"
+        return [folder / f"optim_world_size_{RANKS}_rank_{rank}.pt" for rank in range(RANKS)]
+
     def remembered(out: Path, step: int) -> dict[str, float]:
-        found = []
-        for rank in range(RANKS):
-            folder = out / "checkpoints" / f"global_step_{step}" / "actor"
-            state = torch.load(
-                folder / f"optim_world_size_{RANKS}_rank_{rank}.pt", weights_only=False
-            )
-            group = state["param_groups"][0]
-            found.append({key: group[key] for key in group if key.startswith("slope_")})
+        states = [torch.load(path, weights_only=False) for path in optimizers(out, step)]
+        groups = [state["param_groups"][0] for state in states]
+        found = [{k: group[k] for k in group if k.startswith("slope_")} for group in groups]
         assert found[0] == found[1]
         return found[0]
 
@@ -334,11 +333,15 @@ def test_the_rate_follows_slopes_and_goes_on_from_a_checkpoint(world: Path, tmp_
 
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     run(whole)
-    first, second = remembered(whole, 1), remembered(whole, 2)
-    assert first["slope_factor"] != 1.0
+    assert remembered(whole, 1)["slope_factor"] not in (1.0, remembered(whole, 2)["slope_factor"])
     assert not (whole / "checkpoints" / "search.jsonl").read_text()
-    # As if it had been killed after the first step.
+    # As if it had been killed after a first step that left another factor; servers start anew, so
+    # answers differ. Two updates multiply the factor by 2 at most.
     shutil.copytree(whole / "checkpoints" / "global_step_1", resumed / "checkpoints/global_step_1")
     (resumed / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("1")
+    for path in optimizers(resumed, 1):
+        state = torch.load(path, weights_only=False)
+        state["param_groups"][0]["slope_factor"] = 8.0
+        torch.save(state, path)
     run(resumed)
-    assert remembered(resumed, 2) == second != first
+    assert 4.0 <= remembered(resumed, 2)["slope_factor"] <= 16.0
