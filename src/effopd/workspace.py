@@ -23,17 +23,18 @@ class Workspace:
     Args:
         path: The directory; created with its parents.
         what: What it holds, for messages: "run", "analysis", "evaluation", "comparison".
+        wait_s: How long another process may take to leave it, in seconds.
 
     Raises:
         ConfigError: The directory cannot be created or written to.
         RunLockedError: Another process is writing to it.
     """
 
-    def __init__(self, path: Path, what: str) -> None:
+    def __init__(self, path: Path, what: str, *, wait_s: float = 0.0) -> None:
         self.path, self._what = path, what
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(path / f"{what}.lock", timeout=0)
+            self._lock = FileLock(path / f"{what}.lock", timeout=wait_s)
             self._lock.acquire()
         except Timeout:
             raise RunLockedError(

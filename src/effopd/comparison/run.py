@@ -11,11 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from filelock import FileLock, Timeout
-
 from effopd.comparison.plan import Plan, PlannedCell, load_plan, parent_of
 from effopd.comparison.pool import Job, Outcome, Pool
-from effopd.errors import ConfigError
+from effopd.errors import ConfigError, RunLockedError
 from effopd.progress import SILENT, Display, Progress
 from effopd.records import MANIFEST, checkpoint_path, load_run, write_json_atomic, write_text_atomic
 from effopd.training.signals import StopRequest
@@ -218,9 +216,8 @@ def _outlive_orphans(out: Path, cells: Sequence[PlannedCell]) -> None:
     A run that something else writes to fails later, with a message.
     """
     for cell in cells:
-        lock = out / cell.name / "run.lock"
-        if lock.is_file():
-            with suppress(Timeout), FileLock(lock, timeout=ORPHANS_S):
+        if (run := out / cell.name).is_dir():
+            with suppress(RunLockedError), Workspace(run, "run", wait_s=ORPHANS_S):
                 pass
 
 
