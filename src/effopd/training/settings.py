@@ -1,12 +1,12 @@
 """Settings of the loop."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal
 
+from effopd.data.problem import is_path
 from effopd.errors import ConfigError
 from effopd.evaluation.kept_states import DEFAULT_GB
 from effopd.records import quality, reaches
@@ -244,7 +244,7 @@ class EvaluationSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "first", tuple(self.first))
-        if self.metric and not re.fullmatch(r"[\w.]+:[\w.]+", self.metric):
+        if self.metric and not is_path(self.metric):
             raise ConfigError(
                 f"evaluation.metric must name a 'package.module:function', got {self.metric!r}"
             )
