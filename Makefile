@@ -8,6 +8,10 @@ PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 export NO_MKDOCS_2_WARNING := 1
 unexport PYTHONDONTWRITEBYTECODE # what pytest makes of the tests is kept for its next start
 
+# Tests wait for browsers, servers and programs a third of their time.
+CORES := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+WORKERS ?= $(shell expr \( $(CORES) \& $(CORES) \< 16 \| 16 \) \* 3 / 2)
+
 ifndef SEED
 SEED := $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
 endif
@@ -21,8 +25,8 @@ help: ## Show this list
 demo: .venv/.installed ## Train the tiny world with and without the search, write runs/demo/
 	$(BIN)/effopd demo
 
-test: .venv/.installed ## Run the tests (6 minutes on two cores; no network, no GPU needed); MARKS=slow runs others
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(if $(MARKS),-m '$(MARKS)')
+test: .venv/.installed ## Run the tests (5 minutes on two cores; no network, no GPU needed); MARKS=slow runs others
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(if $(MARKS),-m '$(MARKS)')
 
 test-all: .venv/.installed ## Run the slow tests and those of several ranks too, and the GPU tests where there is one
 	$(BIN)/python -m pytest -m 'not network'
