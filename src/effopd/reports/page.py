@@ -1,5 +1,6 @@
 """The page of runs: one HTML file that holds everything it shows and loads nothing."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,9 @@ def page_content(comparison: Comparison) -> tuple[Json, Json]:
     values: Json = {
         "title": plain(comparison.name),
         # A number stays on the line of its noun and its unit.
-        "headline": headline(comparison).replace("e-", "e\u2011"),
+        "headline": re.sub("(?<=step|rate) |(?<=×) ", "\u00a0", headline(comparison)).replace(
+            "e-", "e\u2011"
+        ),
         "highlights": highlights(comparison), "facts": _facts(comparison),
         "command": comparison.command, "chosen": shown,
         "worlds": [(str(i), plain(world)) for i, world in enumerate(comparison.worlds)],
