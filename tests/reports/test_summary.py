@@ -1,5 +1,7 @@
 """Numbers against records made by hand, where each can be read off."""
 
+import dataclasses
+
 import pytest
 
 from effopd.errors import RecordError
@@ -149,6 +151,8 @@ def test_the_headline_is_computed(plain, fast):
         ("3.2×", "fewer sampled tokens"),
         ("2.4×", "less time"),
     ]
+    default = dataclasses.replace(fast, label="mine", info=fast.info | {"method": "slope"})
+    assert headline([plain, fast, default]).startswith("mine reached 90% of the teacher at step 8")
 
 
 def test_the_headline_admits_a_loss(make_run):

@@ -330,11 +330,13 @@ def test_tensorboard_has_a_killed_run_as_one(models: Path, tmp_path: Path) -> No
     assert len(found.Tensors("config/text_summary")) == 1
 
 
+@pytest.mark.slow
 def test_wandb_has_a_killed_run_as_one(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     monkeypatch.setenv("WANDB_SILENT", "true")
 
     def logged() -> list[int]:
