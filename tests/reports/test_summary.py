@@ -176,7 +176,7 @@ def test_the_headline_of_one_run(make_run, fast):
         "effopd reached 90% of the teacher at step 8, after 1,500 sampled tokens."
     )
     low = make_run("effopd", [(4, 0.25, 1, 1.0)], teacher=0.9)
-    assert headline([low]) == "effopd ended at an accuracy of 25.0%; the teacher is at 90.0%."
+    assert headline([low]) == "effopd is at an accuracy of 25.0%; the teacher is at 90.0%."
     blind = make_run("effopd", [(4, 0.25, 1, 1.0)])
     assert headline([blind]).endswith("25.0%; the teacher was not evaluated.")
     assert headline([make_run("effopd", [])]) == "effopd has not been evaluated yet."

@@ -247,7 +247,7 @@ def headline(comparison: Comparison) -> str:
     if at is None and theirs is None:
         if own["median_final_accuracy"] is None:
             return f"{text} has not been evaluated yet."
-        final = f"{text} ended at an accuracy of {format_percent(own['median_final_accuracy'])}"
+        final = f"{text} is at an accuracy of {format_percent(own['median_final_accuracy'])}"
         level = "was not evaluated" if teacher is None else f"is at {format_percent(teacher)}"
         return f"{final}; the teacher {level}."
     if base is None:

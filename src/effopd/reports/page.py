@@ -173,7 +173,7 @@ def _run_by_run(comparison: Comparison, figures: dict[str, list[Json]]) -> tuple
         known = [(key, run.info.get(key)) for key in ("method", "lr", "seed")]
         facts = [f"{key} {value}" for key, value in [*known, *listed] if value is not None]
         text = run.config or "This run recorded no settings."
-        shown = {"facts": ", ".join([f"ended at {final}", *facts]), "text": text}
+        shown = {"facts": ", ".join([f"accuracy {final}", *facts]), "text": text}
         settings.append({"label": style.label, "color": style.color, **shown})
     values: Json = {"table_notes": notes(runs), "searches": searches, "watched": watched}
     values |= {"runs": settings, "kl_limit": limit if samples else 0}
