@@ -207,8 +207,8 @@ class Comparison:
             base = self.summary["baseline"]
             methods = unique(row["method"] for row in self.summary["best"])
             others = [method for method in methods if method != base]
-            ours = [method for method in OURS if method in methods]
-            return [*ours, *others, *methods, ""][0], base
+            first = [method for method in OURS if method in methods]
+            return [*first, *others, *methods, ""][0], base
         trained = [(cell.run.info.get("method"), cell) for cell in self.cells]
         ours = [cell for name in OURS for method, cell in trained if method == name]
         others = [cell for method, cell in trained if method != BASELINE]
