@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from effopd.records import Run
+from effopd.records import Run, write_text_atomic
 from effopd.reports.comparison import (
     BEST,
     METHOD_NOTES,
@@ -18,7 +18,7 @@ from effopd.reports.comparison import (
     robustness_text,
     share_text,
 )
-from effopd.reports.embedding import write_page
+from effopd.reports.embedding import rendered_page
 from effopd.reports.figures import AXES, Figure, accuracy_figure, rates_figure, reverse_kl_figure
 from effopd.reports.rollouts import divergence_limit, rollout_rows
 from effopd.reports.series import base_accuracy, plain, trials
@@ -51,7 +51,8 @@ def write_comparison(comparison: Comparison, path: Path | str) -> None:
         for each in data["samples"]
     }
     scripts = ["page.js", *(["rollouts.js"] if rollouts else [])]
-    write_page(path, "runs.html", values, {"data": data, **rollouts}, scripts)
+    text = rendered_page("runs.html", values, {"data": data, **rollouts}, scripts)
+    write_text_atomic(path, text)
 
 
 def page_content(comparison: Comparison) -> tuple[Json, Json]:
