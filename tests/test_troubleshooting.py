@@ -38,7 +38,7 @@ def test_the_page_quotes_messages_of_the_package() -> None:
     said = re.sub(r"[\s\"']+", " ", source)
     for words in re.findall(r"^> (.+)$", PAGE, re.MULTILINE):
         parts = re.split(
-            r"`CUDA out of memory` \.\.\.|[\d.]+%?|student and teacher|the teacher ", words
+            r"`CUDA out of memory` \.\.\.|[\d.]+%?|student and teacher|the reference ", words
         )
         for part in filter(None, (part.strip(" .:") for part in parts)):
             plain = re.sub(r"[\s\"']+", " ", part)

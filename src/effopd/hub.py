@@ -245,6 +245,7 @@ def _metadata(
     from huggingface_hub import EvalResult, ModelCardData
 
     pushed, dataset = _evaluation(run, "student", step) or {}, _repository(data)
+    base = _repository(student)
     results = [
         EvalResult(
             task_type="text-generation",
@@ -257,8 +258,8 @@ def _metadata(
         if pushed.get(name) is not None
     ]
     return ModelCardData(
-        base_model=_repository(student),
-        base_model_relation="adapter" if is_adapter else "finetune",
+        base_model=base,
+        base_model_relation=("adapter" if is_adapter else "finetune") if base else None,
         teacher=_repository(teacher),
         datasets=[dataset] if dataset else None,
         license=license,

@@ -154,6 +154,10 @@ def test_a_method_looks_the_same_in_every_comparison(make_run):
     methods = ["paper", "opd", "opd", "effopd", "other", "other"]
     styles = run_styles([make_run(method, []) for method in methods])
     alone = run_styles([make_run("effopd", [])])[0]
+    ours = [run_styles([make_run(method, []) for method in order])[-1] for order in (
+        ["slope"], ["other", "slope"],
+    )]  # fmt: skip
+    assert ours[0] == ours[1]
     assert (styles[3].color, styles[3].symbol) == (alone.color, alone.symbol)
     assert styles[1].color == styles[2].color
     assert styles[1].dash != styles[2].dash

@@ -1,5 +1,7 @@
 """Numbers against records made by hand, where each can be read off."""
 
+import dataclasses
+
 import pytest
 
 from effopd.errors import RecordError
@@ -149,6 +151,8 @@ def test_the_headline_is_computed(plain, fast):
         ("3.2×", "fewer sampled tokens"),
         ("2.4×", "less time"),
     ]
+    default = dataclasses.replace(fast, label="mine", info=fast.info | {"method": "slope"})
+    assert headline([plain, fast, default]).startswith("mine reached 90% of the teacher at step 8")
 
 
 def test_the_headline_admits_a_loss(make_run):
@@ -172,7 +176,7 @@ def test_the_headline_of_one_run(make_run, fast):
         "effopd reached 90% of the teacher at step 8, after 1,500 sampled tokens."
     )
     low = make_run("effopd", [(4, 0.25, 1, 1.0)], teacher=0.9)
-    assert headline([low]) == "effopd ended at an accuracy of 25.0%; the teacher is at 90.0%."
+    assert headline([low]) == "effopd is at an accuracy of 25.0%; the teacher is at 90.0%."
     blind = make_run("effopd", [(4, 0.25, 1, 1.0)])
     assert headline([blind]).endswith("25.0%; the teacher was not evaluated.")
     assert headline([make_run("effopd", [])]) == "effopd has not been evaluated yet."

@@ -111,7 +111,10 @@ def test_numbers_of_rows() -> None:
         "train/overlap_by_decile/0": 0.5, "train/foresight": 1,
     }  # fmt: skip
     assert scalars_of("evals", {"model": "student", "accuracy": 1.0}) == {"eval/accuracy": 1.0}
-    assert scalars_of("evals", {"model": "teacher", "accuracy": 1.0}) == {"teacher/accuracy": 1.0}
+    teacher = {"model": "teacher", "accuracy": 1.0, "n": 6, "sampled_tokens": 0}
+    assert scalars_of("evals", teacher) == {"teacher/accuracy": 1.0}
+    trial = {"trial": 1, "scale": 2.0, "accepted": False}
+    assert scalars_of("search", trial) == {"search/scale": 2.0, "search/accepted": 0}
 
 
 def test_a_completion_has_its_reward_and_the_divergence_of_each_token() -> None:
@@ -121,7 +124,7 @@ def test_a_completion_has_its_reward_and_the_divergence_of_each_token() -> None:
     }  # fmt: skip
     found = completion_of(row)
     assert (found["reward"], found["tokens"], found["kl_mean"]) == (1.0, 3, 0.375)
-    assert found["kl_by_token"] == "is=0.500  2= <e>=0.250"
+    assert found["kl_by_token"] == "is 0.500 ·  2 - · <e> 0.250"
 
 
 def test_rollouts_of_a_step_wait_until_they_are_all_there(tmp_path: Path) -> None:
@@ -327,11 +330,13 @@ def test_tensorboard_has_a_killed_run_as_one(models: Path, tmp_path: Path) -> No
     assert len(found.Tensors("config/text_summary")) == 1
 
 
+@pytest.mark.slow
 def test_wandb_has_a_killed_run_as_one(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     monkeypatch.setenv("WANDB_SILENT", "true")
 
     def logged() -> list[int]:

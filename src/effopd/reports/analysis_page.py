@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from effopd.records import write_text_atomic
 from effopd.reports.analysis import Analysis, numbers
 from effopd.reports.analysis_figures import (
     SPECTRA,
@@ -21,7 +22,7 @@ from effopd.reports.analysis_figures import (
     trajectory_figure,
 )
 from effopd.reports.analysis_tables import divergence_cells, norm_cells, shift_cells, table_1_cells
-from effopd.reports.embedding import write_page
+from effopd.reports.embedding import rendered_page
 from effopd.reports.figures import Figure
 from effopd.reports.png import write_sheets
 from effopd.reports.rollouts import example_html
@@ -38,7 +39,8 @@ PICTURED = 60
 def write_analysis(analysis: Analysis, path: Path | str) -> None:
     """Writes the page of an analysis, about 5 MB, replaced in one step."""
     values, figures = analysis_content(analysis)
-    write_page(path, "analysis.html", values, {"data": {"figures": figures}}, ["page.js"])
+    data = {"data": {"figures": figures}}
+    write_text_atomic(path, rendered_page("analysis.html", values, data, ["page.js"]))
 
 
 def analysis_content(analysis: Analysis) -> tuple[Json, dict[str, list[Json]]]:

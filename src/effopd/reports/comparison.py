@@ -38,6 +38,9 @@ from effopd.reports.tables import (
     markdown_table,
 )
 
+OURS = ("slope", "effopd")
+"""Methods that a page speaks of first."""
+
 BEST = "best"
 """Choice of the learning-rate control that shows each method at its own best rate."""
 
@@ -198,15 +201,16 @@ class Comparison:
     def pair(self) -> tuple[str, str | None]:
         """The method of interest and its baseline, None where there is none.
 
-        Of interest is "effopd" if there is one, else the first that is no baseline, else the first.
+        Of interest is "slope", the default, else "effopd", else the first that is no baseline.
         """
         if self.is_plan:
             base = self.summary["baseline"]
             methods = unique(row["method"] for row in self.summary["best"])
             others = [method for method in methods if method != base]
-            return ("effopd" if "effopd" in methods else [*others, *methods, ""][0]), base
+            first = [method for method in OURS if method in methods]
+            return [*first, *others, *methods, ""][0], base
         trained = [(cell.run.info.get("method"), cell) for cell in self.cells]
-        ours = [cell for method, cell in trained if method == "effopd"]
+        ours = [cell for name in OURS for method, cell in trained if method == name]
         others = [cell for method, cell in trained if method != BASELINE]
         cell = [*ours, *others, *self.cells][0]
         baseline = baseline_of(cell.run, self.runs)
@@ -243,7 +247,7 @@ def headline(comparison: Comparison) -> str:
     if at is None and theirs is None:
         if own["median_final_accuracy"] is None:
             return f"{text} has not been evaluated yet."
-        final = f"{text} ended at an accuracy of {format_percent(own['median_final_accuracy'])}"
+        final = f"{text} is at an accuracy of {format_percent(own['median_final_accuracy'])}"
         level = "was not evaluated" if teacher is None else f"is at {format_percent(teacher)}"
         return f"{final}; the teacher {level}."
     if base is None:

@@ -5,25 +5,13 @@ import hashlib
 import importlib.resources
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FunctionLoader
 from markupsafe import Markup
 
 from effopd.errors import MissingExtraError
-from effopd.records import display_text, write_text_atomic
-
-
-def write_page(
-    path: Path | str,
-    template: str,
-    values: Mapping[str, Any],
-    data: Mapping[str, object],
-    scripts: Sequence[str],
-) -> None:
-    """Fills a template of this package and writes it as one file, about 5 MB, in one step."""
-    write_text_atomic(path, rendered_page(template, values, data, scripts))
+from effopd.records import display_text
 
 
 def rendered_page(

@@ -149,7 +149,7 @@ def marked_line(
         "x": [x for x, _ in places], "y": [y for _, y in places],
         "line": {"color": style.color, "width": 2.5, "dash": style.dash},
         "marker": {"color": style.color, "size": 7, "symbol": style.symbol},
-        "hoverinfo": "text", "hovertext": list(hovers),
+        "hoverinfo": "text", "hovertext": list(hovers), "cliponaxis": False,
     }  # fmt: skip
 
 

@@ -1,10 +1,11 @@
 """The page of runs: one HTML file that holds everything it shows and loads nothing."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from effopd.records import Run
+from effopd.records import Run, write_text_atomic
 from effopd.reports.comparison import (
     BEST,
     METHOD_NOTES,
@@ -17,7 +18,7 @@ from effopd.reports.comparison import (
     robustness_text,
     share_text,
 )
-from effopd.reports.embedding import write_page
+from effopd.reports.embedding import rendered_page
 from effopd.reports.figures import AXES, Figure, accuracy_figure, rates_figure, reverse_kl_figure
 from effopd.reports.rollouts import divergence_limit, rollout_rows
 from effopd.reports.series import base_accuracy, plain, trials
@@ -50,7 +51,8 @@ def write_comparison(comparison: Comparison, path: Path | str) -> None:
         for each in data["samples"]
     }
     scripts = ["page.js", *(["rollouts.js"] if rollouts else [])]
-    write_page(path, "runs.html", values, {"data": data, **rollouts}, scripts)
+    text = rendered_page("runs.html", values, {"data": data, **rollouts}, scripts)
+    write_text_atomic(path, text)
 
 
 def page_content(comparison: Comparison) -> tuple[Json, Json]:
@@ -97,7 +99,9 @@ def page_content(comparison: Comparison) -> tuple[Json, Json]:
     values: Json = {
         "title": plain(comparison.name),
         # A number stays on the line of its noun and its unit.
-        "headline": headline(comparison).replace("e-", "e\u2011"),
+        "headline": re.sub("(?<=step|rate) |(?<=×) ", "\u00a0", headline(comparison)).replace(
+            "e-", "e\u2011"
+        ),
         "highlights": highlights(comparison), "facts": _facts(comparison),
         "command": comparison.command, "chosen": shown,
         "worlds": [(str(i), plain(world)) for i, world in enumerate(comparison.worlds)],
@@ -170,7 +174,7 @@ def _run_by_run(comparison: Comparison, figures: dict[str, list[Json]]) -> tuple
         known = [(key, run.info.get(key)) for key in ("method", "lr", "seed")]
         facts = [f"{key} {value}" for key, value in [*known, *listed] if value is not None]
         text = run.config or "This run recorded no settings."
-        shown = {"facts": ", ".join([f"ended at {final}", *facts]), "text": text}
+        shown = {"facts": ", ".join([f"accuracy {final}", *facts]), "text": text}
         settings.append({"label": style.label, "color": style.color, **shown})
     values: Json = {"table_notes": notes(runs), "searches": searches, "watched": watched}
     values |= {"runs": settings, "kl_limit": limit if samples else 0}

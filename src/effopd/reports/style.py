@@ -20,6 +20,7 @@ _METHODS = {
     "paper": ("#009E73", "square"),
     "release": ("#CC79A7", "triangle-up"),
     "effopd": ("#D55E00", "diamond"),
+    "slope": ("#E69F00", "triangle-down"),
     "exopd": ("#720BD9", "triangle-left"),
     "alphaopd": ("#73481D", "triangle-right"),
     "expo": ("#BFAE56", "hexagon"),
@@ -28,7 +29,7 @@ _METHODS = {
     "ppo": ("#8C2346", "diamond-tall"),
     "dr_grpo": ("#9EBF7C", "hexagram"),
 }
-_OTHERS = (("#E69F00", "triangle-down"), ("#56B4E9", "cross"), ("#8A8A8A", "x"))
+_OTHERS = (("#56B4E9", "cross"), ("#8A8A8A", "x"), ("#4038A8", "pentagon"))
 _RATE_MARKS = ("circle", "square", "triangle-up", "triangle-down", "pentagon")
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 

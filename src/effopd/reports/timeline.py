@@ -40,7 +40,7 @@ _EDGE = {"color": "rgba(120,120,120,0.9)", "width": 1}
 _MARKERS: dict[str, Figure] = {
     "incumbent": {"symbol": "line-ew-open", "size": 14, "line": {"width": 2}},
     "rejected": {"symbol": "circle", "size": 10, "line": _EDGE},
-    "not finite": {"symbol": "x-thin-open", "size": 9, "line": {"width": 2}},
+    "not scored": {"symbol": "x-thin-open", "size": 9, "line": {"width": 2}},
     "accepted": {"symbol": "star", "size": 18, "line": _EDGE},
 }
 """How each kind of trial is drawn, the ones in front last."""
@@ -87,7 +87,7 @@ def _kind(trial: Trial) -> str:
         return "incumbent"
     if trial.accepted:
         return "accepted"
-    return "not finite" if trial.kind == "candidate" and trial.score is None else "rejected"
+    return "not scored" if trial.kind == "candidate" and trial.score is None else "rejected"
 
 
 def advantage_limit(found: Sequence[Trial]) -> float:

@@ -204,12 +204,16 @@ PREFIXES: Mapping[str, Sequence[str]] = {
 }
 """Log -> first parts of the names that its numbers have in trackers."""
 
+_PLACES = {"schema", "step", "trial", "n"}
+_SPENT = {"sampled_tokens", "teacher_tokens", "student_passes"}
+"""What training had taken by then; 0 where the teacher is evaluated."""
+
 
 def scalars_of(log: str, row: Row) -> dict[str, float]:
-    """The numbers of a row by name; of a list of sentences its length."""
-    prefix = PREFIXES[log][0]
+    """The numbers of a row by name, places left out; of a list of sentences its length."""
+    prefix, left_out = PREFIXES[log][0], _PLACES
     if log == "evals" and row["model"] == "teacher":
-        prefix = "teacher"
+        prefix, left_out = "teacher", _PLACES | _SPENT
     found: dict[str, float] = {}
 
     def collect(name: str, value: object) -> None:
@@ -225,16 +229,16 @@ def scalars_of(log: str, row: Row) -> dict[str, float]:
                 collect(f"{name}/{index}", each)
 
     for key, value in row.items():
-        if key not in {"schema", "step"}:
+        if key not in left_out:
             collect(f"{prefix}/{key}", value)
     return found
 
 
 def completion_of(row: Row) -> Row:
     """A row of the table of completions; divergences in nats, token by token in one text."""
-    values = [(t, kl) for t, kl in zip(row["tokens"], row["kl_nats"], strict=False)]
-    known = [kl for _, kl in values if kl is not None]
-    shown = (f"{token}={'' if kl is None else format(kl, '.3f')}" for token, kl in values)
+    values = zip(row["tokens"], row["kl_nats"], strict=False)
+    known = [kl for kl in row["kl_nats"] if kl is not None]
+    shown = (f"{token} {'-' if kl is None else format(kl, '.3f')}" for token, kl in values)
     return {
         "step": row["step"],
         "problem": row["problem_id"],
@@ -243,6 +247,6 @@ def completion_of(row: Row) -> Row:
         "reward": row["reward"],
         "finish_reason": row["finish_reason"],
         "tokens": len(row["tokens"]),
-        "kl_mean": sum(known) / len(known) if known else None,
-        "kl_by_token": " ".join(shown),
+        "kl_mean": round(sum(known) / len(known), 4) if known else None,
+        "kl_by_token": " · ".join(shown),
     }

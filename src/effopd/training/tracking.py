@@ -178,7 +178,6 @@ class Tracking:
         self._name = settings.name or name
         self._followers: list[_Follower] = []
         self._lock = threading.Lock()
-        self._said: set[str] = set()
         self.observer = Observer(
             on_step=lambda *_: self._wake(),
             on_evaluation=lambda *_: self._wake(),
@@ -192,10 +191,8 @@ class Tracking:
         try:
             self._state = json.loads((self._run / FILE).read_text("utf-8"))
             had = {
-                kind: {
-                    log: (step, place) for log, (step, place) in self._state["sent"][kind].items()
-                }
-                for kind in self._state["sent"]
+                kind: {log: (step, place) for log, (step, place) in sent.items()}
+                for kind, sent in self._state["sent"].items()
             }
             id_ = str(self._state["id"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or damaged
@@ -239,12 +236,12 @@ class Tracking:
     def _report(self) -> None:
         """Says what failed, once, in the thread of the run."""
         for follower in self._followers:
-            if follower.failure is not None and follower.kind not in self._said:
-                self._said.add(follower.kind)
+            failure, follower.failure = follower.failure, None
+            if failure is not None:
                 self._say(
-                    f"{follower.kind} failed and is given no more rows ({follower.failure}): the "
-                    "run goes on, its records have them all, and the same command sends what is "
-                    "missing when the run is continued"
+                    f"{follower.kind} failed and is given no more rows ({failure}): the run goes "
+                    "on, its records have them all, and the same command sends what is missing "
+                    "when the run is continued"
                 )
 
     def _note(self, kind: str, sent: Sent) -> None:
