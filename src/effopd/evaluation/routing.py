@@ -25,6 +25,7 @@ from effopd.evaluation.logprobs import (
     log_probs_of,
     reverse_kl_of,
     served_reverse_kl,
+    where_known,
     with_missing,
     without_missing,
 )
@@ -344,6 +345,7 @@ def _served_reverse_kl(
 ) -> TokenValues:
     """The server is asked for many answers together, which are compared in micro-batches."""
     key, found = teacher_key(name), list[tuple[float, ...]]()
+    reading = teachers.readings.get(name)
     read = [teachers.sample_for(name, each) for each in rollouts]
     for asked in micro_batches([each.length for each in read], tokens=_ASKED_TOKENS):
         members = [rollouts[i] for i in asked]
@@ -353,7 +355,12 @@ def _served_reverse_kl(
             samples = [each.sample for each in part]
             theirs = served_target(teacher, [parts[place] for place in places])
             ours = teachers.kept.head(STUDENT, student, part, samples)
-            found += served_reverse_kl(ours, theirs, samples, teacher_temperature)
+            if isinstance(reading, AlignedReading) and isinstance(theirs, Head):
+                compared = reading.compared(part, ours.weight_VD, theirs.weight_VD)
+                known = where_known(theirs, compared)
+                found += common_reverse_kl(ours, *known, samples, teacher_temperature)
+            else:
+                found += served_reverse_kl(ours, theirs, samples, teacher_temperature)
     return found
 
 

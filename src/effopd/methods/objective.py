@@ -149,6 +149,8 @@ class Objective(ABC):
 
     type: str
     """Name in recipes, `objective.type`."""
+    needs_vocabulary: ClassVar[bool] = False
+    """Whether whole distributions of the teacher are compared; the same for all settings."""
 
     @abstractmethod
     def learner(self, resources: Resources) -> Learner:
@@ -158,11 +160,6 @@ class Objective(ABC):
     def needs_teacher(self) -> bool:
         """Whether a teacher has to score the tokens."""
         return True
-
-    @property
-    def needs_vocabulary(self) -> bool:
-        """Whether the teacher has to be local: its whole vocabulary is compared at every token."""
-        return False
 
     @property
     def needs_reference(self) -> bool:

@@ -226,10 +226,25 @@ class Config(BaseModel):
         return low and not self.memory.master_weights and small
 
     @property
+    def searches_by_teacher(self) -> bool:
+        """Whether the search compares the vocabularies of its candidates and of a teacher."""
+        return self.searches and self.validation.type != "accuracy"
+
+    @property
     def needs_teacher(self) -> bool:
         """Whether training or validation needs a teacher."""
-        scored = self.searches and self.validation.type != "accuracy"
-        return self.objective.needs_teacher or scored
+        return self.objective.needs_teacher or self.searches_by_teacher
+
+    @property
+    def measures_divergence(self) -> bool:
+        """Whether evaluations compare the vocabularies of student and teacher."""
+        return self.evaluation.divergence and self.evaluation.problems > 0
+
+    @property
+    def compares_vocabularies(self) -> bool:
+        """Whether whole vocabularies of student and teacher are compared anywhere."""
+        dense = self.objective.needs_vocabulary
+        return dense or self.searches_by_teacher or self.measures_divergence
 
     @property
     def method_name(self) -> str:
@@ -307,6 +322,8 @@ def _expanded(raw: Raw) -> Raw:
         if type(prompts) is int and type(responses) is int and min(prompts, responses) > 0:
             train["updates_per_step"] = min(train["updates_per_step"], prompts * responses)
     # The slopes of sampled tokens that were learned from already are of their noise.
-    if whole["method"] == "slope" and "epochs" not in own and objective.get("type") != "full_kl":
+    known = (each for each in Objective.choices if each.type == objective.get("type"))
+    is_dense = any(each.needs_vocabulary for each in known)
+    if whole["method"] == "slope" and "epochs" not in own and not is_dense:
         train["epochs"] = 1
     return whole
