@@ -1,6 +1,7 @@
-"""What needs a GPU: one training step, the divergence against its peers, and the search.
+"""What needs a GPU: one training step, the divergence against its peers, the search, and learning.
 
     python bench/gpu.py [--json] [--only step kl search] [--peers naive trl liger]
+    python bench/gpu.py --only learning                      # eight minutes, models included
     python bench/gpu.py --device cpu --small --peers naive trl
 
 `--small` runs the same code at a size that a CPU finishes in seconds; its numbers mean nothing.
@@ -12,10 +13,12 @@ import argparse
 import gc
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,11 +26,14 @@ from kl import CLEAR_REFS, LOSSES, MEBIBYTE, PACKAGES, Inputs, Setting, resident
 from kl import step as kl_step
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+import effopd
 from effopd.data.problem import Problem
 from effopd.data.world import TinyWorld, make_tokenizer
+from effopd.demo.cache import world_models
 from effopd.evaluation.routing import Teachers
 from effopd.methods import Batch, FullVocabularyKL, Resources
 from effopd.models.policy import Policy
+from effopd.reports.summary import method_summary, teacher_accuracy
 from effopd.rollouts.engine import Completion
 from effopd.rollouts.rollout import Rollout
 from effopd.training.settings import LoopSettings, MemorySettings, TrainSettings
@@ -296,6 +302,69 @@ def timed(
     return best
 
 
+# Learning -----------------------------------------------------------------------------------------
+
+MIDDLE = TinyWorld(
+    hidden=512, layers=12, operations=5, shortest=2, wrong_step=0.2, direct_answer=0.3,
+    base_greedy=0.6, noise_steps=60, teacher_steps=80, teacher_lr=1e-4,
+)  # fmt: skip
+"""35 M parameters."""
+TINIEST = TinyWorld(
+    hidden=16, layers=1, modulus=2, operations=1, train_problems=2, test_problems=2, base_steps=20,
+    base_greedy=0.0, noise_steps=1, teacher_steps=1,
+)  # fmt: skip
+REUSED = {"updates_per_step": 8, "epochs": 2}
+CONTENDERS: dict[str, tuple[str, tuple[float, ...], dict[str, Any]]] = {
+    "one update a batch": ("opd", (1e-4, 3e-4, 1e-3), {}),
+    "the same updates, fixed rate": ("opd", (1e-4, 3e-4), {"train": REUSED}),
+    "the same updates, Prodigy": (
+        "opd", (1.0,), {"train": REUSED, "optimizer": {"type": "prodigy"}}
+    ),
+    "slope": ("slope", (1e-5, 1e-3), {}),
+}  # fmt: skip
+
+
+def learning(meter: Meter, world: TinyWorld, steps: int) -> Iterator[Row]:
+    """Tokens and wall seconds to 90% of the teacher, in bfloat16 with masters; one seed.
+
+    The peer is one update a batch at the best of its rates; a ratio of 0 says that one of the two
+    was not there after the last step.
+    """
+    common: dict[str, Any] = {
+        "device": meter.device,
+        "task": asdict(world),
+        "objective": {"type": "full_kl"},
+        "sampling": {"max_new_tokens": 40},
+        "memory": {"master_weights": True},
+        "evaluation": {"every": 1, "problems": 256, "recorded": 0, "divergence": True},
+        "checkpoint": {"every": steps, "keep": 1},
+    }
+    found: dict[tuple[str, float], dict[str, float | None]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        models = world_models(world, ignore, cache=Path(folder), device=meter.device)
+        for part, path in (("student", models.base), ("teacher", models.teacher)):
+            common[part] = {"path": str(path), "dtype": "bfloat16"}
+        for label, (method, lrs, own) in CONTENDERS.items():
+            for lr in lrs:
+                train = {"steps": steps, "prompts_per_step": 128, "stop": {"target": 0.95}}
+                sections = common | {
+                    "train": train | own.get("train", {}),
+                    "optimizer": {"lr": lr} | own.get("optimizer", {}),
+                }
+                config = effopd.Config.of(method, **sections)
+                run = effopd.train(config, Path(folder, f"{label} {lr}"))
+                found[label, lr] = method_summary(run, teacher_accuracy([run]))
+    first = next(iter(CONTENDERS))
+    for cost, unit in (("tokens", "tokens"), ("seconds", "s")):
+        values = {each: summary[f"{cost}_to_90"] or 0.0 for each, summary in found.items()}
+        best = min((v for (label, _), v in values.items() if label == first and v), default=0.0)
+        for (label, lr), value in values.items():
+            yield row(
+                meter, "learning", f"{label}, {lr:g}", value, best if value else 0.0,
+                peer_name=first, peer_version="", unit=unit,
+            )  # fmt: skip
+
+
 # Output -------------------------------------------------------------------------------------------
 
 
@@ -304,7 +373,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--small", action="store_true", help="only show that everything runs")
-    parser.add_argument("--only", nargs="+", choices=["step", "kl", "search"])
+    parser.add_argument("--only", nargs="+", choices=["step", "kl", "search", "learning"])
     parser.add_argument("--peers", nargs="+", choices=PACKAGES, default=list(PACKAGES))
     parser.add_argument("--repeats", type=int, default=3)
     return parser.parse_args()
@@ -319,6 +388,8 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
         yield from divergence(meter, size, options.peers, options.repeats)
     if "search" in wanted:
         yield from search(meter, size, options.repeats)
+    if "learning" in wanted:
+        yield from learning(meter, *((TINIEST, 1) if options.small else (MIDDLE, 30)))
 
 
 def main() -> None:

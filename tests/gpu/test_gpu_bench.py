@@ -38,6 +38,22 @@ def test_everything_runs_small_on_the_cpu() -> None:
     assert all(row["ours"] > 0 for row in found if row["unit"] == "s")
 
 
+@pytest.mark.slow
+def test_every_contender_learns_small_on_the_cpu() -> None:
+    found = rows("--device", "cpu", "--small", "--only", "learning")
+    settings = [row["setting"] for row in found if row["unit"] == "tokens"]
+    assert settings == [row["setting"] for row in found if row["unit"] == "s"]
+    assert len({*settings}) == 8
+    assert {row["name"] for row in found} == {"learning"}
+
+
+@pytest.mark.gpu
+@on_a_gpu
+def test_a_student_of_35_million_learns() -> None:
+    found = {(row["setting"], row["unit"]): row for row in rows("--only", "learning")}
+    assert found["slope, 0.001", "tokens"]["ours"] > 0  # it got there
+
+
 @pytest.mark.gpu
 @on_a_gpu
 def test_a_step_of_16k_tokens_stays_within_its_bound() -> None:

@@ -29,7 +29,7 @@ from effopd.demo.pretrain import (
 from effopd.errors import CheckpointError
 from effopd.methods import PolicyGradient, Resources
 from effopd.models.checkpoints import verify_checkpoint, write_checkpoint
-from effopd.models.loading import ModelSettings, load_model
+from effopd.models.loading import load_model
 from effopd.models.policy import Policy
 from effopd.training.collect import Collector, rewards_differ
 from effopd.training.settings import LoopSettings, OptimizerSettings, TrainSettings
@@ -56,11 +56,16 @@ def cache_directory() -> Path:
 
 
 def world_models(
-    world: TinyWorld, report: Report, *, cache: Path | None = None, teacher: bool = True
+    world: TinyWorld,
+    report: Report,
+    *,
+    cache: Path | None = None,
+    teacher: bool = True,
+    device: str = "cpu",
 ) -> WorldModels:
     """Takes base and teacher from the cache, training what is missing or damaged.
 
-    Without `teacher` only the base is looked at.
+    Without `teacher` only the base is looked at. What differs by `device` is the rounding.
     """
     directory = (cache or cache_directory()) / f"tiny-world-{content_key(world)}"
     name = "teacher-calculator" if world.calculator else "teacher"
@@ -74,18 +79,20 @@ def world_models(
     ensure(
         models.base,
         report,
-        lambda to: write(pretrain_base(alone, task, report), make_tokenizer(world), to),
+        lambda to: write(pretrain_base(alone, task, report, device), make_tokenizer(world), to),
     )
     if not teacher:
         return models
     if world.teacher_differs_in == "tokens":  # it is the teacher of the world without a difference
         plain = replace(world, teacher_differs_in="")
-        return replace(models, teacher=world_models(plain, report, cache=cache).teacher)
+        same = world_models(plain, report, cache=cache, device=device)
+        return replace(models, teacher=same.teacher)
 
     def taught() -> Any:
         if world.teacher_differs_in == "head":
-            return train_demonstrated(world, task, make_model(world, "granite"), report)
-        base = load_model(ModelSettings(path=str(models.base)))
+            model = make_model(world, "granite").to(device)
+            return train_demonstrated(world, task, model, report)
+        base = load_model(str(models.base), device)
         if world.calculator:
             return train_demonstrated(world, task, base, report)
         found = train_teacher(world, task, base, report)

@@ -34,7 +34,7 @@ from effopd.rollouts.rollout import Writer
 Report = Callable[[str], None]
 
 BATCH = 128
-PEAK_LR = 3e-3
+PEAK_LR, WIDTH_OF_PEAK_LR = 3e-3, 192  # the largest width at which it is kept
 WARMUP_STEPS = 50
 CHECK_EVERY = 20
 CHECK_PROBLEMS = 256
@@ -62,10 +62,11 @@ def accuracy(world: TinyWorld, model: Any, problems: list[Problem], temperature:
     return mean(world.verifier.rewards([rollout.answer for rollout in rollouts]))
 
 
-def pretrain_base(world: TinyWorld, task: Task, report: Report) -> Any:
+def pretrain_base(world: TinyWorld, task: Task, report: Report, device: str = "cpu") -> Any:
     """Trains the base model."""
-    model = make_model(world)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=(0.9, 0.95), weight_decay=0)
+    model = make_model(world).to(device)
+    peak = _peak_lr(world)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.95), weight_decay=0)
     generator = torch.Generator().manual_seed(world.seed)
     clean = replace(world, wrong_step=0.0, direct_answer=0.0)
     checks = list(task.test[:CHECK_PROBLEMS])
@@ -81,7 +82,7 @@ def pretrain_base(world: TinyWorld, task: Task, report: Report) -> Any:
             f"{world.base_steps} steps: raise base_steps or lower modulus or operations"
         )
     for step in range(world.noise_steps):
-        lr = PEAK_LR * (1 - step / world.noise_steps)
+        lr = peak * (1 - step / world.noise_steps)
         _update(model, optimizer, world, generator, lr)
         if world.careful_prompt:
             _update(model, optimizer, clean, generator, lr, is_careful=True)
@@ -92,7 +93,8 @@ def pretrain_base(world: TinyWorld, task: Task, report: Report) -> Any:
 
 def train_demonstrated(world: TinyWorld, task: Task, model: Any, report: Report) -> Any:
     """Teaches a model clean chains from demonstrations, with the calculator where there is one."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=(0.9, 0.95), weight_decay=0)
+    peak = _peak_lr(world)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.95), weight_decay=0)
     generator = torch.Generator().manual_seed(world.seed)
     clean = replace(world, wrong_step=0.0, direct_answer=0.0)
     checks = list(task.test[:CHECK_PROBLEMS])
@@ -121,6 +123,11 @@ def exchange_ends_(model: Any, world: TinyWorld) -> Any:
     return model
 
 
+def _peak_lr(world: TinyWorld) -> float:
+    """Wide models take a lower rate."""
+    return PEAK_LR * min(1.0, WIDTH_OF_PEAK_LR / world.hidden)
+
+
 def _learns(
     model: Any,
     optimizer: torch.optim.Optimizer,
@@ -129,8 +136,9 @@ def _learns(
     good_enough: Callable[[str], bool],
 ) -> bool:
     """Learns from demonstrations until it is good enough; whether it came to that."""
+    peak = _peak_lr(world)
     for step in range(1, world.base_steps + 1):
-        loss = _update(model, optimizer, world, generator, PEAK_LR * min(1.0, step / WARMUP_STEPS))
+        loss = _update(model, optimizer, world, generator, peak * min(1.0, step / WARMUP_STEPS))
         if step % CHECK_EVERY == 0 and good_enough(f"step {step}, loss {loss:.3f}"):
             return True
     return False
@@ -151,6 +159,7 @@ def _update(
         ids_BT, labels_BT = calling(ids_BT, labels_BT, make_tokenizer(world))
     if world.teacher_differs_in == "tokens":
         ids_BT, labels_BT = with_merged_tokens(ids_BT, labels_BT, make_tokenizer(world))
+    ids_BT, labels_BT = ids_BT.to(model.device), labels_BT.to(model.device)
     for group in optimizer.param_groups:
         group["lr"] = lr
     model.train()

@@ -149,8 +149,6 @@ class Objective(ABC):
 
     type: str
     """Name in recipes, `objective.type`."""
-    needs_vocabulary: ClassVar[bool] = False
-    """Whether whole distributions of the teacher are compared; the same for all settings."""
 
     @abstractmethod
     def learner(self, resources: Resources) -> Learner:
@@ -160,6 +158,11 @@ class Objective(ABC):
     def needs_teacher(self) -> bool:
         """Whether a teacher has to score the tokens."""
         return True
+
+    @property
+    def needs_vocabulary(self) -> bool:
+        """Whether the teacher's distributions are compared, not its values of given tokens."""
+        return False
 
     @property
     def needs_reference(self) -> bool:

@@ -58,7 +58,11 @@ def _rewarded(objective: Callable[[int], PolicyGradient]) -> Method:
 METHODS = {
     "opd": Method(lambda *_: {}),
     "slope": Method(
-        lambda *_: {"train": {"updates_per_step": 8, "epochs": 2}, "optimizer": {"slope": {}}}
+        lambda *_: {
+            "train": {"updates_per_step": 16},
+            # A mean over three gradients, not ten: in so few steps a longer one lags behind.
+            "optimizer": {"slope": {}, "betas": (0.7, 0.95)},
+        }
     ),
     "effopd": Method(
         lambda published, _: {} if published else {"train": {"epochs": EFFOPD_EPOCHS}},

@@ -313,17 +313,12 @@ def _expanded(raw: Raw) -> Raw:
         longest,
     )
     whole = merged(merged(raw_of(defaults), raw_of(chosen)), raw)
-    train, own, objective = whole["train"], raw.get("train", {}), whole["objective"]
-    if not all(isinstance(section, Mapping) for section in (train, own, objective)):
+    train, own = whole["train"], raw.get("train", {})
+    if not (isinstance(train, dict) and isinstance(own, Mapping)):
         return whole
     # A small batch has fewer answers than the method's updates of one: it takes one update each.
     if "updates_per_step" not in own:
         prompts, responses = train.get("prompts_per_step"), train.get("responses_per_prompt")
         if type(prompts) is int and type(responses) is int and min(prompts, responses) > 0:
             train["updates_per_step"] = min(train["updates_per_step"], prompts * responses)
-    # The slopes of sampled tokens that were learned from already are of their noise.
-    known = (each for each in Objective.choices if each.type == objective.get("type"))
-    is_dense = any(each.needs_vocabulary for each in known)
-    if whole["method"] == "slope" and "epochs" not in own and not is_dense:
-        train["epochs"] = 1
     return whole
