@@ -112,3 +112,9 @@ def test_what_is_not_learned_across_tokenizers_is_refused(
     }
     with pytest.raises(ConfigError, match=message):
         Config(**(settings | more))
+
+
+def test_hidden_states_of_a_server_are_learned_across_tokenizers() -> None:
+    server = {"url": "http://127.0.0.1:1", "model": "t", "flavor": "effopd"}
+    named = {"alignment": {"tokenizer": "t"}, "teacher_server": server}
+    assert Config.of("effopd", **named, evaluation={"teacher": False}).compares_vocabularies
