@@ -1,6 +1,7 @@
 """One step of on-policy distillation, against TRL's `DistillationTrainer`.
 
     python bench/step.py [--json] [--setting tiny] [--mode given] [--precision highest] [--rounds 2]
+        [--steps 3]
 
 Student and teacher are untrained models of the same shape; reverse KL over the whole vocabulary,
 AdamW, fp32, one thread. `given`: the same prompts and the same answers, so what is timed is the
@@ -11,8 +12,8 @@ tokens, so that the lengths of answers vary as they do in training. `reuse`: fou
 given answers; the teacher's hidden states are kept from one to the next, and the peer is ours with
 `memory.teacher_states_gb = 0`, whose teacher reads in every pass; losses have to be equal.
 
-Each side runs in a process of its own: one step to warm up, three that are timed. Seconds are CPU
-seconds of the process, the least of the steps of all rounds. Memory is the growth of the peak
+Each side runs in a process of its own: one step to warm up, `--steps` that are timed. Seconds are
+CPU seconds of the process, the least of the steps of all rounds. Memory is the growth of the peak
 resident set over the timed steps, over what the process held after the first.
 
 ratio: how many times better ours is.
@@ -25,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -47,7 +48,7 @@ from effopd.training.settings import LoopSettings, OptimizerSettings, TrainSetti
 from effopd.training.update import Updater
 
 PRECISIONS, MODES = ["highest", "medium"], ["given", "generate", "reuse"]
-STEPS, RATE, FIRST_WORD, PASSES = 3, 1e-5, 3, 4
+RATE, FIRST_WORD, PASSES = 1e-5, 3, 4
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -62,6 +63,7 @@ class Setting:
     prompt: int
     mean: int
     longest: int
+    steps: int = 3
 
 
 SETTINGS = {
@@ -179,7 +181,7 @@ def ours(setting: Setting, mode: str, gigabytes: float = DEFAULT_GB) -> Found:
 
     seconds: list[float] = []
     tokens: list[int] = []
-    for number in range(1, STEPS + 2):
+    for number in range(1, setting.steps + 2):
         start = time.process_time()
         count, loss, norm = step(number)
         seconds.append(time.process_time() - start)
@@ -231,7 +233,7 @@ def trl(setting: Setting, mode: str) -> Found:
             teacher_model=model(setting, 1),
             args=DistillationConfig(
                 output_dir=folder,
-                max_steps=STEPS + 1,
+                max_steps=setting.steps + 1,
                 learning_rate=RATE,
                 lr_scheduler_type="constant",
                 adam_beta2=0.95,
@@ -275,10 +277,10 @@ def settled() -> float:
 # Output -------------------------------------------------------------------------------------------
 
 
-def rows(name: str, mode: str, precision: str, rounds: int) -> list[dict[str, Any]]:
+def rows(name: str, mode: str, precision: str, rounds: int, steps: int) -> list[dict[str, Any]]:
     """Time and memory of one setting."""
     command = [sys.executable, __file__, "--setting", name, "--mode", mode]
-    command += ["--precision", precision, "--side"]
+    command += ["--steps", str(steps), "--precision", precision, "--side"]
     other, peer_name = ("anew", "read anew") if mode == "reuse" else ("trl", "TRL")
     found: dict[str, list[Found]] = {"ours": [], other: []}
     for _ in range(rounds):
@@ -321,20 +323,22 @@ def main() -> None:
     parser.add_argument("--mode", choices=MODES, action="append", help="default: all")
     parser.add_argument("--precision", choices=PRECISIONS, action="append", help="default: both")
     parser.add_argument("--rounds", type=int, default=2, help="processes a side (default 2)")
+    parser.add_argument("--steps", type=int, default=3, help="timed of each (default 3)")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     settings, modes = asked.setting or list(SETTINGS), asked.mode or MODES
     if asked.side:
         torch.set_num_threads(1)
         torch.set_float32_matmul_precision(asked.precision[0])
-        print(json.dumps(SIDES[asked.side](SETTINGS[settings[0]], modes[0]).__dict__))
+        setting = replace(SETTINGS[settings[0]], steps=asked.steps)
+        print(json.dumps(SIDES[asked.side](setting, modes[0]).__dict__))
         return
     if not asked.json:
         print("| step | setting | unit | ours | peer | | ratio |\n|---|---|---|---|---|---|---|")
     for name in settings:
         for mode in modes:
             for precision in asked.precision or PRECISIONS:
-                for row in rows(name, mode, precision, asked.rounds):
+                for row in rows(name, mode, precision, asked.rounds, asked.steps):
                     cells = [
                         row[key] for key in ("name", "setting", "unit", "ours", "peer", "peer_name")
                     ]

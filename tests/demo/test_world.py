@@ -2,15 +2,19 @@
 
 import math
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
+from tests.fakes import WORLD, tiny_policy
 from tests.reference.world_twin import steps, truth
 
 from effopd.data.problem import Answer, Problem
 from effopd.data.world import TinyWorld, demonstrations, make_model, make_tokenizer
 from effopd.demo.cache import content_key
 from effopd.errors import ConfigError
+from effopd.training.build import Given, build_parts
+from effopd.training.config import Config
 
 WORLDS = [
     TinyWorld(train_problems=400, test_problems=100),
@@ -215,3 +219,13 @@ def test_cached_models_are_told_apart_by_every_setting() -> None:
     keys = [content_key(replace(world, **{name: value})) for name, value in CHANGES.items()]
     assert len({content_key(world), *keys}) == len(CHANGES) + 1
     assert content_key(world) == content_key(TinyWorld())
+
+
+def test_a_teacher_that_nothing_reads_is_not_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EFFOPD_CACHE", str(tmp_path))
+    unread = {"evaluation": {"teacher": False, "divergence": False}, "device": "cpu"}
+    config = Config.of("grpo", task=WORLD, student={"path": "given"}, **unread)
+    assert build_parts(config, print, Given(student=tiny_policy())).teachers is None
+    assert not [*tmp_path.iterdir()]

@@ -58,7 +58,7 @@ def test_values_are_those_of_learned_tokens(server: FakeServer) -> None:
         whole_ND, found_ND = (teacher.states([each])[0] for each in (sample, masked))
         assert torch.equal(found_ND, whole_ND[rows])
     else:
-        top, found_top = (teacher.top_k([each], 3)[0] for each in (sample, masked))
+        top, found_top = (teacher.likely([each], 3)[0] for each in (sample, masked))
         assert torch.equal(found_top.ids_NK, top.ids_NK[rows])
         assert torch.equal(found_top.log_probs_NK, top.log_probs_NK[rows])
     assert teacher.missing == (2 * (len(marks) + len(rows)), 0, 0)
@@ -84,7 +84,7 @@ def test_a_fault_changes_no_likely_token(server: FakeServer, fault: str) -> None
     undisturbed_by(
         fault,
         server,
-        lambda teacher: [[t.tolist() for t in found] for found in teacher.top_k(SAMPLES, 3)],
+        lambda teacher: [[t.tolist() for t in found] for found in teacher.likely(SAMPLES, 3)],
     )
 
 
@@ -109,7 +109,7 @@ def undisturbed_by(fault: str, server: FakeServer, ask: Callable[[ServedTeacher]
 @pytest.mark.parametrize(
     ("server", "what"),
     [
-        ("vllm", "log_probs"), ("vllm", "top_k"), ("sglang", "log_probs"), ("sglang", "top_k"),
+        ("vllm", "log_probs"), ("vllm", "likely"), ("sglang", "log_probs"), ("sglang", "likely"),
         ("effopd", "log_probs"), ("effopd", "states"),
     ],
     indirect=["server"],
@@ -118,7 +118,7 @@ def test_another_model_after_a_restart_is_noticed(server: FakeServer, what: str)
     teacher = teacher_of(server)
     server.next_model = tiny_model(2)
     server.strike({3: "restart"})
-    asked = {"top_k": (SAMPLES, 3)}.get(what, (SAMPLES,))
+    asked = {"likely": (SAMPLES, 3)}.get(what, (SAMPLES,))
     with pytest.raises(ServerError, match="is not one model"):
         getattr(teacher, what)(*asked)
 
@@ -203,9 +203,9 @@ def test_an_empty_answer_costs_one_answer(server: FakeServer) -> None:
 @of("vllm", "sglang")
 def test_a_missing_place_costs_its_likely_tokens(server: FakeServer) -> None:
     teacher = teacher_of(server, concurrency=1, missing_retries=0, missing_share=0.5)
-    good = teacher.top_k(SAMPLES, 3)
+    good = teacher.likely(SAMPLES, 3)
     server.strike({1: "null", 4: "empty"})
-    found = teacher.top_k(SAMPLES, 3)
+    found = teacher.likely(SAMPLES, 3)
     for i, (ours, theirs) in enumerate(zip(found, good, strict=True)):
         gone = {0: range(len(theirs.ids_NK) - 1, len(theirs.ids_NK)), 3: range(99)}.get(i, ())
         for row in range(len(theirs.ids_NK)):
@@ -270,7 +270,7 @@ def test_the_teacher_of_a_run_is_recognised(server: FakeServer) -> None:
 @of("vllm", "sglang")
 def test_the_likely_tokens_are_those_of_the_model(server: FakeServer) -> None:
     teacher = teacher_of(server, top_k=5)
-    for found, sample in zip(teacher.top_k(SAMPLES, 5), SAMPLES, strict=True):
+    for found, sample in zip(teacher.likely(SAMPLES, 5), SAMPLES, strict=True):
         expected = distributions(server.model, sample).topk(5)
         assert found.ids_NK.dtype == torch.int64
         assert found.log_probs_NK.dtype == torch.float32
@@ -281,7 +281,7 @@ def test_the_likely_tokens_are_those_of_the_model(server: FakeServer) -> None:
 @of("effopd")
 def test_who_gives_hidden_states_names_no_likely_tokens(server: FakeServer) -> None:
     with pytest.raises(ConfigError, match="gives hidden states, not likely tokens"):
-        teacher_of(server).top_k(SAMPLES, 3)
+        teacher_of(server).likely(SAMPLES, 3)
 
 
 # Hidden states ------------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ def test_a_run_across_tokenizers_resumes_exactly(
             "leaves no logits that could be mixed with those of a reference",
         ),
         ({"self_teacher": {}}, "the student's, which self_teacher has: remove it"),
-        ({"environment": {"name": "x:Y"}}, "environment writes parts of them: keep one"),
+        ({"environment": {"name": "x:Y"}}, "in the student's chat template: keep one"),
         (
             {
                 "teacher_server": {"url": "http://127.0.0.1:1", "model": "t", "top_k": 4},
@@ -93,7 +93,7 @@ def test_a_run_across_tokenizers_resumes_exactly(
                 "teacher_server": {"url": "http://127.0.0.1:1", "model": "t", "top_k": 4},
                 "evaluation": {"teacher": False, "divergence": True, "problems": 4},
             },
-            "compares the sampled tokens alone: set objective.type = 'sampled_token'",
+            "'vllm' compares the sampled tokens alone, since likely tokens leave out part",
         ),
         (
             {"alignment": {"tokenizer": "t"}},
@@ -112,3 +112,9 @@ def test_what_is_not_learned_across_tokenizers_is_refused(
     }
     with pytest.raises(ConfigError, match=message):
         Config(**(settings | more))
+
+
+def test_hidden_states_of_a_server_are_learned_across_tokenizers() -> None:
+    server = {"url": "http://127.0.0.1:1", "model": "t", "flavor": "effopd"}
+    named = {"alignment": {"tokenizer": "t"}, "teacher_server": server}
+    assert Config.of("effopd", **named, evaluation={"teacher": False}).compares_vocabularies

@@ -19,7 +19,13 @@ from effopd.training.update import Updater
 PROBLEMS = 256
 MEASURED = {
     "optimizer": {"lr": 3e-4},
-    "evaluation": {"every": 0, "first": [], "problems": PROBLEMS, "teacher": False},
+    "evaluation": {
+        "every": 0,
+        "first": [],
+        "problems": PROBLEMS,
+        "teacher": False,
+        "divergence": False,
+    },
     "checkpoint": {"every": 100},
 }
 LEARNS: dict[str, dict[str, Any]] = {

@@ -3,8 +3,7 @@
 from typing import Any
 
 import pytest
-import torch
-from tests.support.chat import SIZE, TEXT_END, TURN_END, TURN_START, chat_tokenizer
+from tests.support.chat import SIZE, TEXT_END, TURN_END, chat_tokenizer
 from tests.support.segmentations import byte_level
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -16,25 +15,20 @@ from effopd.models.token_map import match_vocabularies
 def test_equal_vocabularies_have_nothing_to_say() -> None:
     found = match_vocabularies(chat_tokenizer(), chat_tokenizer(), "the teacher")
     assert found.student_ids == found.teacher_ids == tuple(range(SIZE))
-    assert found.keeps_ids
-    assert not (found.lines)
-    assert not (found.by_role)
-    assert not (found.student_only)
-    assert not (found.teacher_only)
+    assert not found.lines
 
 
 def test_tokens_that_one_has_alone_are_left_out_by_name() -> None:
     found = match_vocabularies(chat_tokenizer("<pad>"), chat_tokenizer("<think>", "<x>"), "x")
-    assert found.keeps_ids
-    assert (found.student_only, found.teacher_only) == ((259,), (259, 260))
+    assert found.student_ids == found.teacher_ids == tuple(range(SIZE))
     assert found.lines == (
         "student and x share 259 tokens by name, 0 of them with other ids",
         "only the student has '<pad>': left out of every comparison",
         "only x has '<think>', '<x>': left out of every comparison",
     )
-    assert found.teacher_tokens((5, 2)) == (5, 2)
+    assert found.prompt_tokens((5, 2)) == (5, 2)
     with pytest.raises(ParameterMismatchError, match="token 259 of the student has no counterpart"):
-        found.teacher_tokens((5, 259))
+        found.prompt_tokens((5, 259))
 
 
 def test_special_tokens_of_other_names_and_ids_are_paired_by_role() -> None:
@@ -44,12 +38,8 @@ def test_special_tokens_of_other_names_and_ids_are_paired_by_role() -> None:
         eos="<end>",
     )
     found = match_vocabularies(chat_tokenizer("<think>"), teacher, "R1")
-    assert found.by_role == ((TURN_END, TEXT_END, "end of the text"),)
     pairs = dict(zip(found.student_ids, found.teacher_ids, strict=True))
     assert pairs == {TURN_END: TEXT_END} | {i: i for i in range(3, SIZE)}
-    assert not found.keeps_ids
-    assert found.student_only == (TEXT_END, TURN_START, 259)
-    assert found.teacher_only == (1, 2)
     assert found.lines == (
         "student and R1 share 256 tokens by name, 0 of them with other ids",
         "'<|im_end|>' (2) of the student is '<end>' (0) of R1: end of the text",
@@ -57,12 +47,7 @@ def test_special_tokens_of_other_names_and_ids_are_paired_by_role() -> None:
         "comparison",
         "only R1 has '<user>', '<assistant>': left out of every comparison",
     )
-    assert found.teacher_tokens((7, 8, TURN_END)) == (7, 8, TEXT_END)
-    student_VD, teacher_WD = torch.rand(SIZE + 1, 3), torch.rand(SIZE, 4)
-    ours, theirs = found.heads(student_VD, teacher_WD)
-    for row, (i, j) in enumerate(zip(found.student_ids, found.teacher_ids, strict=True)):
-        assert torch.equal(ours[row], student_VD[i])
-        assert torch.equal(theirs[row], teacher_WD[j])
+    assert found.answer_tokens((7, 8, TURN_END, 259), -1) == (7, 8, TEXT_END, -1)
 
 
 def renamed(names: dict[str, str], *, eos: str) -> Any:
@@ -81,7 +66,7 @@ def renamed(names: dict[str, str], *, eos: str) -> Any:
 def test_the_same_names_with_other_ids_are_the_same_tokens() -> None:
     student, teacher = chat_tokenizer("<a>", "<b>"), chat_tokenizer("<b>", "<a>")
     found = match_vocabularies(student, teacher, "x")
-    assert found.teacher_tokens((259, 260, 3)) == (260, 259, 3)
+    assert found.prompt_tokens((259, 260, 3)) == (260, 259, 3)
     assert found.lines == ("student and x share 261 tokens by name, 2 of them with other ids",)
 
 
@@ -89,14 +74,14 @@ def test_ends_without_one_in_common_are_exchanged() -> None:
     """A base student ends with one token, its instruct teacher with another; both have both."""
     base, instruct = chat_tokenizer(eos="<|endoftext|>", chat=None), chat_tokenizer()
     found = match_vocabularies(base, instruct, "x")
-    assert found.by_role == ((TEXT_END, TURN_END, "end of the answer"),)
-    assert found.teacher_tokens((5, TEXT_END)) == (5, TURN_END)
-    assert found.teacher_tokens((TURN_END,)) == (TEXT_END,)
+    assert found.answer_tokens((5, TEXT_END, TURN_END), -1) == (5, TURN_END, TEXT_END)
+    assert found.prompt_tokens((TEXT_END, TURN_END)) == (TEXT_END, TURN_END)
+    assert "of x: end of the answer" in found.lines[1]
     assert sorted(found.teacher_ids) == list(range(SIZE))
     # With the template, or with both ends in the teacher's settings, they have one in common.
     for ours, theirs in (((0, 2), (2,)), ((0,), (2, 0))):
         found = match_vocabularies(base, instruct, "x", student_ends=ours, teacher_ends=theirs)
-        assert found.keeps_ids
+        assert found.student_ids == found.teacher_ids
 
 
 def test_other_ordinary_tokens_or_many_others_are_refused_with_the_counts() -> None:
@@ -107,4 +92,5 @@ def test_other_ordinary_tokens_or_many_others_are_refused_with_the_counts() -> N
     many = chat_tokenizer(*(f"<{i}>" for i in range(5)))
     with pytest.raises(ParameterMismatchError, match=r"5 the teacher's \(0\)\. One vocabulary"):
         match_vocabularies(chat_tokenizer(), many, "x", most_different=4)
-    assert match_vocabularies(chat_tokenizer(), many, "x", most_different=5).keeps_ids
+    found = match_vocabularies(chat_tokenizer(), many, "x", most_different=5)
+    assert found.teacher_ids == tuple(range(SIZE))

@@ -47,8 +47,10 @@ def arguments(output: Path, **changes: Any) -> dict[str, Any]:
 def distillation(
     output: Path, *, kind: type[DistillationTrainer] = DistillationTrainer, **changes: Any
 ) -> Any:
-    """Full-vocabulary distillation from another untrained model; `peft_config` apart."""
-    own = {key: changes.pop(key) for key in ("peft_config", "eval_dataset") if key in changes}
+    """Full-vocabulary distillation from another untrained model; `peft_config` and tools apart."""
+    own = {
+        key: changes.pop(key) for key in ("peft_config", "eval_dataset", "tools") if key in changes
+    }
     return kind(
         model=tiny_model(0),
         teacher_model=tiny_model(1),

@@ -1,5 +1,6 @@
 """Teachers with other tokens: under a named mapping, or with another tokenizer altogether."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -8,13 +9,17 @@ from tests.fakes import WORLD, policy_writer, tiny_policy
 from tests.reference import alignment_twin
 from tests.reference.kl_twin import log_probs_TV
 from tests.support.chat import SIZE, chat_model, chat_tokenizer
-from tests.support.learning import batch
+from tests.support.fake_server import serving, settings_of
+from tests.support.learning import accumulate, batch, gradient
+from torch import Tensor
 
 from effopd.data.problem import Problem
 from effopd.data.world import make_model, make_tokenizer
 from effopd.errors import ConfigError, ParameterMismatchError
+from effopd.evaluation.kept_states import KeptStates
 from effopd.evaluation.readings import AlignedReading, MappedReading, span_counts
 from effopd.evaluation.routing import OwnPrompt, Teachers, routed_log_probs, routed_reverse_kl
+from effopd.evaluation.served_teacher import ServedTeacher
 from effopd.methods import FullVocabularyKL, Portion, Resources
 from effopd.models.alignment import Aligner, AlignmentSettings
 from effopd.models.policy import Policy
@@ -253,3 +258,38 @@ def test_equal_tokenizers_have_the_same_scores_and_divergence_when_aligned() -> 
     kl, expected = (routed_reverse_kl(student, each, rollouts) for each in (aligned, whole))
     for row, wanted in zip(kl, expected, strict=True):
         assert row == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.allow_hosts(["127.0.0.1"])
+def test_hidden_states_of_a_server_are_compared_like_those_of_the_local_teacher() -> None:
+    student, teacher, local = across(0.0)
+    own, theirs = student.tokenizer, teacher.tokenizer
+    prompt = PromptTemplate(chat=True).encode(own, PROBLEMS[0])
+    texts = ("3 ; 6 ; 5", "1 + 2 = 3 ;", "# 4")
+    cut = [own(text, add_special_tokens=False)["input_ids"] for text in texts]
+    rollouts = [answer(prompt, [*tokens, own.eos_token_id]) for tokens in cut]
+
+    def learned(teachers: Teachers) -> tuple[list[float], Tensor]:
+        learner = FullVocabularyKL().learner(Resources(student=student, teachers=teachers))
+        learner.prepare(batch(rollouts))
+        parts = accumulate(learner, rollouts, range(3))
+        return [part.loss.item() for part in parts], gradient(student.model.parameters())
+
+    losses, slope = learned(local)
+    nats = routed_reverse_kl(student, local, rollouts)
+    with serving(teacher.model, theirs, flavor="effopd") as server:
+        server.only_one_at_a_time()
+        settings = settings_of(server, concurrency=1, missing_retries=0, missing_share=0.9)
+        served = ServedTeacher(settings, theirs, vocabulary_size=len(theirs), longest=64)
+        remote = replace(local, policies={"": served}, kept=KeptStates())
+        again, other = learned(remote)
+        assert again == pytest.approx(losses, rel=1e-4)
+        assert (other - slope).norm() <= 1e-4 * slope.norm()
+        found = routed_reverse_kl(student, replace(remote, kept=KeptStates()), rollouts)
+        for row, wanted in zip(found, nats, strict=True):
+            assert row == pytest.approx(wanted, rel=1e-4)
+        # Without the state behind `5`, neither `5` nor what follows can be compared.
+        server.strike({1: "nan"})
+        found = routed_reverse_kl(student, replace(remote, kept=KeptStates()), rollouts)
+        lost = pytest.approx([*nats[0][:2], math.nan, math.nan], rel=1e-4, nan_ok=True)
+        assert found[0] == lost

@@ -157,6 +157,24 @@ def without_missing(head: Head) -> Head:
     return head._replace(hidden_ND=hidden_ND.masked_fill(~known_rows(head)[:, None], 0.0))
 
 
+def where_known(
+    teacher: Head, compared: tuple[Places, Classes]
+) -> tuple[Head, tuple[Places, Classes]]:
+    """Leaves out the places of which a server gave no hidden state, or none behind their path."""
+    places, classes = compared
+    gone_M = (~known_rows(teacher)).cpu().cumsum(0)
+    gone_M = torch.cat([gone_M.new_zeros(1), gone_M])
+    stop_N = (places.teacher_N + places.path_N + 1).clamp(max=len(teacher.hidden_ND))
+    is_known_N = gone_M[stop_N] == gone_M[places.teacher_N]
+    known = places._replace(
+        student_N=places.student_N[is_known_N],
+        teacher_N=places.teacher_N[is_known_N],
+        written_N=places.written_N[is_known_N],
+        path_N=places.path_N[is_known_N],
+    )
+    return without_missing(teacher), (known, classes)
+
+
 def with_missing(values: Sequence[tuple[float, ...]], known_N: Tensor) -> list[tuple[float, ...]]:
     """NaN in the place of values that are not known."""
     known = iter(known_N.tolist())

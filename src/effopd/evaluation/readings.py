@@ -22,7 +22,6 @@ from effopd.rollouts.rollout import Rollout
 
 _NEVER = -9.2
 """Value (nats) of tokens that the student's tokenizer would not have cut: 1 in 10,000."""
-_REMEMBERED = 4096  # alignments: an answer is aligned to be read, to be scored and to be counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +76,6 @@ class AlignedReading:
     settings: AlignmentSettings
     name: str
     own: Aligner
-    _known: dict[tuple[int, ...], Alignment] = field(default_factory=dict, compare=False)
-    _cut_again: dict[tuple[int, ...], Alignment] = field(default_factory=dict, compare=False)
     _classes: dict[tuple[Any, ...], Classes] = field(default_factory=dict, compare=False)
 
     def sample(self, rollout: Rollout, prompt_ids: tuple[int, ...] | None) -> Sample:
@@ -105,7 +102,7 @@ class AlignedReading:
             torch.tensor(teacher_values, dtype=torch.float64),
         )
         ids, written = rollout.completion.token_ids, rollout.completion.log_probs
-        for span in self._recut(rollout).spans:
+        for span in self.own.align(ids).spans:
             if not span.is_equal:
                 found[span.student_start : span.student_stop].clamp_(max=_NEVER)
         for i in range(len(ids) - 2, -1, -1):
@@ -128,7 +125,7 @@ class AlignedReading:
             self._classes[*rows, device] = found.to(device)
         classes = self._classes[*rows, device]
         answers = [
-            (each.completion.token_ids, self.alignment(each), self._recut(each))
+            (ids := each.completion.token_ids, self.alignment(each), self.own.align(ids))
             for each in rollouts
         ]
         return compared_places(classes, answers), classes
@@ -140,22 +137,7 @@ class AlignedReading:
                 f"{self.name} has another tokenizer, and answers with parts that an environment "
                 "wrote are not aligned: use a teacher with the student's tokenizer"
             )
-        return self._aligned(self.aligner, self._known, rollout)
-
-    def _recut(self, rollout: Rollout) -> Alignment:
-        """Spans of an answer and of what the student's tokenizer makes of its text."""
-        return self._aligned(self.own, self._cut_again, rollout)
-
-    @staticmethod
-    def _aligned(
-        aligner: Aligner, known: dict[tuple[int, ...], Alignment], rollout: Rollout
-    ) -> Alignment:
-        ids = rollout.completion.token_ids
-        if ids not in known:
-            if len(known) >= _REMEMBERED:
-                known.clear()
-            known[ids] = aligner.align(ids)
-        return known[ids]
+        return self.aligner.align(rollout.completion.token_ids)
 
 
 Reading = MappedReading | AlignedReading

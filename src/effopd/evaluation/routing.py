@@ -25,6 +25,7 @@ from effopd.evaluation.logprobs import (
     log_probs_of,
     reverse_kl_of,
     served_reverse_kl,
+    where_known,
     with_missing,
     without_missing,
 )
@@ -306,55 +307,47 @@ def routed_reverse_kl(
     """
     found: dict[int, tuple[float, ...]] = {}
     for name, teacher, indices in teachers.split_dense(rollouts):
-        members = [rollouts[i] for i in indices]
-        if isinstance(teacher, ServedTeacher):
-            values = _served_reverse_kl(
-                student, teachers, name, teacher, members, teacher_temperature, batch_tokens
-            )
-            found.update(zip(indices, values, strict=True))
-            continue
-        is_needed = teachers.kept.missing(teacher_key(name), members)
-        # A teacher that is the student in another state must not put it there for both.
-        alone = is_needed and teacher.model is not student.model
-        with teacher.during() if alone else nullcontext():
-            for places in _micro_batches([each.sample for each in members], batch_tokens):
-                part = [members[place] for place in places]
-                samples = [each.sample for each in part]
-                ours = teachers.kept.head(STUDENT, student, part, samples)
-                theirs = teachers.target(name, part)
-                assert isinstance(theirs, Head)  # it is local
-                reading = teachers.readings.get(name)
-                if isinstance(reading, AlignedReading):
-                    compared = reading.compared(part, ours.weight_VD, theirs.weight_VD)
-                    values = common_reverse_kl(ours, theirs, compared, samples, teacher_temperature)
-                else:
-                    values = reverse_kl_of(ours, theirs, samples, teacher_temperature)
-                found.update(zip([indices[place] for place in places], values, strict=True))
+        members, reading = [rollouts[i] for i in indices], teachers.readings.get(name)
+        is_served = isinstance(teacher, ServedTeacher)
+        for places, theirs in _told(teachers, name, student, members, batch_tokens):
+            part = [members[place] for place in places]
+            samples = [each.sample for each in part]
+            ours = teachers.kept.head(STUDENT, student, part, samples)
+            if isinstance(reading, AlignedReading) and isinstance(theirs, Head):
+                compared = reading.compared(part, ours.weight_VD, theirs.weight_VD)
+                if is_served:
+                    theirs, compared = where_known(theirs, compared)
+                values = common_reverse_kl(ours, theirs, compared, samples, teacher_temperature)
+            else:
+                measure: Any = served_reverse_kl if is_served else reverse_kl_of
+                values = measure(ours, theirs, samples, teacher_temperature)
+            found.update(zip([indices[place] for place in places], values, strict=True))
     return [found[i] for i in range(len(rollouts))]
 
 
-def _served_reverse_kl(
-    student: Policy,
+def _told(
     teachers: Teachers,
     name: str,
-    teacher: ServedTeacher,
+    student: Policy,
     rollouts: Sequence[Rollout],
-    teacher_temperature: float,
     batch_tokens: int,
-) -> TokenValues:
-    """The server is asked for many answers together, which are compared in micro-batches."""
-    key, found = teacher_key(name), list[tuple[float, ...]]()
-    read = [teachers.sample_for(name, each) for each in rollouts]
-    for asked in micro_batches([each.length for each in read], tokens=_ASKED_TOKENS):
-        members = [rollouts[i] for i in asked]
-        parts = teachers.kept.served(key, teacher, members, [read[i] for i in asked])
-        for places in _micro_batches([each.sample for each in members], batch_tokens):
-            part = [members[place] for place in places]
-            samples = [each.sample for each in part]
-            theirs = served_target(teacher, [parts[place] for place in places])
-            ours = teachers.kept.head(STUDENT, student, part, samples)
-            found += served_reverse_kl(ours, theirs, samples, teacher_temperature)
-    return found
+) -> Iterator[tuple[list[int], Target]]:
+    """What a teacher says of its answers, in micro-batches; a server is asked for many together."""
+    key, teacher = teacher_key(name), teachers.policies[name]
+    if isinstance(teacher, ServedTeacher):
+        read = [teachers.sample_for(name, each) for each in rollouts]
+        for asked in micro_batches([each.length for each in read], tokens=_ASKED_TOKENS):
+            members = [rollouts[i] for i in asked]
+            parts = teachers.kept.served(key, teacher, members, [read[i] for i in asked])
+            for places in _micro_batches([each.sample for each in members], batch_tokens):
+                told = served_target(teacher, [parts[place] for place in places])
+                yield [asked[place] for place in places], told
+        return
+    # A teacher that is the student in another state must not put it there for both.
+    alone = teachers.kept.missing(key, rollouts) and teacher.model is not student.model
+    with teacher.during() if alone else nullcontext():
+        for places in _micro_batches([each.sample for each in rollouts], batch_tokens):
+            yield places, teachers.target(name, [rollouts[place] for place in places])
 
 
 def _micro_batches(samples: Sequence[Sample], batch_tokens: int) -> Iterator[list[int]]:

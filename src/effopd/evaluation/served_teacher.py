@@ -11,7 +11,6 @@ from torch import Tensor
 
 from effopd.errors import ConfigError, NonFiniteError, ServerError
 from effopd.models.policy import Sample, learned_only
-from effopd.objectives.top_k import TopK
 from effopd.servers.client import Client, Deadline, IncompleteAnswerError, ServerRequest
 from effopd.servers.handshake import Identity, api_of, mean_difference, score, verify_server
 from effopd.servers.hidden_states import EffopdApi
@@ -115,17 +114,13 @@ class ServedTeacher:
         self._count([[math.isnan(value) for value in row] for row in found])
         return found
 
-    def top_k(self, samples: Sequence[Sample], k: int) -> list[TopK]:
-        """The k likeliest tokens in the place of every learned token, one `TopK` a sample.
+    def likely(self, samples: Sequence[Sample], k: int) -> list[LikelyTokens]:
+        """The k likeliest tokens in the place of every learned token, and its own value.
 
         Ids are int64 [n, k], most likely first, log-probabilities float32 [n, k] over the server's
         whole vocabulary: its rows that are no token of the student have ids of at least
         `vocabulary_size`. A place that the server does not give is a row of NaN. vLLM and SGLang.
         """
-        return [TopK(each.ids_NK, each.log_probs_NK) for each in self.likely(samples, k)]
-
-    def likely(self, samples: Sequence[Sample], k: int) -> list[LikelyTokens]:
-        """`top_k` and, from the same answers of the server, `log_probs`."""
 
         def read(answer: Any, ids: tuple[int, ...], start: int) -> list[Any]:
             found, missing = list[Any](), ""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from effopd.errors import ConfigError
 from effopd.evaluation.kept_states import REFERENCE, Target
-from effopd.evaluation.logprobs import known_rows, on_device
+from effopd.evaluation.logprobs import known_rows, on_device, where_known
 from effopd.evaluation.readings import AlignedReading, span_counts
 from effopd.methods.objective import (
     Batch,
@@ -138,15 +138,17 @@ class FullVocabularyLearner(Learner):
         compared, tokens = 0, 0
         for name, rollouts in answers:
             reading, teacher = self._teachers.readings.get(name), self._teachers.policies[name]
-            if isinstance(reading, AlignedReading) and isinstance(teacher, Policy):
-                places, _ = reading.compared(
-                    rollouts, *(p.head_weight_VD for p in (self._student, teacher))
-                )
-                own = total_tokens(rollouts)
-                reading.settings.check_share(
-                    "are compared", len(places.student_N) / max(1, own), reading.name
-                )
-                compared, tokens = compared + len(places.student_N), tokens + own
+            if not isinstance(reading, AlignedReading):
+                continue
+            weight_WE = (
+                teacher.head_weight_VD if isinstance(teacher, Policy) else teacher.head.weight_VD
+            )
+            places, _ = reading.compared(rollouts, self._student.head_weight_VD, weight_WE)
+            own = total_tokens(rollouts)
+            reading.settings.check_share(
+                "are compared", len(places.student_N) / max(1, own), reading.name
+            )
+            compared, tokens = compared + len(places.student_N), tokens + own
         return {"compared_token_share": compared / max(1, tokens)}
 
     def after_update(self) -> None:
@@ -205,6 +207,8 @@ class FullVocabularyLearner(Learner):
         self, name: str, rollouts: Sequence[Rollout], tokens: int
     ) -> tuple[Tensor, Tensor, Tensor | float]:
         """Loss of answers that one teacher scores, divergences, and of how many tokens."""
+        own = self._objective
+        common: Any = {"divergence": own.divergence, "beta": own.beta, "normalizer": tokens}
         target = self._target(name, rollouts)  # before the student's activations take the memory
         ours = self._student.states([r.sample for r in rollouts])
         hidden_ND, device = ours.hidden_ND, ours.hidden_ND.device
@@ -215,9 +219,7 @@ class FullVocabularyLearner(Learner):
                 on_device(target, device),
                 bias=self._student.head_bias_V,
                 cap=self._student.head_cap,
-                divergence=self._objective.divergence,
-                beta=self._objective.beta,
-                normalizer=tokens,
+                **common,
             )
             self._covered.append((named.covered_N.sum(), named.known_N.sum()))
             return named.loss, named.per_token_N, named.known_N.sum()
@@ -225,17 +227,18 @@ class FullVocabularyLearner(Learner):
         reading = self._teachers.readings.get(name)
         if isinstance(reading, AlignedReading):
             own_head = self._student.head(hidden_ND)
+            compared = reading.compared(rollouts, own_head.weight_VD, target.weight_VD)
+            if name in self._teachers.served:
+                target, compared = where_known(target, compared)
             found = common_divergence(
                 hidden_ND,
                 own_head.weight_VD,
                 target,
-                *reading.compared(rollouts, own_head.weight_VD, target.weight_VD),
+                *compared,
                 bias=own_head.bias_V,
                 cap=own_head.cap,
-                divergence=self._objective.divergence,
-                beta=self._objective.beta,
                 teacher_temperature=self._temperature,
-                normalizer=tokens,
+                **common,
             )
             self._covered.append((found.covered_N.sum(), found.known_N.sum()))
             return found.loss, found.per_token_N, found.known_N.sum()
@@ -256,10 +259,8 @@ class FullVocabularyLearner(Learner):
             teacher_bias=target.bias_V,
             student_cap=self._student.head_cap,
             teacher_cap=target.cap,
-            divergence=self._objective.divergence,
-            beta=self._objective.beta,
             teacher_temperature=self._temperature,
-            normalizer=tokens,
+            **common,
         )
         return whole.loss, whole.per_token_N, count
 

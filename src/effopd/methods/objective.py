@@ -161,7 +161,7 @@ class Objective(ABC):
 
     @property
     def needs_vocabulary(self) -> bool:
-        """Whether the teacher has to be local: its whole vocabulary is compared at every token."""
+        """Whether the teacher's distributions are compared, not its values of given tokens."""
         return False
 
     @property

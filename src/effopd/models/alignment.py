@@ -5,7 +5,7 @@ Legend: N student tokens of an answer, M teacher tokens of the same answer.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -121,6 +121,9 @@ class AlignmentSettings:
             )
 
 
+_REMEMBERED = 4096  # answers: each is aligned to be read, to be scored and to be counted
+
+
 class Aligner:
     """Cuts the student's answers again as the teacher's tokenizer would.
 
@@ -150,6 +153,7 @@ class Aligner:
         self.teacher_ends = tuple(teacher_ends) or default_ends(teacher)
         self._is_same = not recuts and student.get_vocab() == teacher.get_vocab()
         self.special = special_pairs(student, teacher, self.student_ends, self.teacher_ends)
+        self._aligned = lru_cache(_REMEMBERED)(self._align)
 
     @cached_property
     def beginnings(self) -> frozenset[int]:
@@ -165,7 +169,10 @@ class Aligner:
         does not have is a span without tokens of the teacher, which is not scored. Where both have
         one vocabulary, the teacher scores the student's own tokens, however they cut the text.
         """
-        ids, teacher_ids, spans = tuple(completion_ids), list[int](), list[Span]()
+        return self._aligned(tuple(completion_ids))
+
+    def _align(self, ids: tuple[int, ...]) -> Alignment:
+        teacher_ids, spans = list[int](), list[Span]()
         if self._is_same:
             return Alignment(
                 teacher_ids=tuple(self.special.get(token, token) for token in ids),

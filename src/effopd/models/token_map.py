@@ -5,9 +5,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from jaxtyping import Float
-from torch import Tensor
-
 from effopd.errors import ParameterMismatchError
 from effopd.models.tokenizers import default_ends, special_ids, turn_end_id
 
@@ -22,9 +19,6 @@ class TokenMap:
     Attributes:
         student_ids: Ids that have a counterpart, ascending; each occurs once.
         teacher_ids: Their counterparts; each occurs once.
-        by_role: Pairs of other names, and the role that they share: (student, teacher, role).
-        student_only: Ids of the student without a counterpart.
-        teacher_only: Ids of the teacher without one.
         lines: What a run prints of it, one sentence each; none where both are equal.
         in_prompts: Pairs of ids that are other tokens in a prompt than at the end of an answer: an
             exchanged end has its namesake there.
@@ -32,16 +26,8 @@ class TokenMap:
 
     student_ids: tuple[int, ...]
     teacher_ids: tuple[int, ...]
-    by_role: tuple[tuple[int, int, str], ...]
-    student_only: tuple[int, ...]
-    teacher_only: tuple[int, ...]
     lines: tuple[str, ...]
     in_prompts: tuple[tuple[int, int], ...] = ()
-
-    @property
-    def keeps_ids(self) -> bool:
-        """Whether counterparts have equal ids, so that head rows need only be trimmed."""
-        return self.student_ids == self.teacher_ids
 
     @cached_property
     def _teacher_of(self) -> dict[int, int]:
@@ -55,19 +41,13 @@ class TokenMap:
         """Whether the teacher has the student's token."""
         return token_id in self._teacher_of
 
-    def teacher_tokens(self, token_ids: Sequence[int]) -> tuple[int, ...]:
-        """The same tokens as ids of the teacher; refuses one that it does not have."""
-        return self._mapped(token_ids, self._teacher_of)
-
-    def prompt_tokens(self, token_ids: Sequence[int]) -> tuple[int, ...]:
-        """The same for a prompt, where an exchanged end is its namesake."""
-        return self._mapped(token_ids, self._in_prompts)
-
     def answer_tokens(self, token_ids: Sequence[int], unknown: int) -> tuple[int, ...]:
-        """The same for an answer, with `unknown` in the place of what the teacher lacks."""
+        """An answer as ids of the teacher, with `unknown` in the place of what it lacks."""
         return tuple(self._teacher_of.get(i, unknown) for i in token_ids)
 
-    def _mapped(self, token_ids: Sequence[int], known: dict[int, int]) -> tuple[int, ...]:
+    def prompt_tokens(self, token_ids: Sequence[int]) -> tuple[int, ...]:
+        """A prompt, where an exchanged end is its namesake; refuses what the teacher lacks."""
+        known = self._in_prompts
         if missing := [i for i in token_ids if i not in known]:
             raise ParameterMismatchError(
                 f"token {missing[0]} of the student has no counterpart in the teacher's tokenizer "
@@ -75,12 +55,6 @@ class TokenMap:
                 "teacher a prompt of its own ([teacher_prompt])"
             )
         return tuple(known[i] for i in token_ids)
-
-    def heads(
-        self, student_VD: Float[Tensor, "V ..."], teacher_WD: Float[Tensor, "W ..."]
-    ) -> tuple[Float[Tensor, "P ..."], Float[Tensor, "P ..."]]:
-        """Rows of both heads (or biases) of the tokens that both have, in one order; copies."""
-        return student_VD[list(self.student_ids)], teacher_WD[list(self.teacher_ids)]
 
 
 def match_vocabularies(
@@ -150,9 +124,6 @@ def match_vocabularies(
     return TokenMap(
         student_ids=tuple(sorted(pairs)),
         teacher_ids=tuple(pairs[i] for i in sorted(pairs)),
-        by_role=tuple(by_role),
-        student_only=tuple(sorted({*ours.values()} - pairs.keys())),
-        teacher_only=tuple(sorted({*theirs.values()} - {*pairs.values()})),
         lines=tuple(_described(student, teacher, name, named, pairs, by_role)),
         in_prompts=tuple((i, j) for i, j in plain.items() if pairs.get(i) != j),
     )

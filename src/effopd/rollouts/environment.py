@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 from effopd.data.problem import Message, Problem, imported, is_path
 from effopd.errors import ConfigError
+from effopd.models.tokenizers import special_ids
 from effopd.rollouts.engine import Completion, Engine, Request, Sampling, derive_seed
 from effopd.rollouts.prompts import PromptTemplate
 
@@ -214,8 +215,7 @@ class Interaction:
             )
         ids: list[int] = tokenizer(behind, add_special_tokens=False)["input_ids"]
         # The token that ends the turn is there already, where the student wrote it.
-        special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-        return ids[1:] if ids[:1] == [last] and last in special else ids
+        return ids[1:] if ids[:1] == [last] and last in special_ids(tokenizer) else ids
 
     def check(self, tokenizer: Any, template: PromptTemplate, problem: Problem) -> None:
         """Refuses a chat template that leaves replies out, or that does not take them."""

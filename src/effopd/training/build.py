@@ -56,7 +56,6 @@ from effopd.training.engines import (
 from effopd.training.teachers import (
     StudentAverage,
     align_vocabularies,
-    compares_vocabularies,
     frozen,
     frozen_copy,
 )
@@ -310,7 +309,7 @@ def _readings(
         others,
         readers=() if config.self_teacher else scoring,
         alignment=config.alignment,
-        is_dense=compares_vocabularies(config),
+        is_dense=config.compares_vocabularies,
     )
     for remark in vocabularies.remarks:
         report(remark)
@@ -434,7 +433,9 @@ def _model_settings(
     named = dict(config.teachers)
     if config.teacher is not None:
         named[""] = config.teacher
-    brings_teacher = not (named or config.self_teacher or config.teacher_server)
-    if isinstance(config.task, World) and brings_teacher:
+    is_asked = config.evaluation.teacher and config.evaluation.problems > 0
+    is_read = config.needs_teacher or config.measures_divergence or is_asked
+    is_named = named or config.self_teacher or config.teacher_server
+    if isinstance(config.task, World) and is_read and not is_named:
         named[""] = _brought(config, report, teacher=True)
     return base_settings(config, report), named

@@ -226,10 +226,25 @@ class Config(BaseModel):
         return low and not self.memory.master_weights and small
 
     @property
+    def searches_by_teacher(self) -> bool:
+        """Whether the search compares the vocabularies of its candidates and of a teacher."""
+        return self.searches and self.validation.type != "accuracy"
+
+    @property
     def needs_teacher(self) -> bool:
         """Whether training or validation needs a teacher."""
-        scored = self.searches and self.validation.type != "accuracy"
-        return self.objective.needs_teacher or scored
+        return self.objective.needs_teacher or self.searches_by_teacher
+
+    @property
+    def measures_divergence(self) -> bool:
+        """Whether evaluations compare the vocabularies of student and teacher."""
+        return self.evaluation.divergence and self.evaluation.problems > 0
+
+    @property
+    def compares_vocabularies(self) -> bool:
+        """Whether whole vocabularies of student and teacher are compared anywhere."""
+        dense = self.objective.needs_vocabulary
+        return dense or self.searches_by_teacher or self.measures_divergence
 
     @property
     def method_name(self) -> str:
@@ -299,7 +314,7 @@ def _expanded(raw: Raw) -> Raw:
     )
     whole = merged(merged(raw_of(defaults), raw_of(chosen)), raw)
     train, own = whole["train"], raw.get("train", {})
-    if not (isinstance(train, Mapping) and isinstance(own, Mapping)):
+    if not (isinstance(train, dict) and isinstance(own, Mapping)):
         return whole
     # A small batch has fewer answers than the method's updates of one: it takes one update each.
     if "updates_per_step" not in own:

@@ -85,9 +85,9 @@ def _of_teacher_server(config: "Config") -> Iterator[str]:
             "objective.teacher_temperature must be 1 with teacher_server: servers score prompts "
             "with the logits as they are"
         )
-    if config.searches and config.validation.type != "accuracy" and not dense:
+    if config.searches_by_teacher and not dense:
         yield f"validation.type = {config.validation.type!r} needs {whole}, or use 'accuracy'"
-    if config.evaluation.divergence and config.evaluation.problems and not dense:
+    if config.measures_divergence and not dense:
         yield f"evaluation.divergence needs {whole}, or set it to false"
     writes = server.flavor != "effopd"
     if config.evaluation.teacher and config.evaluation.problems and not writes:

@@ -226,13 +226,6 @@ def aligned_reading(
     )
 
 
-def compares_vocabularies(config: Any) -> bool:
-    """Whether teachers are compared over whole vocabularies anywhere in a run."""
-    scored = config.searches and config.validation.type != "accuracy"
-    measured = config.evaluation.divergence and config.evaluation.problems > 0
-    return config.objective.needs_vocabulary or scored or measured
-
-
 def alignment_contradictions(config: Any) -> Iterator[str]:
     """What is not learned across tokenizers, and why."""
     if config.alignment is None:
@@ -245,11 +238,13 @@ def alignment_contradictions(config: Any) -> Iterator[str]:
             "alignment needs the teacher's tokenizer, which teacher_server does not send: set "
             "alignment.tokenizer to its directory or repository, or remove [alignment]"
         )
-    if config.teacher_server and compares_vocabularies(config):
+    server = config.teacher_server
+    if server and server.flavor != "effopd" and config.compares_vocabularies:
         yield (
-            "alignment with teacher_server compares the sampled tokens alone: set objective.type = "
-            "'sampled_token', validation.type = 'accuracy' and evaluation.divergence = false, or "
-            "name a local [teacher]"
+            f"alignment with teacher_server.flavor = {server.flavor!r} compares the sampled tokens "
+            "alone, since likely tokens leave out part of every class: serve the teacher by "
+            "`effopd serve-teacher` (flavor = 'effopd'), or set objective.type = 'sampled_token', "
+            "validation.type = 'accuracy' and evaluation.divergence = false"
         )
     if config.self_teacher:
         yield (
@@ -259,7 +254,7 @@ def alignment_contradictions(config: Any) -> Iterator[str]:
     if config.environment:
         yield (
             "alignment aligns answers that the student wrote as a whole, and environment writes "
-            "parts of them: keep one"
+            "parts of them in the student's chat template: keep one"
         )
     if objective.type not in {"sampled_token", "full_kl"}:
         yield (
