@@ -57,7 +57,9 @@ def _rewarded(objective: Callable[[int], PolicyGradient]) -> Method:
 
 METHODS = {
     "opd": Method(lambda *_: {}),
-    "slope": Method(lambda *_: {"train": {"updates_per_step": 16}, "optimizer": {"slope": {}}}),
+    "slope": Method(
+        lambda *_: {"train": {"updates_per_step": 8, "epochs": 2}, "optimizer": {"slope": {}}}
+    ),
     "effopd": Method(
         lambda published, _: {} if published else {"train": {"epochs": EFFOPD_EPOCHS}},
         searches=True,

@@ -313,12 +313,17 @@ def _expanded(raw: Raw) -> Raw:
         longest,
     )
     whole = merged(merged(raw_of(defaults), raw_of(chosen)), raw)
-    train, own = whole["train"], raw.get("train", {})
-    if not (isinstance(train, dict) and isinstance(own, Mapping)):
+    train, own, objective = whole["train"], raw.get("train", {}), whole["objective"]
+    if not (
+        isinstance(train, dict) and isinstance(own, Mapping) and isinstance(objective, Mapping)
+    ):
         return whole
     # A small batch has fewer answers than the method's updates of one: it takes one update each.
     if "updates_per_step" not in own:
         prompts, responses = train.get("prompts_per_step"), train.get("responses_per_prompt")
         if type(prompts) is int and type(responses) is int and min(prompts, responses) > 0:
             train["updates_per_step"] = min(train["updates_per_step"], prompts * responses)
+    # The slopes of sampled tokens that were learned from already are of their noise.
+    if whole["method"] == "slope" and "epochs" not in own and objective.get("type") != "full_kl":
+        train["epochs"] = 1
     return whole
