@@ -131,9 +131,13 @@ class Study:
         return checkpoint_path(self.run(method, seed) / "checkpoints", step)
 
     def saved_steps(self, method: str, seed: int) -> list[int]:
-        """Steps at which a run was saved, ascending; the last one is where it ended."""
+        """Steps at which a run was saved, ascending; the last one is where it ended.
+
+        A run that was interrupted has one more, which is left out: nothing was evaluated there.
+        """
         found = list_checkpoints(self.run(method, seed) / "checkpoints")
-        return sorted(checkpoint_step(directory) for directory in found)
+        saved = sorted(checkpoint_step(directory) for directory in found)
+        return [step for step in saved if step % self.save_every == 0 or step == saved[-1]]
 
     def moment_steps(self, method: str, seed: int) -> list[int]:
         """The checkpoints nearest to equal parts of a run: as many for short runs as for long ones.

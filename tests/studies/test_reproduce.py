@@ -24,6 +24,7 @@ from studies.paper.study import (
 from effopd.analysis.modules import update_norm
 from effopd.data.world import TinyWorld, make_model, make_tokenizer
 from effopd.errors import ConfigError, EffopdError
+from effopd.models.checkpoints import write_checkpoint
 from effopd.models.layout import matrices, module_tensors
 
 WORLD = {
@@ -124,6 +125,13 @@ def test_measurements_agree_with_each_other(
         assert 0 < table["top_1_ratio"] < table["top_5_ratio"] < 1
     assert replaced["base"] == ranked["base"]
     assert ranked["matched"]["step"] in trained.study.saved_steps("grpo", 1)
+
+
+def test_a_checkpoint_of_an_interruption_is_none_of_the_study(tmp_path: Path) -> None:
+    study = Study(out=tmp_path, save_every=4)
+    for step in (4, 7, 8, 11):
+        write_checkpoint(study.checkpoint("grpo", 0, step), lambda new: new.mkdir(exist_ok=True))
+    assert study.saved_steps("grpo", 0) == [4, 8, 11]
 
 
 def test_states_and_gradients_are_measured_at_the_base(trained: Scene) -> None:
