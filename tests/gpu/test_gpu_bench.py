@@ -24,6 +24,7 @@ def rows(*arguments: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_everything_runs_small_on_the_cpu() -> None:
     found = rows("--device", "cpu", "--small", "--peers", "naive", "trl", "--repeats", "1")
     named = [(row["name"], row["unit"], row["peer_name"]) for row in found]
