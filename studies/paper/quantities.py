@@ -51,13 +51,17 @@ def at_every_size(record: Row) -> Number:
     )
 
 
-def norm_saving(record: Row, other: str, ours: str) -> float:
+def norm_saving(record: Row, other: str, ours: str) -> Number:
     """`log(norm of other / of ours)` where each first has 80% of the lower final accuracy."""
     asked = 0.8 * min(record[ours]["accuracy"][-1], record[other]["accuracy"][-1])
-    norms = []
+    norms, starts = [], []
     for name in (other, ours):
-        curve = zip(record[name]["norm"], record[name]["accuracy"], strict=True)
-        norms.append(next(norm for norm, accuracy in curve if accuracy >= asked))
+        accuracies = record[name]["accuracy"]
+        first = next(i for i, accuracy in enumerate(accuracies) if accuracy >= asked)
+        norms.append(record[name]["norm"][first])
+        starts.append(first == 0)
+    if all(starts):
+        return Untested("both have 80% of the lower final accuracy at their first checkpoint")
     return math.log(norms[0] / norms[1])
 
 
