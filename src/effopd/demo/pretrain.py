@@ -65,8 +65,7 @@ def accuracy(world: TinyWorld, model: Any, problems: list[Problem], temperature:
 def pretrain_base(world: TinyWorld, task: Task, report: Report, device: str = "cpu") -> Any:
     """Trains the base model."""
     model = make_model(world).to(device)
-    peak = _peak_lr(world)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.95), weight_decay=0)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0)
     generator = torch.Generator().manual_seed(world.seed)
     clean = replace(world, wrong_step=0.0, direct_answer=0.0)
     checks = list(task.test[:CHECK_PROBLEMS])
@@ -82,7 +81,7 @@ def pretrain_base(world: TinyWorld, task: Task, report: Report, device: str = "c
             f"{world.base_steps} steps: raise base_steps or lower modulus or operations"
         )
     for step in range(world.noise_steps):
-        lr = peak * (1 - step / world.noise_steps)
+        lr = _peak_lr(world) * (1 - step / world.noise_steps)
         _update(model, optimizer, world, generator, lr)
         if world.careful_prompt:
             _update(model, optimizer, clean, generator, lr, is_careful=True)
@@ -93,8 +92,7 @@ def pretrain_base(world: TinyWorld, task: Task, report: Report, device: str = "c
 
 def train_demonstrated(world: TinyWorld, task: Task, model: Any, report: Report) -> Any:
     """Teaches a model clean chains from demonstrations, with the calculator where there is one."""
-    peak = _peak_lr(world)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.95), weight_decay=0)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0)
     generator = torch.Generator().manual_seed(world.seed)
     clean = replace(world, wrong_step=0.0, direct_answer=0.0)
     checks = list(task.test[:CHECK_PROBLEMS])
@@ -136,9 +134,9 @@ def _learns(
     good_enough: Callable[[str], bool],
 ) -> bool:
     """Learns from demonstrations until it is good enough; whether it came to that."""
-    peak = _peak_lr(world)
     for step in range(1, world.base_steps + 1):
-        loss = _update(model, optimizer, world, generator, peak * min(1.0, step / WARMUP_STEPS))
+        lr = _peak_lr(world) * min(1.0, step / WARMUP_STEPS)
+        loss = _update(model, optimizer, world, generator, lr)
         if step % CHECK_EVERY == 0 and good_enough(f"step {step}, loss {loss:.3f}"):
             return True
     return False
