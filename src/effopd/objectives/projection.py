@@ -144,9 +144,11 @@ class HeadGradients:
         bias = head.weight_VD[:, 0] if head.bias_V is None else head.bias_V
         self._parameter_dtypes = (head.hidden_ND.dtype, head.weight_VD.dtype, bias.dtype)
         self._precision: MatmulPrecision | None = precision
+        # The first chunk's product becomes the lm_head's buffer: zeros would be one more pass.
+        weight = head.weight_VD[:0] if len(head.hidden_ND) else head.weight_VD
         self.hidden_ND, self.weight_VD, self.bias_V = (
-            torch.zeros(tensor.shape, dtype=dtype, device=tensor.device) if want else None
-            for want, tensor in zip(wanted, (head.hidden_ND, head.weight_VD, bias), strict=True)
+            tensor.new_zeros(tensor.shape, dtype=dtype) if want else None
+            for want, tensor in zip(wanted, (head.hidden_ND, weight, bias), strict=True)
         )
 
     def add_(self, gradient_CV: Float[Tensor, "C V"], chunk: slice, head: Head) -> None:
@@ -158,7 +160,10 @@ class HeadGradients:
                 _multiply_(self.hidden_ND[chunk], tile_CV[:, rows], weight, True, self._precision)
         if self.weight_VD is not None:
             hidden_CD = head.hidden_ND[chunk].to(operand)
-            _multiply_(self.weight_VD, tile_CV.t(), hidden_CD, True, self._precision)
+            is_first = len(self.weight_VD) == 0
+            if is_first:
+                self.weight_VD = self.weight_VD.new_empty(head.weight_VD.shape)
+            _multiply_(self.weight_VD, tile_CV.t(), hidden_CD, not is_first, self._precision)
         if self.bias_V is not None:
             self.bias_V.add_(gradient_CV.sum(0))
 
@@ -183,11 +188,15 @@ def _operand_dtype(hidden_ND: Tensor, accumulation: torch.dtype) -> torch.dtype:
 
 
 def _weight_blocks(weight_VD: Tensor, operand: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    rows = weight_VD.shape[0]
-    step = rows if weight_VD.dtype == operand else _CAST_ROWS
-    for start in range(0, rows, max(1, step)):
-        block = slice(start, min(start + step, rows))
-        yield block, weight_VD[block].to(operand)
+    """Rows of a head in the dtype of its operands, cast a block at a time into one buffer."""
+    rows, width = weight_VD.shape
+    if weight_VD.dtype == operand:
+        yield slice(0, rows), weight_VD
+        return
+    buffer = weight_VD.new_empty((min(_CAST_ROWS, rows), width), dtype=operand)
+    for start in range(0, rows, _CAST_ROWS):
+        block = slice(start, min(start + _CAST_ROWS, rows))
+        yield block, buffer[: block.stop - start].copy_(weight_VD[block])
 
 
 def _multiply_(

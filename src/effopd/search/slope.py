@@ -19,8 +19,10 @@ from torch.distributed.tensor import DTensor, Shard
 from effopd.errors import ConfigError, NonFiniteError
 
 _FACTOR, *_REST = ("slope_factor", "slope_rate", "slope_last", "slope_start", "slope_tip")
-_READ, _PIECE = 1 << 23, 512
+_READ, _PIECE = 1 << 21, 512
 """About how many weights the slopes are read from, in how long pieces."""
+_BLOCK = 1 << 15
+"""How many numbers stay in a CPU's cache."""
 _SHORTEST, _LONGEST = 1 / 16, 4.0
 """How much a trial changes the rate at most; slopes far from the minimum are not those nearby."""
 
@@ -210,42 +212,46 @@ def slopes(optimizer: torch.optim.Optimizer) -> tuple[float, float]:
     sharded tensors the sum over all shards; every rank calls it.
     """
     groups = optimizer.param_groups
-    there = [(group, p) for group in groups for p in group["params"] if p.grad is not None]
+    there = [
+        (i, p) for i, group in enumerate(groups) for p in group["params"] if p.grad is not None
+    ]
     every = max(1, sum(parameter.numel() for _, parameter in there) // _READ)
-    whole: list[Tensor] = []
-    shards: list[Tensor] = []
-    for group, parameter in there:
+    # Gradients and moments of tensors that count alike, laid end to end: few operations for many.
+    alike: dict[tuple[Any, ...], list[list[Tensor]]] = {}
+    for i, parameter in there:
         is_sharded = isinstance(parameter, DTensor) and any(
             isinstance(placement, Shard) for placement in parameter.placements
         )
         state = optimizer.state.get(parameter, {})
-        (shards if is_sharded else whole).append(_slopes_of(parameter, state, group, every))
-    sums = torch.stack(whole).sum(0) if whole else torch.zeros(2, dtype=torch.float64)
-    if shards:
-        shared = torch.stack(shards).sum(0)
-        torch.distributed.all_reduce(shared)
-        sums = sums.to(shared.device) + shared
-    tip, start = sums.tolist()
+        moments = [state["exp_avg"], state["exp_avg_sq"]] if state else []
+        read = [_sampled(each, every).float() for each in (parameter.grad, *moments)]
+        share = _local(parameter).numel() / max(1, read[0].numel())
+        steps = float(state["step"]) if state else 0.0
+        alike.setdefault((is_sharded, i, steps, share, read[0].device), []).append(read)
+    sums = {kind: torch.zeros(2, dtype=torch.float64) for kind, *_ in alike}
+    for (kind, i, steps, share, _), members in alike.items():
+        whole = [torch.cat(parts) for parts in zip(*members, strict=True)]
+        size = _BLOCK if whole[0].device.type == "cpu" else max(1, whole[0].numel())
+        for g, *moments in zip(*(torch.split(tensor, size) for tensor in whole), strict=True):
+            found = share * _slopes_of(g, moments, steps, groups[i])
+            sums[kind] = sums[kind].to(found.device) + found
+    if True in sums:
+        torch.distributed.all_reduce(sums[True])
+    tip, start = (
+        sum(parts) for parts in zip(*(kind.tolist() for kind in sums.values()), strict=True)
+    )
     return tip, start
 
 
-def _slopes_of(
-    parameter: Tensor, state: dict[str, Any], group: dict[str, Any], every: int
-) -> Tensor:
-    """(last step's slope, coming step's) of one tensor, float64 [2], from one in `every` pieces."""
-    assert parameter.grad is not None
-    g = _sampled(parameter.grad, every).float()
+def _slopes_of(g: Tensor, moments: list[Tensor], steps: float, group: dict[str, Any]) -> Tensor:
+    """(last step's slope, coming step's), float64 [2]; `moments` are those after `steps` steps."""
     b1, b2 = group["betas"]
-    mean, square, steps, last = torch.zeros_like(g), torch.zeros_like(g), 0.0, torch.zeros_like(g)
-    if state:
-        mean, square = (_sampled(state[name], every).float() for name in ("exp_avg", "exp_avg_sq"))
-        steps = float(state["step"])
-        last = _direction(group, mean, square, steps)
+    mean, square = moments or (torch.zeros_like(g), torch.zeros_like(g))
+    last = _direction(group, mean, square, steps) if moments else torch.zeros_like(g)
     # The moments that the coming step will have.
     mean, square = mean.lerp(g, 1 - b1), (square * b2).addcmul_(g, g, value=1 - b2)
     coming = _direction(group, mean, square, steps + 1)
-    found = torch.stack([-(step * g).sum(dtype=torch.float64) for step in (last, coming)])
-    return found * (_local(parameter).numel() / max(1, g.numel()))
+    return -torch.stack([torch.dot(step, g) for step in (last, coming)]).double()
 
 
 def _direction(group: dict[str, Any], mean: Tensor, square: Tensor, steps: float) -> Tensor:
@@ -261,7 +267,7 @@ def _sampled(tensor: Tensor, every: int) -> Tensor:
     rows = flat.numel() // (every * _PIECE)
     if every == 1 or rows == 0:
         return flat
-    return flat[: rows * every * _PIECE].view(rows, every * _PIECE)[:, :_PIECE]
+    return flat[: rows * every * _PIECE].view(rows, every * _PIECE)[:, :_PIECE].reshape(-1)
 
 
 def _local(tensor: Tensor) -> Tensor:
