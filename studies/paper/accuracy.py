@@ -23,10 +23,7 @@ from effopd.models.updates import Update, read_module
 from effopd.records import Row
 
 SCALES = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
-TOP_SHARES = (0.01, 0.05, 0.1, 0.25, 0.5)
-BOTTOM_SHARES = (0.1, 0.25, 0.5, 0.75)
 BETAS = (0.0, 0.4, 0.8, 1.0, 1.2, 1.6, 2.0)
-HALF_WIDTH = 1
 
 BASE = WholeScaling(scale=0.0)
 FULL = WholeScaling(scale=1.0)
@@ -90,23 +87,24 @@ def embeddings(scene: Scene) -> Row:
 
 def windows(scene: Scene) -> Row:
     """Norms by layer, and the accuracy of a window's update alone (3b, 10b)."""
-    layers = layer_count(scene.update("opd"))
+    layers, half_width = layer_count(scene.update("opd")), scene.study.half_width
+    count = min(layers, scene.study.windows or layers)
+    places = [round(i * (layers - 1) / max(1, count - 1)) for i in range(count)]
     record: Row = {
-        "half_width": HALF_WIDTH,
-        "is_whole": [HALF_WIDTH < centre <= layers - HALF_WIDTH for centre in range(1, layers + 1)],
+        "half_width": half_width,
+        "layers": [place + 1 for place in places],
+        "is_whole": [half_width <= place < layers - half_width for place in places],
     }
     for method in BOTH:
         update = scene.update(method)
         found: Row = {"norms": layer_norms(update, layers)}
-        for block in ("mlp", "attention"):
-            found[block] = [
-                scene.accuracy(update, window)
-                for window in sliding_windows(layers, block=block, half_width=HALF_WIDTH)
-            ]
-        found["single"] = [
-            scene.accuracy(update, layer)
-            for layer in sliding_windows(layers, block="mlp", half_width=0)
-        ]
+        around = {
+            "mlp": sliding_windows(layers, block="mlp", half_width=half_width),
+            "attention": sliding_windows(layers, block="attention", half_width=half_width),
+            "single": sliding_windows(layers, block="mlp", half_width=0),
+        }
+        for name, of_layer in around.items():
+            found[name] = [scene.accuracy(update, of_layer[place]) for place in places]
         record[method] = found
     return record
 
@@ -128,12 +126,13 @@ def ranks(scene: Scene) -> Row:
     record: Row = {"base": scene.accuracy(opd, BASE)}
     norms, found = module_norms(opd), matrices(module_tensors(opd.shapes))
     whole = math.hypot(*(norms[module.label] for module in found))
+    study = scene.study
     for method in BOTH:
         update = scene.update(method)
-        tops = {
-            str(s): scene.accuracy(update, TopRank(share=s, norm=whole)) for s in (*TOP_SHARES, 1.0)
-        }
-        bottoms = {str(s): scene.accuracy(update, BottomRank(share=s)) for s in BOTTOM_SHARES}
+        leading = {s: TopRank(share=s, norm=whole) for s in (*study.top_shares, 1.0)}
+        tops = {str(s): scene.accuracy(update, part) for s, part in leading.items()}
+        last = {s: BottomRank(share=s) for s in study.bottom_shares}
+        bottoms = {str(s): scene.accuracy(update, part) for s, part in last.items()}
         record[method] = {
             "full": scene.accuracy(update, FULL),
             "top": tops,

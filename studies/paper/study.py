@@ -63,6 +63,10 @@ class Study:
         passes: Sampled answers to each of them.
         plan: Comparison whose runs are figures 6 and 7, in the recipes directory.
         quick: Whether the plan's quick section applies.
+        half_width: Layers on either side of the middle of a window.
+        windows: Windows that are evaluated, equally far apart; None for one around each layer.
+        top_shares: Shares of the rank that are kept of its leading end, but for the whole.
+        bottom_shares: And of its other end.
     """
 
     out: Path
@@ -86,6 +90,10 @@ class Study:
     passes: int = 2
     plan: Path = Path("recipes/compare-paper.toml")
     quick: bool = False
+    half_width: int = 1
+    windows: int | None = None
+    top_shares: tuple[float, ...] = (0.01, 0.05, 0.1, 0.25, 0.5)
+    bottom_shares: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75)
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
@@ -106,6 +114,14 @@ class Study:
     def world(self, seed: int) -> TinyWorld:
         """The world of a seed's base."""
         return TinyWorld(**self.bases[self.base_of(seed)])
+
+    def base(self, seed: int) -> Path:
+        """The base model that a seed's runs start from; trained unless it is cached."""
+        return world_models(self.world(seed), print, teacher=False).base
+
+    def sections(self, seed: int) -> dict[str, Any]:
+        """What a seed's runs train on and start from, as sections of a recipe."""
+        return {"task": {"type": "tiny_world", **self.bases[self.base_of(seed)]}}
 
     def methods(self, seed: int) -> tuple[str, ...]:
         """What is trained with a seed, teachers first."""
@@ -223,11 +239,6 @@ EXPECTED_STEPS = {"effopd": 4, "exopd": 20, "alphaopd": 20}
 """Where runs that end near their teacher's accuracy end, by docs/search.md."""
 
 
-def base_directory(world: TinyWorld) -> Path:
-    """The base model that a seed's runs start from; trained unless it is cached."""
-    return world_models(world, print, teacher=False).base
-
-
 def worlds(study: Study) -> list[tuple[TinyWorld, bool]]:
     """The worlds of the study and of its comparison, and whether their teacher is needed."""
     tasks = [make_config(cell.settings).task for cell in study.cells()]
@@ -260,7 +271,7 @@ def run_settings(study: Study, method: str, seed: int) -> Config:
         "method": method if rewarded else "opd",
         "seed": seed,
         "device": "cpu",
-        "task": {"type": "tiny_world", **study.bases[study.base_of(seed)]},
+        **study.sections(seed),
         "optimizer": {"lr": study.lr},
         "train": train,
         "evaluation": {
@@ -307,7 +318,7 @@ class Scene:
     @cached_property
     def base(self) -> Path:
         """Directory of the base model."""
-        return base_directory(self.study.world(self.seed))
+        return self.study.base(self.seed)
 
     @cached_property
     def parts(self) -> Parts:

@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,11 +107,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterable[Scene]:
 def test_measurements_agree_with_each_other(
     trained: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = {"SCALES": (0.5, 1.0), "TOP_SHARES": (0.5,), "BOTTOM_SHARES": (0.5,)}
-    for name, values in few.items():
-        monkeypatch.setattr(accuracy, name, values)
-    measured = (accuracy.scaling, accuracy.embeddings, accuracy.ranks)
-    scaled, replaced, ranked = (measure(trained) for measure in measured)
+    monkeypatch.setattr(accuracy, "SCALES", (0.5, 1.0))
+    few = replace(trained.study, top_shares=(0.5,), bottom_shares=(0.5,), windows=2)
+    trained = Scene(few, 1)
+    measured = (accuracy.scaling, accuracy.embeddings, accuracy.ranks, accuracy.windows)
+    scaled, replaced, ranked, windows = (measure(trained) for measure in measured)
+    assert windows["layers"] == [1, 3]
+    assert windows["is_whole"] == [False, False]
     for method in BOTH:
         update = trained.update(method)
         norm, layers = update_norm(update), accuracy.layer_norms(update, WORLD["layers"])

@@ -193,7 +193,9 @@ def _teacher_key(world: SmolLM2) -> str:
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=6).hexdigest()
 
 
-def train_teacher(world: SmolLM2, base: Path, to: Path, report: Report) -> None:
+def train_teacher(
+    world: SmolLM2, base: Path, to: Path, report: Report, steps: int = TEACHER_STEPS
+) -> None:
     """Supervised steps on the training problems' answers; weights in bfloat16."""
     settings = ModelSettings(path=str(base))
     model, tokenizer = load_model(settings), load_tokenizer(settings)
@@ -201,8 +203,8 @@ def train_teacher(world: SmolLM2, base: Path, to: Path, report: Report) -> None:
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=TEACHER_LR, betas=(0.9, 0.95), weight_decay=0
     )
-    for step in range(1, TEACHER_STEPS + 1):
-        left = (TEACHER_STEPS + 1 - step) / TEACHER_STEPS
+    for step in range(1, steps + 1):
+        left = (steps + 1 - step) / steps
         for group in optimizer.param_groups:
             group["lr"] = TEACHER_LR * min(1.0, step / 5, 3 * left)
         problems = draw.sample(list(task.train), min(TEACHER_BATCH, len(task.train)))
@@ -212,7 +214,7 @@ def train_teacher(world: SmolLM2, base: Path, to: Path, report: Report) -> None:
         clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step % 10 == 0:
-            report(f"teacher of the sums: step {step} of {TEACHER_STEPS}, loss {loss.item():.3f}")
+            report(f"teacher of the sums: step {step} of {steps}, loss {loss.item():.3f}")
     model.to(torch.bfloat16).save_pretrained(to)
     tokenizer.save_pretrained(to)
 
