@@ -52,7 +52,7 @@ class WideStudy(Study):
     windows: int | None = 8
     top_shares: tuple[float, ...] = (0.01, 0.1, 0.5)
     bottom_shares: tuple[float, ...] = (0.5,)
-    supervised: int = 24
+    supervised: int = 12
 
     def base(self, seed: int) -> Path:
         """The model after its supervised steps."""
@@ -65,7 +65,7 @@ class WideStudy(Study):
         """The real model instead of a tiny world."""
         return {
             "task": {"type": "smollm2", "task": "sums", "dtype": "bfloat16"},
-            "student": {"path": str(self.base(seed))},
+            "student": {"path": str(self.base(seed)), "dtype": "bfloat16"},
             "memory": {"master_weights": True},
             "prompt": {"system": SYSTEM},
             "sampling": {"max_new_tokens": 20},
