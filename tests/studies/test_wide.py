@@ -1,0 +1,39 @@
+"""The study of a real model: what its runs start from, and its page."""
+
+from pathlib import Path
+
+import pytest
+from studies.paper import wide
+from studies.paper.study import run_settings
+from studies.paper.wide import WideStudy, page
+
+TABLE = {"effective_rank": 300.0, "top_1_ratio": 0.25}
+MASTERS = {"effective_rank": 120.0, "top_1_ratio": 0.5}
+
+
+def test_reinforcement_learning_starts_from_the_taught_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wide, "ensure", lambda to, report, make: None)
+    monkeypatch.setattr(wide, "smollm2_models", lambda *a, **k: type("Models", (), {"base": None}))
+    config = run_settings(WideStudy(out=tmp_path), "grpo", 0)
+    assert config.student.path == str(tmp_path / "base")
+    assert config.student.dtype == config.task.dtype == "bfloat16"
+    assert config.memory.master_weights
+    assert (config.train.prompts_per_step, config.train.responses_per_prompt) == (8, 8)
+
+
+def test_numbers_stand_beside_the_tiny_worlds() -> None:
+    rows = [{"grpo": {"tail_norm": n}, "opd": {"tail_norm": 1.0}} for n in (4.0, 5.0)]
+    for row in rows:
+        row["matched"] = row["grpo"]
+        for name in ("grpo", "opd"):
+            row[name] |= {"full": 0.8, "top": {"0.1": 0.6, "1.0": 0.8}, "bottom": {"0.5": 0.2}}
+            row[name]["tail_share"] = 0.5
+    stored = [{name: {"stored": TABLE, "masters": MASTERS} for name in ("grpo", "opd")}]
+    lines = page({"ranks": rows[:1], "stored": stored}, {"ranks": rows}).splitlines()
+    tail = next(line for line in lines if "RL's tail is larger" in line)
+    assert tail.split(" | ")[-2] == "1.386"  # log 4
+    assert "1.498 [" in tail.split(" | ")[-1]  # mean of log 4 and log 5
+    assert "| effective rank | 120 | 300 | 120 | 300 |" in lines
+    assert not any("Table 3" in line for line in lines)  # not measured here
