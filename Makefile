@@ -26,7 +26,7 @@ demo: .venv/.installed ## Train the tiny world with and without the search, writ
 	$(BIN)/effopd demo
 
 test: .venv/.installed ## Run the tests (5 minutes on two cores; no network, no GPU needed); MARKS=slow runs others
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(if $(MARKS),-m '$(MARKS)')
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist $(if $(MARKS),worksteal -m '$(MARKS)' --durations=12,loadfile)
 
 test-all: .venv/.installed ## Run the slow tests and those of several ranks too, and the GPU tests where there is one
 	$(BIN)/python -m pytest -m 'not network'

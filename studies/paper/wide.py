@@ -37,15 +37,15 @@ class WideStudy(Study):
 
     seeds: tuple[int, ...] = (0,)
     algorithm_seeds: int = 0
-    rl_steps: int = 64
-    patience: int = 64
+    rl_steps: int = 40
+    patience: int = 40
     rl_prompts: int = 8
-    responses: int = 8
+    responses: int = 16
     steps: int = 32
     answers: int = 64
     save_every: int = 8
     moments: int = 4
-    lr: float = 3e-5
+    lr: float = 2e-5
     problems: int = 64
     passes: int = 2
     half_width: int = 8
@@ -102,7 +102,11 @@ MEASURES = {
 
 def page(ours: Measurements, tiny: Measurements) -> str:
     """A claim a row, with its number here and the tiny world's mean and interval."""
-    lines = ["| figure | claim | claimed | SmolLM2 | tiny world |", "|---|---|---|---|---|"]
+    lines = [
+        _HEAD.read_text("utf-8"),
+        "| figure | claim | claimed | SmolLM2 | tiny world |",
+        "|---|---|---|---|---|",
+    ]
     for claim in CLAIMS:
         if claim.measurement not in ours:
             continue
@@ -128,6 +132,8 @@ def page(ours: Measurements, tiny: Measurements) -> str:
     return "\n".join([*lines, ""])
 
 
+_HEAD = Path(__file__).with_name("wide.md")
+
 _COLUMNS = ("GRPO, masters", "GRPO, stored", "OPD, masters", "OPD, stored")
 
 
@@ -136,6 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m studies.paper.wide", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/wide"), help="runs, records")
     parser.add_argument("--tiny", type=Path, default=Path("runs/reproduce"), help="its records")
+    parser.add_argument("--page", type=Path, default=Path("docs/reproduction-wide.md"))
     asked = parser.parse_args(arguments)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     study = WideStudy(out=asked.out)
@@ -147,9 +154,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not (file := study.measurement(name, 0)).is_file():
             write_json_atomic(file, {"schema": SCHEMA, "base_model": 0} | measure(scene))
             print(f"measured {name}", flush=True)
-    tables = page(load_measurements(asked.out), load_measurements(asked.tiny))
-    write_text_atomic(asked.out / "tables.md", tables)
-    print(f"tables: {asked.out / 'tables.md'}")
+    text = page(load_measurements(asked.out), load_measurements(asked.tiny))
+    write_text_atomic(asked.page, text)
+    print(asked.page)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def test_reinforcement_learning_starts_from_the_taught_model(
     assert config.student.path == str(tmp_path / "base")
     assert config.student.dtype == config.task.dtype == "bfloat16"
     assert config.memory.master_weights
-    assert (config.train.prompts_per_step, config.train.responses_per_prompt) == (8, 8)
+    assert (config.train.prompts_per_step, config.train.responses_per_prompt) == (8, 16)
 
 
 def test_numbers_stand_beside_the_tiny_worlds() -> None:
