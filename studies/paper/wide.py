@@ -87,6 +87,16 @@ def stored(scene: Scene) -> Row:
     return record
 
 
+def masters_of(checkpoint: Path, to: Path) -> Path:
+    """A model directory of a checkpoint's float32 masters, by links."""
+    to.mkdir(parents=True, exist_ok=True)
+    there = {"model.safetensors": "trainer/masters.safetensors", "config.json": "config.json"}
+    for name, file in there.items():
+        (to / name).unlink(missing_ok=True)
+        (to / name).symlink_to((checkpoint / file).resolve())
+    return to
+
+
 MEASURES = {
     "progress": accuracy.progress,
     "stored": stored,

@@ -3,9 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from studies.paper import wide
 from studies.paper.study import run_settings
-from studies.paper.wide import WideStudy, page
+from studies.paper.wide import WideStudy, masters_of, page
+
+from effopd.data.world import TinyWorld, make_model
+from effopd.models.updates import open_update
 
 TABLE = {"effective_rank": 300.0, "top_1_ratio": 0.25}
 MASTERS = {"effective_rank": 120.0, "top_1_ratio": 0.5}
@@ -21,6 +26,22 @@ def test_reinforcement_learning_starts_from_the_taught_model(
     assert config.student.dtype == config.task.dtype == "bfloat16"
     assert config.memory.master_weights
     assert (config.train.prompts_per_step, config.train.responses_per_prompt) == (8, 16)
+
+
+def test_masters_hold_what_the_stored_weights_round_away(tmp_path: Path) -> None:
+    model = make_model(TinyWorld(hidden=32, layers=2)).to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "base")
+    moved = {name: p.detach().float() * (1 + 2**-12) for name, p in model.named_parameters()}
+    saved = tmp_path / "step-00001"
+    model.save_pretrained(saved)  # too small a step for bfloat16
+    (saved / "trainer").mkdir()
+    save_file(moved, saved / "trainer" / "masters.safetensors")
+    name = "model.layers.1.mlp.down_proj.weight"
+    assert not open_update(tmp_path / "base", saved).read(name).any()
+    for _ in range(2):  # links that are there already are made anew
+        exact = open_update(tmp_path / "base", masters_of(saved, tmp_path / "masters"))
+        base = model.get_parameter(name).detach().float()
+        torch.testing.assert_close(exact.read(name).float(), base * 2**-12)
 
 
 def test_numbers_stand_beside_the_tiny_worlds() -> None:
