@@ -194,9 +194,10 @@ def _teacher_key(world: SmolLM2) -> str:
 
 
 def train_teacher(
-    world: SmolLM2, base: Path, to: Path, report: Report, steps: int = TEACHER_STEPS
+    world: SmolLM2, base: Path, to: Path, report: Report, steps: int | None = None
 ) -> None:
     """Supervised steps on the training problems' answers; weights in bfloat16."""
+    steps = steps or TEACHER_STEPS
     settings = ModelSettings(path=str(base))
     model, tokenizer = load_model(settings), load_tokenizer(settings)
     task, draw = world.load(), random.Random(f"teacher/{world.seed}")
