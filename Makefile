@@ -11,6 +11,8 @@ unexport PYTHONDONTWRITEBYTECODE # what pytest makes of the tests is kept for it
 # Tests wait for browsers, servers and programs a third of their time.
 CORES := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 WORKERS ?= $(shell expr \( $(CORES) \& $(CORES) \< 16 \| 16 \) \* 3 / 2)
+# A file's tests share what it makes once; `worksteal` is faster where they share nothing, as the slow ones.
+DIST ?= loadfile
 
 ifndef SEED
 SEED := $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
@@ -26,7 +28,7 @@ demo: .venv/.installed ## Train the tiny world with and without the search, writ
 	$(BIN)/effopd demo
 
 test: .venv/.installed ## Run the tests (5 minutes on two cores; no network, no GPU needed); MARKS=slow runs others
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist $(if $(MARKS),worksteal -m '$(MARKS)' --durations=12,loadfile)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist $(DIST) $(if $(MARKS),-m '$(MARKS)' --durations=12)
 
 test-all: .venv/.installed ## Run the slow tests and those of several ranks too, and the GPU tests where there is one
 	$(BIN)/python -m pytest -m 'not network'
