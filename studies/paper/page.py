@@ -177,17 +177,32 @@ def write_reproduction(
 def _row(judged: Judged) -> str:
     claim, found = judged.claim, judged.interval
     digits = 1 if found is not None and abs(found.mean) >= 10 else 3
-    size = "" if claim.size is None else f", paper {claim.size:.3g}"
     cells = [
         claim.figure,
-        f"*other reading:* {claim.text}" if claim.second else claim.text,
+        titled(claim),
         claim.paper,
         claim.quantity,
-        f"> {claim.neutral:g}{size}",
+        claimed(claim),
         judged.reason if found is None else found.text(digits),
         ", ".join(f"{mean:.{digits}f}" for mean in judged.by_base),
         _SHOWN[judged.verdict],
     ]
+    return table_row(cells)
+
+
+def titled(claim: Claim) -> str:
+    """What is claimed; of another reading it says so."""
+    return f"*other reading:* {claim.text}" if claim.second else claim.text
+
+
+def claimed(claim: Claim) -> str:
+    """What its number is held against, with the paper's size where it gives one."""
+    size = "" if claim.size is None else f", paper {claim.size:.3g}"
+    return f"> {claim.neutral:g}{size}"
+
+
+def table_row(cells: Iterable[str]) -> str:
+    """A row of a Markdown table."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

@@ -1,6 +1,6 @@
 """`python -m studies.paper.wide`: what the claims become on a real model, SmolLM2-135M-Instruct.
 
-30 layers of matrices 576 to 1,536 wide, bfloat16 with float32 masters, one seed: numbers to set
+30 layers of matrices 192 to 1,536 wide, bfloat16 with float32 masters, one seed: numbers to set
 beside the tiny world's, no verdicts. Reinforcement learning starts from the model after a few
 supervised steps on stories and their sums, since it never gets one right before.
 """
@@ -15,7 +15,15 @@ from typing import Any
 import torch
 from studies.paper import accuracy, geometry
 from studies.paper.claims import CLAIMS
-from studies.paper.page import SCHEMA, Measurements, judge, load_measurements
+from studies.paper.page import (
+    SCHEMA,
+    Measurements,
+    claimed,
+    judge,
+    load_measurements,
+    table_row,
+    titled,
+)
 from studies.paper.quantities import Untested
 from studies.paper.study import BOTH, Scene, Study, train_run
 
@@ -77,10 +85,8 @@ def stored(scene: Scene) -> Row:
     record: Row = {}
     for method in BOTH:
         last = scene.study.saved_steps(method, scene.seed)[-1]
-        masters = (
-            scene.study.checkpoint(method, scene.seed, last) / "trainer" / "masters.safetensors"
-        )
-        exact = open_update(scene.base, masters)
+        saved = scene.study.checkpoint(method, scene.seed, last)
+        exact = open_update(scene.base, masters_of(saved, scene.study.out / "masters" / method))
         modules = matrices(module_tensors(exact.shapes))
         record[method] = {"masters": geometry.table_1(exact, modules)}
         record[method]["stored"] = geometry.table_1(scene.update(method), modules)
@@ -123,22 +129,19 @@ def page(ours: Measurements, tiny: Measurements) -> str:
         number = claim.statistic(ours[claim.measurement][0])
         found = number.reason if isinstance(number, Untested) else f"{number:.3f}"
         there = judge(claim, tiny)
-        size = "" if claim.size is None else f", paper {claim.size:.3g}"
         cells = [
             claim.figure,
-            f"*other reading:* {claim.text}" if claim.second else claim.text,
-            f"{claim.quantity} > {claim.neutral:g}{size}",
+            titled(claim),
+            f"{claim.quantity} {claimed(claim)}",
             found,
             there.interval.text(3) if there.interval else there.reason,
         ]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        lines.append(table_row(cells))
     lines += ["", "| Table 1 | " + " | ".join(_COLUMNS) + " |", "|---|---|---|---|---|"]
     spectra = ours["stored"][0]
     for name in spectra["opd"]["stored"]:
         values = [spectra[method][kind][name] for method in BOTH for kind in ("masters", "stored")]
-        lines.append(
-            f"| {name.replace('_', ' ')} | " + " | ".join(f"{v:.3g}" for v in values) + " |"
-        )
+        lines.append(table_row([name.replace("_", " "), *(f"{v:.3g}" for v in values)]))
     return "\n".join([*lines, ""])
 
 

@@ -47,6 +47,10 @@ def test_rates_and_weights_are_those_of_measured_displacements() -> None:
     assert torch.cat([p.detach().flatten() for p in live]).double() == pytest.approx(last, abs=1e-6)
 
 
+def test_no_gradient_has_no_slope() -> None:
+    assert slopes(adamw(torch.zeros(3, requires_grad=True))) == (0.0, 0.0)
+
+
 def test_what_clipping_took_from_the_gradient_is_given_back_to_its_slope() -> None:
     def rates(clip: Callable[[int], float]) -> list[float]:
         weights = torch.zeros(6, requires_grad=True)

@@ -1,13 +1,15 @@
 """The study of a real model: what its runs start from, and its page."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from studies.paper import wide
 from studies.paper.study import run_settings
-from studies.paper.wide import WideStudy, masters_of, page
+from studies.paper.wide import WideStudy, masters_of, page, stored
 
 from effopd.data.world import TinyWorld, make_model
 from effopd.models.updates import open_update
@@ -42,6 +44,14 @@ def test_masters_hold_what_the_stored_weights_round_away(tmp_path: Path) -> None
         exact = open_update(tmp_path / "base", masters_of(saved, tmp_path / "masters"))
         base = model.get_parameter(name).detach().float()
         torch.testing.assert_close(exact.read(name).float(), base * 2**-12)
+    study = SimpleNamespace(out=tmp_path, saved_steps=lambda *_: [1], checkpoint=lambda *_: saved)
+    update = open_update(tmp_path / "base", saved)
+    scene: Any = SimpleNamespace(
+        study=study, seed=0, base=tmp_path / "base", update=lambda method: update
+    )
+    for tables in stored(scene).values():
+        assert tables["masters"]["spectral_norm"] > 0
+        assert tables["stored"]["spectral_norm"] is None  # nothing moved
 
 
 def test_numbers_stand_beside_the_tiny_worlds() -> None:
@@ -51,8 +61,8 @@ def test_numbers_stand_beside_the_tiny_worlds() -> None:
         for name in ("grpo", "opd"):
             row[name] |= {"full": 0.8, "top": {"0.1": 0.6, "1.0": 0.8}, "bottom": {"0.5": 0.2}}
             row[name]["tail_share"] = 0.5
-    stored = [{name: {"stored": TABLE, "masters": MASTERS} for name in ("grpo", "opd")}]
-    lines = page({"ranks": rows[:1], "stored": stored}, {"ranks": rows}).splitlines()
+    spectra = [{name: {"stored": TABLE, "masters": MASTERS} for name in ("grpo", "opd")}]
+    lines = page({"ranks": rows[:1], "stored": spectra}, {"ranks": rows}).splitlines()
     tail = next(line for line in lines if "RL's tail is larger" in line)
     assert tail.split(" | ")[-2] == "1.386"  # log 4
     assert "1.498 [" in tail.split(" | ")[-1]  # mean of log 4 and log 5

@@ -228,7 +228,8 @@ def slopes(optimizer: torch.optim.Optimizer) -> tuple[float, float]:
         share = _local(parameter).numel() / max(1, read[0].numel())
         steps = float(state["step"]) if state else 0.0
         alike.setdefault((is_sharded, i, steps, share, read[0].device), []).append(read)
-    sums = {kind: torch.zeros(2, dtype=torch.float64) for kind, *_ in alike}
+    kinds = {False, *(kind for kind, *_ in alike)}  # no gradient at all has no slope
+    sums = {kind: torch.zeros(2, dtype=torch.float64) for kind in sorted(kinds)}
     for (kind, i, steps, share, _), members in alike.items():
         whole = [torch.cat(parts) for parts in zip(*members, strict=True)]
         size = _BLOCK if whole[0].device.type == "cpu" else max(1, whole[0].numel())
