@@ -24,6 +24,7 @@ from effopd.demo.smollm2 import RECORDS, convert, demonstrations, download, gguf
 from effopd.errors import CheckpointError, ConfigError
 from effopd.models.loading import load_model, load_tokenizer
 from effopd.training.config import load_config, make_config
+from effopd.training.engines import started_from
 
 ROOT = Path(__file__).parents[2]
 each_task = pytest.mark.parametrize("task", ["records", "sums"])
@@ -345,6 +346,18 @@ def test_masters_need_a_student_in_low_precision() -> None:
     settings["task"] = {"type": "smollm2", "dtype": "float32"}
     with pytest.raises(ConfigError, match="master_weights keeps float32 copies"):
         make_config(settings)
+
+
+def test_on_a_cpu_attention_is_that_which_is_fast_for_short_answers(tmp_path: Path) -> None:
+    def attention(**changed: str) -> str:
+        student = started_from(
+            make_config({"method": "opd", **RECORDS, **changed}), tmp_path
+        ).student
+        assert student is not None
+        assert student.dtype == "bfloat16"
+        return student.attention
+
+    assert (attention(), attention(device="auto")) == ("eager", "auto")
 
 
 @pytest.mark.slow

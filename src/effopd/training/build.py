@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from effopd.data.problem import CountingVerifier, Problem, Task, Verifier
-from effopd.data.smollm2 import SmolLM2, World
+from effopd.data.smollm2 import World
 from effopd.demo.smollm2 import models_of
 from effopd.errors import ConfigError
 from effopd.evaluation.evaluator import EvaluationResult, Evaluator, Metric, imported_metric, joined
@@ -43,6 +43,7 @@ from effopd.search.validation import Validator
 from effopd.training.collect import Collector, rewards_differ
 from effopd.training.config import Config, placed
 from effopd.training.engines import (
+    brought,
     engine_of,
     kept_states,
     own_teacher,
@@ -419,11 +420,10 @@ def base_settings(config: Config, report: Callable[[str], None]) -> ModelSetting
 
 
 def _brought(config: Config, report: Callable[[str], None], *, teacher: bool) -> ModelSettings:
-    """Base or teacher of a world, in the precision that it asks for."""
+    """Base or teacher of a world."""
     assert isinstance(config.task, World)  # Config checked it
     models = models_of(config.task, report, teacher=teacher)
-    dtype = config.task.dtype if isinstance(config.task, SmolLM2) else "float32"
-    return ModelSettings(path=str(models.teacher if teacher else models.base), dtype=dtype)
+    return brought(config, models.teacher if teacher else models.base)
 
 
 def _model_settings(
