@@ -17,7 +17,7 @@ def followed(
         if moved is not None:
             before = (before + slope) / 2
             after = (after + float(gradient @ moved)) / 2
-            share = after / before if before < 0 else -1.0
+            share = after / before - 0.05 if before < 0 else -1.0
             factor *= 2 ** (min(max(share, -1.0), 1.0) / 2)
         rates.append(lr * factor)
         at = weights.detach().clone()

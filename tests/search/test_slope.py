@@ -117,28 +117,30 @@ def test_weights_of_any_precision_and_layout_are_moved(shape: tuple[int, ...]) -
     rate.before_step_(1.0)
     optimizer.step()
     rate.after_step_()
-    weights.grad = torch.full_like(weights, -3.0)  # the minimum is at a quarter of the way
+    weights.grad = torch.full_like(weights, -1.0)  # the minimum is half of the way
     rate.try_again_(0.5)
     assert rate.factor == pytest.approx(0.25, rel=1e-2)
     assert weights.detach().float() == pytest.approx(torch.full(weights.shape, 0.75), abs=0.01)
     rate.before_step_()
 
 
-def quadratic(lr: float, noise: float, trials: int) -> tuple[float, list[float]]:
+def quadratic(
+    lr: float, noise: float, trials: int, rest: float = 0.05, size: int = 50
+) -> tuple[float, list[float]]:
     """Loss after 300 noisy steps on a badly scaled quadratic as a share of the first; the rates."""
     generator = torch.Generator().manual_seed(0)
-    curvature = torch.logspace(-1, 1, 50)
-    goal = torch.randn(50, generator=generator)
-    weights = torch.zeros(50, requires_grad=True)
+    curvature = torch.logspace(-1, 1, size)
+    goal = torch.randn(size, generator=generator)
+    weights = torch.zeros(size, requires_grad=True)
     optimizer = adamw(weights, lr=lr)
-    rate = SlopeRate(optimizer, SlopeSettings(trials=trials))
+    rate = SlopeRate(optimizer, SlopeSettings(trials=trials, rest=rest))
 
     def loss() -> float:
         return float((curvature * (weights.detach() - goal) ** 2).sum() / 2)
 
     first, rates = loss(), []
     for _ in range(300):
-        drawn = noise * torch.randn(50, generator=generator)
+        drawn = noise * torch.randn(size, generator=generator)
         weights.grad = curvature * (weights.detach() - goal) + drawn
         rates.append(rate.before_step_(loss()))
         optimizer.step()
@@ -154,6 +156,12 @@ def quadratic(lr: float, noise: float, trials: int) -> tuple[float, list[float]]
 @pytest.mark.parametrize("trials", [0, 10])
 def test_from_any_rate_a_noisy_quadratic_is_solved(lr: float, trials: int) -> None:
     assert quadratic(lr, 0.3, trials)[0] < 0.05
+
+
+@pytest.mark.parametrize("noise", [3.0, 10.0, 30.0])
+def test_short_of_the_minimum_there_is_far_less_noise(noise: float) -> None:
+    rested, greedy = (quadratic(1e-2, noise, 10, rest, 1000)[0] for rest in (0.05, 0.0))
+    assert rested < 0.6 * greedy
 
 
 def test_the_first_update_finds_one_rate_wherever_it_starts() -> None:
@@ -254,7 +262,12 @@ def test_other_optimizers_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "said"),
-    [({"memory": 1.0}, "memory"), ({"power": 0.0}, "power"), ({"trials": -1}, "trials")],
+    [
+        ({"memory": 1.0}, "memory"),
+        ({"power": 0.0}, "power"),
+        ({"rest": 1.0}, "rest"),
+        ({"trials": -1}, "trials"),
+    ],
 )
 def test_settings_are_checked(settings: dict[str, float], said: str) -> None:
     with pytest.raises(ConfigError, match=said):

@@ -34,11 +34,14 @@ class SlopeSettings:
     Attributes:
         memory: Share of the running means of the slopes that stays at each update, in [0, 1).
         power: At most this power of 2 multiplies or divides the rate at an update, above 0.
+        rest: What is left at an update's tip of the slope at its start where the rate stays as it
+            is, in [0, 1): 0 at the minimum, 1/20 somewhat before it.
         trials: How often the first update is tried anew at another rate, at most, at least 0.
     """
 
     memory: float = 0.5
     power: float = 0.5
+    rest: float = 0.05
     trials: int = 10
 
     def __post_init__(self) -> None:
@@ -46,6 +49,8 @@ class SlopeSettings:
             raise ConfigError(f"slope.memory must be in [0, 1), got {self.memory}")
         if not 0 < self.power < math.inf:
             raise ConfigError(f"slope.power must be positive, got {self.power}")
+        if not 0 <= self.rest < 1:
+            raise ConfigError(f"slope.rest must be in [0, 1), got {self.rest}")
         if self.trials < 0:
             raise ConfigError(f"slope.trials must be at least 0, got {self.trials}")
 
@@ -71,12 +76,14 @@ class SlopeRate:
 
     With `a` the slope of an update at its start (its own gradient) and `b` that at its tip (the
     next gradient), both times the update's rate, and A, B their running means, the rate becomes
-    `rate * 2 ** (power * clip(B / A, -1, 1))`: it rests where updates end at the minimum along
-    their own direction, and noise of mean 0 at the tip does not move it.
+    `rate * 2 ** (power * clip(B / A - rest, -1, 1))`: it rests where updates end shortly before
+    the minimum along their own direction. At the minimum itself, `rest = 0`, each update does what
+    is best for the next loss, and together they keep up several times as much noise as is best: a
+    is mostly noise of its own gradient then, so little of it is a large part of the true slope.
 
     At the first update nothing is known, and from far too large a rate it would do harm. So it is
-    tried: as long as its own minimum, by the slopes of the same answers at both ends, is not
-    between half and twice its length, the update is made as long as that says.
+    tried: as long as half the way to its own minimum, by the slopes of the same answers at both
+    ends, is not between half and twice its length, the update is made as long as that says.
 
     What it remembers is five numbers in the optimizer's first group, so that whoever saves and
     restores the optimizer has them.
@@ -141,7 +148,7 @@ class SlopeRate:
         if last_rate:  # the gradient at hand was taken at the tip of the last update
             before = own.memory * before + (1 - own.memory) * last_rate * last_start
             after = own.memory * after + (1 - own.memory) * last_rate * tip
-            share = after / before if before < 0 else -1.0
+            share = after / before - own.rest if before < 0 else -1.0
             factor *= 2 ** (own.power * min(max(share, -1.0), 1.0))
         self._scheduled = [each["lr"] for each in self._optimizer.param_groups]
         for each in self._optimizer.param_groups:
@@ -176,7 +183,7 @@ class SlopeRate:
         tip = slopes(self._optimizer)[0] / clipped
         if not math.isfinite(tip):
             raise NonFiniteError(f"slope {tip} must be finite")
-        share = minimum(group["slope_last"], tip)
+        share = minimum(group["slope_last"], tip) / 2  # a few answers see too little of the noise
         if not loss <= self._first_loss:
             share = min(share, 1 / _LONGEST)
         self._trials = 0 if 0.5 <= share <= 2 else self._trials - 1
