@@ -119,8 +119,8 @@ def test_numbers_are_those_of_the_page_on_the_search() -> None:
     assert steps["mixed", "opd", "3e-4"] == (32, 28, None)
     assert steps["sharpen", "effopd", "3e-4"] == (4, 3, 4)
     for rate in figure["SLOPE_RATES"]:
-        assert steps["sharpen", "slope", rate] == (2, 2, 2)
-        assert steps["mixed", "slope", rate] == (4, 3, 4)
+        assert steps["sharpen", "slope", rate] == (2, 1 if rate == "1e-5" else 2, 2)
+        assert steps["mixed", "slope", rate] == (4, 3, 5 if rate == "1e-3" else 4)
 
 
 def test_snippets_to_start_with_run(workplace: Path) -> None:
