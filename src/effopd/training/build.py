@@ -43,7 +43,6 @@ from effopd.search.validation import Validator
 from effopd.training.collect import Collector, rewards_differ
 from effopd.training.config import Config, placed
 from effopd.training.engines import (
-    brought,
     engine_of,
     kept_states,
     own_teacher,
@@ -53,6 +52,7 @@ from effopd.training.engines import (
     served_reading,
     served_teacher,
     student_engine,
+    world_model,
 )
 from effopd.training.teachers import (
     StudentAverage,
@@ -423,7 +423,7 @@ def _brought(config: Config, report: Callable[[str], None], *, teacher: bool) ->
     """Base or teacher of a world."""
     assert isinstance(config.task, World)  # Config checked it
     models = models_of(config.task, report, teacher=teacher)
-    return brought(config, models.teacher if teacher else models.base)
+    return world_model(config, models.teacher if teacher else models.base)
 
 
 def _model_settings(

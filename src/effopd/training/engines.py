@@ -223,7 +223,7 @@ def kept_states(config: Config, student: Policy, report: Callable[[str], None]) 
 # Models that were given -------------------------------------------------------------------------
 
 
-def brought(config: Config, directory: Path) -> ModelSettings:
+def world_model(config: Config, directory: Path) -> ModelSettings:
     """A model of the recipe's world, in the precision that the world asks for."""
     if not isinstance(config.task, SmolLM2):
         return ModelSettings(path=str(directory))
@@ -237,7 +237,7 @@ def started_from(config: Config, directory: Path) -> Config:
 
     The directory may be a checkpoint of a student with adapters, which holds those alone.
     """
-    original = config.student or brought(config, directory)
+    original = config.student or world_model(config, directory)
     if original.lora is not None and (directory / ADAPTER_CONFIG).is_file():
         lora = replace(original.lora, adapter=str(directory))
         student = replace(original, lora=lora)
