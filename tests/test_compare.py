@@ -411,3 +411,24 @@ def test_a_process_that_dies_is_a_failed_job_and_is_replaced(tmp_path: Path) -> 
     ]
     assert ended[0].error.startswith("its process ended with status 1")
     assert ended[1].error == "unknown setting seeds; did you mean 'seed'?"
+
+
+@pytest.mark.skipif(os.confstr("CS_GNU_LIBC_VERSION") is None, reason="needs glibc")
+def test_what_a_run_has_freed_goes_back_to_the_system() -> None:
+    """Blocks as large as a layer's, between small ones that stay: glibc alone would keep them."""
+    script = """
+from effopd.comparison.pool import return_memory
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+blocks = [(bytearray(b"1" * 50_000), bytearray(2_000)) for _ in range(4_000)]
+kept = [small for _, small in blocks]
+full = resident()
+del blocks
+return_memory()
+print((full - resident()) // 1_000_000)
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(ran.stdout) > 100  # of 200 MB

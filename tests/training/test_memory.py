@@ -1,5 +1,6 @@
 """What is kept where: the documented bytes, and that no setting changes what a run computes."""
 
+import gc
 import re
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,23 @@ def test_a_run_computes_the_same_wherever_things_are(
     assert states[:1] == states[1:]
     for part in ("metrics", "evals", "rollouts", "search", "counters"):
         assert getattr(apart, part) == getattr(plain, part), part
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_leaves_no_weights_behind(models: Path, tmp_path: Path, method: str) -> None:
+    """The garbage collector may not come before the next run is short of memory."""
+
+    def parameters() -> set[int]:
+        return {id(each) for each in gc.get_objects() if type(each) is torch.nn.Parameter}
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = parameters()
+        train_tiny(tiny_config(models, {"train.steps": 2} | METHODS[method]), tmp_path)
+        assert parameters() <= before
+    finally:
+        gc.enable()
 
 
 def test_small_passes_give_the_same_up_to_rounding(models: Path, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Runs of a comparison over a few processes that stay: each imports PyTorch once."""
 
+import ctypes
+import gc
 import multiprocessing
 import os
 import signal
@@ -160,4 +162,13 @@ def _do(job: Job) -> bool:
     except Exception:  # the parent gets its text alone
         traceback.print_exc()
         raise
+    finally:
+        return_memory()
     return True
+
+
+def return_memory() -> None:
+    """Gives the system what a run has freed, which glibc keeps and the next run may not fit in."""
+    gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)

@@ -74,19 +74,19 @@ class Trainer:
         self.average, self.engine = average, collector.writer.engine
         self.batch_rollouts = batch_rollouts
         self.run_directory, self.settings = run, settings
-        self.observer = observer or Observer()
+        self.observer = observer = observer or Observer()
         self._evaluate_student, self._evaluate_teacher = evaluate, evaluate_teacher
         self.updater = Updater(student, learner, settings)
+        progress = self.progress = Progress()
+
+        def on_trial(index: int, trial: Trial) -> None:  # without self, which it would keep alive
+            observer.on_trial(progress.step, index, trial)
+            run.write("search", trial_row(progress.step, index, trial))
+
         self.extrapolator = extrapolator_of(
-            student,
-            self.updater,
-            settings,
-            search=search,
-            validate=validate,
-            on_trial=self._log_trial,
+            student, self.updater, settings, search=search, validate=validate, on_trial=on_trial
         )
         self.monitor = monitor_of(student, settings)
-        self.progress = Progress()
         self._history: list[Row] = []
         self._clock: dict[str, float] = {}
 
@@ -198,10 +198,6 @@ class Trainer:
             self.monitor.on_extrapolation()
         return {"accepted_scale": result.accepted_scale}
 
-    def _log_trial(self, index: int, trial: Trial) -> None:
-        self.observer.on_trial(self.progress.step, index, trial)
-        self.run_directory.write("search", trial_row(self.progress.step, index, trial))
-
     def _finish(self, row: Row) -> None:
         """Completes and writes the step's rows."""
         progress = self.progress
@@ -285,7 +281,7 @@ class Trainer:
         for remark in remarks:
             self.observer.on_message(remark)
         if directory is not None:
-            self.progress = load_state(directory, self._saved())
+            vars(self.progress).update(vars(load_state(directory, self._saved())))
         self.run_directory.rewind(self.progress.offsets, self.progress.step)
         self._history = self.run_directory.rows("metrics")
         self.engine.sync_weights()
