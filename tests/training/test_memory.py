@@ -173,18 +173,22 @@ def test_a_run_computes_the_same_wherever_things_are(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_leaves_no_weights_behind(models: Path, tmp_path: Path, method: str) -> None:
+@pytest.mark.parametrize("memory", [{}, {"master_weights": True, "offload_optimizer": True}])
+def test_a_run_leaves_no_weights_behind(
+    models: Path, tmp_path: Path, method: str, memory: dict[str, Any]
+) -> None:
     """The garbage collector may not come before the next run is short of memory."""
 
-    def parameters() -> set[int]:
-        return {id(each) for each in gc.get_objects() if type(each) is torch.nn.Parameter}
+    def tensors() -> set[int]:
+        return {id(each) for each in gc.get_objects() if isinstance(each, Tensor)}
 
     gc.collect()
     gc.disable()
     try:
-        before = parameters()
-        train_tiny(tiny_config(models, {"train.steps": 2} | METHODS[method]), tmp_path)
-        assert parameters() <= before
+        before = tensors()
+        settings = {"train.steps": 2, "memory": memory} | METHODS[method]
+        train_tiny(tiny_config(models, settings), tmp_path)
+        assert tensors() <= before
     finally:
         gc.enable()
 

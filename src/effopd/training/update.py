@@ -48,23 +48,23 @@ class Masters:
     def __init__(self, live: Mapping[str, nn.Parameter], device: str | None = None) -> None:
         self._live = dict(live)
         self.tensors: dict[str, Tensor] = {}
-        self._gradients: dict[str, Tensor] = {}
+        gradients: dict[str, Tensor] = {}
         for name, parameter in self._live.items():
             master = parameter.detach().to(device or parameter.device, torch.float32, copy=True)
             self.tensors[name] = master.requires_grad_()
 
             def move_(parameter: Tensor, name: str = name, master: Tensor = master) -> None:
-                """Called when the gradient of a backward pass is complete."""
+                """Called when a gradient is complete; with `self`, nothing would ever be freed."""
                 assert parameter.grad is not None
                 gradient = parameter.grad.to(master.device)  # widened after moving
                 if master.grad is not None:
                     master.grad.add_(gradient)
-                elif name in self._gradients:
-                    master.grad = self._gradients[name].copy_(gradient)
+                elif name in gradients:
+                    master.grad = gradients[name].copy_(gradient)
                 else:
                     master.grad = gradient.to(master.dtype)
                     if master.device.type == "cpu":  # where fresh memory costs more than a copy
-                        self._gradients[name] = master.grad
+                        gradients[name] = master.grad
                 parameter.grad = None
 
             parameter.register_post_accumulate_grad_hook(move_)
