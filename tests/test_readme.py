@@ -123,6 +123,27 @@ def test_numbers_are_those_of_the_page_on_the_search() -> None:
         assert steps["mixed", "slope", rate] == (4, 3, 5 if rate == "1e-3" else 4)
 
 
+def test_numbers_of_the_real_model_are_those_of_its_file() -> None:
+    study = runpy.run_path(str(ROOT / "bench" / "real_model.py"))
+    measured = study["read"]()
+    assert {each.method for each in measured} == {"teacher", *study["METHODS"]}  # a row each
+    page, readme = (
+        " ".join((ROOT / name).read_text("utf-8").split())
+        for name in ("docs/real-model.md", "README.md")
+    )
+    for table in (("smollm2", "records"), ("smollm2", "sums"), ("smollm2-rivals", "records")):
+        rows = study["table"](measured, *table)
+        assert rows
+        assert [row for row in rows if " ".join(row.split()) not in page] == []
+    for task in ("records", "sums"):
+        tokens, seconds = (
+            study["ratio"](measured, task, cost) for cost in ("sampled_tokens", "cpu_s")
+        )
+        claim = f"{tokens:.2f} of vanilla's tokens and {seconds:.2f} of its seconds"
+        assert claim in page
+        assert claim in readme
+
+
 def test_snippets_to_start_with_run(workplace: Path) -> None:
     """docs/start.md from top to bottom."""
     page = (ROOT / "docs" / "start.md").read_text("utf-8")
