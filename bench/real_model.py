@@ -9,6 +9,7 @@ there.
 
 import csv
 import json
+import re
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -79,7 +80,7 @@ Run = list[Evaluation]
 
 
 def collect(directory: Path) -> Iterator[Evaluation]:
-    """Every evaluation of the runs of a comparison; far starts count as the method they are of."""
+    """Every evaluation of a comparison; other rates of a method count as that method."""
     for run in sorted(directory.glob("*/*/lr-*/seed-*")):
         evals, timing = (
             [json.loads(line) for line in (run / name).read_text("utf-8").splitlines()]
@@ -89,11 +90,10 @@ def collect(directory: Path) -> Iterator[Evaluation]:
         task, method, lr, seed = run.relative_to(directory).parts
         mantissa, exponent = f"{float(lr.removeprefix('lr-')):.1e}".split("e")
         for row in evals:
-            name = "teacher" if row["model"] == "teacher" else method.removesuffix("-far")
             yield Evaluation(
                 directory.name.removeprefix("compare-"),
                 task,
-                name.removesuffix("-rates"),
+                "teacher" if row["model"] == "teacher" else re.sub("-(far|rates)$", "", method),
                 f"{float(mantissa):g}e{int(exponent)}",
                 int(seed.removeprefix("seed-")),
                 row["step"],
@@ -114,6 +114,11 @@ def runs_of(evaluations: Sequence[Evaluation]) -> dict[tuple[str, str, str, str]
     return {key: [runs[seed] for seed in sorted(runs)] for key, runs in found.items()}
 
 
+def teachers_accuracy(evaluations: Sequence[Evaluation], task: str) -> float:
+    """That of a task's teacher, which every run evaluates alike."""
+    return next(e.accuracy for e in evaluations if (e.task, e.method) == (task, "teacher"))
+
+
 def at_goal(task: str, run: Run, teacher: float) -> Evaluation | None:
     """The first evaluation at 90%: of the teacher's accuracy, on the sums of the divergence."""
     for each in run:
@@ -126,17 +131,14 @@ def at_goal(task: str, run: Run, teacher: float) -> Evaluation | None:
 
 def table(evaluations: Sequence[Evaluation], plan: str, task: str) -> list[str]:
     """The rows of a table: what each method took to 90%, a number a seed."""
-    teacher = next(e.accuracy for e in evaluations if (e.task, e.method) == (task, "teacher"))
+    teacher = teachers_accuracy(evaluations, task)
     order = list(METHODS)
+    found = runs_of(
+        [e for e in evaluations if (e.plan, e.task) == (plan, task) and e.method != "teacher"]
+    )
     rows = []
-    for (of, where, method, rate), runs in sorted(
-        runs_of(evaluations).items(),
-        key=lambda row: (
-            (order.index(row[0][2]), float(row[0][3])) if row[0][2] in order else (-1, 0.0)
-        ),
-    ):
-        if (of, where) != (plan, task) or method == "teacher":
-            continue
+    for key in sorted(found, key=lambda key: (order.index(key[2]), float(key[3]))):
+        (_, _, method, rate), runs = key, found[key]
         goals = [at_goal(task, run, teacher) for run in runs]
         there = [goal for goal in goals if goal is not None]
         ends = [
@@ -164,7 +166,7 @@ def table(evaluations: Sequence[Evaluation], plan: str, task: str) -> list[str]:
 
 def ratio(evaluations: Sequence[Evaluation], task: str, cost: str) -> float:
     """What the default takes to 90% of what vanilla at 1e-4 does, by medians over the seeds."""
-    teacher = next(e.accuracy for e in evaluations if (e.task, e.method) == (task, "teacher"))
+    teacher = teachers_accuracy(evaluations, task)
     found = runs_of(evaluations)
     slope, opd = (
         statistics.median(
@@ -184,7 +186,8 @@ def draw(evaluations: Sequence[Evaluation], path: Path) -> None:
     figure, panels = plt.subplots(2, 2, figsize=(9.6, 5.8), sharey=True, layout="constrained")
     titles = {"records": "records, prompt distillation", "sums": "sums, a teacher that was trained"}
     for row, task in zip(panels, titles, strict=True):
-        teacher = next(e.accuracy for e in evaluations if (e.task, e.method) == (task, "teacher"))
+        teacher = teachers_accuracy(evaluations, task)
+        found = runs_of([e for e in evaluations if (e.plan, e.task) == ("smollm2", task)])
         for panel, cost, unit, label in zip(
             row,
             ("sampled_tokens", "cpu_s"),
@@ -192,11 +195,9 @@ def draw(evaluations: Sequence[Evaluation], path: Path) -> None:
             ("thousand sampled tokens", "CPU seconds, evaluations left out"),
             strict=True,
         ):
-            for (plan, where, method, rate), runs in runs_of(evaluations).items():
+            for (_, _, method, rate), runs in found.items():
                 fixed = method == "mini-batches"
-                if (plan, where) != ("smollm2", task) or method not in DRAWN:
-                    continue
-                if not fixed and rate not in ("1e-4", "1e0"):
+                if method not in DRAWN or not (fixed or rate in ("1e-4", "1e0")):
                     continue
                 for i, run in enumerate(runs):
                     costs = [getattr(each, cost) / unit for each in run]
@@ -221,7 +222,8 @@ def draw(evaluations: Sequence[Evaluation], path: Path) -> None:
             panel.grid(alpha=0.25)
             panel.spines[["top", "right"]].set_visible(False)
         row[0].set_ylabel("answers that are right")
-    lines = dict(zip(*reversed(panels[0, 0].get_legend_handles_labels()), strict=True))
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    lines = dict(zip(labels, handles, strict=True))
     figure.legend(
         [lines[label] for label, _ in DRAWN.values()], [label for label, _ in DRAWN.values()],
         loc="outside lower center", ncols=4, fontsize=9, frameon=False,

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -413,7 +414,7 @@ def test_a_process_that_dies_is_a_failed_job_and_is_replaced(tmp_path: Path) -> 
     assert ended[1].error == "unknown setting seeds; did you mean 'seed'?"
 
 
-@pytest.mark.skipif(os.confstr("CS_GNU_LIBC_VERSION") is None, reason="needs glibc")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_what_a_run_has_freed_goes_back_to_the_system() -> None:
     """Blocks as large as a layer's, between small ones that stay: glibc alone would keep them."""
     script = """
